@@ -1,0 +1,203 @@
+// What `check` asks of the section files: they grow, within a budget, and stand alone.
+import { existsSync, readFileSync } from "node:fs";
+import path from "node:path";
+import { codeLines, commentShare, kept, lineAt, parse } from "./code.ts";
+import { existingSections, type Language, SECTIONS, sectionPath, short } from "./sections.ts";
+
+/** What a step of the check found. */
+export interface Report {
+  /** Each one names a file, and what to do. Any of them fails the check. */
+  problems: string[];
+  /** Things to know; problems of sections that no language claims yet are among them. */
+  notes: string[];
+  /** The figures of the summary. */
+  facts: string[];
+}
+
+export const emptyReport = (): Report => ({ problems: [], notes: [], facts: [] });
+
+const PACKAGES = ["@anthropic-ai/sdk", "cron-parser", "dotenv", "grammy", "undici", "ws", "yaml"];
+const TOTAL_LIMITS: Record<string, number> = { s03: 750, s05: 1600, s07: 2250, s10: 3200 };
+const ADDED_LIMITS: Record<string, number> = { s01: 130, s04: 560, s05: 430 };
+const ADDED_LIMIT = 400;
+const KEPT_LIMIT = 0.98;
+const KEPT_MEAN_LIMIT = 0.99;
+
+/** Rounded down, so that nothing that fails looks as if it had passed. */
+const percent = (share: number) => `${(Math.floor(share * 1000 + 1e-6) / 10).toFixed(1)}%`;
+
+/** A section is finished when it is claimed; until then its problems are only told. */
+export function sinkFor(report: Report, language: Language | undefined, name: string): string[] {
+  return language?.sections.includes(short(name)) ? report.problems : report.notes;
+}
+
+/** Claimed and missing is a problem, there and not claimed is said. */
+export function checkClaims(root: string, languages: Map<string, Language>): Report {
+  const report = emptyReport();
+  for (const [code, { sections }] of languages) {
+    for (const id of sections.filter((id) => !SECTIONS.some((name) => short(name) === id))) {
+      report.problems.push(
+        `tools/languages.json: ${code} claims "${id}": there is no such section.`,
+      );
+    }
+    for (const name of SECTIONS) {
+      const files = ["ts", "md"].map((extension) => sectionPath(code, name, extension));
+      const there = files.filter((file) => existsSync(path.join(root, file)));
+      const missing = files.filter((file) => !there.includes(file));
+      if (sections.includes(short(name))) {
+        for (const file of missing) {
+          report.problems.push(
+            `${file}: missing, but tools/languages.json says that ${code} has ${short(name)}. ` +
+              "Write it, or take the claim away.",
+          );
+        }
+      } else if (there.length > 0) {
+        report.notes.push(`${there.join(", ")}: not claimed in tools/languages.json (${code}).`);
+      }
+    }
+    if (sections.length > 0) report.facts.push(`${code}: ${sections.join(" ")}`);
+  }
+  return report;
+}
+
+interface Section {
+  name: string;
+  file: string;
+  source: string;
+  code: string[];
+}
+
+/** The rules for the English files; the other languages are made from them. */
+export function checkSections(root: string, language: Language | undefined): Report {
+  const report = emptyReport();
+  const steps: number[] = [];
+  let before: Section | undefined;
+  for (const name of existingSections(root, "en")) {
+    const sink = sinkFor(report, language, name);
+    const file = sectionPath("en", name);
+    const source = readFileSync(path.join(root, file), "utf8");
+    try {
+      const section = { name, file, source, code: codeLines(source, file) };
+      sink.push(...checkImports(section), ...checkComments(section), ...checkBanners(section));
+      const previous = SECTIONS[SECTIONS.indexOf(name) - 1];
+      if (before && before.name !== previous) before = undefined; // a gap: nothing to compare with
+      sink.push(...checkBudget(section, before, report.facts));
+      if (before) {
+        sink.push(...checkVanished(before, section));
+        steps.push(checkKept(before, section, sink, report.facts));
+      }
+      before = section;
+    } catch (error) {
+      sink.push(error instanceof Error ? error.message : String(error));
+      before = undefined;
+    }
+  }
+  const mean = steps.reduce((sum, share) => sum + share, 0) / steps.length;
+  if (steps.length === SECTIONS.length - 1) {
+    report.facts.push(`kept on average: ${percent(mean)}`);
+    if (mean < KEPT_MEAN_LIMIT) {
+      report.problems.push(
+        `sessions/en: ${percent(mean)} of the code is kept on average, 99% is the rule. ` +
+          "Give the earlier sections the shape that the later ones need.",
+      );
+    }
+  }
+  return report;
+}
+
+function checkKept(before: Section, after: Section, sink: string[], facts: string[]): number {
+  const { share, removed } = kept(before.code, after.code);
+  const step = `${short(before.name)} → ${short(after.name)}: ${percent(share)} kept`;
+  const list = removed.map((line) => `\n    - ${line}`).join("");
+  facts.push(step + list);
+  if (share < KEPT_LIMIT) {
+    sink.push(
+      `${after.file}: ${step}, 98% is the rule. Give ${before.file} the shape that these lines ` +
+        `need later:${list}`,
+    );
+  }
+  return share;
+}
+
+function checkBudget(section: Section, before: Section | undefined, facts: string[]): string[] {
+  const problems: string[] = [];
+  const id = short(section.name);
+  const lines = section.code.length;
+  const total = TOTAL_LIMITS[id];
+  if (total !== undefined && lines > total) {
+    problems.push(`${section.file}: ${lines} code lines, ${total} is the limit. Drop an option.`);
+  }
+  const added = lines - (before?.code.length ?? 0);
+  const limit = ADDED_LIMITS[id] ?? ADDED_LIMIT;
+  if ((before || id === "s01") && added > limit) {
+    problems.push(
+      `${section.file}: adds ${added} code lines, ${limit} is the limit. ` +
+        "Fewer options, shorter functions, or a library; don't squeeze.",
+    );
+  }
+  const comments = percent(commentShare(section.source, section.file));
+  facts.push(`${id}: ${lines} code lines (+${added}), ${comments} comments`);
+  return problems;
+}
+
+function checkComments({ file, source }: Section): string[] {
+  const share = Math.round(commentShare(source, file) * 1000) / 1000;
+  const remedy = share < 0.15 ? "Say why, where a reader would ask." : "Keep those that say why.";
+  const wide = source
+    .split("\n")
+    .flatMap((line, i) => (/^\s*(\/[/*]|\*)/.test(line) && line.length > 100 ? [i + 1] : []))
+    .map((line) => `${file}:${line}: a comment of more than 100 columns. Break the line.`);
+  if (share >= 0.15 && share <= 0.25) return wide;
+  return [
+    `${file}: ${percent(share)} of the lines are comments, not 15 to 25%. ${remedy}`,
+    ...wide,
+  ];
+}
+
+/** A section stands alone: npm packages of the list, and what Node brings. */
+function checkImports({ file, source }: Section): string[] {
+  const { staticImports, staticExports, dynamicImports } = parse(source, file).module;
+  const unquoted = (text: string) => text.replace(/^["'`]|["'`]$/g, "");
+  const requests = [
+    ...staticImports.map((one) => one.moduleRequest),
+    ...staticExports.flatMap((one) => one.entries.flatMap((entry) => entry.moduleRequest ?? [])),
+    ...dynamicImports.map(({ moduleRequest: { start, end } }) => ({
+      value: unquoted(source.slice(start, end)),
+      start,
+    })),
+  ];
+  const allowed = (name: string) =>
+    name.startsWith("node:") || PACKAGES.some((one) => name === one || name.startsWith(`${one}/`));
+  return requests
+    .filter(({ value }) => !allowed(value))
+    .map(
+      ({ value, start }) =>
+        `${file}:${lineAt(source, start)}: imports "${value}". A section imports only node: ` +
+        `modules and ${PACKAGES.join(", ")}.`,
+    );
+}
+
+const banners = (source: string) => source.match(/^\/\/ ---- .+ ----$/gm) ?? [];
+
+/** One numbered region per section, in order, up to the file's own. */
+function checkBanners({ name, file, source }: Section): string[] {
+  const ids = banners(source).flatMap((line) => /^\/\/ ---- (s\d\d) · /.exec(line)?.[1] ?? []);
+  const wanted = SECTIONS.slice(0, SECTIONS.indexOf(name) + 1).map(short);
+  if (ids.join() === wanted.join()) return [];
+  return [
+    `${file}: its regions are ${ids.join(" ") || "missing"}, they must be ${wanted.join(" ")}, in ` +
+      `this order, each once, under a line like "// ---- ${short(name)} · Title ----".`,
+  ];
+}
+
+function checkVanished(before: Section, after: Section): string[] {
+  const there = banners(after.source);
+  const problems: string[] = [];
+  let next = 0;
+  for (const line of banners(before.source)) {
+    const found = there.indexOf(line, next);
+    if (found !== -1) next = found + 1;
+    else problems.push(`${after.file}: "${line}" of ${before.file} is gone, or out of its place.`);
+  }
+  return problems;
+}

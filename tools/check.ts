@@ -1,0 +1,100 @@
+// npm run check: everything that can be checked without a network and without starting a section.
+import { spawn } from "node:child_process";
+import { readdirSync, readFileSync } from "node:fs";
+import path from "node:path";
+import { checkClaims, checkSections, emptyReport, type Report } from "./check-sections.ts";
+import { isMain, ROOT, readLanguages } from "./sections.ts";
+
+const FILE_LIMIT = 250;
+const TOOLS_LIMIT = 1150; // about 1,000
+const PRACTICE_LIMIT = 120;
+
+/** Runs a program of node_modules with this Node, without a shell, so also on Windows. */
+async function run(root: string, title: string, script: string, args: string[]): Promise<Report> {
+  const file = path.join(ROOT, "node_modules", script);
+  const child = spawn(process.execPath, [file, ...args], { cwd: root });
+  let output = "";
+  for (const stream of [child.stdout, child.stderr]) {
+    stream.setEncoding("utf8").on("data", (text: string) => {
+      output += text;
+    });
+  }
+  const status = await new Promise<number | null>((resolve, reject) => {
+    child.on("error", reject).on("close", resolve);
+  });
+  if (status === 0) return { ...emptyReport(), facts: [`${title}: fine`] };
+  return { ...emptyReport(), problems: [`${title}:\n${output.trim()}`] };
+}
+
+export const checkTypes = (root: string) =>
+  run(root, "types", "typescript/bin/tsc", ["-p", root, "--pretty", "false"]);
+
+export const checkStyle = (root: string) =>
+  run(root, "format and lint (npm run format mends most of it)", "@biomejs/biome/bin/biome", [
+    "ci",
+    "--colors=off",
+  ]);
+
+/** The tools stay small enough to read. */
+export function checkSizes(root: string): Report {
+  const report = emptyReport();
+  const sizes = (folder: string) =>
+    readdirSync(path.join(root, folder))
+      .filter((name) => name.endsWith(".ts"))
+      .map((name) => {
+        const text = readFileSync(path.join(root, folder, name), "utf8");
+        return { name, file: `${folder}/${name}`, lines: text.trimEnd().split("\n").length };
+      });
+  const tooLong = (file: string, lines: number, limit: number) =>
+    report.problems.push(`${file}: ${lines} lines, ${limit} is the limit. Shorten or split it.`);
+  const tools = sizes("tools");
+  for (const { file, lines } of tools) if (lines > FILE_LIMIT) tooLong(file, lines, FILE_LIMIT);
+  const total = tools.reduce((sum, { lines }) => sum + lines, 0);
+  if (total > TOOLS_LIMIT) tooLong("tools/*.ts", total, TOOLS_LIMIT);
+  for (const { name, file, lines } of sizes("practice")) {
+    const small = ["phone.ts", "rpc.ts", "knobs.ts"].includes(name);
+    if (small && lines >= PRACTICE_LIMIT) tooLong(file, lines, PRACTICE_LIMIT - 1);
+  }
+  report.facts.push(`tools: ${total} lines in ${tools.length} files`);
+  return report;
+}
+
+/** A step that can't be done is a problem like any other: the other steps still report. */
+async function guarded(step: () => Report | Promise<Report>): Promise<Report> {
+  try {
+    return await step();
+  } catch (error) {
+    const problem = error instanceof Error ? error.message : String(error);
+    return { ...emptyReport(), problems: [problem] };
+  }
+}
+
+export async function check(root: string): Promise<Report> {
+  const steps = [
+    () => checkTypes(root), // the two that are other processes begin first
+    () => checkStyle(root),
+    () => checkClaims(root, readLanguages(root)),
+    () => checkSections(root, readLanguages(root).get("en")),
+    () => checkSizes(root),
+  ];
+  const reports = await Promise.all(steps.map(guarded));
+  return {
+    problems: reports.flatMap((report) => report.problems),
+    notes: reports.flatMap((report) => report.notes),
+    facts: reports.flatMap((report) => report.facts),
+  };
+}
+
+async function main(): Promise<void> {
+  const color = process.stdout.isTTY && !process.env.NO_COLOR;
+  const paint = (code: number, text: string) => (color ? `\x1b[${code}m${text}\x1b[0m` : text);
+  const { problems, notes, facts } = await check(ROOT);
+  for (const fact of facts) console.log(paint(2, fact));
+  for (const note of notes) console.log(paint(33, `note: ${note}`));
+  for (const problem of problems) console.log(paint(31, `\n✗ ${problem}`));
+  const count = problems.length === 1 ? "1 problem" : `${problems.length} problems`;
+  console.log(problems.length === 0 ? paint(32, "Everything is fine.") : `\n${count}.`);
+  process.exitCode = problems.length > 0 ? 1 : 0;
+}
+
+if (isMain(import.meta.filename)) await main();

@@ -1,0 +1,90 @@
+// What counts as code: a section without its comments and blank lines, and how much of it stays.
+import { spawnSync } from "node:child_process";
+import { mkdtempSync, rmSync, writeFileSync } from "node:fs";
+import { tmpdir } from "node:os";
+import path from "node:path";
+import { parseSync } from "oxc-parser";
+
+const NEWLINE = /\r?\n/;
+
+export const lineAt = (source: string, offset: number) =>
+  source.slice(0, offset).split(NEWLINE).length;
+
+/** Parses a file. A file that doesn't parse has no code lines: the error says where it breaks. */
+export function parse(source: string, file: string) {
+  const result = parseSync(file, source);
+  const [error] = result.errors;
+  if (error === undefined) return result;
+  const line = lineAt(source, error.labels[0]?.start ?? 0);
+  throw new Error(`${file}:${line}: does not parse: ${error.message}. Mend the syntax first.`);
+}
+
+/** The lines of a file with the comments cut out; the number of lines stays the same. */
+function withoutComments(source: string, file: string): string[] {
+  let text = "";
+  let end = 0;
+  for (const comment of parse(source, file).comments) {
+    text += source.slice(end, comment.start);
+    text += source.slice(comment.start, comment.end).replace(/[^\r\n]/g, "");
+    end = comment.end;
+    // "a /* b */ c" becomes "a c", and what follows a comment keeps the line's indentation.
+    if (/(^|\s)$/.test(text)) end += /^[ \t]*/.exec(source.slice(end))?.[0].length ?? 0;
+  }
+  text += source.slice(end);
+  const before = source.split(NEWLINE);
+  // The blanks that stood before a cut comment go too; those inside a template literal stay.
+  return text.split(NEWLINE).map((line, i) => (line === before[i] ? line : line.trimEnd()));
+}
+
+const isBlank = (line: string) => line.trim() === "";
+
+/** The code: no comments, no blank lines. Indentation counts, so a re-indented line has changed. */
+export const codeLines = (source: string, file: string) =>
+  withoutComments(source, file).filter((line) => !isBlank(line));
+
+/**
+ * The share of comment lines. A comment line holds a comment, or a part of one, and no code, so
+ * a comment behind code counts as code. Blank lines count nowhere, not even inside a comment.
+ */
+export function commentShare(source: string, file: string): number {
+  const all = source.split(NEWLINE).filter((line) => !isBlank(line)).length;
+  return all === 0 ? 0 : (all - codeLines(source, file).length) / all;
+}
+
+export interface Kept {
+  /** 1 - deleted lines / lines before. */
+  share: number;
+  removed: string[];
+}
+
+/** Writes two texts side by side into a new folder, for git to compare. */
+export function withFiles<T>(files: Record<string, string>, use: (folder: string) => T): T {
+  const folder = mkdtempSync(path.join(tmpdir(), "claw0-"));
+  try {
+    for (const [name, text] of Object.entries(files)) writeFileSync(path.join(folder, name), text);
+    return use(folder);
+  } finally {
+    rmSync(folder, { recursive: true, force: true });
+  }
+}
+
+/** How much of the code before is in the code after. A changed line is a removed and a new one. */
+export function kept(before: string[], after: string[]): Kept {
+  const text = (lines: string[]) => lines.map((line) => `${line}\n`).join("");
+  const files = { before: text(before), after: text(after) };
+  const git = withFiles(files, (cwd) =>
+    spawnSync(
+      "git",
+      // The "-" lines of this patch are the ones that --numstat counts as deleted.
+      "diff --no-index --no-ext-diff --no-color --text --minimal -U0 before after".split(" "),
+      { cwd, encoding: "utf8", maxBuffer: 1 << 26 },
+    ),
+  );
+  if (git.error) throw new Error(`git can't be started: ${git.error.message}. Install git.`);
+  if (git.status !== 0 && git.status !== 1) throw new Error(`git diff failed: ${git.stderr}`);
+  const lines = git.stdout.split("\n");
+  const start = lines.findIndex((line) => line.startsWith("@@"));
+  const hunks = start === -1 ? [] : lines.slice(start);
+  const removed = hunks.filter((line) => line.startsWith("-")).map((line) => line.slice(1));
+  return { share: before.length === 0 ? 1 : 1 - removed.length / before.length, removed };
+}

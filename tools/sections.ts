@@ -1,0 +1,67 @@
+// The ten sections: their names, their order, and where they are.
+import { existsSync, readFileSync, realpathSync } from "node:fs";
+import path from "node:path";
+
+export const SECTIONS = [
+  "s01_agent_loop",
+  "s02_tool_use",
+  "s03_sessions",
+  "s04_channels",
+  "s05_gateway",
+  "s06_intelligence",
+  "s07_heartbeat_cron",
+  "s08_delivery",
+  "s09_resilience",
+  "s10_concurrency",
+];
+
+export const ROOT = path.dirname(import.meta.dirname);
+
+/** What `tools/languages.json` says of a language. */
+export interface Language {
+  /** The sections that are finished ("s01"): code and lesson must be there and pass. */
+  sections: string[];
+  headings: string[];
+  /** A regular expression for the line below the title that says how long it takes to read. */
+  minutes: string;
+}
+
+export function readLanguages(root: string): Map<string, Language> {
+  const file = path.join(root, "tools/languages.json");
+  const found: Record<string, Language> = JSON.parse(readFileSync(file, "utf8"));
+  return new Map(Object.entries(found));
+}
+
+/** "s02_tool_use" to "s02". */
+export const short = (name: string) => name.slice(0, 3);
+
+/** The path from the root, with "/" on every system, as messages show it. */
+export const sectionPath = (language: string, name: string, extension = "ts") =>
+  `sessions/${language}/${name}.${extension}`;
+
+/** The sections whose code is on disk, in order. */
+export const existingSections = (root: string, language: string) =>
+  SECTIONS.filter((name) => existsSync(path.join(root, sectionPath(language, name))));
+
+/** The section that a person means by "s02" or "s02_tool_use"; it must exist. */
+export function findSection(root: string, language: string, given: string): string {
+  const existing = existingSections(root, language);
+  const name = existing.find((one) => one === given || short(one) === given);
+  if (name !== undefined) return name;
+  const there = existing.length > 0 ? `There are: ${existing.join(", ")}` : "There are none yet";
+  throw new Error(`There is no section "${given}" in sessions/${language}. ${there}.`);
+}
+
+/** Whether a file is the one that was started, and not imported by a test. */
+export const isMain = (filename: string) =>
+  process.argv[1] !== undefined && realpathSync(process.argv[1]) === filename;
+
+/** Runs the main function of a tool; an error is one line for a person, not a stack. */
+export function start(main: () => number): void {
+  try {
+    process.exitCode = main();
+  } catch (error) {
+    console.error(error instanceof Error ? error.message : error);
+    process.exitCode = 1;
+  }
+}
