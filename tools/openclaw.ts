@@ -36,7 +36,7 @@ export function regions(packageDir: string, wanted: Set<string>): Map<string, st
     if (!/\.[cm]?js$/.test(name)) continue;
     const text = readFileSync(join(packageDir, name), "utf8");
     for (const [, path = "", body = ""] of text.matchAll(
-      /^\/\/#region (.+?)\r?\n([^]*?)^\/\/#endregion/gm,
+      /^\/\/#region (.+?)\r?\n([\s\S]*?)^\/\/#endregion/gm,
     )) {
       // A file may be in several bundles, each with the part that it needs.
       if (wanted.has(path)) found.set(path, `${found.get(path) ?? ""}${body}\n`);
