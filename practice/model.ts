@@ -1,0 +1,421 @@
+/**
+ * The practice model: a server on loopback that speaks the Messages API, JSON and SSE.
+ *
+ * `POST /v1/messages` is what a section talks to. People turn the knobs of a running world with
+ * `npm run practice`, which uses these addresses of the same server:
+ *
+ *   GET  /_practice/log               the requests so far, oldest first
+ *   POST /_practice/fail {kind,times} the next requests fail, see failures.ts for the kinds
+ *   POST /_practice/slow {ms}         a pause before every event of a stream; 0 ends it
+ */
+
+import { createServer, type IncomingMessage, type Server, type ServerResponse } from "node:http";
+import type { AddressInfo } from "node:net";
+import { failure } from "./failures.ts";
+import {
+  countRequest,
+  makeReply,
+  type PracticeRequest,
+  type Scripted,
+  type StreamEvent,
+  toEvents,
+} from "./reply.ts";
+import { answer } from "./rules.ts";
+import { validate } from "./validate.ts";
+
+export type { PracticeRequest, Scripted } from "./reply.ts";
+
+export interface LoggedRequest {
+  at: number;
+  key: string;
+  model: string;
+  request: PracticeRequest;
+  /** The validator's sentence, if it refused the request. */
+  problem?: string;
+  /** Any other error that was answered or sent in the stream: "type: message". */
+  error?: string;
+  status: number;
+  stopReason?: string;
+  /** The client hung up before the end. */
+  aborted?: boolean;
+}
+
+export interface ModelOptions {
+  port?: number;
+  /** Without a list, every key that is not empty is right. */
+  keys?: string[];
+  contextTokens?: number;
+  /** false: only scripted answers; a request without one gets a 500 that says so. */
+  rules?: boolean;
+  /** Tells the SDK not to retry what failed (a dropped connection it retries all the same). */
+  noSdkRetry?: boolean;
+}
+
+export interface Hold {
+  waiting: Promise<LoggedRequest>;
+  release(): void;
+}
+
+const LARGEST_BODY = 32 * 1024 * 1024;
+
+type Script = Scripted | ((request: PracticeRequest) => Scripted);
+type Slot = { arrived(entry: LoggedRequest): void; released: Promise<void> };
+
+export async function startModel(options: ModelOptions = {}): Promise<PracticeModel> {
+  const model = new PracticeModel(options);
+  await model.listen(options.port ?? 0);
+  return model;
+}
+
+export class PracticeModel {
+  url = "";
+  readonly log: LoggedRequest[] = [];
+  private readonly server: Server;
+  private readonly options: ModelOptions;
+  private readonly scripts: Script[] = [];
+  private readonly failures: string[] = [];
+  private readonly slots: Slot[] = [];
+  private pause = 0;
+  private replies = 0;
+  private underWay = 0;
+  /** Who waits: streams for release(), callers of idle(). */
+  private readonly held = new Set<() => void>();
+  private readonly idlers = new Set<() => void>();
+
+  constructor(options: ModelOptions) {
+    this.options = options;
+    this.server = createServer((request, response) => void this.serve(request, response));
+    // A person may let a held request wait for longer than Node's default of five minutes.
+    this.server.requestTimeout = 0;
+  }
+
+  listen(port: number): Promise<void> {
+    return new Promise((resolve, reject) => {
+      this.server.once("error", reject);
+      this.server.listen(port, "127.0.0.1", () => {
+        const { port: chosen } = this.server.address() as AddressInfo; // a TCP server's is one
+        this.url = `http://127.0.0.1:${chosen}`;
+        resolve();
+      });
+    });
+  }
+
+  /** Answers for the next requests, one each; they come before the rules. */
+  script(...answers: Script[]): void {
+    this.scripts.push(...answers);
+  }
+
+  /** The next requests fail. A failure uses up no scripted answer. */
+  fail(kind: string, times = 1): void {
+    failure(kind, 0); // an unknown kind is said here, to whoever asked, not to the next request
+    for (let i = 0; i < times; i++) this.failures.push(kind);
+  }
+
+  /** A pause before every event, for people who want to watch or to press Ctrl+C. */
+  slow(ms: number): void {
+    this.pause = ms;
+  }
+
+  /** Holds the next request until it is released; `waiting` resolves when it has arrived. */
+  hold(): Hold {
+    let arrived = (_entry: LoggedRequest): void => {};
+    let release = (): void => {};
+    const waiting = new Promise<LoggedRequest>((resolve) => {
+      arrived = resolve;
+    });
+    const released = new Promise<void>((resolve) => {
+      release = resolve;
+    });
+    this.slots.push({ arrived, released });
+    return { waiting, release };
+  }
+
+  /** Lets the streams go on that wait because of `holdAfter`. */
+  release(): void {
+    for (const goOn of this.held) goOn();
+  }
+
+  /** Resolves when no request is under way: then the log is complete. */
+  idle(): Promise<void> {
+    if (this.underWay === 0) return Promise.resolve();
+    return new Promise((resolve) => {
+      this.idlers.add(resolve);
+    });
+  }
+
+  close(): Promise<void> {
+    return new Promise((resolve) => {
+      this.server.close(() => resolve());
+      this.server.closeAllConnections();
+    });
+  }
+
+  private async serve(request: IncomingMessage, response: ServerResponse): Promise<void> {
+    this.underWay += 1;
+    const path = new URL(request.url ?? "/", "http://localhost").pathname;
+    try {
+      if (path.startsWith("/_practice/")) await this.knob(path, request, response);
+      else if (request.method === "POST" && path === "/v1/messages") {
+        await this.messages(request, response);
+      } else sendError(response, 404, "not_found_error", "Not Found", {}, "req_practice");
+    } catch (error) {
+      // Either the client hung up while its body was being read, or a script of a test threw.
+      if (response.destroyed) return;
+      if (response.headersSent) response.destroy();
+      else sendError(response, 500, "api_error", String(error), {}, "req_practice");
+    } finally {
+      this.underWay -= 1;
+      if (this.underWay === 0) {
+        for (const idle of this.idlers) idle();
+        this.idlers.clear();
+      }
+    }
+  }
+
+  private async messages(request: IncomingMessage, response: ServerResponse): Promise<void> {
+    const body = await readBody(request);
+    const exchange = new Exchange(request, response, body, this.log.length + 1);
+    const { entry } = exchange;
+    this.log.push(entry);
+    const slot = this.slots.shift();
+    if (slot) {
+      slot.arrived(entry);
+      await Promise.race([slot.released, exchange.hungUp]);
+    }
+    if (entry.aborted) return;
+    if (!this.admits(exchange, body)) return;
+    const next = this.nextAnswer(entry.request);
+    if (next === "drop") return exchange.drop();
+    if (next.error) {
+      const { status, type, message, headers } = next.error;
+      const all: Record<string, string> = { ...headers };
+      if (this.options.noSdkRetry !== false) all["x-should-retry"] = "false";
+      return exchange.refuse(status, type, message, all);
+    }
+    await this.reply(exchange, next);
+  }
+
+  /** Key, body, validity and size, in the order in which the API looks at them. */
+  private admits(exchange: Exchange, body: string): boolean {
+    const { keys, contextTokens = 200_000 } = this.options;
+    const { entry } = exchange;
+    if (!entry.key) {
+      exchange.refuse(401, "authentication_error", "x-api-key header is required");
+    } else if (keys && !keys.includes(entry.key)) {
+      exchange.refuse(401, "authentication_error", "invalid x-api-key");
+    } else if (body.length > LARGEST_BODY) {
+      exchange.refuse(413, "request_too_large", "Request exceeds the maximum size");
+    } else if (!exchange.version) {
+      exchange.refuse(400, "invalid_request_error", "anthropic-version: header is required");
+    } else {
+      entry.problem = exchange.parsed
+        ? validate(entry.request)
+        : "The request body is not valid JSON";
+      if (entry.problem) exchange.refuse(400, "invalid_request_error", entry.problem);
+    }
+    if (exchange.answered) return false;
+    const tokens = countRequest(entry.request);
+    if (tokens <= contextTokens) return true;
+    const sentence = `prompt is too long: ${tokens} tokens > ${contextTokens} maximum`;
+    exchange.refuse(400, "invalid_request_error", sentence);
+    return false;
+  }
+
+  private nextAnswer(request: PracticeRequest): Scripted | "drop" {
+    const kind = this.failures.shift();
+    if (kind) return failure(kind, this.options.contextTokens ?? 200_000);
+    const script = this.scripts.shift();
+    if (script) return typeof script === "function" ? script(request) : script;
+    if (this.options.rules !== false) return answer(request);
+    const message = "The test has scripted no answer for this request.";
+    return { error: { status: 500, type: "api_error", message } };
+  }
+
+  private async reply(exchange: Exchange, scripted: Scripted): Promise<void> {
+    const { entry } = exchange;
+    this.replies += 1;
+    const reply = makeReply(entry.request, scripted, this.replies);
+    if (entry.request.stream) {
+      await this.stream(exchange, scripted, toEvents(reply));
+    } else if (scripted.breakAfter !== undefined) {
+      exchange.drop();
+    } else {
+      exchange.send(200, reply.message);
+    }
+    if (exchange.ended) entry.stopReason = reply.message.stop_reason;
+  }
+
+  private async stream(
+    exchange: Exchange,
+    scripted: Scripted,
+    events: StreamEvent[],
+  ): Promise<void> {
+    const { breakAfter, errorAfter, holdAfter } = scripted;
+    exchange.beginStream();
+    for (const [sent, event] of events.entries()) {
+      if (sent === holdAfter) await Promise.race([this.untilReleased(), exchange.hungUp]);
+      if (this.pause > 0) await Promise.race([wait(this.pause), exchange.hungUp]);
+      if (exchange.entry.aborted) return;
+      if (sent === breakAfter) return exchange.drop();
+      if (sent === errorAfter?.events) {
+        const { type, message } = errorAfter;
+        exchange.entry.error = `${type}: ${message}`;
+        await exchange.event({ type: "error", error: { type, message }, request_id: exchange.id });
+        return exchange.end();
+      }
+      await exchange.event(event);
+    }
+    if (breakAfter !== undefined) return exchange.drop();
+    exchange.end();
+  }
+
+  private untilReleased(): Promise<void> {
+    return new Promise((resolve) => {
+      const goOn = (): void => {
+        this.held.delete(goOn);
+        resolve();
+      };
+      this.held.add(goOn);
+    });
+  }
+
+  private async knob(
+    path: string,
+    request: IncomingMessage,
+    response: ServerResponse,
+  ): Promise<void> {
+    // A page in a browser can reach loopback too; it says where it comes from, a command does not.
+    if (request.headers.origin) return sendJson(response, 403, { error: "not from a browser" });
+    if (path === "/_practice/log") return sendJson(response, 200, this.log);
+    try {
+      const input = JSON.parse((await readBody(request)) || "{}");
+      if (path === "/_practice/fail") this.fail(String(input.kind), Number(input.times ?? 1));
+      else if (path === "/_practice/slow") this.slow(Number(input.ms));
+      else return sendJson(response, 404, { error: `there is no ${path}` });
+      sendJson(response, 200, { ok: true });
+    } catch (error) {
+      sendJson(response, 400, { error: error instanceof Error ? error.message : String(error) });
+    }
+  }
+}
+
+/** One request and its answer: what is sent goes into the log as well. */
+class Exchange {
+  readonly entry: LoggedRequest;
+  readonly id: string;
+  readonly version: string;
+  readonly parsed: boolean;
+  /** Resolves when the client is gone, or everything was sent. */
+  readonly hungUp: Promise<void>;
+  answered = false;
+  ended = false;
+  private readonly response: ServerResponse;
+
+  constructor(request: IncomingMessage, response: ServerResponse, body: string, number: number) {
+    const { headers } = request;
+    const json = parseJson(body);
+    this.response = response;
+    this.id = `req_practice${String(number).padStart(6, "0")}`;
+    this.version = String(headers["anthropic-version"] ?? "");
+    this.parsed = json !== undefined;
+    const read = json as PracticeRequest | undefined; // not checked yet: the validator comes next
+    this.entry = {
+      at: Date.now(),
+      key: String(headers["x-api-key"] ?? headers.authorization ?? "").replace(/^Bearer /i, ""),
+      model: String(read?.model ?? ""),
+      request: read ?? ({} as PracticeRequest), // the body was no JSON: there is nothing to show
+      status: 0,
+    };
+    this.hungUp = new Promise((resolve) => {
+      response.once("close", () => {
+        if (!this.ended) this.entry.aborted = true;
+        resolve();
+      });
+    });
+  }
+
+  send(status: number, body: unknown): void {
+    this.answered = true;
+    this.ended = true;
+    this.entry.status = status;
+    sendJson(this.response, status, body, { "request-id": this.id });
+  }
+
+  refuse(status: number, type: string, message: string, headers?: Record<string, string>): void {
+    this.answered = true;
+    this.ended = true;
+    this.entry.status = status;
+    if (!this.entry.problem) this.entry.error = `${type}: ${message}`;
+    sendError(this.response, status, type, message, headers ?? {}, this.id);
+  }
+
+  beginStream(): void {
+    this.answered = true;
+    this.entry.status = 200;
+    const headers = { "content-type": "text/event-stream", "cache-control": "no-cache" };
+    this.response.writeHead(200, { ...headers, "request-id": this.id });
+  }
+
+  /** Resolves when the event has left, so that a connection cut afterwards does not swallow it. */
+  event(event: StreamEvent): Promise<void> {
+    return new Promise((resolve) => {
+      const text = `event: ${event.type}\ndata: ${JSON.stringify(event)}\n\n`;
+      this.response.write(text, () => resolve());
+    });
+  }
+
+  end(): void {
+    this.ended = true;
+    this.response.end();
+  }
+
+  /** The connection breaks, and it is not the client's doing. */
+  drop(): void {
+    this.answered = true;
+    this.ended = true;
+    this.entry.error = "connection dropped";
+    this.response.destroy();
+  }
+}
+
+function sendJson(
+  response: ServerResponse,
+  status: number,
+  body: unknown,
+  headers: Record<string, string> = {},
+): void {
+  response.writeHead(status, { "content-type": "application/json", ...headers });
+  response.end(JSON.stringify(body));
+}
+
+function sendError(
+  response: ServerResponse,
+  status: number,
+  type: string,
+  message: string,
+  headers: Record<string, string>,
+  id: string,
+): void {
+  const body = { type: "error", error: { type, message }, request_id: id };
+  sendJson(response, status, body, { "request-id": id, ...headers });
+}
+
+async function readBody(request: IncomingMessage): Promise<string> {
+  const chunks: Buffer[] = [];
+  for await (const chunk of request) chunks.push(chunk);
+  return Buffer.concat(chunks).toString("utf8");
+}
+
+function parseJson(text: string): unknown {
+  try {
+    return JSON.parse(text);
+  } catch {
+    return undefined;
+  }
+}
+
+function wait(ms: number): Promise<void> {
+  return new Promise((resolve) => {
+    setTimeout(resolve, ms).unref();
+  });
+}

@@ -1,0 +1,196 @@
+/** From what the model shall say to what goes over the wire: a message, or the events of a stream. */
+
+import { createHash } from "node:crypto";
+import type Anthropic from "@anthropic-ai/sdk";
+import { countTokensIn } from "./tokens.ts";
+
+export type PracticeRequest = Anthropic.MessageCreateParams;
+
+export type ScriptedBlock =
+  | { type: "text"; text: string }
+  | { type: "tool_use"; name: string; input: unknown; id?: string }
+  | { type: "thinking"; thinking: string; signature?: string }
+  | Record<string, unknown>;
+
+/** One scripted answer; any field may be left out. */
+export interface Scripted {
+  content?: ScriptedBlock[];
+  /** Default: "tool_use" if the content has a tool_use, else "end_turn". */
+  stopReason?: string;
+  /** Refused before the stream. */
+  error?: { status: number; type: string; message: string; headers?: Record<string, string> };
+  /** So many events are sent, then the socket is destroyed. */
+  breakAfter?: number;
+  /** An `error` event inside the stream, after so many events. */
+  errorAfter?: { events: number; type: string; message: string };
+  /** After so many events the stream waits until release(), or until the client hangs up. */
+  holdAfter?: number;
+  usage?: { input_tokens?: number; output_tokens?: number };
+  /** max_tokens inside a tool call: the JSON of the last call's input stops in the middle. */
+  cutToolInput?: boolean;
+}
+
+type Block = Record<string, unknown>;
+export type StreamEvent = { type: string } & Record<string, unknown>;
+
+export interface Reply {
+  message: Record<string, unknown> & { content: Block[]; stop_reason: string; usage: Usage };
+  cutToolInput: boolean;
+}
+
+type Usage = { input_tokens: number; output_tokens: number } & Record<string, unknown>;
+
+/** Completes what was scripted: ids, signatures, the fields that the API always sends, usage. */
+export function makeReply(request: PracticeRequest, scripted: Scripted, number: number): Reply {
+  const id = idMaker(request, number);
+  const content = finishServerCall(request, scripted.content ?? []).map(
+    (block) => completeBlock(block as Block, id), // every kind of ScriptedBlock is a plain object
+  );
+  const calls = content.some((block) => block.type === "tool_use");
+  const cut = scripted.cutToolInput === true && calls;
+  const stop = scripted.stopReason ?? (cut ? "max_tokens" : calls ? "tool_use" : "end_turn");
+  const message = {
+    id: `msg_${id()}`,
+    type: "message",
+    role: "assistant",
+    model: String(request.model),
+    content,
+    stop_reason: stop,
+    stop_sequence: null,
+    stop_details:
+      stop === "refusal" ? { type: "refusal", category: null, explanation: null } : null,
+    container: null,
+    diagnostics: null,
+    usage: {
+      input_tokens: scripted.usage?.input_tokens ?? countRequest(request),
+      output_tokens: scripted.usage?.output_tokens ?? Math.max(1, countTokensIn(content)),
+      // The accounting of the prompt cache comes with the section that sets cache marks.
+      cache_creation_input_tokens: 0,
+      cache_read_input_tokens: 0,
+      cache_creation: { ephemeral_5m_input_tokens: 0, ephemeral_1h_input_tokens: 0 },
+      output_tokens_details: null,
+      server_tool_use: null,
+      service_tier: "standard",
+      inference_geo: null,
+      speed: null,
+    },
+  };
+  return { message, cutToolInput: cut };
+}
+
+export function countRequest(request: PracticeRequest): number {
+  return countTokensIn([request.system, request.tools, request.messages]);
+}
+
+/**
+ * Ids come from the request, not from a counter: a stored conversation that is continued with a
+ * newly started model never meets an id it already has, and the same test gives the same ids.
+ */
+function idMaker(request: PracticeRequest, number: number): () => string {
+  let made = 0;
+  const base = createHash("sha256").update(JSON.stringify(request.messages)).digest("hex");
+  return () => {
+    const hash = createHash("sha256").update(`${base} ${number} ${made++}`).digest("base64");
+    return `01${hash.replace(/[^a-zA-Z0-9]/g, "").slice(0, 22)}`;
+  };
+}
+
+function completeBlock(block: Block, id: () => string): Block {
+  const caller = { type: "direct" };
+  if (block.type === "text") return { citations: null, ...block };
+  if (block.type === "tool_use") return { id: `toolu_${id()}`, caller, ...block };
+  if (block.type === "server_tool_use") return { id: `srvtoolu_${id()}`, caller, ...block };
+  if (block.type === "thinking") return { signature: `practice${id()}`, ...block };
+  return block;
+}
+
+/** The reply after a paused one begins with the result of the call that the API was running. */
+function finishServerCall(request: PracticeRequest, content: ScriptedBlock[]): ScriptedBlock[] {
+  const last = request.messages.at(-1);
+  const open = Array.isArray(last?.content) ? last.content.at(-1) : undefined;
+  if (last?.role !== "assistant" || open?.type !== "server_tool_use") return content;
+  if (/_tool_result$/.test(String(content[0]?.type))) return content;
+  const type = `${open.name}_tool_result`;
+  const caller = { type: "direct" };
+  return [{ type, tool_use_id: open.id, content: [], caller }, ...content];
+}
+
+/** The events of a stream, in the order in which the API sends them. */
+export function toEvents(reply: Reply): StreamEvent[] {
+  const { message } = reply;
+  const { usage } = message;
+  const start = {
+    ...message,
+    content: [],
+    stop_reason: null,
+    stop_details: null,
+    usage: { ...usage, output_tokens: 1 },
+  };
+  const lastCall = message.content.findLastIndex((block) => block.type === "tool_use");
+  const blocks = message.content.flatMap((block, index) =>
+    blockEvents(block, index, reply.cutToolInput && index === lastCall),
+  );
+  const delta = {
+    stop_reason: message.stop_reason,
+    stop_sequence: null,
+    stop_details: message.stop_details,
+    container: null,
+  };
+  const end: StreamEvent = {
+    type: "message_delta",
+    delta,
+    usage: {
+      input_tokens: usage.input_tokens,
+      output_tokens: usage.output_tokens,
+      cache_creation_input_tokens: usage.cache_creation_input_tokens,
+      cache_read_input_tokens: usage.cache_read_input_tokens,
+      output_tokens_details: null,
+      server_tool_use: null,
+    },
+  };
+  const begin: StreamEvent[] = [{ type: "message_start", message: start }, { type: "ping" }];
+  return [...begin, ...blocks, end, { type: "message_stop" }];
+}
+
+/** One block: it starts empty, grows by deltas, and stops. */
+function blockEvents(block: Block, index: number, cut: boolean): StreamEvent[] {
+  const { empty, deltas } = takeApart(block, cut);
+  return [
+    { type: "content_block_start", index, content_block: empty },
+    ...deltas.map((delta) => ({ type: "content_block_delta", index, delta })),
+    { type: "content_block_stop", index },
+  ];
+}
+
+function takeApart(block: Block, cut: boolean): { empty: Block; deltas: Block[] } {
+  if (block.type === "text") {
+    const deltas = pieces(String(block.text)).map((text) => ({ type: "text_delta", text }));
+    return { empty: { ...block, text: "" }, deltas };
+  }
+  if (block.type === "thinking") {
+    const deltas: Block[] = pieces(String(block.thinking)).map((thinking) => ({
+      type: "thinking_delta",
+      thinking,
+    }));
+    deltas.push({ type: "signature_delta", signature: block.signature });
+    return { empty: { ...block, thinking: "", signature: "" }, deltas };
+  }
+  if (block.type === "tool_use" || block.type === "server_tool_use") {
+    const json = JSON.stringify(block.input ?? {});
+    const parts = pieces(cut ? json.slice(0, Math.ceil(json.length / 2)) : json);
+    const deltas = ["", ...parts].map((part) => ({ type: "input_json_delta", partial_json: part }));
+    return { empty: { ...block, input: {} }, deltas };
+  }
+  return { empty: block, deltas: [] };
+}
+
+/** Several small parts, cut between characters but not between words, as tokens are. */
+function pieces(text: string): string[] {
+  const characters = [...text];
+  const size = Math.min(16, Math.max(1, Math.ceil(characters.length / 2)));
+  const parts: string[] = [];
+  for (let i = 0; i < characters.length; i += size) {
+    parts.push(characters.slice(i, i + size).join(""));
+  }
+  return parts;
+}
