@@ -177,7 +177,7 @@ function checkImports({ file, source }: Section): string[] {
     );
 }
 
-const banners = (source: string) => source.match(/^\/\/ ---- .+ ----$/gm) ?? [];
+const banners = (source: string): string[] => source.match(/^\/\/ ---- .+ ----$/gm) ?? [];
 
 /** One numbered region per section, in order, up to the file's own. */
 function checkBanners({ name, file, source }: Section): string[] {

@@ -3,6 +3,8 @@ import { spawn } from "node:child_process";
 import { readdirSync, readFileSync } from "node:fs";
 import path from "node:path";
 import { checkClaims, checkSections, emptyReport, type Report } from "./check-sections.ts";
+import { checkLessons } from "./lessons.ts";
+import { checkMarkdown } from "./markdown.ts";
 import { isMain, ROOT, readLanguages } from "./sections.ts";
 
 const FILE_LIMIT = 250;
@@ -75,6 +77,8 @@ export async function check(root: string): Promise<Report> {
     () => checkStyle(root),
     () => checkClaims(root, readLanguages(root)),
     () => checkSections(root, readLanguages(root).get("en")),
+    () => checkLessons(root, readLanguages(root)),
+    () => checkMarkdown(root),
     () => checkSizes(root),
   ];
   const reports = await Promise.all(steps.map(guarded));
