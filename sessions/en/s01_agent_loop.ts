@@ -1,0 +1,199 @@
+// The agent loop
+//
+// An agent is a loop around one question to a model: what comes next?
+//
+//   You > hi ──► append ──► callModel ──► append ──► why did it stop?
+//                               ▲                         │
+//                               └─────── go on ◄──────────┤
+//                                                         └──► done: back to You >
+//
+// New here: a conversation (a list that we own), the loop, the stop reasons, a terminal.
+// Run it:   npm start -- s01                           offline, with a practice model
+//           npx tsx sessions/en/s01_agent_loop.ts      with your key in .env
+// Left out on purpose: remembering anything after the program ends, and trying again
+// with another key or another model. Both come later and change next to nothing here.
+
+import { realpathSync } from "node:fs";
+import { createInterface } from "node:readline";
+import { PassThrough } from "node:stream";
+import Anthropic from "@anthropic-ai/sdk";
+import dotenv from "dotenv";
+
+// ---- Configuration ----
+
+// Importing this file must do nothing: .env is read only if it is the file being run.
+const RUN = process.argv[1] && realpathSync(process.argv[1]) === import.meta.filename;
+if (RUN) dotenv.config({ path: `${import.meta.dirname}/../../.env`, quiet: true });
+
+const MODEL = process.env.MODEL_ID || "claude-sonnet-5-5";
+const SYSTEM = "You are a helpful assistant. Answer briefly and plainly.";
+
+// ---- Terminal ----
+
+let atLineStart = true;
+
+/** Prints what the model says, piece by piece. */
+export function say(piece: string): void {
+  process.stdout.write(piece);
+  if (piece) atLineStart = piece.endsWith("\n");
+}
+
+const tint = (code: number, s: string) => (process.stdout.isTTY ? `\x1b[${code}m${s}\x1b[0m` : s);
+const sayLine = (line: string) => say(`${atLineStart ? "" : "\n"}${line}\n`);
+
+/** Lines of the program's own: dim, and red. */
+export const info = (line: string) => sayLine(tint(2, line));
+export const fail = (line: string) => sayLine(tint(31, line));
+/** Marks a sentence for people that is printed somewhere else. */
+export const text = (sentence: string) => sentence;
+
+/** Reads lines from a person or a pipe, and hands them over one at a time. */
+export class Terminal {
+  /** Ctrl+C aborts the signal of the line being answered; at the prompt it leaves. */
+  async run(handle: (line: string, signal: AbortSignal) => Promise<unknown>): Promise<void> {
+    const { stdin, stdout } = process;
+    // readline would echo keys into a reply that is streaming. So it is paused meanwhile, and
+    // the keys wait here, between the keyboard and readline. Only Ctrl+C is seen at once.
+    const keys = Object.assign(new PassThrough(), { setRawMode: stdin.setRawMode?.bind(stdin) });
+    const terminal = stdin.isTTY && stdout.isTTY;
+    const reader = createInterface({ input: keys, output: stdout, terminal, prompt: "You > " });
+    const prompt = () => (terminal ? reader.prompt() : stdout.write("You > "));
+    let turn: AbortController | undefined;
+    const interrupt = () => (turn ? turn.abort() : reader.close());
+    process.on("SIGINT", interrupt);
+    reader.on("SIGINT", interrupt).on("line", () => terminal && reader.pause());
+    stdin.on("data", (typed) => (turn && typed[0] === 3 ? turn.abort() : keys.write(typed)));
+    stdin.on("end", () => keys.end());
+    prompt();
+    for await (const line of reader) {
+      const input = line.trim();
+      if (input === "quit" || input === "exit") break;
+      turn = new AbortController();
+      if (input)
+        await handle(input, turn.signal).catch((e) => fail(`Failed: ${e.apiMessage ?? e}`));
+      turn = undefined;
+      if (!atLineStart) say("\n");
+      prompt();
+    }
+    stdin.destroy();
+    say("\n");
+  }
+}
+
+// ---- s01 · The agent loop ----
+
+type UserMessage = Anthropic.UserMessageParam & { content: Anthropic.ContentBlockParam[] };
+/** A reply is kept exactly as the API gave it: with its id, its stop reason and its usage. */
+export type Message = Anthropic.Message | UserMessage;
+
+/** The model remembers nothing from one call to the next. This list is all that it knows. */
+export class Conversation {
+  messages: Message[] = [];
+
+  append(message: Message): void {
+    this.messages.push(message);
+  }
+}
+
+/** How one turn is to run: who hears the reply as it arrives, and what can stop it. */
+export interface TurnOptions {
+  onText?(piece: string): void;
+  signal?: AbortSignal;
+}
+
+/** After these the model is not done; after the others it is, and here is what to tell a person. */
+const GO_ON = new Set<string | null>(["pause_turn"]);
+const STOP_NOTES: Record<string, string> = {
+  end_turn: "",
+  stop_sequence: "",
+  max_tokens: text("\n(The reply was cut off: it reached its limit of tokens.)"),
+  refusal: text("\n(The model refused. From now on it will not see this turn.)"),
+  model_context_window_exceeded: text("\n(Cut off: the model can read no more than this.)"),
+};
+const noteOf = (m: Message) => ("stop_reason" in m && STOP_NOTES[m.stop_reason ?? ""]) || "";
+const startsTurn = (message: Message) => message.role === "user";
+
+/** The history as the API accepts it: nothing blank, nothing refused, the roles in turn. */
+export function toRequest(history: Message[]): Anthropic.MessageParam[] {
+  const request: { role: "user" | "assistant"; content: Anthropic.ContentBlockParam[] }[] = [];
+  let turnStart = 0;
+  for (const message of history) {
+    const last = request.at(-1);
+    const content = message.content.filter((block) => block.type !== "text" || block.text.trim());
+    // A reply may not end in thinking; if it does, the thinking was cut off.
+    while (content.at(-1)?.type.endsWith("thinking")) content.pop();
+    if (startsTurn(message) && last?.role !== "user") turnStart = request.length;
+    // What was refused once is refused again, together with all that follows it.
+    if ("stop_reason" in message && message.stop_reason === "refusal") request.length = turnStart;
+    else if (last?.role === message.role) last.content.push(...content);
+    else if (content.length > 0) request.push({ role: message.role, content });
+  }
+  return request;
+}
+
+/** Everything that one call needs. */
+export function buildRequest({ messages }: Conversation, _options: TurnOptions) {
+  return { model: MODEL, max_tokens: 8192, system: SYSTEM, messages: toRequest(messages) };
+}
+
+/** One call. Gives the reply, or what had arrived of it when it was aborted. Throws API errors. */
+export async function callModel(request: Anthropic.MessageStreamParams, options: TurnOptions) {
+  // The SDK finds ANTHROPIC_API_KEY and ANTHROPIC_BASE_URL in the environment.
+  const stream = new Anthropic().messages.stream(request, { signal: options.signal });
+  let finished = 0;
+  stream.on("text", (piece) => options.onText?.(piece)).on("contentBlock", () => finished++);
+  try {
+    return await stream.finalMessage();
+  } catch (error) {
+    if (!options.signal?.aborted) throw error;
+    options.onText?.(" (interrupted)");
+    const arrived = stream.currentMessage?.content ?? [];
+    const kept = arrived.filter((block, index) => block.type === "text" || index < finished);
+    const content = [...kept, { type: "text", text: "(interrupted)", citations: null }];
+    // No stop reason, since nobody but us stopped it. id and usage only the API could give.
+    return { role: "assistant", content, stop_reason: null } as Anthropic.Message;
+  }
+}
+
+/** The loop. It goes by what is stored and nothing else, so it may be entered again at any point. */
+export async function continueTurn(conversation: Conversation, options: TurnOptions) {
+  while (needsReply(conversation.messages.at(-1))) {
+    const reply = await callModel(buildRequest(conversation, options), options);
+    conversation.append(reply);
+    options.onText?.(noteOf(reply));
+  }
+}
+
+const needsReply = (last?: Message) => last?.role === "user" || GO_ON.has(last?.stop_reason ?? "");
+
+/** Brings the turn to its end. Gives all that was said since the person spoke. */
+export async function finishTurn(conversation: Conversation, options: TurnOptions) {
+  await continueTurn(conversation, options);
+  const start = conversation.messages.findLastIndex(startsTurn) + 1;
+  return conversation.messages.slice(start).map(spoken).filter(Boolean).join("\n\n");
+}
+
+const spoken = (message: Message) =>
+  message.content.map((b) => (b.type === "text" ? b.text : "")).join("") + noteOf(message);
+
+/** One turn. What the person said is on record before the model is asked, and stays there. */
+export async function runTurn(conversation: Conversation, input: string, options: TurnOptions) {
+  conversation.append({ role: "user", content: [{ type: "text", text: input }] });
+  return finishTurn(conversation, options);
+}
+
+// ---- All of it together ----
+
+async function main(): Promise<void> {
+  // The example of .env.example, copied and not filled in, is no key either.
+  if (!process.env.ANTHROPIC_API_KEY?.replace("sk-ant-your-key-here", "")) {
+    fail("ANTHROPIC_API_KEY is not set: copy .env.example to .env and put your key there.");
+    fail("No key? `npm start` runs the same program offline, with a practice model.");
+    process.exit(1);
+  }
+  info(`Talking to ${MODEL}. Ctrl+C stops a reply, "quit" leaves.`);
+  const conversation = new Conversation();
+  await new Terminal().run((line, signal) => runTurn(conversation, line, { onText: say, signal }));
+}
+
+if (RUN) await main();
