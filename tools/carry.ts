@@ -81,7 +81,7 @@ function conflict(name: string, text: string, base: string): string {
   const goOn = base === "HEAD" ? `carry ${short(name)}` : `carry -- ${short(name)} --base ${base}`;
   return `${sectionPath("en", name)}: a conflict at line ${conflictLines(text).join(", ")}.
 Edit the file there: keep what belongs between <<<<<<< and >>>>>>>, and take the marks out.
-Then go on with: npm run ${goOn}`;
+Then, before you commit, go on with: npm run ${goOn}`;
 }
 
 function main(): number {

@@ -35,27 +35,19 @@ export function sinkFor(report: Report, language: Language | undefined, name: st
 export function checkClaims(root: string, languages: Map<string, Language>): Report {
   const report = emptyReport();
   for (const [code, { sections }] of languages) {
-    for (const id of sections.filter((id) => !SECTIONS.some((name) => short(name) === id))) {
-      report.problems.push(
-        `tools/languages.json: ${code} claims "${id}": there is no such section.`,
-      );
-    }
-    for (const name of SECTIONS) {
-      const files = ["ts", "md"].map((extension) => sectionPath(code, name, extension));
-      const there = files.filter((file) => existsSync(path.join(root, file)));
-      const missing = files.filter((file) => !there.includes(file));
-      if (sections.includes(short(name))) {
-        for (const file of missing) {
-          report.problems.push(
-            `${file}: missing, but tools/languages.json says that ${code} has ${short(name)}. ` +
-              "Write it, or take the claim away.",
-          );
+    const claimed = sections.map((id) => SECTIONS.find((name) => short(name) === id) ?? id);
+    for (const name of new Set([...SECTIONS, ...claimed])) {
+      for (const file of ["ts", "md"].map((extension) => sectionPath(code, name, extension))) {
+        const there = existsSync(path.join(root, file));
+        if (there && !claimed.includes(name)) {
+          report.notes.push(`${file}: tools/languages.json doesn't claim it yet.`);
         }
-      } else if (there.length > 0) {
-        report.notes.push(`${there.join(", ")}: not claimed in tools/languages.json (${code}).`);
+        if (!there && claimed.includes(name)) {
+          const remedy = "Write it, or take the claim away.";
+          report.problems.push(`${file}: missing, but tools/languages.json claims it. ${remedy}`);
+        }
       }
     }
-    if (sections.length > 0) report.facts.push(`${code}: ${sections.join(" ")}`);
   }
   return report;
 }
@@ -78,14 +70,11 @@ export function checkSections(root: string, language: Language | undefined): Rep
     const source = readFileSync(path.join(root, file), "utf8");
     try {
       const section = { name, file, source, code: codeLines(source, file) };
-      sink.push(...checkImports(section), ...checkComments(section), ...checkBanners(section));
       const previous = SECTIONS[SECTIONS.indexOf(name) - 1];
       if (before && before.name !== previous) before = undefined; // a gap: nothing to compare with
-      sink.push(...checkBudget(section, before, report.facts));
-      if (before) {
-        sink.push(...checkVanished(before, section));
-        steps.push(checkKept(before, section, sink, report.facts));
-      }
+      sink.push(...checkImports(section), ...checkComments(section));
+      sink.push(...checkBanners(section, before), ...checkBudget(section, before, report.facts));
+      if (before) steps.push(checkKept(before, section, sink, report.facts));
       before = section;
     } catch (error) {
       sink.push(error instanceof Error ? error.message : String(error));
@@ -179,25 +168,23 @@ function checkImports({ file, source }: Section): string[] {
 
 const banners = (source: string): string[] => source.match(/^\/\/ ---- .+ ----$/gm) ?? [];
 
-/** One numbered region per section, in order, up to the file's own. */
-function checkBanners({ name, file, source }: Section): string[] {
+/** One numbered region per section, in order, up to the file's own; and all that were before. */
+function checkBanners({ name, file, source }: Section, before: Section | undefined): string[] {
   const ids = banners(source).flatMap((line) => /^\/\/ ---- (s\d\d) · /.exec(line)?.[1] ?? []);
   const wanted = SECTIONS.slice(0, SECTIONS.indexOf(name) + 1).map(short);
-  if (ids.join() === wanted.join()) return [];
-  return [
-    `${file}: its regions are ${ids.join(" ") || "missing"}, they must be ${wanted.join(" ")}, in ` +
-      `this order, each once, under a line like "// ---- ${short(name)} · Title ----".`,
-  ];
-}
-
-function checkVanished(before: Section, after: Section): string[] {
-  const there = banners(after.source);
   const problems: string[] = [];
-  let next = 0;
-  for (const line of banners(before.source)) {
-    const found = there.indexOf(line, next);
-    if (found !== -1) next = found + 1;
-    else problems.push(`${after.file}: "${line}" of ${before.file} is gone, or out of its place.`);
+  if (ids.join() !== wanted.join()) {
+    problems.push(
+      `${file}: its regions are ${ids.join(" ") || "missing"}, they must be ${wanted.join(" ")}, ` +
+        `each once, in this order, under a line like "// ---- ${short(name)} · Title ----".`,
+    );
+  }
+  const there = banners(source);
+  for (const line of before ? banners(before.source) : []) {
+    const found = there.indexOf(line);
+    if (found === -1)
+      problems.push(`${file}: "${line}" of ${before?.file} is gone, or not in order.`);
+    else there.splice(0, found + 1);
   }
   return problems;
 }

@@ -28,7 +28,7 @@ function withoutComments(source: string, file: string): string[] {
     text += source.slice(comment.start, comment.end).replace(/[^\r\n]/g, "");
     end = comment.end;
     // "a /* b */ c" becomes "a c", and what follows a comment keeps the line's indentation.
-    if (/(^|\s)$/.test(text)) end += /^[ \t]*/.exec(source.slice(end))?.[0].length ?? 0;
+    if (/(^|[\s([{])$/.test(text)) end += /^[ \t]*/.exec(source.slice(end))?.[0].length ?? 0;
   }
   text += source.slice(end);
   const before = source.split(NEWLINE);

@@ -5,6 +5,7 @@ import { emptyReport, type Report, sinkFor } from "./check-sections.ts";
 import { type Fence, type Markdown, parseMarkdown } from "./markdown.ts";
 import type { References } from "./openclaw.ts";
 import { type Language, SECTIONS, sectionPath, short } from "./sections.ts";
+import { checkTranscripts } from "./transcripts.ts";
 
 const LENGTH_LIMIT = 220;
 const LAST_LENGTH_LIMIT = 300; // s10 also has the reading path and "leave it running"
@@ -28,6 +29,7 @@ export function checkLessons(root: string, languages: Map<string, Language>): Re
         ...checkExercises(lesson),
         ...lesson.fences.flatMap((fence) => checkFence(lesson, fence)),
         ...checkReferences(lesson),
+        ...checkTranscripts(text),
       ];
       sinkFor(report, language, name).push(...problems.map((problem) => `${file}:${problem}`));
     }
@@ -39,26 +41,21 @@ export function checkLessons(root: string, languages: Map<string, Language>): Re
 function checkForm({ lines, fences, prose, headings, name }: Lesson, language: Language): string[] {
   const problems: string[] = [];
   const parts = headings.filter(({ level }) => level === 2);
-  for (let i = 0; i < Math.max(parts.length, language.headings.length); i++) {
-    const [part, wanted] = [parts[i], language.headings[i]];
-    if (part?.text === wanted) continue;
-    const line = part?.line ?? lines.length;
-    problems.push(
-      wanted === undefined
-        ? `${line}: "## ${part?.text}" is one heading too many. Make it "###".`
-        : `${line}: "## ${wanted}" must be here. The headings are: ${language.headings.join(", ")}.`,
-    );
-    break; // after one wrong heading all others are shifted
+  if (parts.map(({ text }) => text).join("\n") !== language.headings.join("\n")) {
+    const part = parts.find(({ text }, i) => text !== language.headings[i]) ?? parts.at(-1);
+    const wanted = language.headings.join(", ");
+    problems.push(`${part?.line ?? 1}: its "##" headings must be, in this order: ${wanted}.`);
   }
   const minutes = new RegExp(language.minutes);
   if (!prose.slice(0, parts[0]?.line).some((line) => minutes.test(line))) {
-    problems.push(`1: how long does it take to read? Below the title, like ${language.minutes}`);
+    problems.push(`1: say how long it takes to read, above the first "##": ${language.minutes}`);
   }
   const transcripts = fences.filter(({ info }) => info === "console");
   const length = transcripts.reduce((sum, { body }) => sum - body.length - 2, lines.length - 1);
   const limit = short(name) === "s10" ? LAST_LENGTH_LIMIT : LENGTH_LIMIT;
   if (length > limit) {
-    problems.push(`${lines.length}: ${length} lines without transcripts, ${limit} is the limit.`);
+    const remedy = "Say less, or leave more out of the excerpts.";
+    problems.push(`1: ${length} lines without transcripts, ${limit} is the limit. ${remedy}`);
   }
   return problems;
 }
@@ -73,13 +70,12 @@ function partOf({ headings, prose }: Lesson, n: number): { lines: string[]; firs
 /** "1. …", "2. …" and "3. …", each with one hint. */
 function checkExercises(lesson: Lesson): string[] {
   const { lines, first } = partOf(lesson, 6);
-  const shape = lines.flatMap((line) => /^(?:### )?(\d)\. |<\/?details>/.exec(line)?.[0] ?? []);
-  const found = shape.join(" ").replaceAll("### ", "").replace(/\s+/g, " ");
-  const hint = "<details> </details>";
-  if (found === `1. ${hint} 2. ${hint} 3. ${hint}`) return [];
+  const text = lines.join("\n").replace(/<details>[\s\S]*?<\/details>/g, "<hint>");
+  const found = [...text.matchAll(/^(?:### )?(\d)\. |<hint>/gm)].map((match) => match[1] ?? "hint");
+  if (found.join(" ") === "1 hint 2 hint 3 hint") return [];
   return [
     `${first}: three exercises are wanted, "1. ", "2. " and "3. " at the beginning of a line, each ` +
-      `with a hint in <details> … </details>. Found: ${found || "none"}.`,
+      `with a hint in <details> … </details>. Found: ${found.join(" ") || "none"}.`,
   ];
 }
 
@@ -133,8 +129,9 @@ function checkExcerpt({ root, code, name }: Lesson, { body, line }: Fence): stri
   const other = /^\/\/ (s\d\d)$/.exec(body[0] ?? "")?.[1];
   const section = other ? SECTIONS.find((one) => short(one) === other) : name;
   const file = section && sectionPath(code, section);
-  if (!file || !existsSync(path.join(root, file)))
-    return [`${line}: there is no file for ${other}.`];
+  if (!file || !existsSync(path.join(root, file))) {
+    return [`${line}: there is no code of ${other ?? name} to compare with.`];
+  }
   const source = readFileSync(path.join(root, file), "utf8").split(/\r?\n/);
   const excerpt = other ? body.slice(1) : body;
   const match = matchExcerpt(source, excerpt);
@@ -148,75 +145,68 @@ function checkExcerpt({ root, code, name }: Lesson, { body, line }: Fence): stri
 /** How many lines of an excerpt are in the source, in order; all of them if it is one. */
 export function matchExcerpt(source: string[], excerpt: string[]): number {
   const first = excerpt.find((line) => line.trim() !== "" && !LEFT_OUT.test(line)) ?? "";
-  const indents = source
-    .filter((line) => line.endsWith(first))
-    .map((line) => line.slice(0, -first.length));
-  let best = 0;
-  for (const indent of new Set(indents.filter((one) => one.trim() === ""))) {
-    best = Math.max(best, matchIndented(source, excerpt, indent));
+  const chunks: string[][] = [[]];
+  for (const line of excerpt) {
+    if (LEFT_OUT.test(line)) chunks.push([]);
+    else chunks.at(-1)?.push(line);
   }
-  return best;
+  const indents = source
+    .filter((line) => line.trimStart() === first.trimStart() && line.endsWith(first))
+    .map((line) => line.slice(0, line.length - first.length));
+  const text = `\n${source.join("\n")}\n`;
+  return Math.max(0, ...[...new Set(indents)].map((indent) => matchChunks(text, chunks, indent)));
 }
 
-function matchIndented(source: string[], excerpt: string[], indent: string): number {
+function matchChunks(source: string, chunks: string[][], indent: string): number {
   let from = 0;
-  let at = 0;
-  while (at < excerpt.length) {
-    if (LEFT_OUT.test(excerpt[at] ?? "")) {
-      at++;
-      if (at > 1) from++; // at least one line is left out
-      continue;
-    }
-    const end = excerpt.findIndex((line, i) => i > at && LEFT_OUT.test(line));
-    const chunk = excerpt.slice(at, end === -1 ? undefined : end);
+  let matched = 0;
+  for (const chunk of chunks) {
     const lines = chunk.map((line) => (line === "" ? "" : indent + line));
-    let best = { length: 0, at: 0 };
-    for (let i = from; i < source.length && best.length < lines.length; i++) {
-      const length = lines.findIndex((line, j) => line !== source[i + j]);
-      if (length === -1) best = { length: lines.length, at: i };
-      else if (length > best.length) best = { length, at: i };
-    }
-    at += best.length;
-    if (best.length < lines.length) return at;
-    from = best.at + best.length;
+    const find = (n: number) => source.indexOf(`\n${lines.slice(0, n).join("\n")}\n`, from);
+    let length = lines.length;
+    while (length > 0 && find(length) === -1) length--;
+    matched += length;
+    if (length < lines.length) return matched;
+    // Behind the last line's end, so that a "// …" leaves out one line at least.
+    if (length > 0) from = find(length) + lines.join("\n").length + 2;
+    matched += 1; // the "// …"
   }
-  return at;
+  return matched - 1;
 }
+
+const ADD_IT = "Add it to the path and symbols there, then run: npm run openclaw";
+/** `name`, `name()`, `NAME=value`: the form of the symbols in the list. */
+const SYMBOL = /^[A-Za-z_$][\w$]*(\(\)|=\S+)?$/;
 
 /** What a lesson says of OpenClaw must be in the list that `npm run openclaw` verifies. */
 function checkReferences(lesson: Lesson): string[] {
   const read = (file: string) => readFileSync(path.join(lesson.root, file), "utf8");
-  const list: References = JSON.parse(read("tools/openclaw.json"));
+  const { references }: References = JSON.parse(read("tools/openclaw.json"));
   const { lines, first } = partOf(lesson, 5);
   const file = sectionPath(lesson.code, lesson.name);
-  // Our own names may stand in the same row.
-  const ours = new Set(existsSync(path.join(lesson.root, file)) ? read(file).match(/[\w$]+/g) : []);
+  const ourCode = existsSync(path.join(lesson.root, file)) ? read(file) : "";
+  const ours = new Set(ourCode.match(/[\w$]+/g)); // our own names may stand in the same row
+  const problems: string[] = [];
   let cited = 0;
-  const problems = lines.flatMap((line, i) => {
+  for (const [i, line] of lines.entries()) {
     const quoted = [...line.matchAll(/`([^`]+)`/g)].map(([, text = ""]) => text);
     const paths = quoted.filter((text) => /\/.*\.ts$/.test(text));
-    const found = list.references.filter((one) => paths.includes(one.path));
-    cited += found.length;
+    const found = references.filter((one) => paths.includes(one.path));
     const lost = paths.filter((one) => !found.some((reference) => reference.path === one));
-    const symbols = found.flatMap((one) =>
-      one.symbols.flatMap((text) => [text, ...text.split("=")]),
-    );
-    const isTable = paths.length > 0 && line.trimStart().startsWith("|");
-    const names = isTable ? quoted.flatMap(identifiers) : [];
-    lost.push(...names.filter((text) => !symbols.includes(text) && !ours.has(text)));
-    if (found.length > 0 && isTable && !names.some((text) => symbols.includes(text))) {
-      lost.push("a symbol of this row");
+    if (found.length > 0 && lost.length === 0 && line.trimStart().startsWith("|")) {
+      const listed = found.flatMap((one) =>
+        one.symbols.flatMap((text) => [text, text.split("=")[0]]),
+      );
+      const names = quoted
+        .filter((text) => SYMBOL.test(text))
+        .map((text) => text.replace("()", ""));
+      lost.push(...names.filter((text) => !listed.includes(text) && !ours.has(text)));
+      if (!names.some((text) => listed.includes(text))) lost.push("any symbol of this row");
     }
-    return lost.map((text) => `${first + 1 + i}: ${text} is not in tools/openclaw.json. ${ADD_IT}`);
-  });
+    cited += paths.length;
+    problems.push(
+      ...lost.map((text) => `${first + 1 + i}: ${text} is not in tools/openclaw.json. ${ADD_IT}`),
+    );
+  }
   return cited > 0 ? problems : [...problems, `${first}: no path of OpenClaw is cited here.`];
-}
-
-const ADD_IT = "Add it to the path and symbols there, then run: npm run openclaw";
-
-/** The names in a quoted text: `a`, `a()`, `a.b`, `A=5`; none if it is something else. */
-function identifiers(text: string): string[] {
-  if (/\.(md|json|jsonl|ts)$/.test(text)) return [];
-  if (/^[A-Z_a-z$][\w$]*\s*=\s*\S+$/.test(text)) return [text.replace(/\s/g, "")];
-  return /^[A-Za-z_$][\w$]*(\.[\w$]+)*(\(\))?$/.test(text) ? text.replace("()", "").split(".") : [];
 }
