@@ -1,0 +1,127 @@
+// Transcripts in lessons: what they look like, and the steps that a recording takes. CONTRIBUTING.md
+// has the rules for authors; in short:
+//
+//   <!-- record s02 context_tokens=4000 fail=529x2 -->
+//   ```console
+//   $ npx tsx sessions/en/s02_tool_use.ts
+//   You > read SOUL.md
+//   …                          everything else is output, and `npm run record` writes it anew
+//   ```
+import { FAILURES } from "../practice/failures.ts";
+import { parseMarkdown } from "./markdown.ts";
+import { SECTIONS, short } from "./sections.ts";
+
+/** All settings of the sections. A recording sets each of them, so that no .env leaks in. */
+export const SETTINGS = `
+  ANTHROPIC_API_KEY ANTHROPIC_BASE_URL MODEL_ID CLAW0_WORKSPACE CONTEXT_TOKENS HTTP_PORT
+  TELEGRAM_BOT_TOKEN TELEGRAM_API_ROOT TELEGRAM_ALLOWED_CHATS REMOTE_TOOLS GATEWAY_TOKEN
+  FEISHU_APP_ID FEISHU_APP_SECRET FEISHU_ENCRYPT_KEY FEISHU_VERIFICATION_TOKEN FEISHU_BOT_OPEN_ID
+  FEISHU_ALLOWED_CHATS FEISHU_DOMAIN FEISHU_API_BASE FALLBACK_MODELS
+  HEARTBEAT_INTERVAL HEARTBEAT_ACTIVE_START HEARTBEAT_ACTIVE_END
+  ${[2, 3, 4, 5, 6, 7, 8, 9].map((n) => `ANTHROPIC_API_KEY_${n}`).join(" ")}`.match(
+  /\w+/g,
+) as string[]; // there are matches
+
+/** What the words after the section in a comment ask for. */
+export interface Setup {
+  env: Record<string, string>;
+  failures: { kind: string; times: number }[];
+}
+
+export type Step =
+  | { do: "start"; line: string }
+  | { do: "type"; line: string }
+  /** `after` is the line of output to wait for; without it, the prompt. */
+  | { do: "kill"; line: string; after?: string }
+  | { do: "fail"; line: string; kind: string; times: number }
+  | { do: "show"; line: string; files: string; width?: number };
+
+export interface Transcript {
+  section: string;
+  setup: Setup;
+  steps: Step[];
+  /** The numbers of the lines of the two fences, from 1. */
+  from: number;
+  to: number;
+}
+
+const COMMENT = /^<!-- record (s\d\d)((?: \S+)*) -->$/;
+const START = /^\$ npx tsx sessions\/\w+\/(\w+)\.ts$/;
+const SHOW = /^\$ (?:cat|cut -c1-(\d+)) workspace\/(\S+)$/;
+const FAIL = /^\$ npm run practice -- fail (\S+?)(?: --times (\d+))?$/;
+
+function failure(kind = "", times = "1"): { kind: string; times: number } {
+  if (FAILURES.includes(kind)) return { kind, times: Number(times) };
+  throw new Error(`there is no failure "${kind}". There are: ${FAILURES.join(", ")}`);
+}
+
+function readSetup(words: string[]): Setup {
+  const setup: Setup = { env: {}, failures: [] };
+  for (const word of words) {
+    const [, name = "", value = ""] = /^([a-z\d_]+)=(.*)$/.exec(word) ?? [];
+    const [, kind, times] = /^(.+?)(?:x(\d+))?$/.exec(value) ?? [];
+    if (name === "fail") setup.failures.push(failure(kind, times));
+    else if (SETTINGS.includes(name.toUpperCase())) setup.env[name.toUpperCase()] = value;
+    else throw new Error(`"${word}" is neither fail=529x2 nor setting=value`);
+  }
+  return setup;
+}
+
+/** The step that a line asks for; undefined if it is output. */
+function readStep(line: string, section: string, after: string | undefined): Step | undefined {
+  const [, started] = START.exec(line) ?? [];
+  if (started?.startsWith(`${section}_`)) return { do: "start", line };
+  if (started) throw new Error(`the comment says ${section}, the command ${started}`);
+  if (line === "$ kill -9") return { do: "kill", line, after };
+  const [failing, kind, times] = FAIL.exec(line) ?? [];
+  if (failing) return { do: "fail", line, ...failure(kind, times) };
+  const [, width, files] = SHOW.exec(line) ?? [];
+  if (files) return { do: "show", line, files, width: width ? Number(width) : undefined };
+  if (line.startsWith("$ ")) throw new Error(`"${line}" is no command that record knows`);
+  const [, typed] = /^You > (.*\S)/.exec(line) ?? [];
+  return typed ? { do: "type", line: typed } : undefined;
+}
+
+function readSteps(body: string[], section: string): Step[] {
+  const steps: Step[] = [];
+  let printed: string | undefined; // the last line of output since the last step or prompt
+  for (const line of body) {
+    const step = readStep(line, section, printed);
+    if (step) steps.push(step);
+    if (step || line.trim() === "You >") printed = undefined;
+    else printed = line.trim() || printed;
+  }
+  if (steps.some((step) => step.do === "type")) return steps;
+  throw new Error('nothing is typed: a line "You > …" is missing');
+}
+
+/** The transcripts of a lesson, and what is wrong with their form. */
+export function readTranscripts(markdown: string): { found: Transcript[]; problems: string[] } {
+  const { lines, fences, prose } = parseMarkdown(markdown);
+  const found: Transcript[] = [];
+  const problems: string[] = [];
+  const transcripts = fences.filter(({ info }) => info === "console");
+  for (const { line, body } of transcripts) {
+    try {
+      const [, section, words = ""] = COMMENT.exec(lines[line - 2] ?? "") ?? [];
+      if (!section || !SECTIONS.some((name) => short(name) === section)) {
+        throw new Error(
+          'directly above it must be "<!-- record s01 -->", with one of the sections',
+        );
+      }
+      const setup = readSetup(words.split(" ").filter(Boolean));
+      const steps = readSteps(body, section);
+      found.push({ section, setup, steps, from: line, to: line + body.length + 1 });
+    } catch (error) {
+      problems.push(`${line}: transcript: ${error instanceof Error ? error.message : error}.`);
+    }
+  }
+  for (const [i, line] of prose.entries()) {
+    if (!line.startsWith("<!-- record") || transcripts.some((one) => one.line === i + 2)) continue;
+    problems.push(`${i + 1}: directly below this comment must be a \`\`\`console fence.`);
+  }
+  return { found, problems };
+}
+
+/** What `npm run check` says of a lesson's transcripts. It starts no section. */
+export const checkTranscripts = (markdown: string): string[] => readTranscripts(markdown).problems;
