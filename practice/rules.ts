@@ -1,6 +1,320 @@
-/** What the practice model says. (A first version: the table of rules follows.) */
-import type { PracticeRequest, Scripted } from "./reply.ts";
+/**
+ * What the practice model says: fixed rules over the last text block of the user, and over the
+ * tool results that came after it. The words are in phrases.ts, the tool calls in plan.ts.
+ */
 
-export function answer(_request: PracticeRequest): Scripted {
-  return { content: [{ type: "text", text: "I am a practice stand-in, not a real model." }] };
+import type Anthropic from "@anthropic-ai/sdk";
+import { LANGUAGES, type Language, type Patterns } from "./phrases.ts";
+import { type Call, findPaths, makePlan, type Plan, trimWords } from "./plan.ts";
+import type { PracticeRequest, Scripted } from "./reply.ts";
+import { countTokens } from "./tokens.ts";
+
+type Block = Anthropic.ContentBlockParam;
+type Groups = Record<string, string | undefined>;
+
+/** What the rules look at. */
+interface Situation {
+  text: string;
+  language: Language;
+  /** What the user said before that, oldest first. */
+  earlier: string[];
+  /** The blocks after the text: calls and their results. */
+  after: Block[];
+  /** How many replies with tool calls came after the text. */
+  rounds: number;
+  paused: boolean;
+  system: string;
+  tools: readonly Anthropic.ToolUnion[];
+}
+
+export function answer(request: PracticeRequest): Scripted {
+  return cutAt(request.max_tokens, decide(look(request)));
+}
+
+function decide(now: Situation): Scripted {
+  const { say } = now.language;
+  if (now.paused) return speak(say.resumed);
+  if (now.text.includes("HEARTBEAT_OK")) return speak("HEARTBEAT_OK");
+  if (wantsSummary(now)) return speak(summarise(now));
+  const plan = planFor(now);
+  const calls = nextCalls(plan, now);
+  if (calls.length > 0) return callTools(calls, now);
+  if (now.after.some((block) => block.type === "tool_result")) return speak(report(now));
+  return inWords(now, plan);
+}
+
+function look(request: PracticeRequest): Situation {
+  const said = request.messages.flatMap(({ role, content }, message) => {
+    const text = { type: "text" as const, text: String(content) };
+    const blocks: Block[] = typeof content === "string" ? [text] : content;
+    return blocks.map((block) => ({ role, block, message }));
+  });
+  const last = said.findLastIndex(({ role, block }) => role === "user" && block.type === "text");
+  const after = said.slice(last + 1);
+  const calls = after.filter(({ block }) => block.type === "tool_use");
+  const text = textOf(said[last]?.block);
+  const { system } = request;
+  return {
+    text,
+    language: LANGUAGES.find(({ script }) => script.test(text)) ?? firstLanguage(),
+    earlier: said.slice(0, Math.max(0, last)).flatMap(({ role, block }) => {
+      return role === "user" && block.type === "text" ? [block.text] : [];
+    }),
+    after: after.map(({ block }) => block),
+    rounds: new Set(calls.map(({ message }) => message)).size,
+    paused: request.messages.at(-1)?.role === "assistant",
+    system: typeof system === "string" ? system : (system ?? []).map(textOf).join("\n"),
+    tools: request.tools ?? [],
+  };
+}
+
+function firstLanguage(): Language {
+  const [english] = LANGUAGES;
+  if (!english) throw new Error("phrases.ts has no language");
+  return english;
+}
+
+function textOf(block: Block | undefined): string {
+  return block?.type === "text" ? block.text : "";
+}
+
+function speak(text: string): Scripted {
+  return { content: [{ type: "text", text }] };
+}
+
+/** A reply that is longer than max_tokens allows ends in the middle, and says so. */
+function cutAt(limit: number, scripted: Scripted): Scripted {
+  if (limit === 0) return { content: [], stopReason: "max_tokens" };
+  const [first, ...others] = scripted.content ?? [];
+  if (first?.type !== "text" || others.length > 0) return scripted;
+  const text = String(first.text);
+  if (countTokens(text) <= limit) return scripted;
+  return { ...speak([...text].slice(0, limit * 4).join("")), stopReason: "max_tokens" };
+}
+
+// ---- Tools ----
+
+function planFor(now: Situation): Plan {
+  const { text, tools, language } = now;
+  const before = now.earlier.flatMap(findPaths).at(-1) ?? "";
+  // A text as long as this is a document, not a request.
+  if (text.length > 2000) return { steps: [], missing: [] };
+  return makePlan(text.replace(language.forever, ""), tools, language, before);
+}
+
+function nextCalls(plan: Plan, now: Situation): Call[] {
+  const { steps } = plan;
+  const endless = now.language.forever.test(now.text);
+  return steps[endless && steps.length > 0 ? now.rounds % steps.length : now.rounds] ?? [];
+}
+
+function callTools(calls: Call[], now: Situation): Scripted {
+  const { say, forever } = now.language;
+  const quiet = now.rounds > 0 && forever.test(now.text);
+  const text = calls.map((call) => say.before(call.what, call.on)).join(" ");
+  const uses = calls.map(({ name, input }) => ({ type: "tool_use", name, input }));
+  return { content: quiet ? uses : [{ type: "text", text }, ...uses] };
+}
+
+/** What the tools said, in the order of the calls. */
+function report(now: Situation): string {
+  const { say } = now.language;
+  const results = now.after.filter((block) => block.type === "tool_result");
+  const sentences = results.map((result) => {
+    const use = now.after.find((b) => b.type === "tool_use" && b.id === result.tool_use_id);
+    const { name, input } = use?.type === "tool_use" ? use : { name: "The tool", input: {} };
+    const { content } = result;
+    const text = typeof content === "string" ? content : (content ?? []).map(partText).join("\n");
+    return result.is_error
+      ? say.failed(name, shorten(text))
+      : say.result(name, about(input), shorten(text));
+  });
+  return sentences.join("\n\n");
+}
+
+function partText(part: { type: string; text?: string }): string {
+  return part.text ?? `[${part.type}]`;
+}
+
+/** What a call was about: the first of its arguments that is a text. */
+function about(input: unknown): string {
+  const values = Object.values(Object(input));
+  return String(values.find((value) => typeof value === "string") ?? ".");
+}
+
+function shorten(text: string): string {
+  const trimmed = text.trim();
+  const lines = trimmed.split("\n").slice(0, 12).join("\n").slice(0, 700).trimEnd();
+  return lines.length < trimmed.length ? `${lines}\n…` : lines;
+}
+
+// ---- Words ----
+
+type Rule = (now: Situation, found: Groups) => string | Scripted | undefined;
+
+/** What is answered in words, in this order; a rule may decline by giving undefined. */
+const RULES: [keyof Patterns, Rule][] = [
+  ["identity", (now) => now.language.say.identity(/\bYou are (\p{Lu}\w+)/u.exec(now.system)?.[1])],
+  ["calculate", (now, { expression = "" }) => calculate(expression, now.language)],
+  ["capital", (now, { place = "" }) => capital(place, now.language)],
+  ["think", (now, { topic = "" }) => think(topic, now.language)],
+  ["count", (_now, { from, to }) => count(Number(from ?? 1), Number(to))],
+  ["whatDidISay", (now) => now.language.say.youSaid(now.earlier.at(-1))],
+  ["history", (now) => now.language.say.history(now.earlier.map(oneLine))],
+  ["say", (_now, { content }) => content],
+  ["haiku", (now) => now.language.say.haiku],
+  ["story", (now) => story(now.language)],
+  ["joke", (now) => now.language.say.joke],
+  ["explain", (now) => now.language.explanations.find(([word]) => word.test(now.text))?.[1]],
+  ["howAreYou", (now) => now.language.say.howAreYou],
+  ["greeting", (now) => now.language.say.greeting],
+  ["goodbye", (now) => now.language.say.goodbye],
+  ["thanks", (now) => now.language.say.thanks],
+];
+
+function inWords(now: Situation, plan: Plan): Scripted {
+  const { say, patterns } = now.language;
+  const names = now.tools.flatMap((tool) => ("name" in tool ? [tool.name] : []));
+  if (plan.missing.includes("tool")) return speak(say.noTool(names));
+  if (plan.missing.includes("clock")) return speak(say.noClock);
+  // Asking comes before telling: "my name is Ada, what is my name?" is a question.
+  const fact = asked(now) ?? told(now);
+  if (fact) return speak(fact);
+  if (plan.missing.includes("memory")) return speak(say.noMemory);
+  for (const [name, rule] of RULES) {
+    const found = find(patterns[name], now);
+    const result = found && rule(now, found);
+    if (result) return typeof result === "string" ? speak(result) : result;
+  }
+  return speak(say.help(names));
+}
+
+/** With and without the words round the request: "hello" is one of them, and a request too. */
+function find(patterns: RegExp[], now: Situation): Groups | undefined {
+  const bare = now.text.trim().replace(now.language.after, "");
+  for (const text of [trimWords(now.text, now.language), bare]) {
+    for (const pattern of patterns) {
+      const match = pattern.exec(text);
+      if (match) return { ...match.groups };
+    }
+  }
+  return undefined;
+}
+
+function asked(now: Situation): string | undefined {
+  const { facts, say } = now.language;
+  for (const fact of facts) {
+    for (const pattern of fact.ask) {
+      const match = pattern.exec(now.text.trim());
+      if (!match) continue;
+      const key = fact.key ?? match.groups?.key?.toLowerCase() ?? "";
+      const value = collectFacts([...now.earlier, now.text], now.language).get(key);
+      return value ? say.known(key, value) : say.unknown(key);
+    }
+  }
+  return undefined;
+}
+
+function told(now: Situation): string | undefined {
+  const [fact] = collectFacts([now.text], now.language);
+  return fact && now.language.say.told(...fact);
+}
+
+/** Everything that the user told, the newest wins. */
+function collectFacts(texts: string[], language: Language): Map<string, string> {
+  return new Map(texts.flatMap((text) => [...factsIn(text, language)]));
+}
+
+/** The table's last entry takes any key, so what an entry before it found stays as it is. */
+function factsIn(text: string, language: Language): Map<string, string> {
+  const found = new Map<string, string>();
+  for (const { key, tell } of language.facts) {
+    for (const pattern of tell) {
+      for (const { groups } of text.matchAll(new RegExp(pattern, `${pattern.flags}g`))) {
+        const name = key ?? groups?.key?.toLowerCase() ?? "";
+        const value = cleanValue(groups?.value ?? "");
+        if (value && (key || !found.has(name))) found.set(name, value);
+      }
+    }
+  }
+  return found;
+}
+
+/** "blue and I live in Paris" is the value "blue". */
+function cleanValue(value: string): string {
+  return value.replace(/\s+(?:and|but|so)\s+(?:i|my|you|please|what|tell)\b.*$/i, "").trim();
+}
+
+function capital(place: string, language: Language): string | undefined {
+  const city = language.capitals[place.trim().toLowerCase()];
+  return city && language.say.capital(place.trim(), city);
+}
+
+function think(topic: string, language: Language): Scripted {
+  const { say } = language;
+  return {
+    content: [
+      { type: "thinking", thinking: say.thinking(topic) },
+      { type: "text", text: say.thought(topic) },
+    ],
+  };
+}
+
+function count(from: number, to: number): string {
+  const numbers = Array.from({ length: Math.min(1000, Math.max(0, to - from + 1)) });
+  return numbers.map((_, index) => String(from + index)).join(" ");
+}
+
+function story(language: Language): string {
+  return Array.from({ length: 24 }, (_, index) => language.say.storyLine(index)).join(" ");
+}
+
+/** Two passes, for multiplication and division come first. */
+function calculate(expression: string, language: Language): string | undefined {
+  const plain = language.operators.reduce(
+    (text, [word, sign]) => text.replace(word, sign),
+    expression,
+  );
+  const tokens = plain.match(/(?<=^|[-+*/]\s*)-?[\d.]+|[-+*/]/g) ?? [];
+  const sums = [Number(tokens[0])];
+  for (let i = 1; i + 1 < tokens.length; i += 2) {
+    const value = Number(tokens[i + 1]);
+    const last = sums.at(-1) ?? 0;
+    if (tokens[i] === "*") sums[sums.length - 1] = last * value;
+    else if (tokens[i] === "/") sums[sums.length - 1] = last / value;
+    else sums.push(tokens[i] === "-" ? -value : value);
+  }
+  const result = sums.reduce((sum, part) => sum + part, 0);
+  if (Number.isNaN(result)) return undefined;
+  return language.say.sum(plain.trim(), String(Number(result.toFixed(6))));
+}
+
+// ---- Summaries ----
+
+function wantsSummary(now: Situation): boolean {
+  const { text, system, language } = now;
+  const { summary, summarySystem } = language.patterns;
+  // "Summarise notes.txt" is about a file.
+  if (text.length < 200 && findPaths(text).length > 0) return false;
+  // A conversation may be written out between the request's beginning and its end.
+  const ends = text.length < 1000 ? [text] : [text.slice(0, 500), text.slice(-500)];
+  return (
+    ends.some((end) => summary.some((pattern) => pattern.test(end.trim()))) ||
+    summarySystem.some((pattern) => pattern.test(system.slice(0, 2000).trim()))
+  );
+}
+
+/** Keeps what a later question may need: what the user told, the files, the last requests. */
+function summarise(now: Situation): string {
+  const texts = [...now.earlier, now.text];
+  const written = [...now.text.matchAll(/^\W*(?:user|human)\W*?[:\]]\s*(.+)$/gim)];
+  const requests = [...now.earlier, ...written.map((match) => match[1] ?? "")].map(oneLine);
+  const facts = [...collectFacts(texts, now.language)].slice(-12);
+  const files = [...new Set(texts.flatMap(findPaths))].slice(0, 12);
+  return now.language.say.summary(facts, files, requests.filter(Boolean).slice(-5));
+}
+
+function oneLine(text: string): string {
+  const line = text.replace(/\s+/g, " ").trim();
+  return line.length > 80 ? `${line.slice(0, 79)}…` : line;
 }
