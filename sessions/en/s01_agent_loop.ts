@@ -13,7 +13,7 @@
 // Left out on purpose: remembering anything after the program ends, and trying again
 // with another key or another model. Both come later and change next to nothing here.
 
-import { realpathSync } from "node:fs";
+import fs from "node:fs";
 import { createInterface } from "node:readline";
 import { PassThrough } from "node:stream";
 import Anthropic from "@anthropic-ai/sdk";
@@ -22,7 +22,7 @@ import dotenv from "dotenv";
 // ---- Configuration ----
 
 // Importing this file must do nothing: .env is read only if it is the file being run.
-const RUN = process.argv[1] && realpathSync(process.argv[1]) === import.meta.filename;
+const RUN = process.argv[1] && fs.realpathSync(process.argv[1]) === import.meta.filename;
 if (RUN) dotenv.config({ path: `${import.meta.dirname}/../../.env`, quiet: true });
 
 const MODEL = process.env.MODEL_ID || "claude-sonnet-5-5";
@@ -65,12 +65,11 @@ export class Terminal {
     stdin.on("data", (typed) => (turn && typed[0] === 3 ? turn.abort() : keys.write(typed)));
     stdin.on("end", () => keys.end());
     prompt();
-    for await (const line of reader) {
-      const input = line.trim();
-      if (input === "quit" || input === "exit") break;
+    for await (const entered of reader) {
+      const line = entered.trim();
+      if (line === "quit" || line === "exit") break;
       turn = new AbortController();
-      if (input)
-        await handle(input, turn.signal).catch((e) => fail(`Failed: ${e.apiMessage ?? e}`));
+      if (line) await handle(line, turn.signal).catch((e) => fail(`Failed: ${e.apiMessage ?? e}`));
       turn = undefined;
       if (!atLineStart) say("\n");
       prompt();

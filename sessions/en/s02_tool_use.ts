@@ -1,0 +1,518 @@
+// Tools
+//
+// A tool is a name that the model may say and a function that we run: a list of schemas
+// goes out, a map of handlers waits at home.
+//
+//   callModel ──► reply ── stop_reason "tool_use"? ──no──► done
+//      ▲                          │ yes
+//      │                          ▼
+//      └── append results ◄── runTool ◄── HANDLERS[name](input)
+//
+// New here: bash, read_file, write_file, edit_file; the walls round them; and the rule that
+// every call of a tool gets exactly one result, whatever happened to it.
+// Run it:   npm start -- s02                         offline, with a practice model
+//           npx tsx sessions/en/s02_tool_use.ts      with your key in .env
+// Left out on purpose: asking the person before a command runs, a sandbox for bash,
+// background jobs, reading a file page by page.
+
+import { spawn } from "node:child_process";
+import { once } from "node:events";
+import fs from "node:fs";
+import path from "node:path";
+import { createInterface } from "node:readline";
+import { PassThrough } from "node:stream";
+import Anthropic from "@anthropic-ai/sdk";
+import dotenv from "dotenv";
+
+// ---- Configuration ----
+
+// Importing this file must do nothing: .env is read only if it is the file being run.
+const RUN = process.argv[1] && fs.realpathSync(process.argv[1]) === import.meta.filename;
+if (RUN) dotenv.config({ path: `${import.meta.dirname}/../../.env`, quiet: true });
+
+const MODEL = process.env.MODEL_ID || "claude-sonnet-5-5";
+const SYSTEM = "You are a helpful assistant. Answer briefly and plainly.";
+const WORKSPACE = process.env.CLAW0_WORKSPACE || path.join(import.meta.dirname, "../../workspace");
+
+// ---- Terminal ----
+
+let atLineStart = true;
+
+/** Prints what the model says, piece by piece. */
+export function say(piece: string): void {
+  process.stdout.write(piece);
+  if (piece) atLineStart = piece.endsWith("\n");
+}
+
+const tint = (code: number, s: string) => (process.stdout.isTTY ? `\x1b[${code}m${s}\x1b[0m` : s);
+const sayLine = (line: string) => say(`${atLineStart ? "" : "\n"}${line}\n`);
+
+/** Lines of the program's own: dim, and red. */
+export const info = (line: string) => sayLine(tint(2, line));
+export const fail = (line: string) => sayLine(tint(31, line));
+/** Marks a sentence for people that is printed somewhere else. */
+export const text = (sentence: string) => sentence;
+
+/** Reads lines from a person or a pipe, and hands them over one at a time. */
+export class Terminal {
+  /** Ctrl+C aborts the signal of the line being answered; at the prompt it leaves. */
+  async run(handle: (line: string, signal: AbortSignal) => Promise<unknown>): Promise<void> {
+    const { stdin, stdout } = process;
+    // readline would echo keys into a reply that is streaming. So it is paused meanwhile, and
+    // the keys wait here, between the keyboard and readline. Only Ctrl+C is seen at once.
+    const keys = Object.assign(new PassThrough(), { setRawMode: stdin.setRawMode?.bind(stdin) });
+    const terminal = stdin.isTTY && stdout.isTTY;
+    const reader = createInterface({ input: keys, output: stdout, terminal, prompt: "You > " });
+    const prompt = () => (terminal ? reader.prompt() : stdout.write("You > "));
+    let turn: AbortController | undefined;
+    const interrupt = () => (turn ? turn.abort() : reader.close());
+    process.on("SIGINT", interrupt);
+    reader.on("SIGINT", interrupt).on("line", () => terminal && reader.pause());
+    stdin.on("data", (typed) => (turn && typed[0] === 3 ? turn.abort() : keys.write(typed)));
+    stdin.on("end", () => keys.end());
+    prompt();
+    for await (const entered of reader) {
+      const line = entered.trim();
+      if (line === "quit" || line === "exit") break;
+      turn = new AbortController();
+      if (line) await handle(line, turn.signal).catch((e) => fail(`Failed: ${e.apiMessage ?? e}`));
+      turn = undefined;
+      if (!atLineStart) say("\n");
+      prompt();
+    }
+    stdin.destroy();
+    say("\n");
+  }
+}
+
+// ---- s01 · The agent loop ----
+
+type UserMessage = Anthropic.UserMessageParam & { content: Anthropic.ContentBlockParam[] };
+/** A reply is kept exactly as the API gave it: with its id, its stop reason and its usage. */
+export type Message = Anthropic.Message | UserMessage;
+
+/** The model remembers nothing from one call to the next. This list is all that it knows. */
+export class Conversation {
+  messages: Message[] = [];
+
+  append(message: Message): void {
+    this.messages.push(message);
+  }
+}
+
+/** How one turn is to run: who hears the reply as it arrives, and what can stop it. */
+export interface TurnOptions {
+  onText?(piece: string): void;
+  signal?: AbortSignal;
+}
+
+/** After these the model is not done; after the others it is, and here is what to tell a person. */
+const GO_ON = new Set<string | null>(["pause_turn"]);
+const STOP_NOTES: Record<string, string> = {
+  end_turn: "",
+  stop_sequence: "",
+  max_tokens: text("\n(The reply was cut off: it reached its limit of tokens.)"),
+  refusal: text("\n(The model refused. From now on it will not see this turn.)"),
+  model_context_window_exceeded: text("\n(Cut off: the model can read no more than this.)"),
+};
+const noteOf = (m: Message) => ("stop_reason" in m && STOP_NOTES[m.stop_reason ?? ""]) || "";
+const startsTurn = (m: Message) => m.role === "user" && resultsIn(m).length === 0;
+
+/** The history as the API accepts it: nothing blank, nothing refused, the roles in turn. */
+export function toRequest(history: Message[]): Anthropic.MessageParam[] {
+  const request: { role: "user" | "assistant"; content: Anthropic.ContentBlockParam[] }[] = [];
+  let turnStart = 0;
+  history = answerCalls(history);
+  for (const message of history) {
+    const last = request.at(-1);
+    const content = message.content.filter((block) => block.type !== "text" || block.text.trim());
+    // A reply may not end in thinking; if it does, the thinking was cut off.
+    while (content.at(-1)?.type.endsWith("thinking")) content.pop();
+    if (startsTurn(message) && last?.role !== "user") turnStart = request.length;
+    // What was refused once is refused again, together with all that follows it.
+    if ("stop_reason" in message && message.stop_reason === "refusal") request.length = turnStart;
+    else if (last?.role === message.role) last.content.push(...content);
+    else if (content.length > 0) request.push({ role: message.role, content });
+  }
+  return request;
+}
+
+/** Everything that one call needs. */
+export function buildRequest({ messages }: Conversation, _options: TurnOptions) {
+  return {
+    model: MODEL,
+    max_tokens: 8192,
+    system: SYSTEM,
+    tools: TOOLS,
+    messages: toRequest(messages),
+  };
+}
+
+/** One call. Gives the reply, or what had arrived of it when it was aborted. Throws API errors. */
+export async function callModel(request: Anthropic.MessageStreamParams, options: TurnOptions) {
+  // The SDK finds ANTHROPIC_API_KEY and ANTHROPIC_BASE_URL in the environment.
+  const stream = new Anthropic().messages.stream(request, { signal: options.signal });
+  let finished = 0;
+  stream.on("text", (piece) => options.onText?.(piece)).on("contentBlock", () => finished++);
+  try {
+    return await stream.finalMessage();
+  } catch (error) {
+    if (!options.signal?.aborted) throw error;
+    options.onText?.(" (interrupted)");
+    const arrived = stream.currentMessage?.content ?? [];
+    const kept = arrived.filter((block, index) => block.type === "text" || index < finished);
+    const content = [...kept, { type: "text", text: "(interrupted)", citations: null }];
+    // No stop reason, since nobody but us stopped it. id and usage only the API could give.
+    return { role: "assistant", content, stop_reason: null } as Anthropic.Message;
+  }
+}
+
+/** The loop. It goes by what is stored and nothing else, so it may be entered again at any point. */
+export async function continueTurn(conversation: Conversation, options: TurnOptions) {
+  while (needsReply(conversation.messages.at(-1))) {
+    checkRounds(conversation);
+    const reply = await callModel(buildRequest(conversation, options), options);
+    conversation.append(reply);
+    options.onText?.(noteOf(reply));
+    if (reply.stop_reason !== "tool_use") continue;
+    const turn = { ...options, conversation };
+    const results = await Promise.all(callsIn(reply).map((call) => runTool(call, turn)));
+    conversation.append({ role: "user", content: results });
+  }
+}
+
+const needsReply = (last?: Message) => last?.role === "user" || GO_ON.has(last?.stop_reason ?? "");
+
+/** Brings the turn to its end. Gives all that was said since the person spoke. */
+export async function finishTurn(conversation: Conversation, options: TurnOptions) {
+  await continueTurn(conversation, options);
+  const start = conversation.messages.findLastIndex(startsTurn) + 1;
+  return conversation.messages.slice(start).map(spoken).filter(Boolean).join("\n\n");
+}
+
+const spoken = (message: Message) =>
+  message.content.map((b) => (b.type === "text" ? b.text : "")).join("") + noteOf(message);
+
+/** One turn. What the person said is on record before the model is asked, and stays there. */
+export async function runTurn(conversation: Conversation, input: string, options: TurnOptions) {
+  conversation.append({ role: "user", content: [{ type: "text", text: input }] });
+  return finishTurn(conversation, options);
+}
+
+// ---- s02 · Tool use ----
+
+/** What a handler knows of the turn that it works for. */
+export interface Turn extends TurnOptions {
+  conversation: Conversation;
+}
+
+/** Gets input that fits the tool's schema. Gives the output; what it throws, the model reads. */
+export type Handler = (input: Record<string, unknown>, turn: Turn) => string | Promise<string>;
+
+const string = (description: string) => ({ type: "string", description });
+
+/** What the model is told. It knows a tool by nothing but these words. */
+export const TOOLS: Anthropic.Tool[] = [
+  {
+    name: "bash",
+    description:
+      "Run a shell command in the workspace (bash; on Windows cmd.exe). Gives stdout and stderr. " +
+      "What it leaves running in the background is ended with it.",
+    input_schema: {
+      type: "object",
+      properties: {
+        command: string("The command."),
+        seconds: { type: "integer", description: "Time limit, 1 to 600; 60 if left out." },
+      },
+      required: ["command"],
+    },
+  },
+  {
+    name: "read_file",
+    description: "Read a text file of the workspace. A long one is shown without its middle.",
+    input_schema: {
+      type: "object",
+      properties: { path: string("The path, relative to the workspace.") },
+      required: ["path"],
+    },
+  },
+  {
+    name: "write_file",
+    description: "Write a text file of the workspace, with its folders. Replaces what was there.",
+    input_schema: {
+      type: "object",
+      properties: {
+        path: string("The path, relative to the workspace."),
+        content: string("The whole text of the file."),
+      },
+      required: ["path", "content"],
+    },
+  },
+  {
+    name: "edit_file",
+    description: "Replace one passage of a text file. The passage must occur exactly once.",
+    input_schema: {
+      type: "object",
+      properties: {
+        path: string("The path, relative to the workspace."),
+        old_text: string("The passage as it stands in the file, with enough round it."),
+        new_text: string("What stands there afterwards."),
+      },
+      required: ["path", "old_text", "new_text"],
+    },
+  },
+];
+
+/** What runs here when the model says the name. */
+export const HANDLERS: Record<string, Handler> = {
+  bash: ({ command, seconds }, turn) => bash(String(command), Number(seconds ?? 60), turn.signal),
+  read_file: ({ path: file }) => readText(safePath(String(file), WORKSPACE)),
+  write_file: ({ path: file, content }) => writeText(String(file), String(content)),
+  edit_file: (input) =>
+    editText(String(input.path), String(input.old_text), String(input.new_text)),
+};
+
+GO_ON.add("tool_use");
+const MAX_ROUNDS = 50;
+const OUTPUT_LIMIT = 30_000; // characters of one result, half of them from each end
+
+/** A model that goes round in circles costs money until somebody looks. */
+function checkRounds({ messages }: Conversation): void {
+  const replies = messages
+    .slice(messages.findLastIndex(startsTurn))
+    .filter((m) => m.role === "assistant");
+  if (replies.length < MAX_ROUNDS) return;
+  throw new Error(`stopped after ${MAX_ROUNDS} rounds of tool calls; say "go on" to go on`);
+}
+
+const callsIn = (message: Message | undefined) =>
+  message?.role === "assistant" ? message.content.filter((block) => block.type === "tool_use") : [];
+const resultsIn = (message: Message | undefined) =>
+  message?.role === "user" ? message.content.filter((block) => block.type === "tool_result") : [];
+
+/**
+ * The history with one result for every call, right after it, as the API demands. A call is
+ * left open by a crash, by Ctrl+C, or by `max_tokens` in the middle of its input.
+ */
+function answerCalls(history: Message[]): Message[] {
+  return history.flatMap((message, index): Message[] => {
+    if (message.role === "user") {
+      const asked = new Set(callsIn(history[index - 1]).map(({ id }) => id));
+      const content = message.content.filter(
+        (block) => block.type !== "tool_result" || asked.delete(block.tool_use_id),
+      );
+      return [{ ...message, content }];
+    }
+    const answered = new Set(resultsIn(history[index + 1]).map((block) => block.tool_use_id));
+    const open = callsIn(message).filter(({ id }) => !answered.has(id));
+    if (open.length === 0) return [message];
+    const cut = message.stop_reason === "max_tokens";
+    const why = cut ? "cut off; it was not run" : "interrupted; it may have run";
+    return [message, { role: "user", content: open.map(({ id }) => result(id, why, true)) }];
+  });
+}
+
+/** Runs one call. Never throws: whatever goes wrong is a result that the model can work with. */
+export async function runTool(
+  call: Anthropic.ToolUseBlock,
+  turn: Turn,
+): Promise<Anthropic.ToolResultBlockParam> {
+  info(`  ${call.name} ${keepEnds(JSON.stringify(call.input), 100)}`);
+  try {
+    const tool = TOOLS.find(({ name }) => name === call.name);
+    const handler = HANDLERS[call.name];
+    if (!tool || !handler) throw new Error(`there is no tool ${call.name}`);
+    const input = checkInput(tool.input_schema, call.input);
+    if (turn.signal?.aborted) throw new Error("interrupted; it was not run");
+    return result(call.id, await handler(input, turn));
+  } catch (error) {
+    return result(call.id, error instanceof Error ? error.message : String(error), true);
+  }
+}
+
+function result(id: string, output: string, failed = false): Anthropic.ToolResultBlockParam {
+  // Half a character, from output that was cut, would make the whole request invalid.
+  const content = keepEnds(output, OUTPUT_LIMIT).toWellFormed() || "(no output)";
+  return { type: "tool_result", tool_use_id: id, content, ...(failed && { is_error: true }) };
+}
+
+/** The input, if it has what the schema requires, in the right types. Throws, naming the field. */
+export function checkInput(
+  schema: Anthropic.Tool.InputSchema,
+  input: unknown,
+): Record<string, unknown> {
+  if (typeof input !== "object" || input === null) throw new Error("the input must be an object");
+  const fields = { ...input } as Record<string, unknown>; // an object, as checked above
+  const properties = (schema.properties ?? {}) as Record<
+    string,
+    { type?: string; enum?: unknown[] }
+  >; // ours
+  for (const name of schema.required ?? []) {
+    if (fields[name] === undefined) throw new Error(`${name} is missing`);
+  }
+  for (const [name, { type, enum: values }] of Object.entries(properties)) {
+    const value = fields[name];
+    if (value === undefined) continue;
+    const fits = type === "integer" ? Number.isInteger(value) : !type || typeof value === type;
+    if (!fits) throw new Error(`${name} must be of type ${type}`);
+    if (values && !values.includes(value)) throw new Error(`${name} must be one of ${values}`);
+  }
+  return fields;
+}
+
+/** Text whose two ends are kept while it grows, so that a flood of output costs no memory. */
+class Ends {
+  #half: number;
+  #head = "";
+  #tail = "";
+  #leftOut = 0;
+
+  constructor(limit: number) {
+    this.#half = Math.ceil(limit / 2);
+  }
+
+  add(piece: string): this {
+    const room = this.#half - this.#head.length;
+    this.#head += piece.slice(0, room);
+    const rest = this.#tail + piece.slice(room);
+    this.#tail = rest.slice(-this.#half);
+    this.#leftOut += rest.length - this.#tail.length;
+    return this;
+  }
+
+  toString(): string {
+    if (this.#leftOut === 0) return this.#head + this.#tail;
+    return `${this.#head}\n… ${this.#leftOut} characters left out …\n${this.#tail}`;
+  }
+}
+
+const keepEnds = (whole: string, limit: number) => new Ends(limit).add(whole).toString();
+
+/**
+ * The real path of a file below `root`, which need not exist yet. Throws if it is outside:
+ * by "..", as an absolute path, in a sibling "root2", or behind a symbolic link.
+ */
+export function safePath(file: string, root: string): string {
+  const base = fs.realpathSync(root);
+  const target = path.resolve(base, file);
+  let existing = target;
+  while (!fs.lstatSync(existing, { throwIfNoEntry: false })) existing = path.dirname(existing);
+  // realpath fails on a link that leads nowhere. Good: writing there would create its target.
+  const real = path.join(fs.realpathSync(existing), path.relative(existing, target));
+  const inside = path.relative(base, real);
+  if (inside.split(path.sep)[0] === ".." || path.isAbsolute(inside)) {
+    throw new Error(`${file} is outside the workspace`);
+  }
+  return real;
+}
+
+// The file tools are synchronous on purpose: calls run side by side, and between the reading
+// and the writing of an edit nobody else gets a turn.
+
+function readText(file: string): string {
+  const stat = fs.statSync(file);
+  if (!stat.isFile()) throw new Error("not a file"); // reading a pipe would wait for ever
+  if (stat.size > 10_000_000)
+    throw new Error(`${stat.size} bytes are too many: look at parts with bash`);
+  const bytes = fs.readFileSync(file);
+  const content = bytes.toString("utf8");
+  // Written back, a file in another encoding would come out broken.
+  if (!Buffer.from(content).equals(bytes)) throw new Error("not a text file in UTF-8");
+  return content;
+}
+
+/** `words` with the line ends that the file has: a model writes "\n", whatever was there. */
+function withLineEnds(words: string, content: string): string {
+  return words.replace(/\r?\n/g, content.includes("\r\n") ? "\r\n" : "\n");
+}
+
+function writeText(name: string, content: string): string {
+  const file = safePath(name, WORKSPACE);
+  fs.mkdirSync(path.dirname(file), { recursive: true });
+  const before = fs.existsSync(file) ? fs.readFileSync(file, "utf8") : content;
+  fs.writeFileSync(file, withLineEnds(content, before));
+  return `wrote ${content.length} characters to ${name}`;
+}
+
+function editText(name: string, oldText: string, newText: string): string {
+  const file = safePath(name, WORKSPACE);
+  const content = readText(file);
+  const parts = content.split(withLineEnds(oldText, content));
+  if (!oldText || parts.length !== 2) {
+    const times = oldText ? parts.length - 1 : 0;
+    throw new Error(`old_text occurs ${times} times in ${name}; it must occur exactly once`);
+  }
+  fs.writeFileSync(file, parts.join(withLineEnds(newText, content)));
+  return `edited ${name}`;
+}
+
+// bash runs in the workspace but is not confined to it: it can do whatever you can. What it
+// gets no hold of are keys and tokens, so that no output of it carries them to the model.
+const SAFE_ENV = ["PATH", "HOME", "USER", "LANG", "TERM", "TZ", "TMPDIR", "TEMP", "TMP"];
+const WINDOWS_ENV = ["SystemRoot", "ComSpec", "PATHEXT", "USERPROFILE", "APPDATA", "LOCALAPPDATA"];
+const WINDOWS = process.platform === "win32";
+
+async function bash(command: string, seconds: number, signal?: AbortSignal): Promise<string> {
+  const env = Object.fromEntries(
+    [...SAFE_ENV, ...WINDOWS_ENV].map((name) => [name, process.env[name]]),
+  );
+  const child = spawn(command, {
+    shell: WINDOWS || "bash",
+    cwd: WORKSPACE,
+    env,
+    detached: !WINDOWS, // a process group of its own, which can be killed as one
+    stdio: ["ignore", "pipe", "pipe"],
+    windowsHide: true,
+  });
+  const output = new Ends(OUTPUT_LIMIT);
+  for (const stream of [child.stdout, child.stderr]) {
+    stream.setEncoding("utf8").on("data", (piece: string) => output.add(piece));
+  }
+  let stopped = "";
+  const stop = (why: string) => {
+    stopped = why;
+    killGroup(child.pid);
+    // A child that left the group may hold the pipes open: don't wait for it.
+    child.stdout.destroy();
+    child.stderr.destroy();
+  };
+  const interrupt = () => stop("interrupted by the user");
+  const limit = Math.min(Math.max(seconds, 1), 600);
+  const timer = setTimeout(() => stop(`stopped after ${limit} s`), limit * 1000);
+  signal?.addEventListener("abort", interrupt);
+  child.on("exit", () => WINDOWS || killGroup(child.pid)); // ends what runs on in the background
+  try {
+    const [code, killer] = await once(child, "close");
+    if (code === 0) return output.toString();
+    throw new Error(`${stopped || `exit code ${code ?? killer}`}\n${output}`);
+  } finally {
+    clearTimeout(timer);
+    signal?.removeEventListener("abort", interrupt);
+  }
+}
+
+function killGroup(pid: number | undefined): void {
+  if (pid === undefined) return;
+  if (WINDOWS) return void spawn("taskkill", ["/pid", String(pid), "/t", "/f"]);
+  try {
+    process.kill(-pid, "SIGKILL");
+  } catch {
+    // Nobody is left in the group.
+  }
+}
+
+// ---- All of it together ----
+
+async function main(): Promise<void> {
+  // The example of .env.example, copied and not filled in, is no key either.
+  if (!process.env.ANTHROPIC_API_KEY?.replace("sk-ant-your-key-here", "")) {
+    fail("ANTHROPIC_API_KEY is not set: copy .env.example to .env and put your key there.");
+    fail("No key? `npm start` runs the same program offline, with a practice model.");
+    process.exit(1);
+  }
+  info(`Talking to ${MODEL}. Ctrl+C stops a reply, "quit" leaves.`);
+  const conversation = new Conversation();
+  await new Terminal().run((line, signal) => runTurn(conversation, line, { onText: say, signal }));
+}
+
+if (RUN) await main();
