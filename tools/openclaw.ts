@@ -3,16 +3,9 @@
 // each source file, "//#region <path>" to "//#endregion": that is where we look.
 
 import { execFileSync, execSync } from "node:child_process";
-import {
-  existsSync,
-  mkdirSync,
-  readdirSync,
-  readFileSync,
-  realpathSync,
-  renameSync,
-  rmSync,
-} from "node:fs";
+import * as fs from "node:fs";
 import { join } from "node:path";
+import { isMain, ROOT } from "./sections.ts";
 
 export interface Reference {
   path: string;
@@ -26,15 +19,14 @@ export interface References {
   references: Reference[];
 }
 
-const ROOT = join(import.meta.dirname, "..");
 const CACHE = join(ROOT, ".openclaw");
 
 /** The text of each wanted source file, gathered from the scripts of an unpacked package. */
 export function regions(packageDir: string, wanted: Set<string>): Map<string, string> {
   const found = new Map<string, string>();
-  for (const name of readdirSync(packageDir, { recursive: true, encoding: "utf8" })) {
+  for (const name of fs.readdirSync(packageDir, { recursive: true, encoding: "utf8" })) {
     if (!/\.[cm]?js$/.test(name)) continue;
-    const text = readFileSync(join(packageDir, name), "utf8");
+    const text = fs.readFileSync(join(packageDir, name), "utf8");
     for (const [, path = "", body = ""] of text.matchAll(
       /^\/\/#region (.+?)\r?\n([\s\S]*?)^\/\/#endregion/gm,
     )) {
@@ -83,22 +75,22 @@ function unpacked(spec: string): string {
   }
   const name = spec.replace(/^@/, "").replace(/[/@]/g, "-");
   const target = join(CACHE, name);
-  if (existsSync(target)) return join(target, "package");
+  if (fs.existsSync(target)) return join(target, "package");
 
-  rmSync(`${target}.partial`, { recursive: true, force: true });
-  mkdirSync(`${target}.partial`, { recursive: true });
+  fs.rmSync(`${target}.partial`, { recursive: true, force: true });
+  fs.mkdirSync(`${target}.partial`, { recursive: true });
   console.log(`Downloading ${spec} …`);
   // npm is a .cmd file on Windows, which only a shell starts. The name was checked above.
   execSync(`npm pack ${spec} --silent`, { cwd: CACHE, stdio: ["ignore", "ignore", "inherit"] });
   // Relative paths: to GNU tar, the C: of a Windows path would be another computer.
   execFileSync("tar", ["-xzf", `${name}.tgz`, "-C", `${name}.partial`], { cwd: CACHE });
-  renameSync(`${target}.partial`, target);
-  rmSync(join(CACHE, `${name}.tgz`));
+  fs.renameSync(`${target}.partial`, target);
+  fs.rmSync(join(CACHE, `${name}.tgz`));
   return join(target, "package");
 }
 
 function main(): void {
-  const text = readFileSync(join(import.meta.dirname, "openclaw.json"), "utf8");
+  const text = fs.readFileSync(join(import.meta.dirname, "openclaw.json"), "utf8");
   const list: References = JSON.parse(text);
   const specs = new Set(list.references.map((reference) => reference.package ?? list.package));
   const lost = [...specs].flatMap((spec) =>
@@ -113,4 +105,4 @@ function main(): void {
   process.exitCode = lost.length > 0 ? 1 : 0;
 }
 
-if (process.argv[1] && realpathSync(process.argv[1]) === import.meta.filename) main();
+if (isMain(import.meta.filename)) main();
