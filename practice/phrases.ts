@@ -116,13 +116,13 @@ function patterns(...sources: string[]): RegExp[] {
 
 const ENGLISH: Patterns = {
   read: patterns(
-    `^(?:read|open|show(?: me)?|cat|print|display|view|look at|summari[sz]e)(?: what is in| the contents? of)? (?<paths>.*[./\\\\].*|it(?: again)?)$`,
-    `^what(?:'s| is) (?:in|inside) ${NAMED}$`,
+    `^(?:read|open|show(?: me)?|cat|(?:call|use) read_file (?:on|for|with)|print|display|view|look at|summari[sz]e)(?: what is in| the contents? of)? (?<paths>.*[./\\\\].*|it(?: again)?)$`,
+    "^what(?:'s| is) (?:in|inside) (?<paths>.*[./\\\\].*|it)$",
     `^what does ${NAMED} (?:say|contain)$`,
   ),
   run: patterns(
-    "^(?:use (?:the )?bash(?: tool)? to )?(?:run|execute)(?: the)?(?: shell)?(?: command)?:? `(?<command>[^`]+)`",
-    "^(?:use (?:the )?bash(?: tool)? to )?(?:run|execute)(?: the (?:shell )?command)?:? (?!(?:the|an?|in|out|it|away)\\b)(?<command>.+)$",
+    "^(?:use bash to )?(?:run|execute)(?: the)?(?: shell)?(?: command)?:? `(?<command>[^`]+)`",
+    "^(?:use bash to )?(?:run|execute)(?: the (?:shell )?command)?:? (?!(?:the|an?|in|out|it|away)\\b)(?<command>.+)$",
     "^`(?<command>[^`]+)`$",
     "^(?:run|execute) (?<script>it)$",
   ),
@@ -425,7 +425,7 @@ export const LANGUAGES: Language[] = [
       "gi",
     ),
     before:
-      /^(?:please|now|ok(?:ay)?|then|and|also|so|well|luna|sage|hi|hello|hey|(?:could|can|would|will) you(?: please)?|i (?:want|would like|need) you to|let's|try to|go ahead and)[,!]?\s+/i,
+      /^(?:please|now|ok(?:ay)?|then|and|also|so|well|luna|sage|hi|hello|hey|(?:could|can|would|will) you(?: please)?|i (?:want|would like|need) you to|let's|try to|go ahead and|use (?:the )?\w+ tool to)[,!]?\s+/i,
     after: /(?:[\s,]+(?:please|for me|now|thanks|thank you))?[\s.!?]*$/i,
     pronoun: /^it(?: again)?$/i,
     refers: /\bit\b/i,

@@ -1,0 +1,134 @@
+/** One request over HTTP, its answer, and its line in the log. */
+
+import type { IncomingMessage, ServerResponse } from "node:http";
+import type { PracticeRequest, StreamEvent } from "./reply.ts";
+
+export interface LoggedRequest {
+  at: number;
+  key: string;
+  model: string;
+  request: PracticeRequest;
+  /** The validator's sentence, if it refused the request. */
+  problem?: string;
+  /** Any other error that was answered or sent in the stream: "type: message". */
+  error?: string;
+  status: number;
+  stopReason?: string;
+  /** The client hung up before the end. */
+  aborted?: boolean;
+}
+
+/** One request and its answer: what is sent goes into the log as well. */
+export class Exchange {
+  readonly entry: LoggedRequest;
+  readonly id: string;
+  readonly version: string;
+  readonly parsed: boolean;
+  /** Resolves when the client is gone, or everything was sent. */
+  readonly hungUp: Promise<void>;
+  answered = false;
+  ended = false;
+  private readonly response: ServerResponse;
+
+  constructor(request: IncomingMessage, response: ServerResponse, body: string, number: number) {
+    const { headers } = request;
+    const json = parseJson(body);
+    this.response = response;
+    this.id = `req_practice${String(number).padStart(6, "0")}`;
+    this.version = String(headers["anthropic-version"] ?? "");
+    this.parsed = json !== undefined;
+    const read = json as PracticeRequest | undefined; // not checked yet: the validator comes next
+    this.entry = {
+      at: Date.now(),
+      key: String(headers["x-api-key"] ?? headers.authorization ?? "").replace(/^Bearer /i, ""),
+      model: String(read?.model ?? ""),
+      request: read ?? ({} as PracticeRequest), // the body was no JSON: there is nothing to show
+      status: 0,
+    };
+    this.hungUp = new Promise((resolve) => {
+      response.once("close", () => {
+        if (!this.ended) this.entry.aborted = true;
+        resolve();
+      });
+    });
+  }
+
+  send(status: number, body: unknown): void {
+    this.answered = true;
+    this.ended = true;
+    this.entry.status = status;
+    sendJson(this.response, status, body, { "request-id": this.id });
+  }
+
+  refuse(status: number, type: string, message: string, headers?: Record<string, string>): void {
+    this.answered = true;
+    this.ended = true;
+    this.entry.status = status;
+    if (!this.entry.problem) this.entry.error = `${type}: ${message}`;
+    sendError(this.response, status, type, message, headers ?? {}, this.id);
+  }
+
+  beginStream(): void {
+    this.answered = true;
+    this.entry.status = 200;
+    const headers = { "content-type": "text/event-stream", "cache-control": "no-cache" };
+    this.response.writeHead(200, { ...headers, "request-id": this.id });
+  }
+
+  /** Resolves when the event has left, so that a connection cut afterwards does not swallow it. */
+  event(event: StreamEvent): Promise<void> {
+    return new Promise((resolve) => {
+      const text = `event: ${event.type}\ndata: ${JSON.stringify(event)}\n\n`;
+      this.response.write(text, () => resolve());
+    });
+  }
+
+  end(): void {
+    this.ended = true;
+    this.response.end();
+  }
+
+  /** The connection breaks, and it is not the client's doing. */
+  drop(): void {
+    this.answered = true;
+    this.ended = true;
+    this.entry.error = "connection dropped";
+    this.response.destroy();
+  }
+}
+
+export function sendJson(
+  response: ServerResponse,
+  status: number,
+  body: unknown,
+  headers: Record<string, string> = {},
+): void {
+  response.writeHead(status, { "content-type": "application/json", ...headers });
+  response.end(JSON.stringify(body));
+}
+
+export function sendError(
+  response: ServerResponse,
+  status: number,
+  type: string,
+  message: string,
+  headers: Record<string, string>,
+  id: string,
+): void {
+  const body = { type: "error", error: { type, message }, request_id: id };
+  sendJson(response, status, body, { "request-id": id, ...headers });
+}
+
+export async function readBody(request: IncomingMessage): Promise<string> {
+  const chunks: Buffer[] = [];
+  for await (const chunk of request) chunks.push(chunk);
+  return Buffer.concat(chunks).toString("utf8");
+}
+
+function parseJson(text: string): unknown {
+  try {
+    return JSON.parse(text);
+  } catch {
+    return undefined;
+  }
+}

@@ -1,0 +1,118 @@
+/**
+ * `npm run practice`: the knobs of the practice world that `npm start` has started in another
+ * terminal. Without an argument it says which world is running; if none is, it starts a model
+ * that stands by itself and prints the settings with which a section uses it.
+ */
+
+import { parseArgs } from "node:util";
+import { FAILURES } from "./failures.ts";
+import type { LoggedRequest } from "./model.ts";
+import { isAlive, readWorld, startWorld, worldPath } from "./world.ts";
+
+const HELP = `npm run practice                         which world is running; if none is, start a model
+npm run practice -- fail 529             the next request fails; --times 3: the next three
+npm run practice -- drop                 the next request loses its connection
+npm run practice -- slow 5s              wait before every event of a reply; slow off: no more
+npm run practice -- log                  the last requests; --last 50: more of them
+
+Failures: ${FAILURES.join(" ")}`;
+
+/** Something to tell the person, in place of a stack. */
+class Trouble extends Error {}
+
+async function main(): Promise<void> {
+  const { values, positionals } = readArguments();
+  const [command, argument] = positionals;
+  if (values.help) console.log(HELP);
+  else if (command === undefined) await showOrStand();
+  else if (command === "fail") await fail(argument ?? "529", values.times);
+  else if (command === "drop") await fail("drop", values.times);
+  else if (command === "slow") await slow(argument);
+  else if (command === "log") await showLog(wholeNumber(values.last ?? "20", "--last"));
+  else throw new Trouble(`There is no "${command}".\n\n${HELP}`);
+}
+
+function readArguments() {
+  const text = { type: "string" } as const;
+  const options = { times: text, last: text, help: { type: "boolean", short: "h" } } as const;
+  try {
+    return parseArgs({ allowPositionals: true, options });
+  } catch (error) {
+    throw new Trouble(`${error instanceof Error ? error.message : error}\n\n${HELP}`);
+  }
+}
+
+async function showOrStand(): Promise<void> {
+  const world = readWorld();
+  if (world && isAlive(world.pid)) {
+    console.log(
+      `${world.user} is running in process ${world.pid}, with the model at ${world.url}.`,
+    );
+    console.log("npm run practice -- --help shows what you can turn.");
+    return;
+  }
+  if (world) console.log(`(${worldPath()} is left from process ${world.pid}, which is gone.)`);
+  const standing = await startWorld("A model by itself");
+  console.log("The practice model is running; Ctrl+C ends it. A section uses it with:\n");
+  for (const name of ["ANTHROPIC_API_KEY", "ANTHROPIC_BASE_URL"]) {
+    console.log(`${name}=${standing.settings[name]}`);
+  }
+  for (const signal of ["SIGINT", "SIGTERM"] as const) {
+    process.once(signal, () => void standing.stop());
+  }
+}
+
+async function fail(kind: string, times = "1"): Promise<void> {
+  await send("fail", { kind, times: wholeNumber(times, "--times") });
+  console.log(`The next ${times === "1" ? "request" : `${times} requests`}: ${kind}.`);
+}
+
+async function slow(argument = ""): Promise<void> {
+  const match = /^(\d+(?:\.\d+)?)(ms|s|m)?$/.exec(argument);
+  if (argument !== "off" && !match)
+    throw new Trouble(`slow ${argument}? Say slow 5s, or slow off.`);
+  const unit = { ms: 1, s: 1000, m: 60_000 }[match?.[2] ?? "s"] ?? 1000;
+  const ms = Number(match?.[1] ?? 0) * unit;
+  await send("slow", { ms });
+  console.log(ms > 0 ? `A wait of ${ms / 1000} s before every event.` : "No waits.");
+}
+
+async function showLog(last: number): Promise<void> {
+  const log = await send<LoggedRequest[]>("log");
+  if (log.length === 0) console.log("No requests yet.");
+  for (const entry of log.slice(-last)) {
+    const time = new Date(entry.at).toTimeString().slice(0, 8);
+    const count = entry.request.messages?.length ?? 0;
+    const ending = entry.aborted ? "stopped by the client" : (entry.stopReason ?? "under way");
+    const result = entry.problem ?? entry.error ?? ending;
+    console.log(`${time}  ${entry.model}  ${count} message${count === 1 ? "" : "s"}  ${result}`);
+  }
+}
+
+function wholeNumber(text: string, name: string): number {
+  if (!/^[1-9]\d*$/.test(text)) throw new Trouble(`${name} wants a whole number, not "${text}".`);
+  return Number(text);
+}
+
+async function send<Answer>(path: string, body?: object): Promise<Answer> {
+  const world = readWorld();
+  if (!world) throw new Trouble("No practice world is running: start one with npm start.");
+  if (!isAlive(world.pid)) {
+    const gone = `process ${world.pid} is gone and left ${worldPath()} behind`;
+    throw new Trouble(`No practice world is running (${gone}): start one with npm start.`);
+  }
+  const method = body ? "POST" : "GET";
+  const url = `${world.url}/_practice/${path}`;
+  const answer = await fetch(url, { method, body: body && JSON.stringify(body) });
+  const result = (await answer.json()) as Answer & { error?: string }; // our own server's form
+  if (!answer.ok) throw new Trouble(result.error ?? `The practice world said ${answer.status}.`);
+  return result;
+}
+
+try {
+  await main();
+} catch (error) {
+  if (!(error instanceof Trouble)) throw error;
+  console.error(error.message);
+  process.exitCode = 1;
+}
