@@ -210,64 +210,50 @@ export interface Turn extends TurnOptions {
 export type Handler = (input: Record<string, unknown>, turn: Turn) => string | Promise<string>;
 
 const string = (description: string) => ({ type: "string", description });
+const file = string("The path, relative to the workspace.");
+
+function tool(
+  name: string,
+  description: string,
+  properties: object,
+  optional = "",
+): Anthropic.Tool {
+  const required = Object.keys(properties).filter((field) => field !== optional);
+  return { name, description, input_schema: { type: "object", properties, required } };
+}
 
 /** What the model is told. It knows a tool by nothing but these words. */
 export const TOOLS: Anthropic.Tool[] = [
-  {
-    name: "bash",
-    description:
-      "Run a shell command in the workspace (bash; on Windows cmd.exe). Gives stdout and stderr. " +
+  tool(
+    "bash",
+    "Run a shell command in the workspace (bash; on Windows cmd.exe). Gives stdout and stderr. " +
       "What it leaves running in the background is ended with it.",
-    input_schema: {
-      type: "object",
-      properties: {
-        command: string("The command."),
-        seconds: { type: "integer", description: "Time limit, 1 to 600; 60 if left out." },
-      },
-      required: ["command"],
+    {
+      command: string("The command."),
+      seconds: { type: "integer", description: "Time limit, 1 to 600; 60 if left out." },
     },
-  },
-  {
-    name: "read_file",
-    description: "Read a text file of the workspace. A long one is shown without its middle.",
-    input_schema: {
-      type: "object",
-      properties: { path: string("The path, relative to the workspace.") },
-      required: ["path"],
-    },
-  },
-  {
-    name: "write_file",
-    description: "Write a text file of the workspace, with its folders. Replaces what was there.",
-    input_schema: {
-      type: "object",
-      properties: {
-        path: string("The path, relative to the workspace."),
-        content: string("The whole text of the file."),
-      },
-      required: ["path", "content"],
-    },
-  },
-  {
-    name: "edit_file",
-    description: "Replace one passage of a text file. The passage must occur exactly once.",
-    input_schema: {
-      type: "object",
-      properties: {
-        path: string("The path, relative to the workspace."),
-        old_text: string("The passage as it stands in the file, with enough round it."),
-        new_text: string("What stands there afterwards."),
-      },
-      required: ["path", "old_text", "new_text"],
-    },
-  },
+    "seconds",
+  ),
+  tool("read_file", "Read a text file of the workspace. A long one is shown without its middle.", {
+    path: file,
+  }),
+  tool(
+    "write_file",
+    "Write a text file of the workspace, with its folders. Replaces what was there.",
+    { path: file, content: string("The whole text of the file.") },
+  ),
+  tool("edit_file", "Replace one passage of a text file. It must occur exactly once.", {
+    path: file,
+    old_text: string("The passage as it stands in the file, with enough round it."),
+    new_text: string("What stands there afterwards."),
+  }),
 ];
 
 /** What runs here when the model says the name. */
 export const HANDLERS: Record<string, Handler> = {
-  bash: ({ command, seconds }, turn) => bash(String(command), Number(seconds ?? 60), turn.signal),
-  read_file: ({ path: file }) => readText(safePath(String(file), WORKSPACE)),
-  write_file: ({ path: file, content }) => writeText(String(file), String(content)),
+  bash: (input, turn) => bash(String(input.command), Number(input.seconds ?? 60), turn.signal),
+  read_file: (input) => readText(safePath(String(input.path), WORKSPACE)),
+  write_file: (input) => writeText(String(input.path), String(input.content)),
   edit_file: (input) =>
     editText(String(input.path), String(input.old_text), String(input.new_text)),
 };
@@ -313,10 +299,7 @@ function answerCalls(history: Message[]): Message[] {
 }
 
 /** Runs one call. Never throws: whatever goes wrong is a result that the model can work with. */
-export async function runTool(
-  call: Anthropic.ToolUseBlock,
-  turn: Turn,
-): Promise<Anthropic.ToolResultBlockParam> {
+export async function runTool(call: Anthropic.ToolUseBlock, turn: Turn) {
   info(`  ${call.name} ${keepEnds(JSON.stringify(call.input), 100)}`);
   try {
     const tool = TOOLS.find(({ name }) => name === call.name);
@@ -337,10 +320,7 @@ function result(id: string, output: string, failed = false): Anthropic.ToolResul
 }
 
 /** The input, if it has what the schema requires, in the right types. Throws, naming the field. */
-export function checkInput(
-  schema: Anthropic.Tool.InputSchema,
-  input: unknown,
-): Record<string, unknown> {
+export function checkInput(schema: Anthropic.Tool.InputSchema, input: unknown) {
   if (typeof input !== "object" || input === null) throw new Error("the input must be an object");
   const fields = { ...input } as Record<string, unknown>; // an object, as checked above
   const properties = (schema.properties ?? {}) as Record<
@@ -448,14 +428,12 @@ function editText(name: string, oldText: string, newText: string): string {
 
 // bash runs in the workspace but is not confined to it: it can do whatever you can. What it
 // gets no hold of are keys and tokens, so that no output of it carries them to the model.
-const SAFE_ENV = ["PATH", "HOME", "USER", "LANG", "TERM", "TZ", "TMPDIR", "TEMP", "TMP"];
-const WINDOWS_ENV = ["SystemRoot", "ComSpec", "PATHEXT", "USERPROFILE", "APPDATA", "LOCALAPPDATA"];
+const SAFE_ENV =
+  "PATH HOME USER LANG TERM TZ TMPDIR TEMP TMP SystemRoot ComSpec PATHEXT USERPROFILE APPDATA";
 const WINDOWS = process.platform === "win32";
 
 async function bash(command: string, seconds: number, signal?: AbortSignal): Promise<string> {
-  const env = Object.fromEntries(
-    [...SAFE_ENV, ...WINDOWS_ENV].map((name) => [name, process.env[name]]),
-  );
+  const env = Object.fromEntries(SAFE_ENV.split(" ").map((name) => [name, process.env[name]]));
   const child = spawn(command, {
     shell: WINDOWS || "bash",
     cwd: WORKSPACE,

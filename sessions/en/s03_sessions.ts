@@ -1,0 +1,986 @@
+// Sessions
+//
+// A conversation is a file that only ever gets longer. Replaying it gives back the history,
+// after a restart and after a crash.
+//
+//   append(message) ──► one more line in <key>/<id>.jsonl ──► and in memory
+//   start           ──► replay the lines ──► the same history
+//   too long?       ──► shorten tool results ──► summarise ──► say so
+//
+// New here: the session store, slash commands, and the guard that keeps a long conversation
+// inside the model's context window.
+// Run it:   npm start -- s03                         offline, with a practice model
+//           npx tsx sessions/en/s03_sessions.ts      with your key in .env
+// Left out on purpose: a database, branching a conversation, deleting old sessions,
+// writing memories down before a compaction.
+
+import { spawn } from "node:child_process";
+import { createHash, randomUUID } from "node:crypto";
+import { once } from "node:events";
+import fs from "node:fs";
+import path from "node:path";
+import { createInterface } from "node:readline";
+import { PassThrough } from "node:stream";
+import Anthropic from "@anthropic-ai/sdk";
+import dotenv from "dotenv";
+
+// ---- Configuration ----
+
+// Importing this file must do nothing: .env is read only if it is the file being run.
+const RUN = process.argv[1] && fs.realpathSync(process.argv[1]) === import.meta.filename;
+if (RUN) dotenv.config({ path: `${import.meta.dirname}/../../.env`, quiet: true });
+
+const MODEL = process.env.MODEL_ID || "claude-sonnet-5-5";
+const SYSTEM = "You are a helpful assistant. Answer briefly and plainly.";
+const WORKSPACE = process.env.CLAW0_WORKSPACE || path.join(import.meta.dirname, "../../workspace");
+const STATE = path.join(WORKSPACE, ".state"); // what the program keeps for itself
+const CONTEXT_TOKENS = Number(process.env.CONTEXT_TOKENS || 180_000);
+
+// ---- Terminal ----
+
+let atLineStart = true;
+
+/** Prints what the model says, piece by piece. */
+export function say(piece: string): void {
+  process.stdout.write(piece);
+  if (piece) atLineStart = piece.endsWith("\n");
+}
+
+const tint = (code: number, s: string) => (process.stdout.isTTY ? `\x1b[${code}m${s}\x1b[0m` : s);
+const sayLine = (line: string) => say(`${atLineStart ? "" : "\n"}${line}\n`);
+
+/** Lines of the program's own: dim, yellow, and red. */
+export const info = (line: string) => sayLine(tint(2, line));
+export const warn = (line: string) => sayLine(tint(33, line));
+export const fail = (line: string) => sayLine(tint(31, line));
+/** Marks a sentence for people that is printed somewhere else. */
+export const text = (sentence: string) => sentence;
+
+/** Reads lines from a person or a pipe, and hands them over one at a time. */
+export class Terminal {
+  /** Ctrl+C aborts the signal of the line being answered; at the prompt it leaves. */
+  async run(handle: (line: string, signal: AbortSignal) => Promise<unknown>): Promise<void> {
+    const { stdin, stdout } = process;
+    // readline would echo keys into a reply that is streaming. So it is paused meanwhile, and
+    // the keys wait here, between the keyboard and readline. Only Ctrl+C is seen at once.
+    const keys = Object.assign(new PassThrough(), { setRawMode: stdin.setRawMode?.bind(stdin) });
+    const terminal = stdin.isTTY && stdout.isTTY;
+    const reader = createInterface({ input: keys, output: stdout, terminal, prompt: "You > " });
+    const prompt = () => (terminal ? reader.prompt() : stdout.write("You > "));
+    let turn: AbortController | undefined;
+    const interrupt = () => (turn ? turn.abort() : reader.close());
+    process.on("SIGINT", interrupt);
+    reader.on("SIGINT", interrupt).on("line", () => terminal && reader.pause());
+    stdin.on("data", (typed) => (turn && typed[0] === 3 ? turn.abort() : keys.write(typed)));
+    stdin.on("end", () => keys.end());
+    prompt();
+    for await (const entered of reader) {
+      const line = entered.trim();
+      if (line === "quit" || line === "exit") break;
+      turn = new AbortController();
+      if (line) await handle(line, turn.signal).catch((e) => fail(`Failed: ${e.apiMessage ?? e}`));
+      turn = undefined;
+      if (!atLineStart) say("\n");
+      prompt();
+    }
+    stdin.destroy();
+    say("\n");
+  }
+}
+
+// ---- s01 · The agent loop ----
+
+type UserMessage = Anthropic.UserMessageParam & { content: Anthropic.ContentBlockParam[] };
+/** A reply is kept exactly as the API gave it: with its id, its stop reason and its usage. */
+export type Message = Anthropic.Message | UserMessage;
+
+/** The model remembers nothing from one call to the next. This list is all that it knows. */
+export class Conversation {
+  messages: Message[] = [];
+
+  append(message: Message): void {
+    this.messages.push(message);
+  }
+}
+
+/** How one turn is to run: who hears the reply as it arrives, and what can stop it. */
+export interface TurnOptions {
+  onText?(piece: string): void;
+  signal?: AbortSignal;
+}
+
+/** After these the model is not done; after the others it is, and here is what to tell a person. */
+const GO_ON = new Set<string | null>(["pause_turn"]);
+const STOP_NOTES: Record<string, string> = {
+  end_turn: "",
+  stop_sequence: "",
+  max_tokens: text("\n(The reply was cut off: it reached its limit of tokens.)"),
+  refusal: text("\n(The model refused. From now on it will not see this turn.)"),
+  model_context_window_exceeded: text("\n(Cut off: the model can read no more than this.)"),
+};
+const noteOf = (m: Message) => ("stop_reason" in m && STOP_NOTES[m.stop_reason ?? ""]) || "";
+const startsTurn = (m: Message) => m.role === "user" && resultsIn(m).length === 0;
+
+/** The history as the API accepts it: nothing blank, nothing refused, the roles in turn. */
+export function toRequest(history: Message[]): Anthropic.MessageParam[] {
+  const request: { role: "user" | "assistant"; content: Anthropic.ContentBlockParam[] }[] = [];
+  let turnStart = 0;
+  history = answerCalls(history);
+  for (const message of history) {
+    const last = request.at(-1);
+    const content = message.content.filter((block) => block.type !== "text" || block.text.trim());
+    // A reply may not end in thinking; if it does, the thinking was cut off.
+    while (content.at(-1)?.type.endsWith("thinking")) content.pop();
+    if (startsTurn(message) && last?.role !== "user") turnStart = request.length;
+    // What was refused once is refused again, together with all that follows it.
+    if ("stop_reason" in message && message.stop_reason === "refusal") request.length = turnStart;
+    else if (last?.role === message.role) last.content.push(...content);
+    else if (content.length > 0) request.push({ role: message.role, content });
+  }
+  return request;
+}
+
+/** Everything that one call needs. */
+export function buildRequest({ messages }: Conversation, _options: TurnOptions) {
+  return {
+    model: MODEL,
+    max_tokens: 8192,
+    system: SYSTEM,
+    tools: TOOLS,
+    messages: toRequest(messages),
+  };
+}
+
+/** One call. Gives the reply, or what had arrived of it when it was aborted. Throws API errors. */
+export async function callModel(request: Anthropic.MessageStreamParams, options: TurnOptions) {
+  // The SDK finds ANTHROPIC_API_KEY and ANTHROPIC_BASE_URL in the environment.
+  const stream = new Anthropic().messages.stream(request, { signal: options.signal });
+  let finished = 0;
+  stream.on("text", (piece) => options.onText?.(piece)).on("contentBlock", () => finished++);
+  try {
+    return await stream.finalMessage();
+  } catch (error) {
+    if (!options.signal?.aborted) throw error;
+    options.onText?.(" (interrupted)");
+    const arrived = stream.currentMessage?.content ?? [];
+    const kept = arrived.filter((block, index) => block.type === "text" || index < finished);
+    const content = [...kept, { type: "text", text: "(interrupted)", citations: null }];
+    // No stop reason, since nobody but us stopped it. id and usage only the API could give.
+    return { role: "assistant", content, stop_reason: null } as Anthropic.Message;
+  }
+}
+
+/** The loop. It goes by what is stored and nothing else, so it may be entered again at any point. */
+export async function continueTurn(conversation: Conversation, options: TurnOptions) {
+  while (needsReply(conversation.messages.at(-1))) {
+    checkRounds(conversation);
+    const reply = await callModel(buildRequest(conversation, options), options);
+    conversation.append(reply);
+    options.onText?.(noteOf(reply));
+    if (reply.stop_reason !== "tool_use") continue;
+    const turn = { ...options, conversation };
+    const results = await Promise.all(callsIn(reply).map((call) => runTool(call, turn)));
+    conversation.append({ role: "user", content: results });
+  }
+}
+
+const needsReply = (last?: Message) => last?.role === "user" || GO_ON.has(last?.stop_reason ?? "");
+
+/** Brings the turn to its end. Gives all that was said since the person spoke. */
+export async function finishTurn(conversation: Conversation, options: TurnOptions) {
+  await GUARD.run(conversation, options, () => continueTurn(conversation, options));
+  const start = conversation.messages.findLastIndex(startsTurn) + 1;
+  return conversation.messages.slice(start).map(spoken).filter(Boolean).join("\n\n");
+}
+
+const spoken = (message: Message) =>
+  message.content.map((b) => (b.type === "text" ? b.text : "")).join("") + noteOf(message);
+
+/** One turn. What the person said is on record before the model is asked, and stays there. */
+export async function runTurn(conversation: Conversation, input: string, options: TurnOptions) {
+  conversation.append({ role: "user", content: [{ type: "text", text: input }] });
+  return finishTurn(conversation, options);
+}
+
+// ---- s02 · Tool use ----
+
+/** What a handler knows of the turn that it works for. */
+export interface Turn extends TurnOptions {
+  conversation: Conversation;
+}
+
+/** Gets input that fits the tool's schema. Gives the output; what it throws, the model reads. */
+export type Handler = (input: Record<string, unknown>, turn: Turn) => string | Promise<string>;
+
+const string = (description: string) => ({ type: "string", description });
+const file = string("The path, relative to the workspace.");
+
+function tool(
+  name: string,
+  description: string,
+  properties: object,
+  optional = "",
+): Anthropic.Tool {
+  const required = Object.keys(properties).filter((field) => field !== optional);
+  return { name, description, input_schema: { type: "object", properties, required } };
+}
+
+/** What the model is told. It knows a tool by nothing but these words. */
+export const TOOLS: Anthropic.Tool[] = [
+  tool(
+    "bash",
+    "Run a shell command in the workspace (bash; on Windows cmd.exe). Gives stdout and stderr. " +
+      "What it leaves running in the background is ended with it.",
+    {
+      command: string("The command."),
+      seconds: { type: "integer", description: "Time limit, 1 to 600; 60 if left out." },
+    },
+    "seconds",
+  ),
+  tool("read_file", "Read a text file of the workspace. A long one is shown without its middle.", {
+    path: file,
+  }),
+  tool(
+    "write_file",
+    "Write a text file of the workspace, with its folders. Replaces what was there.",
+    { path: file, content: string("The whole text of the file.") },
+  ),
+  tool("edit_file", "Replace one passage of a text file. It must occur exactly once.", {
+    path: file,
+    old_text: string("The passage as it stands in the file, with enough round it."),
+    new_text: string("What stands there afterwards."),
+  }),
+];
+
+/** What runs here when the model says the name. */
+export const HANDLERS: Record<string, Handler> = {
+  bash: (input, turn) => bash(String(input.command), Number(input.seconds ?? 60), turn.signal),
+  read_file: (input) => readText(safePath(String(input.path), WORKSPACE)),
+  write_file: (input) => writeText(String(input.path), String(input.content)),
+  edit_file: (input) =>
+    editText(String(input.path), String(input.old_text), String(input.new_text)),
+};
+
+GO_ON.add("tool_use");
+const MAX_ROUNDS = 50;
+const OUTPUT_LIMIT = 30_000; // characters of one result, half of them from each end
+
+/** A model that goes round in circles costs money until somebody looks. */
+function checkRounds({ messages }: Conversation): void {
+  const replies = messages
+    .slice(messages.findLastIndex(startsTurn))
+    .filter((m) => m.role === "assistant");
+  if (replies.length < MAX_ROUNDS) return;
+  throw new Error(`stopped after ${MAX_ROUNDS} rounds of tool calls; say "go on" to go on`);
+}
+
+const callsIn = (message: Message | undefined) =>
+  message?.role === "assistant" ? message.content.filter((block) => block.type === "tool_use") : [];
+const resultsIn = (message: Message | undefined) =>
+  message?.role === "user" ? message.content.filter((block) => block.type === "tool_result") : [];
+
+/**
+ * The history with one result for every call, right after it, as the API demands. A call is
+ * left open by a crash, by Ctrl+C, or by `max_tokens` in the middle of its input.
+ */
+function answerCalls(history: Message[]): Message[] {
+  return history.flatMap((message, index): Message[] => {
+    if (message.role === "user") {
+      const asked = new Set(callsIn(history[index - 1]).map(({ id }) => id));
+      const content = message.content.filter(
+        (block) => block.type !== "tool_result" || asked.delete(block.tool_use_id),
+      );
+      return [{ ...message, content }];
+    }
+    const answered = new Set(resultsIn(history[index + 1]).map((block) => block.tool_use_id));
+    const open = callsIn(message).filter(({ id }) => !answered.has(id));
+    if (open.length === 0) return [message];
+    const cut = message.stop_reason === "max_tokens";
+    const why = cut ? "cut off; it was not run" : "interrupted; it may have run";
+    return [message, { role: "user", content: open.map(({ id }) => result(id, why, true)) }];
+  });
+}
+
+/** Runs one call. Never throws: whatever goes wrong is a result that the model can work with. */
+export async function runTool(call: Anthropic.ToolUseBlock, turn: Turn) {
+  info(`  ${call.name} ${keepEnds(JSON.stringify(call.input), 100)}`);
+  try {
+    const tool = TOOLS.find(({ name }) => name === call.name);
+    const handler = HANDLERS[call.name];
+    if (!tool || !handler) throw new Error(`there is no tool ${call.name}`);
+    const input = checkInput(tool.input_schema, call.input);
+    if (turn.signal?.aborted) throw new Error("interrupted; it was not run");
+    return result(call.id, await handler(input, turn));
+  } catch (error) {
+    return result(call.id, error instanceof Error ? error.message : String(error), true);
+  }
+}
+
+function result(id: string, output: string, failed = false): Anthropic.ToolResultBlockParam {
+  // Half a character, from output that was cut, would make the whole request invalid.
+  const content = keepEnds(output, OUTPUT_LIMIT).toWellFormed() || "(no output)";
+  return { type: "tool_result", tool_use_id: id, content, ...(failed && { is_error: true }) };
+}
+
+/** The input, if it has what the schema requires, in the right types. Throws, naming the field. */
+export function checkInput(schema: Anthropic.Tool.InputSchema, input: unknown) {
+  if (typeof input !== "object" || input === null) throw new Error("the input must be an object");
+  const fields = { ...input } as Record<string, unknown>; // an object, as checked above
+  const properties = (schema.properties ?? {}) as Record<
+    string,
+    { type?: string; enum?: unknown[] }
+  >; // ours
+  for (const name of schema.required ?? []) {
+    if (fields[name] === undefined) throw new Error(`${name} is missing`);
+  }
+  for (const [name, { type, enum: values }] of Object.entries(properties)) {
+    const value = fields[name];
+    if (value === undefined) continue;
+    const fits = type === "integer" ? Number.isInteger(value) : !type || typeof value === type;
+    if (!fits) throw new Error(`${name} must be of type ${type}`);
+    if (values && !values.includes(value)) throw new Error(`${name} must be one of ${values}`);
+  }
+  return fields;
+}
+
+/** Text whose two ends are kept while it grows, so that a flood of output costs no memory. */
+class Ends {
+  #half: number;
+  #head = "";
+  #tail = "";
+  #leftOut = 0;
+
+  constructor(limit: number) {
+    this.#half = Math.ceil(limit / 2);
+  }
+
+  add(piece: string): this {
+    const room = this.#half - this.#head.length;
+    this.#head += piece.slice(0, room);
+    const rest = this.#tail + piece.slice(room);
+    this.#tail = rest.slice(-this.#half);
+    this.#leftOut += rest.length - this.#tail.length;
+    return this;
+  }
+
+  toString(): string {
+    if (this.#leftOut === 0) return this.#head + this.#tail;
+    return `${this.#head}\n… ${this.#leftOut} characters left out …\n${this.#tail}`;
+  }
+}
+
+const keepEnds = (whole: string, limit: number) => new Ends(limit).add(whole).toString();
+
+/**
+ * The real path of a file below `root`, which need not exist yet. Throws if it is outside:
+ * by "..", as an absolute path, in a sibling "root2", or behind a symbolic link.
+ */
+export function safePath(file: string, root: string): string {
+  const base = fs.realpathSync(root);
+  const target = path.resolve(base, file);
+  let existing = target;
+  while (!fs.lstatSync(existing, { throwIfNoEntry: false })) existing = path.dirname(existing);
+  // realpath fails on a link that leads nowhere. Good: writing there would create its target.
+  const real = path.join(fs.realpathSync(existing), path.relative(existing, target));
+  const inside = path.relative(base, real);
+  if (inside.split(path.sep)[0] === ".." || path.isAbsolute(inside)) {
+    throw new Error(`${file} is outside the workspace`);
+  }
+  if (inside.split(path.sep)[0]?.toLowerCase() === ".state") {
+    throw new Error(`${file} belongs to the program itself`);
+  }
+  return real;
+}
+
+// The file tools are synchronous on purpose: calls run side by side, and between the reading
+// and the writing of an edit nobody else gets a turn.
+
+function readText(file: string): string {
+  const stat = fs.statSync(file);
+  if (!stat.isFile()) throw new Error("not a file"); // reading a pipe would wait for ever
+  if (stat.size > 10_000_000)
+    throw new Error(`${stat.size} bytes are too many: look at parts with bash`);
+  const bytes = fs.readFileSync(file);
+  const content = bytes.toString("utf8");
+  // Written back, a file in another encoding would come out broken.
+  if (!Buffer.from(content).equals(bytes)) throw new Error("not a text file in UTF-8");
+  return content;
+}
+
+/** `words` with the line ends that the file has: a model writes "\n", whatever was there. */
+function withLineEnds(words: string, content: string): string {
+  return words.replace(/\r?\n/g, content.includes("\r\n") ? "\r\n" : "\n");
+}
+
+function writeText(name: string, content: string): string {
+  const file = safePath(name, WORKSPACE);
+  fs.mkdirSync(path.dirname(file), { recursive: true });
+  const before = fs.existsSync(file) ? fs.readFileSync(file, "utf8") : content;
+  fs.writeFileSync(file, withLineEnds(content, before));
+  return `wrote ${content.length} characters to ${name}`;
+}
+
+function editText(name: string, oldText: string, newText: string): string {
+  const file = safePath(name, WORKSPACE);
+  const content = readText(file);
+  const parts = content.split(withLineEnds(oldText, content));
+  if (!oldText || parts.length !== 2) {
+    const times = oldText ? parts.length - 1 : 0;
+    throw new Error(`old_text occurs ${times} times in ${name}; it must occur exactly once`);
+  }
+  fs.writeFileSync(file, parts.join(withLineEnds(newText, content)));
+  return `edited ${name}`;
+}
+
+// bash runs in the workspace but is not confined to it: it can do whatever you can. What it
+// gets no hold of are keys and tokens, so that no output of it carries them to the model.
+const SAFE_ENV =
+  "PATH HOME USER LANG TERM TZ TMPDIR TEMP TMP SystemRoot ComSpec PATHEXT USERPROFILE APPDATA";
+const WINDOWS = process.platform === "win32";
+
+async function bash(command: string, seconds: number, signal?: AbortSignal): Promise<string> {
+  const env = Object.fromEntries(SAFE_ENV.split(" ").map((name) => [name, process.env[name]]));
+  const child = spawn(command, {
+    shell: WINDOWS || "bash",
+    cwd: WORKSPACE,
+    env,
+    detached: !WINDOWS, // a process group of its own, which can be killed as one
+    stdio: ["ignore", "pipe", "pipe"],
+    windowsHide: true,
+  });
+  const output = new Ends(OUTPUT_LIMIT);
+  for (const stream of [child.stdout, child.stderr]) {
+    stream.setEncoding("utf8").on("data", (piece: string) => output.add(piece));
+  }
+  let stopped = "";
+  const stop = (why: string) => {
+    stopped = why;
+    killGroup(child.pid);
+    // A child that left the group may hold the pipes open: don't wait for it.
+    child.stdout.destroy();
+    child.stderr.destroy();
+  };
+  const interrupt = () => stop("interrupted by the user");
+  const limit = Math.min(Math.max(seconds, 1), 600);
+  const timer = setTimeout(() => stop(`stopped after ${limit} s`), limit * 1000);
+  signal?.addEventListener("abort", interrupt);
+  child.on("exit", () => WINDOWS || killGroup(child.pid)); // ends what runs on in the background
+  try {
+    const [code, killer] = await once(child, "close");
+    if (code === 0) return output.toString();
+    throw new Error(`${stopped || `exit code ${code ?? killer}`}\n${output}`);
+  } finally {
+    clearTimeout(timer);
+    signal?.removeEventListener("abort", interrupt);
+  }
+}
+
+function killGroup(pid: number | undefined): void {
+  if (pid === undefined) return;
+  if (WINDOWS) return void spawn("taskkill", ["/pid", String(pid), "/t", "/f"]);
+  try {
+    process.kill(-pid, "SIGKILL");
+  } catch {
+    // Nobody is left in the group.
+  }
+}
+
+// ---- s03 · Sessions ----
+
+/** The parts of a running program. Each section adds its own. */
+export interface App {
+  store: SessionStore;
+  key: string; // of the conversation that the terminal is in
+}
+
+/** One line of a session file. Line 1 is the header; keepFrom is the number of a line. */
+interface LogRecord {
+  at?: string;
+  label?: string;
+  message?: Message;
+  compaction?: { summary: string; keepFrom: number };
+  shorten?: { toolUseIds: string[] };
+}
+
+/**
+ * A file of JSON lines that is only ever appended to. A line that can't be read, torn by a
+ * crash perhaps, stays where it is, is named by its number, and hides no other.
+ */
+class Log {
+  readonly file: string;
+  lines = 0;
+  #torn = false;
+
+  constructor(file: string) {
+    this.file = file;
+  }
+
+  /** Every readable line, with its number. */
+  read(): { line: number; record: object }[] {
+    if (!fs.existsSync(this.file)) return [];
+    const lines = fs.readFileSync(this.file, "utf8").split("\n");
+    this.#torn = lines.at(-1) !== "";
+    if (!this.#torn) lines.pop();
+    this.lines = lines.length;
+    return lines.flatMap((content, index) => {
+      const record = parseObject(content);
+      if (record) return [{ line: index + 1, record }];
+      warn(`${this.file}, line ${index + 1}: not readable, skipped. It stays in the file.`);
+      return [];
+    });
+  }
+
+  /** On disk when it returns. Gives the number of the line. */
+  append(record: object): number {
+    // The rest of a torn line would swallow this one, unless a new line begins first.
+    const line = `${this.#torn ? "\n" : ""}${JSON.stringify(record)}\n`;
+    this.#torn = true;
+    fs.appendFileSync(this.file, line);
+    this.#torn = false;
+    this.lines++;
+    return this.lines;
+  }
+}
+
+function parseObject(json: string): object | undefined {
+  try {
+    const value: unknown = JSON.parse(json);
+    return typeof value === "object" && !Array.isArray(value) ? (value ?? undefined) : undefined;
+  } catch {
+    return undefined;
+  }
+}
+
+/** A conversation on disk: the same list, and behind it a file with all that it ever was. */
+export class Session extends Conversation {
+  readonly id: string;
+  label = "";
+  at = "";
+  summary = ""; // of what compaction took out of the list
+  rewritten = 0; // so many messages from the start the API's figures no longer describe
+  #log: Log;
+  #lines = new Map<Message, number>();
+
+  /** Replays the file. */
+  constructor(file: string) {
+    super();
+    this.id = path.basename(file, ".jsonl");
+    this.#log = new Log(file);
+    for (const { line, record } of this.#log.read()) this.#replay(record, line);
+  }
+
+  #replay(record: LogRecord, line: number): void {
+    if (line === 1) Object.assign(this, { label: record.label ?? "", at: record.at ?? "" });
+    if (Array.isArray(record.message?.content)) this.#add(record.message, line);
+    if (record.compaction) this.#compact(record.compaction.summary, record.compaction.keepFrom);
+    if (record.shorten) this.#shorten(new Set(record.shorten.toolUseIds));
+  }
+
+  #record(record: LogRecord): number {
+    return this.#log.append({ at: new Date().toISOString(), ...record });
+  }
+
+  override append(message: Message): void {
+    this.#add(message, this.#record({ message }));
+  }
+
+  #add(message: Message, line: number): void {
+    super.append(message);
+    this.#lines.set(message, line);
+  }
+
+  /** From now on the history is the summary and what follows from `kept` on. The file keeps all. */
+  compact(summary: string, kept: Message | undefined): void {
+    const keepFrom = (kept && this.#lines.get(kept)) ?? this.#log.lines + 1;
+    this.#record({ compaction: { summary, keepFrom } });
+    this.#compact(summary, keepFrom);
+  }
+
+  #compact(summary: string, keepFrom: number): void {
+    const kept = this.messages.filter((message) => (this.#lines.get(message) ?? 0) >= keepFrom);
+    const told = `Summary of our conversation so far:\n${summary}`;
+    const noted = [{ type: "text", text: "I have read the summary.", citations: null }];
+    this.summary = summary;
+    this.messages = [
+      { role: "user", content: [{ type: "text", text: told }] },
+      // A reply of our own, like the one after Ctrl+C. It keeps the summary apart from what follows.
+      { role: "assistant", content: noted, stop_reason: null } as Anthropic.Message,
+      ...kept,
+    ];
+    this.rewritten = this.messages.length;
+  }
+
+  /** Cuts the results of these calls down to their two ends, in the history but not in the file. */
+  shorten(toolUseIds: string[]): void {
+    this.#record({ shorten: { toolUseIds } });
+    this.#shorten(new Set(toolUseIds));
+  }
+
+  #shorten(ids: Set<string>): void {
+    for (const block of this.messages.flatMap(resultsIn)) {
+      if (ids.has(block.tool_use_id)) block.content = shortened(block);
+    }
+    this.rewritten = this.messages.length;
+  }
+}
+/** All sessions, in `dir`: a folder for each key, and in it a file for each session. */
+export class SessionStore {
+  #dir: string;
+  #open = new Map<string, Session>();
+
+  constructor(dir: string) {
+    this.#dir = dir;
+  }
+
+  /** The session that this key is in; a new one, if it has none yet. */
+  current(key: string): Session {
+    const open = this.#open.get(key) ?? this.#stored(key) ?? this.create(key);
+    this.#open.set(key, open);
+    return open;
+  }
+
+  /** Begins a new session for this key, and makes it the current one. */
+  create(key: string, label = ""): Session {
+    const id = randomUUID().slice(0, 8);
+    const header = { v: 1, id, key, label, at: new Date().toISOString() };
+    fs.mkdirSync(this.#folder(key), { recursive: true });
+    fs.writeFileSync(this.#file(key, id), `${JSON.stringify(header)}\n`, { flag: "wx" });
+    return this.#enter(key, new Session(this.#file(key, id)));
+  }
+
+  /** The sessions of this key, the newest last. */
+  list(key: string): Session[] {
+    if (!fs.existsSync(this.#folder(key))) return [];
+    const files = fs.readdirSync(this.#folder(key)).filter((name) => name.endsWith(".jsonl"));
+    const sessions = files.map((name) => new Session(path.join(this.#folder(key), name)));
+    return sessions.sort((a, b) => (a.at < b.at ? -1 : 1));
+  }
+
+  /** Goes back to the session whose id begins with `prefix`. Throws unless there is exactly one. */
+  switch(key: string, prefix: string): Session {
+    const found = this.list(key).filter(({ id }) => prefix && id.startsWith(prefix));
+    if (found.length === 1 && found[0]) return this.#enter(key, found[0]);
+    throw new Error(`${found.length} sessions begin with "${prefix}"; /list shows them`);
+  }
+
+  #enter(key: string, session: Session): Session {
+    replaceFile(path.join(this.#folder(key), "current"), session.id);
+    this.#open.set(key, session);
+    return session;
+  }
+
+  /** What the file "current" names. If that makes no sense, the newest session: nothing is lost. */
+  #stored(key: string): Session | undefined {
+    const pointer = path.join(this.#folder(key), "current");
+    if (!fs.existsSync(pointer)) return this.list(key).at(-1);
+    const id = fs.readFileSync(pointer, "utf8");
+    if (/^[\w-]+$/.test(id) && fs.existsSync(this.#file(key, id))) {
+      return new Session(this.#file(key, id));
+    }
+    fs.renameSync(pointer, `${pointer}.broken`);
+    warn(`${pointer} named no session and is set aside; going on with the newest one.`);
+    return this.list(key).at(-1);
+  }
+
+  #folder(key: string): string {
+    const name = encodeURIComponent(key.toLowerCase()).replaceAll("*", "%2A");
+    const short = name.length <= 200; // file systems stop at 255
+    return path.join(this.#dir, short ? name : createHash("sha256").update(name).digest("hex"));
+  }
+
+  #file(key: string, id: string): string {
+    return path.join(this.#folder(key), `${id}.jsonl`);
+  }
+}
+
+/** Writes a small file so that a crash leaves the old one or the new one, never half of it. */
+function replaceFile(file: string, content: string): void {
+  fs.writeFileSync(`${file}.tmp`, content);
+  fs.renameSync(`${file}.tmp`, file);
+}
+
+/** Two programs that append to one session would tear it. Throws if another one has `dir`. */
+export function lockFolder(dir: string): void {
+  const file = path.join(dir, "lock");
+  const mine = `${process.pid} ${randomUUID()}`;
+  fs.mkdirSync(dir, { recursive: true });
+  if (fs.existsSync(file)) {
+    const before = fs.readFileSync(file, "utf8");
+    const pid = Number.parseInt(before, 10);
+    const inUse = `process ${pid} is using ${path.dirname(dir)}: stop it, or set CLAW0_WORKSPACE`;
+    if (isAlive(pid)) throw new Error(`${inUse} (if ${pid} is another program, delete ${file})`);
+    // Of two that find the same dead lock, one may already have made its own: look, and give back.
+    const taken = `${file}.${process.pid}`;
+    fs.renameSync(file, taken);
+    const same = fs.readFileSync(taken, "utf8") === before;
+    if (!same) fs.renameSync(taken, file);
+    else fs.rmSync(taken);
+  }
+  fs.writeFileSync(file, mine, { flag: "wx" });
+  process.on("exit", () => fs.rmSync(file, { force: true }));
+}
+
+function isAlive(pid: number): boolean {
+  // Our own number, left by a life before this one: in a container they are the same.
+  if (!(pid > 0) || pid === process.pid) return false;
+  try {
+    return process.kill(pid, 0);
+  } catch (error) {
+    return (error as NodeJS.ErrnoException).code === "EPERM"; // alive, but somebody else's
+  }
+}
+
+/** Tokens of a text, roughly: four characters to a token, but one for Chinese, Japanese, Korean. */
+export function estimateTokens(words: string): number {
+  const wide = words.match(
+    /\p{Script=Han}|\p{Script=Hiragana}|\p{Script=Katakana}|\p{Script=Hangul}/gu,
+  );
+  const wideCount = wide?.length ?? 0;
+  return wideCount + Math.ceil((words.length - wideCount) / 4);
+}
+
+const tokensOf = (messages: Message[]) =>
+  estimateTokens(JSON.stringify(messages.map(({ content }) => content)));
+
+const BIG_RESULT = 2_000; // characters; a shortened result keeps half as many
+const FULL = 0.85; // of the window: the reply needs room too
+const KEPT = 0.3; // of what there was, verbatim after a compaction
+
+const SUMMARISE =
+  "Summarise this conversation for the assistant who will go on with it. Keep names, numbers, " +
+  "paths and ids exactly, what was decided, what failed, and what the user still waits for. " +
+  "Facts only, at most 400 words.";
+
+function shortened({ content }: Anthropic.ToolResultBlockParam): string {
+  return keepEnds(String(content), BIG_RESULT / 2).toWellFormed();
+}
+
+const isBig = ({ content }: Anthropic.ToolResultBlockParam) => String(content).length > BIG_RESULT;
+
+/** The API has no error type of its own for this: it is the one error we tell by its words. */
+export function isOverflow(error: unknown): boolean {
+  return error instanceof Anthropic.BadRequestError && /prompt is too long/i.test(error.message);
+}
+
+/** Layer 2 of the onion: keeps the conversation inside the context window. */
+export class ContextGuard {
+  readonly limit: number; // tokens
+
+  constructor(limit: number) {
+    this.limit = limit;
+  }
+
+  /** Tokens of the next request: the API's own figure, and an estimate of what came after it. */
+  size(conversation: Conversation): number {
+    const { messages } = conversation;
+    const old = conversation instanceof Session ? conversation.rewritten : 0;
+    const at = messages.findLastIndex(
+      (m, i) => i >= old && m.role === "assistant" && m.stop_reason,
+    );
+    const last = messages[at];
+    const tail = tokensOf(messages.slice(at + 1));
+    if (last?.role !== "assistant") return tail + estimateTokens(JSON.stringify([SYSTEM, TOOLS]));
+    const { usage } = last;
+    const cached = (usage.cache_read_input_tokens ?? 0) + (usage.cache_creation_input_tokens ?? 0);
+    return usage.input_tokens + cached + usage.output_tokens + tail;
+  }
+
+  /** Runs `inner`. If the conversation is too long for it, shortens it step by step, three at most. */
+  async run(conversation: Conversation, options: TurnOptions, inner: () => Promise<void>) {
+    const steps = [
+      () => this.shortenResults(conversation),
+      () => this.summarise(conversation, options, KEPT),
+      () => this.summarise(conversation, options, 0),
+    ];
+    const shrink = async () => {
+      for (let step = steps.shift(); step; step = steps.shift()) if (await step()) return true;
+      return false;
+    };
+    if (this.size(conversation) > this.limit * FULL) await shrink();
+    for (;;) {
+      try {
+        return await inner();
+      } catch (error) {
+        if (!isOverflow(error)) throw error;
+        if (await shrink()) continue;
+        throw new Error("too long for the model, even shortened; /new begins a new session");
+      }
+    }
+  }
+
+  /** Step 1: cuts big tool results. False if there are none. */
+  shortenResults(conversation: Conversation): boolean {
+    const big = conversation.messages.flatMap(resultsIn).filter(isBig);
+    if (big.length === 0 || !(conversation instanceof Session)) return false;
+    conversation.shorten(big.map((block) => block.tool_use_id));
+    info(`  (the conversation is long: ${big.length} tool results shortened)`);
+    return true;
+  }
+
+  /** Step 2 and 3: a summary takes the place of the older turns. False if there are none. */
+  async summarise(conversation: Conversation, options: TurnOptions, keep: number) {
+    if (!(conversation instanceof Session)) return false;
+    const { messages } = conversation;
+    const budget = Math.min(this.limit, this.size(conversation));
+    const cut = cutPoint(messages, budget * keep);
+    const old = messages.slice(conversation.summary ? 2 : 0, cut);
+    if (old.length === 0) return false;
+    const words = old.map((message) => `${message.role}: ${wordsIn(message)}`).join("\n");
+    conversation.compact(await askSummary(conversation, words, budget / 2, options), messages[cut]);
+    info(`  (the conversation is long: ${old.length} messages summarised)`);
+    return true;
+  }
+}
+
+/** Asks for a summary of the newest text that fits; of half as much, if that was too much. */
+async function askSummary(session: Session, old: string, tokens: number, options: TurnOptions) {
+  for (let fit = tokens; ; fit /= 2) {
+    const newest = old.slice(-Math.ceil((old.length * fit) / estimateTokens(old))).toWellFormed();
+    const content = `Summary so far: ${session.summary || "none"}\n\nSince then:\n${newest}`;
+    const messages = [{ role: "user" as const, content }];
+    const request = { model: MODEL, max_tokens: 2048, system: SUMMARISE, messages };
+    try {
+      const reply = await callModel(request, { ...options, onText: undefined });
+      options.signal?.throwIfAborted(); // then the reply is half a summary, and worse than none
+      if (reply.stop_reason !== "refusal" && wordsIn(reply)) return wordsIn(reply);
+      throw new Error("the model gave no summary; /new begins a new session");
+    } catch (error) {
+      if (!isOverflow(error) || fit < 100) throw error;
+    }
+  }
+}
+
+/** Where the kept part begins: at the start of a turn, as early as `tokens` allow. */
+function cutPoint(messages: Message[], tokens: number): number {
+  let cut = messages.length;
+  let size = 0;
+  for (const [index, message] of [...messages.entries()].reverse()) {
+    size += tokensOf([message]);
+    if (size > tokens) break;
+    if (startsTurn(message)) cut = index;
+  }
+  // A turn that is under way stays whole: without its question the answer makes no sense.
+  const underWay = needsReply(messages.at(-1)) ? messages.findLastIndex(startsTurn) : cut;
+  return Math.min(cut, underWay);
+}
+
+function wordsIn({ content }: Message): string {
+  const words = content.map((block) => {
+    if (block.type === "text") return block.text;
+    if (block.type === "tool_use") return `[${block.name} ${JSON.stringify(block.input)}]`;
+    return block.type === "tool_result" ? `[result: ${shortened(block)}]` : "";
+  });
+  return words.join("\n");
+}
+
+const GUARD = new ContextGuard(CONTEXT_TOKENS);
+
+TOOLS.push(
+  tool("list_directory", "List a folder of the workspace.", { path: file }, "path"),
+  tool("get_current_time", "Get the date, the time and the time zone.", {}),
+);
+
+Object.assign(HANDLERS, {
+  list_directory: (input) => {
+    const folder = safePath(String(input.path ?? "."), WORKSPACE);
+    const entries = fs.readdirSync(folder, { withFileTypes: true });
+    const names = entries.map((entry) => entry.name + (entry.isDirectory() ? "/" : ""));
+    return names
+      .filter((name) => name !== ".state/")
+      .sort()
+      .join("\n");
+  },
+  get_current_time: () => new Date().toString(),
+} satisfies Record<string, Handler>);
+
+/** What a person types behind a slash. `run` gets the rest of the line, and gives what to show. */
+export interface Command {
+  help: string;
+  run(args: string, app: App, options: TurnOptions): string | Promise<string>;
+}
+
+export const COMMANDS: Record<string, Command> = {};
+
+function command(name: string, help: string, run: Command["run"]): void {
+  COMMANDS[name] = { help, run };
+}
+
+/** Runs "/name the rest". Gives what to show. */
+async function runCommand(line: string, app: App, options: TurnOptions): Promise<string> {
+  const [name = "", ...rest] = line.slice(1).split(" ");
+  const found = Object.hasOwn(COMMANDS, name) ? COMMANDS[name] : undefined;
+  if (!found) return text(`There is no command /${name}. /help lists them.`);
+  return found.run(rest.join(" ").trim(), app, options);
+}
+
+command("help", "what you can type here", () =>
+  Object.entries(COMMANDS)
+    .map(([name, { help }]) => `/${name.padEnd(10)} ${help}`)
+    .join("\n"),
+);
+
+command("new", "[label]: begin a new session", (label, { store, key }) => {
+  const { id } = store.create(key, label);
+  return text(`Session ${id} begins. The old one is kept: /list shows it.`);
+});
+
+command("list", "the sessions of this conversation", (_args, { store, key }) =>
+  store
+    .list(key)
+    .map((session) => {
+      const mark = session.id === store.current(key).id ? "*" : " ";
+      const count = session.messages.length;
+      return text(`${mark} ${session.id}  ${session.at}  ${count} messages  ${session.label}`);
+    })
+    .join("\n"),
+);
+
+command("switch", "<id>: go back to a session, by the beginning of its id", (id, app) => {
+  const session = app.store.switch(app.key, id);
+  return text(`In session ${session.id}, ${session.messages.length} messages.`);
+});
+
+command("context", "how full the context window is", (_args, { store, key }) => {
+  const size = GUARD.size(store.current(key));
+  const percent = Math.round((size / GUARD.limit) * 100);
+  return text(`About ${size} of ${GUARD.limit} tokens (${percent}%).`);
+});
+
+command("compact", "put a summary in the place of the older turns", async (_args, app, options) => {
+  const done = await GUARD.summarise(app.store.current(app.key), options, KEPT);
+  return done ? text("Done.") : text("Nothing to summarise yet.");
+});
+
+const TERMINAL_KEY = "agent:luna:cli:direct:owner"; // agent, name, channel, kind, who
+
+// ---- All of it together ----
+
+async function main(): Promise<void> {
+  // The example of .env.example, copied and not filled in, is no key either.
+  if (!process.env.ANTHROPIC_API_KEY?.replace("sk-ant-your-key-here", "")) {
+    fail("ANTHROPIC_API_KEY is not set: copy .env.example to .env and put your key there.");
+    fail("No key? `npm start` runs the same program offline, with a practice model.");
+    process.exit(1);
+  }
+  if (!(CONTEXT_TOKENS >= 1000)) {
+    fail(`CONTEXT_TOKENS is "${process.env.CONTEXT_TOKENS}": a number of 1000 or more is needed.`);
+    process.exit(1);
+  }
+  lockFolder(STATE);
+  const app: App = { store: new SessionStore(path.join(STATE, "sessions")), key: TERMINAL_KEY };
+  const { id, messages } = app.store.current(app.key);
+  info(`Talking to ${MODEL}. Ctrl+C stops a reply, "quit" leaves.`);
+  info(`Session ${id}, ${messages.length} messages. /help lists the commands.`);
+  await new Terminal().run(async (line, signal) => {
+    const options = { onText: say, signal };
+    if (line.startsWith("/")) return info(await runCommand(line, app, options));
+    return runTurn(app.store.current(app.key), line, options);
+  });
+}
+
+if (RUN) {
+  await main().catch((error) => {
+    fail(error.message);
+    process.exit(1);
+  });
+}
