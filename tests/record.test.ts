@@ -26,7 +26,11 @@ const answers: Record<string, () => unknown> = {
   note: () => appendFileSync(workspace + "/.state/notes.jsonl", '{"note":"a long line"}\\n'),
   notes: () => readFileSync(workspace + "/.state/notes.jsonl", "utf8").length,
   ask,
-  hang: () => { console.log("[hang] for ever"); return new Promise(() => setInterval(() => {}, 1000)); },
+  fence: () => "\`\`\`\\n",
+  hang: () => {
+    console.log("[hang] for ever");
+    return new Promise(() => setInterval(() => {}, 1000));
+  },
   crash: () => { throw new Error("on purpose"); },
 };
 console.log("A toy.");
@@ -134,11 +138,17 @@ describe("a recording", () => {
     );
   });
 
+  test("fails when its own end would be in what is printed", async () => {
+    await expect(lesson("s02", "You > fence")).rejects.toThrow(/one backtick more/);
+  });
+
   test("fails with what the section said when it crashes or has left", async () => {
     await expect(lesson("s02", "You > hello", "You > crash")).rejects.toThrow(
       /on purpose[\s\S]*exit code 1[\s\S]*You said: hello/,
     );
     await expect(lesson("s02", "You > quit", "You > hello")).rejects.toThrow(/can't be typed/);
+    const never = lesson("s02", "You > hello", "You said: no", "$ kill -9");
+    await expect(never).rejects.toThrow(/never printed "You said: no"/);
     await expect(lesson("s02", "You > x", "$ cat workspace/no.md")).rejects.toThrow(
       /no file no.md/,
     );

@@ -56,7 +56,7 @@ class Recording {
       if (!this.#child) throw new Error(`The program has ended; "${step.line}" can't be typed.`);
       this.text += `${step.line}\n`;
       this.#child.stdin?.write(`${step.line}\n`);
-      await (next?.do === "kill" && next.after ? this.#see(next.after) : this.#prompt());
+      await this.#ready(next?.do === "kill" ? next.after : undefined);
     }
   }
 
@@ -92,7 +92,7 @@ class Recording {
       this.#wake();
     });
     this.#child = child;
-    await this.#prompt();
+    await this.#ready();
   }
 
   async #until(done: () => boolean): Promise<void> {
@@ -103,16 +103,12 @@ class Recording {
     }
   }
 
-  async #prompt(): Promise<void> {
-    await this.#until(() => /(^|\n)You > $/.test(this.#fresh));
-    this.#add();
-  }
-
-  /** Waits for a piece of output. What follows it is left out: the section is killed now. */
-  async #see(output: string): Promise<void> {
-    await this.#until(() => this.#fresh.includes(output));
-    if (!this.#fresh.includes(output)) this.#errors += `It never printed "${output}".`;
-    this.#fresh = this.#fresh.slice(0, this.#fresh.indexOf(output) + output.length);
+  /** Waits for the prompt; or only for a piece of output, what follows it being left out. */
+  async #ready(output = ""): Promise<void> {
+    const seen = () => output !== "" && this.#fresh.includes(output);
+    await this.#until(() => seen() || /(^|\n)You > $/.test(this.#fresh));
+    if (seen()) this.#fresh = this.#fresh.slice(0, this.#fresh.indexOf(output) + output.length);
+    else if (output !== "") this.#errors += `It never printed "${output}".`;
     this.#add();
   }
 
@@ -165,7 +161,7 @@ export function normalise(text: string, folders: Record<string, string>): string
     .replace(/[ \t]+$/gm, "");
 }
 
-/** Makes one recording, in a copy of the template workspace and with a practice model of its own. */
+/** Makes one recording, in a copy of the template workspace, with a practice model of its own. */
 export async function record(
   { setup, steps }: Transcript,
   file: string,
@@ -173,8 +169,8 @@ export async function record(
 ): Promise<string[]> {
   const folder = fs.realpathSync.native(fs.mkdtempSync(path.join(tmpdir(), "claw0-record-")));
   const workspace = path.join(folder, "workspace");
-  const filter = (name: string) => path.basename(name) !== ".state";
-  fs.cpSync(template, workspace, { recursive: true, filter });
+  fs.cpSync(template, workspace, { recursive: true });
+  fs.rmSync(path.join(workspace, ".state"), { recursive: true, force: true });
   const model = await startModel();
   for (const { kind, times } of setup.failures) model.fail(kind, times);
   const settings = {
@@ -209,6 +205,10 @@ export async function recordLesson(
   const lines = markdown.split("\n");
   for (const transcript of found.reverse()) {
     const recorded = await record(transcript, fileOf(transcript.section), template);
+    const [fence = "```"] = /`+/.exec(lines[transcript.from - 1] ?? "") ?? [];
+    if (recorded.some((line) => line.trimStart().startsWith(fence))) {
+      throw new Error(`A section printed ${fence}. Put one backtick more round that transcript.`);
+    }
     lines.splice(transcript.from, transcript.to - transcript.from - 1, ...recorded);
   }
   return lines.join("\n");
@@ -217,8 +217,7 @@ export async function recordLesson(
 /** The lessons that are there: all, or those of some sections or of one language. */
 export function existingLessons(only: string[] = [], language?: string) {
   const codes = [...readLanguages(ROOT).keys()].filter((code) => code === (language ?? code));
-  const wanted = (name: string) =>
-    only.length === 0 || only.includes(name) || only.includes(short(name));
+  const wanted = (name: string) => only.length === 0 || only.includes(short(name));
   return codes
     .flatMap((code) => SECTIONS.filter(wanted).map((name) => sectionPath(code, name, "md")))
     .filter((file) => fs.existsSync(path.join(ROOT, file)));

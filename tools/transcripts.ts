@@ -1,5 +1,4 @@
-// Transcripts in lessons: what they look like, and the steps that a recording takes. CONTRIBUTING.md
-// has the rules for authors; in short:
+// Transcripts in lessons: what they look like, and the steps that a recording takes.
 //
 //   <!-- record s02 context_tokens=4000 fail=529x2 -->
 //   ```console
