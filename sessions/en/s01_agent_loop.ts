@@ -154,7 +154,7 @@ export async function callModel(request: Anthropic.MessageStreamParams, options:
   }
 }
 
-/** The loop. It goes by what is stored and nothing else, so it may be entered again at any point. */
+/** The loop. It goes by what is stored and nothing else, so it can be entered at any point. */
 export async function continueTurn(conversation: Conversation, options: TurnOptions) {
   while (needsReply(conversation.messages.at(-1))) {
     const reply = await callModel(buildRequest(conversation, options), options);

@@ -170,7 +170,7 @@ export async function callModel(request: Anthropic.MessageStreamParams, options:
   }
 }
 
-/** The loop. It goes by what is stored and nothing else, so it may be entered again at any point. */
+/** The loop. It goes by what is stored and nothing else, so it can be entered at any point. */
 export async function continueTurn(conversation: Conversation, options: TurnOptions) {
   while (needsReply(conversation.messages.at(-1))) {
     checkRounds(conversation);
@@ -493,7 +493,17 @@ export interface App {
   key: string; // of the conversation that the terminal is in
 }
 
-/** One line of a session file. Line 1 is the header; keepFrom is the number of a line. */
+// A session file, line by line. Nothing in it is ever changed or taken out: what makes the
+// history shorter is one more line, which says what to leave out when the file is replayed.
+//
+//   1  {"v":1,"id":"668cefd2","key":"agent:luna:cli:direct:owner","label":"","at":…}
+//   2  {"at":…,"message":{"role":"user",…}}
+//   3  {"at":…,"message":{"role":"assistant",…,"usage":{…}}}        as the API gave it
+//   4  {"at":…,"shorten":{"toolUseIds":["toolu_1"]}}                step 1 of the guard
+//   5  {"at":…,"message":{"role":"user",…}}
+//   6  {"at":…,"compaction":{"summary":"Ada …","keepFrom":5}}       step 2: lines 2 to 4 go
+
+/** One line of a session file, whichever it is. */
 interface LogRecord {
   at?: string;
   label?: string;
@@ -530,10 +540,11 @@ class Log {
     });
   }
 
-  /** On disk when it returns. Gives the number of the line. */
+  /** Adds the time. On disk when it returns, by the number of its line. */
   append(record: object): number {
+    const json = JSON.stringify({ at: new Date().toISOString(), ...record });
     // The rest of a torn line would swallow this one, unless a new line begins first.
-    const line = `${this.#torn ? "\n" : ""}${JSON.stringify(record)}\n`;
+    const line = `${this.#torn ? "\n" : ""}${json}\n`;
     this.#torn = true;
     fs.appendFileSync(this.file, line);
     this.#torn = false;
@@ -542,6 +553,7 @@ class Log {
   }
 }
 
+/** The object in `json`, or undefined: also for what parses and is no object, like `null`. */
 function parseObject(json: string): object | undefined {
   try {
     const value: unknown = JSON.parse(json);
@@ -576,12 +588,9 @@ export class Session extends Conversation {
     if (record.shorten) this.#shorten(new Set(record.shorten.toolUseIds));
   }
 
-  #record(record: LogRecord): number {
-    return this.#log.append({ at: new Date().toISOString(), ...record });
-  }
-
+  /** On disk before it is in the list: what the model is told has always been kept. */
   override append(message: Message): void {
-    this.#add(message, this.#record({ message }));
+    this.#add(message, this.#log.append({ message }));
   }
 
   #add(message: Message, line: number): void {
@@ -589,10 +598,10 @@ export class Session extends Conversation {
     this.#lines.set(message, line);
   }
 
-  /** From now on the history is the summary and what follows from `kept` on. The file keeps all. */
+  /** From now on the history is the summary, and what follows from `kept` on. */
   compact(summary: string, kept: Message | undefined): void {
     const keepFrom = (kept && this.#lines.get(kept)) ?? this.#log.lines + 1;
-    this.#record({ compaction: { summary, keepFrom } });
+    this.#log.append({ compaction: { summary, keepFrom } });
     this.#compact(summary, keepFrom);
   }
 
@@ -603,26 +612,31 @@ export class Session extends Conversation {
     this.summary = summary;
     this.messages = [
       { role: "user", content: [{ type: "text", text: told }] },
-      // A reply of our own, like the one after Ctrl+C. It keeps the summary apart from what follows.
+      // A reply of our own, as after Ctrl+C. It keeps the summary apart from the next turn: if
+      // that is refused, it goes, and the summary stays.
       { role: "assistant", content: noted, stop_reason: null } as Anthropic.Message,
       ...kept,
     ];
     this.rewritten = this.messages.length;
   }
 
-  /** Cuts the results of these calls down to their two ends, in the history but not in the file. */
+  /** From now on the results of these calls are only their two ends. */
   shorten(toolUseIds: string[]): void {
-    this.#record({ shorten: { toolUseIds } });
+    this.#log.append({ shorten: { toolUseIds } });
     this.#shorten(new Set(toolUseIds));
   }
 
   #shorten(ids: Set<string>): void {
     for (const block of this.messages.flatMap(resultsIn)) {
+      // In place, so that the message keeps its line number.
       if (ids.has(block.tool_use_id)) block.content = shortened(block);
     }
     this.rewritten = this.messages.length;
   }
 }
+// A key says who talks to whom; a session is one conversation of theirs. There is no list of all
+// sessions in a file of its own: the folders are the list, so nothing can fall out of step with it.
+
 /** All sessions, in `dir`: a folder for each key, and in it a file for each session. */
 export class SessionStore {
   #dir: string;
@@ -702,29 +716,28 @@ function replaceFile(file: string, content: string): void {
 /** Two programs that append to one session would tear it. Throws if another one has `dir`. */
 export function lockFolder(dir: string): void {
   const file = path.join(dir, "lock");
-  const mine = `${process.pid} ${randomUUID()}`;
   fs.mkdirSync(dir, { recursive: true });
   if (fs.existsSync(file)) {
     const before = fs.readFileSync(file, "utf8");
     const pid = Number.parseInt(before, 10);
-    const inUse = `process ${pid} is using ${path.dirname(dir)}: stop it, or set CLAW0_WORKSPACE`;
-    if (isAlive(pid)) throw new Error(`${inUse} (if ${pid} is another program, delete ${file})`);
-    // Of two that find the same dead lock, one may already have made its own: look, and give back.
+    const who = `process ${pid} is using ${path.dirname(dir)}`;
+    if (isAlive(pid)) throw new Error(`${who}: stop it, set CLAW0_WORKSPACE, or delete ${file}`);
+    // Two starters may find the same dead lock, and the other may have put its own there since.
+    // So: take it away, which only one of them can, look at it again, and give back a live one.
     const taken = `${file}.${process.pid}`;
     fs.renameSync(file, taken);
-    const same = fs.readFileSync(taken, "utf8") === before;
-    if (!same) fs.renameSync(taken, file);
-    else fs.rmSync(taken);
+    if (fs.readFileSync(taken, "utf8") !== before) fs.renameSync(taken, file);
+    fs.rmSync(taken, { force: true });
   }
-  fs.writeFileSync(file, mine, { flag: "wx" });
-  process.on("exit", () => fs.rmSync(file, { force: true }));
+  fs.writeFileSync(file, `${process.pid} ${randomUUID()}`, { flag: "wx" }); // fails if it exists
+  process.on("exit", () => fs.rmSync(file, { force: true })); // SIGKILL leaves it: see above
 }
 
 function isAlive(pid: number): boolean {
   // Our own number, left by a life before this one: in a container they are the same.
   if (!(pid > 0) || pid === process.pid) return false;
   try {
-    return process.kill(pid, 0);
+    return process.kill(pid, 0); // signal 0 only asks
   } catch (error) {
     return (error as NodeJS.ErrnoException).code === "EPERM"; // alive, but somebody else's
   }
@@ -732,20 +745,22 @@ function isAlive(pid: number): boolean {
 
 /** Tokens of a text, roughly: four characters to a token, but one for Chinese, Japanese, Korean. */
 export function estimateTokens(words: string): number {
-  const wide = words.match(
-    /\p{Script=Han}|\p{Script=Hiragana}|\p{Script=Katakana}|\p{Script=Hangul}/gu,
-  );
-  const wideCount = wide?.length ?? 0;
-  return wideCount + Math.ceil((words.length - wideCount) / 4);
+  const wide = words.match(/[\p{sc=Han}\p{sc=Hiragana}\p{sc=Katakana}\p{sc=Hangul}]/gu) ?? [];
+  return wide.length + Math.ceil((words.length - wide.length) / 4);
 }
 
 const tokensOf = (messages: Message[]) =>
   estimateTokens(JSON.stringify(messages.map(({ content }) => content)));
 
+// What to do when a conversation grows too long. Tool results are the cheapest thing to lose:
+// the model can read the file again. Turns are dearer, so they are summarised and not dropped.
+// All of it happens to the history in memory; on disk there are only more lines.
+
 const BIG_RESULT = 2_000; // characters; a shortened result keeps half as many
 const FULL = 0.85; // of the window: the reply needs room too
 const KEPT = 0.3; // of what there was, verbatim after a compaction
 
+// The names and ids matter most: with "the file" for "src/a.ts", the model has to ask again.
 const SUMMARISE =
   "Summarise this conversation for the assistant who will go on with it. Keep names, numbers, " +
   "paths and ids exactly, what was decided, what failed, and what the user still waits for. " +
@@ -755,9 +770,7 @@ function shortened({ content }: Anthropic.ToolResultBlockParam): string {
   return keepEnds(String(content), BIG_RESULT / 2).toWellFormed();
 }
 
-const isBig = ({ content }: Anthropic.ToolResultBlockParam) => String(content).length > BIG_RESULT;
-
-/** The API has no error type of its own for this: it is the one error we tell by its words. */
+/** The API has no error type for this. It is the one error that we tell by its words. */
 export function isOverflow(error: unknown): boolean {
   return error instanceof Anthropic.BadRequestError && /prompt is too long/i.test(error.message);
 }
@@ -773,6 +786,7 @@ export class ContextGuard {
   /** Tokens of the next request: the API's own figure, and an estimate of what came after it. */
   size(conversation: Conversation): number {
     const { messages } = conversation;
+    // After a compaction the old figures would still say "too long", and it would never end.
     const old = conversation instanceof Session ? conversation.rewritten : 0;
     const at = messages.findLastIndex(
       (m, i) => i >= old && m.role === "assistant" && m.stop_reason,
@@ -785,7 +799,7 @@ export class ContextGuard {
     return usage.input_tokens + cached + usage.output_tokens + tail;
   }
 
-  /** Runs `inner`. If the conversation is too long for it, shortens it step by step, three at most. */
+  /** Runs `inner`; shortens the conversation if it is too long for it, in three steps at most. */
   async run(conversation: Conversation, options: TurnOptions, inner: () => Promise<void>) {
     const steps = [
       () => this.shortenResults(conversation),
@@ -796,6 +810,7 @@ export class ContextGuard {
       for (let step = steps.shift(); step; step = steps.shift()) if (await step()) return true;
       return false;
     };
+    // Before the call by our own count, which costs nothing; after it by what the API says.
     if (this.size(conversation) > this.limit * FULL) await shrink();
     for (;;) {
       try {
@@ -810,7 +825,8 @@ export class ContextGuard {
 
   /** Step 1: cuts big tool results. False if there are none. */
   shortenResults(conversation: Conversation): boolean {
-    const big = conversation.messages.flatMap(resultsIn).filter(isBig);
+    const results = conversation.messages.flatMap(resultsIn);
+    const big = results.filter(({ content }) => String(content).length > BIG_RESULT);
     if (big.length === 0 || !(conversation instanceof Session)) return false;
     conversation.shorten(big.map((block) => block.tool_use_id));
     info(`  (the conversation is long: ${big.length} tool results shortened)`);
@@ -821,6 +837,7 @@ export class ContextGuard {
   async summarise(conversation: Conversation, options: TurnOptions, keep: number) {
     if (!(conversation instanceof Session)) return false;
     const { messages } = conversation;
+    // If the API said "too long" below our limit, then our limit is wrong: go by what there is.
     const budget = Math.min(this.limit, this.size(conversation));
     const cut = cutPoint(messages, budget * keep);
     const old = messages.slice(conversation.summary ? 2 : 0, cut);
@@ -834,6 +851,7 @@ export class ContextGuard {
 
 /** Asks for a summary of the newest text that fits; of half as much, if that was too much. */
 async function askSummary(session: Session, old: string, tokens: number, options: TurnOptions) {
+  // The text to be summarised was too long for one request, so not all of it can be shown.
   for (let fit = tokens; ; fit /= 2) {
     const newest = old.slice(-Math.ceil((old.length * fit) / estimateTokens(old))).toWellFormed();
     const content = `Summary so far: ${session.summary || "none"}\n\nSince then:\n${newest}`;
@@ -850,7 +868,10 @@ async function askSummary(session: Session, old: string, tokens: number, options
   }
 }
 
-/** Where the kept part begins: at the start of a turn, as early as `tokens` allow. */
+/**
+ * Where the kept part begins: at the start of a turn, as early as `tokens` allow. Anywhere else
+ * the cut could fall between a call and its result, and no request would be valid again.
+ */
 function cutPoint(messages: Message[], tokens: number): number {
   let cut = messages.length;
   let size = 0;
@@ -885,10 +906,8 @@ Object.assign(HANDLERS, {
     const folder = safePath(String(input.path ?? "."), WORKSPACE);
     const entries = fs.readdirSync(folder, { withFileTypes: true });
     const names = entries.map((entry) => entry.name + (entry.isDirectory() ? "/" : ""));
-    return names
-      .filter((name) => name !== ".state/")
-      .sort()
-      .join("\n");
+    const visible = names.filter((name) => name !== ".state/");
+    return visible.sort().join("\n");
   },
   get_current_time: () => new Date().toString(),
 } satisfies Record<string, Handler>);
@@ -924,16 +943,12 @@ command("new", "[label]: begin a new session", (label, { store, key }) => {
   return text(`Session ${id} begins. The old one is kept: /list shows it.`);
 });
 
-command("list", "the sessions of this conversation", (_args, { store, key }) =>
-  store
-    .list(key)
-    .map((session) => {
-      const mark = session.id === store.current(key).id ? "*" : " ";
-      const count = session.messages.length;
-      return text(`${mark} ${session.id}  ${session.at}  ${count} messages  ${session.label}`);
-    })
-    .join("\n"),
-);
+command("list", "the sessions of this conversation", (_args, { store, key }) => {
+  const current = store.current(key).id;
+  const line = ({ id, at, messages, label }: Session) =>
+    `${id === current ? "*" : " "} ${id}  ${at}  ${messages.length}  ${label}`;
+  return store.list(key).map(line).join("\n");
+});
 
 command("switch", "<id>: go back to a session, by the beginning of its id", (id, app) => {
   const session = app.store.switch(app.key, id);
@@ -962,10 +977,7 @@ async function main(): Promise<void> {
     fail("No key? `npm start` runs the same program offline, with a practice model.");
     process.exit(1);
   }
-  if (!(CONTEXT_TOKENS >= 1000)) {
-    fail(`CONTEXT_TOKENS is "${process.env.CONTEXT_TOKENS}": a number of 1000 or more is needed.`);
-    process.exit(1);
-  }
+  if (!(CONTEXT_TOKENS >= 1000)) throw new Error("CONTEXT_TOKENS must be a number from 1000 up");
   lockFolder(STATE);
   const app: App = { store: new SessionStore(path.join(STATE, "sessions")), key: TERMINAL_KEY };
   const { id, messages } = app.store.current(app.key);
