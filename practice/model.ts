@@ -229,7 +229,7 @@ export class PracticeModel {
     } else {
       exchange.send(200, reply.message);
     }
-    if (exchange.ended) entry.stopReason = reply.message.stop_reason;
+    if (exchange.ended && !entry.error) entry.stopReason = reply.message.stop_reason;
   }
 
   private async stream(
