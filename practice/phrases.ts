@@ -54,6 +54,8 @@ export interface Language {
   /** "it", for the file that was named before: alone, and anywhere in a request. */
   pronoun: RegExp;
   refers: RegExp;
+  /** A text that is a summary itself. */
+  isSummary: RegExp;
   /** Over and over: to try the limit of rounds. */
   forever: RegExp;
   explanations: [RegExp, string][];
@@ -429,6 +431,7 @@ export const LANGUAGES: Language[] = [
     after: /(?:[\s,]+(?:please|for me|now|thanks|thank you))?[\s.!?]*$/i,
     pronoun: /^it(?: again)?$/i,
     refers: /\bit\b/i,
+    isSummary: /^\W*(?:a )?summary of\b/i,
     forever: /,? (?:forever|again and again|over and over|and never stop)\b/i,
     explanations: EXPLANATIONS,
     operators: [

@@ -86,13 +86,15 @@ export function trimWords(text: string, language: Language): string {
   return rest.replace(language.after, "");
 }
 
-export function findPaths(text: string): string[] {
-  const quoted =
-    /`([^`\s]+)`|"([^"\s]+)"|((?:\.{1,2}\/|~\/|\/)?[\w@-][\w@./-]*\.\w{1,8}|[\w@.~-]*\/[\w@./-]*)/g;
-  const found = [...text.replace(/https?:\S+/g, "").matchAll(quoted)].map(
-    (match) => match[1] ?? match[2] ?? match[3] ?? "",
-  );
-  return [...new Set(found)].filter((path) => !/^(?:e\.g|i\.e|\d+\.\d+|\/+)$/.test(path));
+/** Words with a dot or a slash in them, and, if wanted, whatever stands in quotation marks. */
+export function findPaths(text: string, quoted = false): string[] {
+  const word = /(?:\.{1,2}\/|~\/|\/)?[\w@-][\w@./-]{0,99}\.\w{1,8}|[\w@.~-]{0,99}\/[\w@./-]*/;
+  const pattern = quoted
+    ? /`([^`\s]+)`|"([^"\s]+)"|'([^'\s]+)'/.source + `|(${word.source})`
+    : word;
+  const found = [...text.replace(/https?:\S+/g, "").matchAll(new RegExp(pattern, "g"))];
+  const paths = found.map((match) => match.slice(1).find((part) => part) ?? match[0]);
+  return [...new Set(paths)].filter((path) => !/^(?:e\.g|i\.e|\d+\.\d+|\/+)$/.test(path));
 }
 
 /** What a part of a request may refer to. */
@@ -166,7 +168,9 @@ function write(found: Groups, { language, last }: Around): Omit<Wish, "what">[] 
 }
 
 function read(found: Groups, { language, last }: Around): Omit<Wish, "what">[] {
-  const named = found.path ? [resolve(found.path, language, last)] : findPaths(found.paths ?? "");
+  const named = found.path
+    ? [resolve(found.path, language, last)]
+    : findPaths(found.paths ?? "", true);
   const paths = named.length > 0 ? named : [last];
   return paths.filter(Boolean).map((path) => {
     return { tool: "read_file", values: { path }, on: path, missing: "tool" };

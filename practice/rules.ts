@@ -9,12 +9,18 @@ import { type Call, findPaths, makePlan, type Plan, trimWords } from "./plan.ts"
 import type { PracticeRequest, Scripted } from "./reply.ts";
 import { countTokens } from "./tokens.ts";
 
+/** A text as long as this is a document, not a request. */
+const LONG = 2000;
+
 type Block = Anthropic.ContentBlockParam;
 type Groups = Record<string, string | undefined>;
 
 /** What the rules look at. */
 interface Situation {
+  /** The request; of a long text its end, where the question is. */
   text: string;
+  /** The same in full, for a conversation that is to be summarised. */
+  whole: string;
   language: Language;
   /** What the user said before that, oldest first. */
   earlier: string[];
@@ -52,13 +58,15 @@ function look(request: PracticeRequest): Situation {
   const last = said.findLastIndex(({ role, block }) => role === "user" && block.type === "text");
   const after = said.slice(last + 1);
   const calls = after.filter(({ block }) => block.type === "tool_use");
-  const text = textOf(said[last]?.block);
+  const whole = textOf(said[last]?.block);
+  const text = whole.length > LONG ? whole.slice(-500) : whole;
   const { system } = request;
   return {
     text,
+    whole,
     language: LANGUAGES.find(({ script }) => script.test(text)) ?? firstLanguage(),
     earlier: said.slice(0, Math.max(0, last)).flatMap(({ role, block }) => {
-      return role === "user" && block.type === "text" ? [block.text] : [];
+      return role === "user" && block.type === "text" ? [block.text.slice(0, 2 * LONG)] : [];
     }),
     after: after.map(({ block }) => block),
     rounds: new Set(calls.map(({ message }) => message)).size,
@@ -96,9 +104,8 @@ function cutAt(limit: number, scripted: Scripted): Scripted {
 
 function planFor(now: Situation): Plan {
   const { text, tools, language } = now;
-  const before = now.earlier.flatMap(findPaths).at(-1) ?? "";
-  // A text as long as this is a document, not a request.
-  if (text.length > 2000) return { steps: [], missing: [] };
+  if (now.whole.length > LONG) return { steps: [], missing: [] };
+  const before = now.earlier.flatMap((earlier) => findPaths(earlier)).at(-1) ?? "";
   return makePlan(text.replace(language.forever, ""), tools, language, before);
 }
 
@@ -159,8 +166,8 @@ const RULES: [keyof Patterns, Rule][] = [
   ["capital", (now, { place = "" }) => capital(place, now.language)],
   ["think", (now, { topic = "" }) => think(topic, now.language)],
   ["count", (_now, { from, to }) => count(Number(from ?? 1), Number(to))],
-  ["whatDidISay", (now) => now.language.say.youSaid(now.earlier.at(-1))],
-  ["history", (now) => now.language.say.history(now.earlier.map(oneLine))],
+  ["whatDidISay", (now) => now.language.say.youSaid(requestsOf(now).at(-1))],
+  ["history", (now) => now.language.say.history(requestsOf(now).map(oneLine))],
   ["say", (_now, { content }) => content],
   ["haiku", (now) => now.language.say.haiku],
   ["story", (now) => story(now.language)],
@@ -292,7 +299,7 @@ function calculate(expression: string, language: Language): string | undefined {
 // ---- Summaries ----
 
 function wantsSummary(now: Situation): boolean {
-  const { text, system, language } = now;
+  const { whole: text, system, language } = now;
   const { summary, summarySystem } = language.patterns;
   // "Summarise notes.txt" is about a file.
   if (text.length < 200 && findPaths(text).length > 0) return false;
@@ -304,13 +311,19 @@ function wantsSummary(now: Situation): boolean {
   );
 }
 
+/** A summary that a program put into the conversation is not a request of the user's. */
+function requestsOf({ earlier, language }: Situation): string[] {
+  return earlier.filter((text) => !language.isSummary.test(text));
+}
+
 /** Keeps what a later question may need: what the user told, the files, the last requests. */
 function summarise(now: Situation): string {
-  const texts = [...now.earlier, now.text];
-  const written = [...now.text.matchAll(/^\W*(?:user|human)\W*?[:\]]\s*(.+)$/gim)];
-  const requests = [...now.earlier, ...written.map((match) => match[1] ?? "")].map(oneLine);
+  const texts = [...now.earlier, now.whole];
+  const line = /^[^\w\n]{0,9}(?:user|human)[^\w\n]{0,9}?[:\]] *(\w.+)$/gim;
+  const written = [...now.whole.matchAll(line)];
+  const requests = [...requestsOf(now), ...written.map((match) => match[1] ?? "")].map(oneLine);
   const facts = [...collectFacts(texts, now.language)].slice(-12);
-  const files = [...new Set(texts.flatMap(findPaths))].slice(0, 12);
+  const files = [...new Set(texts.flatMap((text) => findPaths(text)))].slice(0, 12);
   return now.language.say.summary(facts, files, requests.filter(Boolean).slice(-5));
 }
 

@@ -13,7 +13,7 @@ import { type PracticeModel, startModel } from "./model.ts";
 export const ROOT = join(import.meta.dirname, "..");
 
 /** Between two events of a stream, in ms: so that people see the text grow, and can stop it. */
-const PACE = 15;
+const PACE = 20;
 
 export interface WorldFile {
   pid: number;
