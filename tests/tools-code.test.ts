@@ -111,6 +111,30 @@ describe("what is kept", () => {
     });
   });
 
+  test("no byte makes a file a binary one", () => {
+    expect(kept(["a\0", "b"], ["b"]).removed).toEqual(["a\0"]);
+  });
+
+  test("as few lines are removed as can be, in long files too", () => {
+    let seed = 1;
+    const random = () => {
+      seed = (seed * 1103515245 + 12345) % 2 ** 31;
+      return String(Math.floor(seed / 65536) % 60);
+    };
+    const [before, after] = [2500, 2500].map((length) => Array.from({ length }, random));
+    // The longest common subsequence, row by row.
+    let row: number[] = [];
+    for (const line of before ?? []) {
+      const next: number[] = [];
+      for (const [j, other] of (after ?? []).entries()) {
+        const diagonal = (row[j - 1] ?? 0) + 1;
+        next.push(line === other ? diagonal : Math.max(row[j] ?? 0, next[j - 1] ?? 0));
+      }
+      row = next;
+    }
+    expect(kept(before ?? [], after ?? []).removed).toHaveLength(2500 - (row.at(-1) ?? 0));
+  });
+
   test("an empty file has lost nothing", () => {
     expect(kept([], ["a"]).share).toBe(1);
   });

@@ -203,9 +203,9 @@ describe("fences", () => {
   });
 
   test.each([
-    ["curl http://localhost", 'only npm, "npx tsx sessions/…", git and cat'],
-    ["npx tsx practice/start.ts", "only npm"],
-    ["rm -r workspace", "only npm"],
+    ["curl http://localhost", 'sh is for npm, "npx tsx sessions/…", git and cat'],
+    ["npx tsx practice/start.ts", "sh is for npm"],
+    ["rm -r workspace", "sh is for npm"],
     ["npm run nothing", 'no script "nothing"'],
     ["npx tsx sessions/en/s03_sessions.ts", "there is no file sessions/en/s03_sessions.ts"],
     ["cat NOTES.md", "there is no file NOTES.md"],
@@ -252,6 +252,12 @@ describe("excerpts", () => {
     ["of another section", "// s01\nconst one = 1;"],
   ])("fine: %s", (_name, excerpt) => {
     expect(changed(body, excerpt)).toEqual([]);
+  });
+
+  test("a fence in a list is indented with it", () => {
+    const fence = `   \`\`\`ts\n   ${body.replaceAll("\n", "\n   ")}\n   \`\`\``;
+    expect(changed("Look.", `\n\n${fence}\n`)).toEqual([]);
+    expect(changed("Look.", `\n\n${fence.replace("g(x)", "g(y)")}\n`)).toEqual(one('"g(y);"'));
   });
 
   test("Windows line ends in the file make no difference", () => {

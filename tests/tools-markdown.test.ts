@@ -20,6 +20,7 @@ describe("links", () => {
     ['<a href="none.md">a</a> <img src="src/x.ts">', "there is no file none.md"],
     ["| [a](none.md) |", "there is no file none.md"],
     ["[a](../outside.md)", "there is no file ../outside.md"],
+    ["[a](src/../..)", "there is no file src/../.."],
     ["[`a`](none.md)", "there is no file none.md"],
     ["[a](#nowhere)", "README.md has no heading #nowhere"],
     ["[a](docs/a%20b.md#tools)", "docs/a b.md has no heading #tools"],

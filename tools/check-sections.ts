@@ -81,17 +81,16 @@ export function checkSections(root: string, language: Language | undefined): Rep
       before = undefined;
     }
   }
-  const mean = steps.reduce((sum, share) => sum + share, 0) / steps.length;
-  if (steps.length === SECTIONS.length - 1) {
-    report.facts.push(`kept on average: ${percent(mean)}`);
-    if (mean < KEPT_MEAN_LIMIT) {
-      report.problems.push(
-        `sessions/en: ${percent(mean)} of the code is kept on average, 99% is the rule. ` +
-          "Give the earlier sections the shape that the later ones need.",
-      );
-    }
-  }
+  if (steps.length === SECTIONS.length - 1) checkMean(steps, report);
   return report;
+}
+
+function checkMean(steps: number[], { problems, facts }: Report): void {
+  const mean = steps.reduce((sum, share) => sum + share, 0) / steps.length;
+  facts.push(`kept on average: ${percent(mean)}`);
+  if (mean >= KEPT_MEAN_LIMIT) return;
+  const remedy = "Give the earlier sections the shape that the later ones need.";
+  problems.push(`sessions/en: ${percent(mean)} kept on average, 99% is the rule. ${remedy}`);
 }
 
 function checkKept(before: Section, after: Section, sink: string[], facts: string[]): number {
@@ -99,34 +98,27 @@ function checkKept(before: Section, after: Section, sink: string[], facts: strin
   const step = `${short(before.name)} → ${short(after.name)}: ${percent(share)} kept`;
   const list = removed.map((line) => `\n    - ${line}`).join("");
   facts.push(step + list);
-  if (share < KEPT_LIMIT) {
-    sink.push(
-      `${after.file}: ${step}, 98% is the rule. Give ${before.file} the shape that these lines ` +
-        `need later:${list}`,
-    );
-  }
+  const remedy = `Give ${before.file} the shape that these lines need later:${list}`;
+  if (share < KEPT_LIMIT) sink.push(`${after.file}: ${step}, 98% is the rule. ${remedy}`);
   return share;
 }
 
 function checkBudget(section: Section, before: Section | undefined, facts: string[]): string[] {
-  const problems: string[] = [];
   const id = short(section.name);
   const lines = section.code.length;
-  const total = TOTAL_LIMITS[id];
-  if (total !== undefined && lines > total) {
-    problems.push(`${section.file}: ${lines} code lines, ${total} is the limit. Drop an option.`);
-  }
   const added = lines - (before?.code.length ?? 0);
-  const limit = ADDED_LIMITS[id] ?? ADDED_LIMIT;
-  if ((before || id === "s01") && added > limit) {
-    problems.push(
-      `${section.file}: adds ${added} code lines, ${limit} is the limit. ` +
-        "Fewer options, shorter functions, or a library; don't squeeze.",
-    );
-  }
   const comments = percent(commentShare(section.source, section.file));
   facts.push(`${id}: ${lines} code lines (+${added}), ${comments} comments`);
-  return problems;
+  const over = (verb: string, count: number, limit = Number.POSITIVE_INFINITY) => {
+    const remedy = "Fewer options, shorter functions, or a library; don't squeeze.";
+    const problem = `${section.file}: ${verb} ${count} code lines, ${limit} is the limit. ${remedy}`;
+    return count > limit ? [problem] : [];
+  };
+  const comparable = before !== undefined || id === "s01"; // the section before is not there yet
+  return [
+    ...over("has", lines, TOTAL_LIMITS[id]),
+    ...(comparable ? over("adds", added, ADDED_LIMITS[id] ?? ADDED_LIMIT) : []),
+  ];
 }
 
 function checkComments({ file, source }: Section): string[] {
@@ -137,33 +129,24 @@ function checkComments({ file, source }: Section): string[] {
     .flatMap((line, i) => (/^\s*(\/[/*]|\*)/.test(line) && line.length > 100 ? [i + 1] : []))
     .map((line) => `${file}:${line}: a comment of more than 100 columns. Break the line.`);
   if (share >= 0.15 && share <= 0.25) return wide;
-  return [
-    `${file}: ${percent(share)} of the lines are comments, not 15 to 25%. ${remedy}`,
-    ...wide,
-  ];
+  const problem = `${file}: ${percent(share)} of the lines are comments, not 15 to 25%. ${remedy}`;
+  return [problem, ...wide];
 }
 
 /** A section stands alone: npm packages of the list, and what Node brings. */
 function checkImports({ file, source }: Section): string[] {
   const { staticImports, staticExports, dynamicImports } = parse(source, file).module;
-  const unquoted = (text: string) => text.replace(/^["'`]|["'`]$/g, "");
-  const requests = [
-    ...staticImports.map((one) => one.moduleRequest),
-    ...staticExports.flatMap((one) => one.entries.flatMap((entry) => entry.moduleRequest ?? [])),
-    ...dynamicImports.map(({ moduleRequest: { start, end } }) => ({
-      value: unquoted(source.slice(start, end)),
-      start,
-    })),
-  ];
-  const allowed = (name: string) =>
-    name.startsWith("node:") || PACKAGES.some((one) => name === one || name.startsWith(`${one}/`));
-  return requests
-    .filter(({ value }) => !allowed(value))
-    .map(
-      ({ value, start }) =>
-        `${file}:${lineAt(source, start)}: imports "${value}". A section imports only node: ` +
-        `modules and ${PACKAGES.join(", ")}.`,
-    );
+  const exports = staticExports.flatMap((one) => one.entries);
+  const spans = [...staticImports, ...exports, ...dynamicImports];
+  const problems: string[] = [];
+  for (const { start, end } of spans.flatMap((one) => one.moduleRequest ?? [])) {
+    const name = source.slice(start, end).replace(/["'`]/g, "");
+    const listed = PACKAGES.some((one) => name === one || name.startsWith(`${one}/`));
+    if (listed || name.startsWith("node:")) continue;
+    const remedy = `A section imports only node: modules and ${PACKAGES.join(", ")}.`;
+    problems.push(`${file}:${lineAt(source, start)}: imports "${name}". ${remedy}`);
+  }
+  return problems;
 }
 
 const banners = (source: string): string[] => source.match(/^\/\/ ---- .+ ----$/gm) ?? [];
@@ -174,17 +157,15 @@ function checkBanners({ name, file, source }: Section, before: Section | undefin
   const wanted = SECTIONS.slice(0, SECTIONS.indexOf(name) + 1).map(short);
   const problems: string[] = [];
   if (ids.join() !== wanted.join()) {
-    problems.push(
-      `${file}: its regions are ${ids.join(" ") || "missing"}, they must be ${wanted.join(" ")}, ` +
-        `each once, in this order, under a line like "// ---- ${short(name)} · Title ----".`,
-    );
+    const form = `each once, in order, under lines like "// ---- ${short(name)} · Title ----"`;
+    const found = ids.join(" ") || "missing";
+    problems.push(`${file}: its regions are ${found}, they must be ${wanted.join(" ")}, ${form}.`);
   }
   const there = banners(source);
   for (const line of before ? banners(before.source) : []) {
     const found = there.indexOf(line);
-    if (found === -1)
-      problems.push(`${file}: "${line}" of ${before?.file} is gone, or not in order.`);
-    else there.splice(0, found + 1);
+    if (found !== -1) there.splice(0, found + 1);
+    else problems.push(`${file}: "${line}" of ${before?.file} is gone, or not in order.`);
   }
   return problems;
 }

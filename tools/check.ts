@@ -1,5 +1,5 @@
 // npm run check: everything that can be checked without a network and without starting a section.
-import { spawn } from "node:child_process";
+import { execFile } from "node:child_process";
 import { existsSync, readdirSync, readFileSync } from "node:fs";
 import path from "node:path";
 import { checkClaims, checkSections, emptyReport, type Report } from "./check-sections.ts";
@@ -14,36 +14,31 @@ const PRACTICE_LIMIT = 119;
 
 /** Runs a program of node_modules with this Node, without a shell, so also on Windows. */
 async function run(root: string, title: string, script: string, args: string[]): Promise<Report> {
-  const file = path.join(ROOT, "node_modules", script);
-  const child = spawn(process.execPath, [file, ...args], { cwd: root });
-  let output = "";
-  for (const stream of [child.stdout, child.stderr]) {
-    stream.setEncoding("utf8").on("data", (text: string) => {
-      output += text;
-    });
-  }
-  const status = await new Promise<number | null>((resolve, reject) => {
-    child.on("error", reject).on("close", resolve);
+  const command = [path.join(ROOT, "node_modules", script), ...args];
+  const options = { cwd: root, maxBuffer: 1 << 26 };
+  const output = await new Promise<string>((resolve) => {
+    execFile(process.execPath, command, options, (error, stdout, stderr) =>
+      resolve(error ? `${stdout}${stderr}`.trim() || error.message : ""),
+    );
   });
-  if (status === 0) return { ...emptyReport(), facts: [`${title}: fine`] };
-  return { ...emptyReport(), problems: [`${title}:\n${output.trim()}`] };
+  const report = emptyReport();
+  if (output === "") report.facts.push(`${title}: fine`);
+  else report.problems.push(`${title}:\n${output}`);
+  return report;
 }
 
 export const checkTypes = (root: string) =>
   run(root, "types", "typescript/bin/tsc", ["-p", root, "--pretty", "false"]);
 
 export const checkStyle = (root: string) =>
-  run(root, "format and lint (npm run format mends most of it)", "@biomejs/biome/bin/biome", [
-    "ci",
-    "--colors=off",
-  ]);
+  run(root, "format and lint", "@biomejs/biome/bin/biome", ["ci", "--colors=off"]);
 
 /** The tools stay small enough to read. */
 export function checkSizes(root: string): Report {
   const report = emptyReport();
-  const limit = (file: string, lines: number, most: number) => {
-    if (lines <= most) return;
-    report.problems.push(`${file}: ${lines} lines, ${most} is the limit. Shorten or split it.`);
+  const limit = (file: string, lines: number, most: number, what = "lines") => {
+    const problem = `${file}: ${lines} ${what}, ${most} is the limit. Shorten or split it.`;
+    if (lines > most) report.problems.push(problem);
   };
   const read = (file: string) => readFileSync(path.join(root, file), "utf8");
   const length = (file: string) => read(file).trimEnd().split("\n").length;
@@ -51,7 +46,7 @@ export function checkSizes(root: string): Report {
   const tools = names.map((name) => `tools/${name}`);
   for (const file of tools) limit(file, length(file), FILE_LIMIT);
   const total = tools.reduce((sum, file) => sum + codeLines(read(file), file).length, 0);
-  limit("tools/*.ts", total, TOOLS_LIMIT);
+  limit("tools/*.ts", total, TOOLS_LIMIT, "code lines");
   for (const file of ["phone", "rpc", "knobs"].map((name) => `practice/${name}.ts`)) {
     if (existsSync(path.join(root, file))) limit(file, length(file), PRACTICE_LIMIT);
   }

@@ -68,21 +68,24 @@ export function withFiles<T>(files: Record<string, string>, use: (folder: string
   }
 }
 
+/** Runs git; a status from 128 on is an error, lower ones are for the caller to judge. */
+export function git(cwd: string, args: string[], stdio: "pipe" | "inherit" = "pipe") {
+  const options = { cwd, stdio, encoding: "utf8", maxBuffer: 1 << 26 } as const; // "utf8": strings
+  const { error, signal, status, stdout, stderr } = spawnSync("git", args, options);
+  if (error) throw new Error(`git can't be started: ${error.message}. Install git.`);
+  if (signal === "SIGPIPE") return { status: 0, text: "" }; // the reader has closed the pager
+  if (status === null || status >= 128) throw new Error(`git ${args[0]} failed: ${stderr ?? ""}`);
+  return { status, text: stdout };
+}
+
 /** How much of the code before is in the code after. A changed line is a removed and a new one. */
 export function kept(before: string[], after: string[]): Kept {
   const text = (lines: string[]) => lines.map((line) => `${line}\n`).join("");
   const files = { before: text(before), after: text(after) };
-  const git = withFiles(files, (cwd) =>
-    spawnSync(
-      "git",
-      // The "-" lines of this patch are the ones that --numstat counts as deleted.
-      "diff --no-index --no-ext-diff --no-color --text --minimal -U0 before after".split(" "),
-      { cwd, encoding: "utf8", maxBuffer: 1 << 26 },
-    ),
-  );
-  if (git.error) throw new Error(`git can't be started: ${git.error.message}. Install git.`);
-  if (git.status !== 0 && git.status !== 1) throw new Error(`git diff failed: ${git.stderr}`);
-  const lines = git.stdout.split("\n");
+  // The "-" lines of this patch are the ones that --numstat counts as deleted.
+  const options = "--no-index --no-ext-diff --no-color --text --minimal -U0".split(" ");
+  const patch = withFiles(files, (cwd) => git(cwd, ["diff", ...options, "before", "after"]).text);
+  const lines = patch.split("\n");
   const start = lines.findIndex((line) => line.startsWith("@@"));
   const hunks = start === -1 ? [] : lines.slice(start);
   const removed = hunks.filter((line) => line.startsWith("-")).map((line) => line.slice(1));

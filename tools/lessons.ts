@@ -12,18 +12,18 @@ const LAST_LENGTH_LIMIT = 300; // s10 also has the reading path and "leave it ru
 
 interface Lesson extends Markdown {
   root: string;
-  code: string;
+  lang: string;
   name: string;
 }
 
 export function checkLessons(root: string, languages: Map<string, Language>): Report {
   const report = emptyReport();
-  for (const [code, language] of languages) {
+  for (const [lang, language] of languages) {
     for (const name of SECTIONS) {
-      const file = sectionPath(code, name, "md");
+      const file = sectionPath(lang, name, "md");
       if (!existsSync(path.join(root, file))) continue;
       const text = readFileSync(path.join(root, file), "utf8");
-      const lesson = { ...parseMarkdown(text), root, code, name };
+      const lesson = { ...parseMarkdown(text), root, lang, name };
       const problems = [
         ...checkForm(lesson, language),
         ...checkExercises(lesson),
@@ -79,56 +79,46 @@ function checkExercises(lesson: Lesson): string[] {
   ];
 }
 
+/** What needs no comparing here: diagrams, shapes of files; transcripts are checked apart. */
+const FREE = ["", "text", "console", "json shape", "jsonl shape"];
+
 function checkFence(lesson: Lesson, fence: Fence): string[] {
-  switch (fence.info) {
-    case "ts":
-      return checkExcerpt(lesson, fence);
-    case "sh":
-      return fence.body.flatMap((line, i) => checkCommand(lesson.root, line, fence.line + 1 + i));
-    case "":
-    case "text":
-    case "console":
-    case "json shape":
-    case "jsonl shape":
-      return [];
-    default:
-      return [
-        `${fence.line}: a fence of "${fence.info}". There are: ts (an excerpt of the file), console ` +
-          '(a transcript), text (a diagram), sh (commands), "json shape" and "jsonl shape".',
-      ];
-  }
+  const { info, line, body } = fence;
+  if (info === "ts") return checkExcerpt(lesson, fence);
+  if (info === "sh") return body.flatMap((text, i) => checkCommand(lesson, text, line + 1 + i));
+  if (FREE.includes(info)) return [];
+  const kinds =
+    "ts (excerpts), sh (commands), console (transcripts), text, json shape, jsonl shape";
+  return [`${line}: a fence of "${info}". There are: ${kinds}.`];
 }
 
 const COMMAND = /^(npm (start|test|ci|install|run [\w-]+)\b|npx tsx sessions\/|git |cat )/;
 
 /** A line of a `sh` fence: a command that works on every system, and files that exist. */
-function checkCommand(root: string, line: string, number: number): string[] {
+function checkCommand({ root }: Lesson, line: string, number: number): string[] {
   const command = line.replace(/\s+#.*$|^#.*$/, "").trim();
   if (command === "") return [];
   if (!COMMAND.test(command)) {
-    return [
-      `${number}: "${command}": only npm, "npx tsx sessions/…", git and cat are for sh fences.`,
-    ];
+    return [`${number}: "${command}": sh is for npm, "npx tsx sessions/…", git and cat only.`];
   }
   const script = /^npm run ([\w-]+)/.exec(command)?.[1];
   const { scripts } = JSON.parse(readFileSync(path.join(root, "package.json"), "utf8"));
   const problems = script && !(script in scripts) ? [`${number}: no script "${script}".`] : [];
-  // What a section keeps under .state is only there after it ran.
-  const isFile = (word: string) => /^([\w.-]+\/[^:*]*|[\w.-]+\.(md|json|ts))$/.test(word);
-  const files = command.split(/\s+/).filter(isFile);
-  const missing = files.filter(
-    (file) => !/\/\.state\b/.test(file) && !existsSync(path.join(root, file)),
-  );
+  const missing = command
+    .split(/\s+/)
+    .filter((word) => /^([\w.-]+\/[^:*]*|[\w.-]+\.(md|json|ts))$/.test(word))
+    .filter((file) => !file.includes("/.state/")) // what a section keeps is there after it ran
+    .filter((file) => !existsSync(path.join(root, file)));
   return [...problems, ...missing.map((file) => `${number}: there is no file ${file}.`)];
 }
 
 const LEFT_OUT = /^\s*\/\/ …$/;
 
 /** Code is an excerpt of the file beside the lesson, or of the one that its first line names. */
-function checkExcerpt({ root, code, name }: Lesson, { body, line }: Fence): string[] {
+function checkExcerpt({ root, lang, name }: Lesson, { body, line }: Fence): string[] {
   const other = /^\/\/ (s\d\d)$/.exec(body[0] ?? "")?.[1];
   const section = other ? SECTIONS.find((one) => short(one) === other) : name;
-  const file = section && sectionPath(code, section);
+  const file = section && sectionPath(lang, section);
   if (!file || !existsSync(path.join(root, file))) {
     return [`${line}: there is no code of ${other ?? name} to compare with.`];
   }
@@ -136,10 +126,9 @@ function checkExcerpt({ root, code, name }: Lesson, { body, line }: Fence): stri
   const excerpt = other ? body.slice(1) : body;
   const match = matchExcerpt(source, excerpt);
   if (match === excerpt.length) return [];
-  return [
-    `${line + 1 + match + (other ? 1 : 0)}: not like this in ${file}: "${excerpt[match]?.trim()}". ` +
-      'Copy the lines from there; a line "// …" stands for those that you leave out.',
-  ];
+  const at = line + 1 + match + (body.length - excerpt.length);
+  const remedy = 'Copy the lines from there; a line "// …" stands for those that you leave out.';
+  return [`${at}: not like this in ${file}: "${excerpt[match]?.trim()}". ${remedy}`];
 }
 
 /** How many lines of an excerpt are in the source, in order; all of them if it is one. */
@@ -180,12 +169,13 @@ const SYMBOL = /^[A-Za-z_$][\w$]*(\(\)|=\S+)?$/;
 
 /** What a lesson says of OpenClaw must be in the list that `npm run openclaw` verifies. */
 function checkReferences(lesson: Lesson): string[] {
-  const read = (file: string) => readFileSync(path.join(lesson.root, file), "utf8");
+  const { root, lang, name } = lesson;
+  const read = (file: string) => readFileSync(path.join(root, file), "utf8");
   const { references }: References = JSON.parse(read("tools/openclaw.json"));
   const { lines, first } = partOf(lesson, 5);
-  const file = sectionPath(lesson.code, lesson.name);
-  const ourCode = existsSync(path.join(lesson.root, file)) ? read(file) : "";
-  const ours = new Set(ourCode.match(/[\w$]+/g)); // our own names may stand in the same row
+  const file = sectionPath(lang, name);
+  const code = existsSync(path.join(root, file)) ? read(file) : "";
+  const ours = new Set(code.match(/[\w$]+/g)); // our own names may stand in the same row
   const problems: string[] = [];
   let cited = 0;
   for (const [i, line] of lines.entries()) {
@@ -194,19 +184,17 @@ function checkReferences(lesson: Lesson): string[] {
     const found = references.filter((one) => paths.includes(one.path));
     const lost = paths.filter((one) => !found.some((reference) => reference.path === one));
     if (found.length > 0 && lost.length === 0 && line.trimStart().startsWith("|")) {
-      const listed = found.flatMap((one) =>
-        one.symbols.flatMap((text) => [text, text.split("=")[0]]),
-      );
+      const symbols = found.flatMap((one) => one.symbols);
+      const listed = new Set(symbols.flatMap((text) => [text, text.replace(/=.*/, "")]));
       const names = quoted
         .filter((text) => SYMBOL.test(text))
         .map((text) => text.replace("()", ""));
-      lost.push(...names.filter((text) => !listed.includes(text) && !ours.has(text)));
-      if (!names.some((text) => listed.includes(text))) lost.push("any symbol of this row");
+      lost.push(...names.filter((text) => !listed.has(text) && !ours.has(text)));
+      if (!names.some((text) => listed.has(text))) lost.push("any symbol of this row");
     }
     cited += paths.length;
-    problems.push(
-      ...lost.map((text) => `${first + 1 + i}: ${text} is not in tools/openclaw.json. ${ADD_IT}`),
-    );
+    const at = first + 1 + i;
+    problems.push(...lost.map((text) => `${at}: ${text} is not in tools/openclaw.json. ${ADD_IT}`));
   }
-  return cited > 0 ? problems : [...problems, `${first}: no path of OpenClaw is cited here.`];
+  return cited > 0 ? problems : [`${first}: no path of OpenClaw is cited here.`];
 }

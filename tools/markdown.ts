@@ -23,23 +23,24 @@ export interface Markdown {
 export function parseMarkdown(text: string): Markdown {
   const lines = text.split(/\r?\n/);
   const found: Markdown = { lines, fences: [], prose: [], headings: [] };
-  let open: { fence: Fence; close: RegExp } | undefined;
+  let open: { fence: Fence; indent: string; close: RegExp } | undefined;
   for (const [i, line] of lines.entries()) {
-    const [, marks = "", info = ""] = /^\s*(`{3,}|~{3,})(.*)$/.exec(line) ?? [];
-    if (open) {
-      if (open.close.test(line)) open = undefined;
-      else open.fence.body.push(line);
-    } else if (marks !== "") {
+    const [, indent = "", marks = "", info = ""] = /^(\s*)(`{3,}|~{3,})([^`]*)$/.exec(line) ?? [];
+    found.prose.push(open || marks ? "" : line);
+    if (open?.close.test(line)) {
+      open = undefined;
+    } else if (open) {
+      // In a list the fence is indented, and what is in it by as much.
+      open.fence.body.push(line.startsWith(open.indent) ? line.slice(open.indent.length) : line);
+    } else if (marks) {
       const fence = { info: info.trim(), line: i + 1, body: [] };
-      open = { fence, close: new RegExp(`^\\s*${marks[0]}{${marks.length},}\\s*$`) };
+      const close = new RegExp(`^\\s*${marks[0]}{${marks.length},}\\s*$`);
+      open = { fence, indent, close };
       found.fences.push(fence);
     } else {
       const [, hashes = "", heading = ""] = /^(#{1,6})\s+(.*?)\s*#*$/.exec(line) ?? [];
       if (hashes) found.headings.push({ level: hashes.length, text: heading, line: i + 1 });
-      found.prose.push(line);
-      continue;
     }
-    found.prose.push("");
   }
   return found;
 }
@@ -59,7 +60,7 @@ export function anchors({ headings, prose }: Markdown): Set<string> {
 }
 
 /** All Markdown files of a tree, with "/" in their paths. */
-export function markdownFiles(root: string, folder = ""): string[] {
+function markdownFiles(root: string, folder = ""): string[] {
   return readdirSync(path.join(root, folder), { withFileTypes: true }).flatMap((entry) => {
     const file = folder + entry.name;
     const skip = entry.name === "node_modules" || /^\.(?!github)/.test(entry.name);

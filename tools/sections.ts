@@ -56,10 +56,10 @@ export function findSection(root: string, language: string, given: string): stri
 export const isMain = (filename: string) =>
   process.argv[1] !== undefined && realpathSync(process.argv[1]) === filename;
 
-/** Runs the main function of a tool; an error is one line for a person, not a stack. */
-export function start(main: () => number): void {
+/** Runs the main function of a tool; an error is for a person: its message, without the stack. */
+export function start(main: () => void): void {
   try {
-    process.exitCode = main();
+    main();
   } catch (error) {
     console.error(error instanceof Error ? error.message : error);
     process.exitCode = 1;
