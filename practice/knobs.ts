@@ -9,7 +9,7 @@ import { FAILURES } from "./failures.ts";
 import type { LoggedRequest } from "./model.ts";
 import { isAlive, readWorld, startWorld, worldPath } from "./world.ts";
 
-const HELP = `npm run practice                         which world is running; if none is, start a model
+const HELP = `npm run practice                         says which world runs; if none, starts a model
 npm run practice -- fail 529             the next request fails; --times 3: the next three
 npm run practice -- drop                 the next request loses its connection
 npm run practice -- slow 5s              wait before every event of a reply; slow off: no more

@@ -100,8 +100,12 @@ export interface Sentences {
 /** A file or folder: in quotes, or a word with a dot or a slash in it. */
 const PATH = "(?<path>`[^`]+`|\"[^\"]+\"|'[^']+'|[\\w~@./\\\\-]*[./\\\\][\\w~@./\\\\-]*|it)";
 /** The same after "file called", where any word will do. */
-const NAMED = `(?:(?:(?:a|an|the|my) )?(?:new )?(?:text )?(?:file|folder|directory) )?(?:called |named )?${PATH}`;
-const NEW_FILE = `(?:an? |the )?(?:new |empty )*(?:\\w+ )?(?:(?:file|script|program) )?(?:called |named )?${PATH}`;
+const NAMED =
+  "(?:(?:(?:a|an|the|my) )?(?:new )?(?:text )?(?:file|folder|directory) )?(?:called |named " +
+  `)?${PATH}`;
+const NEW_FILE =
+  "(?:an? |the )?(?:new |empty )*(?:\\w+ )?(?:(?:file|script|program) )?(?:called |named " +
+  `)?${PATH}`;
 /** "in skills", "in the skills folder", "in the current directory". */
 const WHERE =
   "(?: (?:in|of|under|inside) (?:(?:the|this|my|your|current|working) )*" +
@@ -118,35 +122,44 @@ function patterns(...sources: string[]): RegExp[] {
 
 const ENGLISH: Patterns = {
   read: patterns(
-    `^(?:read|open|show(?: me)?|cat|(?:call|use) read_file (?:on|for|with)|print|display|view|look at|summari[sz]e)(?: what is in| the contents? of)? (?<paths>.*[./\\\\].*|it(?: again)?)$`,
+    "^(?:read|open|show(?: me)?|cat|(?:call|use) read_file (?:on|for|with)|print|display" +
+      "|view|look at|summari[sz]e)(?: what is in| the contents? of)? (?<paths>.*[./\\\\].*|it" +
+      "(?: again)?)$",
     "^what(?:'s| is) (?:in|inside) (?<paths>.*[./\\\\].*|it)$",
     `^what does ${NAMED} (?:say|contain)$`,
   ),
   run: patterns(
     "^(?:use bash to )?(?:run|execute)(?: the)?(?: shell)?(?: command)?:? `(?<command>[^`]+)`",
-    "^(?:use bash to )?(?:run|execute)(?: the (?:shell )?command)?:? (?!(?:the|an?|in|out|it|away)\\b)(?<command>.+)$",
+    "^(?:use bash to )?(?:run|execute)(?: the (?:shell )?command)?:? (?!(?:the|an?|in|out" +
+      "|it|away)\\b)(?<command>.+)$",
     "^`(?<command>[^`]+)`$",
     "^(?:run|execute) (?<script>it)$",
   ),
   write: patterns(
     `^(?:write|save|put|store) (?<content>.+) (?:to|into|in|as) ${NAMED}$`,
-    `^(?:create|make|write|save) ${NEW_FILE}[,:]? (?:and )?(?:saying|that says|which says|containing|that contains|with)(?: the)?(?: (?:texts?|contents?|words?|lines?))?:? (?<content>.+)$`,
+    `^(?:create|make|write|save) ${NEW_FILE}[,:]? (?:and )?(?:saying|that says|which says` +
+      "|containing|that contains|with)(?: the)?(?: (?:texts?|contents?|words?|lines?))?:? " +
+      "(?<content>.+)$",
     `^(?:create|make|write) ${NEW_FILE} (?:that|which) prints (?<prints>.+)$`,
     `^(?:create|make) ${NEW_FILE}$`,
   ),
   edit: patterns(
-    `^(?:in|edit) ${NAMED}[,:]? (?:and )?(?:replace|change) (?<old>.+?) (?:with|to|by|into) (?<new>.+)$`,
+    `^(?:in|edit) ${NAMED}[,:]? (?:and )?(?:replace|change) (?<old>.+?) (?:with|to|by|into) ` +
+      "(?<new>.+)$",
     `^(?:replace|change) (?<old>.+?) (?:with|to|by|into) (?<new>.+?) in ${NAMED}$`,
     "^(?:replace|change) (?<old>.+?) (?:with|to|by|into) (?<new>.+)$",
   ),
   list: patterns(
-    `^(?:list|show)(?: me)?(?: all)?(?: of)?(?: the| my| your)? (?:files?|folders?|director(?:y|ies)|workspace)(?: and folders)?${WHERE}$`,
-    `^(?:what|which|how many) (?:files?|folders?)(?: and folders)? (?:are there|are here|exist|do you (?:have|see)|can you see|are)${WHERE}$`,
+    "^(?:list|show)(?: me)?(?: all)?(?: of)?(?: the| my| your)? (?:files?|folders?|director" +
+      `(?:y|ies)|workspace)(?: and folders)?${WHERE}$`,
+    "^(?:what|which|how many) (?:files?|folders?)(?: and folders)? (?:are there|are here" +
+      `|exist|do you (?:have|see)|can you see|are)${WHERE}$`,
     `^(?:what(?:'s| is)|list what is)${WHERE.replace(/\?$/, "")}$`,
     "^ls$",
   ),
   time: patterns(
-    "^(?:what(?:'s| is) the|tell me the|do you know the|give me the|check the) (?:current |local )?(?:time|date)",
+    "^(?:what(?:'s| is) the|tell me the|do you know the|give me the|check the) (?:current " +
+      "|local )?(?:time|date)",
     "^what (?:time|day|date) is it",
     "^(?:what(?:'s| is) )?today's date",
     "^what is today",
@@ -155,21 +168,26 @@ const ENGLISH: Patterns = {
     "^(?:remember|note|memori[sz]e|don't forget)(?: down)?(?: that| this)?:? (?<content>.+)$",
   ),
   recall: patterns(
-    "^(?:search|look in|check)(?: in)?(?: your| the| my)? memor(?:y|ies)(?: for| about)? (?<query>.+)$",
+    "^(?:search|look in|check)(?: in)?(?: your| the| my)? memor(?:y|ies)(?: for| about)? " +
+      "(?<query>.+)$",
     "^what do you (?:remember|know) about (?<query>.+)$",
   ),
   summary: patterns(
-    "\\bsummari[sz](?:e|ing)\\b.{0,60}\\b(?:conversation|chat|talk|discussion|dialog(?:ue)?|transcript|messages|history|so far|above|below|this|we)\\b",
+    "\\bsummari[sz](?:e|ing)\\b.{0,60}\\b(?:conversation|chat|talk|discussion|dialog(?:ue)?" +
+      "|transcript|messages|history|so far|above|below|this|we)\\b",
     "\\b(?:write|give|make|produce|create|provide)\\b.{0,40}\\bsummary\\b",
     "^summari[sz]e",
     "\\bsummary of (?:the|this|our) (?:conversation|chat|messages|history)",
   ),
   summarySystem: patterns(
-    "\\b(?:you|your task is to|please) (?:only )?summari[sz]e (?:a |the |this |long |older )*(?:conversation|chat|transcript|dialog|messages|history)",
+    "\\b(?:you|your task is to|please) (?:only )?summari[sz]e (?:a |the |this |long |older " +
+      ")*(?:conversation|chat|transcript|dialog|messages|history)",
     "^summari[sz]e ",
   ),
   identity: patterns(
-    "\\bare you (?:really |actually |just )?(?:an? )?(?:real|claude|chatgpt|gpt|ai|artificial|human|person|bot|robot|machine|language model|llm|model|program|fake|mock|practice)",
+    "\\bare you (?:really |actually |just )?(?:an? )?(?:real|claude|chatgpt|gpt|ai" +
+      "|artificial|human|person|bot|robot|machine|language model|llm|model|program|fake|mock" +
+      "|practice)",
     "\\b(?:who|what) are you\\b",
     "\\b(?:which|what) (?:\\w+ )?model\\b.*\\b(?:you|this|using|talking)\\b",
     "\\bis this (?:a )?(?:real|fake|mock|practice|claude|an? (?:ai|model|real))",
@@ -182,11 +200,13 @@ const ENGLISH: Patterns = {
     "\\bwhat (?:tools|abilities) do you have\\b",
   ),
   greeting: patterns(
-    "^(?:hi|hello|hey|hiya|howdy|greetings|good (?:morning|afternoon|evening)|yo|test(?:ing)?|ping)(?:,? (?:there|again|world|luna|sage|claude))?\\b[\\s,.!]*$",
+    "^(?:hi|hello|hey|hiya|howdy|greetings|good (?:morning|afternoon|evening)|yo|test" +
+      "(?:ing)?|ping)(?:,? (?:there|again|world|luna|sage|claude))?\\b[\\s,.!]*$",
   ),
   goodbye: patterns("^(?:bye|goodbye|good bye|see you|good night|farewell)\\b"),
   thanks: patterns(
-    "^(?:thanks|thank you|thx|great|nice|cool|good|perfect|ok|okay|well done|wow)\\b[\\s,.!]*(?:thanks|thank you|job)?[\\s.!]*$",
+    "^(?:thanks|thank you|thx|great|nice|cool|good|perfect|ok|okay|well done" +
+      "|wow)\\b[\\s,.!]*(?:thanks|thank you|job)?[\\s.!]*$",
   ),
   howAreYou: patterns("\\bhow are you\\b", "\\bhow(?:'s| is) it going\\b"),
   count: patterns("\\bcount(?: slowly)?(?: from (?<from>\\d+))?(?: up)? to (?<to>\\d+)"),
@@ -212,7 +232,8 @@ const ENGLISH: Patterns = {
     "\\bhow many (?:messages|questions)\\b",
   ),
   calculate: patterns(
-    "^(?:what(?:'s| is)|calculate|compute|how much is|and)? ?(?<expression>-?[\\d.]+(?: ?(?:[-+*/x×÷]|plus|minus|times|divided by) ?-?[\\d.]+)+)(?: ?=)?$",
+    "^(?:what(?:'s| is)|calculate|compute|how much is|and)? ?(?<expression>-?[\\d.]+(?: ?" +
+      "(?:[-+*/x×÷]|plus|minus|times|divided by) ?-?[\\d.]+)+)(?: ?=)?$",
   ),
   explain: patterns(
     "^(?:what(?:'s| is| are| does)|explain|define|tell me about|how (?:does|do))\\b",
@@ -262,7 +283,8 @@ const ENGLISH_FACTS = [
       /\bthe user's (?<key>[\p{L} -]{2,40}?)(?: is| are) (?<value>[^.!?,;\n]+)/iu,
     ],
     ask: [
-      /\b(?:what(?:'s| is| was| are)|who is|do you (?:know|remember)|tell me) my (?<key>[\p{L}' -]{2,40}?)(?: called| again| is| are)?\s*[?.!]*$/iu,
+      /\b(?:what(?:'s| is| are)|who is|tell me) my (?<key>[\p{L}' -]{2,40}?)(?: called| again)?\s*[?.!]*$/iu,
+      /\bdo you (?:know|remember) (?:what )?my (?<key>[\p{L}' -]{2,40}?)(?: is| are)?\s*[?.!]*$/iu,
     ],
   },
 ];
@@ -270,27 +292,33 @@ const ENGLISH_FACTS = [
 const EXPLANATIONS: [RegExp, string][] = [
   [
     /\bagent loop\b/iu,
-    "An agent loop asks the model, runs the tools that it calls, gives it the results, and asks again until it stops calling.",
+    "An agent loop asks the model, runs the tools that it calls, gives it the results, and " +
+      "asks again until it stops calling.",
   ],
   [
     /\bagent\b/iu,
-    "An agent is a model in a loop: it is asked, it may call tools, it gets the results, and it goes on until it has an answer.",
+    "An agent is a model in a loop: it is asked, it may call tools, it gets the results, " +
+      "and it goes on until it has an answer.",
   ],
   [
     /\bstop[_ ]reason\b/iu,
-    "The stop reason says why a reply ended: end_turn when it is complete, tool_use when a tool is to be run, max_tokens when it was cut.",
+    "The stop reason says why a reply ended: end_turn when it is complete, tool_use when a " +
+      "tool is to be run, max_tokens when it was cut.",
   ],
   [
     /\btool\b/iu,
-    "A tool is a function of the program that the model may ask for: a name, a description and a schema for its input.",
+    "A tool is a function of the program that the model may ask for: a name, a description " +
+      "and a schema for its input.",
   ],
   [
     /\bgateway\b/iu,
-    "A gateway stands between people on many platforms and the agents that answer them: it routes, remembers and delivers.",
+    "A gateway stands between people on many platforms and the agents that answer them: it " +
+      "routes, remembers and delivers.",
   ],
   [
     /\btokens?\b/iu,
-    "A token is a piece of text, about four letters of English; models read, write and charge by tokens.",
+    "A token is a piece of text, about four letters of English; models read, write and " +
+      "charge by tokens.",
   ],
   [
     /\bsession\b/iu,
@@ -386,14 +414,11 @@ const ENGLISH_SENTENCES: Sentences = {
       ? "I don't know: you have not told me in the messages that I was sent."
       : `I don't know your ${key}: it is not in the messages that I was sent.`,
   youSaid: (text) => (text ? `You said: "${text}"` : "Nothing, in the messages that I was sent."),
-  history: (requests) =>
-    requests.length > 0
-      ? `I was sent ${requests.length} earlier message${requests.length > 1 ? "s" : ""} of yours; ` +
-        `the last: ${requests
-          .slice(-3)
-          .map((text) => `"${text}"`)
-          .join(", ")}.`
-      : "This is the first message of yours that I was sent.",
+  history: (requests) => {
+    if (requests.length === 0) return "This is the first message of yours that I was sent.";
+    const last = requests.slice(-3).map((text) => `"${text}"`);
+    return `Before this, you wrote: ${requests.length > 3 ? "…, " : ""}${last.join(", ")}.`;
+  },
   summary: (facts, files, requests) =>
     [
       "Summary of the conversation so far.",
@@ -423,11 +448,16 @@ export const LANGUAGES: Language[] = [
     patterns: ENGLISH,
     facts: ENGLISH_FACTS,
     separator: new RegExp(
-      `\\s*[,;.]?\\s+(?:(?<then>and then|then|after that)|and|&),?\\s+(?=${VERB})|[.;,]\\s+(?=${VERB})`,
+      `\\s*[,;.]?\\s+(?:(?<then>and then|then|after that)|and|&),?\\s+(?=${VERB})` +
+        `|[.;,]\\s+(?=${VERB})`,
       "gi",
     ),
-    before:
-      /^(?:please|now|ok(?:ay)?|then|and|also|so|well|luna|sage|hi|hello|hey|(?:could|can|would|will) you(?: please)?|i (?:want|would like|need) you to|let's|try to|go ahead and|use (?:the )?\w+ tool to)[,!]?\s+/i,
+    before: new RegExp(
+      "^(?:please|now|ok(?:ay)?|then|and|also|so|well|luna|sage|hi|hello|hey|let's|try to|" +
+        "(?:could|can|would|will) you(?: please)?|i (?:want|would like|need) you to|" +
+        "go ahead and|use (?:the )?\\w+ tool to)[,!]?\\s+",
+      "i",
+    ),
     after: /(?:[\s,]+(?:please|for me|now|thanks|thank you))?[\s.!?]*$/i,
     pronoun: /^it(?: again)?$/i,
     refers: /\bit\b/i,

@@ -1,4 +1,4 @@
-/** From what the model shall say to what goes over the wire: a message, or the events of a stream. */
+/** From what the model shall say to what goes over the wire: a message, or a stream's events. */
 
 import { createHash } from "node:crypto";
 import type Anthropic from "@anthropic-ai/sdk";

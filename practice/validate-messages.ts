@@ -1,4 +1,4 @@
-/** The messages of a request: the form of each block, and how the messages must follow each other. */
+/** The messages of a request: the form of each block, and how messages follow each other. */
 
 import { checkFields, checkString, isObject, type Json, refuse } from "./validate-fields.ts";
 

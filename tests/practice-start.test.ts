@@ -13,7 +13,7 @@ import {
 } from "node:fs";
 import { tmpdir } from "node:os";
 import { join } from "node:path";
-import { afterEach, beforeEach, describe, expect, it } from "vitest";
+import { afterEach, beforeEach, describe, expect, it, vi } from "vitest";
 import { startModel } from "../practice/model.ts";
 
 const PROJECT = join(import.meta.dirname, "..");
@@ -41,6 +41,9 @@ const SECTION = `
     }
   }
 `;
+
+// Most cases start two or three processes: on a busy machine that takes a while.
+vi.setConfig({ testTimeout: 120_000 });
 
 let root: string;
 const running = new Set<ChildProcess>();
