@@ -340,33 +340,13 @@ export function checkInput(schema: Anthropic.Tool.InputSchema, input: unknown) {
   return fields;
 }
 
-/** Text whose two ends are kept while it grows, so that a flood of output costs no memory. */
-class Ends {
-  #half: number;
-  #head = "";
-  #tail = "";
-  #leftOut = 0;
-
-  constructor(limit: number) {
-    this.#half = Math.ceil(limit / 2);
-  }
-
-  add(piece: string): this {
-    const room = this.#half - this.#head.length;
-    this.#head += piece.slice(0, room);
-    const rest = this.#tail + piece.slice(room);
-    this.#tail = rest.slice(-this.#half);
-    this.#leftOut += rest.length - this.#tail.length;
-    return this;
-  }
-
-  toString(): string {
-    if (this.#leftOut === 0) return this.#head + this.#tail;
-    return `${this.#head}\n… ${this.#leftOut} characters left out …\n${this.#tail}`;
-  }
+/** The text, or its two ends if it is longer than `limit`; `lost` characters went before. */
+function keepEnds(whole: string, limit: number, lost = 0): string {
+  if (whole.length <= limit) return whole;
+  const half = Math.ceil(limit / 2);
+  const left = whole.length - 2 * half + lost;
+  return `${whole.slice(0, half)}\n… ${left} characters left out …\n${whole.slice(-half)}`;
 }
-
-const keepEnds = (whole: string, limit: number) => new Ends(limit).add(whole).toString();
 
 /**
  * The real path of a file below `root`, which need not exist yet. Throws if it is outside:
@@ -442,10 +422,17 @@ async function bash(command: string, seconds: number, signal?: AbortSignal): Pro
     stdio: ["ignore", "pipe", "pipe"],
     windowsHide: true,
   });
-  const output = new Ends(OUTPUT_LIMIT);
-  for (const stream of [child.stdout, child.stderr]) {
-    stream.setEncoding("utf8").on("data", (piece: string) => output.add(piece));
-  }
+  let output = "";
+  let lost = 0;
+  const collect = (piece: string) => {
+    output += piece;
+    if (output.length < 10 * OUTPUT_LIMIT) return;
+    // A flood. Only its ends will be shown, so the middle need not be kept.
+    lost += output.length - 2 * OUTPUT_LIMIT;
+    output = output.slice(0, OUTPUT_LIMIT) + output.slice(-OUTPUT_LIMIT);
+  };
+  child.stdout.setEncoding("utf8").on("data", collect);
+  child.stderr.setEncoding("utf8").on("data", collect);
   let stopped = "";
   const stop = (why: string) => {
     stopped = why;
@@ -461,7 +448,8 @@ async function bash(command: string, seconds: number, signal?: AbortSignal): Pro
   child.on("exit", () => WINDOWS || killGroup(child.pid)); // ends what runs on in the background
   try {
     const [code, killer] = await once(child, "close");
-    if (code === 0) return output.toString();
+    output = keepEnds(output, OUTPUT_LIMIT - 200, lost); // leaves room for the words below
+    if (code === 0) return output;
     throw new Error(`${stopped || `exit code ${code ?? killer}`}\n${output}`);
   } finally {
     clearTimeout(timer);

@@ -15,7 +15,7 @@
 // writing memories down before a compaction.
 
 import { spawn } from "node:child_process";
-import { createHash, randomUUID } from "node:crypto";
+import crypto from "node:crypto";
 import { once } from "node:events";
 import fs from "node:fs";
 import path from "node:path";
@@ -343,33 +343,13 @@ export function checkInput(schema: Anthropic.Tool.InputSchema, input: unknown) {
   return fields;
 }
 
-/** Text whose two ends are kept while it grows, so that a flood of output costs no memory. */
-class Ends {
-  #half: number;
-  #head = "";
-  #tail = "";
-  #leftOut = 0;
-
-  constructor(limit: number) {
-    this.#half = Math.ceil(limit / 2);
-  }
-
-  add(piece: string): this {
-    const room = this.#half - this.#head.length;
-    this.#head += piece.slice(0, room);
-    const rest = this.#tail + piece.slice(room);
-    this.#tail = rest.slice(-this.#half);
-    this.#leftOut += rest.length - this.#tail.length;
-    return this;
-  }
-
-  toString(): string {
-    if (this.#leftOut === 0) return this.#head + this.#tail;
-    return `${this.#head}\n… ${this.#leftOut} characters left out …\n${this.#tail}`;
-  }
+/** The text, or its two ends if it is longer than `limit`; `lost` characters went before. */
+function keepEnds(whole: string, limit: number, lost = 0): string {
+  if (whole.length <= limit) return whole;
+  const half = Math.ceil(limit / 2);
+  const left = whole.length - 2 * half + lost;
+  return `${whole.slice(0, half)}\n… ${left} characters left out …\n${whole.slice(-half)}`;
 }
-
-const keepEnds = (whole: string, limit: number) => new Ends(limit).add(whole).toString();
 
 /**
  * The real path of a file below `root`, which need not exist yet. Throws if it is outside:
@@ -448,10 +428,17 @@ async function bash(command: string, seconds: number, signal?: AbortSignal): Pro
     stdio: ["ignore", "pipe", "pipe"],
     windowsHide: true,
   });
-  const output = new Ends(OUTPUT_LIMIT);
-  for (const stream of [child.stdout, child.stderr]) {
-    stream.setEncoding("utf8").on("data", (piece: string) => output.add(piece));
-  }
+  let output = "";
+  let lost = 0;
+  const collect = (piece: string) => {
+    output += piece;
+    if (output.length < 10 * OUTPUT_LIMIT) return;
+    // A flood. Only its ends will be shown, so the middle need not be kept.
+    lost += output.length - 2 * OUTPUT_LIMIT;
+    output = output.slice(0, OUTPUT_LIMIT) + output.slice(-OUTPUT_LIMIT);
+  };
+  child.stdout.setEncoding("utf8").on("data", collect);
+  child.stderr.setEncoding("utf8").on("data", collect);
   let stopped = "";
   const stop = (why: string) => {
     stopped = why;
@@ -467,7 +454,8 @@ async function bash(command: string, seconds: number, signal?: AbortSignal): Pro
   child.on("exit", () => WINDOWS || killGroup(child.pid)); // ends what runs on in the background
   try {
     const [code, killer] = await once(child, "close");
-    if (code === 0) return output.toString();
+    output = keepEnds(output, OUTPUT_LIMIT - 200, lost); // leaves room for the words below
+    if (code === 0) return output;
     throw new Error(`${stopped || `exit code ${code ?? killer}`}\n${output}`);
   } finally {
     clearTimeout(timer);
@@ -655,7 +643,7 @@ export class SessionStore {
 
   /** Begins a new session for this key, and makes it the current one. */
   create(key: string, label = ""): Session {
-    const id = randomUUID().slice(0, 8);
+    const id = crypto.randomUUID().slice(0, 8);
     const header = { v: 1, id, key, label, at: new Date().toISOString() };
     fs.mkdirSync(this.#folder(key), { recursive: true });
     fs.writeFileSync(this.#file(key, id), `${JSON.stringify(header)}\n`, { flag: "wx" });
@@ -699,7 +687,10 @@ export class SessionStore {
   #folder(key: string): string {
     const name = encodeURIComponent(key.toLowerCase()).replaceAll("*", "%2A");
     const short = name.length <= 200; // file systems stop at 255
-    return path.join(this.#dir, short ? name : createHash("sha256").update(name).digest("hex"));
+    return path.join(
+      this.#dir,
+      short ? name : crypto.createHash("sha256").update(name).digest("hex"),
+    );
   }
 
   #file(key: string, id: string): string {
@@ -729,7 +720,7 @@ export function lockFolder(dir: string): void {
     if (fs.readFileSync(taken, "utf8") !== before) fs.renameSync(taken, file);
     fs.rmSync(taken, { force: true });
   }
-  fs.writeFileSync(file, `${process.pid} ${randomUUID()}`, { flag: "wx" }); // fails if it exists
+  fs.writeFileSync(file, `${process.pid} ${crypto.randomUUID()}`, { flag: "wx" }); // fails if it exists
   process.on("exit", () => fs.rmSync(file, { force: true })); // SIGKILL leaves it: see above
 }
 
