@@ -1,0 +1,703 @@
+/**
+ * A fake of the Feishu (Lark) open platform, as far as a bot needs it.
+ *
+ * It is both sides of the conversation: `/open-apis/…` takes what the bot sends, with the real
+ * checks and error codes; and what people say is posted as events to the bot's webhook, encrypted
+ * and signed, and posted again if it does not answer 200 in time.
+ */
+
+import { createServer, type IncomingMessage, type Server, type ServerResponse } from "node:http";
+import { sendJson } from "./exchange.ts";
+import {
+  type About,
+  type EventMessage,
+  envelope,
+  ids,
+  oldEnvelope,
+  oldMessage,
+  onTheWire,
+  received,
+  TENANT,
+  type Wire,
+} from "./feishu-events.ts";
+import {
+  Changes,
+  closeServer,
+  type Failure,
+  Failures,
+  type Fields,
+  listen,
+  type PhoneInput,
+  Phones,
+  readFields,
+} from "./web.ts";
+
+export { CONTENTS, OTHER_EVENTS, type Wire } from "./feishu-events.ts";
+
+export interface FeishuOptions {
+  port?: number;
+  /** Where events go: `http://127.0.0.1:8765/feishu/events`. It can be set later, too. */
+  webhook?: string;
+  appId?: string;
+  appSecret?: string;
+  /** Empty: events travel in the clear, without a signature. */
+  encryptKey?: string;
+  verificationToken?: string;
+  /** How long the webhook has for its 200, in ms. */
+  patience?: number;
+  /** The waits before each redelivery, in ms. */
+  redeliverAfter?: number[];
+  /** A redelivery has a new event id and message id. */
+  newIds?: boolean;
+  /** How long a tenant_access_token lives, in seconds. */
+  tokenSeconds?: number;
+  now?: () => number;
+}
+
+export interface SayOptions {
+  /** The name of a group; without it, the direct chat with the bot. */
+  group?: string;
+  /** The id of the message that this one answers. */
+  replyTo?: string;
+  /** text, unless it is another one of `CONTENTS`. */
+  type?: string;
+  /** What the message says of itself, if not the text. */
+  content?: Fields;
+  /** Who sends: user, or app for another bot. */
+  senderType?: string;
+  /** More fields of the message, or other values. */
+  fields?: Fields;
+  wire?: Wire;
+}
+
+export interface Attempt {
+  at: number;
+  /** 0: no answer at all. */
+  status: number;
+  body: string;
+}
+
+/** An event on its way to the webhook. */
+export interface Delivery {
+  eventId: string;
+  messageId: string;
+  chat: string;
+  attempts: Attempt[];
+  /** Resolves with the answer to the first attempt, whatever it was. */
+  first: Promise<Attempt>;
+  /** Resolves when the webhook has said 200. */
+  delivered: Promise<void>;
+}
+
+interface Pending extends Delivery {
+  make(about: About, messageId: string): Fields;
+  wire: Wire;
+  timer?: NodeJS.Timeout;
+  underWay: boolean;
+}
+
+export interface Sent {
+  /** The chat's id. */
+  chat: string;
+  messageId: string;
+  type: string;
+  /** What a person reads. */
+  text: string;
+  content: Fields;
+  replyTo?: string;
+  uuid?: string;
+  at: number;
+  /** Feishu has it, but the bot was never told. */
+  dropped: boolean;
+}
+
+export interface Call {
+  /** token, sendMessage, reply, botInfo, or the path. */
+  method: string;
+  path: string;
+  parameters: Fields;
+  at: number;
+  status: number;
+  code: number;
+}
+
+/** An answer that says no: a code in the body, besides the HTTP status. */
+class Refusal extends Error {
+  readonly status: number;
+  readonly code: number;
+  readonly more: Fields;
+  readonly headers: Record<string, string>;
+
+  constructor(status: number, code: number, words: string, more: Fields = {}, headers = {}) {
+    super(words);
+    this.status = status;
+    this.code = code;
+    this.more = more;
+    this.headers = headers;
+  }
+}
+
+const INVALID = "Your request contains an invalid request parameter, ext=";
+const TOKEN = "Invalid access token for authorization. Please make a request with token attached.";
+const MISSING =
+  "Missing access token for authorization. Please make a request with token attached.";
+
+/** kind: HTTP status, code, sentence. */
+const REFUSALS: Record<string, [number, number, string]> = {
+  "400": [400, 230001, `${INVALID}invalid receive_id`],
+  "403": [400, 230013, "Bot has NO availability to this user."],
+  "429": [429, 99991400, "request trigger frequency limit"],
+  "500": [500, 2200, "Internal Error"],
+  "99991663": [400, 99991663, TOKEN],
+  "230002": [400, 230002, "Bot/User can NOT be out of the chat."],
+  "230020": [400, 230020, "This operation triggers the frequency limit."],
+};
+
+export const FEISHU_FAILURES = [...Object.keys(REFUSALS), "502", "drop", "refuse", "hang"];
+
+/** Bytes of the content, by its kind. */
+const LONGEST: Record<string, number> = { text: 150 * 1024 };
+const LONGEST_CARD = 30 * 1024;
+
+const HOUR = 3_600_000;
+
+export async function startFeishu(options: FeishuOptions = {}): Promise<FakeFeishu> {
+  const feishu = new FakeFeishu(options);
+  await feishu.listen(options.port);
+  return feishu;
+}
+
+export class FakeFeishu {
+  url = "";
+  webhook: string;
+  readonly appId: string;
+  readonly appSecret: string;
+  readonly encryptKey: string;
+  readonly verificationToken: string;
+  readonly botOpenId = "ou_practice_bot";
+  /** What the bot has sent, in order. */
+  readonly sent: Sent[] = [];
+  readonly log: Call[] = [];
+  /** Every event, with the attempts to deliver it. */
+  readonly deliveries: Delivery[] = [];
+  private readonly options: FeishuOptions;
+  private readonly server: Server;
+  private readonly now: () => number;
+  private readonly changes = new Changes();
+  private readonly failures = new Failures();
+  private readonly phones = new Phones();
+  private readonly chats = new Map<string, { name: string; group: boolean }>();
+  private readonly messages = new Map<string, { chat: string; root?: string }>();
+  private readonly uuids = new Map<string, { at: number; data: Fields }>();
+  private readonly taken = new Set<Sent>();
+  private readonly held = new Set<() => void>();
+  /** The last event of each chat: the next one waits until that was tried once. */
+  private readonly lastOf = new Map<string, Promise<unknown>>();
+  private tokens: { token: string; until: number }[] = [];
+  private counts = { event: 0, message: 0, token: 0 };
+  private closed = false;
+
+  constructor(options: FeishuOptions) {
+    this.options = options;
+    this.webhook = options.webhook ?? "";
+    this.appId = options.appId ?? "cli_practice";
+    this.appSecret = options.appSecret ?? "practice-app-secret";
+    this.encryptKey = options.encryptKey ?? "practice-encrypt-key";
+    this.verificationToken = options.verificationToken ?? "practice-verification-token";
+    this.now = options.now ?? Date.now;
+    this.server = createServer((request, response) => void this.serve(request, response));
+    this.server.requestTimeout = 0; // a held request may outlast Node's five minutes
+    for (const name of ["alice", "bob", "mallory"]) this.chatId(name);
+    this.group("family");
+  }
+
+  async listen(port?: number): Promise<void> {
+    this.url = await listen(this.server, port);
+  }
+
+  async close(): Promise<void> {
+    this.closed = true;
+    for (const delivery of this.deliveries as Pending[]) clearTimeout(delivery.timer); // we made them
+    await closeServer(this.server);
+  }
+
+  // ---- Who is there ----
+
+  openId(person: string): string {
+    return `ou_${person}`;
+  }
+
+  /** The id of a group's chat; the bot is a member. */
+  group(name: string): string {
+    const id = `oc_${name}`;
+    this.chats.set(id, { name, group: true });
+    return id;
+  }
+
+  /** The id of a group, if there is one of that name, or of a person's direct chat. */
+  chatId(name: string): string {
+    const id = name.startsWith("oc_") ? name : `oc_${name}`;
+    if (!this.chats.has(id)) this.chats.set(id, { name, group: false });
+    return id;
+  }
+
+  // ---- What people do ----
+
+  /** Somebody writes. `@practice_bot` and `@bob` in the text are mentions. */
+  say(person: string, text: string, options: SayOptions = {}): Delivery {
+    const chat = options.group ? this.group(options.group) : this.chatId(person);
+    const { type = "text", replyTo, senderType, wire = {} } = options;
+    const { marked, mentions } = this.mentionsIn(text);
+    const answered = replyTo === undefined ? undefined : this.messages.get(replyTo);
+    const message = {
+      ...(replyTo !== undefined && { root_id: answered?.root ?? replyTo, parent_id: replyTo }),
+      create_time: String(this.now()),
+      chat_id: chat,
+      chat_type: options.group ? ("group" as const) : ("p2p" as const),
+      message_type: type,
+      content: JSON.stringify(options.content ?? { text: marked }),
+      ...(mentions.length > 0 && { mentions }),
+      ...options.fields,
+    };
+    const openId = this.openId(person);
+    const messageId = this.nextMessage(chat, answered ? (answered.root ?? replyTo) : undefined);
+    return this.deliver(chat, messageId, wire, (about, message_id) => {
+      const whole: EventMessage = { message_id, ...message };
+      if (wire.schema === 1) return oldEnvelope(oldMessage(openId, whole, this.appId), about);
+      return envelope("im.message.receive_v1", received(openId, whole, senderType), about);
+    });
+  }
+
+  /** Somebody writes a rich text; `CONTENTS.post` shows what paragraphs consist of. */
+  post(
+    person: string,
+    content: Fields[][],
+    options: SayOptions & { title?: string } = {},
+  ): Delivery {
+    const { title = "", ...rest } = options;
+    return this.say(person, "", { ...rest, type: "post", content: { title, content } });
+  }
+
+  /** Any other event; `OTHER_EVENTS` has some. */
+  push(type: string, event: unknown, wire: Wire = {}): Delivery {
+    return this.deliver("", "", wire, (about) => envelope(type, event, about));
+  }
+
+  /** Any body at all, once. */
+  postRaw(body: Fields, wire: Wire = {}): Promise<Attempt> {
+    return this.attempt(body, wire);
+  }
+
+  /** What the platform asks when an address is entered: the answer must repeat the challenge. */
+  challenge(challenge = "practice-challenge", wire: Wire = {}): Promise<Attempt> {
+    const token = wire.token ?? this.verificationToken;
+    // The documentation excludes this request from the check of signatures.
+    return this.attempt({ challenge, token, type: "url_verification" }, { sign: "none", ...wire });
+  }
+
+  /** Posts an event again, whatever came of it; with new ids if wanted. */
+  again(delivery: Delivery, newIds = false): Promise<Attempt> {
+    return this.tryOnce(delivery as Pending, newIds); // all deliveries are ours
+  }
+
+  /** Tries now whatever was not delivered, instead of waiting for its time. */
+  async flush(): Promise<void> {
+    const all = this.deliveries as Pending[]; // we made them
+    const open = all.filter((one) => one.attempts.length > 0 && !one.underWay && !isOver(one));
+    for (const one of open) await this.redeliver(one); // in order
+  }
+
+  // ---- What the bot does, and when ----
+
+  /** The texts that a chat has received. */
+  textsTo(chat: string): string[] {
+    const id = this.chatId(chat);
+    return this.sent.filter((one) => one.chat === id).map((one) => one.text);
+  }
+
+  /** The next message to a chat that no call of this method has given yet; waits for it. */
+  nextSent(chat?: string): Promise<Sent> {
+    const id = chat === undefined ? undefined : this.chatId(chat);
+    return this.changes.until(() => {
+      const found = this.sent.find(
+        (one) => !this.taken.has(one) && (id === undefined || one.chat === id),
+      );
+      if (found) this.taken.add(found);
+      return found;
+    });
+  }
+
+  /** Resolves when this has become true, looked at after every request and answer. */
+  until(condition: () => boolean): Promise<true> {
+    return this.changes.until(() => condition() || undefined);
+  }
+
+  /** The next requests fail; `FEISHU_FAILURES` are the kinds. */
+  fail(failure: Failure): void {
+    if (!FEISHU_FAILURES.includes(failure.kind)) {
+      throw new Error(`There is no failure "${failure.kind}": ${FEISHU_FAILURES.join(", ")}.`);
+    }
+    this.failures.order(failure);
+  }
+
+  /** All tokens given out so far are worth nothing any more. */
+  expireTokens(): void {
+    this.tokens = [];
+  }
+
+  /** Lets the requests that hang go on. */
+  release(): void {
+    for (const goOn of this.held) goOn();
+  }
+
+  // ---- Events ----
+
+  private mentionsIn(text: string) {
+    const mentions: { key: string; id: Fields; name: string; tenant_key: string }[] = [];
+    const marked = text.replace(/(?<=^|\s)@(\w+)/g, (_all, name: string) => {
+      if (name === "all" || name === "_all") return "@_all";
+      const isBot = name === "practice_bot";
+      const key = `@_user_${mentions.length + 1}`;
+      const id = ids(isBot ? this.botOpenId : this.openId(name));
+      mentions.push({ key, id, name: isBot ? "Luna" : name, tenant_key: TENANT });
+      return key;
+    });
+    return { marked, mentions };
+  }
+
+  private nextMessage(chat: string, root?: string): string {
+    this.counts.message += 1;
+    const id = `om_practice_${this.counts.message}`;
+    this.messages.set(id, { chat, root });
+    return id;
+  }
+
+  private nextEvent(): string {
+    this.counts.event += 1;
+    return `ev_practice_${this.counts.event}`;
+  }
+
+  private deliver(chat: string, messageId: string, wire: Wire, make: Pending["make"]): Delivery {
+    const attempts: Attempt[] = [];
+    const eventId = this.nextEvent();
+    const delivered = this.until(() => attempts.some((one) => one.status === 200)).then(() => {});
+    // One conversation's events set out one after the other, so that tests know their order.
+    const before = chat ? (this.lastOf.get(chat) ?? Promise.resolve()) : Promise.resolve();
+    const base = { eventId, messageId, chat, attempts, delivered, make, wire, underWay: false };
+    const first = before.then(() => this.tryOnce(pending, false));
+    const pending: Pending = { ...base, first };
+    this.deliveries.push(pending);
+    if (chat) this.lastOf.set(chat, first);
+    void first.then(() => this.planNext(pending));
+    return pending;
+  }
+
+  private async tryOnce(pending: Pending, newIds: boolean): Promise<Attempt> {
+    const eventId = newIds ? this.nextEvent() : pending.eventId;
+    const messageId =
+      newIds && pending.messageId ? this.nextMessage(pending.chat) : pending.messageId;
+    const token = pending.wire.token ?? this.verificationToken;
+    const about = { eventId, appId: this.appId, token, now: this.now() };
+    pending.underWay = true;
+    const attempt = await this.attempt(pending.make(about, messageId), pending.wire);
+    pending.underWay = false;
+    pending.attempts.push(attempt);
+    this.changes.announce();
+    return attempt;
+  }
+
+  private async attempt(body: Fields, wire: Wire): Promise<Attempt> {
+    const { patience = 3000 } = this.options;
+    const at = this.now();
+    const nonce = String(1_000_000 + this.counts.event);
+    const { raw, headers } = onTheWire(body, this.encryptKey, nonce, wire, at);
+    try {
+      const signal = AbortSignal.timeout(patience);
+      const answer = await fetch(this.webhook, { method: "POST", headers, body: raw, signal });
+      return { at, status: answer.status, body: await answer.text() };
+    } catch (error) {
+      return { at, status: 0, body: String(error) };
+    }
+  }
+
+  private planNext(pending: Pending): void {
+    const waits = this.options.redeliverAfter ?? [15_000, 300_000, HOUR, 6 * HOUR];
+    const wait = waits[pending.attempts.length - 1];
+    if (isOver(pending) || wait === undefined || this.closed) return;
+    pending.timer = setTimeout(() => void this.redeliver(pending), wait);
+    pending.timer.unref();
+  }
+
+  private async redeliver(pending: Pending): Promise<void> {
+    clearTimeout(pending.timer);
+    await this.tryOnce(pending, this.options.newIds ?? false);
+    this.planNext(pending);
+  }
+
+  // ---- The API ----
+
+  private giveToken({ app_id: id, app_secret: secret }: Fields): Fields {
+    if (typeof id !== "string" || typeof secret !== "string" || id !== this.appId) {
+      throw new Refusal(200, 10003, "invalid param");
+    }
+    if (secret !== this.appSecret) throw new Refusal(200, 10014, "app secret invalid");
+    const now = this.now();
+    let current = this.tokens.at(-1);
+    // With half an hour or more to live, the old one is given again.
+    if (!current || current.until - now < HOUR / 2) {
+      this.counts.token += 1;
+      const until = now + (this.options.tokenSeconds ?? 7200) * 1000;
+      current = { token: `t-practice-${this.counts.token}`, until };
+      this.tokens.push(current);
+    }
+    const expire = Math.floor((current.until - now) / 1000);
+    return { tenant_access_token: current.token, expire };
+  }
+
+  private checkToken(request: IncomingMessage): void {
+    const [, token] = /^Bearer (.+)$/.exec(request.headers.authorization ?? "") ?? [];
+    if (!token) throw new Refusal(400, 99991661, MISSING);
+    const known = this.tokens.find((one) => one.token === token);
+    if (!known || known.until <= this.now()) throw new Refusal(400, 99991663, TOKEN);
+  }
+
+  private chatFor(type: unknown, id: string): string {
+    const chat = type === "open_id" ? id.replace(/^ou_/, "oc_") : id;
+    const isRight = type === "open_id" ? id.startsWith("ou_") : type === "chat_id";
+    if (!isRight || !this.chats.has(chat)) {
+      throw new Refusal(400, 230001, `${INVALID}invalid receive_id`);
+    }
+    return chat;
+  }
+
+  private checkContent({ msg_type: type, content, uuid }: Fields): Fields {
+    const required = { content, msg_type: type };
+    for (const [field, value] of Object.entries(required)) {
+      if (value !== undefined && value !== "") continue;
+      const field_violations = [{ field, description: `${field} is required` }];
+      throw new Refusal(400, 99992402, "field validation failed", { field_violations });
+    }
+    if (uuid !== undefined && String(uuid).length > 50) {
+      throw new Refusal(400, 230001, `${INVALID}uuid is too long`);
+    }
+    const parsed = typeof content === "string" ? parse(content) : undefined;
+    if (!parsed) {
+      throw new Refusal(400, 230001, `${INVALID}content is not a string in json format`);
+    }
+    if (!["text", "post", "interactive", "image"].includes(String(type))) {
+      throw new Refusal(400, 230001, `${INVALID}invalid msg_type`);
+    }
+    if (type === "text" && (typeof parsed.text !== "string" || parsed.text === "")) {
+      throw new Refusal(400, 230001, `${INVALID}text content is empty`);
+    }
+    if (Buffer.byteLength(String(content)) > (LONGEST[String(type)] ?? LONGEST_CARD)) {
+      throw new Refusal(400, 230025, "The length of the message content reaches its limit.");
+    }
+    return parsed;
+  }
+
+  private accept(chat: string, body: Fields, dropped: boolean, replyTo?: string): Fields {
+    const content = this.checkContent(body);
+    const uuid = body.uuid === undefined ? undefined : String(body.uuid);
+    const before = uuid === undefined ? undefined : this.uuids.get(uuid);
+    // The same uuid within an hour is the same message.
+    if (before && this.now() - before.at < HOUR) return before.data;
+    const root = replyTo === undefined ? undefined : (this.messages.get(replyTo)?.root ?? replyTo);
+    const messageId = this.nextMessage(chat, root);
+    const at = this.now();
+    const type = String(body.msg_type);
+    const text = readable(type, content);
+    this.sent.push({ chat, messageId, type, text, content, replyTo, uuid, at, dropped });
+    const data = {
+      message_id: messageId,
+      ...(replyTo !== undefined && { root_id: root, parent_id: replyTo }),
+      msg_type: type,
+      create_time: String(at),
+      update_time: String(at),
+      deleted: false,
+      updated: false,
+      chat_id: chat,
+      sender: { id: this.appId, id_type: "app_id", sender_type: "app", tenant_key: TENANT },
+      body: { content: body.content },
+    };
+    if (uuid !== undefined) this.uuids.set(uuid, { at, data });
+    this.phones.show(chat, { type: "sent", text });
+    this.changes.announce();
+    return data;
+  }
+
+  /** Where a message is to go: the chat, and the message that it answers. */
+  private destination({ path, parameters }: Call): { chat: string; replyTo?: string } {
+    const [, replyTo] = /^\/open-apis\/im\/v1\/messages\/([^/]+)\/reply$/.exec(path) ?? [];
+    if (replyTo !== undefined) {
+      const chat = this.messages.get(replyTo)?.chat;
+      if (chat === undefined) throw new Refusal(400, 230001, `${INVALID}invalid message_id`);
+      return { chat, replyTo };
+    }
+    const type = parameters.receive_id_type;
+    if (!["chat_id", "open_id", "user_id", "union_id", "email"].includes(String(type))) {
+      const description = "receive_id_type is required, one of chat_id, open_id and others";
+      const field_violations = [{ field: "receive_id_type", description }];
+      throw new Refusal(400, 99992402, "field validation failed", { field_violations });
+    }
+    return { chat: this.chatFor(type, String(parameters.receive_id ?? "")) };
+  }
+
+  private run(call: Call, request: IncomingMessage, dropped: boolean): Fields {
+    if (call.method === "token") return { msg: "ok", ...this.giveToken(call.parameters) };
+    this.checkToken(request);
+    if (call.method === "botInfo") {
+      const bot = { activate_status: 2, app_name: "Luna", avatar_url: "", open_id: this.botOpenId };
+      return { msg: "ok", bot };
+    }
+    if (call.method !== "sendMessage") throw new Refusal(404, 404, "404 page not found");
+    const { chat, replyTo } = this.destination(call);
+    return { msg: "success", data: this.accept(chat, call.parameters, dropped, replyTo) };
+  }
+
+  // ---- Requests ----
+
+  private async serve(request: IncomingMessage, response: ServerResponse): Promise<void> {
+    const { pathname: path, searchParams } = new URL(request.url ?? "/", "http://localhost");
+    try {
+      if (path.startsWith("/_practice/")) return await this.phone(request, response);
+      const parameters = { ...Object.fromEntries(searchParams), ...(await readFields(request)) };
+      const method = methodOf(request.method ?? "", path);
+      const call: Call = { method, path, parameters, at: this.now(), status: 0, code: 0 };
+      this.log.push(call);
+      await this.handle(call, request, response);
+    } catch (error) {
+      if (response.destroyed) return; // the client hung up while its body was being read
+      const isJson = error instanceof SyntaxError;
+      const [status, code] = isJson ? [400, 9499] : [500, 2200];
+      sendJson(response, status, {
+        code,
+        msg: isJson ? "Invalid parameter in JSON" : String(error),
+      });
+    }
+    this.changes.announce();
+  }
+
+  private async handle(
+    call: Call,
+    request: IncomingMessage,
+    response: ServerResponse,
+  ): Promise<void> {
+    try {
+      const failure = this.failures.take(call.method, this.namesOf(call));
+      if (failure && (await this.fails(failure, call, request, response))) return;
+      const result = this.run(call, request, false);
+      call.status = 200;
+      sendJson(response, 200, { code: 0, ...result });
+    } catch (error) {
+      if (!(error instanceof Refusal)) throw error;
+      const { status, code, message: msg, more, headers } = error;
+      Object.assign(call, { status, code });
+      const body = { code, msg, error: { log_id: `practice-${this.log.length}`, ...more } };
+      sendJson(response, status, body, headers);
+    }
+  }
+
+  private namesOf(call: Call): string[] {
+    if (call.method !== "sendMessage") return [];
+    try {
+      const { chat } = this.destination(call);
+      return [chat, this.chats.get(chat)?.name ?? ""];
+    } catch {
+      return []; // it will be refused for that
+    }
+  }
+
+  /** Does what was ordered; false if the request goes on afterwards. */
+  private async fails(
+    { kind, retryAfter = 1 }: Failure,
+    call: Call,
+    request: IncomingMessage,
+    response: ServerResponse,
+  ): Promise<boolean> {
+    const refusal = REFUSALS[kind];
+    if (refusal) {
+      const [status, code, words] = refusal;
+      const headers = {
+        "x-ogw-ratelimit-limit": "100",
+        "x-ogw-ratelimit-reset": String(retryAfter),
+      };
+      throw new Refusal(status, code, words, {}, code === 99991400 ? headers : {});
+    }
+    if (kind === "drop") this.run(call, request, true);
+    if (kind === "hang") {
+      await this.untilReleased(response);
+      return response.destroyed;
+    }
+    if (kind === "502") {
+      call.status = 502;
+      response.writeHead(502, { "content-type": "text/html" });
+      response.end("<html><head><title>502 Bad Gateway</title></head></html>");
+    } else response.destroy();
+    return true;
+  }
+
+  private untilReleased(response: ServerResponse): Promise<void> {
+    return new Promise((resolve) => {
+      const goOn = (): void => {
+        this.held.delete(goOn);
+        resolve();
+      };
+      this.held.add(goOn);
+      response.once("close", goOn);
+    });
+  }
+
+  private phone(request: IncomingMessage, response: ServerResponse): Promise<void> {
+    const chatOf = (person: string, group?: string): string =>
+      group ? this.group(group) : this.chatId(person);
+    return this.phones.serve(request, response, chatOf, (input) => this.typed(input));
+  }
+
+  private async typed(input: PhoneInput): Promise<string | undefined> {
+    const { person, group, text, photos = 0, reply } = input;
+    const chat = group ? this.group(group) : this.chatId(person);
+    const last = reply ? this.sent.findLast((one) => one.chat === chat) : undefined;
+    if (reply && !last) return "The bot has sent nothing here yet.";
+    const options = { group, replyTo: last?.messageId };
+    const deliveries: Delivery[] = [];
+    for (let i = 0; i < photos; i++) {
+      const image = { type: "image", content: { image_key: `img_practice_${i + 1}` } };
+      deliveries.push(this.say(person, "", { ...options, ...image }));
+    }
+    if (photos === 0 || text) deliveries.push(this.say(person, text, options));
+    const answers = await Promise.all(deliveries.map((delivery) => delivery.first));
+    const bad = answers.find((answer) => answer.status !== 200);
+    return bad && `The event was not taken: ${bad.status || "no answer"} from ${this.webhook}.`;
+  }
+}
+
+/** Taken; or forged, and a forger does not try again. */
+function isOver({ attempts, wire }: Pending): boolean {
+  const isForged = wire.key ?? wire.sign ?? wire.token ?? wire.timestamp;
+  return isForged !== undefined || attempts.some((one) => one.status === 200);
+}
+
+function methodOf(verb: string, path: string): string {
+  if (verb === "GET") return path === "/open-apis/bot/v3/info" ? "botInfo" : path;
+  if (path === "/open-apis/auth/v3/tenant_access_token/internal") return "token";
+  return /^\/open-apis\/im\/v1\/messages(\/[^/]+\/reply)?$/.test(path) ? "sendMessage" : path;
+}
+
+function parse(text: string): Fields | undefined {
+  try {
+    const value: unknown = JSON.parse(text);
+    return typeof value === "object" && value !== null ? { ...value } : undefined;
+  } catch {
+    return undefined;
+  }
+}
+
+/** What a person reads: of a post the lines, of a card what is in it. */
+function readable(type: string, content: Fields): string {
+  if (type === "text") return String(content.text);
+  if (type !== "post") return JSON.stringify(content);
+  const [post = {}] = Object.values(content) as { title?: string; content?: Fields[][] }[]; // a language each
+  const lines = (post.content ?? []).map((line) => line.map((tag) => tag.text ?? "").join(""));
+  return [post.title, ...lines].filter(Boolean).join("\n");
+}
