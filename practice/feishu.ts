@@ -90,6 +90,8 @@ export interface Delivery {
 }
 
 interface Pending extends Delivery {
+  /** When it happened; a redelivery has the same time. */
+  at: number;
   make(about: About, messageId: string): Fields;
   wire: Wire;
   timer?: NodeJS.Timeout;
@@ -383,7 +385,8 @@ export class FakeFeishu {
     const delivered = this.until(() => attempts.some((one) => one.status === 200)).then(() => {});
     // One conversation's events set out one after the other, so that tests know their order.
     const before = chat ? (this.lastOf.get(chat) ?? Promise.resolve()) : Promise.resolve();
-    const base = { eventId, messageId, chat, attempts, delivered, make, wire, underWay: false };
+    const state = { at: this.now(), make, wire, underWay: false };
+    const base = { eventId, messageId, chat, attempts, delivered, ...state };
     const first = before.then(() => this.tryOnce(pending, false));
     const pending: Pending = { ...base, first };
     this.deliveries.push(pending);
@@ -397,7 +400,7 @@ export class FakeFeishu {
     const messageId =
       newIds && pending.messageId ? this.nextMessage(pending.chat) : pending.messageId;
     const token = pending.wire.token ?? this.verificationToken;
-    const about = { eventId, appId: this.appId, token, now: this.now() };
+    const about = { eventId, appId: this.appId, token, now: pending.at };
     pending.underWay = true;
     const attempt = await this.attempt(pending.make(about, messageId), pending.wire);
     pending.underWay = false;
@@ -697,7 +700,8 @@ function parse(text: string): Fields | undefined {
 function readable(type: string, content: Fields): string {
   if (type === "text") return String(content.text);
   if (type !== "post") return JSON.stringify(content);
-  const [post = {}] = Object.values(content) as { title?: string; content?: Fields[][] }[]; // a language each
+  // One for each language, and we read the first.
+  const [post = {}] = Object.values(content) as { title?: string; content?: Fields[][] }[];
   const lines = (post.content ?? []).map((line) => line.map((tag) => tag.text ?? "").join(""));
   return [post.title, ...lines].filter(Boolean).join("\n");
 }

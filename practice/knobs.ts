@@ -7,7 +7,7 @@
 import { parseArgs } from "node:util";
 import { FAILURES } from "./failures.ts";
 import type { LoggedRequest } from "./model.ts";
-import { isAlive, readWorld, startWorld, worldPath } from "./world.ts";
+import { isAlive, readWorld, startWorld, Trouble, theWorld, worldPath } from "./world.ts";
 
 const HELP = `npm run practice                         says which world runs; if none, starts a model
 npm run practice -- fail 529             the next request fails; --times 3: the next three
@@ -16,9 +16,6 @@ npm run practice -- slow 5s              wait before every event of a reply; slo
 npm run practice -- log                  the last requests; --last 50: more of them
 
 Failures: ${FAILURES.join(" ")}`;
-
-/** Something to tell the person, in place of a stack. */
-class Trouble extends Error {}
 
 async function main(): Promise<void> {
   const { values, positionals } = readArguments();
@@ -95,14 +92,8 @@ function wholeNumber(text: string, name: string): number {
 }
 
 async function send<Answer>(path: string, body?: object): Promise<Answer> {
-  const world = readWorld();
-  if (!world) throw new Trouble("No practice world is running: start one with npm start.");
-  if (!isAlive(world.pid)) {
-    const gone = `process ${world.pid} is gone and left ${worldPath()} behind`;
-    throw new Trouble(`No practice world is running (${gone}): start one with npm start.`);
-  }
   const method = body ? "POST" : "GET";
-  const url = `${world.url}/_practice/${path}`;
+  const url = `${theWorld().url}/_practice/${path}`;
   const answer = await fetch(url, { method, body: body && JSON.stringify(body) });
   const result = (await answer.json()) as Answer & { error?: string }; // our own server's form
   if (!answer.ok) throw new Trouble(result.error ?? `The practice world said ${answer.status}.`);

@@ -10,7 +10,7 @@ import { basename, join } from "node:path";
 import { createInterface } from "node:readline/promises";
 import { parseArgs } from "node:util";
 import { parse } from "dotenv";
-import { isAlive, ROOT, readWorld, startWorld } from "./world.ts";
+import { isAlive, ROOT, readWorld, startWorld, Trouble } from "./world.ts";
 
 const NAMES = `s01_agent_loop s02_tool_use s03_sessions s04_channels s05_gateway s06_intelligence
   s07_heartbeat_cron s08_delivery s09_resilience s10_concurrency`.split(/\s+/);
@@ -29,9 +29,6 @@ interface Choice {
   language: string;
 }
 
-/** Something to tell the person, in place of a stack. */
-class Trouble extends Error {}
-
 async function main(): Promise<number> {
   const { values, positionals } = readArguments();
   if (values.help) {
@@ -46,9 +43,12 @@ async function main(): Promise<number> {
     return await run(file, {});
   }
   copyWorkspace(values.fresh ?? false);
-  const world = await startWorld(`${choice.section.slice(0, 3)} (${choice.language})`);
+  const short = choice.section.slice(0, 3);
+  const world = await startWorld(`${short} (${choice.language})`, Number(short.slice(1)));
   console.log("Offline practice: a stand-in answers by fixed rules, no real model, no cost.");
-  console.log("For a real model, copy .env.example to .env and put your key into it.\n");
+  console.log("For a real model, copy .env.example to .env and put your key into it.");
+  if (world.telegram) console.log("Be alice in a second terminal: npm run phone -- telegram alice");
+  console.log();
   try {
     return await run(file, world.settings);
   } finally {

@@ -1,13 +1,19 @@
 /**
- * The practice world: what a section talks to when there is no key. For now it is the model; the
- * platforms' stand-ins join it here.
+ * The practice world: what a section talks to when there is no key. It is the model, and from s04
+ * on a fake Telegram and a fake Feishu.
  *
- * A running world leaves its address in `.practice/world.json`, where the knobs find it.
+ * A running world leaves its addresses in `.practice/world.json`, where the knobs, the phone and
+ * the JSON-RPC client find them.
  */
 
+import { randomBytes } from "node:crypto";
 import { mkdirSync, readFileSync, rmSync, writeFileSync } from "node:fs";
+import { createServer } from "node:http";
 import { join } from "node:path";
+import { type FakeFeishu, startFeishu } from "./feishu.ts";
 import { type PracticeModel, startModel } from "./model.ts";
+import { type FakeTelegram, startTelegram } from "./telegram.ts";
+import { closeServer, listen } from "./web.ts";
 
 /** The folder of the whole tutorial. */
 export const ROOT = join(import.meta.dirname, "..");
@@ -21,10 +27,17 @@ export interface WorldFile {
   startedAt: string;
   /** What uses it, for people: "s02 (en)". */
   user: string;
+  /** The fake platforms, from s04 on. */
+  telegram?: string;
+  feishu?: string;
+  /** The gateway's WebSocket with its token, from s05 on. */
+  gateway?: string;
 }
 
 export interface World {
   model: PracticeModel;
+  telegram?: FakeTelegram;
+  feishu?: FakeFeishu;
   /** The settings with which a section uses this world and nothing else. */
   settings: Record<string, string>;
   stop(): Promise<void>;
@@ -39,13 +52,25 @@ const SETTINGS = `ANTHROPIC_API_KEY ANTHROPIC_AUTH_TOKEN ANTHROPIC_BASE_URL MODE
   ANTHROPIC_API_KEY_3 ANTHROPIC_API_KEY_4 ANTHROPIC_API_KEY_5 ANTHROPIC_API_KEY_6
   ANTHROPIC_API_KEY_7 ANTHROPIC_API_KEY_8 ANTHROPIC_API_KEY_9 FALLBACK_MODELS`.split(/\s+/);
 
-export async function startWorld(user: string, root = ROOT): Promise<World> {
+/** Who may write to the bot; the first is the owner. mallory may not. */
+const ALLOWED = ["alice", "bob", "family"];
+
+/** `section` is the number of the section that will use it: it decides what there is. */
+export async function startWorld(user: string, section = 1, root = ROOT): Promise<World> {
   const model = await startModel({ noSdkRetry: false });
   model.slow(PACE);
   const path = worldPath(root);
-  const file: WorldFile = { pid: process.pid, url: model.url, startedAt: now(), user };
+  const channels = section >= 4 ? await startChannels(section) : undefined;
+  const file: WorldFile = {
+    pid: process.pid,
+    url: model.url,
+    startedAt: now(),
+    user,
+    ...channels?.addresses,
+  };
   mkdirSync(join(root, ".practice"), { recursive: true });
-  writeFileSync(path, `${JSON.stringify(file, null, 2)}\n`);
+  // The gateway's token is in it: nobody else has to read that.
+  writeFileSync(path, `${JSON.stringify(file, null, 2)}\n`, { mode: 0o600 });
   const forget = (): void => {
     // A world that was started later has its own address in the file: leave that alone.
     if (readWorld(root)?.pid === process.pid) rmSync(path, { force: true });
@@ -53,6 +78,8 @@ export async function startWorld(user: string, root = ROOT): Promise<World> {
   process.once("exit", forget);
   return {
     model,
+    telegram: channels?.telegram,
+    feishu: channels?.feishu,
     settings: {
       ...Object.fromEntries(SETTINGS.map((name) => [name, ""])),
       ANTHROPIC_API_KEY: "practice",
@@ -60,14 +87,75 @@ export async function startWorld(user: string, root = ROOT): Promise<World> {
       MODEL_ID: "claude-sonnet-5-5",
       CLAW0_WORKSPACE: join(root, ".practice", "workspace"),
       CONTEXT_TOKENS: "180000",
+      ...channels?.settings,
       // A proxy must not come between a section and its practice world.
       NO_PROXY: ["127.0.0.1,localhost", process.env.NO_PROXY].filter(Boolean).join(","),
     },
     async stop() {
       forget();
-      await model.close();
+      await Promise.all([model.close(), channels?.telegram.close(), channels?.feishu.close()]);
     },
   };
+}
+
+/** The fake platforms. The section gets its port from here, so that both sides know it. */
+async function startChannels(section: number) {
+  const port = await freePort();
+  const token = section >= 5 ? randomBytes(16).toString("hex") : "";
+  const telegram = await startTelegram();
+  const feishu = await startFeishu({ webhook: `http://127.0.0.1:${port}/feishu/events` });
+  const gateway = token && { gateway: `ws://127.0.0.1:${port}/?token=${token}` };
+  return {
+    telegram,
+    feishu,
+    addresses: { telegram: telegram.url, feishu: feishu.url, ...gateway },
+    settings: {
+      ...telegramSettings(telegram),
+      ...feishuSettings(feishu),
+      HTTP_PORT: String(port),
+      GATEWAY_TOKEN: token,
+    },
+  };
+}
+
+export function telegramSettings(telegram: FakeTelegram): Record<string, string> {
+  return {
+    TELEGRAM_BOT_TOKEN: telegram.token,
+    TELEGRAM_API_ROOT: telegram.url,
+    TELEGRAM_ALLOWED_CHATS: ALLOWED.map((name) => telegram.chatId(name)).join(","),
+  };
+}
+
+export function feishuSettings(feishu: FakeFeishu): Record<string, string> {
+  return {
+    FEISHU_APP_ID: feishu.appId,
+    FEISHU_APP_SECRET: feishu.appSecret,
+    FEISHU_ENCRYPT_KEY: feishu.encryptKey,
+    FEISHU_VERIFICATION_TOKEN: feishu.verificationToken,
+    FEISHU_BOT_OPEN_ID: feishu.botOpenId,
+    FEISHU_ALLOWED_CHATS: ALLOWED.map((name) => feishu.chatId(name)).join(","),
+    FEISHU_API_BASE: feishu.url,
+  };
+}
+
+/** A port that nobody has at this moment. */
+async function freePort(): Promise<number> {
+  const server = createServer();
+  const url = await listen(server);
+  await closeServer(server);
+  return Number(new URL(url).port);
+}
+
+/** Something to tell the person, in place of a stack. */
+export class Trouble extends Error {}
+
+/** The world that runs. */
+export function theWorld(root = ROOT): WorldFile {
+  const world = readWorld(root);
+  if (!world) throw new Trouble("No practice world is running: start one with npm start.");
+  if (isAlive(world.pid)) return world;
+  const gone = `process ${world.pid} is gone and left ${worldPath(root)} behind`;
+  throw new Trouble(`No practice world is running (${gone}): start one with npm start.`);
 }
 
 /** What the file says, or undefined if there is none that can be read. */

@@ -1,0 +1,104 @@
+/**
+ * `npm run rpc -- send text=hi`: calls one method of the gateway that `npm start -- s05` runs, by
+ * JSON-RPC 2.0 over a WebSocket, and prints what it says.
+ */
+
+import { WebSocket } from "ws";
+import { Trouble, theWorld } from "./world.ts";
+
+const HELP = `npm run rpc -- status
+npm run rpc -- send text="what time is it?" channel=telegram peerId=1001
+npm run rpc -- bindings.set agentId=sage matchKey=peerId matchValue=telegram:1002 priority=5
+npm run rpc -- bindings.list | sessions.list | agents.list
+
+It finds the gateway that npm start has started; --url=ws://host:port/?token=… names another.`;
+
+interface Answer {
+  id?: unknown;
+  method?: string;
+  params?: Record<string, unknown>;
+  result?: unknown;
+  error?: { code: number; message: string; data?: unknown };
+}
+
+/** An id of a chat may be all digits and is a text; priority=5 is a number. */
+const TEXTS = /^(text|query|channel|label)$|(Id|Key|Value)$/;
+
+/** `priority=5 text=hi` as an object. */
+function readParams(words: string[]): Record<string, unknown> {
+  const pairs = words.map((word): [string, unknown] => {
+    const [, name = "", value = ""] = /^([\w.]+)=(.*)$/s.exec(word) ?? [];
+    if (!name) throw new Trouble(`"${word}" is no parameter: say name=value.`);
+    if (TEXTS.test(name)) return [name, value];
+    try {
+      return [name, JSON.parse(value)]; // a number, true, a list
+    } catch {
+      return [name, value];
+    }
+  });
+  return Object.fromEntries(pairs);
+}
+
+function findGateway(words: string[]): string {
+  const given = words.find((word) => word.startsWith("--url="))?.slice("--url=".length);
+  if (given) return given;
+  const world = theWorld();
+  if (world.gateway) return world.gateway;
+  throw new Trouble(`${world.user} has no gateway yet: npm start -- s05 has.`);
+}
+
+/** Where the cursor is: a reply that streams in does not end its lines by itself. */
+let midLine = false;
+
+function print(text: string): void {
+  process.stdout.write(`${midLine ? "\n" : ""}${text}\n`);
+  midLine = false;
+}
+
+function notice({ method = "", params = {} }: Answer): void {
+  if (method === "delta") {
+    const text = String(params.text ?? "");
+    process.stdout.write(text);
+    midLine = text === "" ? midLine : !text.endsWith("\n");
+  } else if (method === "typing") print("typing …");
+  else print(`${method} ${JSON.stringify(params)}`);
+}
+
+/** Resolves with the answer to this one request; what else arrives is printed. */
+function call(url: string, method: string, params: Record<string, unknown>): Promise<Answer> {
+  const { host } = new URL(url); // without the token
+  return new Promise((resolve, reject) => {
+    const socket = new WebSocket(url);
+    socket.once("open", () => {
+      socket.send(JSON.stringify({ jsonrpc: "2.0", id: 1, method, params }));
+    });
+    socket.on("message", (data) => {
+      const answer = JSON.parse(String(data)) as Answer; // what JSON-RPC says it is
+      if (answer.method !== undefined) return notice(answer);
+      socket.close();
+      resolve(answer);
+    });
+    socket.once("error", (error) => {
+      reject(new Trouble(`The gateway at ${host} can't be reached: ${error.message || error}.`));
+    });
+    socket.once("close", (code) => {
+      reject(new Trouble(`The gateway at ${host} closed the connection (${code}).`));
+    });
+  });
+}
+
+try {
+  const [method, ...words] = process.argv.slice(2).filter((word) => !word.startsWith("--url="));
+  if (!method || method === "--help" || method === "-h") throw new Trouble(HELP);
+  const { result, error } = await call(findGateway(process.argv), method, readParams(words));
+  if (error) {
+    const data = error.data === undefined ? "" : `\n${JSON.stringify(error.data, null, 2)}`;
+    throw new Trouble(`${error.code}: ${error.message}${data}`);
+  }
+  print(JSON.stringify(result, null, 2));
+} catch (error) {
+  if (!(error instanceof Trouble)) throw error;
+  if (midLine) console.log();
+  console.error(error.message);
+  process.exitCode = 1;
+}
