@@ -33,7 +33,7 @@ const SYSTEM = "You are a helpful assistant. Answer briefly and plainly.";
 let atLineStart = true;
 
 /** Prints what the model says, piece by piece. */
-export function say(piece: string): void {
+export function say(piece: string) {
   process.stdout.write(piece);
   if (piece) atLineStart = piece.endsWith("\n");
 }

@@ -39,7 +39,7 @@ const WORKSPACE = process.env.CLAW0_WORKSPACE || path.join(import.meta.dirname, 
 let atLineStart = true;
 
 /** Prints what the model says, piece by piece. */
-export function say(piece: string): void {
+export function say(piece: string) {
   process.stdout.write(piece);
   if (piece) atLineStart = piece.endsWith("\n");
 }
@@ -212,14 +212,9 @@ export type Handler = (input: Record<string, unknown>, turn: Turn) => string | P
 const string = (description: string) => ({ type: "string", description });
 const file = string("The path, relative to the workspace.");
 
-function tool(
-  name: string,
-  description: string,
-  properties: object,
-  optional = "",
-): Anthropic.Tool {
-  const required = Object.keys(properties).filter((field) => field !== optional);
-  return { name, description, input_schema: { type: "object", properties, required } };
+function tool(name: string, description: string, properties: object, optional: string[] = []) {
+  const required = Object.keys(properties).filter((field) => !optional.includes(field));
+  return { name, description, input_schema: { type: "object" as const, properties, required } };
 }
 
 /** What the model is told. It knows a tool by nothing but these words. */
@@ -232,7 +227,7 @@ export const TOOLS: Anthropic.Tool[] = [
       command: string("The command."),
       seconds: { type: "integer", description: "Time limit, 1 to 600; 60 if left out." },
     },
-    "seconds",
+    ["seconds"],
   ),
   tool("read_file", "Read a text file of the workspace. A long one is shown without its middle.", {
     path: file,

@@ -41,7 +41,7 @@ const CONTEXT_TOKENS = Number(process.env.CONTEXT_TOKENS || 180_000);
 let atLineStart = true;
 
 /** Prints what the model says, piece by piece. */
-export function say(piece: string): void {
+export function say(piece: string) {
   process.stdout.write(piece);
   if (piece) atLineStart = piece.endsWith("\n");
 }
@@ -215,14 +215,9 @@ export type Handler = (input: Record<string, unknown>, turn: Turn) => string | P
 const string = (description: string) => ({ type: "string", description });
 const file = string("The path, relative to the workspace.");
 
-function tool(
-  name: string,
-  description: string,
-  properties: object,
-  optional = "",
-): Anthropic.Tool {
-  const required = Object.keys(properties).filter((field) => field !== optional);
-  return { name, description, input_schema: { type: "object", properties, required } };
+function tool(name: string, description: string, properties: object, optional: string[] = []) {
+  const required = Object.keys(properties).filter((field) => !optional.includes(field));
+  return { name, description, input_schema: { type: "object" as const, properties, required } };
 }
 
 /** What the model is told. It knows a tool by nothing but these words. */
@@ -235,7 +230,7 @@ export const TOOLS: Anthropic.Tool[] = [
       command: string("The command."),
       seconds: { type: "integer", description: "Time limit, 1 to 600; 60 if left out." },
     },
-    "seconds",
+    ["seconds"],
   ),
   tool("read_file", "Read a text file of the workspace. A long one is shown without its middle.", {
     path: file,
@@ -888,7 +883,7 @@ function wordsIn({ content }: Message): string {
 const GUARD = new ContextGuard(CONTEXT_TOKENS);
 
 TOOLS.push(
-  tool("list_directory", "List a folder of the workspace.", { path: file }, "path"),
+  tool("list_directory", "List a folder of the workspace.", { path: file }, ["path"]),
   tool("get_current_time", "Get the date, the time and the time zone.", {}),
 );
 
