@@ -1,0 +1,494 @@
+/**
+ * What the tests of the sections share: which files a case runs against, a section imported with
+ * settings of its own, a section as a process, the practice model, and the check that after every
+ * test none of its requests was one that the API refuses.
+ */
+
+import { type ChildProcess, spawn } from "node:child_process";
+import { existsSync, mkdtempSync, readdirSync, realpathSync, rmSync } from "node:fs";
+import { tmpdir } from "node:os";
+import { join } from "node:path";
+import { stripVTControlCharacters } from "node:util";
+import Anthropic from "@anthropic-ai/sdk";
+import { spawn as spawnTerminal } from "@lydell/node-pty";
+import { afterEach, beforeEach, vi } from "vitest";
+import {
+  type LoggedRequest,
+  type ModelOptions,
+  type PracticeModel,
+  type Scripted,
+  type ScriptedBlock,
+  startModel,
+} from "../practice/model.ts";
+
+const ROOT = join(import.meta.dirname, "..");
+
+// ---- Which files ----
+
+const LANGUAGES = ["en", "zh", "ja"] as const;
+export type Language = (typeof LANGUAGES)[number];
+export type SectionId = `s${"01" | "02" | "03" | "04" | "05" | "06" | "07" | "08" | "09" | "10"}`;
+
+export interface SectionFile {
+  id: SectionId;
+  lang: Language;
+  /** "en/s01_agent_loop", for the titles of tests. */
+  name: string;
+  file: string;
+}
+
+const ON_DISK: SectionFile[] = LANGUAGES.flatMap((lang) => {
+  const folder = join(ROOT, "sessions", lang);
+  const files = existsSync(folder) ? readdirSync(folder).sort() : [];
+  return files.flatMap((file) => {
+    if (!/^s(0[1-9]|10)_\w+\.ts$/.test(file)) return [];
+    const id = file.slice(0, 3) as SectionId; // as the expression above says
+    return [{ id, lang, name: `${lang}/${file.slice(0, -3)}`, file: join(folder, file) }];
+  });
+});
+
+/** The files that must have what section `first` brought: from it to the last, in each language. */
+export function sectionsFrom(first: SectionId): SectionFile[] {
+  return ON_DISK.filter(({ id }) => id >= first);
+}
+
+/** The same in English only, for cases that start processes. */
+export function englishFrom(first: SectionId): SectionFile[] {
+  return sectionsFrom(first).filter(({ lang }) => lang === "en");
+}
+
+// ---- What later sections change on purpose ----
+
+/** A case asserts what holds in all later sections. Where one of them means to differ, it is here. */
+export interface Change {
+  /** The first section that differs. */
+  since: SectionId;
+  /** What the case asks for with `changed`. */
+  what: string;
+  why: string;
+}
+
+export const CHANGES: Change[] = [];
+
+/** Whether `what` is another in this section, so that the case asserts the new behaviour. */
+export function changed(section: SectionFile, what: string): boolean {
+  return CHANGES.some((change) => change.what === what && change.since <= section.id);
+}
+
+// ---- Settings ----
+
+export type Settings = Record<string, string>;
+
+/** Every setting there is, so that nobody's .env leaks into a test. Empty counts as unset. */
+const NO_SETTINGS: Settings = Object.fromEntries(
+  `MODEL_ID CONTEXT_TOKENS FALLBACK_MODELS REMOTE_TOOLS GATEWAY_TOKEN
+  TELEGRAM_BOT_TOKEN TELEGRAM_API_ROOT TELEGRAM_ALLOWED_CHATS
+  FEISHU_APP_ID FEISHU_APP_SECRET FEISHU_ENCRYPT_KEY FEISHU_VERIFICATION_TOKEN FEISHU_BOT_OPEN_ID
+  FEISHU_ALLOWED_CHATS FEISHU_DOMAIN FEISHU_API_BASE
+  HEARTBEAT_INTERVAL HEARTBEAT_ACTIVE_START HEARTBEAT_ACTIVE_END
+  ANTHROPIC_API_KEY_2 ANTHROPIC_API_KEY_3 ANTHROPIC_API_KEY_4 ANTHROPIC_API_KEY_5
+  ANTHROPIC_API_KEY_6 ANTHROPIC_API_KEY_7 ANTHROPIC_API_KEY_8 ANTHROPIC_API_KEY_9`
+    .split(/\s+/)
+    .map((name) => [name, ""]),
+);
+
+/** Settings for one section: its model, a workspace of its own, and whatever a case adds. */
+export function settings(model?: PracticeModel, more: Settings = {}): Settings {
+  return {
+    ...NO_SETTINGS,
+    ANTHROPIC_API_KEY: "test-key",
+    // Without a model nothing may leave this machine: nobody listens on port 9.
+    ANTHROPIC_BASE_URL: model?.url ?? "http://127.0.0.1:9",
+    HTTP_PORT: "0",
+    CLAW0_WORKSPACE: more.CLAW0_WORKSPACE ?? temporaryFolder(),
+    ...more,
+  };
+}
+
+const folders: string[] = [];
+
+/** An empty folder, by its real path, that goes after the test. */
+export function temporaryFolder(): string {
+  const folder = realpathSync(mkdtempSync(join(tmpdir(), "claw0-test-")));
+  folders.push(folder);
+  return folder;
+}
+
+// ---- A section, imported ----
+
+/** The shape that a section and all after it have. A later section adds its line here. */
+interface Modules {
+  s01: typeof import("../sessions/en/s01_agent_loop.ts");
+  s02: typeof import("../sessions/en/s02_tool_use.ts");
+  s03: typeof import("../sessions/en/s03_sessions.ts");
+}
+
+/** Imports a section afresh: it reads some settings when it is loaded, some when it is used. */
+export async function load<Since extends keyof Modules>(
+  _since: Since,
+  section: SectionFile,
+  given: Settings = settings(),
+): Promise<Modules[Since]> {
+  for (const name of Object.keys(process.env)) {
+    if (name.startsWith("ANTHROPIC_")) delete process.env[name];
+  }
+  Object.assign(process.env, given);
+  vi.resetModules();
+  // Every section from `Since` on has its exports: that is what is being tested.
+  return (await import(/* @vite-ignore */ section.file)) as Modules[Since];
+}
+
+let output: string[] = [];
+
+/** What the section has printed into this process. */
+export const printed = () => output.join("");
+
+/** Makes the SDK's waiting between two attempts pass at once. */
+export function retryAtOnce(): void {
+  const wait = globalThis.setTimeout;
+  const quick = (run: () => void, ms = 0, ...args: []) =>
+    wait(run, ms >= 300 && ms <= 5000 ? 0 : ms, ...args);
+  vi.spyOn(globalThis, "setTimeout").mockImplementation(
+    quick as typeof setTimeout, // it has a property more, which nobody here uses
+  );
+}
+
+/**
+ * Hears every event of every stream when the SDK has read it. `count` begins anew with each
+ * stream; the SDK leaves out pings, so it is one less than what the model has sent.
+ */
+export function onStreamEvent(hear: (count: number, type: string) => void): void {
+  const original = Anthropic.Messages.prototype.stream;
+  vi.spyOn(Anthropic.Messages.prototype, "stream").mockImplementation(function (
+    this: Anthropic.Messages,
+    ...args
+  ) {
+    const stream = original.apply(this, args);
+    let count = 0;
+    stream.on("streamEvent", ({ type }) => hear(++count, type));
+    return stream;
+  });
+}
+
+// ---- The practice model ----
+
+const models = new Map<PracticeModel, { allowed: Set<LoggedRequest> }>();
+
+/** A model for this test. When the test is over, every request in its log is checked. */
+export async function practice(options: ModelOptions = {}): Promise<PracticeModel> {
+  const model = await startModel(options);
+  models.set(model, { allowed: new Set() });
+  return model;
+}
+
+/** For a test that breaks a request on purpose. */
+export function allow(model: PracticeModel, entry: LoggedRequest | undefined): void {
+  if (entry) models.get(model)?.allowed.add(entry);
+}
+
+export const say = (text: string, more: Scripted = {}): Scripted => ({
+  content: [{ type: "text", text }],
+  ...more,
+});
+
+export const call = (name: string, input: unknown, id?: string): ScriptedBlock => ({
+  type: "tool_use",
+  name,
+  input,
+  ...(id && { id }),
+});
+
+/** An answer that calls tools: each of them a name and its input. */
+export const calls = (...tools: [name: string, input: unknown][]): Scripted => ({
+  content: tools.map(([name, input]) => call(name, input)),
+});
+
+type Param = Anthropic.MessageParam;
+
+/** The blocks of a message of a request, whichever way they are written. */
+export function blocks(message: Param | undefined): Anthropic.ContentBlockParam[] {
+  if (!message) return [];
+  const { content } = message;
+  return typeof content === "string" ? [{ type: "text", text: content }] : content;
+}
+
+/** Each message of a request as "role: texts and kinds of blocks", which is quick to compare. */
+export function outline(entry: LoggedRequest | undefined): string[] {
+  return (entry?.request.messages ?? []).map((message) => {
+    const parts = blocks(message).map((block) => (block.type === "text" ? block.text : block.type));
+    return `${message.role}: ${parts.join(" | ")}`;
+  });
+}
+
+/** The results of the calls in the last message of a request. */
+export function results(entry: LoggedRequest | undefined): Anthropic.ToolResultBlockParam[] {
+  const last = blocks(entry?.request.messages.at(-1));
+  return last.flatMap((block) => (block.type === "tool_result" ? [block] : []));
+}
+
+// ---- The invariant: the next request is always valid ----
+
+/** What is wrong with a request, by our rules, which are stricter than the API's. */
+export function breaches(request: { messages?: Param[]; system?: unknown }): string[] {
+  const messages = request.messages ?? [];
+  const found: string[] = [];
+  if (messages.length === 0) found.push("there are no messages");
+  const ids = new Set<string>();
+  messages.forEach((message, index) => {
+    const here = blocks(message);
+    const before = messages[index - 1];
+    const say = (what: string) => found.push(`message ${index}: ${what}`);
+    if (message.role !== (index % 2 === 0 ? "user" : "assistant")) {
+      say("the roles must take turns, the user first");
+    }
+    if (here.length === 0) say("it is empty");
+    for (const block of here) {
+      if (isBlank(block)) say(`a blank ${block.type}`);
+      if (block.type !== "tool_use" && block.type !== "server_tool_use") continue;
+      if (ids.has(block.id)) say(`the id ${block.id} is there twice`);
+      ids.add(block.id);
+    }
+    const asked = idsOf(before, "tool_use");
+    const answered = idsOf(message, "tool_result");
+    if (asked.join() !== answered.join()) {
+      say(`calls ${asked.join() || "none"}, but results ${answered.join() || "none"}`);
+    }
+    const first = here.findIndex(({ type }) => type !== "tool_result");
+    if (first >= 0 && here.slice(first).some(({ type }) => type === "tool_result")) {
+      say("results must come first");
+    }
+    if (here.at(-1)?.type.endsWith("thinking")) say("thinking must not come last");
+  });
+  const last = messages.at(-1);
+  const paused = blocks(last).at(-1)?.type ?? "";
+  if (last?.role === "assistant" && !/^server_tool_use$|_tool_result$/.test(paused)) {
+    found.push("the last message is neither the user's nor a paused reply");
+  }
+  if (idsOf(last, "tool_use").length > 0) found.push("the last message has open calls");
+  if (!isWellFormed(request)) found.push("half a character");
+  return found;
+}
+
+function idsOf(message: Param | undefined, type: "tool_use" | "tool_result"): string[] {
+  return blocks(message).flatMap((block) => {
+    if (block.type !== type) return [];
+    return [block.type === "tool_use" ? block.id : block.tool_use_id];
+  });
+}
+
+function isBlank(block: Anthropic.ContentBlockParam): boolean {
+  if (block.type === "text") return block.text.trim() === "";
+  return block.type === "tool_result" && (block.content?.length ?? 0) === 0;
+}
+
+function isWellFormed(value: unknown): boolean {
+  if (typeof value === "string") return value.isWellFormed();
+  if (typeof value !== "object" || value === null) return true;
+  return Object.values(value).every(isWellFormed);
+}
+
+/** What is wrong with any request in this log. */
+export function wrongIn(log: LoggedRequest[], allowed = new Set<LoggedRequest>()): string[] {
+  return log.flatMap((entry, index) => {
+    // A client that hung up at once may not have sent the whole body.
+    if (allowed.has(entry) || (entry.aborted && !entry.request.messages)) return [];
+    const problems = entry.problem ? [entry.problem] : [];
+    const wrong = [...problems, ...breaches(entry.request)];
+    const said = outline(entry).map((line) => `\n    ${line.slice(0, 200)}`);
+    return wrong.map((what) => `request ${index + 1}: ${what}${said.join("")}`);
+  });
+}
+
+// ---- A section, as a process ----
+
+/** Longer than anything here takes; it only makes a test that hangs say where. */
+const PATIENCE = 25_000;
+
+interface Pipes {
+  pid: number | undefined;
+  write(input: string): void;
+  end(): void;
+  kill(signal: NodeJS.Signals): void;
+}
+
+const ESCAPE = String.fromCharCode(27);
+const UNFINISHED = new RegExp(`${ESCAPE}(\\[[\\d;?]*)?$`);
+
+const programs = new Set<Program>();
+
+/** A section that runs. Nothing here sleeps: it waits for what the section prints. */
+export class Program {
+  code: number | undefined;
+  /** All that was printed, without what only moves the cursor or sets a colour. */
+  text = "";
+  /** The same as it came. */
+  raw = "";
+  readonly #pipes: Pipes;
+  readonly #watchers = new Set<() => void>();
+  #seen = 0;
+
+  constructor(open: (program: Program) => Pipes) {
+    this.#pipes = open(this);
+    programs.add(this);
+  }
+
+  get pid(): number {
+    return this.#pipes.pid ?? 0;
+  }
+
+  heard(piece: string): void {
+    this.raw += piece;
+    // The end of the chunk may be in the middle of a sequence; the rest comes with the next one.
+    const whole = this.raw.replace(UNFINISHED, "");
+    this.text = stripVTControlCharacters(whole).replaceAll("\r\n", "\n");
+    for (const watch of this.#watchers) watch();
+  }
+
+  ended(code: number): void {
+    this.code = code;
+    for (const watch of this.#watchers) watch();
+  }
+
+  /** Waits until `wanted` is printed; gives what came since the last wait, up to its end. */
+  until(wanted: string | RegExp): Promise<string> {
+    const flags = typeof wanted === "string" ? "" : wanted.flags;
+    const source = typeof wanted === "string" ? wanted.replace(/\W/g, "\\$&") : wanted.source;
+    const pattern = new RegExp(source, `${flags}g`);
+    return this.#wait(`/${source}/`, () => {
+      pattern.lastIndex = this.#seen;
+      const match = pattern.exec(this.text);
+      if (!match) return undefined;
+      const news = this.text.slice(this.#seen, pattern.lastIndex);
+      this.#seen = pattern.lastIndex;
+      return news;
+    });
+  }
+
+  /** Waits for the next prompt; gives what was printed before it. */
+  async prompt(): Promise<string> {
+    const news = await this.until(/(?<=^|\n)You > /);
+    return news.slice(0, -"You > ".length);
+  }
+
+  /** Types a line; gives what is printed up to the next prompt. */
+  ask(line: string): Promise<string> {
+    this.write(`${line}\n`);
+    return this.prompt();
+  }
+
+  write(input: string): void {
+    this.#pipes.write(input);
+  }
+
+  kill(signal: NodeJS.Signals = "SIGKILL"): void {
+    if (this.code === undefined) this.#pipes.kill(signal);
+  }
+
+  /** Closes its input and waits for its end. */
+  async finish(input = ""): Promise<{ code: number; text: string }> {
+    if (input) this.write(input);
+    this.#pipes.end();
+    return this.end();
+  }
+
+  /** Waits for its end. */
+  async end(): Promise<{ code: number; text: string }> {
+    const code = await this.#wait("its end", () => this.code);
+    return { code, text: this.text };
+  }
+
+  #wait<T>(what: string, look: () => T | undefined): Promise<T> {
+    return new Promise((resolve, reject) => {
+      const done = (settle: () => void) => {
+        clearTimeout(timer);
+        this.#watchers.delete(watch);
+        settle();
+      };
+      const failed = (why: string) =>
+        done(() => reject(new Error(`${why} ${what} came. It printed:\n${this.text}`)));
+      const timer = setTimeout(() => failed("too long before"), PATIENCE);
+      const watch = () => {
+        const found = look();
+        if (found !== undefined) done(() => resolve(found));
+        else if (this.code !== undefined) failed(`it ended with ${this.code} before`);
+      };
+      this.#watchers.add(watch);
+      watch();
+    });
+  }
+}
+
+/** Nothing of the environment that could change what a section does. */
+function bareEnvironment(): Settings {
+  const kept = "PATH HOME USER LANG TMPDIR TEMP TMP SystemRoot ComSpec PATHEXT USERPROFILE APPDATA";
+  return Object.fromEntries(kept.split(" ").map((name) => [name, process.env[name] ?? ""]));
+}
+
+const command = (section: SectionFile) => ["--import", import.meta.resolve("tsx"), section.file];
+
+/** Starts a section that reads from a pipe. Without `given` it is on its own: no model, no key. */
+export function start(section: SectionFile, given: Settings): Program {
+  const env = { ...bareEnvironment(), ...given };
+  return new Program((program) => {
+    const child: ChildProcess = spawn(process.execPath, command(section), { cwd: ROOT, env });
+    for (const stream of [child.stdout, child.stderr]) {
+      stream?.setEncoding("utf8").on("data", (piece: string) => program.heard(piece));
+    }
+    child.stdin?.on("error", () => {}); // it may be gone before a line reaches it
+    child.on("close", (code, signal) => program.ended(code ?? (signal ? 128 : 1)));
+    return {
+      pid: child.pid,
+      write: (input) => child.stdin?.write(input),
+      end: () => child.stdin?.end(),
+      kill: (signal) => child.kill(signal),
+    };
+  });
+}
+
+/** Starts a section in a terminal of its own. */
+export function startInTerminal(section: SectionFile, given: Settings): Program {
+  const env = { ...bareEnvironment(), ...given, TERM: "xterm-256color" };
+  return new Program((program) => {
+    const size = { cols: 100, rows: 40, name: "xterm-256color" };
+    const child = spawnTerminal(process.execPath, command(section), { ...size, cwd: ROOT, env });
+    child.onData((piece) => program.heard(piece));
+    child.onExit(({ exitCode, signal }) => program.ended(signal ? 128 + signal : exitCode));
+    return {
+      pid: child.pid,
+      write: (input) => child.write(input),
+      end: () => child.write("\x04"),
+      kill: (signal) => child.kill(process.platform === "win32" ? undefined : signal),
+    };
+  });
+}
+
+// ---- Before and after every test ----
+
+let environment: NodeJS.ProcessEnv;
+
+beforeEach(() => {
+  environment = { ...process.env };
+  output = [];
+  // A section prints into this process; a test looks at it, and a person need not see it.
+  vi.spyOn(process.stdout, "write").mockImplementation((piece) => {
+    output.push(String(piece));
+    return true;
+  });
+});
+
+afterEach(async () => {
+  for (const program of programs) program.kill();
+  await Promise.all([...programs].map((program) => program.end()));
+  programs.clear();
+  const wrong = [...models].flatMap(([model, { allowed }]) => wrongIn(model.log, allowed));
+  await Promise.all([...models.keys()].map((model) => model.close()));
+  models.clear();
+  vi.restoreAllMocks();
+  vi.useRealTimers();
+  for (const name of Object.keys(process.env)) delete process.env[name];
+  Object.assign(process.env, environment);
+  for (const folder of folders.splice(0)) {
+    rmSync(folder, { recursive: true, force: true, maxRetries: 5 });
+  }
+  if (wrong.length > 0) throw new Error(`Requests that break the invariant:\n${wrong.join("\n")}`);
+});
