@@ -416,7 +416,8 @@ export class FakeFeishu {
     const { raw, headers } = onTheWire(body, this.encryptKey, nonce, wire, at);
     try {
       const signal = AbortSignal.timeout(patience);
-      const answer = await fetch(this.webhook, { method: "POST", headers, body: raw, signal });
+      const request = { method: "POST", headers, body: raw, signal, redirect: "manual" } as const;
+      const answer = await fetch(this.webhook, request);
       return { at, status: answer.status, body: await answer.text() };
     } catch (error) {
       return { at, status: 0, body: String(error) };
@@ -568,6 +569,7 @@ export class FakeFeishu {
       const method = methodOf(request.method ?? "", path);
       const call: Call = { method, path, parameters, at: this.now(), status: 0, code: 0 };
       this.log.push(call);
+      this.changes.announce();
       await this.handle(call, request, response);
     } catch (error) {
       if (response.destroyed) return; // the client hung up while its body was being read

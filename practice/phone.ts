@@ -101,9 +101,7 @@ async function main(): Promise<void> {
 
 async function say(url: string, input: PhoneInput): Promise<void> {
   typing = false;
-  const answered = new Promise<void>((resolve) => {
-    quiet = resolve;
-  });
+  const answered = new Promise<void>((resolve) => (quiet = resolve));
   if (!inTerminal) wait(WAITS.start);
   const body = JSON.stringify(input);
   const answer = await fetch(`${url}/_practice/say`, { method: "POST", body });
@@ -118,7 +116,6 @@ try {
   await main();
   process.exit(); // the stream would keep it running
 } catch (error) {
-  const isOurs = error instanceof Trouble || String(error).includes("ERR_PARSE_ARGS");
-  console.error(isOurs && error instanceof Error ? error.message : error);
+  console.error(error instanceof Error ? error.message : error);
   process.exit(1);
 }

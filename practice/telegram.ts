@@ -505,6 +505,7 @@ export class FakeTelegram {
       const parameters = { ...Object.fromEntries(searchParams), ...body };
       const call: Call = { method, parameters, at: this.now(), status: 0 };
       this.log.push(call);
+      this.changes.announce();
       if (!token) return this.answer({ call, response }, new Refusal(404, "Not Found"));
       if (decodeURIComponent(token) !== this.token) {
         return this.answer({ call, response }, new Refusal(401, "Unauthorized"));
