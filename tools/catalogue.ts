@@ -1,38 +1,50 @@
-// The catalogues, sessions/<language>/code.po: what is in them, and how they follow the sections.
+// What the translators keep: the catalogues, sessions/<language>/code.po, and beside them
+// follows.json, which says which English text their lessons follow.
+import { createHash } from "node:crypto";
+import { existsSync, readFileSync, writeFileSync } from "node:fs";
 import path from "node:path";
 import { type GetTextTranslation, po } from "gettext-parser";
-import type { Message, Source } from "./messages.ts";
+import { parseMarkdown } from "./markdown.ts";
+import type { Message } from "./messages.ts";
+import { SECTIONS, sectionPath } from "./sections.ts";
+import type { Source } from "./translate.ts";
 
-/** Below this, the nearest old translation is of no help. */
-const SIMILAR = 0.6;
-
-export const isFuzzy = ({ comments }: GetTextTranslation) => /\bfuzzy\b/.test(comments?.flag ?? "");
-/** A translator's comment "# same" says that the words are meant to be the English ones. */
-export const isSame = ({ comments }: GetTextTranslation) =>
-  /^same$/m.test(comments?.translator ?? "");
-
-type Entries = Map<string, GetTextTranslation>;
-
-export interface Catalogue {
-  live: Entries;
-  obsolete: Entries;
+/** The text of a file; "" if it isn't there. */
+export function read(root: string, file: string): string {
+  const full = path.join(root, file);
+  return existsSync(full) ? readFileSync(full, "utf8") : "";
 }
 
-export function parseCatalogue(text: string): Catalogue {
+export type Entries = Map<string, GetTextTranslation>;
+
+export const parseCatalogue = (text: string) => {
   const { translations, obsolete } = po.parse(text);
-  const { "": _header, ...live } = translations[""] ?? {};
-  const entries = (record: Record<string, GetTextTranslation> = {}) =>
-    new Map(Object.entries(record));
-  return { live: entries(live), obsolete: entries(obsolete?.[""]) };
+  const live: Entries = new Map(Object.entries(translations[""] ?? {}));
+  live.delete(""); // the header
+  return { live, obsolete: new Map(Object.entries(obsolete?.[""] ?? {})) satisfies Entries };
+};
+
+const isFuzzy = (entry: GetTextTranslation) => /\bfuzzy\b/.test(entry.comments?.flag ?? "");
+
+/** How a problem names an entry. */
+export const titleOf = (id: string) => JSON.stringify(id.split("\n", 1)[0]?.slice(0, 60));
+
+/** What is wrong with an entry, "" if nothing is. */
+export function flaw(entry: GetTextTranslation | undefined): string {
+  if (!entry?.msgstr[0]) return "without a translation";
+  if (isFuzzy(entry)) return "fuzzy (see that it fits the English, then take the flag away)";
+  const meant = /^same$/m.test(entry.comments?.translator ?? "");
+  return entry.msgstr[0] !== entry.msgid || meant
+    ? ""
+    : 'still English (if it should be, put a line "# same" above it)';
 }
 
 /** What is written into the files. */
-export const finished = ({ live }: Catalogue): Map<string, string> =>
+export const finished = (live: Entries): Map<string, string> =>
   new Map(
-    [...live].flatMap(([id, entry]) => {
-      const [translation = ""] = entry.msgstr;
-      return translation && !isFuzzy(entry) ? [[id, translation] as const] : [];
-    }),
+    [...live].flatMap(([id, entry]) =>
+      isFuzzy(entry) || !entry.msgstr[0] ? [] : [[id, entry.msgstr[0]]],
+    ),
   );
 
 const wordsOf = (text: string) => new Set(text.toLowerCase().match(/\p{L}+/gu));
@@ -41,7 +53,7 @@ const wordsOf = (text: string) => new Set(text.toLowerCase().match(/\p{L}+/gu));
 function nearest(id: string, entries: Iterable<GetTextTranslation>) {
   const words = wordsOf(id);
   let best: GetTextTranslation | undefined;
-  let most = SIMILAR;
+  let most = 0.6; // below that it is of no help
   for (const entry of entries) {
     const others = wordsOf(entry.msgid);
     const common = [...words].filter((word) => others.has(word)).length;
@@ -76,11 +88,11 @@ export function updateCatalogue(text: string, language: string, sources: Source[
   const { live, obsolete } = parseCatalogue(text);
   const known: Entries = new Map([...obsolete, ...live]);
   const next: Entries = new Map();
-  for (const { file, messages } of sources) {
+  for (const { name, messages } of sources) {
     for (const message of messages) {
       if (next.has(message.id)) continue;
       // Only the first section that has it, without a line, so that an edit changes few entries.
-      next.set(message.id, entryFor(message, path.basename(file), known));
+      next.set(message.id, entryFor(message, `${name}.ts`, known));
     }
   }
   const inUse = new Set([...next.values()].flatMap(({ msgid, msgstr }) => [msgid, msgstr[0]]));
@@ -95,4 +107,50 @@ export function updateCatalogue(text: string, language: string, sources: Source[
     { foldLength: 0 },
   );
   return compiled.toString("utf8").replace(/[ \t]+$/gm, "");
+}
+
+export const DOCUMENTS = ["README", "setup", ...SECTIONS];
+
+export function documentPath(code: string, name: string): string {
+  if (name !== "README") return sectionPath(code, name, "md");
+  return code === "en" ? "README.md" : `README.${code}.md`;
+}
+
+/** A hash for each part of a document, by its heading. What sections print is recorded anew. */
+function partHashes(markdown: string): Record<string, string> {
+  const { lines, fences, headings } = parseMarkdown(markdown);
+  for (const { line, info, body } of fences) {
+    if (info !== "console") continue;
+    for (const [i, said] of body.entries()) if (!/^(\$|\w+ >) \S/.test(said)) lines[line + i] = "";
+  }
+  const parts = headings.filter(({ level }) => level <= 2);
+  const hashes = parts.map(({ text, line }, i) => {
+    const next = parts[i + 1]?.line ?? lines.length + 1;
+    const words = lines.slice(i === 0 ? 0 : line - 1, next - 1).filter((one) => one.trim());
+    return [text, createHash("sha256").update(words.join("\n")).digest("hex").slice(0, 12)];
+  });
+  return Object.fromEntries(hashes);
+}
+
+const followsFile = (code: string) => `sessions/${code}/follows.json`;
+const readFollows = (root: string, code: string): Record<string, Record<string, string>> =>
+  JSON.parse(read(root, followsFile(code)) || "{}");
+
+/** The parts in which English has changed since a translation was stamped. */
+export function behind(root: string, code: string, name: string): string[] {
+  const now = partHashes(read(root, documentPath("en", name)));
+  const then = readFollows(root, code)[`${name}.md`] ?? {};
+  return Object.keys({ ...now, ...then }).filter((part) => now[part] !== then[part]);
+}
+
+/** Says that a translated document, or all of them, follow the English as it is now. */
+export function stamp(root: string, code: string, only?: string): string[] {
+  const follows = readFollows(root, code);
+  const wanted = DOCUMENTS.filter((name) => (only ?? `${name}.md`) === `${name}.md`);
+  const found = wanted.filter((name) => read(root, documentPath(code, name)));
+  if (found.length === 0) throw new Error(`${code}: there is no ${only ?? "document"} to stamp.`);
+  for (const name of found)
+    follows[`${name}.md`] = partHashes(read(root, documentPath("en", name)));
+  writeFileSync(path.join(root, followsFile(code)), `${JSON.stringify(follows, null, 2)}\n`);
+  return found.map((name) => `${documentPath(code, name)} follows ${documentPath("en", name)}`);
 }

@@ -1,9 +1,10 @@
 // npm run translate: writes the Chinese and Japanese sections from the English ones and code.po.
-import { existsSync, mkdirSync, readFileSync, writeFileSync } from "node:fs";
+import { mkdirSync, writeFileSync } from "node:fs";
 import path from "node:path";
 import { parseArgs } from "node:util";
-import { finished, parseCatalogue, updateCatalogue } from "./catalogue.ts";
-import { readSource, type Source, translateSource } from "./messages.ts";
+import { finished, parseCatalogue, read, stamp, titleOf, updateCatalogue } from "./catalogue.ts";
+import { codeLines, lineAt } from "./code.ts";
+import { findMessages, type Message, textNodes } from "./messages.ts";
 import {
   existingSections,
   isMain,
@@ -14,56 +15,115 @@ import {
   start,
 } from "./sections.ts";
 
-const USAGE = `npm run translate                 brings sessions/zh and sessions/ja up to date
-npm run translate zh              only the Chinese files
+const USAGE = `npm run translate            brings sessions/zh and sessions/ja up to date
+npm run translate zh         only sessions/zh
 npm run translate -- --stamp zh s01_agent_loop.md
-                                  says that this lesson follows the English one again`;
+                             says that this lesson follows the English one (all: without a name)`;
 
-const read = (file: string) => (existsSync(file) ? readFileSync(file, "utf8") : "");
+/** A piece of a source, and what takes its place. */
+interface Piece {
+  start: number;
+  end: number;
+  text: string;
+}
 
-/** The finished English sections. One that is being written would keep translators busy. */
+/** The source from one offset to another with the pieces in it; of nested ones the outer. */
+function splice(source: string, pieces: Piece[], from = 0, to = source.length): string {
+  let result = "";
+  let at = from;
+  for (const { start, end, text } of pieces) {
+    if (start < at || end > to) continue;
+    result += source.slice(at, start) + text;
+    at = end;
+  }
+  return result + source.slice(at, to);
+}
+
+/** A section, taken apart once for all languages. */
+export interface Source {
+  name: string;
+  text: string;
+  messages: Message[];
+}
+
+export function readSource(name: string, text: string): Source {
+  return { name, text, messages: findMessages(text, sectionPath("en", name)) };
+}
+
+/** The English sections that a language claims. One that is being written can wait. */
 export function readSources(root: string): Source[] {
-  const claimed = readLanguages(root).get("en")?.sections ?? [];
+  const claimed = [...readLanguages(root).values()].flatMap(({ sections }) => sections);
   const names = existingSections(root, "en").filter((name) => claimed.includes(short(name)));
-  return names.map((name) => {
-    const file = sectionPath("en", name);
-    return readSource(read(path.join(root, file)), file);
-  });
+  return names.map((name) => readSource(name, read(root, sectionPath("en", name))));
+}
+
+/** The code alone: without comments, and with nothing in the terminal texts. */
+function skeleton(source: string, file: string): string {
+  const empty = textNodes(source, file).map(({ start, end }) => ({ start, end, text: '""' }));
+  return codeLines(splice(source, empty), file).join("\n");
+}
+
+/** A section with the translations in it. What has none, or a wrong one, stays English. */
+export function translateSource(
+  { name, text, messages }: Source,
+  code: string,
+  translations: Map<string, string>,
+) {
+  const file = sectionPath(code, name);
+  const problems: string[] = [];
+  const pieces: Piece[] = [];
+  // From the end, since what stands inside of another has the later start, and is needed there.
+  for (const { start, end, id, write } of messages.toReversed()) {
+    const translation = translations.get(id);
+    if (translation === undefined) continue;
+    try {
+      const written = write(translation, (from, to) => splice(text, pieces, from, to));
+      pieces.unshift({ start, end, text: written });
+    } catch (error) {
+      const why = error instanceof Error ? error.message : error;
+      const entry = `${titleOf(id)} (line ${lineAt(text, start)} in English)`;
+      problems.push(`sessions/${code}/code.po: ${entry}: ${why}.`);
+    }
+  }
+  const translated = splice(text, pieces);
+  if (translated !== text && skeleton(text, file) !== skeleton(translated, file)) {
+    problems.push(`${file}: the code is not that of the English file.`);
+  }
+  return { text: translated, problems };
 }
 
 /** One language: its catalogue first, then its sections. Says what is left to do. */
-export function translate(root: string, language: string, sources: Source[]): string[] {
-  const file = `sessions/${language}/code.po`;
-  const write = (name: string, text: string) => {
-    if (read(path.join(root, name)) !== text) writeFileSync(path.join(root, name), text);
+export function translate(root: string, code: string, sources: Source[]): string[] {
+  const po = `sessions/${code}/code.po`;
+  const write = (file: string, text: string) => {
+    mkdirSync(path.dirname(path.join(root, file)), { recursive: true });
+    if (read(root, file) !== text) writeFileSync(path.join(root, file), text);
   };
-  mkdirSync(path.join(root, path.dirname(file)), { recursive: true });
-  const text = updateCatalogue(read(path.join(root, file)), language, sources);
-  write(file, text);
-  const catalogue = parseCatalogue(text);
-  const translations = finished(catalogue);
+  const text = updateCatalogue(read(root, po), code, sources);
+  write(po, text);
+  const { live, obsolete } = parseCatalogue(text);
+  const translations = finished(live);
   const problems = sources.flatMap((source) => {
-    const result = translateSource(source, translations);
-    write(source.file.replace("/en/", `/${language}/`), result.text);
-    return result.problems;
+    const made = translateSource(source, code, translations);
+    write(sectionPath(code, source.name), made.text);
+    return made.problems;
   });
-  const { live, obsolete } = catalogue;
   const left = live.size - translations.size;
-  return [
-    `${file}: ${live.size} messages, ${left} to translate, ${obsolete.size} obsolete`,
-    ...problems,
-  ];
+  const state = `${live.size} messages, ${left} to translate, ${obsolete.size} obsolete`;
+  return [`${po}: ${state}`, ...problems];
 }
 
 function main(): void {
   const options = { stamp: { type: "boolean" } } as const; // what parseArgs infers from
-  const { positionals } = parseArgs({ options, allowPositionals: true });
+  const { values, positionals } = parseArgs({ options, allowPositionals: true });
   const languages = [...readLanguages(ROOT).keys()].filter((code) => code !== "en");
-  const [only] = positionals;
-  if (only !== undefined && !languages.includes(only)) throw new Error(USAGE);
+  const [only, document] = positionals;
+  if (only ? !languages.includes(only) : values.stamp) throw new Error(USAGE);
   const sources = readSources(ROOT);
-  const wanted = languages.filter((code) => code === (only ?? code));
-  for (const language of wanted) console.log(translate(ROOT, language, sources).join("\n"));
+  for (const code of languages.filter((one) => one === (only ?? one))) {
+    const said = values.stamp ? stamp(ROOT, code, document) : translate(ROOT, code, sources);
+    console.log(said.join("\n"));
+  }
 }
 
 if (isMain(import.meta.filename)) start(main);

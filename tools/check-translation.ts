@@ -1,0 +1,113 @@
+// What `check` asks of the other languages: all is translated, and nothing is left behind.
+import {
+  behind,
+  DOCUMENTS,
+  documentPath,
+  type Entries,
+  finished,
+  flaw,
+  parseCatalogue,
+  read,
+  titleOf,
+} from "./catalogue.ts";
+import { emptyReport, type Report, sinkFor } from "./check-sections.ts";
+import { parseMarkdown } from "./markdown.ts";
+import { columns } from "./messages.ts";
+import { readLanguages, SECTIONS, sectionPath } from "./sections.ts";
+import { readSources, type Source, translateSource } from "./translate.ts";
+
+export function checkTranslations(root: string): Report {
+  const report = emptyReport();
+  const sources = readSources(root);
+  for (const [code, language] of readLanguages(root)) {
+    const po = `sessions/${code}/code.po`;
+    const { live, obsolete } = parseCatalogue(read(root, po));
+    // What belongs to no section is due with the first one.
+    const sink = (name: string) =>
+      sinkFor(report, language, SECTIONS.includes(name) ? name : (language.sections[0] ?? ""));
+    for (const name of DOCUMENTS) sink(name).push(...checkDocument(root, code, name));
+    for (const source of sources) {
+      const file = sectionPath(code, source.name);
+      const text = read(root, file);
+      if (text === "") continue; // if it should be there, checkClaims says so
+      sink(source.name).push(...checkDiagrams(file, commentLines(text)));
+      if (code !== "en") sink(source.name).push(...checkSection(source, code, text, live));
+    }
+    const [gone] = obsolete.keys();
+    if (gone) sink("").push(`${po}: ${titleOf(gone)} is obsolete. Delete the "#~" entries.`);
+    const share = `${finished(live).size} of ${live.size} messages translated`;
+    if (code !== "en") report.facts.push(`${code}: ${share}`);
+  }
+  return report;
+}
+
+/** The entries of a section, and whether the file is what they make of it. */
+function checkSection(source: Source, code: string, text: string, live: Entries): string[] {
+  const po = `sessions/${code}/code.po`;
+  const run = `npm run translate ${code}`;
+  const { problems, text: made } = translateSource(source, code, finished(live));
+  const file = sectionPath(code, source.name);
+  if (made !== text) problems.push(`${file}: not up to date. Run: ${run}`);
+  const flawed = source.messages.filter(({ id }) => flaw(live.get(id)));
+  const [first] = flawed;
+  if (first) {
+    const what = `${titleOf(first.id)} is ${flaw(live.get(first.id))}`;
+    const count = flawed.length === 1 ? "" : ` (the first of ${flawed.length})`;
+    problems.push(`${po}: ${source.name}: ${what}${count}. Mend it, then run: ${run}`);
+  }
+  return problems;
+}
+
+const commentLines = (source: string) =>
+  source.split("\n").map((line) => (/^\s*(\/\/|\/?\*)/.test(line) ? line : ""));
+
+/** The lines of the fences that may hold diagrams; "" for the others. */
+function fenceLines(markdown: string): string[] {
+  const { lines, fences } = parseMarkdown(markdown);
+  const drawn = fences.filter(({ info }) => info === "" || info === "text");
+  const isIn = (line: number) =>
+    drawn.some((fence) => line > fence.line && line <= fence.line + fence.body.length);
+  return lines.map((line, i) => (isIn(i + 1) ? line : ""));
+}
+
+/**
+ * Two characters, one above the other, that can't be right: the upper goes down, and the lower is
+ * blank or a part of a box that doesn't come up to it; or the reverse. An arrowhead's tip may meet
+ * anything but a blank. Words are fine everywhere: arrows start at them.
+ */
+const LOOSE = /^([│┌┐├┤┬┼╭╮▲][\s─┌┐┬╭╮]|[\s─└┘┴╰╯][│└┘├┤┴┼╰╯▼]|▼\s|\s▲)$/;
+
+/** A blank between two words of one text is a part of it, so an arrow may start there. */
+const cellsOf = (line = "") =>
+  columns(line.replace(/(?<=[^\s\u2500-\u257f]) (?=[^\s\u2500-\u257f])/g, "_"));
+
+/** Compares columns, so that it sees when a wide word has pushed a box's side away. */
+function checkDiagrams(file: string, lines: string[]): string[] {
+  return lines.flatMap((line, i) => {
+    const [upper, lower] = [cellsOf(lines[i - 1]), cellsOf(line)];
+    if (upper.length === 0 || lower.length === 0) return [];
+    const pairs = Array.from({ length: Math.max(upper.length, lower.length) }, (_, column) => {
+      return `${upper[column] ?? " "}${lower[column] ?? " "}`;
+    });
+    const loose = pairs.findIndex((pair) => LOOSE.test(pair));
+    if (loose === -1) return [];
+    const what = `a line of the diagram ends between here and the line above, column ${loose + 1}`;
+    return [`${file}:${i + 1}: ${what}. Align it; a wide character takes two columns.`];
+  });
+}
+
+/** A lesson, or another text that is written in each language and follows the English one. */
+function checkDocument(root: string, code: string, name: string): string[] {
+  const [file, original] = [documentPath(code, name), documentPath("en", name)];
+  const text = read(root, file);
+  const problems = checkDiagrams(file, fenceLines(text));
+  if (code === "en" || read(root, original) === "") return problems;
+  // Of a missing lesson checkClaims says so.
+  if (text === "")
+    return SECTIONS.includes(name) ? [] : [`${file}: missing. Translate ${original}.`];
+  const parts = behind(root, code, name).join("; ");
+  const run = `npm run translate -- --stamp ${code} ${name}.md`;
+  if (parts)
+    problems.push(`${file}: English has changed in: ${parts}. Follow it, then run: ${run}`);
+  return problems;
+}
