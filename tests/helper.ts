@@ -302,7 +302,7 @@ export function wrongIn(log: LoggedRequest[], allowed = new Set<LoggedRequest>()
 // ---- A section, as a process ----
 
 /** Longer than anything here takes; it only makes a test that hangs say where. */
-const PATIENCE = 25_000;
+const PATIENCE = 15_000;
 
 interface Pipes {
   pid: number | undefined;
@@ -366,7 +366,7 @@ export class Program {
 
   /** Waits for the next prompt; gives what was printed before it. */
   async prompt(): Promise<string> {
-    const news = await this.until(/(?<=^|\n)You > /);
+    const news = await this.until(/(?<=^|\n|You > )You > /);
     return news.slice(0, -"You > ".length);
   }
 
