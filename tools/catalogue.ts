@@ -75,8 +75,6 @@ function entryFor({ id, note }: Message, place: string, known: Entries): GetText
 }
 
 const HEADERS = {
-  "Project-Id-Version": "claw0",
-  "MIME-Version": "1.0",
   "Content-Type": "text/plain; charset=UTF-8",
   "Content-Transfer-Encoding": "8bit",
   "Plural-Forms": "nplurals=1; plural=0;",

@@ -3,6 +3,7 @@ import { execFile } from "node:child_process";
 import { existsSync, readdirSync, readFileSync } from "node:fs";
 import path from "node:path";
 import { checkClaims, checkSections, emptyReport, type Report } from "./check-sections.ts";
+import { checkTranslations } from "./check-translation.ts";
 import { codeLines } from "./code.ts";
 import { checkLessons } from "./lessons.ts";
 import { checkMarkdown } from "./markdown.ts";
@@ -72,6 +73,7 @@ export async function check(root: string): Promise<Report> {
     () => checkSections(root, readLanguages(root).get("en")),
     () => checkLessons(root, readLanguages(root)),
     () => checkMarkdown(root),
+    () => checkTranslations(root),
     () => checkSizes(root),
   ];
   const reports = await Promise.all(steps.map(guarded));

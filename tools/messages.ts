@@ -1,6 +1,6 @@
 // What a translator sees of a section: its comments and its terminal texts, as messages; and the
 // way back, from translations to a file that is otherwise the same, byte for byte.
-import { type Node, Visitor } from "oxc-parser";
+import { type Node, type Program, Visitor } from "oxc-parser";
 import { parse } from "./code.ts";
 
 const LIMIT = 100; // columns
@@ -109,15 +109,16 @@ function literals(node: Node | null): Node[] {
 const SPEAKERS = ["say", "info", "warn", "fail", "text"];
 
 /** The literals of all terminal texts in their order, also those without words. */
-export function textNodes(source: string, file: string): Node[] {
+export function textNodes(program: Program): Node[] {
   const found = new Map<number, Node>(); // by place: text() may stand inside of info()
-  new Visitor({
+  const visitor = new Visitor({
     CallExpression({ callee, arguments: given }) {
       const name = callee.type === "Identifier" ? callee.name : "";
       const spoken = name === "command" ? given.slice(1, 2) : SPEAKERS.includes(name) ? given : [];
       for (const node of spoken.flatMap(literals)) found.set(node.start, node);
     },
-  }).visit(parse(source, file).program);
+  });
+  visitor.visit(program);
   return [...found.values()].sort((a, b) => a.start - b.start);
 }
 
@@ -172,10 +173,10 @@ export const isWordy = (text: string) => /\p{L}/u.test(text);
 
 /** All messages of a section, in their order. */
 export function findMessages(source: string, file: string): Message[] {
-  const comments = groups(source, parse(source, file).comments);
+  const { comments, program } = parse(source, file);
   const found = [
-    ...comments.map((group) => commentMessage(source, group)),
-    ...textNodes(source, file).map((node) => textMessage(source, node)),
+    ...groups(source, comments).map((group) => commentMessage(source, group)),
+    ...textNodes(program).map((node) => textMessage(source, node)),
   ];
   return found.filter(({ id }) => isWordy(id)).sort((a, b) => a.start - b.start);
 }

@@ -3,7 +3,7 @@ import { mkdirSync, writeFileSync } from "node:fs";
 import path from "node:path";
 import { parseArgs } from "node:util";
 import { finished, parseCatalogue, read, stamp, titleOf, updateCatalogue } from "./catalogue.ts";
-import { codeLines, lineAt } from "./code.ts";
+import { lineAt, parse } from "./code.ts";
 import { findMessages, type Message, textNodes } from "./messages.ts";
 import {
   existingSections,
@@ -39,15 +39,29 @@ function splice(source: string, pieces: Piece[], from = 0, to = source.length): 
   return result + source.slice(at, to);
 }
 
+/** The code alone: without comments, and with nothing in the terminal texts. */
+function skeleton(source: string, file: string): string {
+  const { comments, program } = parse(source, file);
+  const texts = textNodes(program).map(({ start, end }) => ({ start, end, text: '""' }));
+  const pieces = [...texts, ...comments.map(({ start, end }) => ({ start, end, text: "" }))];
+  const code = splice(
+    source,
+    pieces.sort((a, b) => a.start - b.start),
+  );
+  return code.replace(/[ \t]+$/gm, "").replace(/\n+/g, "\n");
+}
+
 /** A section, taken apart once for all languages. */
 export interface Source {
   name: string;
   text: string;
   messages: Message[];
+  code: string;
 }
 
 export function readSource(name: string, text: string): Source {
-  return { name, text, messages: findMessages(text, sectionPath("en", name)) };
+  const file = sectionPath("en", name);
+  return { name, text, messages: findMessages(text, file), code: skeleton(text, file) };
 }
 
 /** The English sections that a language claims. One that is being written can wait. */
@@ -57,18 +71,9 @@ export function readSources(root: string): Source[] {
   return names.map((name) => readSource(name, read(root, sectionPath("en", name))));
 }
 
-/** The code alone: without comments, and with nothing in the terminal texts. */
-function skeleton(source: string, file: string): string {
-  const empty = textNodes(source, file).map(({ start, end }) => ({ start, end, text: '""' }));
-  return codeLines(splice(source, empty), file).join("\n");
-}
-
 /** A section with the translations in it. What has none, or a wrong one, stays English. */
-export function translateSource(
-  { name, text, messages }: Source,
-  code: string,
-  translations: Map<string, string>,
-) {
+export function translateSource(source: Source, code: string, translations: Map<string, string>) {
+  const { name, text, messages } = source;
   const file = sectionPath(code, name);
   const problems: string[] = [];
   const pieces: Piece[] = [];
@@ -86,7 +91,7 @@ export function translateSource(
     }
   }
   const translated = splice(text, pieces);
-  if (translated !== text && skeleton(text, file) !== skeleton(translated, file)) {
+  if (translated !== text && skeleton(translated, file) !== source.code) {
     problems.push(`${file}: the code is not that of the English file.`);
   }
   return { text: translated, problems };
