@@ -62,7 +62,11 @@ export class Terminal {
     const interrupt = () => (turn ? turn.abort() : reader.close());
     process.on("SIGINT", interrupt);
     reader.on("SIGINT", interrupt).on("line", () => terminal && reader.pause());
-    stdin.on("data", (typed) => (turn && typed[0] === 3 ? turn.abort() : keys.write(typed)));
+    // Line by line: when it pauses, readline still finishes the piece that it has.
+    const put = (typed: string) => typed.split(/(?<=\r)/).map((line) => keys.write(line));
+    stdin
+      .setEncoding("utf8")
+      .on("data", (s) => (turn && s.includes("\x03") ? turn.abort() : put(s)));
     stdin.on("end", () => keys.end());
     prompt();
     for await (const entered of reader) {
@@ -81,9 +85,9 @@ export class Terminal {
 
 // ---- s01 · The agent loop ----
 
-type UserMessage = Anthropic.UserMessageParam & { content: Anthropic.ContentBlockParam[] };
+type Entry = { role: "user" | "assistant"; content: Anthropic.ContentBlockParam[] };
 /** A reply is kept exactly as the API gave it: with its id, its stop reason and its usage. */
-export type Message = Anthropic.Message | UserMessage;
+export type Message = Anthropic.Message | (Entry & { role: "user" });
 
 /** The model remembers nothing from one call to the next. This list is all that it knows. */
 export class Conversation {
@@ -110,20 +114,19 @@ const STOP_NOTES: Record<string, string> = {
   model_context_window_exceeded: text("\n(Cut off: the model can read no more than this.)"),
 };
 const noteOf = (m: Message) => ("stop_reason" in m && STOP_NOTES[m.stop_reason ?? ""]) || "";
-const startsTurn = (message: Message) => message.role === "user";
+const startsTurn = ({ role }: Entry) => role === "user";
 
 /** The history as the API accepts it: nothing blank, nothing refused, the roles in turn. */
 export function toRequest(history: Message[]): Anthropic.MessageParam[] {
-  const request: { role: "user" | "assistant"; content: Anthropic.ContentBlockParam[] }[] = [];
-  let turnStart = 0;
+  const request: Entry[] = [];
   for (const message of history) {
     const last = request.at(-1);
     const content = message.content.filter((block) => block.type !== "text" || block.text.trim());
     // A reply may not end in thinking; if it does, the thinking was cut off.
     while (content.at(-1)?.type.endsWith("thinking")) content.pop();
-    if (startsTurn(message) && last?.role !== "user") turnStart = request.length;
     // What was refused once is refused again, together with all that follows it.
-    if ("stop_reason" in message && message.stop_reason === "refusal") request.length = turnStart;
+    const refused = "stop_reason" in message && message.stop_reason === "refusal";
+    if (refused) request.splice(request.findLastIndex(startsTurn));
     else if (last?.role === message.role) last.content.push(...content);
     else if (content.length > 0) request.push({ role: message.role, content });
   }

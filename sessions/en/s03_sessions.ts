@@ -71,7 +71,11 @@ export class Terminal {
     const interrupt = () => (turn ? turn.abort() : reader.close());
     process.on("SIGINT", interrupt);
     reader.on("SIGINT", interrupt).on("line", () => terminal && reader.pause());
-    stdin.on("data", (typed) => (turn && typed[0] === 3 ? turn.abort() : keys.write(typed)));
+    // Line by line: when it pauses, readline still finishes the piece that it has.
+    const put = (typed: string) => typed.split(/(?<=\r)/).map((line) => keys.write(line));
+    stdin
+      .setEncoding("utf8")
+      .on("data", (s) => (turn && s.includes("\x03") ? turn.abort() : put(s)));
     stdin.on("end", () => keys.end());
     prompt();
     for await (const entered of reader) {
@@ -90,9 +94,9 @@ export class Terminal {
 
 // ---- s01 · The agent loop ----
 
-type UserMessage = Anthropic.UserMessageParam & { content: Anthropic.ContentBlockParam[] };
+type Entry = { role: "user" | "assistant"; content: Anthropic.ContentBlockParam[] };
 /** A reply is kept exactly as the API gave it: with its id, its stop reason and its usage. */
-export type Message = Anthropic.Message | UserMessage;
+export type Message = Anthropic.Message | (Entry & { role: "user" });
 
 /** The model remembers nothing from one call to the next. This list is all that it knows. */
 export class Conversation {
@@ -119,21 +123,20 @@ const STOP_NOTES: Record<string, string> = {
   model_context_window_exceeded: text("\n(Cut off: the model can read no more than this.)"),
 };
 const noteOf = (m: Message) => ("stop_reason" in m && STOP_NOTES[m.stop_reason ?? ""]) || "";
-const startsTurn = (m: Message) => m.role === "user" && resultsIn(m).length === 0;
+const startsTurn = (entry: Entry) => entry.role === "user" && resultsIn(entry).length === 0;
 
 /** The history as the API accepts it: nothing blank, nothing refused, the roles in turn. */
 export function toRequest(history: Message[]): Anthropic.MessageParam[] {
-  const request: { role: "user" | "assistant"; content: Anthropic.ContentBlockParam[] }[] = [];
-  let turnStart = 0;
+  const request: Entry[] = [];
   history = answerCalls(history);
   for (const message of history) {
     const last = request.at(-1);
     const content = message.content.filter((block) => block.type !== "text" || block.text.trim());
     // A reply may not end in thinking; if it does, the thinking was cut off.
     while (content.at(-1)?.type.endsWith("thinking")) content.pop();
-    if (startsTurn(message) && last?.role !== "user") turnStart = request.length;
     // What was refused once is refused again, together with all that follows it.
-    if ("stop_reason" in message && message.stop_reason === "refusal") request.length = turnStart;
+    const refused = "stop_reason" in message && message.stop_reason === "refusal";
+    if (refused) request.splice(request.findLastIndex(startsTurn));
     else if (last?.role === message.role) last.content.push(...content);
     else if (content.length > 0) request.push({ role: message.role, content });
   }
@@ -209,8 +212,10 @@ export interface Turn extends TurnOptions {
   conversation: Conversation;
 }
 
+type Fields = Record<string, unknown>; // of something that came from outside
+
 /** Gets input that fits the tool's schema. Gives the output; what it throws, the model reads. */
-export type Handler = (input: Record<string, unknown>, turn: Turn) => string | Promise<string>;
+export type Handler = (input: Fields, turn: Turn) => string | Promise<string>;
 
 const string = (description: string) => ({ type: "string", description });
 const file = string("The path, relative to the workspace.");
@@ -271,28 +276,34 @@ function checkRounds({ messages }: Conversation): void {
 
 const callsIn = (message: Message | undefined) =>
   message?.role === "assistant" ? message.content.filter((block) => block.type === "tool_use") : [];
-const resultsIn = (message: Message | undefined) =>
-  message?.role === "user" ? message.content.filter((block) => block.type === "tool_result") : [];
+const resultsIn = (entry: Entry | undefined) =>
+  entry?.role === "user" ? entry.content.filter((block) => block.type === "tool_result") : [];
+
+const idsIn = ({ content }: Message) =>
+  content.map((block) => ("tool_use_id" in block ? block.tool_use_id : ""));
 
 /**
  * The history with one result for every call, right after it, as the API demands. A call is
- * left open by a crash, by Ctrl+C, or by `max_tokens` in the middle of its input.
+ * left open by a crash, by Ctrl+C, or by `max_tokens` in the middle of its input. A tool that the
+ * API runs itself is left open by an error in the middle of a pause; such a call is left out.
  */
 function answerCalls(history: Message[]): Message[] {
+  const done = new Set(history.flatMap(idsIn));
   return history.flatMap((message, index): Message[] => {
-    if (message.role === "user") {
-      const asked = new Set(callsIn(history[index - 1]).map(({ id }) => id));
-      const content = message.content.filter(
-        (block) => block.type !== "tool_result" || asked.delete(block.tool_use_id),
-      );
-      return [{ ...message, content }];
-    }
+    const asked = new Set(callsIn(history[index - 1]).map(({ id }) => id));
+    const content = message.content.filter((block) => {
+      if (block.type === "tool_result") return asked.delete(block.tool_use_id);
+      const isOpen = block.type === "server_tool_use" && !done.has(block.id);
+      return !isOpen || index === history.length - 1;
+    });
+    if (message.role === "user") return [{ ...message, content }];
     const answered = new Set(resultsIn(history[index + 1]).map((block) => block.tool_use_id));
     const open = callsIn(message).filter(({ id }) => !answered.has(id));
-    if (open.length === 0) return [message];
+    const reply = { ...message, content } as Anthropic.Message; // its own blocks, or fewer
+    if (open.length === 0) return [reply];
     const cut = message.stop_reason === "max_tokens";
     const why = cut ? "cut off; it was not run" : "interrupted; it may have run";
-    return [message, { role: "user", content: open.map(({ id }) => result(id, why, true)) }];
+    return [reply, { role: "user", content: open.map(({ id }) => result(id, why, true)) }];
   });
 }
 
@@ -320,7 +331,7 @@ function result(id: string, output: string, failed = false): Anthropic.ToolResul
 /** The input, if it has what the schema requires, in the right types. Throws, naming the field. */
 export function checkInput(schema: Anthropic.Tool.InputSchema, input: unknown) {
   if (typeof input !== "object" || input === null) throw new Error("the input must be an object");
-  const fields = { ...input } as Record<string, unknown>; // an object, as checked above
+  const fields: Fields = { ...input };
   const properties = (schema.properties ?? {}) as Record<
     string,
     { type?: string; enum?: unknown[] }
@@ -489,7 +500,6 @@ export interface App {
 /** One line of a session file, whichever it is. */
 interface LogRecord {
   at?: string;
-  label?: string;
   message?: Message;
   compaction?: { summary: string; keepFrom: number };
   shorten?: { toolUseIds: string[] };
@@ -549,8 +559,7 @@ function parseObject(json: string): object | undefined {
 /** A conversation on disk: the same list, and behind it a file with all that it ever was. */
 export class Session extends Conversation {
   readonly id: string;
-  label = "";
-  at = "";
+  header = { key: "", label: "", at: "" };
   summary = ""; // of what compaction took out of the list
   rewritten = 0; // so many messages from the start the API's figures no longer describe
   #log: Log;
@@ -565,7 +574,7 @@ export class Session extends Conversation {
   }
 
   #replay(record: LogRecord, line: number): void {
-    if (line === 1) Object.assign(this, { label: record.label ?? "", at: record.at ?? "" });
+    if (line === 1) Object.assign(this.header, record);
     if (Array.isArray(record.message?.content)) this.#add(record.message, line);
     if (record.compaction) this.#compact(record.compaction.summary, record.compaction.keepFrom);
     if (record.shorten) this.#shorten(new Set(record.shorten.toolUseIds));
@@ -647,10 +656,14 @@ export class SessionStore {
 
   /** The sessions of this key, the newest last. */
   list(key: string): Session[] {
-    if (!fs.existsSync(this.#folder(key))) return [];
-    const files = fs.readdirSync(this.#folder(key)).filter((name) => name.endsWith(".jsonl"));
-    const sessions = files.map((name) => new Session(path.join(this.#folder(key), name)));
-    return sessions.sort((a, b) => (a.at < b.at ? -1 : 1));
+    return this.#in(this.#folder(key));
+  }
+
+  #in(folder: string): Session[] {
+    if (!fs.existsSync(folder)) return [];
+    const files = fs.readdirSync(folder).filter((name) => name.endsWith(".jsonl"));
+    const sessions = files.map((name) => new Session(path.join(folder, name)));
+    return sessions.sort((a, b) => (a.header.at < b.header.at ? -1 : 1));
   }
 
   /** Goes back to the session whose id begins with `prefix`. Throws unless there is exactly one. */
@@ -695,7 +708,7 @@ export class SessionStore {
 
 /** Writes a small file so that a crash leaves the old one or the new one, never half of it. */
 function replaceFile(file: string, content: string): void {
-  fs.writeFileSync(`${file}.tmp`, content);
+  fs.writeFileSync(`${file}.tmp`, content, { flush: true }); // on the disk before it has the name
   fs.renameSync(`${file}.tmp`, file);
 }
 
@@ -752,9 +765,8 @@ const SUMMARISE =
   "paths and ids exactly, what was decided, what failed, and what the user still waits for. " +
   "Facts only, at most 400 words.";
 
-function shortened({ content }: Anthropic.ToolResultBlockParam): string {
-  return keepEnds(String(content), BIG_RESULT / 2).toWellFormed();
-}
+const shortened = ({ content }: Anthropic.ToolResultBlockParam) =>
+  keepEnds(String(content), BIG_RESULT / 2).toWellFormed();
 
 /** The API has no error type for this. It is the one error that we tell by its words. */
 export function isOverflow(error: unknown): boolean {
@@ -931,7 +943,7 @@ command("new", "[label]: begin a new session", (label, { store, key }) => {
 
 command("list", "the sessions of this conversation", (_args, { store, key }) => {
   const current = store.current(key).id;
-  const line = ({ id, at, messages, label }: Session) =>
+  const line = ({ id, messages, header: { at, label } }: Session) =>
     `${id === current ? "*" : " "} ${id}  ${at}  ${messages.length}  ${label}`;
   return store.list(key).map(line).join("\n");
 });
