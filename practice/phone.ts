@@ -4,7 +4,7 @@
  */
 
 import { get } from "node:http";
-import { clearScreenDown, createInterface, cursorTo, moveCursor } from "node:readline";
+import { createInterface } from "node:readline";
 import { parseArgs } from "node:util";
 import type { PhoneEvent, PhoneInput } from "./web.ts";
 import { Trouble, theWorld } from "./world.ts";
@@ -38,12 +38,8 @@ function wait(ms: number): void {
 function print(text: string): void {
   if (timer) return void stdout.write(`${text}\n`);
   const { rows } = inTerminal ? terminal.getCursorPos() : { rows: 0 };
-  if (inTerminal) {
-    moveCursor(stdout, 0, -rows);
-    cursorTo(stdout, 0);
-    clearScreenDown(stdout);
-  } else stdout.write("\n");
-  stdout.write(`${text}\n${"\n".repeat(rows)}`);
+  const start = inTerminal ? `${rows > 0 ? `\x1b[${rows}A` : ""}\r\x1b[J` : "\n";
+  stdout.write(`${start}${text}\n${"\n".repeat(rows)}`);
   terminal.prompt(true);
 }
 
@@ -58,8 +54,9 @@ function show(event: PhoneEvent): void {
 function listen(url: string): Promise<void> {
   return new Promise((resolve, reject) => {
     const request = get(url, (response) => {
-      response.setEncoding("utf8");
-      createInterface({ input: response }).on("line", (line) => show(JSON.parse(line)));
+      const events = createInterface({ input: response.setEncoding("utf8") });
+      events.on("line", (line) => show(JSON.parse(line)));
+      for (const source of [events, response]) source.on("error", () => {}); // close says it, too
       response.once("close", () => {
         print("The practice world has ended.");
         process.exit();
