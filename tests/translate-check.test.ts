@@ -105,6 +105,16 @@ describe("translations", () => {
     expect(problems(root)).toEqual([]);
   });
 
+  test("a header that runs the English file", () => {
+    const root = done();
+    edit(root, PO, "循环", "npx tsx sessions/en/s01_agent_loop.ts");
+    run(root);
+    expect(problems(root)).toEqual([expect.stringContaining("Translate the path too")]);
+    edit(root, PO, "tsx sessions/en", "tsx sessions/zh");
+    run(root);
+    expect(problems(root)).toEqual([]);
+  });
+
   test("a lost placeholder names its entry", () => {
     const root = done();
     // biome-ignore lint/suspicious/noTemplateCurlyInString: source code

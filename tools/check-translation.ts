@@ -48,6 +48,9 @@ function checkSection(source: Source, code: string, text: string, live: Entries)
   const { problems, text: made } = translateSource(source, code, finished(live));
   const file = sectionPath(code, source.name);
   if (made !== text) problems.push(`${file}: not up to date. Run: ${run}`);
+  if (text.includes(`tsx ${sectionPath("en", source.name)}`)) {
+    problems.push(`${file}: its header runs the English file. Translate the path too.`);
+  }
   const flawed = source.messages.filter(({ id }) => flaw(live.get(id)));
   const [first] = flawed;
   if (first) {
