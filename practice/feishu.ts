@@ -9,49 +9,40 @@
 import { createServer, type IncomingMessage, type Server, type ServerResponse } from "node:http";
 import { sendJson } from "./exchange.ts";
 import {
-  type About,
   type EventMessage,
   envelope,
   ids,
   oldEnvelope,
   oldMessage,
-  onTheWire,
   received,
   TENANT,
   type Wire,
 } from "./feishu-events.ts";
+import { type Attempt, type Delivery, Webhook, type WebhookOptions } from "./feishu-webhook.ts";
 import {
   Changes,
   closeServer,
   type Failure,
   Failures,
   type Fields,
+  Holds,
   listen,
+  Outbox,
   type PhoneInput,
   Phones,
   readFields,
+  sendBadGateway,
 } from "./web.ts";
 
 export { CONTENTS, OTHER_EVENTS, type Wire } from "./feishu-events.ts";
+export type { Attempt, Delivery } from "./feishu-webhook.ts";
 
-export interface FeishuOptions {
+export interface FeishuOptions extends WebhookOptions {
   port?: number;
-  /** Where events go: `http://127.0.0.1:8765/feishu/events`. It can be set later, too. */
-  webhook?: string;
   appId?: string;
   appSecret?: string;
-  /** Empty: events travel in the clear, without a signature. */
-  encryptKey?: string;
-  verificationToken?: string;
-  /** How long the webhook has for its 200, in ms. */
-  patience?: number;
-  /** The waits before each redelivery, in ms. */
-  redeliverAfter?: number[];
-  /** A redelivery has a new event id and message id. */
-  newIds?: boolean;
   /** How long a tenant_access_token lives, in seconds. */
   tokenSeconds?: number;
-  now?: () => number;
 }
 
 export interface SayOptions {
@@ -68,34 +59,6 @@ export interface SayOptions {
   /** More fields of the message, or other values. */
   fields?: Fields;
   wire?: Wire;
-}
-
-export interface Attempt {
-  at: number;
-  /** 0: no answer at all. */
-  status: number;
-  body: string;
-}
-
-/** An event on its way to the webhook. */
-export interface Delivery {
-  eventId: string;
-  messageId: string;
-  chat: string;
-  attempts: Attempt[];
-  /** Resolves with the answer to the first attempt, whatever it was. */
-  first: Promise<Attempt>;
-  /** Resolves when the webhook has said 200. */
-  delivered: Promise<void>;
-}
-
-interface Pending extends Delivery {
-  /** When it happened; a redelivery has the same time. */
-  at: number;
-  make(about: About, messageId: string): Fields;
-  wire: Wire;
-  timer?: NodeJS.Timeout;
-  underWay: boolean;
 }
 
 export interface Sent {
@@ -171,42 +134,31 @@ export async function startFeishu(options: FeishuOptions = {}): Promise<FakeFeis
 
 export class FakeFeishu {
   url = "";
-  webhook: string;
   readonly appId: string;
   readonly appSecret: string;
-  readonly encryptKey: string;
-  readonly verificationToken: string;
   readonly botOpenId = "ou_practice_bot";
-  /** What the bot has sent, in order. */
-  readonly sent: Sent[] = [];
   readonly log: Call[] = [];
-  /** Every event, with the attempts to deliver it. */
-  readonly deliveries: Delivery[] = [];
   private readonly options: FeishuOptions;
   private readonly server: Server;
   private readonly now: () => number;
   private readonly changes = new Changes();
+  private readonly events: Webhook;
+  private readonly outbox = new Outbox<Sent>(this.changes);
+  private readonly holds = new Holds();
   private readonly failures = new Failures();
   private readonly phones = new Phones();
   private readonly chats = new Map<string, { name: string; group: boolean }>();
   private readonly messages = new Map<string, { chat: string; root?: string }>();
   private readonly uuids = new Map<string, { at: number; data: Fields }>();
-  private readonly taken = new Set<Sent>();
-  private readonly held = new Set<() => void>();
-  /** The last event of each chat: the next one waits until that was tried once. */
-  private readonly lastOf = new Map<string, Promise<unknown>>();
   private tokens: { token: string; until: number }[] = [];
-  private counts = { event: 0, message: 0, token: 0 };
-  private closed = false;
+  private counts = { message: 0, token: 0 };
 
   constructor(options: FeishuOptions) {
     this.options = options;
-    this.webhook = options.webhook ?? "";
     this.appId = options.appId ?? "cli_practice";
     this.appSecret = options.appSecret ?? "practice-app-secret";
-    this.encryptKey = options.encryptKey ?? "practice-encrypt-key";
-    this.verificationToken = options.verificationToken ?? "practice-verification-token";
     this.now = options.now ?? Date.now;
+    this.events = new Webhook(options, this.appId, this.changes, (chat) => this.nextMessage(chat));
     this.server = createServer((request, response) => void this.serve(request, response));
     this.server.requestTimeout = 0; // a held request may outlast Node's five minutes
     for (const name of ["alice", "bob", "mallory"]) this.chatId(name);
@@ -218,9 +170,35 @@ export class FakeFeishu {
   }
 
   async close(): Promise<void> {
-    this.closed = true;
-    for (const delivery of this.deliveries as Pending[]) clearTimeout(delivery.timer); // we made them
+    this.events.stop();
     await closeServer(this.server);
+  }
+
+  /** What the bot has sent, in order. */
+  get sent(): Sent[] {
+    return this.outbox.all;
+  }
+
+  /** Every event, with the attempts to deliver it. */
+  get deliveries(): Delivery[] {
+    return this.events.deliveries;
+  }
+
+  get encryptKey(): string {
+    return this.events.encryptKey;
+  }
+
+  get verificationToken(): string {
+    return this.events.verificationToken;
+  }
+
+  /** Where events go. */
+  get webhook(): string {
+    return this.events.address;
+  }
+
+  set webhook(address: string) {
+    this.events.address = address;
   }
 
   // ---- Who is there ----
@@ -263,7 +241,7 @@ export class FakeFeishu {
     };
     const openId = this.openId(person);
     const messageId = this.nextMessage(chat, answered ? (answered.root ?? replyTo) : undefined);
-    return this.deliver(chat, messageId, wire, (about, message_id) => {
+    return this.events.deliver(chat, messageId, wire, (about, message_id) => {
       const whole: EventMessage = { message_id, ...message };
       if (wire.schema === 1) return oldEnvelope(oldMessage(openId, whole, this.appId), about);
       return envelope("im.message.receive_v1", received(openId, whole, senderType), about);
@@ -282,31 +260,30 @@ export class FakeFeishu {
 
   /** Any other event; `OTHER_EVENTS` has some. */
   push(type: string, event: unknown, wire: Wire = {}): Delivery {
-    return this.deliver("", "", wire, (about) => envelope(type, event, about));
+    return this.events.push(type, event, wire);
   }
 
   /** Any body at all, once. */
   postRaw(body: Fields, wire: Wire = {}): Promise<Attempt> {
-    return this.attempt(body, wire);
+    return this.events.attempt(body, wire);
   }
 
   /** What the platform asks when an address is entered: the answer must repeat the challenge. */
   challenge(challenge = "practice-challenge", wire: Wire = {}): Promise<Attempt> {
     const token = wire.token ?? this.verificationToken;
     // The documentation excludes this request from the check of signatures.
-    return this.attempt({ challenge, token, type: "url_verification" }, { sign: "none", ...wire });
+    const body = { challenge, token, type: "url_verification" };
+    return this.events.attempt(body, { sign: "none", ...wire });
   }
 
   /** Posts an event again, whatever came of it; with new ids if wanted. */
   again(delivery: Delivery, newIds = false): Promise<Attempt> {
-    return this.tryOnce(delivery as Pending, newIds); // all deliveries are ours
+    return this.events.again(delivery, newIds);
   }
 
   /** Tries now whatever was not delivered, instead of waiting for its time. */
-  async flush(): Promise<void> {
-    const all = this.deliveries as Pending[]; // we made them
-    const open = all.filter((one) => one.attempts.length > 0 && !one.underWay && !isOver(one));
-    for (const one of open) await this.redeliver(one); // in order
+  flush(): Promise<void> {
+    return this.events.flush();
   }
 
   // ---- What the bot does, and when ----
@@ -319,14 +296,7 @@ export class FakeFeishu {
 
   /** The next message to a chat that no call of this method has given yet; waits for it. */
   nextSent(chat?: string): Promise<Sent> {
-    const id = chat === undefined ? undefined : this.chatId(chat);
-    return this.changes.until(() => {
-      const found = this.sent.find(
-        (one) => !this.taken.has(one) && (id === undefined || one.chat === id),
-      );
-      if (found) this.taken.add(found);
-      return found;
-    });
+    return this.outbox.next(chat === undefined ? undefined : this.chatId(chat));
   }
 
   /** Resolves when this has become true, looked at after every request and answer. */
@@ -349,7 +319,7 @@ export class FakeFeishu {
 
   /** Lets the requests that hang go on. */
   release(): void {
-    for (const goOn of this.held) goOn();
+    this.holds.release();
   }
 
   // ---- Events ----
@@ -372,70 +342,6 @@ export class FakeFeishu {
     const id = `om_practice_${this.counts.message}`;
     this.messages.set(id, { chat, root });
     return id;
-  }
-
-  private nextEvent(): string {
-    this.counts.event += 1;
-    return `ev_practice_${this.counts.event}`;
-  }
-
-  private deliver(chat: string, messageId: string, wire: Wire, make: Pending["make"]): Delivery {
-    const attempts: Attempt[] = [];
-    const eventId = this.nextEvent();
-    const delivered = this.until(() => attempts.some((one) => one.status === 200)).then(() => {});
-    // One conversation's events set out one after the other, so that tests know their order.
-    const before = chat ? (this.lastOf.get(chat) ?? Promise.resolve()) : Promise.resolve();
-    const state = { at: this.now(), make, wire, underWay: false };
-    const base = { eventId, messageId, chat, attempts, delivered, ...state };
-    const first = before.then(() => this.tryOnce(pending, false));
-    const pending: Pending = { ...base, first };
-    this.deliveries.push(pending);
-    if (chat) this.lastOf.set(chat, first);
-    void first.then(() => this.planNext(pending));
-    return pending;
-  }
-
-  private async tryOnce(pending: Pending, newIds: boolean): Promise<Attempt> {
-    const eventId = newIds ? this.nextEvent() : pending.eventId;
-    const messageId =
-      newIds && pending.messageId ? this.nextMessage(pending.chat) : pending.messageId;
-    const token = pending.wire.token ?? this.verificationToken;
-    const about = { eventId, appId: this.appId, token, now: pending.at };
-    pending.underWay = true;
-    const attempt = await this.attempt(pending.make(about, messageId), pending.wire);
-    pending.underWay = false;
-    pending.attempts.push(attempt);
-    this.changes.announce();
-    return attempt;
-  }
-
-  private async attempt(body: Fields, wire: Wire): Promise<Attempt> {
-    const { patience = 3000 } = this.options;
-    const at = this.now();
-    const nonce = String(1_000_000 + this.counts.event);
-    const { raw, headers } = onTheWire(body, this.encryptKey, nonce, wire, at);
-    try {
-      const signal = AbortSignal.timeout(patience);
-      const request = { method: "POST", headers, body: raw, signal, redirect: "manual" } as const;
-      const answer = await fetch(this.webhook, request);
-      return { at, status: answer.status, body: await answer.text() };
-    } catch (error) {
-      return { at, status: 0, body: String(error) };
-    }
-  }
-
-  private planNext(pending: Pending): void {
-    const waits = this.options.redeliverAfter ?? [15_000, 300_000, HOUR, 6 * HOUR];
-    const wait = waits[pending.attempts.length - 1];
-    if (isOver(pending) || wait === undefined || this.closed) return;
-    pending.timer = setTimeout(() => void this.redeliver(pending), wait);
-    pending.timer.unref();
-  }
-
-  private async redeliver(pending: Pending): Promise<void> {
-    clearTimeout(pending.timer);
-    await this.tryOnce(pending, this.options.newIds ?? false);
-    this.planNext(pending);
   }
 
   // ---- The API ----
@@ -511,7 +417,7 @@ export class FakeFeishu {
     const at = this.now();
     const type = String(body.msg_type);
     const text = readable(type, content);
-    this.sent.push({ chat, messageId, type, text, content, replyTo, uuid, at, dropped });
+    this.outbox.add({ chat, messageId, type, text, content, replyTo, uuid, at, dropped });
     const data = {
       message_id: messageId,
       ...(replyTo !== undefined && { root_id: root, parent_id: replyTo }),
@@ -526,7 +432,6 @@ export class FakeFeishu {
     };
     if (uuid !== undefined) this.uuids.set(uuid, { at, data });
     this.phones.show(chat, { type: "sent", text });
-    this.changes.announce();
     return data;
   }
 
@@ -631,26 +536,13 @@ export class FakeFeishu {
     }
     if (kind === "drop") this.run(call, request, true);
     if (kind === "hang") {
-      await this.untilReleased(response);
-      return response.destroyed;
+      return !(await this.holds.wait(response));
     }
     if (kind === "502") {
       call.status = 502;
-      response.writeHead(502, { "content-type": "text/html" });
-      response.end("<html><head><title>502 Bad Gateway</title></head></html>");
+      sendBadGateway(response);
     } else response.destroy();
     return true;
-  }
-
-  private untilReleased(response: ServerResponse): Promise<void> {
-    return new Promise((resolve) => {
-      const goOn = (): void => {
-        this.held.delete(goOn);
-        resolve();
-      };
-      this.held.add(goOn);
-      response.once("close", goOn);
-    });
   }
 
   private phone(request: IncomingMessage, response: ServerResponse): Promise<void> {
@@ -675,12 +567,6 @@ export class FakeFeishu {
     const bad = answers.find((answer) => answer.status !== 200);
     return bad && `The event was not taken: ${bad.status || "no answer"} from ${this.webhook}.`;
   }
-}
-
-/** Taken; or forged, and a forger does not try again. */
-function isOver({ attempts, wire }: Pending): boolean {
-  const isForged = wire.key ?? wire.sign ?? wire.token ?? wire.timestamp;
-  return isForged !== undefined || attempts.some((one) => one.status === 200);
 }
 
 function methodOf(verb: string, path: string): string {

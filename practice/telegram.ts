@@ -19,18 +19,32 @@ import {
   type Person,
 } from "./telegram-chats.ts";
 import {
+  answer,
+  type Call,
+  type Exchange,
+  type QueuedUpdate,
+  Refusal,
+  SENTENCES,
+  TELEGRAM_FAILURES,
+  UpdateQueue,
+} from "./telegram-queue.ts";
+import {
   Changes,
   closeServer,
   type Failure,
   Failures,
   type Fields,
+  Holds,
   listen,
+  Outbox,
   type PhoneInput,
   Phones,
   readFields,
+  sendBadGateway,
 } from "./web.ts";
 
 export { MEDIA_KINDS, type Media } from "./telegram-chats.ts";
+export { type Call, type QueuedUpdate, TELEGRAM_FAILURES, type Update } from "./telegram-queue.ts";
 
 export interface TelegramOptions {
   port?: number;
@@ -61,10 +75,6 @@ export interface Said {
   confirmed: Promise<void>;
 }
 
-export interface Update extends Fields {
-  update_id: number;
-}
-
 export interface Sent {
   chat: number;
   messageId: number;
@@ -78,54 +88,8 @@ export interface Sent {
   parameters: Fields;
 }
 
-export interface Call {
-  method: string;
-  parameters: Fields;
-  at: number;
-  /** 0 while it is under way, or if it never got an answer. */
-  status: number;
-}
-
-/** An answer that says no. */
-class Refusal extends Error {
-  readonly code: number;
-  readonly parameters: Fields | undefined;
-
-  constructor(code: number, description: string, parameters?: Fields) {
-    super(description);
-    this.code = code;
-    this.parameters = parameters;
-  }
-}
-
-interface Poll {
-  call: Call;
-  response: ServerResponse;
-  limit: number;
-  timer: NodeJS.Timeout;
-}
-
-const CONFLICT =
-  "Conflict: terminated by other getUpdates request; make sure that only one bot instance is running";
-const WEBHOOK =
-  "Conflict: can't use getUpdates method while webhook is active; use deleteWebhook to delete the webhook first";
-
-/** These come only to those who name them. */
-const ON_REQUEST = ["chat_member", "message_reaction", "message_reaction_count"];
-
 const ACTIONS = `typing upload_photo record_video upload_video record_voice upload_voice
   upload_document choose_sticker find_location record_video_note upload_video_note`.split(/\s+/);
-
-/** What Telegram says when it fails; the rest is done to the connection. */
-const REFUSALS: Record<string, string> = {
-  "400": "Bad Request: chat not found",
-  "401": "Unauthorized",
-  "403": "Forbidden: bot was blocked by the user",
-  "409": CONFLICT,
-  "500": "Internal Server Error",
-};
-
-export const TELEGRAM_FAILURES = [...Object.keys(REFUSALS), "429", "502", "drop", "refuse", "hang"];
 
 export async function startTelegram(options: TelegramOptions = {}): Promise<FakeTelegram> {
   const telegram = new FakeTelegram(options);
@@ -138,30 +102,22 @@ export class FakeTelegram {
   readonly token: string;
   readonly botId: number;
   readonly directory: Directory;
-  /** What the bot has sent, in order. */
-  readonly sent: Sent[] = [];
   /** Where and when the bot was typing. */
   readonly typing: { chat: number; thread?: number; action: string; at: number }[] = [];
   /** Every request, getUpdates too. */
   readonly log: Call[] = [];
-  /** Every update, with how often it was handed out. */
-  readonly updates: { update: Update; given: number; confirmed: boolean }[] = [];
-  /** A bot with a webhook can't poll. */
-  webhook = "";
   private readonly server: Server;
   private readonly now: () => number;
   private readonly changes = new Changes();
+  private readonly queue = new UpdateQueue(this.changes);
+  private readonly outbox = new Outbox<Sent>(this.changes);
+  private readonly holds = new Holds();
   private readonly failures = new Failures();
   private readonly phones = new Phones();
   private readonly messages = new Map<string, Message>();
   private readonly counters = new Map<number, number>();
   private readonly blocked = new Set<number>();
-  private readonly taken = new Set<Sent>();
-  private readonly held = new Set<() => void>();
-  private allowed: string[] = [];
-  private nextUpdate = 500_001;
   private albums = 0;
-  private poll: Poll | undefined;
 
   constructor(options: TelegramOptions) {
     this.token = options.token ?? "123456:practice-token-of-the-fake-telegram";
@@ -177,8 +133,27 @@ export class FakeTelegram {
   }
 
   async close(): Promise<void> {
-    if (this.poll) clearTimeout(this.poll.timer);
+    this.queue.stop();
     await closeServer(this.server);
+  }
+
+  /** What the bot has sent, in order. */
+  get sent(): Sent[] {
+    return this.outbox.all;
+  }
+
+  /** Every update, with how often it was handed out. */
+  get updates(): QueuedUpdate[] {
+    return this.queue.updates;
+  }
+
+  /** A bot with a webhook can't poll. */
+  get webhook(): string {
+    return this.queue.webhook;
+  }
+
+  set webhook(url: string) {
+    this.queue.webhook = url;
   }
 
   // ---- Who is there ----
@@ -287,14 +262,7 @@ export class FakeTelegram {
 
   /** The next message to a chat that no call of this method has given yet; waits for it. */
   nextSent(chat?: string | number): Promise<Sent> {
-    const id = chat === undefined ? undefined : this.chatId(chat);
-    return this.changes.until(() => {
-      const found = this.sent.find(
-        (one) => !this.taken.has(one) && (id === undefined || one.chat === id),
-      );
-      if (found) this.taken.add(found);
-      return found;
-    });
+    return this.outbox.next(chat === undefined ? undefined : this.chatId(chat));
   }
 
   /** Resolves when this has become true, looked at after every request and answer. */
@@ -304,7 +272,7 @@ export class FakeTelegram {
 
   /** Resolves when the bot has confirmed everything and waits for more. */
   async idle(): Promise<void> {
-    await this.until(() => this.poll !== undefined && this.waiting().length === 0);
+    await this.until(() => this.queue.isIdle());
   }
 
   /** The next requests fail; `TELEGRAM_FAILURES` are the kinds. */
@@ -317,22 +285,14 @@ export class FakeTelegram {
 
   /** Lets the requests that hang go on. */
   release(): void {
-    for (const goOn of this.held) goOn();
+    this.holds.release();
   }
 
   // ---- Updates ----
 
   private publish(list: [string, unknown][], force = false): Said {
     const messages = list.map(([, body]) => body as Partial<Message>); // not all of them are
-    const updates: number[] = [];
-    for (const [kind, body] of list) {
-      if (!force && !this.isAllowed(kind)) continue;
-      const update: Update = { update_id: this.nextUpdate, [kind]: body };
-      this.nextUpdate += 1;
-      this.updates.push({ update, given: 0, confirmed: false });
-      updates.push(update.update_id);
-    }
-    this.answerPoll();
+    const updates = this.queue.add(list, force);
     const isDone = (): boolean =>
       this.updates.every((one) => one.confirmed || !updates.includes(one.update.update_id));
     return {
@@ -341,60 +301,6 @@ export class FakeTelegram {
       updates,
       confirmed: this.until(isDone).then(() => {}),
     };
-  }
-
-  private isAllowed(kind: string): boolean {
-    return this.allowed.length > 0 ? this.allowed.includes(kind) : !ON_REQUEST.includes(kind);
-  }
-
-  private waiting(): { update: Update; given: number; confirmed: boolean }[] {
-    return this.updates.filter((one) => !one.confirmed);
-  }
-
-  private getUpdates(call: Call, response: ServerResponse): void {
-    const { offset, limit, timeout, allowed_updates: allowed } = call.parameters;
-    if (this.webhook) throw new Refusal(409, WEBHOOK);
-    if (this.poll) this.answer(this.endPoll(this.poll), new Refusal(409, CONFLICT));
-    if (Array.isArray(allowed)) this.allowed = allowed.map(String);
-    this.confirm(Number(offset ?? 0));
-    const poll: Poll = {
-      call,
-      response,
-      limit: Math.min(100, Math.max(1, Number(limit ?? 100))),
-      // The real one holds a request for at most 50 seconds.
-      timer: setTimeout(() => this.answerPoll(true), Math.min(50, Number(timeout ?? 0)) * 1000),
-    };
-    poll.timer.unref();
-    response.once("close", () => {
-      if (this.poll === poll) this.endPoll(poll);
-    });
-    this.poll = poll;
-    this.answerPoll(!timeout);
-  }
-
-  /** An offset confirms all that is older; a negative one, all but the last ones. */
-  private confirm(offset: number): void {
-    const newest = this.nextUpdate;
-    const first = offset < 0 ? newest + offset : offset;
-    for (const one of this.updates) one.confirmed ||= one.update.update_id < first;
-    this.changes.announce();
-  }
-
-  private endPoll(poll: Poll): Poll {
-    clearTimeout(poll.timer);
-    this.poll = undefined;
-    return poll;
-  }
-
-  /** Answers the request that is held, if there is something to say or its time is over. */
-  private answerPoll(now = false): void {
-    const batch = this.waiting().slice(0, this.poll?.limit);
-    if (this.poll && (batch.length > 0 || now)) {
-      for (const one of batch) one.given += 1;
-      const updates = batch.map((one) => one.update);
-      this.answer(this.endPoll(this.poll), updates);
-    }
-    this.changes.announce();
   }
 
   // ---- Methods ----
@@ -421,9 +327,8 @@ export class FakeTelegram {
     const { message_id: messageId } = message;
     const replyTo = reply?.message_id;
     const at = this.now();
-    this.sent.push({ chat: chat.id, messageId, text, thread, replyTo, at, dropped, parameters });
+    this.outbox.add({ chat: chat.id, messageId, text, thread, replyTo, at, dropped, parameters });
     this.phones.show(String(chat.id), { type: "sent", text });
-    this.changes.announce();
     return message;
   }
 
@@ -481,11 +386,10 @@ export class FakeTelegram {
         throw new Refusal(400, "Bad Request: wrong file_id or the file is temporarily unavailable");
       }
       case "deletewebhook":
-        this.webhook = "";
-        if (parameters.drop_pending_updates === true) this.confirm(this.nextUpdate);
+        this.queue.deleteWebhook(parameters.drop_pending_updates === true);
         return true;
       case "getwebhookinfo":
-        return { url: this.webhook, pending_update_count: this.waiting().length };
+        return { url: this.webhook, pending_update_count: this.queue.waiting().length };
       case "setmycommands":
       case "deletemycommands":
         return true;
@@ -525,7 +429,7 @@ export class FakeTelegram {
     const failure = this.failures.take(call.method, names);
     try {
       if (failure && (await this.fails(failure, call, response))) return;
-      if (call.method.toLowerCase() === "getupdates") this.getUpdates(call, response);
+      if (call.method.toLowerCase() === "getupdates") this.queue.getUpdates({ call, response });
       else this.answer({ call, response }, this.run(call));
     } catch (error) {
       if (!(error instanceof Refusal)) throw error;
@@ -542,41 +446,19 @@ export class FakeTelegram {
       response.destroy();
     } else if (kind === "refuse") response.destroy();
     else if (kind === "hang") {
-      await this.untilReleased(response);
-      return response.destroyed;
+      return !(await this.holds.wait(response));
     } else if (kind === "429") {
       const words = `Too Many Requests: retry after ${retryAfter}`;
       throw new Refusal(429, words, { retry_after: retryAfter });
     } else if (kind === "502") {
-      // The servers in front of Telegram speak HTML.
       call.status = 502;
-      response.writeHead(502, { "content-type": "text/html" });
-      response.end("<html><head><title>502 Bad Gateway</title></head></html>");
-    } else throw new Refusal(Number(kind), REFUSALS[kind] ?? "");
+      sendBadGateway(response);
+    } else throw new Refusal(Number(kind), SENTENCES[kind] ?? "");
     return true;
   }
 
-  private untilReleased(response: ServerResponse): Promise<void> {
-    return new Promise((resolve) => {
-      const goOn = (): void => {
-        this.held.delete(goOn);
-        resolve();
-      };
-      this.held.add(goOn);
-      response.once("close", goOn);
-    });
-  }
-
-  private answer({ call, response }: Pick<Poll, "call" | "response">, result: unknown): void {
-    if (result instanceof Refusal) {
-      const { code, message: description, parameters } = result;
-      call.status = code;
-      const body = { ok: false, error_code: code, description };
-      sendJson(response, code, { ...body, ...(parameters && { parameters }) });
-    } else {
-      call.status = 200;
-      sendJson(response, 200, { ok: true, result });
-    }
+  private answer(exchange: Exchange, result: unknown): void {
+    answer(exchange, result);
     this.changes.announce();
   }
 

@@ -67,6 +67,61 @@ export class Changes {
   }
 }
 
+/** What the bot has sent, in order. */
+export class Outbox<Item extends { chat: string | number }> {
+  readonly all: Item[] = [];
+  private readonly taken = new Set<Item>();
+  private readonly changes: Changes;
+
+  constructor(changes: Changes) {
+    this.changes = changes;
+  }
+
+  add(item: Item): void {
+    this.all.push(item);
+    this.changes.announce();
+  }
+
+  /** The next one to a chat, or to any, that no call of this has given yet. */
+  next(chat?: string | number): Promise<Item> {
+    return this.changes.until(() => {
+      const found = this.all.find(
+        (one) => !this.taken.has(one) && (chat === undefined || one.chat === chat),
+      );
+      if (found) this.taken.add(found);
+      return found;
+    });
+  }
+}
+
+/** Requests that hang until somebody lets them go on, or their client hangs up. */
+export class Holds {
+  private readonly held = new Set<() => void>();
+
+  /** Gives whether the client is still there. */
+  async wait(response: ServerResponse): Promise<boolean> {
+    await new Promise<void>((resolve) => {
+      const goOn = (): void => {
+        this.held.delete(goOn);
+        resolve();
+      };
+      this.held.add(goOn);
+      response.once("close", goOn);
+    });
+    return !response.destroyed;
+  }
+
+  release(): void {
+    for (const goOn of this.held) goOn();
+  }
+}
+
+/** The servers in front of the real platforms speak HTML. */
+export function sendBadGateway(response: ServerResponse): void {
+  response.writeHead(502, { "content-type": "text/html" });
+  response.end("<html><head><title>502 Bad Gateway</title></head></html>");
+}
+
 /** An order for the next requests to fail. */
 export interface Failure {
   /** 429, 403, 400 and so on as the platform says it; or drop, refuse, hang. */
