@@ -13,6 +13,8 @@
 // Left out on purpose: remembering anything after the program ends, and trying again
 // with another key or another model. Both come later and change next to nothing here.
 
+// The Chinese and Japanese files are made from this one and from code.po: npm run translate.
+
 import fs from "node:fs";
 import { createInterface } from "node:readline";
 import { PassThrough } from "node:stream";
@@ -64,10 +66,8 @@ export class Terminal {
     reader.on("SIGINT", interrupt).on("line", () => terminal && reader.pause());
     // Line by line: when it pauses, readline still finishes the piece that it has.
     const put = (typed: string) => typed.split(/(?<=\r)/).map((line) => keys.write(line));
-    stdin
-      .setEncoding("utf8")
-      .on("data", (s) => (turn && s.includes("\x03") ? turn.abort() : put(s)));
-    stdin.on("end", () => keys.end());
+    stdin.setEncoding("utf8").on("end", () => keys.end());
+    stdin.on("data", (typed) => (turn && typed.includes("\x03") ? turn.abort() : put(`${typed}`)));
     prompt();
     for await (const entered of reader) {
       const line = entered.trim();

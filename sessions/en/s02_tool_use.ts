@@ -15,6 +15,8 @@
 // Left out on purpose: asking the person before a command runs, a sandbox for bash,
 // background jobs, reading a file page by page.
 
+// The Chinese and Japanese files are made from this one and from code.po: npm run translate.
+
 import { spawn } from "node:child_process";
 import { once } from "node:events";
 import fs from "node:fs";
@@ -70,10 +72,8 @@ export class Terminal {
     reader.on("SIGINT", interrupt).on("line", () => terminal && reader.pause());
     // Line by line: when it pauses, readline still finishes the piece that it has.
     const put = (typed: string) => typed.split(/(?<=\r)/).map((line) => keys.write(line));
-    stdin
-      .setEncoding("utf8")
-      .on("data", (s) => (turn && s.includes("\x03") ? turn.abort() : put(s)));
-    stdin.on("end", () => keys.end());
+    stdin.setEncoding("utf8").on("end", () => keys.end());
+    stdin.on("data", (typed) => (turn && typed.includes("\x03") ? turn.abort() : put(`${typed}`)));
     prompt();
     for await (const entered of reader) {
       const line = entered.trim();
@@ -412,8 +412,9 @@ function editText(name: string, oldText: string, newText: string): string {
   return `edited ${name}`;
 }
 
-// bash runs in the workspace but is not confined to it: it can do whatever you can. What it
-// gets no hold of are keys and tokens, so that no output of it carries them to the model.
+// bash runs in the workspace but is not confined to it: it can read whatever you can, .env too.
+// Its environment holds no keys and tokens, so that no stray `env` shows them to the model; that
+// is a fence against accidents. Against intent only a sandbox helps, or not offering the tool.
 const SAFE_ENV =
   "PATH HOME USER LANG TERM TZ TMPDIR TEMP TMP SystemRoot ComSpec PATHEXT USERPROFILE APPDATA";
 const WINDOWS = process.platform === "win32";

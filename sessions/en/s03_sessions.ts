@@ -14,6 +14,8 @@
 // Left out on purpose: a database, branching a conversation, deleting old sessions,
 // writing memories down before a compaction.
 
+// The Chinese and Japanese files are made from this one and from code.po: npm run translate.
+
 import { spawn } from "node:child_process";
 import crypto from "node:crypto";
 import { once } from "node:events";
@@ -73,10 +75,8 @@ export class Terminal {
     reader.on("SIGINT", interrupt).on("line", () => terminal && reader.pause());
     // Line by line: when it pauses, readline still finishes the piece that it has.
     const put = (typed: string) => typed.split(/(?<=\r)/).map((line) => keys.write(line));
-    stdin
-      .setEncoding("utf8")
-      .on("data", (s) => (turn && s.includes("\x03") ? turn.abort() : put(s)));
-    stdin.on("end", () => keys.end());
+    stdin.setEncoding("utf8").on("end", () => keys.end());
+    stdin.on("data", (typed) => (turn && typed.includes("\x03") ? turn.abort() : put(`${typed}`)));
     prompt();
     for await (const entered of reader) {
       const line = entered.trim();
@@ -418,8 +418,9 @@ function editText(name: string, oldText: string, newText: string): string {
   return `edited ${name}`;
 }
 
-// bash runs in the workspace but is not confined to it: it can do whatever you can. What it
-// gets no hold of are keys and tokens, so that no output of it carries them to the model.
+// bash runs in the workspace but is not confined to it: it can read whatever you can, .env too.
+// Its environment holds no keys and tokens, so that no stray `env` shows them to the model; that
+// is a fence against accidents. Against intent only a sandbox helps, or not offering the tool.
 const SAFE_ENV =
   "PATH HOME USER LANG TERM TZ TMPDIR TEMP TMP SystemRoot ComSpec PATHEXT USERPROFILE APPDATA";
 const WINDOWS = process.platform === "win32";
@@ -827,7 +828,7 @@ export class ContextGuard {
     const big = results.filter(({ content }) => String(content).length > BIG_RESULT);
     if (big.length === 0 || !(conversation instanceof Session)) return false;
     conversation.shorten(big.map((block) => block.tool_use_id));
-    info(`  (the conversation is long: ${big.length} tool results shortened)`);
+    info(`  (to make room: ${big.length} tool results shortened)`);
     return true;
   }
 
@@ -841,8 +842,8 @@ export class ContextGuard {
     const old = messages.slice(conversation.summary ? 2 : 0, cut);
     if (old.length === 0) return false;
     const words = old.map((message) => `${message.role}: ${wordsIn(message)}`).join("\n");
-    conversation.compact(await askSummary(conversation, words, budget / 2, options), messages[cut]);
-    info(`  (the conversation is long: ${old.length} messages summarised)`);
+    conversation.compact(await askSummary(conversation, words, budget, options), messages[cut]);
+    info(`  (to make room: ${old.length} messages summarised)`);
     return true;
   }
 }
