@@ -401,7 +401,7 @@ function withLineEnds(words: string, content: string): string {
 function writeText(name: string, content: string): string {
   const file = safePath(name, WORKSPACE);
   fs.mkdirSync(path.dirname(file), { recursive: true });
-  const before = fs.existsSync(file) ? fs.readFileSync(file, "utf8") : content;
+  const before = fs.existsSync(file) ? readText(file) : content;
   fs.writeFileSync(file, withLineEnds(content, before));
   return `wrote ${content.length} characters to ${name}`;
 }
