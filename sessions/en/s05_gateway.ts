@@ -1728,8 +1728,7 @@ export class AgentManager extends Map<string, Agent> {
   /** Throws, naming those that there are. */
   find(id: string): Agent {
     const agent = this.get(id);
-    if (!agent)
-      throw new Error(`there is no agent ${id}; there are ${[...this.keys()].join(", ")}`);
+    if (!agent) throw new Error(`no such agentId: ${id}; there are ${[...this.keys()].join(", ")}`);
     return agent;
   }
 }
