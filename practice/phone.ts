@@ -3,10 +3,9 @@
  * typed is said to the bot, and what the bot sends there is shown.
  */
 
-import { get } from "node:http";
 import { createInterface } from "node:readline";
 import { parseArgs } from "node:util";
-import type { PhoneEvent, PhoneInput } from "./web.ts";
+import { type PhoneEvent, type PhoneInput, watchPhone } from "./web.ts";
 import { Trouble, theWorld } from "./world.ts";
 
 const HELP = `npm run phone -- telegram alice           alice writes to the bot
@@ -24,7 +23,10 @@ const inTerminal = stdin.isTTY === true && stdout.isTTY === true;
 const terminal = createInterface({ input: stdin, output: stdout, terminal: inTerminal });
 const lines = terminal[Symbol.asyncIterator](); // at once: it keeps what comes before we read
 
+let name = "";
 let typing = false;
+let closed = false;
+terminal.once("close", () => (closed = true));
 /** Runs while the prompt waits. */
 let timer: NodeJS.Timeout | undefined;
 let quiet = (): void => {};
@@ -34,13 +36,19 @@ function wait(ms: number): void {
   timer = setTimeout(() => quiet(), ms);
 }
 
+/** In a pipe the input may be at its end, which the interface would not forgive. */
+function prompt(): void {
+  if (!inTerminal) stdout.write(`${name} > `);
+  else if (!closed) terminal.prompt(true);
+}
+
 /** Prints above the line that is being typed, which may have wrapped. */
 function print(text: string): void {
   if (timer) return void stdout.write(`${text}\n`);
   const { rows } = inTerminal ? terminal.getCursorPos() : { rows: 0 };
   const start = inTerminal ? `${rows > 0 ? `\x1b[${rows}A` : ""}\r\x1b[J` : "\n";
   stdout.write(`${start}${text}\n${"\n".repeat(rows)}`);
-  terminal.prompt(true);
+  prompt();
 }
 
 function show(event: PhoneEvent): void {
@@ -50,50 +58,38 @@ function show(event: PhoneEvent): void {
   if (timer) wait(WAITS[event.type]);
 }
 
-/** What the bot sends comes as lines of JSON, for as long as the world is there. */
-function listen(url: string): Promise<void> {
-  return new Promise((resolve, reject) => {
-    const request = get(url, (response) => {
-      const events = createInterface({ input: response.setEncoding("utf8") });
-      events.on("line", (line) => show(JSON.parse(line)));
-      for (const source of [events, response]) source.on("error", () => {}); // close says it, too
-      response.once("close", () => {
-        print("The practice world has ended.");
-        process.exit();
-      });
-      resolve();
-    });
-    request.once("error", reject);
-  });
-}
-
 /** A line as what it stands for: a text, or one of the few commands. */
 function read(line: string): Omit<PhoneInput, "person" | "group"> {
   const [, command = "", rest = ""] = /^\/(photo|album|long|reply)\b\s*(.*)$/s.exec(line) ?? [];
-  if (command === "photo") return { text: rest, photos: 1 };
-  if (command === "album") return { text: rest, photos: 3 };
-  if (command === "long") return { text: "This text is very long. ".repeat(250) };
-  return command === "reply" ? { text: rest, reply: true } : { text: line };
+  const text = command === "long" ? "This text is very long. ".repeat(250) : command ? rest : line;
+  return { text, photos: { photo: 1, album: 3 }[command], reply: command === "reply" };
 }
 
 async function main(): Promise<void> {
-  const options = { group: { type: "boolean" }, help: { type: "boolean", short: "h" } } as const;
-  const { values, positionals } = parseArgs({ options, allowPositionals: true });
+  const options = { group: { type: "boolean" } } as const;
+  const { values, positionals } = parseArgs({ options, allowPositionals: true, strict: false });
   const [platform = "", person = ""] = positionals;
-  const isRight = ["telegram", "feishu"].includes(platform) && /^[a-z]\w*$/i.test(person);
-  if (values.help || !isRight) throw new Trouble(HELP);
+  if (!/^(telegram|feishu) [a-z]\w*$/i.test(`${platform} ${person}`)) throw new Trouble(HELP);
   const world = theWorld();
   const url = platform === "telegram" ? world.telegram : world.feishu;
   if (!url) throw new Trouble(`${world.user} has no channels yet: npm start -- s04 has.`);
   const group = values.group ? "family" : undefined;
-  await listen(`${url}/_practice/stream?person=${person}${group ? `&group=${group}` : ""}`);
-  terminal.setPrompt(`${person} > `);
-  terminal.prompt();
+  const query = new URLSearchParams({ person, ...(group && { group }) });
+  const stream = await watchPhone(`${url}/_practice/stream?${query}`, show);
+  stream.once("close", () => {
+    if (!closed) stdout.write("\nThe practice world has ended.\n");
+    terminal.close();
+  });
+  name = person;
+  terminal.setPrompt(`${name} > `);
+  prompt();
   for await (const line of lines) {
     if (["quit", "exit"].includes(line.trim())) break;
     if (line.trim()) await say(url, { person, group, ...read(line) });
-    terminal.prompt();
+    prompt();
   }
+  closed = true;
+  stream.destroy();
 }
 
 async function say(url: string, input: PhoneInput): Promise<void> {
@@ -111,8 +107,9 @@ async function say(url: string, input: PhoneInput): Promise<void> {
 
 try {
   await main();
-  process.exit(); // the stream would keep it running
 } catch (error) {
   console.error(error instanceof Error ? error.message : error);
-  process.exit(1);
+  process.exitCode = 1;
+} finally {
+  terminal.close();
 }

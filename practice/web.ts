@@ -3,8 +3,10 @@
  * sleeping, failures that can be ordered, and the stream that `npm run phone` reads.
  */
 
-import type { IncomingMessage, Server, ServerResponse } from "node:http";
+import { once } from "node:events";
+import { get, type IncomingMessage, type Server, type ServerResponse } from "node:http";
 import type { AddressInfo } from "node:net";
+import { createInterface } from "node:readline";
 import { readBody, sendJson } from "./exchange.ts";
 
 /** Fields of a request or an update whose form is the platform's business. */
@@ -202,4 +204,16 @@ export class Phones {
       if (shown === chat) response.write(`${JSON.stringify(event)}\n`);
     }
   }
+}
+
+/** The other end: shows what comes, for as long as the world is there. */
+export async function watchPhone(
+  url: string,
+  show: (event: PhoneEvent) => void,
+): Promise<IncomingMessage> {
+  const [response] = (await once(get(url), "response")) as [IncomingMessage]; // what http gives
+  const events = createInterface({ input: response.setEncoding("utf8") });
+  events.on("line", (line) => show(JSON.parse(line)));
+  for (const source of [events, response]) source.on("error", () => {}); // its close says it, too
+  return response;
 }
