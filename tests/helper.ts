@@ -20,6 +20,7 @@ import {
   type ScriptedBlock,
   startModel,
 } from "../practice/model.ts";
+import { readLanguages } from "../tools/sections.ts";
 
 const ROOT = join(import.meta.dirname, "..");
 
@@ -37,12 +38,16 @@ export interface SectionFile {
   file: string;
 }
 
+const claims = readLanguages(ROOT);
+
 const ON_DISK: SectionFile[] = LANGUAGES.flatMap((lang) => {
   const folder = join(ROOT, "sessions", lang);
   const files = existsSync(folder) ? readdirSync(folder).sort() : [];
   return files.flatMap((file) => {
     if (!/^s(0[1-9]|10)_\w+\.ts$/.test(file)) return [];
     const id = file.slice(0, 3) as SectionId; // as the expression above says
+    // A translation counts when its language claims it: until then it may lag behind.
+    if (lang !== "en" && !claims.get(lang)?.sections.includes(id)) return [];
     return [{ id, lang, name: `${lang}/${file.slice(0, -3)}`, file: join(folder, file) }];
   });
 });

@@ -122,31 +122,6 @@ describe.each(sectionsFrom("s01"))("$name", (section) => {
       expect(model.log).toHaveLength(3);
     });
 
-    it.each(["500", "break"])("pause_turn and then an error (%s): goes on", async (kind) => {
-      const { model, turn } = await open(section);
-      model.script(PAUSED);
-      // The failure is for the second request: it is ordered when the first one is answered.
-      onStreamEvent((count) => count === 1 && model.log.length === 1 && model.fail(kind));
-      await expect(turn("search")).rejects.toThrow();
-      model.script(say("Still here."));
-      expect(await turn("go on")).toContain("Still here.");
-    });
-
-    it.each([
-      ["before the search is answered", 2],
-      ["after it", 4],
-    ])("pause_turn and then Ctrl+C, %s: goes on", async (_when, holdAfter) => {
-      const { model, turn } = await open(section);
-      const stop = new AbortController();
-      model.script(PAUSED, say("Found it, and much more.", { holdAfter }));
-      onStreamEvent((count) => {
-        if (model.log.length === 2 && count === holdAfter - 1) stop.abort();
-      });
-      expect(await turn("search", stop.signal)).toContain("(interrupted)");
-      model.script(say("Still here."));
-      expect(await turn("go on")).toContain("Still here.");
-    });
-
     it("refusal: the turn stays in the history and is left out later", async () => {
       const opened = await open(section);
       opened.model.script(say("Hello."), say("I can't", { stopReason: "refusal" }));
