@@ -1,0 +1,995 @@
+// 会话
+//
+// 一段对话就是一个只会变长的文件。从头重放一遍，历史就回来了，
+// 重启之后如此，崩溃之后也如此。
+//
+//   append(message) ──► <key>/<id>.jsonl 多一行 ──► 内存里也加上
+//   启动            ──► 重放每一行 ──► 还是那份历史
+//   太长？          ──► 截短工具结果 ──► 做摘要 ──► 告诉用户
+//
+// 本节新增：会话存储、斜杠命令，还有守卫，它让长对话不超出模型的上下文窗口。
+// 运行：    npm start -- s03                         离线，用练习模型
+//           npx tsx sessions/zh/s03_sessions.ts      用 .env 里的密钥
+// 有意不做：数据库、给对话开分支、删除旧会话、压缩前先把要点写进记忆。
+
+// 本文件由英文版和 code.po 生成，不要直接改：改 code.po，再运行 npm run translate。
+
+import { spawn } from "node:child_process";
+import crypto from "node:crypto";
+import { once } from "node:events";
+import fs from "node:fs";
+import path from "node:path";
+import { createInterface } from "node:readline";
+import { PassThrough } from "node:stream";
+import Anthropic from "@anthropic-ai/sdk";
+import dotenv from "dotenv";
+
+// ---- 配置 ----
+
+// 导入本文件不能有任何副作用：直接运行它时才读 .env。
+const RUN = process.argv[1] && fs.realpathSync(process.argv[1]) === import.meta.filename;
+if (RUN) dotenv.config({ path: `${import.meta.dirname}/../../.env`, quiet: true });
+
+const MODEL = process.env.MODEL_ID || "claude-sonnet-5-5";
+const SYSTEM = "You are a helpful assistant. Answer briefly and plainly.";
+const WORKSPACE = process.env.CLAW0_WORKSPACE || path.join(import.meta.dirname, "../../workspace");
+const STATE = path.join(WORKSPACE, ".state"); // 程序自己用的数据
+const CONTEXT_TOKENS = Number(process.env.CONTEXT_TOKENS || 180_000);
+
+// ---- 终端 ----
+
+let atLineStart = true;
+
+/** 把模型说的话一段一段打印出来。 */
+export function say(piece: string) {
+  process.stdout.write(piece);
+  if (piece) atLineStart = piece.endsWith("\n");
+}
+
+const tint = (code: number, s: string) => (process.stdout.isTTY ? `\x1b[${code}m${s}\x1b[0m` : s);
+const sayLine = (line: string) => say(`${atLineStart ? "" : "\n"}${line}\n`);
+
+/** 程序自己的输出：灰色、黄色和红色。 */
+export const info = (line: string) => sayLine(tint(2, line));
+export const warn = (line: string) => sayLine(tint(33, line));
+export const fail = (line: string) => sayLine(tint(31, line));
+/** 标记给人看的句子，它在别处打印。 */
+export const text = (sentence: string) => sentence;
+
+/** 从键盘或管道读入，一次交出一行。 */
+export class Terminal {
+  /** 正在回答时按 Ctrl+C，中止这一行的 signal；在提示符下按，退出程序。 */
+  async run(handle: (line: string, signal: AbortSignal) => Promise<unknown>): Promise<void> {
+    const { stdin, stdout } = process;
+    // 回复还在流式输出时，readline 会把按键回显到中间。所以这段时间让它暂停，
+    // 按键先存在 keys 里，它夹在键盘和 readline 之间。只有 Ctrl+C 立刻处理。
+    const keys = Object.assign(new PassThrough(), { setRawMode: stdin.setRawMode?.bind(stdin) });
+    const terminal = stdin.isTTY && stdout.isTTY;
+    const reader = createInterface({ input: keys, output: stdout, terminal, prompt: "You > " });
+    const prompt = () => (terminal ? reader.prompt() : stdout.write("You > "));
+    let turn: AbortController | undefined;
+    const interrupt = () => (turn ? turn.abort() : reader.close());
+    process.on("SIGINT", interrupt);
+    reader.on("SIGINT", interrupt).on("line", () => terminal && reader.pause());
+    // 一行一行地给：readline 暂停时，手里那一段还是会处理完。
+    const put = (typed: string) => typed.split(/(?<=\r)/).map((line) => keys.write(line));
+    stdin.setEncoding("utf8").on("end", () => keys.end());
+    stdin.on("data", (typed) => (turn && typed.includes("\x03") ? turn.abort() : put(`${typed}`)));
+    prompt();
+    for await (const entered of reader) {
+      const line = entered.trim();
+      if (line === "quit" || line === "exit") break;
+      turn = new AbortController();
+      if (line) await handle(line, turn.signal).catch((e) => fail(`失败：${e.apiMessage ?? e}`));
+      turn = undefined;
+      if (!atLineStart) say("\n");
+      prompt();
+    }
+    stdin.destroy();
+    say("\n");
+  }
+}
+
+// ---- s01 · Agent 循环 ----
+
+type Entry = { role: "user" | "assistant"; content: Anthropic.ContentBlockParam[] };
+/** 回复按 API 给的原样保存，id、停止原因和 usage 都在。 */
+export type Message = Anthropic.Message | (Entry & { role: "user" });
+
+/** 两次调用之间，模型什么都不记得。它知道的一切都在这个列表里。 */
+export class Conversation {
+  messages: Message[] = [];
+
+  append(message: Message): void {
+    this.messages.push(message);
+  }
+}
+
+/** 一轮怎么跑：回复陆续到达时交给谁，用什么来中止。 */
+export interface TurnOptions {
+  onText?(piece: string): void;
+  signal?: AbortSignal;
+}
+
+/** GO_ON 里的原因表示模型还没说完；其余的都算说完，下表是要告诉用户的话。 */
+const GO_ON = new Set<string | null>(["pause_turn"]);
+const STOP_NOTES: Record<string, string> = {
+  end_turn: "",
+  stop_sequence: "",
+  max_tokens: text("\n（回复断在这里：到了 token 上限。）"),
+  refusal: text("\n（模型拒绝回答。从现在起，它不会再看到这一轮。）"),
+  model_context_window_exceeded: text("\n（断在这里：上下文窗口满了，模型读不下更多内容。）"),
+};
+const noteOf = (m: Message) => ("stop_reason" in m && STOP_NOTES[m.stop_reason ?? ""]) || "";
+const startsTurn = (entry: Entry) => entry.role === "user" && resultsIn(entry).length === 0;
+
+/** 把历史整理成 API 接受的样子：没有空白，没有拒绝过的内容，角色交替。 */
+export function toRequest(history: Message[]): Anthropic.MessageParam[] {
+  const request: Entry[] = [];
+  history = answerCalls(history);
+  for (const message of history) {
+    const last = request.at(-1);
+    const content = message.content.filter((block) => block.type !== "text" || block.text.trim());
+    // 回复不能以 thinking 结尾；如果是这样，说明思考只到了一半。
+    while (content.at(-1)?.type.endsWith("thinking")) content.pop();
+    // 拒绝过的内容，再发还是会拒绝，连带后面的内容一起拒绝。
+    const refused = "stop_reason" in message && message.stop_reason === "refusal";
+    if (refused) request.splice(request.findLastIndex(startsTurn));
+    else if (last?.role === message.role) last.content.push(...content);
+    else if (content.length > 0) request.push({ role: message.role, content });
+  }
+  return request;
+}
+
+/** 一次调用要带上的全部内容。 */
+export function buildRequest({ messages }: Conversation, _options: TurnOptions) {
+  return {
+    model: MODEL,
+    max_tokens: 8192,
+    system: SYSTEM,
+    tools: TOOLS,
+    messages: toRequest(messages),
+  };
+}
+
+/** 调用一次，返回回复；中途中止就返回已经收到的部分。API 的错误照样抛出。 */
+export async function callModel(request: Anthropic.MessageStreamParams, options: TurnOptions) {
+  // SDK 自己从环境变量里读 ANTHROPIC_API_KEY 和 ANTHROPIC_BASE_URL。
+  const stream = new Anthropic().messages.stream(request, { signal: options.signal });
+  let finished = 0;
+  stream.on("text", (piece) => options.onText?.(piece)).on("contentBlock", () => finished++);
+  try {
+    return await stream.finalMessage();
+  } catch (error) {
+    if (!options.signal?.aborted) throw error;
+    options.onText?.(" (interrupted)");
+    const arrived = stream.currentMessage?.content ?? [];
+    const kept = arrived.filter((block, index) => block.type === "text" || index < finished);
+    const content = [...kept, { type: "text", text: "(interrupted)", citations: null }];
+    // 没有停止原因，因为是我们让它停的。id 和 usage 只有 API 才给得出。
+    return { role: "assistant", content, stop_reason: null } as Anthropic.Message;
+  }
+}
+
+/** 循环。它只看存下来的内容，所以从哪里都能接着跑。 */
+export async function continueTurn(conversation: Conversation, options: TurnOptions) {
+  while (needsReply(conversation.messages.at(-1))) {
+    checkRounds(conversation);
+    const reply = await callModel(buildRequest(conversation, options), options);
+    conversation.append(reply);
+    options.onText?.(noteOf(reply));
+    if (reply.stop_reason !== "tool_use") continue;
+    const turn = { ...options, conversation };
+    const results = await Promise.all(callsIn(reply).map((call) => runTool(call, turn)));
+    conversation.append({ role: "user", content: results });
+  }
+}
+
+const needsReply = (last?: Message) => last?.role === "user" || GO_ON.has(last?.stop_reason ?? "");
+
+/** 把这一轮跑完。返回用户说话之后模型说的全部内容。 */
+export async function finishTurn(conversation: Conversation, options: TurnOptions) {
+  await GUARD.run(conversation, options, () => continueTurn(conversation, options));
+  const start = conversation.messages.findLastIndex(startsTurn) + 1;
+  return conversation.messages.slice(start).map(spoken).filter(Boolean).join("\n\n");
+}
+
+const spoken = (message: Message) =>
+  message.content.map((b) => (b.type === "text" ? b.text : "")).join("") + noteOf(message);
+
+/** 一轮。用户的话先记下来，再去问模型；不管成不成功，记下的都留着。 */
+export async function runTurn(conversation: Conversation, input: string, options: TurnOptions) {
+  conversation.append({ role: "user", content: [{ type: "text", text: input }] });
+  return finishTurn(conversation, options);
+}
+
+// ---- s02 · 使用工具 ----
+
+/** 处理函数能看到的这一轮的信息。 */
+export interface Turn extends TurnOptions {
+  conversation: Conversation;
+}
+
+type Fields = Record<string, unknown>; // 外面传进来的，里面可能是任何东西
+
+/** 拿到的输入已经符合工具的 schema。返回输出；抛出的错误会给模型看。 */
+export type Handler = (input: Fields, turn: Turn) => string | Promise<string>;
+
+const string = (description: string) => ({ type: "string", description });
+const file = string("The path, relative to the workspace.");
+
+function tool(name: string, description: string, properties: object, optional: string[] = []) {
+  const required = Object.keys(properties).filter((field) => !optional.includes(field));
+  return { name, description, input_schema: { type: "object" as const, properties, required } };
+}
+
+/** 告诉模型的内容。关于一个工具，它只知道这几句话。 */
+export const TOOLS: Anthropic.Tool[] = [
+  tool(
+    "bash",
+    "Run a shell command in the workspace (bash; on Windows cmd.exe). Gives stdout and stderr. " +
+      "What it leaves running in the background is ended with it.",
+    {
+      command: string("The command."),
+      seconds: { type: "integer", description: "Time limit, 1 to 600; 60 if left out." },
+    },
+    ["seconds"],
+  ),
+  tool("read_file", "Read a text file of the workspace. A long one is shown without its middle.", {
+    path: file,
+  }),
+  tool(
+    "write_file",
+    "Write a text file of the workspace, with its folders. Replaces what was there.",
+    { path: file, content: string("The whole text of the file.") },
+  ),
+  tool("edit_file", "Replace one passage of a text file. It must occur exactly once.", {
+    path: file,
+    old_text: string("The passage as it stands in the file, with enough round it."),
+    new_text: string("What stands there afterwards."),
+  }),
+];
+
+/** 模型说出名字时，这里运行的函数。 */
+export const HANDLERS: Record<string, Handler> = {
+  bash: (input, turn) => bash(String(input.command), Number(input.seconds ?? 60), turn.signal),
+  read_file: (input) => readText(safePath(String(input.path), WORKSPACE)),
+  write_file: (input) => writeText(String(input.path), String(input.content)),
+  edit_file: (input) =>
+    editText(String(input.path), String(input.old_text), String(input.new_text)),
+};
+
+GO_ON.add("tool_use");
+const MAX_ROUNDS = 50;
+const OUTPUT_LIMIT = 30_000; // 单个结果的字符数，首尾各留一半
+
+/** 模型原地打转，没人看着就一直烧钱。 */
+function checkRounds({ messages }: Conversation): void {
+  const replies = messages
+    .slice(messages.findLastIndex(startsTurn))
+    .filter((m) => m.role === "assistant");
+  if (replies.length < MAX_ROUNDS) return;
+  throw new Error(`stopped after ${MAX_ROUNDS} rounds of tool calls; say "go on" to go on`);
+}
+
+const callsIn = (message: Message | undefined) =>
+  message?.role === "assistant" ? message.content.filter((block) => block.type === "tool_use") : [];
+const resultsIn = (entry: Entry | undefined) =>
+  entry?.role === "user" ? entry.content.filter((block) => block.type === "tool_result") : [];
+
+const idsIn = ({ content }: Message) =>
+  content.map((block) => ("tool_use_id" in block ? block.tool_use_id : ""));
+
+/**
+ * 补全后的历史：每个调用后面紧跟一个结果，这是 API 的要求。崩溃、Ctrl+C，或者参数写到一半
+ * 碰上 `max_tokens`，都会留下没有结果的调用。API 自己运行的工具，如果暂停途中出错，
+ * 也会没有结果；这种调用直接去掉。
+ */
+function answerCalls(history: Message[]): Message[] {
+  const done = new Set(history.flatMap(idsIn));
+  return history.flatMap((message, index): Message[] => {
+    const asked = new Set(callsIn(history[index - 1]).map(({ id }) => id));
+    const content = message.content.filter((block) => {
+      if (block.type === "tool_result") return asked.delete(block.tool_use_id);
+      const isOpen = block.type === "server_tool_use" && !done.has(block.id);
+      return !isOpen || index === history.length - 1;
+    });
+    if (message.role === "user") return [{ ...message, content }];
+    const answered = new Set(resultsIn(history[index + 1]).map((block) => block.tool_use_id));
+    const open = callsIn(message).filter(({ id }) => !answered.has(id));
+    const reply = { ...message, content } as Anthropic.Message; // 还是原来的块，可能少几个
+    if (open.length === 0) return [reply];
+    const cut = message.stop_reason === "max_tokens";
+    const why = cut ? "cut off; it was not run" : "interrupted; it may have run";
+    return [reply, { role: "user", content: open.map(({ id }) => result(id, why, true)) }];
+  });
+}
+
+/** 运行一次调用。从不抛错：出了任何问题，都变成模型能处理的结果。 */
+export async function runTool(call: Anthropic.ToolUseBlock, turn: Turn) {
+  info(`  ${call.name} ${keepEnds(JSON.stringify(call.input), 100)}`);
+  try {
+    const tool = TOOLS.find(({ name }) => name === call.name);
+    const handler = HANDLERS[call.name];
+    if (!tool || !handler) throw new Error(`there is no tool ${call.name}`);
+    const input = checkInput(tool.input_schema, call.input);
+    if (turn.signal?.aborted) throw new Error("interrupted; it was not run");
+    return result(call.id, await handler(input, turn));
+  } catch (error) {
+    return result(call.id, error instanceof Error ? error.message : String(error), true);
+  }
+}
+
+function result(id: string, output: string, failed = false): Anthropic.ToolResultBlockParam {
+  // 输出截断后可能留下半个字符，会让整个请求无效。
+  const content = keepEnds(output, OUTPUT_LIMIT).toWellFormed() || "(no output)";
+  return { type: "tool_result", tool_use_id: id, content, ...(failed && { is_error: true }) };
+}
+
+/** 检查必填字段和类型，没问题就返回输入；否则抛错，并指出字段名。 */
+export function checkInput(schema: Anthropic.Tool.InputSchema, input: unknown) {
+  if (typeof input !== "object" || input === null) throw new Error("the input must be an object");
+  const fields: Fields = { ...input };
+  const properties = (schema.properties ?? {}) as Record<
+    string,
+    { type?: string; enum?: unknown[] }
+  >; // schema 是我们自己写的
+  for (const name of schema.required ?? []) {
+    if (fields[name] === undefined) throw new Error(`${name} is missing`);
+  }
+  for (const [name, { type, enum: values }] of Object.entries(properties)) {
+    const value = fields[name];
+    if (value === undefined) continue;
+    const fits = type === "integer" ? Number.isInteger(value) : !type || typeof value === type;
+    if (!fits) throw new Error(`${name} must be of type ${type}`);
+    if (values && !values.includes(value)) throw new Error(`${name} must be one of ${values}`);
+  }
+  return fields;
+}
+
+/** 返回原文；比 `limit` 长就只留首尾。`lost` 是之前已经丢掉的字符数。 */
+function keepEnds(whole: string, limit: number, lost = 0): string {
+  if (whole.length <= limit) return whole;
+  const half = Math.ceil(limit / 2);
+  const left = whole.length - 2 * half + lost;
+  return `${whole.slice(0, half)}\n… ${left} characters left out …\n${whole.slice(-half)}`;
+}
+
+/**
+ * `root` 下一个文件的真实路径，文件可以还不存在。跑到 `root` 外面就抛错，
+ * 不管用的是 ".."、绝对路径、旁边的目录 "root2"，还是符号链接。
+ */
+export function safePath(file: string, root: string): string {
+  const base = fs.realpathSync(root);
+  const target = path.resolve(base, file);
+  let existing = target;
+  while (!fs.lstatSync(existing, { throwIfNoEntry: false })) existing = path.dirname(existing);
+  // 链接指向的地方不存在，realpath 就抛错。这正好：往里写会把那个文件建出来。
+  const real = path.join(fs.realpathSync(existing), path.relative(existing, target));
+  const inside = path.relative(base, real);
+  if (inside.split(path.sep)[0] === ".." || path.isAbsolute(inside)) {
+    throw new Error(`${file} is outside the workspace`);
+  }
+  if (inside.split(path.sep)[0]?.toLowerCase() === ".state") {
+    throw new Error(`${file} belongs to the program itself`);
+  }
+  return real;
+}
+
+// 文件工具特意用同步写法：多个调用是并行跑的，而编辑时从读到写，
+// 中间不能让别人插进来。
+
+function readText(file: string): string {
+  const stat = fs.statSync(file);
+  if (!stat.isFile()) throw new Error("not a file"); // 读管道会一直等下去
+  if (stat.size > 10_000_000)
+    throw new Error(`${stat.size} bytes are too many: look at parts with bash`);
+  const bytes = fs.readFileSync(file);
+  const content = bytes.toString("utf8");
+  // 别的编码读进来再写回去，文件就坏了。
+  if (!Buffer.from(content).equals(bytes)) throw new Error("not a text file in UTF-8");
+  return content;
+}
+
+/** 把 `words` 的换行符改成和文件一致：不管原来是什么，模型只会写 "\n"。 */
+function withLineEnds(words: string, content: string): string {
+  return words.replace(/\r?\n/g, content.includes("\r\n") ? "\r\n" : "\n");
+}
+
+function writeText(name: string, content: string): string {
+  const file = safePath(name, WORKSPACE);
+  fs.mkdirSync(path.dirname(file), { recursive: true });
+  const before = fs.existsSync(file) ? readText(file) : content;
+  fs.writeFileSync(file, withLineEnds(content, before));
+  return `wrote ${content.length} characters to ${name}`;
+}
+
+function editText(name: string, oldText: string, newText: string): string {
+  const file = safePath(name, WORKSPACE);
+  const content = readText(file);
+  const parts = content.split(withLineEnds(oldText, content));
+  if (!oldText || parts.length !== 2) {
+    const times = oldText ? parts.length - 1 : 0;
+    throw new Error(`old_text occurs ${times} times in ${name}; it must occur exactly once`);
+  }
+  fs.writeFileSync(file, parts.join(withLineEnds(newText, content)));
+  return `edited ${name}`;
+}
+
+// bash 在工作区里启动，但没有关在里面：你能读的它都能读，包括 .env。
+// 它的环境变量里没有密钥和令牌，免得随手一个 `env` 就拿给模型看了。
+// 这道栅栏只防意外。要防有意为之，只有上沙箱，或者不提供这个工具。
+const SAFE_ENV =
+  "PATH HOME USER LANG TERM TZ TMPDIR TEMP TMP SystemRoot ComSpec PATHEXT USERPROFILE APPDATA";
+const WINDOWS = process.platform === "win32";
+
+async function bash(command: string, seconds: number, signal?: AbortSignal): Promise<string> {
+  const env = Object.fromEntries(SAFE_ENV.split(" ").map((name) => [name, process.env[name]]));
+  const child = spawn(command, {
+    shell: WINDOWS || "bash",
+    cwd: WORKSPACE,
+    env,
+    detached: !WINDOWS, // 自成一个进程组，可以一起杀掉
+    stdio: ["ignore", "pipe", "pipe"],
+    windowsHide: true,
+  });
+  let output = "";
+  let lost = 0;
+  const collect = (piece: string) => {
+    output += piece;
+    if (output.length < 10 * OUTPUT_LIMIT) return;
+    // 输出太多。反正只显示首尾，中间的不用留。
+    lost += output.length - 2 * OUTPUT_LIMIT;
+    output = output.slice(0, OUTPUT_LIMIT) + output.slice(-OUTPUT_LIMIT);
+  };
+  child.stdout.setEncoding("utf8").on("data", collect);
+  child.stderr.setEncoding("utf8").on("data", collect);
+  let stopped = "";
+  const stop = (why: string) => {
+    stopped = why;
+    killGroup(child.pid);
+    // 离开了进程组的子进程可能还占着管道：不等它。
+    child.stdout.destroy();
+    child.stderr.destroy();
+  };
+  const interrupt = () => stop("interrupted by the user");
+  const limit = Math.min(Math.max(seconds, 1), 600);
+  const timer = setTimeout(() => stop(`stopped after ${limit} s`), limit * 1000);
+  signal?.addEventListener("abort", interrupt);
+  child.on("exit", () => WINDOWS || killGroup(child.pid)); // 结束还留在后台的进程
+  try {
+    const [code, killer] = await once(child, "close");
+    output = keepEnds(output, OUTPUT_LIMIT - 200, lost); // 给下面那句话留地方
+    if (code === 0) return output;
+    throw new Error(`${stopped || `exit code ${code ?? killer}`}\n${output}`);
+  } finally {
+    clearTimeout(timer);
+    signal?.removeEventListener("abort", interrupt);
+  }
+}
+
+function killGroup(pid: number | undefined): void {
+  if (pid === undefined) return;
+  if (WINDOWS) return void spawn("taskkill", ["/pid", String(pid), "/t", "/f"]);
+  try {
+    process.kill(-pid, "SIGKILL");
+  } catch {
+    // 组里已经没有进程了。
+  }
+}
+
+// ---- s03 · 会话 ----
+
+/** 程序运行时的各个部件。每一节加上自己的。 */
+export interface App {
+  store: SessionStore;
+  key: string; // 终端正在用的会话 key
+}
+
+// 会话文件，一行一行看。里面的内容从不修改，也不删除：
+// 想让历史变短，就再加一行，写明重放时略去什么。
+//
+//   1  {"v":1,"id":"668cefd2","key":"agent:luna:cli:direct:owner","label":"","at":…}
+//   2  {"at":…,"message":{"role":"user",…}}
+//   3  {"at":…,"message":{"role":"assistant",…,"usage":{…}}}        API 给的原样
+//   4  {"at":…,"shorten":{"toolUseIds":["toolu_1"]}}                守卫的第 1 步
+//   5  {"at":…,"message":{"role":"user",…}}
+//   6  {"at":…,"compaction":{"summary":"小林 …","keepFrom":5}}      第 2 步：略去第 2 到 4 行
+
+/** 会话文件里的一行，是哪一种都行。 */
+interface LogRecord {
+  at?: string;
+  message?: Message;
+  compaction?: { summary: string; keepFrom: number };
+  shorten?: { toolUseIds: string[] };
+}
+
+/**
+ * 一行一条 JSON 的文件，只追加。读不出来的行（可能是崩溃时只写了一半）留在原处，
+ * 报出行号，不影响其他行。
+ */
+class Log {
+  readonly file: string;
+  lines = 0;
+  #torn = false;
+
+  constructor(file: string) {
+    this.file = file;
+  }
+
+  /** 所有读得出来的行，带行号。 */
+  read(): { line: number; record: object }[] {
+    if (!fs.existsSync(this.file)) return [];
+    const lines = fs.readFileSync(this.file, "utf8").split("\n");
+    this.#torn = lines.at(-1) !== "";
+    if (!this.#torn) lines.pop();
+    this.lines = lines.length;
+    return lines.flatMap((content, index) => {
+      const record = parseObject(content);
+      if (record) return [{ line: index + 1, record }];
+      warn(`${this.file} 第 ${index + 1} 行：读不出来，已跳过。这一行仍留在文件里。`);
+      return [];
+    });
+  }
+
+  /** 加上时间，写进文件之后才返回。返回值是行号。 */
+  append(record: object): number {
+    const json = JSON.stringify({ at: new Date().toISOString(), ...record });
+    // 不先换行的话，这一行会接在上次没写完的半行后面，一起作废。
+    const line = `${this.#torn ? "\n" : ""}${json}\n`;
+    this.#torn = true;
+    fs.appendFileSync(this.file, line);
+    this.#torn = false;
+    this.lines++;
+    return this.lines;
+  }
+}
+
+/** `json` 里的对象；解析不了，或者解析出来不是对象（比如 `null`），都返回 undefined。 */
+function parseObject(json: string): object | undefined {
+  try {
+    const value: unknown = JSON.parse(json);
+    return typeof value === "object" && !Array.isArray(value) ? (value ?? undefined) : undefined;
+  } catch {
+    return undefined;
+  }
+}
+
+/** 存在磁盘上的对话：列表还是那个列表，背后的文件记着它的全部经过。 */
+export class Session extends Conversation {
+  readonly id: string;
+  header = { key: "", label: "", at: "" };
+  summary = ""; // 压缩时从列表里拿掉的内容，写成了这段摘要
+  rewritten = 0; // 开头这么多条消息，API 以前报的数字已经不适用
+  #log: Log;
+  #lines = new Map<Message, number>();
+
+  /** 重放整个文件。 */
+  constructor(file: string) {
+    super();
+    this.id = path.basename(file, ".jsonl");
+    this.#log = new Log(file);
+    for (const { line, record } of this.#log.read()) this.#replay(record, line);
+  }
+
+  #replay(record: LogRecord, line: number): void {
+    if (line === 1) Object.assign(this.header, record);
+    if (Array.isArray(record.message?.content)) this.#add(record.message, line);
+    if (record.compaction) this.#compact(record.compaction.summary, record.compaction.keepFrom);
+    if (record.shorten) this.#shorten(new Set(record.shorten.toolUseIds));
+  }
+
+  /** 先写进文件，再放进列表：告诉过模型的，一定已经存下来了。 */
+  override append(message: Message): void {
+    this.#add(message, this.#log.append({ message }));
+  }
+
+  #add(message: Message, line: number): void {
+    super.append(message);
+    this.#lines.set(message, line);
+  }
+
+  /** 从现在起，历史就是这段摘要，加上从 `kept` 开始的内容。 */
+  compact(summary: string, kept: Message | undefined): void {
+    const keepFrom = (kept && this.#lines.get(kept)) ?? this.#log.lines + 1;
+    this.#log.append({ compaction: { summary, keepFrom } });
+    this.#compact(summary, keepFrom);
+  }
+
+  #compact(summary: string, keepFrom: number): void {
+    const kept = this.messages.filter((message) => (this.#lines.get(message) ?? 0) >= keepFrom);
+    const told = `Summary of our conversation so far:\n${summary}`;
+    const noted = [{ type: "text", text: "I have read the summary.", citations: null }];
+    this.summary = summary;
+    this.messages = [
+      { role: "user", content: [{ type: "text", text: told }] },
+      // 这条回复是我们自己写的，和 Ctrl+C 时一样。有它隔着，
+      // 下一轮要是遭到拒绝，去掉的只是那一轮，摘要还在。
+      { role: "assistant", content: noted, stop_reason: null } as Anthropic.Message,
+      ...kept,
+    ];
+    this.rewritten = this.messages.length;
+  }
+
+  /** 从现在起，这些调用的结果只留首尾。 */
+  shorten(toolUseIds: string[]): void {
+    this.#log.append({ shorten: { toolUseIds } });
+    this.#shorten(new Set(toolUseIds));
+  }
+
+  #shorten(ids: Set<string>): void {
+    for (const block of this.messages.flatMap(resultsIn)) {
+      // 原地修改，这样消息还对得上行号。
+      if (ids.has(block.tool_use_id)) block.content = shortened(block);
+    }
+    this.rewritten = this.messages.length;
+  }
+}
+// key 说明是谁和谁在说话；会话是他们之间的一段对话。不另用文件列出所有会话：
+// 文件夹本身就是列表，不会有对不上的时候。
+
+/** `dir` 下的所有会话：每个 key 一个文件夹，里面每个会话一个文件。 */
+export class SessionStore {
+  #dir: string;
+  #open = new Map<string, Session>();
+
+  constructor(dir: string) {
+    this.#dir = dir;
+  }
+
+  /** 这个 key 当前的会话；还没有就新建。 */
+  current(key: string): Session {
+    const open = this.#open.get(key) ?? this.#stored(key) ?? this.create(key);
+    this.#open.set(key, open);
+    return open;
+  }
+
+  /** 给这个 key 新建一个会话，并切换过去。 */
+  create(key: string, label = ""): Session {
+    const id = crypto.randomUUID().slice(0, 8);
+    const header = { v: 1, id, key, label, at: new Date().toISOString() };
+    fs.mkdirSync(this.#folder(key), { recursive: true });
+    fs.writeFileSync(this.#file(key, id), `${JSON.stringify(header)}\n`, { flag: "wx" });
+    return this.#enter(key, new Session(this.#file(key, id)));
+  }
+
+  /** 这个 key 的所有会话，最新的在最后。 */
+  list(key: string): Session[] {
+    return this.#in(this.#folder(key));
+  }
+
+  #in(folder: string): Session[] {
+    if (!fs.existsSync(folder)) return [];
+    const files = fs.readdirSync(folder).filter((name) => name.endsWith(".jsonl"));
+    const sessions = files.map((name) => new Session(path.join(folder, name)));
+    return sessions.sort((a, b) => (a.header.at < b.header.at ? -1 : 1));
+  }
+
+  /** 回到 id 以 `prefix` 开头的会话。必须正好有一个，否则抛错。 */
+  switch(key: string, prefix: string): Session {
+    const found = this.list(key).filter(({ id }) => prefix && id.startsWith(prefix));
+    if (found.length === 1 && found[0]) return this.#enter(key, found[0]);
+    throw new Error(`${found.length} sessions begin with "${prefix}"; /list shows them`);
+  }
+
+  #enter(key: string, session: Session): Session {
+    replaceFile(path.join(this.#folder(key), "current"), session.id);
+    this.#open.set(key, session);
+    return session;
+  }
+
+  /** 文件 "current" 指向的会话。要是指得不对，就用最新的会话：什么都没丢。 */
+  #stored(key: string): Session | undefined {
+    const pointer = path.join(this.#folder(key), "current");
+    if (!fs.existsSync(pointer)) return this.list(key).at(-1);
+    const id = fs.readFileSync(pointer, "utf8");
+    if (/^[\w-]+$/.test(id) && fs.existsSync(this.#file(key, id))) {
+      return new Session(this.#file(key, id));
+    }
+    fs.renameSync(pointer, `${pointer}.broken`);
+    warn(`${pointer} 指向的会话不存在，已改名放到一边；接着用最新的会话。`);
+    return this.list(key).at(-1);
+  }
+
+  #folder(key: string): string {
+    const name = encodeURIComponent(key.toLowerCase()).replaceAll("*", "%2A");
+    const short = name.length <= 200; // 文件系统的上限是 255
+    return path.join(
+      this.#dir,
+      short ? name : crypto.createHash("sha256").update(name).digest("hex"),
+    );
+  }
+
+  #file(key: string, id: string): string {
+    return path.join(this.#folder(key), `${id}.jsonl`);
+  }
+}
+
+/** 写一个小文件。就算中途崩溃，留下的不是旧的就是新的，不会是半个。 */
+function replaceFile(file: string, content: string): void {
+  fs.writeFileSync(`${file}.tmp`, content, { flush: true }); // 先落盘，再换成正式的名字
+  fs.renameSync(`${file}.tmp`, file);
+}
+
+/** 两个程序往同一个会话里追加，会把它写坏。`dir` 已经有别的程序在用就抛错。 */
+export function lockFolder(dir: string): void {
+  const file = path.join(dir, "lock");
+  fs.mkdirSync(dir, { recursive: true });
+  if (fs.existsSync(file)) {
+    const before = fs.readFileSync(file, "utf8");
+    const pid = Number.parseInt(before, 10);
+    const who = `process ${pid} is using ${path.dirname(dir)}`;
+    if (isAlive(pid)) throw new Error(`${who}: stop it, set CLAW0_WORKSPACE, or delete ${file}`);
+    // 两个刚启动的程序可能看到同一把失效的锁，而对方说不定已经换上了自己的锁。
+    // 所以先把锁拿走（只有一个拿得到），再看一眼；如果还有效，就放回去。
+    const taken = `${file}.${process.pid}`;
+    fs.renameSync(file, taken);
+    if (fs.readFileSync(taken, "utf8") !== before) fs.renameSync(taken, file);
+    fs.rmSync(taken, { force: true });
+  }
+  fs.writeFileSync(file, `${process.pid} ${crypto.randomUUID()}`, { flag: "wx" }); // 已存在就失败
+  process.on("exit", () => fs.rmSync(file, { force: true })); // SIGKILL 会把它留下，见上文
+}
+
+function isAlive(pid: number): boolean {
+  // 是我们自己的进程号，上一次运行留下的：在容器里每次都一样。
+  if (!(pid > 0) || pid === process.pid) return false;
+  try {
+    return process.kill(pid, 0); // 信号 0 只是问一下
+  } catch (error) {
+    return (error as NodeJS.ErrnoException).code === "EPERM"; // 还活着，只是属于别的用户
+  }
+}
+
+/** 一段文字的 token 数，粗略估算：四个字符算一个，中日韩文字一个字算一个。 */
+export function estimateTokens(words: string): number {
+  const wide = words.match(/[\p{sc=Han}\p{sc=Hiragana}\p{sc=Katakana}\p{sc=Hangul}]/gu) ?? [];
+  return wide.length + Math.ceil((words.length - wide.length) / 4);
+}
+
+const tokensOf = (messages: Message[]) =>
+  estimateTokens(JSON.stringify(messages.map(({ content }) => content)));
+
+// 对话太长时怎么办。工具结果丢了最不可惜：模型可以再读一次文件。
+// 对话本身更宝贵，所以写成摘要，而不是扔掉。
+// 改动的都是内存里的历史；磁盘上的文件只会多几行。
+
+const BIG_RESULT = 2_000; // 字符数；截短后留一半
+const FULL = 0.85; // 占窗口的比例：还要给回复留地方
+const KEPT = 0.3; // 压缩后原样保留的比例
+
+// 名字和 id 最要紧：把 "src/a.ts" 写成“那个文件”，模型就得再问一遍。
+const SUMMARISE =
+  "Summarise this conversation for the assistant who will go on with it. Keep names, numbers, " +
+  "paths and ids exactly, what was decided, what failed, and what the user still waits for. " +
+  "Facts only, at most 400 words.";
+
+const shortened = ({ content }: Anthropic.ToolResultBlockParam) =>
+  keepEnds(String(content), BIG_RESULT / 2).toWellFormed();
+
+/** API 没有给这个错误单独的类型。只有这一个错误，我们靠文字来认。 */
+export function isOverflow(error: unknown): boolean {
+  return error instanceof Anthropic.BadRequestError && /prompt is too long/i.test(error.message);
+}
+
+/** 洋葱的第 2 层：让对话不超出上下文窗口。 */
+export class ContextGuard {
+  readonly limit: number; // 单位是 token
+
+  constructor(limit: number) {
+    this.limit = limit;
+  }
+
+  /** 下一个请求的 token 数：API 自己报的数字，加上对后面内容的估算。 */
+  size(conversation: Conversation): number {
+    const { messages } = conversation;
+    // 压缩之后，旧数字还是会说“太长”，就没完没了了。
+    const old = conversation instanceof Session ? conversation.rewritten : 0;
+    const at = messages.findLastIndex(
+      (m, i) => i >= old && m.role === "assistant" && m.stop_reason,
+    );
+    const last = messages[at];
+    const tail = tokensOf(messages.slice(at + 1));
+    if (last?.role !== "assistant") return tail + estimateTokens(JSON.stringify([SYSTEM, TOOLS]));
+    const { usage } = last;
+    const cached = (usage.cache_read_input_tokens ?? 0) + (usage.cache_creation_input_tokens ?? 0);
+    return usage.input_tokens + cached + usage.output_tokens + tail;
+  }
+
+  /** 运行 `inner`；对话放不下就缩短，最多三步。 */
+  async run(conversation: Conversation, options: TurnOptions, inner: () => Promise<void>) {
+    const steps = [
+      () => this.shortenResults(conversation),
+      () => this.summarise(conversation, options, KEPT),
+      () => this.summarise(conversation, options, 0),
+    ];
+    const shrink = async () => {
+      for (let step = steps.shift(); step; step = steps.shift()) if (await step()) return true;
+      return false;
+    };
+    // 调用之前看自己的估算，不花钱；调用之后看 API 怎么说。
+    if (this.size(conversation) > this.limit * FULL) await shrink();
+    for (;;) {
+      try {
+        return await inner();
+      } catch (error) {
+        if (!isOverflow(error)) throw error;
+        if (await shrink()) continue;
+        throw new Error("too long for the model, even shortened; /new begins a new session");
+      }
+    }
+  }
+
+  /** 第 1 步：截短大的工具结果。没有可截的就返回 false。 */
+  shortenResults(conversation: Conversation): boolean {
+    const results = conversation.messages.flatMap(resultsIn);
+    const big = results.filter(({ content }) => String(content).length > BIG_RESULT);
+    if (big.length === 0 || !(conversation instanceof Session)) return false;
+    conversation.shorten(big.map((block) => block.tool_use_id));
+    info(`  （腾出空间：截短了 ${big.length} 个工具结果）`);
+    return true;
+  }
+
+  /** 第 2、3 步：用摘要替换较早的轮。没有可替换的就返回 false。 */
+  async summarise(conversation: Conversation, options: TurnOptions, keep: number) {
+    if (!(conversation instanceof Session)) return false;
+    const { messages } = conversation;
+    // 没到我们的上限 API 就说“太长”，说明上限设错了：按实际的大小来。
+    const budget = Math.min(this.limit, this.size(conversation));
+    const cut = cutPoint(messages, budget * keep);
+    const old = messages.slice(conversation.summary ? 2 : 0, cut);
+    if (old.length === 0) return false;
+    const words = old.map((message) => `${message.role}: ${wordsIn(message)}`).join("\n");
+    conversation.compact(await askSummary(conversation, words, budget, options), messages[cut]);
+    info(`  （腾出空间：${old.length} 条消息写成了摘要）`);
+    return true;
+  }
+}
+
+/** 给放得下的最新内容做摘要；要是还太长，就减半再试。 */
+async function askSummary(session: Session, old: string, tokens: number, options: TurnOptions) {
+  // 要做摘要的内容，一个请求放不下，所以没法全给模型看。
+  for (let fit = tokens; ; fit /= 2) {
+    const newest = old.slice(-Math.ceil((old.length * fit) / estimateTokens(old))).toWellFormed();
+    const content = `Summary so far: ${session.summary || "none"}\n\nSince then:\n${newest}`;
+    const messages = [{ role: "user" as const, content }];
+    const request = { model: MODEL, max_tokens: 2048, system: SUMMARISE, messages };
+    try {
+      const reply = await callModel(request, { ...options, onText: undefined });
+      options.signal?.throwIfAborted(); // 这时回复只有半段摘要，还不如没有
+      if (reply.stop_reason !== "refusal" && wordsIn(reply)) return wordsIn(reply);
+      throw new Error("the model gave no summary; /new begins a new session");
+    } catch (error) {
+      if (!isOverflow(error) || fit < 100) throw error;
+    }
+  }
+}
+
+/**
+ * 保留的部分从哪里开始：一轮的开头，在 `tokens` 之内尽量早。切在别处，
+ * 可能会把调用和它的结果切开，以后的请求就全都无效了。
+ */
+function cutPoint(messages: Message[], tokens: number): number {
+  let cut = messages.length;
+  let size = 0;
+  for (const [index, message] of [...messages.entries()].reverse()) {
+    size += tokensOf([message]);
+    if (size > tokens) break;
+    if (startsTurn(message)) cut = index;
+  }
+  // 正在进行的一轮要留完整：没有问题，答案就看不懂了。
+  const underWay = needsReply(messages.at(-1)) ? messages.findLastIndex(startsTurn) : cut;
+  return Math.min(cut, underWay);
+}
+
+function wordsIn({ content }: Message): string {
+  const words = content.map((block) => {
+    if (block.type === "text") return block.text;
+    if (block.type === "tool_use") return `[${block.name} ${JSON.stringify(block.input)}]`;
+    return block.type === "tool_result" ? `[result: ${shortened(block)}]` : "";
+  });
+  return words.join("\n");
+}
+
+const GUARD = new ContextGuard(CONTEXT_TOKENS);
+
+TOOLS.push(
+  tool("list_directory", "List a folder of the workspace.", { path: file }, ["path"]),
+  tool("get_current_time", "Get the date, the time and the time zone.", {}),
+);
+
+Object.assign(HANDLERS, {
+  list_directory: (input) => {
+    const folder = safePath(String(input.path ?? "."), WORKSPACE);
+    const entries = fs.readdirSync(folder, { withFileTypes: true });
+    const names = entries.map((entry) => entry.name + (entry.isDirectory() ? "/" : ""));
+    const visible = names.filter((name) => name !== ".state/");
+    return visible.sort().join("\n");
+  },
+  get_current_time: () => new Date().toString(),
+} satisfies Record<string, Handler>);
+
+/** 人在斜杠后面输入的命令。`run` 拿到这一行剩下的部分，返回要显示的内容。 */
+export interface Command {
+  help: string;
+  run(args: string, app: App, options: TurnOptions): string | Promise<string>;
+}
+
+export const COMMANDS: Record<string, Command> = {};
+
+function command(name: string, help: string, run: Command["run"]): void {
+  COMMANDS[name] = { help, run };
+}
+
+/** 执行 "/name 剩下的部分"。返回要显示的内容。 */
+async function runCommand(line: string, app: App, options: TurnOptions): Promise<string> {
+  const [name = "", ...rest] = line.slice(1).split(" ");
+  const found = Object.hasOwn(COMMANDS, name) ? COMMANDS[name] : undefined;
+  if (!found) return text(`没有 /${name} 这个命令。/help 列出所有命令。`);
+  return found.run(rest.join(" ").trim(), app, options);
+}
+
+command("help", "这里可以输入什么", () =>
+  Object.entries(COMMANDS)
+    .map(([name, { help }]) => `/${name.padEnd(10)} ${help}`)
+    .join("\n"),
+);
+
+command("new", "[标签]：新建一个会话", (label, { store, key }) => {
+  const { id } = store.create(key, label);
+  return text(`会话 ${id} 开始。旧会话还在，/list 可以看到。`);
+});
+
+command("list", "列出这里的所有会话", (_args, { store, key }) => {
+  const current = store.current(key).id;
+  const line = ({ id, messages, header: { at, label } }: Session) =>
+    `${id === current ? "*" : " "} ${id}  ${at}  ${messages.length}  ${label}`;
+  return store.list(key).map(line).join("\n");
+});
+
+command("switch", "<id>：回到某个会话，id 只写开头几位就行", (id, app) => {
+  const session = app.store.switch(app.key, id);
+  return text(`现在是会话 ${session.id}，${session.messages.length} 条消息。`);
+});
+
+command("context", "上下文窗口用了多少", (_args, { store, key }) => {
+  const size = GUARD.size(store.current(key));
+  const percent = Math.round((size / GUARD.limit) * 100);
+  return text(`大约 ${size} token，上限 ${GUARD.limit}（${percent}%）。`);
+});
+
+command("compact", "把较早的轮换成摘要", async (_args, app, options) => {
+  const done = await GUARD.summarise(app.store.current(app.key), options, KEPT);
+  return done ? text("好了。") : text("现在还没有可以做摘要的内容。");
+});
+
+const TERMINAL_KEY = "agent:luna:cli:direct:owner"; // agent、名字、渠道、类型、对方
+
+// ---- 组装起来 ----
+
+async function main(): Promise<void> {
+  // 从 .env.example 抄过来没改的示例，也不算密钥。
+  if (!process.env.ANTHROPIC_API_KEY?.replace("sk-ant-your-key-here", "")) {
+    fail("没有设置 ANTHROPIC_API_KEY：把 .env.example 复制成 .env，填上你的密钥。");
+    fail("没有密钥？`npm start` 可以离线运行同一个程序，由练习模型来回答。");
+    process.exit(1);
+  }
+  if (!(CONTEXT_TOKENS >= 1000)) throw new Error("CONTEXT_TOKENS must be a number from 1000 up");
+  lockFolder(STATE);
+  const app: App = { store: new SessionStore(path.join(STATE, "sessions")), key: TERMINAL_KEY };
+  const { id, messages } = app.store.current(app.key);
+  info(`正在和 ${MODEL} 对话。Ctrl+C 中断回复，输入 quit 退出。`);
+  info(`会话 ${id}，${messages.length} 条消息。/help 列出所有命令。`);
+  await new Terminal().run(async (line, signal) => {
+    const options = { onText: say, signal };
+    if (line.startsWith("/")) return info(await runCommand(line, app, options));
+    return runTurn(app.store.current(app.key), line, options);
+  });
+}
+
+if (RUN) {
+  await main().catch((error) => {
+    fail(error.message);
+    process.exit(1);
+  });
+}
