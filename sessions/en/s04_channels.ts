@@ -699,7 +699,7 @@ export class SessionStore {
   }
 
   #in(folder: string): Session[] {
-    if (!fs.existsSync(folder)) return [];
+    if (!fs.statSync(folder, { throwIfNoEntry: false })?.isDirectory()) return [];
     const files = fs.readdirSync(folder).filter((name) => name.endsWith(".jsonl"));
     const sessions = files.map((name) => new Session(path.join(folder, name)));
     return sessions.sort((a, b) => (a.header.at < b.header.at ? -1 : 1));
