@@ -6,6 +6,8 @@
  * on what they found as named groups.
  */
 
+import { JAPANESE } from "./phrases.ja.ts";
+
 export type Patterns = Record<(typeof PATTERN_NAMES)[number], RegExp[]>;
 
 const PATTERN_NAMES = [
@@ -483,4 +485,5 @@ export const LANGUAGES: Language[] = [
     },
     say: ENGLISH_SENTENCES,
   },
+  JAPANESE,
 ];

@@ -64,7 +64,7 @@ function look(request: PracticeRequest): Situation {
   return {
     text,
     whole,
-    language: LANGUAGES.find(({ script }) => script.test(text)) ?? firstLanguage(),
+    language: LANGUAGES.findLast(({ script }) => script.test(text)) ?? firstLanguage(),
     earlier: said.slice(0, Math.max(0, last)).flatMap(({ role, block }) => {
       return role === "user" && block.type === "text" ? [block.text.slice(0, 2 * LONG)] : [];
     }),
@@ -319,7 +319,7 @@ function requestsOf({ earlier, language }: Situation): string[] {
 /** Keeps what a later question may need: what the user told, the files, the last requests. */
 function summarise(now: Situation): string {
   const texts = [...now.earlier, now.whole];
-  const line = /^[^\w\n]{0,9}(?:user|human)[^\w\n]{0,9}?[:\]] *(\w.+)$/gim;
+  const line = /^[^\w\n]{0,9}(?:user|human)[^\w\n]{0,9}?[:\]] *([^\s[].+)$/gim;
   const written = [...now.whole.matchAll(line)];
   const requests = [...requestsOf(now), ...written.map((match) => match[1] ?? "")].map(oneLine);
   const facts = [...collectFacts(texts, now.language)].slice(-12);

@@ -1,0 +1,373 @@
+/** Japanese: what the practice model understands and says. The form of the table is in phrases.ts. */
+
+import type { Kind, Language, Patterns, Sentences } from "./phrases.ts";
+
+/** A file or folder: in quotes, or a word with a dot or a slash in it. */
+const PATH = "(?<path>`[^`]+`|\"[^\"]+\"|'[^']+'|[\\w~@./\\\\-]*[./\\\\][\\w~@./\\\\-]*)";
+/** A folder: any word without Japanese in it. */
+const FOLDER = '(?<path>`[^`]+`|"[^"]+"|[\\w~@./\\\\-]+)(?:フォルダー?|ディレクトリー?)?';
+const IT = "(?:それ|これ|その(?:ファイル|中身|スクリプト|プログラム))";
+/** Verbs stand at the end, in the form that a request has. */
+const READ = "(?:読んで|読み返して|読み直して|開いて|見せて|表示して|確認して|要約して)(?:みて)?";
+const WRITE = "(?:書いて|書き込んで|書き出して|保存して|入れて)(?:おいて|みて)?";
+const CHANGE = "(?:変えて|変更して|置き換えて|書き換えて|置換して|直して)";
+const RUN = "(?:実行(?:して|し続けて)|走らせて|動かして|動かし続けて)(?:みて)?";
+const MAKE = "(?:作って|作成して|書いて)";
+const NOTE = "(?:覚えて(?:おいて)?|記憶して(?:おいて)?|メモして(?:おいて)?|忘れないで)";
+const I = "(?:私|わたし|僕|ぼく|俺)";
+const WHAT = "(?:何|なに|なん|誰|だれ|どこ|いつ|いくつ|どれ)";
+/** What ends a statement. */
+const IS = "(?:です|だよ|だ|といいます|と言います|と申します)(?:ね|よ)?(?=[、。！!;；\\s]|$)";
+
+function patterns(...sources: string[]): RegExp[] {
+  return sources.map((source) => new RegExp(source, "isu"));
+}
+
+const PATTERNS: Patterns = {
+  read: patterns(
+    `^(?<paths>.*[./\\\\].*?)(?:の(?:中身|内容|全文))?[をも](?:もう一度)?${READ}$`,
+    `^(?<paths>.*[./\\\\].*?)(?:の(?:中身|内容))?(?:には?|は)${WHAT}(?:[がとて].*)?$`,
+    `^(?<paths>.*[./\\\\].*?)の(?:中身|内容)(?:は|を教えて)$`,
+    `^(?:(?:${IT}|中身|内容)を?)?(?:もう一度)?${READ}$`,
+  ),
+  run: patterns(
+    `^(?:bashで|シェルで)?(?:コマンド)?\`(?<command>[^\`]+)\`(?:というコマンド)?を?${RUN}$`,
+    "^`(?<command>[^`]+)`$",
+    `^(?:bashで|シェルで)?(?<command>[\\w./~][\\x20-\\x7e]*?)を${RUN}$`,
+    `^(?<script>(?:${IT}を)?${RUN})$`,
+  ),
+  write: patterns(
+    `^${PATH}には?「(?<content>[^」]*)」(?:と|という(?:内容|文)を|を)?${WRITE}$`,
+    `^「(?<content>[^」]*)」[とを]${PATH}に${WRITE}$`,
+    `^${PATH}に(?<content>.+?)[とを]${WRITE}$`,
+    `^(?<content>.+?)[とを]${PATH}に${WRITE}$`,
+    `^「(?<prints>[^」]*)」[とを](?:表示|出力)する(?:スクリプト|プログラム)?${PATH}を${MAKE}$`,
+    `^(?:新しい)?(?:ファイル)?${PATH}(?:という(?:名前の)?ファイル)?を${MAKE}$`,
+  ),
+  edit: patterns(
+    `^${PATH}の(?:中の)?「(?<old>[^」]+)」を「(?<new>[^」]*)」に${CHANGE}$`,
+    `^${PATH}の(?:中の)?(?<old>.+?)を(?<new>.+?)に${CHANGE}$`,
+    `^「(?<old>[^」]+)」を「(?<new>[^」]*)」に${CHANGE}$`,
+    `^(?<old>.+?)を(?<new>.+?)に${CHANGE}$`,
+  ),
+  list: patterns(
+    "^(?:(?:ワークスペース|ここ|この(?:フォルダー?|ディレクトリー?))(?:に|の中)?(?:ある|の))?" +
+      "(?:すべての|全部の)?ファイルの?(?:一覧|リスト)(?:を.*)?$",
+    "^(?:ワークスペースの)?ファイルを(?:全部)?(?:一覧して|一覧にして|並べて|見せて)$",
+    "^(?:ワークスペース|ここ)(?:の中)?には?(?:何|どんなファイル)が.+$",
+    "^どんなファイルが.+$",
+    `^${FOLDER}(?:の中)?(?:にある|の)ファイルの?(?:一覧|リスト)(?:を.*)?$`,
+    `^${FOLDER}(?:の中)?には?(?:何|どんなファイル)が.+$`,
+    "^ls$",
+  ),
+  time: patterns(
+    "^(?:今|いま)は?、?何時",
+    "^何時",
+    "^(?:今日は?)何(?:日|曜日)",
+    "^(?:今日の|現在の|今の)?(?:日付|時刻|日時|時間)(?:は|を教えて|を見せて)",
+  ),
+  remember: patterns(
+    `^(?:${NOTE})[:：、]\\s*(?<content>.+)$`,
+    `^(?<content>.+?)(?:という)?(?:こと)?(?:を|と|って|は)?[、。]?${NOTE}$`,
+  ),
+  recall: patterns(
+    "^(?:記憶|メモリー?|メモ)(?:の中)?(?:から|で)(?<query>.+?)を(?:検索して|探して|調べて)$",
+    "^(?<query>.+?)について(?:何か|何を)?(?:覚えて|知って)い?(?:る|ます).*$",
+  ),
+  summary: patterns(
+    "(?:会話|やりとり|話|これまで|ここまで|履歴|上記).{0,20}(?:要約|まとめ)(?:して|を|て)",
+    "^(?:要約して|まとめて)",
+    "\\bsummari[sz](?:e|ing)\\b.{0,60}\\b(?:conversation|chat|messages|history|so far)\\b",
+  ),
+  // What a program tells the model is English.
+  summarySystem: patterns(
+    "\\b(?:you|your task is to|please) (?:only )?summari[sz]e (?:the |this )?conversation",
+    "^summari[sz]e ",
+  ),
+  identity: patterns(
+    "本物(?:の|です|なの|$)",
+    "(?:あなた|君|きみ)(?:は|って|の名前)",
+    "(?:どの|何の|なんの|どんな|何という)モデル",
+    "自己紹介",
+    "(?:AI|人間|ロボット|ボット|言語モデル|練習用(?:の)?モデル)(?:です|なの|$)",
+  ),
+  help: patterns("何が(?:でき|出来)", "使い方", "^ヘルプ", "^help$", "どんなツール", "^助けて"),
+  greeting: patterns(
+    "^(?:こんにちは|こんばんは|おはよう(?:ございます)?|やあ|はじめまして|ハロー|もしもし|テスト)" +
+      "(?:[、,！!。]?(?:世界|ルナ|luna|claude))?$",
+  ),
+  goodbye: patterns("^(?:さようなら|さよなら|またね|バイバイ|おやすみ(?:なさい)?|では、?また)"),
+  thanks: patterns(
+    "^(?:どうも)?(?:ありがとう(?:ございます|ございました)?|助かりました|助かった|了解(?:です)?" +
+      "|いいね|すごい(?:です)?|なるほど|わかりました|OK|オーケー)$",
+  ),
+  howAreYou: patterns("元気(?:です|$)", "調子は(?:どう|いかが)"),
+  count: patterns("(?:(?<from>\\d+)から)?(?<to>\\d+)まで(?:ゆっくり)?(?:数を?)?数えて"),
+  haiku: patterns("俳句|短歌|詩を"),
+  story: patterns("お話|物語|(?:長い|詳しい)(?:話|文章|文|返事|説明|答え)"),
+  joke: patterns("ジョーク|冗談|小話|笑わせて"),
+  think: patterns("^(?<topic>.+?)について(?:よく|じっくり|しっかり)?考えて"),
+  say: patterns(
+    "^「(?<content>[^」]+)」(?:とだけ|と|って)(?:言って|答えて|返して|返事して)$",
+    "^(?<content>.+?)(?:とだけ|と|って)(?:言って|答えて|返して|返事して)$",
+  ),
+  whatDidISay: patterns(`(?:さっき|今|いま|直前に|前回).*${WHAT}.*(?:言|聞|書|頼|送)`),
+  history: patterns(
+    `${WHAT}を(?:話し|伝え|聞き|頼み|言い|書き)`,
+    "(?:これまで|今まで|ここまで)の(?:会話|話|やりとり)",
+    "会話を覚えて",
+    "(?:いくつ|何通|何回).*(?:メッセージ|質問)",
+  ),
+  calculate: patterns(
+    "^(?<expression>-?[\\d.]+(?:\\s?(?:[-+*/x×÷＋]|足す|たす|引く|ひく|掛ける|かける|割る|わる)" +
+      "\\s?-?[\\d.]+)+)\\s?[=＝]?(?:(?:は|って)(?:いくつ|何|なに)?(?:です)?か?|を計算して)?$",
+  ),
+  explain: patterns(
+    "とは",
+    "って(?:何|なに|なん)",
+    "(?:を|について)(?:説明|教え)",
+    "は(?:何|なん)",
+  ),
+  capital: patterns("(?<place>\\p{L}+?)の首都"),
+};
+
+const value = (more = "") => `(?<value>(?!${WHAT}|わか|知|覚)[^、。！!？?;；\\s「」${more}]+?)`;
+const regex = (source: string) => new RegExp(source, "iu");
+
+const FACTS: Language["facts"] = [
+  {
+    key: "名前",
+    tell: [
+      regex(`(?:${I}|ユーザー)の名前は、?${value()}${IS}`),
+      regex(`${I}は、?${value("のをにで")}(?:といいます|と言います|と申します)`),
+      regex(
+        `${I}は、?(?!元気)${value("のをにでが")}(?<!エンジニア|学生|[者師員人家])です(?=[、。！!]|$)`,
+      ),
+      regex(`(?:こんにちは|こんばんは|はじめまして)[、。！!\\s]*${value("のをにで")}${IS}`),
+      regex(`${value("のをにで")}(?:と|って)呼んで`),
+    ],
+    ask: [
+      regex(`${I}の名前(?:は|って|を)?(?!.*${IS}).*(?:${WHAT}|覚え|知って|わか|言って|教えて)`),
+      regex(`${I}の名前(?:は|って)?[\\s。？?]*$`),
+      regex(`${I}(?:は|って|が)(?:誰|だれ)`),
+    ],
+  },
+  {
+    key: "住まい",
+    tell: [
+      regex(`${value("は")}に住んでい?(?:ます|る)(?!か)`),
+      regex(`ユーザーの住まいは${value()}${IS}`),
+    ],
+    ask: [regex("どこに住んで")],
+  },
+  {
+    key: "仕事",
+    tell: [
+      regex(`${value("は")}で働いてい?(?:ます|る)(?!か)`),
+      regex(`(?:${I}|ユーザー)の(?:仕事|職業)は${value()}${IS}`),
+    ],
+    ask: [
+      regex("どこで働いて"),
+      regex(`${I}の(?:仕事|職業)は[\\s。？?]*$|${I}の仕事は(?:何|なん)`),
+    ],
+  },
+  {
+    key: "好み",
+    tell: [
+      regex(`${value("は")}が(?:大)?好き(?!な)(?!ですか)`),
+      regex(`ユーザーの好みは${value()}${IS}`),
+    ],
+    ask: [regex("(?:何|なに)が(?:大)?好き")],
+  },
+  {
+    // Anything else: 「私の猫の名前はタマです」.
+    tell: [
+      regex(`(?:${I}|うち)の(?<key>[^、。！!？?\\s]{1,20}?)は、?${value()}${IS}`),
+      regex(`ユーザーの(?<key>[^、。！!？?\\s]{1,20}?)は${value()}${IS}`),
+    ],
+    ask: [
+      regex(
+        `(?:${I}|うち)の(?<key>[^、。！!？?\\s]{1,20}?)(?:は|って)${WHAT}?(?:でした|です)?(?:っけ|か)?[\\s。？?]*$`,
+      ),
+      regex(`(?:${I}|うち)の(?<key>[^、。！!？?\\s]{1,20}?)を(?:覚えて|知って)`),
+    ],
+  },
+];
+
+const EXPLANATIONS: [RegExp, string][] = [
+  [
+    /エージェント(?:の)?ループ|agent loop/iu,
+    "エージェントループは、モデルに尋ね、呼ばれたツールを動かし、結果を渡してまた尋ねる、という繰り返しです。" +
+      "ツールが呼ばれなくなったら終わります。",
+  ],
+  [
+    /エージェント|agent/iu,
+    "エージェントは、ループの中に置いたモデルです。尋ねられ、必要ならツールを呼び、結果を受け取り、答えが出るまで続けます。",
+  ],
+  [
+    /停止理由|stop[_ ]reason/iu,
+    "停止理由は、応答がなぜ終わったかを表します。言い終えたらend_turn、ツールを使いたければtool_use、途中で切れたらmax_tokensです。",
+  ],
+  [
+    /ツール|tool/iu,
+    "ツールは、モデルが使いたいと言えるプログラムの関数です。名前と説明と入力のスキーマでできています。",
+  ],
+  [
+    /ゲートウェイ|gateway/iu,
+    "ゲートウェイは、いろいろなプラットフォームにいる人と、答えるエージェントの間に立ちます。宛先を決め、覚え、届けます。",
+  ],
+  [
+    /トークン|token/iu,
+    "トークンは文章のかけらです。英語なら4文字ほど、日本語なら1文字ほど。モデルの読み書きも料金もトークン単位です。",
+  ],
+  [/セッション|session/iu, "セッションは、あとで続きができるように残してある会話です。"],
+];
+
+const KNOWN: Record<string, (value: string) => string> = {
+  名前: (value) => `${value}さんです。`,
+  住まい: (value) => `${value}にお住まいです。`,
+  仕事: (value) => `お仕事は${value}と聞いています。`,
+  好み: (value) => `${value}がお好きです。`,
+};
+
+const BEFORE: Record<Kind, (on: string) => string> = {
+  read: (on) => `${on}を読みます。`,
+  run: (on) => `\`${on}\`を実行します。`,
+  write: (on) => `${on}に書き込みます。`,
+  edit: (on) => `${on}を書き換えます。`,
+  list: (on) => (on === "." ? "ファイルの一覧を見てみます。" : `${on}の中を見てみます。`),
+  time: () => "時計を見ます。",
+  remember: () => "メモしておきます。",
+  recall: () => "記憶を探します。",
+};
+
+const RESULTS: Record<string, (on: string, text: string) => string> = {
+  read_file: (on, text) => (text ? `${on}の内容です。\n\n${text}` : `${on}は空です。`),
+  bash: (on, text) =>
+    !text || text === "(no output)"
+      ? `\`${on}\`を実行しました。出力はありません。`
+      : `\`${on}\`の出力です。\n\n${text}`,
+  write_file: (on, text) => `${on}に書き込みました。（${text}）`,
+  edit_file: (on, text) => `${on}を書き換えました。（${text}）`,
+  list_directory: (on, text) =>
+    `${on === "." ? "ワークスペース" : on}の中身です。\n\n${text || "（空）"}`,
+  get_current_time: (_on, text) => `現在の日時は${text}です。`,
+  memory_write: () => "覚えました。",
+  memory_search: (_on, text) =>
+    text ? `覚えているのは次のとおりです。\n\n${text}` : "それについては何も覚えていません。",
+};
+
+const STORY = [
+  "%日目、小さなゲートウェイはメッセージより早く目を覚まし、レーンの数を数えました。",
+  "%日目に長い質問が届き、ゲートウェイは専用のセッションを用意しました。",
+  "%日目、モデルはしばらく考えてツールを呼び、結果を二度読みました。",
+  "%日目はケーブルがゆるんでいたので、ゲートウェイは何もかも書きとめてから眠りました。",
+  "%日目には友人が二人同時に書いてきて、どちらにも順番どおり、一人きりの相手のように返事が届きました。",
+  "%日目は何も起こらず、ハートビートは黙ることでそれを伝えました。",
+];
+
+function example(tools: string[]): string {
+  if (tools.includes("read_file")) return "（例：「SOUL.mdを読んで」）";
+  return tools.includes("bash") ? "（例：「`ls`を実行して」）" : "";
+}
+
+const SENTENCES: Sentences = {
+  identity: (persona) =>
+    `${persona ? `ここでは${persona}として答えていますが、` : ""}` +
+    "中身はこのチュートリアルの練習用モデルです。決まったルールで動く小さなプログラムで、本物の言語モデルではありません。" +
+    "本物と話すには、.envにキーを書いてください。",
+  help: (tools) =>
+    "決まったルールで動く練習用の代役です。話してくれたことを覚える（「私の名前は葵です」）、計算する（「2+3は？」）、" +
+    "数を数える、長いお話をする、といったことができます。" +
+    (tools.length > 0
+      ? `ツールは${tools.join("、")}があります${example(tools)}。`
+      : "ここで使えるツールはありません。"),
+  noTool: (tools) =>
+    tools.length > 0
+      ? `そのためのツールがここにはありません。あるのは${tools.join("、")}です。`
+      : "できません。ここにはツールがなく、話すことしかできないのです。",
+  noClock: "わかりません。時計も、時刻を知るツールもありません。",
+  noMemory: "この会話にあるうちは覚えています。それ以外の記憶はここにはありません。",
+  before: (what, on) => BEFORE[what](on),
+  result: (tool, on, text) => (RESULTS[tool] ?? (() => `${tool}の結果です。\n\n${text}`))(on, text),
+  failed: (tool, text) => `うまくいきませんでした。${tool}の返事：${text}`,
+  greeting: "こんにちは。決まったルールで答える練習用モデルです。何を試しましょうか。",
+  goodbye: "さようなら。（終了するにはquitと入力してください）",
+  thanks: "どういたしまして。",
+  howAreYou: "小さなプログラムなりに元気です。ありがとうございます。",
+  told: (key, value) =>
+    key === "名前"
+      ? `${value}さんですね。よろしくお願いします。`
+      : `わかりました。${SENTENCES.known(key, value)}`,
+  known: (key, value) => KNOWN[key]?.(value) ?? `${key}は${value}です。`,
+  unknown: (key) =>
+    key === "名前"
+      ? "お名前はわかりません。受け取ったメッセージのどこにもないのです。"
+      : "わかりません。受け取ったメッセージの中では聞いていません。",
+  youSaid: (text) =>
+    text ? `「${text}」と書いていました。` : "受け取ったメッセージの中では、何も言っていません。",
+  history: (requests) => {
+    if (requests.length === 0) return "これが、受け取った最初のメッセージです。";
+    const last = requests.slice(-3).map((text) => `「${text}」`);
+    return `これより前に受け取ったのは、${requests.length > 3 ? "…" : ""}${last.join("")}です。`;
+  },
+  summary: (facts, files, requests) =>
+    [
+      "ここまでの会話の要約。",
+      ...facts.map(([key, value]) => `ユーザーの${key}は${value}です。`),
+      files.length > 0 ? `出てきたファイル：${files.join("、")}。` : "",
+      requests.length > 0 ? `最近の依頼：${requests.join("；")}` : "依頼はなし。",
+    ].join(""),
+  thinking: (topic) =>
+    `${topic}について考えてほしいとのこと。ルールで動くプログラムなので、すぐに終わる。`,
+  thought: (topic) =>
+    `${topic}について、代役なりに考えてみました。本物のモデルに聞くだけの価値がある話です。`,
+  sum: (expression, value) => `${expression} = ${value}`,
+  capital: (place, city) => `${place}の首都は${city}です。`,
+  haiku: "闇のループ\n問うて呼んで聞きすまし\nやがて止む",
+  joke: "エージェントが立ち止まったのはなぜ？ 続ける理由がなかったから。（停止理由はend_turnでした）",
+  storyLine: (number) => (STORY[number % STORY.length] ?? "").replace("%", String(number + 1)),
+  resumed: "検索しましたが、この練習環境にはネットワークがなく、何も見つかりませんでした。",
+};
+
+/** The end of a part, if another one follows: 「…を読んで、」「…と書いてから、」. */
+const JOINED =
+  "(?<=(?:読んで|返して|直して|開いて|見せて|表示して|確認して|書いて|込んで|出して|保存して|入れて|変えて" +
+  "|変更して|換えて|置換して|実行して|走らせて|動かして|作って|作成して|教えて|覚えて|おいて))";
+
+export const JAPANESE: Language = {
+  script: /[\p{sc=Hiragana}\p{sc=Katakana}]/u,
+  patterns: PATTERNS,
+  facts: FACTS,
+  separator: new RegExp(
+    `${JOINED}(?:(?<then>から、?|、?(?:それから|そのあと|その後|次に)、?)|、)\\s*|。\\s*(?=\\S)`,
+    "giu",
+  ),
+  before:
+    /^(?:では|じゃあ|次に|次は|まず|それから|それでは|あと|ねえ|すみません|ちょっと)[、,\s]*/u,
+  after:
+    /(?:、?お願い(?:します|できますか)?|ください|下さい|くれますか|くれる|くれない|もらえますか|もらえる|ほしい(?:です)?|いただけますか|ちょうだい)?[ねよ]?[\s。.!！?？]*$/u,
+  pronoun: new RegExp(`^${IT}$`, "u"),
+  refers: new RegExp(`${IT}|もう一度|読み返して|^${RUN}$`, "u"),
+  isSummary: /^(?:\W*summary of\b|ここまでの会話の要約)/iu,
+  forever: /ずっと|延々と|永遠に|いつまでも|無限に|何度も/u,
+  explanations: EXPLANATIONS,
+  operators: [
+    [/＋|足す|たす/gu, "+"],
+    [/引く|ひく/gu, "-"],
+    [/x|×|掛ける|かける/giu, "*"],
+    [/÷|割る|わる/gu, "/"],
+  ],
+  capitals: {
+    フランス: "パリ",
+    日本: "東京",
+    中国: "北京",
+    ドイツ: "ベルリン",
+    イタリア: "ローマ",
+    スペイン: "マドリード",
+    イギリス: "ロンドン",
+    アメリカ: "ワシントンD.C.",
+    韓国: "ソウル",
+  },
+  say: SENTENCES,
+};
