@@ -1,0 +1,432 @@
+/**
+ * A section from s04 on with all that it talks to: the model, a fake Telegram and a fake Feishu.
+ *
+ * Two ways to use it. `openWorld` starts the section as a process, as people run it. `platforms`
+ * and `appOf` are for cases that import it. Whatever people write here carries a mark of its
+ * conversation, and after each test no request may have been shown the mark of another one.
+ */
+
+import { spawn } from "node:child_process";
+import { cpSync, existsSync, readdirSync, readFileSync } from "node:fs";
+import { createServer, type IncomingHttpHeaders } from "node:http";
+import { join } from "node:path";
+import { spawn as spawnTerminal } from "@lydell/node-pty";
+import { afterEach, vi } from "vitest";
+import {
+  type Delivery,
+  type FakeFeishu,
+  type FeishuOptions,
+  type SayOptions as FeishuSay,
+  startFeishu,
+} from "../practice/feishu.ts";
+import type { LoggedRequest, PracticeModel, PracticeRequest, Scripted } from "../practice/model.ts";
+import {
+  type FakeTelegram,
+  type Said,
+  startTelegram,
+  type SayOptions as TelegramSay,
+} from "../practice/telegram.ts";
+import { closeServer, listen } from "../practice/web.ts";
+import { feishuSettings, telegramSettings } from "../practice/world.ts";
+import {
+  blocks,
+  load,
+  Program,
+  practice,
+  type SectionFile,
+  type Settings,
+  say,
+  settings,
+  temporaryFolder,
+} from "./helper.ts";
+
+const ROOT = join(import.meta.dirname, "..");
+
+export type S04 = typeof import("../sessions/en/s04_channels.ts");
+export type S05 = typeof import("../sessions/en/s05_gateway.ts");
+
+/** A section from s04 on, imported. */
+export async function load04(section: SectionFile, given = settings()): Promise<S04> {
+  return (await load("s03", section, given)) as unknown as S04; // it grows: what s04 has, it has
+}
+
+/** A section from s05 on, imported. */
+export async function load05(section: SectionFile, given = settings()): Promise<S05> {
+  return (await load("s03", section, given)) as unknown as S05; // as above
+}
+
+// ---- Whose text is whose ----
+
+const MARK = /§[\w.:-]+§/g;
+
+/** A text that shows, wherever it turns up, which conversation it belongs to. */
+export const marked = (conversation: string, text: string) => `${text} §${conversation}§`;
+export const unmarked = (text: string) => text.replace(MARK, "").replace(/ +$/gm, "").trim();
+
+/** The requests that show the text of more than one conversation. */
+export function mixedUp(log: LoggedRequest[]): string[] {
+  return log.flatMap(({ request }) => {
+    const marks = new Set(JSON.stringify(request.messages ?? []).match(MARK) ?? []);
+    return marks.size > 1 ? [[...marks].sort().join(" and ")] : [];
+  });
+}
+
+/** The last thing that a person said in a request. */
+export function lastText(request: PracticeRequest): string {
+  const said = request.messages.filter(({ role }) => role === "user").flatMap(blocks);
+  return said.reduce((text, block) => (block.type === "text" ? block.text : text), "");
+}
+
+/** Says what it heard; "!fail" makes it fail. */
+export function echo(request: PracticeRequest): Scripted {
+  const heard = lastText(request);
+  if (!heard.includes("!fail")) return say(`re: ${heard}`);
+  return { error: { status: 400, type: "invalid_request_error", message: "as ordered" } };
+}
+
+/** A model that says what it heard, unless the case puts another brain in. */
+export async function echoModel(): Promise<PracticeModel & { brain: typeof echo }> {
+  const model = Object.assign(await practice({ rules: false }), { brain: echo });
+  model.script(...new Array(2_000).fill((request: PracticeRequest) => model.brain(request)));
+  return model;
+}
+
+// ---- What has to be closed ----
+
+const closers: (() => unknown)[] = [];
+const logs: LoggedRequest[][] = [];
+
+/** Has something done after the test, the latest first. */
+export function afterwards(close: () => unknown): void {
+  closers.push(close);
+}
+
+/** From now to the end of the test this log may not mix up conversations. */
+export function watchMarks(log: LoggedRequest[]): void {
+  logs.push(log);
+}
+
+afterEach(async () => {
+  vi.doUnmock("node:timers/promises");
+  for (const close of closers.splice(0).reverse()) await close();
+  const mixed = logs.splice(0).flatMap(mixedUp);
+  if (mixed.length > 0) throw new Error(`Requests with text of two sessions: ${mixed.join(", ")}`);
+});
+
+// ---- For cases that import a section ----
+
+/** Who may write to the bot. mallory may not. */
+const ADMITTED = ["alice", "bob", "family", "club", "old"];
+
+export interface Platforms {
+  telegram: FakeTelegram;
+  feishu: FakeFeishu;
+  given: Settings;
+}
+
+export async function platforms(feishuOptions: FeishuOptions = {}): Promise<Platforms> {
+  // A redelivery comes when a case asks for it, by `flush` or `again`.
+  const feishu = await startFeishu({ redeliverAfter: [], ...feishuOptions });
+  const telegram = await startTelegram();
+  telegram.group("old", { type: "group" });
+  afterwards(() => Promise.all([telegram.close(), feishu.close()]));
+  const given = {
+    ...telegramSettings(telegram),
+    ...feishuSettings(feishu),
+    TELEGRAM_ALLOWED_CHATS: ADMITTED.map((name) => telegram.chatId(name)).join(", "),
+  };
+  return { telegram, feishu, given };
+}
+
+/** An HTTP server of the test in front of a section's ROUTES; gives its address. */
+export async function serveRoutes(section: S04): Promise<string> {
+  const server = createServer(async (request, response) => {
+    const chunks: Buffer[] = [];
+    for await (const chunk of request) chunks.push(chunk);
+    const headers: IncomingHttpHeaders = request.headers;
+    try {
+      const route = section.ROUTES[`${request.method} ${request.url}`];
+      const answer = await route?.(Buffer.concat(chunks), headers);
+      response.writeHead(answer?.status ?? 404).end(JSON.stringify(answer?.body));
+    } catch (error) {
+      response.writeHead(500).end(String(error));
+    }
+  });
+  afterwards(() => closeServer(server));
+  return listen(server);
+}
+
+/** A channel that sends nothing anywhere. What it was given to send is in `sent`. */
+export function silentChannel(name = "telegram") {
+  const sent: { to: string; text: string }[] = [];
+  return {
+    name,
+    limit: 4096,
+    sent,
+    start: async () => {},
+    send: async (to: string, text: string) => void sent.push({ to, text }),
+    stop: async () => {},
+  };
+}
+
+export type App04 = Parameters<S04["accept"]>[0];
+export type App05 = Parameters<S05["accept"]>[0];
+
+/**
+ * What `main` would put together, for cases that take the road without a process. A section that
+ * adds a part to `App` adds it here.
+ */
+export function appOf(section: S04, folder = temporaryFolder()): App04 {
+  const app: App04 = {
+    store: new section.SessionStore(join(folder, "sessions")),
+    key: "agent:luna:cli:direct:owner",
+    inbox: new section.Inbox(join(folder, "inbox")),
+    channels: new section.ChannelManager(),
+  };
+  const { AGENTS, AgentManager, BINDINGS, BindingTable, GatewayServer } =
+    section as unknown as Partial<S05>; // if it is s05 or later, it has these too
+  if (!AGENTS || !AgentManager || !BINDINGS || !BindingTable || !GatewayServer) return app;
+  const more: Omit<App05, keyof App04> = {
+    agents: new AgentManager(AGENTS.map((agent) => [agent.id, agent])),
+    bindings: new BindingTable(BINDINGS),
+    gateway: new GatewayServer("token"),
+  };
+  return { ...app, ...more };
+}
+
+/** The same, for a section that is s05 or later. */
+export function appOf05(section: S05, folder?: string): App05 {
+  return appOf(section as unknown as S04, folder) as unknown as App05; // what s04 has, it has
+}
+
+let messages = 0;
+
+/** A message as a channel would bring it. */
+export function inbound(more: Partial<ReturnType<typeof message>> = {}) {
+  return { ...message(), ...more };
+}
+
+function message() {
+  messages += 1;
+  return {
+    id: `telegram:123456:1001:${messages}`,
+    channel: "telegram",
+    accountId: "123456",
+    peerId: "1001",
+    senderId: "1001",
+    guildId: undefined as string | undefined, // which most messages lack
+    isGroup: false,
+    text: `text ${messages}`,
+    media: [] as { kind: string; id: string }[], // empty, but not of nothing
+    at: 1_767_600_000_000,
+    part: undefined as string | undefined, // as above
+    begun: undefined as number | undefined, // as above
+    sessionKey: "agent:luna:telegram:direct:1001",
+    agentId: "luna",
+  };
+}
+
+// ---- The section as a process ----
+
+interface WorldOptions {
+  /** Which platforms it is set up for; both, unless it says otherwise. */
+  telegram?: boolean;
+  feishu?: boolean;
+  /** Runs with --serve. */
+  serve?: boolean;
+  /** Runs in a terminal, so many columns wide. */
+  columns?: number;
+  settings?: Settings;
+  /** Until when the start waits; until it is ready for a line, unless it says otherwise. */
+  until?: string | RegExp;
+  workspace?: string;
+}
+
+/** Everything, started and ready. */
+export async function openWorld(section: SectionFile, options: WorldOptions = {}): Promise<World> {
+  const model = await echoModel();
+  watchMarks(model.log);
+  const world = new World(section, model, await platforms(), options);
+  afterwards(async () => {
+    world.program.kill();
+    await world.program.end();
+  });
+  await world.start();
+  return world;
+}
+
+export class World {
+  readonly model: Awaited<ReturnType<typeof echoModel>>;
+  readonly telegram: FakeTelegram;
+  readonly feishu: FakeFeishu;
+  readonly workspace: string;
+  readonly settings: Settings;
+  readonly state: string;
+  program: Program;
+  port = 0;
+  readonly #section: SectionFile;
+  readonly #options: WorldOptions;
+
+  constructor(
+    section: SectionFile,
+    model: Awaited<ReturnType<typeof echoModel>>,
+    { telegram, feishu, given }: Platforms,
+    options: WorldOptions,
+  ) {
+    this.#section = section;
+    this.#options = options;
+    this.model = model;
+    this.telegram = telegram;
+    this.feishu = feishu;
+    this.workspace = options.workspace ?? freshWorkspace();
+    this.state = join(this.workspace, ".state");
+    const off: Settings = {};
+    if (options.telegram === false) off.TELEGRAM_BOT_TOKEN = "";
+    if (options.feishu === false) off.FEISHU_APP_ID = "";
+    const paths = { CLAW0_WORKSPACE: this.workspace };
+    this.settings = settings(model, { ...given, ...off, ...paths, ...options.settings });
+    this.program = new Program(() => nobody);
+    this.program.ended(0);
+  }
+
+  /** Starts the section, and waits until it is ready. */
+  async start(more: Settings = {}): Promise<Program> {
+    const { columns, serve } = this.#options;
+    const env = { ...this.settings, ...more };
+    const words = [this.#section.file, ...(serve ? ["--serve"] : [])];
+    this.program = columns ? inTerminal(words, env, columns) : inPipe(words, env);
+    await this.#ready(env);
+    const [, port] = /http: listening on 127\.0\.0\.1:(\d+)/.exec(this.program.text) ?? [];
+    this.port = Number(port ?? 0);
+    this.feishu.webhook = `http://127.0.0.1:${port ?? 9}/feishu/events`;
+    return this.program;
+  }
+
+  async #ready(env: Settings): Promise<void> {
+    const { until, serve } = this.#options;
+    if (until) return void (await this.program.until(until));
+    if (!serve) return void (await this.program.prompt());
+    const up = [env.TELEGRAM_BOT_TOKEN, env.FEISHU_APP_ID].filter(Boolean);
+    for (const _ of up) await this.program.until(/(telegram|feishu): ready/);
+  }
+
+  /** kill -9, and nothing of it is left. */
+  async kill(): Promise<void> {
+    this.program.kill("SIGKILL");
+    await this.program.end();
+  }
+
+  /** The same again, on the same workspace. */
+  async restart(more?: Settings): Promise<Program> {
+    await this.kill();
+    return this.start(more);
+  }
+
+  /** The address of its gateway, with the token that it has made. */
+  get gateway(): string {
+    const [address] = /ws:\/\/\S+\?token=\S+/.exec(this.program.text) ?? [];
+    const token = this.settings.GATEWAY_TOKEN;
+    return token ? `ws://127.0.0.1:${this.port}/?token=${token}` : (address ?? "");
+  }
+
+  // ---- What people do and see; all of it with the mark of the conversation ----
+
+  telegramSays(person: string, text: string, options: TelegramSay = {}): Said {
+    return this.telegram.say(person, marked(place("telegram", person, options), text), options);
+  }
+
+  feishuSays(person: string, text: string, options: FeishuSay = {}): Delivery {
+    return this.feishu.say(person, marked(place("feishu", person, options), text), options);
+  }
+
+  /** Types a line in the terminal; gives what is printed up to the next prompt. */
+  async types(line: string): Promise<string> {
+    return unmarked(await this.program.ask(marked("terminal", line)));
+  }
+
+  /** The next answer on Telegram. */
+  async telegramHears(chat: string): Promise<string> {
+    return unmarked((await this.telegram.nextSent(chat)).text);
+  }
+
+  async feishuHears(chat: string): Promise<string> {
+    return unmarked((await this.feishu.nextSent(chat)).text);
+  }
+
+  /** The requests that were about this text, oldest first. */
+  requestsAbout(text: string): LoggedRequest[] {
+    return this.model.log.filter(({ request }) => lastText(request).includes(text));
+  }
+
+  /** The names of the files of the inbox. */
+  inboxFiles(): string[] {
+    const folder = join(this.state, "inbox");
+    return existsSync(folder) ? readdirSync(folder).filter((name) => name !== "done.jsonl") : [];
+  }
+
+  /** What was begun how often, as the inbox has it. */
+  inboxEntries(): { id: string; text: string; sessionKey: string; begun?: number }[] {
+    const files = this.inboxFiles().filter((name) => name.endsWith(".json"));
+    return files.map((name) => JSON.parse(readFileSync(join(this.state, "inbox", name), "utf8")));
+  }
+}
+
+function place(platform: string, person: string, at: { group?: string; topic?: number }): string {
+  return [platform, at.group ?? person, ...(at.topic ? [at.topic] : [])].join(":");
+}
+
+function freshWorkspace(): string {
+  const folder = temporaryFolder();
+  cpSync(join(ROOT, "workspace"), folder, {
+    recursive: true,
+    filter: (file) => !file.includes(".state"), // what somebody's own program has kept there
+  });
+  return folder;
+}
+
+const nobody = { pid: undefined, write: () => {}, end: () => {}, kill: () => {} };
+
+/** Nothing of the environment that could change what a section does. */
+function environment(given: Settings): Settings {
+  const kept = "PATH HOME USER LANG TMPDIR TEMP TMP SystemRoot ComSpec PATHEXT USERPROFILE APPDATA";
+  return {
+    ...Object.fromEntries(kept.split(" ").map((name) => [name, process.env[name] ?? ""])),
+    ...given,
+  };
+}
+
+const tsx = () => ["--import", import.meta.resolve("tsx")];
+
+function inPipe(words: string[], given: Settings): Program {
+  return new Program((program) => {
+    const env = environment(given);
+    const child = spawn(process.execPath, [...tsx(), ...words], { cwd: ROOT, env });
+    for (const stream of [child.stdout, child.stderr]) {
+      stream.setEncoding("utf8").on("data", (piece: string) => program.heard(piece));
+    }
+    child.stdin.on("error", () => {}); // it may be gone before a line reaches it
+    child.on("close", (code, signal) => program.ended(code ?? (signal ? 128 : 1)));
+    return {
+      pid: child.pid,
+      write: (input) => child.stdin.write(input),
+      end: () => child.stdin.end(),
+      kill: (signal) => child.kill(signal),
+    };
+  });
+}
+
+function inTerminal(words: string[], given: Settings, cols: number): Program {
+  return new Program((program) => {
+    const env = { ...environment(given), TERM: "xterm-256color" };
+    const how = { cols, rows: 40, name: "xterm-256color", cwd: ROOT, env };
+    const child = spawnTerminal(process.execPath, [...tsx(), ...words], how);
+    child.onData((piece) => program.heard(piece));
+    child.onExit(({ exitCode, signal }) => program.ended(signal ? 128 + signal : exitCode));
+    return {
+      pid: child.pid,
+      write: (input) => child.write(input),
+      end: () => child.write("\x04"),
+      kill: (signal) => child.kill(process.platform === "win32" ? undefined : signal),
+    };
+  });
+}
