@@ -24,7 +24,6 @@ import crypto from "node:crypto";
 import { once } from "node:events";
 import fs from "node:fs";
 import http from "node:http";
-import type { AddressInfo } from "node:net";
 import path from "node:path";
 import type { Interface } from "node:readline";
 import { createInterface } from "node:readline";
@@ -1289,6 +1288,8 @@ export class ChannelManager extends Map<string, Channel> {
       info(`${channel.name}: ${state}`);
     });
     await Promise.race([Promise.all(starts), sleep(3_000)]);
+    const late = [...this.states].filter(([, state]) => state === text("starting"));
+    for (const [name] of late) warn(`${name}: not ready yet, still trying`);
   }
 
   /** Resolves when all have stopped, or after 3 s: a platform out of reach can't be told. */
@@ -1336,7 +1337,8 @@ const strangers = new Set<string>();
 function admit(channel: Channel, message: InboundMessage, allowed: string, accept: Accept): void {
   const [chat = ""] = message.peerId.split(":topic:");
   if (allowed.split(/[\s,]+/).includes(chat)) {
-    info(`[${channel.name} ${message.peerId}] ${message.text.slice(0, 80)}`);
+    // As JSON, so that nobody can draw on our terminal with control characters.
+    info(`[${channel.name} ${message.peerId}] ${JSON.stringify(message.text.slice(0, 80))}`);
     accept(message);
   } else if (!strangers.has(chat)) {
     strangers.add(chat); // once: otherwise a stranger could make us send as much as they like
@@ -1357,6 +1359,7 @@ export class TelegramChannel implements Channel {
   #bot: Bot;
   #stopped = false;
   #cut = new Map<string, { next: number; part: string }>();
+  #ours = new Set<string>(); // marks of parts that were let in
 
   constructor(setting: Setting) {
     this.#setting = setting;
@@ -1408,7 +1411,11 @@ export class TelegramChannel implements Channel {
     // "@bot", and also "/command@bot". In a group only those who mean us are answered.
     const name = new RegExp(`@${username}\\b`, "gi");
     const isGroup = chat.type !== "private";
-    if (isGroup && !name.test(words) && answered?.from?.id !== me) return undefined;
+    const part = this.#partOf(message, words);
+    const isMeant = name.test(words) || answered?.from?.id === me;
+    // Of an album, only one picture has the caption that mentions us.
+    if (isGroup && !isMeant && !this.#ours.has(part ?? "")) return undefined;
+    if (part) this.#ours.add(part);
     const topic = message.is_topic_message ? `:topic:${message.message_thread_id}` : "";
     return {
       id: `telegram:${me}:${chat.id}:${message_id}`,
@@ -1421,7 +1428,7 @@ export class TelegramChannel implements Channel {
       text: `${kind ? `[${kind}] ` : ""}${words.replaceAll(name, "")}`.trim() || words,
       media: kind && file ? [{ kind, id: file.file_id }] : [],
       at: message.date * 1000,
-      part: this.#partOf(message, words),
+      part,
     };
   }
 
@@ -1430,7 +1437,6 @@ export class TelegramChannel implements Channel {
     if (media_group_id) return `telegram ${chat.id} ${media_group_id}`;
     const sender = `telegram ${chat.id} ${from?.id}`;
     const cut = this.#cut.get(sender);
-    this.#cut.delete(sender);
     const before = cut?.next === message_id ? cut.part : undefined;
     // Shorter than that it is the last piece, if it is one at all.
     if (words.length < CUT_AT) return before;
@@ -1501,7 +1507,7 @@ async function startHttp(port: number): Promise<http.Server> {
   });
   try {
     await once(server.listen(port, "127.0.0.1"), "listening");
-    info(`http: listening on 127.0.0.1:${(server.address() as AddressInfo).port}`); // as it is TCP
+    info(`http: listening on 127.0.0.1:${(server.address() as { port: number }).port}`); // as it is TCP
   } catch (error) {
     warn(`http: ${error}. Choose another HTTP_PORT; the rest runs.`);
   }
@@ -1594,7 +1600,8 @@ export class FeishuChannel implements Channel {
     const { sender, message } = event ?? {};
     if (header?.event_type !== "im.message.receive_v1" || !message?.chat_id) return undefined;
     if (sender?.sender_type !== "user") return undefined;
-    const { chat_id: peerId, create_time, content = "", mentions = [] } = message;
+    const { chat_id: peerId, create_time, content = "" } = message;
+    const mentions = message.mentions ?? [];
     const accountId = this.#setting("FEISHU_APP_ID");
     const isMe = ({ id }: { id?: Strings<"open_id"> }) =>
       id?.open_id === (this.#setting("FEISHU_BOT_OPEN_ID") || null);
@@ -1639,10 +1646,10 @@ export class FeishuChannel implements Channel {
 
   async #post(place: string, body: object, token = ""): Promise<FeishuAnswer> {
     const headers = { "content-type": "application/json", authorization: `Bearer ${token}` };
-    const signal = AbortSignal.timeout(10_000);
+    const request = { method: "POST", headers, body: JSON.stringify(body) };
     try {
-      const request = { method: "POST", headers, body: JSON.stringify(body), signal };
-      const response = await fetch(this.#api + place, request);
+      const signal = AbortSignal.timeout(10_000);
+      const response = await fetch(this.#api + place, { ...request, signal });
       if (response.status === 429 || response.status >= 500) throw new Error(response.statusText);
       return (await response.json()) as FeishuAnswer; // the refusals, too, have this form
     } catch (error) {
@@ -1650,9 +1657,7 @@ export class FeishuChannel implements Channel {
     }
   }
 
-  async stop(): Promise<void> {
-    delete ROUTES["POST /feishu/events"];
-  }
+  stop = async () => void delete ROUTES["POST /feishu/events"];
 }
 
 type FeishuAnswer = { code: number; msg: string; expire?: number; tenant_access_token?: string };
@@ -1669,7 +1674,7 @@ function readFeishu(type: string, json: string) {
   const content = (parseObject(json) ?? {}) as Fields; // what it says is looked at field by field
   if (type !== "post") return { words: wordsOf(content) || `[${type}]`, media };
   const lines = Array.isArray(content.content) ? content.content : [];
-  const words = lines.map((line: Fields[]) => line.map(wordsOf).join(""));
+  const words = lines.map((line: Fields[]) => [line ?? []].flat().map(wordsOf).join(""));
   return { words: [content.title, ...words].filter(Boolean).join("\n"), media };
 }
 
@@ -1678,9 +1683,8 @@ command("channels", "the channels, and how they are", (_args, { channels }) =>
 );
 
 command("accounts", "our accounts on the platforms", () => {
-  const secrets = ["TELEGRAM_BOT_TOKEN", "FEISHU_APP_ID", "FEISHU_APP_SECRET"];
-  const masked = (secret: string) => (secret ? `${secret.slice(0, 4)}…${secret.slice(-2)}` : "-");
-  return secrets.map((name) => `${name.padEnd(20)} ${masked(env(name))}`).join("\n");
+  const shown = (name: string) => `${name}  ${(env(name) || "-").slice(0, 6)}`; // not all of it
+  return ["TELEGRAM_BOT_TOKEN", "FEISHU_APP_ID", "FEISHU_APP_SECRET"].map(shown).join("\n");
 });
 
 // ---- s05 · Gateway and routing ----
@@ -1780,11 +1784,12 @@ export class BindingTable {
    * bound as "telegram:1001", since another platform may have the same number.
    */
   resolve(message: InboundMessage): { agentId: string; binding?: Binding } {
-    const { channel, peerId } = message;
     for (const key of TIERS) {
       const value = key === "default" ? "*" : (message[key] ?? "");
-      const values = key === "peerId" ? [`${channel}:${peerId}`, value] : [value];
-      const found = values.flatMap((one) => this.#byKey.get(key)?.get(one.toLowerCase()) ?? []);
+      const values = key === "peerId" ? [`${message.channel}:${value}`, value] : [value];
+      const found = values.flatMap(
+        (one) => (one && this.#byKey.get(key)?.get(one.toLowerCase())) || [],
+      );
       const [binding] = found.sort((a, b) => b.priority - a.priority);
       if (binding) return { agentId: binding.agentId, binding };
     }
@@ -1964,7 +1969,8 @@ method(
     const place = { channel: String(channel), peerId: String(peerId) };
     const inbound = { id, ...from, ...place, text: String(text).trim(), at: Date.now() };
     // Whoever comes by the network is not the owner, whatever they say they are.
-    if (["cli", "cron"].includes(place.channel)) throw rpcError(-32602, "channel: not this one");
+    if (["cli", "cron"].includes(place.channel.toLowerCase()))
+      throw rpcError(-32602, "channel: not this one");
     if (!inbound.text) throw rpcError(-32602, "text is empty");
     const agent = agentId === undefined ? agentId : asked(() => app.agents.find(String(agentId)));
     const message = asked(() => route(inbound, app, agent));
@@ -2096,9 +2102,11 @@ async function main(): Promise<void> {
   const port = Number(env("HTTP_PORT") || 8765);
   if (!(port >= 0 && port < 65536)) throw new Error("HTTP_PORT must be a number from 0 to 65535");
   app.gateway.attach(await startHttp(port), app);
-  if (!env("GATEWAY_TOKEN")) info(`gateway: ${app.gateway.address}?token=${gatewayToken()}`);
+  const isNew = app.gateway.address && !env("GATEWAY_TOKEN");
+  if (isNew) info(`gateway: ${app.gateway.address}?token=${gatewayToken()}`);
   // What was left over comes first, so that nobody is answered out of order.
-  for (const message of app.inbox.pending()) void enqueue(app, message);
+  // Messages of a channel that is not set up now stay in the inbox until it is again.
+  for (const one of app.inbox.pending()) if (app.channels.has(one.channel)) void enqueue(app, one);
   await app.channels.start((message, signal) => accept(app, message, signal));
   const serve = process.argv.includes("--serve");
   if (serve) {
@@ -2110,7 +2118,7 @@ async function main(): Promise<void> {
   }
   await app.channels.stop();
   // Whoever is being answered gets up to 10 s; what is not done by then is done after the restart.
-  if (serve) await Promise.race([Promise.all(tails.values()), sleep(10_000)]);
+  if (serve) await Promise.race([Promise.allSettled(tails.values()), sleep(10_000)]);
   process.exit(0);
 }
 
