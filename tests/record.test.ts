@@ -3,6 +3,7 @@ import { tmpdir } from "node:os";
 import path from "node:path";
 import { afterAll, beforeAll, describe, expect, test } from "vitest";
 import { existingLessons, normalise, recordFile, recordLesson } from "../tools/record.ts";
+import { ROOT, SECTIONS, sectionPath, short } from "../tools/sections.ts";
 import { checkTranscripts } from "../tools/transcripts.ts";
 
 /** The smallest program that keeps the run contract, with what is hard to record. */
@@ -166,6 +167,87 @@ test("paths are told in every way that a system writes them", () => {
   expect(normalise("/tmp/x-10/a, 10:05 10:04", folders)).toBe("/tmp/x-10/a, 10:05 10:00");
 });
 
+describe("people, and programs", () => {
+  const S05 = "$ npx tsx sessions/en/s05_gateway.ts";
+  const real = (section: string) => path.join(ROOT, sectionPath("en", nameOf(section)));
+  const nameOf = (section: string) => SECTIONS.find((name) => short(name) === section) ?? "";
+  const talk = async (...lines: string[]) => {
+    const whole = ["<!-- record s05 -->", "```console", S05, ...lines, "```"];
+    const recorded = await recordLesson(whole.join("\n"), real);
+    expect(await recordLesson(recorded, real)).toBe(recorded);
+    return recorded.split("\n").slice(2, -1).join("\n");
+  };
+  const START = [
+    S05,
+    expect.any(String),
+    expect.any(String),
+    "http: listening on 127.0.0.1:8765",
+    "telegram: ready",
+    "feishu: ready",
+  ];
+
+  test("each line of a phone is answered before the next step", async () => {
+    const text = await talk(
+      ...["alice > My name is Alice.", "old", "mallory > hi", "mallory > hi?", "(no answer)"],
+      ...["bob@family > hi", "(no answer)", "bob@feishu@family > @practice_bot hi"],
+      ...["You > /channels", "alice > What is my name?"],
+    );
+    expect(text.split("\n\n").map((step) => step.split("\n"))).toEqual([
+      START,
+      [
+        "alice > My name is Alice.",
+        expect.stringContaining("[telegram 1001] "),
+        "bot > Nice to meet you, Alice.",
+      ],
+      ["mallory > hi", expect.stringContaining("=1003"), expect.stringMatching(/^bot > .*1003/)],
+      ["mallory > hi?", "(no answer)"],
+      ["bob@family > hi", "(no answer)"],
+      [
+        "bob@feishu@family > @practice_bot hi",
+        expect.stringContaining("[feishu oc_family] "),
+        expect.stringMatching(/^bot > H/),
+      ],
+      ["You > /channels", "telegram   ready", "feishu     ready"],
+      [
+        "alice > What is my name?",
+        expect.stringContaining("[telegram 1001] "),
+        "bot > Your name is Alice.",
+      ],
+    ]);
+  });
+
+  test("an answer is held while the bot is typing, until the next step or start is over", async () => {
+    const typing = ["alice > My name is Alice.", "bot is typing …"];
+    const text = await talk(
+      ...typing,
+      ...["$ npm run rpc -- status", ...typing, "bob > What is 2+3?", ...typing, "$ kill -9", S05],
+      '$ npm run rpc -- send text="What is 2+3?" channel=cli',
+    );
+    const asked = [typing[0], expect.stringContaining("[telegram 1001] "), typing[1]];
+    const steps = text.split("\n\n").map((step) => step.split("\n"));
+    expect(steps[2]?.join("")).toContain('"uptime": 12,');
+    expect(steps[2]?.slice(-4)).toEqual([
+      '  "conversations": 1,',
+      '  "waiting": 1',
+      "}",
+      "bot > Nice to meet you, Alice.",
+    ]);
+    const rest = steps.filter((_, i) => i !== 2);
+    expect(rest).toEqual([
+      START,
+      asked,
+      asked,
+      [
+        ...["bob > What is 2+3?", expect.stringContaining("[telegram 1002] "), "bot > 2+3 = 5"],
+        "bot to alice > Nice to meet you, Alice.",
+      ],
+      [...asked, "$ kill -9", ...START],
+      ["bot > Nice to meet you, Alice."],
+      ['$ npm run rpc -- send text="What is 2+3?" channel=cli', expect.stringMatching(/^-32602: /)],
+    ]);
+  });
+});
+
 describe("the form of a transcript", () => {
   const problems = (comment: string, ...lines: string[]) =>
     checkTranscripts([comment, "```console", ...lines, "```"].join("\n"));
@@ -173,6 +255,7 @@ describe("the form of a transcript", () => {
   test.each([
     ["<!-- record s02 -->", "You > hi", "any output", "$5 for a coffee"],
     ["<!-- record s03 context_tokens=4000 fail=529 fail=dropx2 -->", "You > hi"],
+    ["<!-- record s04 -->", "alice@feishu > hi", "(no answer)", "/work > out", "bot > hi"],
     ["<!-- record s02 -->", "$ cat workspace/SOUL.md", COMMAND, "You > hi", "You >", "$ kill -9"],
   ])("%s", (comment, ...lines) => expect(problems(comment, ...lines)).toEqual([]));
 
@@ -186,6 +269,8 @@ describe("the form of a transcript", () => {
     [/no failure "flu"/, "<!-- record s02 -->", "$ npm run practice -- fail flu", "You > hi"],
     [/nothing is typed/, "<!-- record s02 -->", "You >", "hi"],
     [/says s03, the command s02_tool_use/, "<!-- record s03 -->", COMMAND, "You > hi"],
+    [/s03 does not have/, "<!-- record s03 -->", "alice > hi"],
+    [/s04 does not have/, "<!-- record s04 -->", "alice > hi", "$ npm run rpc -- status"],
     [/no command that record knows/, "<!-- record s02 -->", "$ rm -rf /", "You > hi"],
   ];
   test.each(bad)("%s", (sentence, comment, ...lines) => {

@@ -4,6 +4,8 @@
 //   ```console
 //   $ npx tsx sessions/en/s02_tool_use.ts
 //   You > read SOUL.md
+//   alice > What is my name?   on her phone; also bob, mallory, alice@feishu, alice@family (a group)
+//   $ npm run rpc -- status
 //   …                          everything else is output, and `npm run record` writes it anew
 //   ```
 import { FAILURES } from "../practice/failures.ts";
@@ -27,11 +29,27 @@ export interface Setup {
   failures: { kind: string; times: number }[];
 }
 
+/** A line behind `alice > `. */
+export interface Saying {
+  who: string;
+  person: string;
+  feishu: boolean;
+  group?: string;
+  text: string;
+  /** What the author expects: one of the two below, or else that the bot answers. */
+  expect?: string;
+}
+export const SILENCE = "(no answer)";
+/** The answer is held back until the next step is done. */
+export const TYPING = "bot is typing …";
+
 export type Step =
   | { do: "start"; line: string }
   | { do: "type"; line: string }
   /** `after` is the line of output to wait for; without it, the prompt. */
   | { do: "kill"; line: string; after?: string }
+  | ({ do: "say"; line: string } & Saying)
+  | { do: "rpc"; line: string; words: string[] }
   | { do: "fail"; line: string; kind: string; times: number }
   | { do: "show"; line: string; files: string; width?: number };
 
@@ -48,6 +66,8 @@ const COMMENT = /^<!-- record (s\d\d)((?: \S+)*) -->$/;
 const START = /^\$ npx tsx sessions\/\w+\/(\w+)\.ts$/;
 const SHOW = /^\$ (?:cat|cut -c1-(\d+)) workspace\/(\S+)$/;
 const FAIL = /^\$ npm run practice -- fail (\S+?)(?: --times (\d+))?$/;
+const SAY = /^((alice|bob|mallory)(@feishu)?(?:@(\w+))?) > (.*\S)/;
+const RPC = /^\$ npm run rpc -- (.+)$/;
 
 function failure(kind = "", times = "1"): { kind: string; times: number } {
   if (FAILURES.includes(kind)) return { kind, times: Number(times) };
@@ -76,6 +96,14 @@ function readStep(line: string, section: string, after: string | undefined): Ste
   if (failing) return { do: "fail", line, ...failure(kind, times) };
   const [, width, files] = SHOW.exec(line) ?? [];
   if (files) return { do: "show", line, files, width: width ? Number(width) : undefined };
+  const [, who = "", person = "", feishu, group, text = ""] = SAY.exec(line) ?? [];
+  const [, call = ""] = RPC.exec(line) ?? [];
+  if ((who && section < "s04") || (call && section < "s05")) {
+    throw new Error(`${section} does not have what "${line}" needs`);
+  }
+  if (who) return { do: "say", line, who, person, feishu: feishu !== undefined, group, text };
+  const words = call.match(/(?:[^\s"]|"[^"]*")+/g) ?? [];
+  if (call) return { do: "rpc", line, words: words.map((word) => word.replaceAll('"', "")) };
   if (line.startsWith("$ ")) throw new Error(`"${line}" is no command that record knows`);
   const [, typed] = /^You > (.*\S)/.exec(line) ?? [];
   return typed ? { do: "type", line: typed } : undefined;
@@ -86,11 +114,13 @@ function readSteps(body: string[], section: string): Step[] {
   let printed: string | undefined; // the last line of output since the last step or prompt
   for (const line of body) {
     const step = readStep(line, section, printed);
+    const last = steps.at(-1);
+    if (last?.do === "say" && [SILENCE, TYPING].includes(line)) last.expect ??= line;
     if (step) steps.push(step);
     if (step || line.trim() === "You >") printed = undefined;
     else printed = line.trim() || printed;
   }
-  if (steps.some((step) => step.do === "type")) return steps;
+  if (steps.some((step) => ["type", "say", "rpc"].includes(step.do))) return steps;
   throw new Error('nothing is typed: a line "You > …" is missing');
 }
 
