@@ -1,0 +1,996 @@
+// セッション
+//
+// 会話とは、伸びる一方のファイルである。再起動しても、クラッシュしても、リプレイすれば履歴が
+// 元に戻る。
+//
+//   append(message) ──► <key>/<id>.jsonlに1行追記 ──► メモリにも追加
+//   起動            ──► 行をリプレイ ──► 同じ履歴
+//   長すぎる？      ──► ツールの結果を短縮 ──► 要約 ──► 人に伝える
+//
+// この章で加わるもの：セッションの置き場、スラッシュコマンド、長い会話をモデルのコンテキスト
+// ウィンドウに収めるガード。
+// 動かし方：  npm start -- s03                         オフライン、練習用モデルを使う
+//             npx tsx sessions/ja/s03_sessions.ts      .envのキーを使う
+// 省いたもの：データベース、会話の枝分かれ、古いセッションの削除、圧縮の前に記憶を書き残すこと。
+
+// このファイルは英語版とcode.poから作られる。文を直すときはcode.poを編集し、npm run translate。
+
+import { spawn } from "node:child_process";
+import crypto from "node:crypto";
+import { once } from "node:events";
+import fs from "node:fs";
+import path from "node:path";
+import { createInterface } from "node:readline";
+import { PassThrough } from "node:stream";
+import Anthropic from "@anthropic-ai/sdk";
+import dotenv from "dotenv";
+
+// ---- 設定 ----
+
+// importしただけでは何も起きないようにする。.envを読むのは、直接実行されたときだけ。
+const RUN = process.argv[1] && fs.realpathSync(process.argv[1]) === import.meta.filename;
+if (RUN) dotenv.config({ path: `${import.meta.dirname}/../../.env`, quiet: true });
+
+const MODEL = process.env.MODEL_ID || "claude-sonnet-5-5";
+const SYSTEM = "You are a helpful assistant. Answer briefly and plainly.";
+const WORKSPACE = process.env.CLAW0_WORKSPACE || path.join(import.meta.dirname, "../../workspace");
+const STATE = path.join(WORKSPACE, ".state"); // プログラム自身の保存場所
+const CONTEXT_TOKENS = Number(process.env.CONTEXT_TOKENS || 180_000);
+
+// ---- ターミナル ----
+
+let atLineStart = true;
+
+/** モデルの言葉を、届いた分から表示する。 */
+export function say(piece: string) {
+  process.stdout.write(piece);
+  if (piece) atLineStart = piece.endsWith("\n");
+}
+
+const tint = (code: number, s: string) => (process.stdout.isTTY ? `\x1b[${code}m${s}\x1b[0m` : s);
+const sayLine = (line: string) => say(`${atLineStart ? "" : "\n"}${line}\n`);
+
+/** プログラム自身が出す行。淡色、黄、赤。 */
+export const info = (line: string) => sayLine(tint(2, line));
+export const warn = (line: string) => sayLine(tint(33, line));
+export const fail = (line: string) => sayLine(tint(31, line));
+/** 人に見せる文の目印。表示は別の場所でする。 */
+export const text = (sentence: string) => sentence;
+
+/** 人やパイプから行を読み、1行ずつ渡す。 */
+export class Terminal {
+  /** Ctrl+Cは、処理中の行のsignalを中断する。プロンプトで押せば終了する。 */
+  async run(handle: (line: string, signal: AbortSignal) => Promise<unknown>): Promise<void> {
+    const { stdin, stdout } = process;
+    // readlineは、ストリーミング中の応答に打鍵をエコーで混ぜてしまう。そこで応答中は止めておき、
+    // 打鍵はキーボードとreadlineの間に溜める。すぐに拾うのはCtrl+Cだけ。
+    const keys = Object.assign(new PassThrough(), { setRawMode: stdin.setRawMode?.bind(stdin) });
+    const terminal = stdin.isTTY && stdout.isTTY;
+    const reader = createInterface({ input: keys, output: stdout, terminal, prompt: "You > " });
+    const prompt = () => (terminal ? reader.prompt() : stdout.write("You > "));
+    let turn: AbortController | undefined;
+    const interrupt = () => (turn ? turn.abort() : reader.close());
+    process.on("SIGINT", interrupt);
+    reader.on("SIGINT", interrupt).on("line", () => terminal && reader.pause());
+    // 1行ずつ流す。readlineは止められても、受け取った分は最後まで処理してしまう。
+    const put = (typed: string) => typed.split(/(?<=\r)/).map((line) => keys.write(line));
+    stdin.setEncoding("utf8").on("end", () => keys.end());
+    stdin.on("data", (typed) => (turn && typed.includes("\x03") ? turn.abort() : put(`${typed}`)));
+    prompt();
+    for await (const entered of reader) {
+      const line = entered.trim();
+      if (line === "quit" || line === "exit") break;
+      turn = new AbortController();
+      if (line) await handle(line, turn.signal).catch((e) => fail(`エラー：${e.apiMessage ?? e}`));
+      turn = undefined;
+      if (!atLineStart) say("\n");
+      prompt();
+    }
+    stdin.destroy();
+    say("\n");
+  }
+}
+
+// ---- s01 · エージェントループ ----
+
+type Entry = { role: "user" | "assistant"; content: Anthropic.ContentBlockParam[] };
+/** 応答はAPIが返したまま残す。id、停止理由、usageもそのまま。 */
+export type Message = Anthropic.Message | (Entry & { role: "user" });
+
+/** モデルは前の呼び出しを覚えていない。モデルが知っているのは、このリストにあることだけ。 */
+export class Conversation {
+  messages: Message[] = [];
+
+  append(message: Message): void {
+    this.messages.push(message);
+  }
+}
+
+/** 1ターンの動かし方。届いた応答をどこへ流すか、何で止められるか。 */
+export interface TurnOptions {
+  onText?(piece: string): void;
+  signal?: AbortSignal;
+}
+
+/** この理由で止まったら、まだ続きがある。ほかなら終わりで、そのとき人に見せる文が下の表。 */
+const GO_ON = new Set<string | null>(["pause_turn"]);
+const STOP_NOTES: Record<string, string> = {
+  end_turn: "",
+  stop_sequence: "",
+  max_tokens: text("\n（応答がトークン数の上限に達し、途中で切れました）"),
+  refusal: text("\n（モデルが回答を断りました。このターンは以後モデルに送りません）"),
+  model_context_window_exceeded: text("\n（モデルが一度に読める量を超えたため、途中で切れました）"),
+};
+const noteOf = (m: Message) => ("stop_reason" in m && STOP_NOTES[m.stop_reason ?? ""]) || "";
+const startsTurn = (entry: Entry) => entry.role === "user" && resultsIn(entry).length === 0;
+
+/** APIが受け付ける形にした履歴。空のものと拒否されたものを外し、役割を交互に並べる。 */
+export function toRequest(history: Message[]): Anthropic.MessageParam[] {
+  const request: Entry[] = [];
+  history = answerCalls(history);
+  for (const message of history) {
+    const last = request.at(-1);
+    const content = message.content.filter((block) => block.type !== "text" || block.text.trim());
+    // 応答の末尾がthinkingであってはならない。そうなっていたら、思考の途中で切れている。
+    while (content.at(-1)?.type.endsWith("thinking")) content.pop();
+    // 一度拒否された発言は、送るたびに後続ごと拒否される。
+    const refused = "stop_reason" in message && message.stop_reason === "refusal";
+    if (refused) request.splice(request.findLastIndex(startsTurn));
+    else if (last?.role === message.role) last.content.push(...content);
+    else if (content.length > 0) request.push({ role: message.role, content });
+  }
+  return request;
+}
+
+/** 1回の呼び出しに必要なものすべて。 */
+export function buildRequest({ messages }: Conversation, _options: TurnOptions) {
+  return {
+    model: MODEL,
+    max_tokens: 8192,
+    system: SYSTEM,
+    tools: TOOLS,
+    messages: toRequest(messages),
+  };
+}
+
+/** 1回の呼び出し。応答か、中断されたときは届いていた分を返す。APIのエラーは投げる。 */
+export async function callModel(request: Anthropic.MessageStreamParams, options: TurnOptions) {
+  // ANTHROPIC_API_KEYとANTHROPIC_BASE_URLは、SDKが環境変数から読む。
+  const stream = new Anthropic().messages.stream(request, { signal: options.signal });
+  let finished = 0;
+  stream.on("text", (piece) => options.onText?.(piece)).on("contentBlock", () => finished++);
+  try {
+    return await stream.finalMessage();
+  } catch (error) {
+    if (!options.signal?.aborted) throw error;
+    options.onText?.(" (interrupted)");
+    const arrived = stream.currentMessage?.content ?? [];
+    const kept = arrived.filter((block, index) => block.type === "text" || index < finished);
+    const content = [...kept, { type: "text", text: "(interrupted)", citations: null }];
+    // 止めたのはこちらなので停止理由はない。idとusageはAPIしか付けられない。
+    return { role: "assistant", content, stop_reason: null } as Anthropic.Message;
+  }
+}
+
+/** ループ本体。保存された会話だけを見て進むので、どこからでも入り直せる。 */
+export async function continueTurn(conversation: Conversation, options: TurnOptions) {
+  while (needsReply(conversation.messages.at(-1))) {
+    checkRounds(conversation);
+    const reply = await callModel(buildRequest(conversation, options), options);
+    conversation.append(reply);
+    options.onText?.(noteOf(reply));
+    if (reply.stop_reason !== "tool_use") continue;
+    const turn = { ...options, conversation };
+    const results = await Promise.all(callsIn(reply).map((call) => runTool(call, turn)));
+    conversation.append({ role: "user", content: results });
+  }
+}
+
+const needsReply = (last?: Message) => last?.role === "user" || GO_ON.has(last?.stop_reason ?? "");
+
+/** ターンを最後まで進め、人の発言のあとにモデルが話したことをまとめて返す。 */
+export async function finishTurn(conversation: Conversation, options: TurnOptions) {
+  await GUARD.run(conversation, options, () => continueTurn(conversation, options));
+  const start = conversation.messages.findLastIndex(startsTurn) + 1;
+  return conversation.messages.slice(start).map(spoken).filter(Boolean).join("\n\n");
+}
+
+const spoken = (message: Message) =>
+  message.content.map((b) => (b.type === "text" ? b.text : "")).join("") + noteOf(message);
+
+/** 1ターン。人の発言はモデルに尋ねる前に記録し、あとで消すこともない。 */
+export async function runTurn(conversation: Conversation, input: string, options: TurnOptions) {
+  conversation.append({ role: "user", content: [{ type: "text", text: input }] });
+  return finishTurn(conversation, options);
+}
+
+// ---- s02 · ツール ----
+
+/** ハンドラーに渡す、処理中のターンの情報。 */
+export interface Turn extends TurnOptions {
+  conversation: Conversation;
+}
+
+type Fields = Record<string, unknown>; // 外から来た値
+
+/** スキーマに合った入力を受け取り、出力を返す。投げたエラーはモデルが読む。 */
+export type Handler = (input: Fields, turn: Turn) => string | Promise<string>;
+
+const string = (description: string) => ({ type: "string", description });
+const file = string("The path, relative to the workspace.");
+
+function tool(name: string, description: string, properties: object, optional: string[] = []) {
+  const required = Object.keys(properties).filter((field) => !optional.includes(field));
+  return { name, description, input_schema: { type: "object" as const, properties, required } };
+}
+
+/** モデルに見せる説明。モデルにとって、ツールはこの文面がすべて。 */
+export const TOOLS: Anthropic.Tool[] = [
+  tool(
+    "bash",
+    "Run a shell command in the workspace (bash; on Windows cmd.exe). Gives stdout and stderr. " +
+      "What it leaves running in the background is ended with it.",
+    {
+      command: string("The command."),
+      seconds: { type: "integer", description: "Time limit, 1 to 600; 60 if left out." },
+    },
+    ["seconds"],
+  ),
+  tool("read_file", "Read a text file of the workspace. A long one is shown without its middle.", {
+    path: file,
+  }),
+  tool(
+    "write_file",
+    "Write a text file of the workspace, with its folders. Replaces what was there.",
+    { path: file, content: string("The whole text of the file.") },
+  ),
+  tool("edit_file", "Replace one passage of a text file. It must occur exactly once.", {
+    path: file,
+    old_text: string("The passage as it stands in the file, with enough round it."),
+    new_text: string("What stands there afterwards."),
+  }),
+];
+
+/** モデルが名前を挙げたとき、手元で動くもの。 */
+export const HANDLERS: Record<string, Handler> = {
+  bash: (input, turn) => bash(String(input.command), Number(input.seconds ?? 60), turn.signal),
+  read_file: (input) => readText(safePath(String(input.path), WORKSPACE)),
+  write_file: (input) => writeText(String(input.path), String(input.content)),
+  edit_file: (input) =>
+    editText(String(input.path), String(input.old_text), String(input.new_text)),
+};
+
+GO_ON.add("tool_use");
+const MAX_ROUNDS = 50;
+const OUTPUT_LIMIT = 30_000; // 結果1つあたりの文字数。先頭と末尾を半分ずつ残す
+
+/** 堂々めぐりするモデルは、誰かが気づくまで料金を食い続ける。 */
+function checkRounds({ messages }: Conversation): void {
+  const replies = messages
+    .slice(messages.findLastIndex(startsTurn))
+    .filter((m) => m.role === "assistant");
+  if (replies.length < MAX_ROUNDS) return;
+  throw new Error(`stopped after ${MAX_ROUNDS} rounds of tool calls; say "go on" to go on`);
+}
+
+const callsIn = (message: Message | undefined) =>
+  message?.role === "assistant" ? message.content.filter((block) => block.type === "tool_use") : [];
+const resultsIn = (entry: Entry | undefined) =>
+  entry?.role === "user" ? entry.content.filter((block) => block.type === "tool_result") : [];
+
+const idsIn = ({ content }: Message) =>
+  content.map((block) => ("tool_use_id" in block ? block.tool_use_id : ""));
+
+/**
+ * すべての呼び出しの直後に結果を1つずつ置いた履歴。APIがそう要求する。結果のない呼び出しは、
+ * クラッシュやCtrl+C、入力途中の`max_tokens`で生まれる。API側で動くツールの呼び出しは、
+ * 一時停止中のエラーで結果のないまま残ることがある。こちらは送らない。
+ */
+function answerCalls(history: Message[]): Message[] {
+  const done = new Set(history.flatMap(idsIn));
+  return history.flatMap((message, index): Message[] => {
+    const asked = new Set(callsIn(history[index - 1]).map(({ id }) => id));
+    const content = message.content.filter((block) => {
+      if (block.type === "tool_result") return asked.delete(block.tool_use_id);
+      const isOpen = block.type === "server_tool_use" && !done.has(block.id);
+      return !isOpen || index === history.length - 1;
+    });
+    if (message.role === "user") return [{ ...message, content }];
+    const answered = new Set(resultsIn(history[index + 1]).map((block) => block.tool_use_id));
+    const open = callsIn(message).filter(({ id }) => !answered.has(id));
+    const reply = { ...message, content } as Anthropic.Message; // 元のブロックか、その一部
+    if (open.length === 0) return [reply];
+    const cut = message.stop_reason === "max_tokens";
+    const why = cut ? "cut off; it was not run" : "interrupted; it may have run";
+    return [reply, { role: "user", content: open.map(({ id }) => result(id, why, true)) }];
+  });
+}
+
+/** 呼び出しを1つ実行する。例外は投げない。失敗も、モデルが次の手を考えられる結果にする。 */
+export async function runTool(call: Anthropic.ToolUseBlock, turn: Turn) {
+  info(`  ${call.name} ${keepEnds(JSON.stringify(call.input), 100)}`);
+  try {
+    const tool = TOOLS.find(({ name }) => name === call.name);
+    const handler = HANDLERS[call.name];
+    if (!tool || !handler) throw new Error(`there is no tool ${call.name}`);
+    const input = checkInput(tool.input_schema, call.input);
+    if (turn.signal?.aborted) throw new Error("interrupted; it was not run");
+    return result(call.id, await handler(input, turn));
+  } catch (error) {
+    return result(call.id, error instanceof Error ? error.message : String(error), true);
+  }
+}
+
+function result(id: string, output: string, failed = false): Anthropic.ToolResultBlockParam {
+  // 切られた出力に文字の半分が残っていると、リクエスト全体が無効になる。
+  const content = keepEnds(output, OUTPUT_LIMIT).toWellFormed() || "(no output)";
+  return { type: "tool_result", tool_use_id: id, content, ...(failed && { is_error: true }) };
+}
+
+/** 必須項目がそろい、型も合っていれば入力を返す。だめなら項目名を添えてエラーにする。 */
+export function checkInput(schema: Anthropic.Tool.InputSchema, input: unknown) {
+  if (typeof input !== "object" || input === null) throw new Error("the input must be an object");
+  const fields: Fields = { ...input };
+  const properties = (schema.properties ?? {}) as Record<
+    string,
+    { type?: string; enum?: unknown[] }
+  >; // このファイルのスキーマ
+  for (const name of schema.required ?? []) {
+    if (fields[name] === undefined) throw new Error(`${name} is missing`);
+  }
+  for (const [name, { type, enum: values }] of Object.entries(properties)) {
+    const value = fields[name];
+    if (value === undefined) continue;
+    const fits = type === "integer" ? Number.isInteger(value) : !type || typeof value === type;
+    if (!fits) throw new Error(`${name} must be of type ${type}`);
+    if (values && !values.includes(value)) throw new Error(`${name} must be one of ${values}`);
+  }
+  return fields;
+}
+
+/** 文字列をそのまま返す。`limit`より長ければ両端だけ。`lost`は、すでに捨てた文字数。 */
+function keepEnds(whole: string, limit: number, lost = 0): string {
+  if (whole.length <= limit) return whole;
+  const half = Math.ceil(limit / 2);
+  const left = whole.length - 2 * half + lost;
+  return `${whole.slice(0, half)}\n… ${left} characters left out …\n${whole.slice(-half)}`;
+}
+
+/**
+ * `root`以下にあるファイルの実際のパス。ファイルはまだなくてもよい。外に出るならエラー。
+ * ".."でも、絶対パスでも、隣の"root2"でも、シンボリックリンク経由でも同じ。
+ */
+export function safePath(file: string, root: string): string {
+  const base = fs.realpathSync(root);
+  const target = path.resolve(base, file);
+  let existing = target;
+  while (!fs.lstatSync(existing, { throwIfNoEntry: false })) existing = path.dirname(existing);
+  // 行き先のないリンクではrealpathが失敗する。それでいい。書き込めば行き先ができてしまう。
+  const real = path.join(fs.realpathSync(existing), path.relative(existing, target));
+  const inside = path.relative(base, real);
+  if (inside.split(path.sep)[0] === ".." || path.isAbsolute(inside)) {
+    throw new Error(`${file} is outside the workspace`);
+  }
+  if (inside.split(path.sep)[0]?.toLowerCase() === ".state") {
+    throw new Error(`${file} belongs to the program itself`);
+  }
+  return real;
+}
+
+// ファイルのツールはわざと同期にしてある。呼び出しは並行して動くが、編集の読み込みと
+// 書き込みの間には誰も割り込めない。
+
+function readText(file: string): string {
+  const stat = fs.statSync(file);
+  if (!stat.isFile()) throw new Error("not a file"); // パイプを読むと永遠に待つ
+  if (stat.size > 10_000_000)
+    throw new Error(`${stat.size} bytes are too many: look at parts with bash`);
+  const bytes = fs.readFileSync(file);
+  const content = bytes.toString("utf8");
+  // ほかの文字コードのファイルは、書き戻すと壊れる。
+  if (!Buffer.from(content).equals(bytes)) throw new Error("not a text file in UTF-8");
+  return content;
+}
+
+/** `words`の改行をファイルに合わせる。元の改行が何であれ、モデルは"\n"と書いてくる。 */
+function withLineEnds(words: string, content: string): string {
+  return words.replace(/\r?\n/g, content.includes("\r\n") ? "\r\n" : "\n");
+}
+
+function writeText(name: string, content: string): string {
+  const file = safePath(name, WORKSPACE);
+  fs.mkdirSync(path.dirname(file), { recursive: true });
+  const before = fs.existsSync(file) ? readText(file) : content;
+  fs.writeFileSync(file, withLineEnds(content, before));
+  return `wrote ${content.length} characters to ${name}`;
+}
+
+function editText(name: string, oldText: string, newText: string): string {
+  const file = safePath(name, WORKSPACE);
+  const content = readText(file);
+  const parts = content.split(withLineEnds(oldText, content));
+  if (!oldText || parts.length !== 2) {
+    const times = oldText ? parts.length - 1 : 0;
+    throw new Error(`old_text occurs ${times} times in ${name}; it must occur exactly once`);
+  }
+  fs.writeFileSync(file, parts.join(withLineEnds(newText, content)));
+  return `edited ${name}`;
+}
+
+// bashはワークスペースで始まるが、閉じ込められてはいない。あなたが読めるものは.envでも読める。
+// 環境変数にキーやトークンがないので、うっかり`env`を実行してもモデルには見えない。ただし
+// これは事故よけの柵。悪意に効くのはサンドボックスか、ツールを渡さないことだけ。
+const SAFE_ENV =
+  "PATH HOME USER LANG TERM TZ TMPDIR TEMP TMP SystemRoot ComSpec PATHEXT USERPROFILE APPDATA";
+const WINDOWS = process.platform === "win32";
+
+async function bash(command: string, seconds: number, signal?: AbortSignal): Promise<string> {
+  const env = Object.fromEntries(SAFE_ENV.split(" ").map((name) => [name, process.env[name]]));
+  const child = spawn(command, {
+    shell: WINDOWS || "bash",
+    cwd: WORKSPACE,
+    env,
+    detached: !WINDOWS, // 独立したプロセスグループにして、まとめて終了できるようにする
+    stdio: ["ignore", "pipe", "pipe"],
+    windowsHide: true,
+  });
+  let output = "";
+  let lost = 0;
+  const collect = (piece: string) => {
+    output += piece;
+    if (output.length < 10 * OUTPUT_LIMIT) return;
+    // 出力の洪水。見せるのは両端だけなので、中ほどは捨ててよい。
+    lost += output.length - 2 * OUTPUT_LIMIT;
+    output = output.slice(0, OUTPUT_LIMIT) + output.slice(-OUTPUT_LIMIT);
+  };
+  child.stdout.setEncoding("utf8").on("data", collect);
+  child.stderr.setEncoding("utf8").on("data", collect);
+  let stopped = "";
+  const stop = (why: string) => {
+    stopped = why;
+    killGroup(child.pid);
+    // グループを抜けた子プロセスがパイプを握っているかもしれない。待たない。
+    child.stdout.destroy();
+    child.stderr.destroy();
+  };
+  const interrupt = () => stop("interrupted by the user");
+  const limit = Math.min(Math.max(seconds, 1), 600);
+  const timer = setTimeout(() => stop(`stopped after ${limit} s`), limit * 1000);
+  signal?.addEventListener("abort", interrupt);
+  child.on("exit", () => WINDOWS || killGroup(child.pid)); // バックグラウンドの残りも終了させる
+  try {
+    const [code, killer] = await once(child, "close");
+    output = keepEnds(output, OUTPUT_LIMIT - 200, lost); // 下で足す文のために空けておく
+    if (code === 0) return output;
+    throw new Error(`${stopped || `exit code ${code ?? killer}`}\n${output}`);
+  } finally {
+    clearTimeout(timer);
+    signal?.removeEventListener("abort", interrupt);
+  }
+}
+
+function killGroup(pid: number | undefined): void {
+  if (pid === undefined) return;
+  if (WINDOWS) return void spawn("taskkill", ["/pid", String(pid), "/t", "/f"]);
+  try {
+    process.kill(-pid, "SIGKILL");
+  } catch {
+    // グループにはもう誰もいない。
+  }
+}
+
+// ---- s03 · セッション ----
+
+/** 動いているプログラムの部品。各章が自分の分を足す。 */
+export interface App {
+  store: SessionStore;
+  key: string; // ターミナルで開いている会話のキー
+}
+
+// セッションファイルの中身。書いた行は変えも消しもしない。履歴を縮めるときも1行足すだけで、
+// リプレイで何を外すかをその行が伝える。
+//
+//   1  {"v":1,"id":"668cefd2","key":"agent:luna:cli:direct:owner","label":"","at":…}
+//   2  {"at":…,"message":{"role":"user",…}}
+//   3  {"at":…,"message":{"role":"assistant",…,"usage":{…}}}        APIが返したまま
+//   4  {"at":…,"shorten":{"toolUseIds":["toolu_1"]}}                ガードの手順1
+//   5  {"at":…,"message":{"role":"user",…}}
+//   6  {"at":…,"compaction":{"summary":"葵 …","keepFrom":5}}        手順2：2〜4行目が外れる
+
+/** セッションファイルの1行。どの種類の行もこの型。 */
+interface LogRecord {
+  at?: string;
+  message?: Message;
+  compaction?: { summary: string; keepFrom: number };
+  shorten?: { toolUseIds: string[] };
+}
+
+/**
+ * 追記しかしないJSON Linesファイル。クラッシュで途中までになった行など、読めない行は
+ * そのまま残して行番号を知らせる。ほかの行を読む妨げにはならない。
+ */
+class Log {
+  readonly file: string;
+  lines = 0;
+  #torn = false;
+
+  constructor(file: string) {
+    this.file = file;
+  }
+
+  /** 読める行をすべて、行番号付きで返す。 */
+  read(): { line: number; record: object }[] {
+    if (!fs.existsSync(this.file)) return [];
+    const lines = fs.readFileSync(this.file, "utf8").split("\n");
+    this.#torn = lines.at(-1) !== "";
+    if (!this.#torn) lines.pop();
+    this.lines = lines.length;
+    return lines.flatMap((content, index) => {
+      const record = parseObject(content);
+      if (record) return [{ line: index + 1, record }];
+      warn(`${this.file}の${index + 1}行目が読めないので飛ばします。行はファイルに残ります。`);
+      return [];
+    });
+  }
+
+  /** 時刻を添えて書く。戻ったときにはディスクにある。返すのは行番号。 */
+  append(record: object): number {
+    const json = JSON.stringify({ at: new Date().toISOString(), ...record });
+    // 書きかけの行が残っていると、この行がその続きになってしまう。先に改行を入れる。
+    const line = `${this.#torn ? "\n" : ""}${json}\n`;
+    this.#torn = true;
+    fs.appendFileSync(this.file, line);
+    this.#torn = false;
+    this.lines++;
+    return this.lines;
+  }
+}
+
+/** `json`が表すオブジェクト。読めないときも、`null`などオブジェクトでないときもundefined。 */
+function parseObject(json: string): object | undefined {
+  try {
+    const value: unknown = JSON.parse(json);
+    return typeof value === "object" && !Array.isArray(value) ? (value ?? undefined) : undefined;
+  } catch {
+    return undefined;
+  }
+}
+
+/** ディスク上の会話。リストは同じで、裏にはこれまでのすべてを残したファイルがある。 */
+export class Session extends Conversation {
+  readonly id: string;
+  header = { key: "", label: "", at: "" };
+  summary = ""; // 圧縮でリストから外れた分の要約
+  rewritten = 0; // 先頭からこの件数には、APIが数えたトークン数が当てはまらない
+  #log: Log;
+  #lines = new Map<Message, number>();
+
+  /** ファイルをリプレイする。 */
+  constructor(file: string) {
+    super();
+    this.id = path.basename(file, ".jsonl");
+    this.#log = new Log(file);
+    for (const { line, record } of this.#log.read()) this.#replay(record, line);
+  }
+
+  #replay(record: LogRecord, line: number): void {
+    if (line === 1) Object.assign(this.header, record);
+    if (Array.isArray(record.message?.content)) this.#add(record.message, line);
+    if (record.compaction) this.#compact(record.compaction.summary, record.compaction.keepFrom);
+    if (record.shorten) this.#shorten(new Set(record.shorten.toolUseIds));
+  }
+
+  /** リストより先にディスクへ。モデルに見せたものは必ず残っている。 */
+  override append(message: Message): void {
+    this.#add(message, this.#log.append({ message }));
+  }
+
+  #add(message: Message, line: number): void {
+    super.append(message);
+    this.#lines.set(message, line);
+  }
+
+  /** 以後の履歴は、要約と、`kept`から先のメッセージになる。 */
+  compact(summary: string, kept: Message | undefined): void {
+    const keepFrom = (kept && this.#lines.get(kept)) ?? this.#log.lines + 1;
+    this.#log.append({ compaction: { summary, keepFrom } });
+    this.#compact(summary, keepFrom);
+  }
+
+  #compact(summary: string, keepFrom: number): void {
+    const kept = this.messages.filter((message) => (this.#lines.get(message) ?? 0) >= keepFrom);
+    const told = `Summary of our conversation so far:\n${summary}`;
+    const noted = [{ type: "text", text: "I have read the summary.", citations: null }];
+    this.summary = summary;
+    this.messages = [
+      { role: "user", content: [{ type: "text", text: told }] },
+      // Ctrl+Cのときと同じ、自前の応答。要約を次のターンから切り離しておく。次のターンが
+      // 拒否されて外れても、要約は残る。
+      { role: "assistant", content: noted, stop_reason: null } as Anthropic.Message,
+      ...kept,
+    ];
+    this.rewritten = this.messages.length;
+  }
+
+  /** 以後、これらの呼び出しの結果は両端だけになる。 */
+  shorten(toolUseIds: string[]): void {
+    this.#log.append({ shorten: { toolUseIds } });
+    this.#shorten(new Set(toolUseIds));
+  }
+
+  #shorten(ids: Set<string>): void {
+    for (const block of this.messages.flatMap(resultsIn)) {
+      // その場で書き換える。メッセージの行番号は変わらない。
+      if (ids.has(block.tool_use_id)) block.content = shortened(block);
+    }
+    this.rewritten = this.messages.length;
+  }
+}
+// キーは誰が誰と話すかを表し、セッションはその間の会話1つを指す。全セッションを並べた索引は
+// 作らない。フォルダーがそのまま一覧なので、食い違いようがない。
+
+/** `dir`にある全セッション。キーごとにフォルダーがあり、その中にセッションのファイルが並ぶ。 */
+export class SessionStore {
+  #dir: string;
+  #open = new Map<string, Session>();
+
+  constructor(dir: string) {
+    this.#dir = dir;
+  }
+
+  /** このキーの現在のセッション。なければ新しく作る。 */
+  current(key: string): Session {
+    const open = this.#open.get(key) ?? this.#stored(key) ?? this.create(key);
+    this.#open.set(key, open);
+    return open;
+  }
+
+  /** このキーで新しいセッションを始め、現在のセッションにする。 */
+  create(key: string, label = ""): Session {
+    const id = crypto.randomUUID().slice(0, 8);
+    const header = { v: 1, id, key, label, at: new Date().toISOString() };
+    fs.mkdirSync(this.#folder(key), { recursive: true });
+    fs.writeFileSync(this.#file(key, id), `${JSON.stringify(header)}\n`, { flag: "wx" });
+    return this.#enter(key, new Session(this.#file(key, id)));
+  }
+
+  /** このキーのセッション。新しいものが後ろ。 */
+  list(key: string): Session[] {
+    return this.#in(this.#folder(key));
+  }
+
+  #in(folder: string): Session[] {
+    if (!fs.statSync(folder, { throwIfNoEntry: false })?.isDirectory()) return [];
+    const files = fs.readdirSync(folder).filter((name) => name.endsWith(".jsonl"));
+    const sessions = files.map((name) => new Session(path.join(folder, name)));
+    return sessions.sort((a, b) => (a.header.at < b.header.at ? -1 : 1));
+  }
+
+  /** idが`prefix`で始まるセッションに戻る。1つに絞れなければエラー。 */
+  switch(key: string, prefix: string): Session {
+    const found = this.list(key).filter(({ id }) => prefix && id.startsWith(prefix));
+    if (found.length === 1 && found[0]) return this.#enter(key, found[0]);
+    throw new Error(`${found.length} sessions begin with "${prefix}"; /list shows them`);
+  }
+
+  #enter(key: string, session: Session): Session {
+    replaceFile(path.join(this.#folder(key), "current"), session.id);
+    this.#open.set(key, session);
+    return session;
+  }
+
+  /** ファイル"current"が指すセッション。おかしければ最新のもの。何も失われない。 */
+  #stored(key: string): Session | undefined {
+    const pointer = path.join(this.#folder(key), "current");
+    if (!fs.existsSync(pointer)) return this.list(key).at(-1);
+    const id = fs.readFileSync(pointer, "utf8");
+    if (/^[\w-]+$/.test(id) && fs.existsSync(this.#file(key, id))) {
+      return new Session(this.#file(key, id));
+    }
+    fs.renameSync(pointer, `${pointer}.broken`);
+    warn(`${pointer}の指すセッションがないため、このファイルはよけて、最新のセッションを続けます。`);
+    return this.list(key).at(-1);
+  }
+
+  #folder(key: string): string {
+    const name = encodeURIComponent(key.toLowerCase()).replaceAll("*", "%2A");
+    const short = name.length <= 200; // ファイルシステムの上限は255
+    return path.join(
+      this.#dir,
+      short ? name : crypto.createHash("sha256").update(name).digest("hex"),
+    );
+  }
+
+  #file(key: string, id: string): string {
+    return path.join(this.#folder(key), `${id}.jsonl`);
+  }
+}
+
+/** 小さなファイルを書く。クラッシュしても残るのは新旧どちらかで、半端なものは残らない。 */
+function replaceFile(file: string, content: string): void {
+  fs.writeFileSync(`${file}.tmp`, content, { flush: true }); // 名前が付くより先にディスクへ
+  fs.renameSync(`${file}.tmp`, file);
+}
+
+/** 2つのプログラムが同じセッションに追記すると壊れる。ほかが`dir`を使っていればエラー。 */
+export function lockFolder(dir: string): void {
+  const file = path.join(dir, "lock");
+  fs.mkdirSync(dir, { recursive: true });
+  if (fs.existsSync(file)) {
+    const before = fs.readFileSync(file, "utf8");
+    const pid = Number.parseInt(before, 10);
+    const who = `process ${pid} is using ${path.dirname(dir)}`;
+    if (isAlive(pid)) throw new Error(`${who}: stop it, set CLAW0_WORKSPACE, or delete ${file}`);
+    // 同時に起動した2つが同じ古いロックを見つけ、相手がもう新しいロックを置いているかもしれない。
+    // そこで、まず改名して手元に移す（成功するのは一方だけ）。中を見直し、生きていれば戻す。
+    const taken = `${file}.${process.pid}`;
+    fs.renameSync(file, taken);
+    if (fs.readFileSync(taken, "utf8") !== before) fs.renameSync(taken, file);
+    fs.rmSync(taken, { force: true });
+  }
+  fs.writeFileSync(file, `${process.pid} ${crypto.randomUUID()}`, { flag: "wx" }); // 既存なら失敗
+  process.on("exit", () => fs.rmSync(file, { force: true })); // SIGKILLでは残る（上を参照）
+}
+
+function isAlive(pid: number): boolean {
+  // 前回の起動が残した、自分と同じ番号。コンテナの中では毎回同じになる。
+  if (!(pid > 0) || pid === process.pid) return false;
+  try {
+    return process.kill(pid, 0); // シグナル0は確かめるだけ
+  } catch (error) {
+    return (error as NodeJS.ErrnoException).code === "EPERM"; // 動いているが別ユーザーのもの
+  }
+}
+
+/** 文字列のおおよそのトークン数。4文字で1つ、ただし中国語・日本語・韓国語は1文字で1つ。 */
+export function estimateTokens(words: string): number {
+  const wide = words.match(/[\p{sc=Han}\p{sc=Hiragana}\p{sc=Katakana}\p{sc=Hangul}]/gu) ?? [];
+  return wide.length + Math.ceil((words.length - wide.length) / 4);
+}
+
+const tokensOf = (messages: Message[]) =>
+  estimateTokens(JSON.stringify(messages.map(({ content }) => content)));
+
+// 会話が長くなりすぎたときの対処。失っていちばん惜しくないのはツールの結果で、ファイルなら
+// 読み直せる。ターンは惜しいので、捨てずに要約する。縮むのはメモリの中の履歴だけで、
+// ディスクでは行が増えるだけ。
+
+const BIG_RESULT = 2_000; // 文字数。短縮した結果はこの半分になる
+const FULL = 0.85; // ウィンドウに対する割合。応答の分も要る
+const KEPT = 0.3; // 元の量に対する割合。圧縮後もそのまま残す
+
+// いちばん大事なのは名前とid。"src/a.ts"が「あのファイル」になると、モデルは聞き直すしかない。
+const SUMMARISE =
+  "Summarise this conversation for the assistant who will go on with it. Keep names, numbers, " +
+  "paths and ids exactly, what was decided, what failed, and what the user still waits for. " +
+  "Facts only, at most 400 words.";
+
+const shortened = ({ content }: Anthropic.ToolResultBlockParam) =>
+  keepEnds(String(content), BIG_RESULT / 2).toWellFormed();
+
+/** これを表すエラー型がAPIにはない。文面で見分けるエラーはこれだけ。 */
+export function isOverflow(error: unknown): boolean {
+  return error instanceof Anthropic.BadRequestError && /prompt is too long/i.test(error.message);
+}
+
+/** 玉ねぎ構造の2層目。会話をコンテキストウィンドウに収める。 */
+export class ContextGuard {
+  readonly limit: number; // トークン数
+
+  constructor(limit: number) {
+    this.limit = limit;
+  }
+
+  /** 次のリクエストのトークン数。APIが数えた値に、そのあと増えた分の見積もりを足す。 */
+  size(conversation: Conversation): number {
+    const { messages } = conversation;
+    // 圧縮後も古い値を信じると「長すぎる」のままで、いつまでも終わらない。
+    const old = conversation instanceof Session ? conversation.rewritten : 0;
+    const at = messages.findLastIndex(
+      (m, i) => i >= old && m.role === "assistant" && m.stop_reason,
+    );
+    const last = messages[at];
+    const tail = tokensOf(messages.slice(at + 1));
+    if (last?.role !== "assistant") return tail + estimateTokens(JSON.stringify([SYSTEM, TOOLS]));
+    const { usage } = last;
+    const cached = (usage.cache_read_input_tokens ?? 0) + (usage.cache_creation_input_tokens ?? 0);
+    return usage.input_tokens + cached + usage.output_tokens + tail;
+  }
+
+  /** `inner`を実行する。会話が長すぎるときは、最大3段階で縮める。 */
+  async run(conversation: Conversation, options: TurnOptions, inner: () => Promise<void>) {
+    const steps = [
+      () => this.shortenResults(conversation),
+      () => this.summarise(conversation, options, KEPT),
+      () => this.summarise(conversation, options, 0),
+    ];
+    const shrink = async () => {
+      for (let step = steps.shift(); step; step = steps.shift()) if (await step()) return true;
+      return false;
+    };
+    // 呼ぶ前はこちらの計算で判断する（無料）。呼んだあとはAPIの言うことに従う。
+    if (this.size(conversation) > this.limit * FULL) await shrink();
+    for (;;) {
+      try {
+        return await inner();
+      } catch (error) {
+        if (!isOverflow(error)) throw error;
+        if (await shrink()) continue;
+        throw new Error("too long for the model, even shortened; /new begins a new session");
+      }
+    }
+  }
+
+  /** 手順1：大きなツールの結果を切り詰める。1つもなければfalse。 */
+  shortenResults(conversation: Conversation): boolean {
+    const results = conversation.messages.flatMap(resultsIn);
+    const big = results.filter(({ content }) => String(content).length > BIG_RESULT);
+    if (big.length === 0 || !(conversation instanceof Session)) return false;
+    conversation.shorten(big.map((block) => block.tool_use_id));
+    info(`  （空きを作るため、ツールの結果を${big.length}件短縮しました）`);
+    return true;
+  }
+
+  /** 手順2と3：古いターンを要約に置き換える。古いターンがなければfalse。 */
+  async summarise(conversation: Conversation, options: TurnOptions, keep: number) {
+    if (!(conversation instanceof Session)) return false;
+    const { messages } = conversation;
+    // こちらの上限より先にAPIが長すぎると言ったなら、上限のほうがおかしい。実際の量を基準にする。
+    const budget = Math.min(this.limit, this.size(conversation));
+    const cut = cutPoint(messages, budget * keep);
+    const old = messages.slice(conversation.summary ? 2 : 0, cut);
+    if (old.length === 0) return false;
+    const words = old.map((message) => `${message.role}: ${wordsIn(message)}`).join("\n");
+    conversation.compact(await askSummary(conversation, words, budget, options), messages[cut]);
+    info(`  （空きを作るため、メッセージ${old.length}件を要約しました）`);
+    return true;
+  }
+}
+
+/** 新しいほうから収まるだけ渡して要約を頼む。多すぎたら半分にする。 */
+async function askSummary(session: Session, old: string, tokens: number, options: TurnOptions) {
+  // 1回のリクエストに収まらないから要約するので、全文は見せられない。
+  for (let fit = tokens; ; fit /= 2) {
+    const newest = old.slice(-Math.ceil((old.length * fit) / estimateTokens(old))).toWellFormed();
+    const content = `Summary so far: ${session.summary || "none"}\n\nSince then:\n${newest}`;
+    const messages = [{ role: "user" as const, content }];
+    const request = { model: MODEL, max_tokens: 2048, system: SUMMARISE, messages };
+    try {
+      const reply = await callModel(request, { ...options, onText: undefined });
+      options.signal?.throwIfAborted(); // 応答は要約の途中まで。それならないほうがいい
+      if (reply.stop_reason !== "refusal" && wordsIn(reply)) return wordsIn(reply);
+      throw new Error("the model gave no summary; /new begins a new session");
+    } catch (error) {
+      if (!isOverflow(error) || fit < 100) throw error;
+    }
+  }
+}
+
+/**
+ * どこから残すか。`tokens`に収まる範囲で、いちばん古いターンの先頭から。ほかの場所で切ると
+ * 呼び出しと結果の間に当たることがあり、以後のリクエストがすべて無効になる。
+ */
+function cutPoint(messages: Message[], tokens: number): number {
+  let cut = messages.length;
+  let size = 0;
+  for (const [index, message] of [...messages.entries()].reverse()) {
+    size += tokensOf([message]);
+    if (size > tokens) break;
+    if (startsTurn(message)) cut = index;
+  }
+  // 途中のターンは丸ごと残す。質問が消えると、答えの意味が通らない。
+  const underWay = needsReply(messages.at(-1)) ? messages.findLastIndex(startsTurn) : cut;
+  return Math.min(cut, underWay);
+}
+
+function wordsIn({ content }: Message): string {
+  const words = content.map((block) => {
+    if (block.type === "text") return block.text;
+    if (block.type === "tool_use") return `[${block.name} ${JSON.stringify(block.input)}]`;
+    return block.type === "tool_result" ? `[result: ${shortened(block)}]` : "";
+  });
+  return words.join("\n");
+}
+
+const GUARD = new ContextGuard(CONTEXT_TOKENS);
+
+TOOLS.push(
+  tool("list_directory", "List a folder of the workspace.", { path: file }, ["path"]),
+  tool("get_current_time", "Get the date, the time and the time zone.", {}),
+);
+
+Object.assign(HANDLERS, {
+  list_directory: (input) => {
+    const folder = safePath(String(input.path ?? "."), WORKSPACE);
+    const entries = fs.readdirSync(folder, { withFileTypes: true });
+    const names = entries.map((entry) => entry.name + (entry.isDirectory() ? "/" : ""));
+    const visible = names.filter((name) => name !== ".state/");
+    return visible.sort().join("\n");
+  },
+  get_current_time: () => new Date().toString(),
+} satisfies Record<string, Handler>);
+
+/** 人がスラッシュに続けて打つもの。`run`は行の残りを受け取り、表示する文を返す。 */
+export interface Command {
+  help: string;
+  run(args: string, app: App, options: TurnOptions): string | Promise<string>;
+}
+
+export const COMMANDS: Record<string, Command> = {};
+
+function command(name: string, help: string, run: Command["run"]): void {
+  COMMANDS[name] = { help, run };
+}
+
+/** "/name 残り"を実行し、表示する文を返す。 */
+async function runCommand(line: string, app: App, options: TurnOptions): Promise<string> {
+  const [name = "", ...rest] = line.slice(1).split(" ");
+  const found = Object.hasOwn(COMMANDS, name) ? COMMANDS[name] : undefined;
+  if (!found) return text(`/${name}というコマンドはありません。一覧は/helpで見られます。`);
+  return found.run(rest.join(" ").trim(), app, options);
+}
+
+command("help", "使えるコマンドの一覧", () =>
+  Object.entries(COMMANDS)
+    .map(([name, { help }]) => `/${name.padEnd(10)} ${help}`)
+    .join("\n"),
+);
+
+command("new", "[ラベル]：新しいセッションを始める", (label, { store, key }) => {
+  const { id } = store.create(key, label);
+  return text(`セッション${id}を始めます。前のセッションも残っています（/listで一覧）。`);
+});
+
+command("list", "この会話のセッション一覧", (_args, { store, key }) => {
+  const current = store.current(key).id;
+  const line = ({ id, messages, header: { at, label } }: Session) =>
+    `${id === current ? "*" : " "} ${id}  ${at}  ${messages.length}  ${label}`;
+  return store.list(key).map(line).join("\n");
+});
+
+command("switch", "<id>：前のセッションに戻る。idは先頭の数文字でよい", (id, app) => {
+  const session = app.store.switch(app.key, id);
+  return text(`セッション${session.id}です。メッセージは${session.messages.length}件あります。`);
+});
+
+command("context", "コンテキストウィンドウの埋まり具合", (_args, { store, key }) => {
+  const size = GUARD.size(store.current(key));
+  const percent = Math.round((size / GUARD.limit) * 100);
+  return text(`${GUARD.limit}トークン中、約${size}トークン（${percent}%）です。`);
+});
+
+command("compact", "古いターンを要約に置き換える", async (_args, app, options) => {
+  const done = await GUARD.summarise(app.store.current(app.key), options, KEPT);
+  return done ? text("要約しました。") : text("要約するものがまだありません。");
+});
+
+const TERMINAL_KEY = "agent:luna:cli:direct:owner"; // エージェント、名前、チャネル、種別、相手
+
+// ---- 全体をつなぐ ----
+
+async function main(): Promise<void> {
+  // .env.exampleの見本をコピーしただけの値も、キーなしとみなす。
+  if (!process.env.ANTHROPIC_API_KEY?.replace("sk-ant-your-key-here", "")) {
+    fail("ANTHROPIC_API_KEYが設定されていません。.env.exampleを.envにコピーし、キーを書いてください。");
+    fail("キーがなくても、`npm start`なら同じプログラムを練習用モデルとオフラインで動かせます。");
+    process.exit(1);
+  }
+  if (!(CONTEXT_TOKENS >= 1000)) throw new Error("CONTEXT_TOKENS must be a number from 1000 up");
+  lockFolder(STATE);
+  const app: App = { store: new SessionStore(path.join(STATE, "sessions")), key: TERMINAL_KEY };
+  const { id, messages } = app.store.current(app.key);
+  info(`モデルは${MODEL}です。Ctrl+Cで応答を中断、quitで終了します。`);
+  info(`セッション${id}、メッセージ${messages.length}件。コマンドの一覧は/helpで見られます。`);
+  await new Terminal().run(async (line, signal) => {
+    const options = { onText: say, signal };
+    if (line.startsWith("/")) return info(await runCommand(line, app, options));
+    return runTurn(app.store.current(app.key), line, options);
+  });
+}
+
+if (RUN) {
+  await main().catch((error) => {
+    fail(error.message);
+    process.exit(1);
+  });
+}
