@@ -573,10 +573,10 @@ class Log {
     const json = JSON.stringify({ at: new Date().toISOString(), ...record });
     // The rest of a torn line would swallow this one, unless a new line begins first.
     const line = `${this.#torn ? "\n" : ""}${json}\n`;
-    this.#torn = true;
+    this.#torn = true; // if this fails, it leaves half a line or a blank one, which counts too
+    this.lines++;
     fs.appendFileSync(this.file, line);
     this.#torn = false;
-    this.lines++;
     return this.lines;
   }
 }
@@ -911,7 +911,8 @@ async function askSummary(session: Session, old: string, tokens: number, options
     try {
       const reply = await callModel(request, { ...options, onText: undefined });
       options.signal?.throwIfAborted(); // then the reply is half a summary, and worse than none
-      if (reply.stop_reason !== "refusal" && wordsIn(reply)) return wordsIn(reply);
+      const summary = reply.stop_reason === "refusal" ? "" : wordsIn(reply).trim();
+      if (summary) return summary;
       throw new Error("the model gave no summary; /new begins a new session");
     } catch (error) {
       if (!isOverflow(error) || fit < 100) throw error;
