@@ -7,6 +7,7 @@
  */
 
 import { JAPANESE } from "./phrases.ja.ts";
+import { CHINESE } from "./phrases.zh.ts";
 
 export type Patterns = Record<(typeof PATTERN_NAMES)[number], RegExp[]>;
 
@@ -64,6 +65,8 @@ export interface Language {
   /** Words for + - * and /. */
   operators: [RegExp, string][];
   capitals: Record<string, string>;
+  /** What stands between two sentences; a space, if it is left out. */
+  gap?: string;
   say: Sentences;
 }
 
@@ -485,5 +488,6 @@ export const LANGUAGES: Language[] = [
     },
     say: ENGLISH_SENTENCES,
   },
+  CHINESE,
   JAPANESE,
 ];

@@ -116,9 +116,9 @@ function nextCalls(plan: Plan, now: Situation): Call[] {
 }
 
 function callTools(calls: Call[], now: Situation): Scripted {
-  const { say, forever } = now.language;
+  const { say, forever, gap = " " } = now.language;
   const quiet = now.rounds > 0 && forever.test(now.text);
-  const text = calls.map((call) => say.before(call.what, call.on)).join(" ");
+  const text = calls.map((call) => say.before(call.what, call.on)).join(gap);
   const uses = calls.map(({ name, input }) => ({ type: "tool_use", name, input }));
   return { content: quiet ? uses : [{ type: "text", text }, ...uses] };
 }
@@ -273,7 +273,9 @@ function count(from: number, to: number): string {
 }
 
 function story(language: Language): string {
-  return Array.from({ length: 24 }, (_, index) => language.say.storyLine(index)).join(" ");
+  return Array.from({ length: 24 }, (_, index) => language.say.storyLine(index)).join(
+    language.gap ?? " ",
+  );
 }
 
 /** Two passes, for multiplication and division come first. */
