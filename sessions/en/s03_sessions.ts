@@ -859,8 +859,7 @@ async function askSummary(session: Session, old: string, tokens: number, options
     try {
       const reply = await callModel(request, { ...options, onText: undefined });
       options.signal?.throwIfAborted(); // then the reply is half a summary, and worse than none
-      const summary = reply.stop_reason === "refusal" ? "" : wordsIn(reply).trim();
-      if (summary) return summary;
+      if (reply.stop_reason !== "refusal" && wordsIn(reply).trim()) return wordsIn(reply);
       throw new Error("the model gave no summary; /new begins a new session");
     } catch (error) {
       if (!isOverflow(error) || fit < 100) throw error;
