@@ -1,28 +1,23 @@
 // What the translators keep: the catalogues, sessions/<language>/code.po, and beside them
 // follows.json, which says which English text their lessons follow.
 import { createHash } from "node:crypto";
-import { existsSync, readFileSync, writeFileSync } from "node:fs";
+import { writeFileSync } from "node:fs";
 import path from "node:path";
 import { type GetTextTranslation, po } from "gettext-parser";
 import { parseMarkdown } from "./markdown.ts";
 import type { Message } from "./messages.ts";
-import { SECTIONS, sectionPath } from "./sections.ts";
+import { readIfThere as read, SECTIONS, sectionPath } from "./sections.ts";
 import type { Source } from "./translate.ts";
-
-/** The text of a file; "" if it isn't there. */
-export function read(root: string, file: string): string {
-  const full = path.join(root, file);
-  return existsSync(full) ? readFileSync(full, "utf8") : "";
-}
 
 export type Entries = Map<string, GetTextTranslation>;
 
-export const parseCatalogue = (text: string) => {
+/** The entries in use, and those that are not any more. */
+export function parseCatalogue(text: string): { live: Entries; obsolete: Entries } {
   const { translations, obsolete } = po.parse(text);
-  const live: Entries = new Map(Object.entries(translations[""] ?? {}));
+  const live = new Map(Object.entries(translations[""] ?? {}));
   live.delete(""); // the header
-  return { live, obsolete: new Map(Object.entries(obsolete?.[""] ?? {})) satisfies Entries };
-};
+  return { live, obsolete: new Map(Object.entries(obsolete?.[""] ?? {})) };
+}
 
 const isFuzzy = (entry: GetTextTranslation) => /\bfuzzy\b/.test(entry.comments?.flag ?? "");
 
@@ -34,18 +29,15 @@ export function flaw(entry: GetTextTranslation | undefined): string {
   if (!entry?.msgstr[0]) return "without a translation";
   if (isFuzzy(entry)) return "fuzzy (see that it fits the English, then take the flag away)";
   const meant = /^same$/m.test(entry.comments?.translator ?? "");
-  return entry.msgstr[0] !== entry.msgid || meant
-    ? ""
-    : 'still English (if it should be, put a line "# same" above it)';
+  if (entry.msgstr[0] !== entry.msgid || meant) return "";
+  return 'still English (if it should be, put a line "# same" above it)';
 }
 
 /** What is written into the files. */
-export const finished = (live: Entries): Map<string, string> =>
-  new Map(
-    [...live].flatMap(([id, entry]) =>
-      isFuzzy(entry) || !entry.msgstr[0] ? [] : [[id, entry.msgstr[0]]],
-    ),
-  );
+export function finished(live: Entries): Map<string, string> {
+  const found = [...live.values()].filter((entry) => !isFuzzy(entry));
+  return new Map(found.flatMap(({ msgid, msgstr: [text] }) => (text ? [[msgid, text]] : [])));
+}
 
 const wordsOf = (text: string) => new Set(text.toLowerCase().match(/\p{L}+/gu));
 
@@ -65,13 +57,17 @@ function nearest(id: string, entries: Iterable<GetTextTranslation>) {
 
 /** The entry of a message: the one that it had, or a new one with the nearest translation. */
 function entryFor({ id, note }: Message, place: string, known: Entries): GetTextTranslation {
+  const comments = { extracted: note, reference: place };
   const old = known.get(id);
-  const near = old ? undefined : nearest(id, known.values());
-  const { translator, flag, previous } = old?.comments ?? {};
-  const fuzzy = old ? { flag, ...(isFuzzy(old) && { previous }) } : {};
-  const from = near && { flag: "fuzzy", previous: `msgid ${JSON.stringify(near.msgid)}` };
-  const comments = { translator, reference: place, extracted: note, ...fuzzy, ...from };
-  return { msgid: id, msgstr: (old ?? near)?.msgstr ?? [""], comments };
+  if (old) {
+    const { translator, flag, previous } = old.comments ?? {};
+    const kept = { translator, flag, previous: isFuzzy(old) ? previous : undefined };
+    return { ...old, comments: { ...comments, ...kept } };
+  }
+  const near = nearest(id, known.values());
+  if (!near) return { msgid: id, msgstr: [""], comments };
+  const fuzzy = { flag: "fuzzy", previous: `msgid ${JSON.stringify(near.msgid)}` };
+  return { msgid: id, msgstr: near.msgstr, comments: { ...comments, ...fuzzy } };
 }
 
 const HEADERS = {
@@ -82,26 +78,32 @@ const HEADERS = {
 
 /** The catalogue of these sections, in their order. No translation that was in it is lost. */
 export function updateCatalogue(text: string, language: string, sources: Source[]): string {
-  const table = po.parse(text);
+  const { translations, headers } = po.parse(text);
   const { live, obsolete } = parseCatalogue(text);
   const known: Entries = new Map([...obsolete, ...live]);
   const next: Entries = new Map();
   for (const { name, messages } of sources) {
     for (const message of messages) {
-      if (next.has(message.id)) continue;
       // Only the first section that has it, without a line, so that an edit changes few entries.
-      next.set(message.id, entryFor(message, `${name}.ts`, known));
+      const place = `${name}.ts`;
+      if (!next.has(message.id)) next.set(message.id, entryFor(message, place, known));
     }
   }
   const inUse = new Set([...next.values()].flatMap(({ msgid, msgstr }) => [msgid, msgstr[0]]));
-  const gone = [...known].filter(
-    ([id, { msgstr }]) => msgstr[0] && !inUse.has(id) && !inUse.has(msgstr[0]),
+  const gone = [...known.values()].filter(
+    ({ msgid, msgstr }) => msgstr[0] && !inUse.has(msgid) && !inUse.has(msgstr[0]),
   );
-  const header = table.translations[""]?.[""] ?? { msgid: "", msgstr: [""] };
-  const headers = { ...HEADERS, Language: language, ...table.headers };
-  const translations = { "": Object.fromEntries([["", header], ...next]) };
+  const header = translations[""]?.[""] ?? { msgid: "", msgstr: [""] };
+  const table = (entries: GetTextTranslation[]) => ({
+    "": Object.fromEntries(entries.map((entry) => [entry.msgid, entry])),
+  });
   const compiled = po.compile(
-    { charset: "utf-8", headers, translations, obsolete: { "": Object.fromEntries(gone) } },
+    {
+      charset: "utf-8",
+      headers: { ...HEADERS, Language: language, ...headers },
+      translations: table([header, ...next.values()]),
+      obsolete: table(gone),
+    },
     { foldLength: 0 },
   );
   return compiled.toString("utf8").replace(/[ \t]+$/gm, "");
@@ -116,15 +118,12 @@ export function documentPath(code: string, name: string): string {
 
 /** A hash for each part of a document, by its heading. What sections print is recorded anew. */
 function partHashes(markdown: string): Record<string, string> {
-  const { lines, fences, headings } = parseMarkdown(markdown);
-  for (const { line, info, body } of fences) {
-    if (info !== "console") continue;
+  const { lines, fences, parts } = parseMarkdown(markdown);
+  for (const { line, body } of fences.filter(({ info }) => info === "console")) {
     for (const [i, said] of body.entries()) if (!/^(\$|\w+ >) \S/.test(said)) lines[line + i] = "";
   }
-  const parts = headings.filter(({ level }) => level <= 2);
-  const hashes = parts.map(({ text, line }, i) => {
-    const next = parts[i + 1]?.line ?? lines.length + 1;
-    const words = lines.slice(i === 0 ? 0 : line - 1, next - 1).filter((one) => one.trim());
+  const hashes = parts.map(({ text, line, end }, i) => {
+    const words = lines.slice(i === 0 ? 0 : line - 1, end).filter((one) => one.trim());
     return [text, createHash("sha256").update(words.join("\n")).digest("hex").slice(0, 12)];
   });
   return Object.fromEntries(hashes);
@@ -143,12 +142,15 @@ export function behind(root: string, code: string, name: string): string[] {
 
 /** Says that a translated document, or all of them, follow the English as it is now. */
 export function stamp(root: string, code: string, only?: string): string[] {
-  const follows = readFollows(root, code);
   const wanted = DOCUMENTS.filter((name) => (only ?? `${name}.md`) === `${name}.md`);
   const found = wanted.filter((name) => read(root, documentPath(code, name)));
   if (found.length === 0) throw new Error(`${code}: there is no ${only ?? "document"} to stamp.`);
-  for (const name of found)
-    follows[`${name}.md`] = partHashes(read(root, documentPath("en", name)));
+  const follows = readFollows(root, code);
+  const said = found.map((name) => {
+    const original = documentPath("en", name);
+    follows[`${name}.md`] = partHashes(read(root, original));
+    return `${documentPath(code, name)} follows ${original}`;
+  });
   writeFileSync(path.join(root, followsFile(code)), `${JSON.stringify(follows, null, 2)}\n`);
-  return found.map((name) => `${documentPath(code, name)} follows ${documentPath("en", name)}`);
+  return said;
 }

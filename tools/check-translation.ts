@@ -7,30 +7,29 @@ import {
   finished,
   flaw,
   parseCatalogue,
-  read,
   titleOf,
 } from "./catalogue.ts";
-import { emptyReport, type Report, sinkFor } from "./check-sections.ts";
 import { parseMarkdown } from "./markdown.ts";
 import { columns } from "./messages.ts";
-import { readLanguages, SECTIONS, sectionPath } from "./sections.ts";
+import { Report } from "./report.ts";
+import { readIfThere as read, readLanguages, SECTIONS, sectionPath } from "./sections.ts";
 import { readSources, type Source, translateSource } from "./translate.ts";
 
-export function checkTranslations(root: string): Report {
-  const report = emptyReport();
+export function checkTranslations(root: string, report = new Report()): Report {
   const sources = readSources(root);
   for (const [code, language] of readLanguages(root)) {
     const po = `sessions/${code}/code.po`;
     const { live, obsolete } = parseCatalogue(read(root, po));
     // What belongs to no section is due with the first one.
     const sink = (name: string) =>
-      sinkFor(report, language, SECTIONS.includes(name) ? name : (language.sections[0] ?? ""));
+      report.sink(language, SECTIONS.includes(name) ? name : (language.sections[0] ?? ""));
     for (const name of DOCUMENTS) sink(name).push(...checkDocument(root, code, name));
     for (const source of sources) {
       const file = sectionPath(code, source.name);
       const text = read(root, file);
       if (text === "") continue; // if it should be there, checkClaims says so
-      sink(source.name).push(...checkDiagrams(file, commentLines(text)));
+      const comments = text.split("\n").map((line) => (/^\s*(\/\/|\/?\*)/.test(line) ? line : ""));
+      sink(source.name).push(...checkDiagrams(file, comments));
       if (code !== "en") sink(source.name).push(...checkSection(source, code, text, live));
     }
     const [gone] = obsolete.keys();
@@ -43,7 +42,6 @@ export function checkTranslations(root: string): Report {
 
 /** The entries of a section, and whether the file is what they make of it. */
 function checkSection(source: Source, code: string, text: string, live: Entries): string[] {
-  const po = `sessions/${code}/code.po`;
   const run = `npm run translate ${code}`;
   const { problems, text: made } = translateSource(source, code, finished(live));
   const file = sectionPath(code, source.name);
@@ -51,18 +49,30 @@ function checkSection(source: Source, code: string, text: string, live: Entries)
   if (text.includes(`tsx ${sectionPath("en", source.name)}`)) {
     problems.push(`${file}: its header runs the English file. Translate the path too.`);
   }
-  const flawed = source.messages.filter(({ id }) => flaw(live.get(id)));
-  const [first] = flawed;
+  const [first, ...more] = source.messages.filter(({ id }) => flaw(live.get(id)));
   if (first) {
-    const what = `${titleOf(first.id)} is ${flaw(live.get(first.id))}`;
-    const count = flawed.length === 1 ? "" : ` (the first of ${flawed.length})`;
-    problems.push(`${po}: ${source.name}: ${what}${count}. Mend it, then run: ${run}`);
+    const count = more.length === 0 ? "" : ` (the first of ${more.length + 1})`;
+    const what = `${titleOf(first.id)} is ${flaw(live.get(first.id))}${count}`;
+    const entry = `sessions/${code}/code.po: ${source.name}: ${what}`;
+    problems.push(`${entry}. Mend it, then run: ${run}`);
   }
   return problems;
 }
 
-const commentLines = (source: string) =>
-  source.split("\n").map((line) => (/^\s*(\/\/|\/?\*)/.test(line) ? line : ""));
+/** A lesson, or another text that is written in each language and follows the English one. */
+function checkDocument(root: string, code: string, name: string): string[] {
+  const [file, original] = [documentPath(code, name), documentPath("en", name)];
+  const text = read(root, file);
+  const problems = checkDiagrams(file, fenceLines(text));
+  if (code === "en" || read(root, original) === "") return problems;
+  // Of a missing lesson checkClaims says so.
+  const missing = SECTIONS.includes(name) ? [] : [`${file}: missing. Translate ${original}.`];
+  if (text === "") return missing;
+  const parts = behind(root, code, name).join("; ");
+  const run = `npm run translate -- --stamp ${code} ${name}.md`;
+  const problem = `${file}: English has changed in: ${parts}. Follow it, then run: ${run}`;
+  return parts ? [...problems, problem] : problems;
+}
 
 /** The lines of the fences that may hold diagrams; "" for the others. */
 function fenceLines(markdown: string): string[] {
@@ -89,28 +99,12 @@ function checkDiagrams(file: string, lines: string[]): string[] {
   return lines.flatMap((line, i) => {
     const [upper, lower] = [cellsOf(lines[i - 1]), cellsOf(line)];
     if (upper.length === 0 || lower.length === 0) return [];
-    const pairs = Array.from({ length: Math.max(upper.length, lower.length) }, (_, column) => {
-      return `${upper[column] ?? " "}${lower[column] ?? " "}`;
-    });
-    const loose = pairs.findIndex((pair) => LOOSE.test(pair));
+    const longer = upper.length > lower.length ? upper : lower;
+    const loose = longer.findIndex((_, column) =>
+      LOOSE.test(`${upper[column] ?? " "}${lower[column] ?? " "}`),
+    );
     if (loose === -1) return [];
     const what = `a line of the diagram ends between here and the line above, column ${loose + 1}`;
     return [`${file}:${i + 1}: ${what}. Align it; a wide character takes two columns.`];
   });
-}
-
-/** A lesson, or another text that is written in each language and follows the English one. */
-function checkDocument(root: string, code: string, name: string): string[] {
-  const [file, original] = [documentPath(code, name), documentPath("en", name)];
-  const text = read(root, file);
-  const problems = checkDiagrams(file, fenceLines(text));
-  if (code === "en" || read(root, original) === "") return problems;
-  // Of a missing lesson checkClaims says so.
-  if (text === "")
-    return SECTIONS.includes(name) ? [] : [`${file}: missing. Translate ${original}.`];
-  const parts = behind(root, code, name).join("; ");
-  const run = `npm run translate -- --stamp ${code} ${name}.md`;
-  if (parts)
-    problems.push(`${file}: English has changed in: ${parts}. Follow it, then run: ${run}`);
-  return problems;
 }

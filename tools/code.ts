@@ -19,8 +19,10 @@ export function parse(source: string, file: string) {
   throw new Error(`${file}:${line}: does not parse: ${error.message}. Mend the syntax first.`);
 }
 
-/** The lines of a file with the comments cut out; the number of lines stays the same. */
-function withoutComments(source: string, file: string): string[] {
+const isBlank = (line: string) => line.trim() === "";
+
+/** The code: no comments, no blank lines. Indentation counts, so a re-indented line has changed. */
+export function codeLines(source: string, file: string): string[] {
   let text = "";
   let end = 0;
   for (const comment of parse(source, file).comments) {
@@ -33,14 +35,9 @@ function withoutComments(source: string, file: string): string[] {
   text += source.slice(end);
   const before = source.split(NEWLINE);
   // The blanks that stood before a cut comment go too; those inside a template literal stay.
-  return text.split(NEWLINE).map((line, i) => (line === before[i] ? line : line.trimEnd()));
+  const lines = text.split(NEWLINE).map((line, i) => (line === before[i] ? line : line.trimEnd()));
+  return lines.filter((line) => !isBlank(line));
 }
-
-const isBlank = (line: string) => line.trim() === "";
-
-/** The code: no comments, no blank lines. Indentation counts, so a re-indented line has changed. */
-export const codeLines = (source: string, file: string) =>
-  withoutComments(source, file).filter((line) => !isBlank(line));
 
 /**
  * The share of comment lines. A comment line holds a comment, or a part of one, and no code, so
@@ -51,13 +48,7 @@ export function commentShare(source: string, file: string): number {
   return all === 0 ? 0 : (all - codeLines(source, file).length) / all;
 }
 
-export interface Kept {
-  /** 1 - deleted lines / lines before. */
-  share: number;
-  removed: string[];
-}
-
-/** Writes two texts side by side into a new folder, for git to compare. */
+/** Writes texts side by side into a new folder, for git to compare. */
 export function withFiles<T>(files: Record<string, string>, use: (folder: string) => T): T {
   const folder = mkdtempSync(path.join(tmpdir(), "claw0-"));
   try {
@@ -68,26 +59,33 @@ export function withFiles<T>(files: Record<string, string>, use: (folder: string
   }
 }
 
-/** Runs git; a status from 128 on is an error, lower ones are for the caller to judge. */
-export function git(cwd: string, args: string[], stdio: "pipe" | "inherit" = "pipe") {
+/** Runs a program to its end. */
+export function run(cwd: string, program: string, args: string[], stdio?: "inherit") {
   const options = { cwd, stdio, encoding: "utf8", maxBuffer: 1 << 26 } as const; // "utf8": strings
-  const { error, signal, status, stdout, stderr } = spawnSync("git", args, options);
-  if (error) throw new Error(`git can't be started: ${error.message}. Install git.`);
+  const { error, ...result } = spawnSync(program, args, options);
+  if (error) throw new Error(`${program} can't be started: ${error.message}. Install it.`);
+  return result;
+}
+
+/** Runs git; a status from 128 on is an error, lower ones are for the caller to judge. */
+export function git(cwd: string, args: string[], stdio?: "inherit") {
+  const { signal, status, stdout, stderr } = run(cwd, "git", args, stdio);
   if (signal === "SIGPIPE") return { status: 0, text: "" }; // the reader has closed the pager
   if (status === null || status >= 128) throw new Error(`git ${args[0]} failed: ${stderr ?? ""}`);
   return { status, text: stdout };
 }
 
-/** How much of the code before is in the code after. A changed line is a removed and a new one. */
-export function kept(before: string[], after: string[]): Kept {
+/**
+ * How much of the code before is in the code after: 1 - deleted lines / lines before. A changed
+ * line is a removed and a new one.
+ */
+export function kept(before: string[], after: string[]) {
   const text = (lines: string[]) => lines.map((line) => `${line}\n`).join("");
   const files = { before: text(before), after: text(after) };
   // The "-" lines of this patch are the ones that --numstat counts as deleted.
   const options = "--no-index --no-ext-diff --no-color --text --minimal -U0".split(" ");
   const patch = withFiles(files, (cwd) => git(cwd, ["diff", ...options, "before", "after"]).text);
-  const lines = patch.split("\n");
-  const start = lines.findIndex((line) => line.startsWith("@@"));
-  const hunks = start === -1 ? [] : lines.slice(start);
+  const hunks = patch.split("\n").slice(4); // behind the names of the files
   const removed = hunks.filter((line) => line.startsWith("-")).map((line) => line.slice(1));
-  return { share: before.length === 0 ? 1 : 1 - removed.length / before.length, removed };
+  return { share: 1 - removed.length / (before.length || 1), removed };
 }

@@ -1,8 +1,9 @@
 // What `check` asks of every Markdown file: links lead somewhere, and the READMEs' numbers are true.
-import { existsSync, readdirSync, readFileSync } from "node:fs";
+import { readdirSync } from "node:fs";
 import path from "node:path";
-import { emptyReport, type Report } from "./check-sections.ts";
 import { codeLines } from "./code.ts";
+import { Report } from "./report.ts";
+import { exists, read } from "./sections.ts";
 
 export interface Fence {
   /** All that follows the opening backticks. */
@@ -12,37 +13,38 @@ export interface Fence {
   body: string[];
 }
 
-export interface Markdown {
-  lines: string[];
-  fences: Fence[];
-  /** The lines outside of the fences; those inside are "", so that line numbers stay. */
-  prose: string[];
-  headings: { level: number; text: string; line: number }[];
-}
+/** What the tools know of a Markdown text. */
+export type Markdown = ReturnType<typeof parseMarkdown>;
 
-export function parseMarkdown(text: string): Markdown {
+export function parseMarkdown(text: string) {
   const lines = text.split(/\r?\n/);
-  const found: Markdown = { lines, fences: [], prose: [], headings: [] };
-  let open: { fence: Fence; indent: string; close: RegExp } | undefined;
+  const fences: Fence[] = [];
+  /** The lines outside of the fences; those inside are "", so that line numbers stay. */
+  const prose: string[] = [];
+  const headings: { level: number; text: string; line: number }[] = [];
+  let open: { body: string[]; indent: string; close: RegExp } | undefined;
   for (const [i, line] of lines.entries()) {
     const [, indent = "", marks = "", info = ""] = /^(\s*)(`{3,}|~{3,})([^`]*)$/.exec(line) ?? [];
-    found.prose.push(open || marks ? "" : line);
+    prose.push(open || marks ? "" : line);
     if (open?.close.test(line)) {
       open = undefined;
     } else if (open) {
       // In a list the fence is indented, and what is in it by as much.
-      open.fence.body.push(line.startsWith(open.indent) ? line.slice(open.indent.length) : line);
+      open.body.push(line.startsWith(open.indent) ? line.slice(open.indent.length) : line);
     } else if (marks) {
-      const fence = { info: info.trim(), line: i + 1, body: [] };
       const close = new RegExp(`^\\s*${marks[0]}{${marks.length},}\\s*$`);
-      open = { fence, indent, close };
-      found.fences.push(fence);
+      open = { body: [], indent, close };
+      fences.push({ info: info.trim(), line: i + 1, body: open.body });
     } else {
       const [, hashes = "", heading = ""] = /^(#{1,6})\s+(.*?)\s*#*$/.exec(line) ?? [];
-      if (hashes) found.headings.push({ level: hashes.length, text: heading, line: i + 1 });
+      if (hashes) headings.push({ level: hashes.length, text: heading, line: i + 1 });
     }
   }
-  return found;
+  // A part begins with a heading of level 1 or 2; `end` is the number of its last line.
+  const tops = headings.filter(({ level }) => level <= 2);
+  const ends = [...tops.slice(1).map(({ line }) => line - 1), lines.length];
+  const parts = tops.map((part, i) => ({ ...part, end: ends[i] }));
+  return { lines, fences, prose, headings, parts };
 }
 
 /** The anchors of a file: GitHub's slugs of its headings, and what `id=` names. */
@@ -69,39 +71,37 @@ function markdownFiles(root: string, folder = ""): string[] {
   });
 }
 
-const LINK = /\]\(<?([^()\s<>]*(?:\([^()\s]*\)[^()\s<>]*)*)>?(?:\s+"[^"]*")?\)/g;
-const OTHER_LINKS = [/^\s*\[[^\]^][^\]]*\]:\s+(\S+)/g, /\s(?:href|src)="([^"]*)"/g];
+const LINKS = [
+  /\]\(<?([^()\s<>]*(?:\([^()\s]*\)[^()\s<>]*)*)>?(?:\s+"[^"]*")?\)/g,
+  /^\s*\[[^\]^][^\]]*\]:\s+(\S+)/g,
+  /\s(?:href|src)="([^"]*)"/g,
+];
+const INLINE_CODE = /(?<!`)(`+)(?!`).*?(?<!`)\1(?!`)/g;
 
-const withoutInlineCode = (line: string) => line.replace(/(?<!`)(`+)(?!`).*?(?<!`)\1(?!`)/g, "");
-
-function checkLink(root: string, file: string, link: string): string {
-  if (/^([a-z][a-z\d+.-]*:|\/\/)/i.test(link)) return ""; // another site: nothing to see offline
+function checkLink(root: string, file: string, link: string): string[] {
+  if (/^([a-z][a-z\d+.-]*:|\/\/)/i.test(link)) return []; // another site: nothing to see offline
   const decoded = /%(?![\da-f]{2})/i.test(link) ? link : decodeURIComponent(link);
   const [target = "", anchor = ""] = decoded.split("#");
   const folder = target.startsWith("/") ? "" : path.dirname(file);
   const to = target === "" ? file : path.join(folder, target.replace(/^\//, ""));
-  const full = path.join(root, to);
-  if (to.startsWith("..") || !existsSync(full)) return `there is no file ${target}`;
-  if (anchor === "" || !full.endsWith(".md")) return "";
-  if (anchors(parseMarkdown(readFileSync(full, "utf8"))).has(anchor)) return "";
-  return `${target || file} has no heading #${anchor}`;
+  if (to.startsWith("..") || !exists(root, to)) {
+    return [`there is no file ${target}. Mend the link.`];
+  }
+  const found =
+    !anchor || !to.endsWith(".md") || anchors(parseMarkdown(read(root, to))).has(anchor);
+  return found ? [] : [`${target || file} has no heading #${anchor}. Mend the link.`];
 }
 
-export function checkMarkdown(root: string): Report {
-  const report = emptyReport();
+export function checkMarkdown(root: string, report = new Report()): Report {
   let count = 0;
   for (const file of markdownFiles(root)) {
-    const { prose } = parseMarkdown(readFileSync(path.join(root, file), "utf8"));
-    for (const [i, line] of prose.entries()) {
-      const text = withoutInlineCode(line);
-      for (const [, link = ""] of [LINK, ...OTHER_LINKS].flatMap((re) => [...text.matchAll(re)])) {
-        count++;
-        const problem = checkLink(root, file, link);
-        if (problem) report.problems.push(`${file}:${i + 1}: ${problem}. Mend the link.`);
-      }
-      if (/^README[^/]*\.md$/.test(file)) {
-        report.problems.push(...checkNumber(root, line).map((text) => `${file}:${i + 1}: ${text}`));
-      }
+    for (const [i, line] of parseMarkdown(read(root, file)).prose.entries()) {
+      const text = line.replace(INLINE_CODE, "");
+      const links = LINKS.flatMap((kind) => [...text.matchAll(kind)]);
+      count += links.length;
+      const problems = links.flatMap(([, link = ""]) => checkLink(root, file, link));
+      if (/^README[^/]*\.md$/.test(file)) problems.push(...checkNumber(root, line));
+      report.problems.push(...problems.map((problem) => `${file}:${i + 1}: ${problem}`));
     }
   }
   report.facts.push(`links: ${count}`);
@@ -110,11 +110,10 @@ export function checkMarkdown(root: string): Report {
 
 /** A table row that links a section's code gives its code lines in a cell of its own. */
 function checkNumber(root: string, line: string): string[] {
-  const [, section = ""] = /^\s*\|.*\]\((?:\.\/)?(sessions\/\w+\/s\d\d_\w+\.ts)\)/.exec(line) ?? [];
-  const full = path.join(root, section);
-  if (section === "" || !existsSync(full)) return [];
-  const right = codeLines(readFileSync(full, "utf8"), section).length;
+  const [, file] = /^\s*\|.*\]\((?:\.\/)?(sessions\/\w+\/s\d\d_\w+\.ts)\)/.exec(line) ?? [];
+  if (!file || !exists(root, file)) return [];
+  const right = codeLines(read(root, file), file).length;
   const cells = line.split("|").map((cell) => cell.replace(/[,*\s]/g, ""));
-  if (cells.includes(String(right))) return [];
-  return [`${section} has ${right} code lines. Say so in a cell that is just the number.`];
+  const problem = `${file} has ${right} code lines. Say so in a cell that is just the number.`;
+  return cells.includes(String(right)) ? [] : [problem];
 }

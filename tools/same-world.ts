@@ -12,13 +12,7 @@ let drawn = 0;
 function randomUUID() {
   drawn++;
   const hex = createHash("sha256").update(`${start} ${drawn}`).digest("hex");
-  const parts = [
-    hex.slice(0, 8),
-    hex.slice(8, 12),
-    `4${hex.slice(13, 16)}`,
-    `8${hex.slice(17, 20)}`,
-  ];
-  return [...parts, hex.slice(20, 32)].join("-");
+  return hex.replace(/^(.{8})(.{4}).(.{3}).(.{3})(.{12}).*/, "$1-$2-4$3-8$4-$5");
 }
 Object.assign(crypto, { randomUUID });
 Object.assign(globalThis.crypto, { randomUUID });

@@ -1,21 +1,19 @@
-// The ten sections: their names, their order, and where they are.
+// What all tools share: the ten sections, in their order, where things are, and how a tool starts.
 import { existsSync, readFileSync, realpathSync } from "node:fs";
 import path from "node:path";
 
-export const SECTIONS = [
-  "s01_agent_loop",
-  "s02_tool_use",
-  "s03_sessions",
-  "s04_channels",
-  "s05_gateway",
-  "s06_intelligence",
-  "s07_heartbeat_cron",
-  "s08_delivery",
-  "s09_resilience",
-  "s10_concurrency",
-];
+export const SECTIONS = `s01_agent_loop s02_tool_use s03_sessions s04_channels s05_gateway
+s06_intelligence s07_heartbeat_cron s08_delivery s09_resilience s10_concurrency`.split(/\s+/);
 
 export const ROOT = path.dirname(import.meta.dirname);
+
+export const exists = (root: string, file: string) => existsSync(path.join(root, file));
+
+export const read = (root: string, file: string) => readFileSync(path.join(root, file), "utf8");
+
+/** The text of a file; "" if it isn't there. */
+export const readIfThere = (root: string, file: string) =>
+  exists(root, file) ? read(root, file) : "";
 
 /** What `tools/languages.json` says of a language. */
 export interface Language {
@@ -27,13 +25,15 @@ export interface Language {
 }
 
 export function readLanguages(root: string): Map<string, Language> {
-  const file = path.join(root, "tools/languages.json");
-  const found: Record<string, Language> = JSON.parse(readFileSync(file, "utf8"));
+  const found: Record<string, Language> = JSON.parse(read(root, "tools/languages.json"));
   return new Map(Object.entries(found));
 }
 
 /** "s02_tool_use" to "s02". */
 export const short = (name: string) => name.slice(0, 3);
+
+/** "s02" to "s02_tool_use". */
+export const longName = (id: string) => SECTIONS.find((name) => short(name) === id);
 
 /** The path from the root, with "/" on every system, as messages show it. */
 export const sectionPath = (language: string, name: string, extension = "ts") =>
@@ -41,7 +41,7 @@ export const sectionPath = (language: string, name: string, extension = "ts") =>
 
 /** The sections whose code is on disk, in order. */
 export const existingSections = (root: string, language: string) =>
-  SECTIONS.filter((name) => existsSync(path.join(root, sectionPath(language, name))));
+  SECTIONS.filter((name) => exists(root, sectionPath(language, name)));
 
 /** The section that a person means by "s02" or "s02_tool_use"; it must exist. */
 export function findSection(root: string, language: string, given: string): string {
@@ -52,16 +52,18 @@ export function findSection(root: string, language: string, given: string): stri
   throw new Error(`There is no section "${given}" in sessions/${language}. ${there}.`);
 }
 
+export const messageOf = (error: unknown) => (error instanceof Error ? error.message : `${error}`);
+
 /** Whether a file is the one that was started, and not imported by a test. */
 export const isMain = (filename: string) =>
   process.argv[1] !== undefined && realpathSync(process.argv[1]) === filename;
 
 /** Runs the main function of a tool; an error is for a person: its message, without the stack. */
-export function start(main: () => void): void {
+export async function start(main: () => unknown): Promise<void> {
   try {
-    main();
+    await main();
   } catch (error) {
-    console.error(error instanceof Error ? error.message : error);
+    console.error(messageOf(error));
     process.exitCode = 1;
   }
 }

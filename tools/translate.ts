@@ -2,13 +2,15 @@
 import { mkdirSync, writeFileSync } from "node:fs";
 import path from "node:path";
 import { parseArgs } from "node:util";
-import { finished, parseCatalogue, read, stamp, titleOf, updateCatalogue } from "./catalogue.ts";
-import { lineAt, parse } from "./code.ts";
+import { finished, parseCatalogue, stamp, titleOf, updateCatalogue } from "./catalogue.ts";
+import { codeLines, lineAt, parse } from "./code.ts";
 import { findMessages, type Message, textNodes } from "./messages.ts";
 import {
   existingSections,
   isMain,
+  messageOf,
   ROOT,
+  readIfThere as read,
   readLanguages,
   sectionPath,
   short,
@@ -41,28 +43,22 @@ function splice(source: string, pieces: Piece[], from = 0, to = source.length): 
 
 /** The code alone: without comments, and with nothing in the terminal texts. */
 function skeleton(source: string, file: string): string {
-  const { comments, program } = parse(source, file);
-  const texts = textNodes(program).map(({ start, end }) => ({ start, end, text: '""' }));
-  const pieces = [...texts, ...comments.map(({ start, end }) => ({ start, end, text: "" }))];
-  const code = splice(
-    source,
-    pieces.sort((a, b) => a.start - b.start),
-  );
-  return code.replace(/[ \t]+$/gm, "").replace(/\n+/g, "\n");
+  const texts = textNodes(parse(source, file).program);
+  const pieces = texts.map(({ start, end }) => ({ start, end, text: '""' }));
+  return codeLines(splice(source, pieces), file).join("\n");
 }
 
-/** A section, taken apart once for all languages. */
 export interface Source {
   name: string;
   text: string;
   messages: Message[];
-  code: string;
 }
 
-export function readSource(name: string, text: string): Source {
-  const file = sectionPath("en", name);
-  return { name, text, messages: findMessages(text, file), code: skeleton(text, file) };
-}
+export const readSource = (name: string, text: string): Source => ({
+  name,
+  text,
+  messages: findMessages(text, sectionPath("en", name)),
+});
 
 /** The English sections that a language claims. One that is being written can wait. */
 export function readSources(root: string): Source[] {
@@ -85,13 +81,12 @@ export function translateSource(source: Source, code: string, translations: Map<
       const written = write(translation, (from, to) => splice(text, pieces, from, to));
       pieces.unshift({ start, end, text: written });
     } catch (error) {
-      const why = error instanceof Error ? error.message : error;
       const entry = `${titleOf(id)} (line ${lineAt(text, start)} in English)`;
-      problems.push(`sessions/${code}/code.po: ${entry}: ${why}.`);
+      problems.push(`sessions/${code}/code.po: ${entry}: ${messageOf(error)}.`);
     }
   }
   const translated = splice(text, pieces);
-  if (translated !== text && skeleton(translated, file) !== source.code) {
+  if (translated !== text && skeleton(translated, file) !== skeleton(text, file)) {
     problems.push(`${file}: the code is not that of the English file.`);
   }
   return { text: translated, problems };
@@ -131,4 +126,4 @@ function main(): void {
   }
 }
 
-if (isMain(import.meta.filename)) start(main);
+if (isMain(import.meta.filename)) await start(main);
