@@ -1654,9 +1654,9 @@ type FeishuAnswer = { code: number; msg: string; expire?: number; tenant_access_
 /** The words of a message, with its links; and the pictures and files in it. */
 function readFeishu(type: string, json: string) {
   const media: { kind: string; id: string }[] = [];
-  const wordsOf = (item: Fields): string => {
-    const id = item.file_key ?? item.image_key;
-    if (!id) return `${item.text ?? item.user_id ?? ""}${item.href ? ` (${item.href})` : ""}`;
+  const wordsOf = (item: Fields | null): string => {
+    const id = item?.file_key ?? item?.image_key;
+    if (!id) return `${item?.text ?? item?.user_id ?? ""}${item?.href ? ` (${item.href})` : ""}`;
     media.push({ kind: type === "post" ? "image" : type, id: String(id) });
     return `[${media.at(-1)?.kind}]`;
   };
