@@ -8,7 +8,7 @@
 //                                                         └──► 说完了：回到 You >
 //
 // 本节新增：对话（一个由我们自己保管的列表）、循环、停止原因、终端。
-// 运行：    npm start -- s01                           离线，用练习模型
+// 运行：    npm start -- s01 --lang zh                 离线，用练习模型
 //           npx tsx sessions/zh/s01_agent_loop.ts      用 .env 里的密钥
 // 有意不做：程序退出后还记得内容；换一个密钥或换一个模型再试。
 // 这两件事后面几节会做，到时这里的代码几乎不用动。
@@ -190,7 +190,7 @@ async function main(): Promise<void> {
   // 从 .env.example 抄过来没改的示例，也不算密钥。
   if (!process.env.ANTHROPIC_API_KEY?.replace("sk-ant-your-key-here", "")) {
     fail("没有设置 ANTHROPIC_API_KEY：把 .env.example 复制成 .env，填上你的密钥。");
-    fail("没有密钥？`npm start` 可以离线运行同一个程序，由练习模型来回答。");
+    fail("没有密钥？`npm start -- --lang zh` 可以离线运行同一个程序，由练习模型来回答。");
     process.exit(1);
   }
   info(`正在和 ${MODEL} 对话。Ctrl+C 中断回复，输入 quit 退出。`);

@@ -10,7 +10,7 @@
 //
 // 本节新增：bash、read_file、write_file、edit_file；围住它们的几道墙；还有一条规矩：
 // 每次工具调用都有且只有一个结果，不管中间出了什么事。
-// 运行：    npm start -- s02                         离线，用练习模型
+// 运行：    npm start -- s02 --lang zh               离线，用练习模型
 //           npx tsx sessions/zh/s02_tool_use.ts      用 .env 里的密钥
 // 有意不做：执行命令前先问人、给 bash 套沙箱、后台任务、大文件分页读。
 
@@ -479,7 +479,7 @@ async function main(): Promise<void> {
   // 从 .env.example 抄过来没改的示例，也不算密钥。
   if (!process.env.ANTHROPIC_API_KEY?.replace("sk-ant-your-key-here", "")) {
     fail("没有设置 ANTHROPIC_API_KEY：把 .env.example 复制成 .env，填上你的密钥。");
-    fail("没有密钥？`npm start` 可以离线运行同一个程序，由练习模型来回答。");
+    fail("没有密钥？`npm start -- --lang zh` 可以离线运行同一个程序，由练习模型来回答。");
     process.exit(1);
   }
   info(`正在和 ${MODEL} 对话。Ctrl+C 中断回复，输入 quit 退出。`);

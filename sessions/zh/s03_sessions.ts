@@ -8,7 +8,7 @@
 //   太长？          ──► 截短工具结果 ──► 做摘要 ──► 告诉用户
 //
 // 本节新增：会话存储、斜杠命令，还有守卫，它让长对话不超出模型的上下文窗口。
-// 运行：    npm start -- s03                         离线，用练习模型
+// 运行：    npm start -- s03 --lang zh               离线，用练习模型
 //           npx tsx sessions/zh/s03_sessions.ts      用 .env 里的密钥
 // 有意不做：数据库、给对话开分支、删除旧会话、压缩前先把要点写进记忆。
 
@@ -537,10 +537,10 @@ class Log {
     const json = JSON.stringify({ at: new Date().toISOString(), ...record });
     // 不先换行的话，这一行会接在上次没写完的半行后面，一起作废。
     const line = `${this.#torn ? "\n" : ""}${json}\n`;
-    this.#torn = true;
+    this.#torn = true; // 写失败会留下半行或者空行，那也算一行
+    this.lines++;
     fs.appendFileSync(this.file, line);
     this.#torn = false;
-    this.lines++;
     return this.lines;
   }
 }
@@ -659,7 +659,7 @@ export class SessionStore {
   }
 
   #in(folder: string): Session[] {
-    if (!fs.existsSync(folder)) return [];
+    if (!fs.statSync(folder, { throwIfNoEntry: false })?.isDirectory()) return [];
     const files = fs.readdirSync(folder).filter((name) => name.endsWith(".jsonl"));
     const sessions = files.map((name) => new Session(path.join(folder, name)));
     return sessions.sort((a, b) => (a.header.at < b.header.at ? -1 : 1));
@@ -857,7 +857,7 @@ async function askSummary(session: Session, old: string, tokens: number, options
     try {
       const reply = await callModel(request, { ...options, onText: undefined });
       options.signal?.throwIfAborted(); // 这时回复只有半段摘要，还不如没有
-      if (reply.stop_reason !== "refusal" && wordsIn(reply)) return wordsIn(reply);
+      if (reply.stop_reason !== "refusal" && wordsIn(reply).trim()) return wordsIn(reply);
       throw new Error("the model gave no summary; /new begins a new session");
     } catch (error) {
       if (!isOverflow(error) || fit < 100) throw error;
@@ -971,7 +971,7 @@ async function main(): Promise<void> {
   // 从 .env.example 抄过来没改的示例，也不算密钥。
   if (!process.env.ANTHROPIC_API_KEY?.replace("sk-ant-your-key-here", "")) {
     fail("没有设置 ANTHROPIC_API_KEY：把 .env.example 复制成 .env，填上你的密钥。");
-    fail("没有密钥？`npm start` 可以离线运行同一个程序，由练习模型来回答。");
+    fail("没有密钥？`npm start -- --lang zh` 可以离线运行同一个程序，由练习模型来回答。");
     process.exit(1);
   }
   if (!(CONTEXT_TOKENS >= 1000)) throw new Error("CONTEXT_TOKENS must be a number from 1000 up");
