@@ -9,7 +9,7 @@
 //
 // この章で加わるもの：セッションの置き場、スラッシュコマンド、長い会話をモデルのコンテキスト
 // ウィンドウに収めるガード。
-// 動かし方：  npm start -- s03                         オフライン、練習用モデルを使う
+// 動かし方：  npm start -- s03 --lang ja               オフライン、練習用モデルを使う
 //             npx tsx sessions/ja/s03_sessions.ts      .envのキーを使う
 // 省いたもの：データベース、会話の枝分かれ、古いセッションの削除、圧縮の前に記憶を書き残すこと。
 
@@ -538,10 +538,10 @@ class Log {
     const json = JSON.stringify({ at: new Date().toISOString(), ...record });
     // 書きかけの行が残っていると、この行がその続きになってしまう。先に改行を入れる。
     const line = `${this.#torn ? "\n" : ""}${json}\n`;
-    this.#torn = true;
+    this.#torn = true; // if this fails, it leaves half a line or a blank one, which counts too
+    this.lines++;
     fs.appendFileSync(this.file, line);
     this.#torn = false;
-    this.lines++;
     return this.lines;
   }
 }
@@ -858,7 +858,7 @@ async function askSummary(session: Session, old: string, tokens: number, options
     try {
       const reply = await callModel(request, { ...options, onText: undefined });
       options.signal?.throwIfAborted(); // 応答は要約の途中まで。それならないほうがいい
-      if (reply.stop_reason !== "refusal" && wordsIn(reply)) return wordsIn(reply);
+      if (reply.stop_reason !== "refusal" && wordsIn(reply).trim()) return wordsIn(reply);
       throw new Error("the model gave no summary; /new begins a new session");
     } catch (error) {
       if (!isOverflow(error) || fit < 100) throw error;
