@@ -346,6 +346,15 @@ describe.each(sectionsFrom("s02"))("$name", (section) => {
     expect(outline(await next())).toEqual(["user: hi", "assistant: Hello.", "user: go on"]);
   });
 
+  it("a refusal in the middle of a call: the whole turn is left out", async () => {
+    const { model, turn, next } = await open(section);
+    const refused = calls(["bash", { command: "something bad" }]);
+    model.script(say("Hello."), { ...refused, stopReason: "refusal" });
+    await turn("hi");
+    await turn("something bad");
+    expect(outline(await next())).toEqual(["user: hi", "assistant: Hello.", "user: go on"]);
+  });
+
   it("thinking before a call is sent back with its result, unchanged", async () => {
     const { model, give, turn } = await open(section);
     give("look", () => "seen");

@@ -169,6 +169,8 @@ describe.each(englishFrom("s03"))("$name", (section) => {
     expect(await program.ask(`/switch ${id}`)).toContain(id);
     expect(await program.ask("What is my name?")).toContain("Ada");
 
+    model.script(say(`A long story: ${"word ".repeat(800)}`));
+    await program.ask("tell me something long");
     const before = model.log.length;
     expect(await program.ask("/compact")).not.toMatch(/nothing/i);
     expect(model.log).toHaveLength(before + 1);
