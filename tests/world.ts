@@ -7,7 +7,7 @@
  */
 
 import { spawn } from "node:child_process";
-import { cpSync, existsSync, readdirSync, readFileSync } from "node:fs";
+import { cpSync, existsSync, readdirSync, readFileSync, watch } from "node:fs";
 import { createServer, type IncomingHttpHeaders } from "node:http";
 import { join } from "node:path";
 import { spawn as spawnTerminal } from "@lydell/node-pty";
@@ -240,6 +240,8 @@ interface WorldOptions {
   /** Until when the start waits; until it is ready for a line, unless it says otherwise. */
   until?: string | RegExp;
   workspace?: string;
+  /** Is done before the section starts. */
+  prepare?(world: World): void;
 }
 
 /** Everything, started and ready. */
@@ -251,6 +253,7 @@ export async function openWorld(section: SectionFile, options: WorldOptions = {}
     world.program.kill();
     await world.program.end();
   });
+  options.prepare?.(world);
   await world.start();
   return world;
 }
@@ -362,6 +365,20 @@ export class World {
   inboxFiles(): string[] {
     const folder = join(this.state, "inbox");
     return existsSync(folder) ? readdirSync(folder).filter((name) => name !== "done.jsonl") : [];
+  }
+
+  /** Resolves when nothing in the inbox is left to be answered. */
+  async inboxDone(): Promise<void> {
+    const folder = join(this.state, "inbox");
+    const isDone = () => !this.inboxFiles().some((name) => name.endsWith(".json"));
+    const watcher = watch(folder);
+    afterwards(() => watcher.close());
+    await new Promise<void>((resolve) => {
+      const look = () => isDone() && resolve();
+      watcher.on("change", look);
+      look(); // it may be so already
+    });
+    watcher.close();
   }
 
   /** What was begun how often, as the inbox has it. */
