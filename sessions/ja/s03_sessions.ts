@@ -538,7 +538,7 @@ class Log {
     const json = JSON.stringify({ at: new Date().toISOString(), ...record });
     // 書きかけの行が残っていると、この行がその続きになってしまう。先に改行を入れる。
     const line = `${this.#torn ? "\n" : ""}${json}\n`;
-    this.#torn = true; // if this fails, it leaves half a line or a blank one, which counts too
+    this.#torn = true; // 失敗したら半端な行か空行が残る。それも1行に数える
     this.lines++;
     fs.appendFileSync(this.file, line);
     this.#torn = false;
