@@ -1,0 +1,116 @@
+/** s04 in a terminal: what arrives while a line is being typed does not destroy the line. */
+
+import { describe, expect, it } from "vitest";
+import { englishFrom, sectionsFrom, settings, start } from "./helper.ts";
+import { echoModel, openWorld } from "./world.ts";
+
+/** What a screen of so many columns shows after these bytes: enough of a terminal for this. */
+function screen(raw: string, columns: number): string[] {
+  const rows: string[][] = [[]];
+  let [row, column] = [0, 0];
+  const esc = String.fromCharCode(27);
+  const pieces = raw.match(new RegExp(`${esc}\\[([?\\d;]*)([A-Za-z])|[^]`, "gu")) ?? [];
+  const line = () => {
+    while (rows.length <= row) rows.push([]);
+    return rows[row] ?? [];
+  };
+  for (const piece of pieces) {
+    const [, numbers = "", letter] =
+      new RegExp(`^${esc}\\[([?\\d;]*)([A-Za-z])$`).exec(piece) ?? [];
+    const count = Number(numbers || 1);
+    if (letter === "A") row = Math.max(0, row - count);
+    else if (letter === "B") row += count;
+    else if (letter === "C") column += count;
+    else if (letter === "D") column = Math.max(0, column - count);
+    else if (letter === "G") column = count - 1;
+    else if (letter === "K") line().splice(column);
+    else if (letter === "J") {
+      line().splice(column);
+      rows.splice(row + 1);
+    } else if (letter) continue;
+    else if (piece === "\r") column = 0;
+    else if (piece === "\n") row += 1;
+    else if (piece >= " ") {
+      // The cursor of a real terminal waits at the edge until the next character comes.
+      if (column >= columns) [row, column] = [row + 1, 0];
+      const cells = line();
+      while (cells.length < column) cells.push(" ");
+      cells[column] = piece;
+      column += 1;
+    }
+  }
+  return rows.map((cells) => cells.join("").trimEnd());
+}
+
+describe.each(englishFrom("s04"))("$name in a terminal", (section) => {
+  const COLUMNS = 60;
+
+  it("prints above the line that is being typed, also above one that wraps", async () => {
+    const world = await openWorld(section, { feishu: false, columns: COLUMNS });
+    const { telegram, program } = world;
+    const asked = () => world.model.log.length;
+    const shown = () => screen(program.raw, COLUMNS);
+
+    for (const typed of ["half a li", "0123456789".repeat(14), "你好世界".repeat(20)]) {
+      program.write(typed);
+      await program.until(typed.slice(-4));
+      const said = `news ${typed.length}`;
+      telegram.say("alice", said);
+      await telegram.nextSent("alice");
+      await program.until(`"${said}"`);
+      // Keys go on where they were.
+      program.write("END");
+      await program.until("END");
+      if (!typed.startsWith("你")) {
+        const rows = shown();
+        const joined = rows.join("");
+        expect(joined).toContain(`You > ${typed}END`);
+        expect(joined.split(`"${said}"`)).toHaveLength(2);
+        expect(rows.filter((row) => row.startsWith("You > "))).toHaveLength(asked() === 1 ? 1 : 2);
+      }
+      program.write("\r");
+      await program.until(`re: ${typed}END`);
+      await program.prompt();
+    }
+    // What was typed arrived whole, and nothing else with it.
+    const lines = world.requestsAbout("END").map(({ request }) => request.messages.at(-1)?.content);
+    expect(JSON.stringify(lines)).toContain(`${"0123456789".repeat(14)}END`);
+    program.write("\x03");
+    expect((await program.end()).code).toBe(0);
+  });
+
+  it("a person's turn streams while others are answered, and Ctrl+C stops only that turn", async () => {
+    const world = await openWorld(section, { feishu: false, columns: 100 });
+    const { telegram, model, program } = world;
+    const held = model.hold();
+    program.write("a slow one\r");
+    await held.waiting;
+    telegram.say("alice", "meanwhile");
+    expect((await telegram.nextSent("alice")).text).toBe("re: meanwhile");
+    program.write("\x03");
+    await program.until(/interrupted/);
+    await program.prompt();
+    held.release();
+    telegram.say("alice", "and then");
+    expect((await telegram.nextSent("alice")).text).toBe("re: and then");
+    program.write("next\r");
+    await program.until("re: next");
+    await program.prompt();
+    program.write("quit\r");
+    expect((await program.end()).code).toBe(0);
+  });
+});
+
+describe.each(sectionsFrom("s04"))("$name, one scripted run", (section) => {
+  it("answers its lines, all of them, and leaves at the end of the input", async () => {
+    const model = await echoModel();
+    const program = start(section, settings(model));
+    const { code, text } = await program.finish("one\n\n/help\n/channels\n/accounts\ntwo\n");
+    expect(code).toBe(0);
+    expect(text).toContain("re: one");
+    expect(text).toContain("re: two");
+    for (const name of ["/channels", "/accounts", "/new"]) expect(text).toContain(name);
+    expect(text.split("You > ")).toHaveLength(8);
+    expect(model.log).toHaveLength(2);
+  });
+});
