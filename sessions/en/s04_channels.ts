@@ -1568,7 +1568,8 @@ export class FeishuChannel implements Channel {
     const bytes = Buffer.from(String(event.encrypt), "base64");
     try {
       const cipher = crypto.createDecipheriv("aes-256-cbc", key, bytes.subarray(0, 16));
-      return parseObject(`${cipher.update(bytes.subarray(16))}${cipher.final()}`);
+      // Joined as bytes: between two blocks there may be half a character.
+      return parseObject(`${Buffer.concat([cipher.update(bytes.subarray(16)), cipher.final()])}`);
     } catch {
       return undefined; // another key, or no encryption at all
     }
