@@ -1139,9 +1139,9 @@ export class Inbox {
     }
   }
 
-  /** The answer is sent: the files go, the ids stay. */
+  /** The answer is sent: the files go, the ids stay. The first part, with the turn's id, goes last. */
   finish(messages: Routed[]): void {
-    for (const { file, message } of this.#find(messages)) {
+    for (const { file, message } of this.#find(messages).reverse()) {
       // The id first. A crash in between leaves a file, but one that is known to be done.
       this.#log.append({ id: message.id });
       this.#done.add(message.id);
@@ -1214,8 +1214,8 @@ function enqueue(app: App, message: Routed, signal?: AbortSignal): Promise<strin
  * in it, it ends, and the person hears something. Only the death of the program brings it back.
  */
 async function handle(app: App, parts: Routed[], signal?: AbortSignal): Promise<string> {
-  const words = parts.map((part) => part.text).join("\n");
-  const message = { ...parts[0], text: words } as Routed; // there is at least one part
+  // There is at least one part; the turn has the first one's id.
+  const message = { ...parts[0], text: parts.map((part) => part.text).join("\n") } as Routed;
   const channel = app.channels.get(message.channel);
   const showTyping = () => channel?.typing?.(message.peerId).catch(() => {});
   const timer = setInterval(showTyping, 4_000); // the platforms show it for 5 s
@@ -1241,7 +1241,8 @@ async function handle(app: App, parts: Routed[], signal?: AbortSignal): Promise<
 async function answerTo(message: Routed, app: App, options: TurnOptions): Promise<string> {
   const [, name] = /^\/(new|help)\b/.exec(message.text) ?? [];
   if (message.channel === "cli" || message.isGroup || !name) {
-    return runTurn(app.store.current(message.sessionKey), message.text, options);
+    // Half a character, which a client can send, would spoil this request and all that follow.
+    return runTurn(app.store.current(message.sessionKey), message.text.toWellFormed(), options);
   }
   if (name === "help") return text("/new begins a new conversation.");
   return runCommand(message.text, { ...app, key: message.sessionKey }, options);
@@ -1665,7 +1666,7 @@ function readFeishu(type: string, json: string) {
   if (type !== "post") return { words: wordsOf(content) || `[${type}]`, media };
   const lines = Array.isArray(content.content) ? content.content : [];
   const words = lines.map((line: Fields[]) => [line ?? []].flat().map(wordsOf).join(""));
-  return { words: [content.title, ...words].filter(Boolean).join("\n"), media };
+  return { words: [content.title, ...words].filter(Boolean).join("\n") || "[post]", media };
 }
 
 command("channels", "the channels, and how they are", (_args, { channels }) =>
@@ -1710,6 +1711,7 @@ async function main(): Promise<void> {
   await app.channels.start((message, signal) => accept(app, message, signal));
   const serve = process.argv.includes("--serve");
   if (serve) {
+    setInterval(() => {}, 60_000); // waiting for a signal alone would not keep Node running
     await Promise.race([once(process, "SIGTERM"), once(process, "SIGINT")]);
   } else {
     app.channels.set("cli", cli);
@@ -1719,7 +1721,7 @@ async function main(): Promise<void> {
   await app.channels.stop();
   // Whoever is being answered gets up to 10 s; what is not done by then is done after the restart.
   if (serve) await Promise.race([Promise.allSettled(tails.values()), sleep(10_000)]);
-  process.exit(0);
+  process.stdout.write("", () => process.exit(0)); // when the reader of a pipe has taken it all
 }
 
 if (RUN) {
