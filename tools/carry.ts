@@ -3,19 +3,11 @@
 // For each step it merges three texts: the section as committed (base), the same section now
 // (theirs), and the next one (ours). Since each base is a commit and not the result of an earlier
 // run, a run that stopped at a conflict goes on from the section where the conflict was resolved.
-import { readFileSync, writeFileSync } from "node:fs";
+import { writeFileSync } from "node:fs";
 import path from "node:path";
 import { parseArgs } from "node:util";
 import { git, withFiles } from "./code.ts";
-import {
-  existingSections,
-  findSection,
-  isMain,
-  ROOT,
-  sectionPath,
-  short,
-  start,
-} from "./sections.ts";
+import { existingSections, findSection, read, sectionPath, short, start } from "./sections.ts";
 
 const USAGE = `npm run carry s01                    your edit of s01 into s02, s03, ...
 npm run carry -- s01 --base HEAD~2   what changed in s01 since that commit
@@ -28,55 +20,47 @@ const conflictLines = (text: string) =>
 function textAt(root: string, commit: string, file: string): string {
   const listed = git(root, ["ls-tree", "--name-only", commit, file]).text;
   if (listed) return git(root, ["show", `${commit}:./${file}`]).text;
-  throw new Error(
-    `${file} is not in ${commit}: there is nothing to compare with. Commit it first.`,
-  );
-}
-
-function merge(ours: string, base: string, theirs: string, labels: string[]) {
-  const options = ["-p", ...labels.flatMap((label) => ["-L", label])];
-  return withFiles({ ours, base, theirs }, (cwd) =>
-    git(cwd, ["merge-file", ...options, "ours", "base", "theirs"]),
-  );
+  const problem = `${file} is not in ${commit}: there is nothing to compare with`;
+  throw new Error(`${problem}. Commit it first.`);
 }
 
 /** Merges along the sections; says what it did. Throws at a conflict, which is then in the file. */
 export function carry(root: string, args: string[]): string[] {
-  const options = { base: { type: "string", default: "HEAD" } } as const;
+  const options = { base: { type: "string", default: "HEAD" } } as const; // what is inferred from
   const { values, positionals } = parseArgs({ args, options, allowPositionals: true });
   const [given] = positionals;
   if (given === undefined || positionals.length > 1) throw new Error(USAGE);
   const existing = existingSections(root, "en");
   const names = existing.slice(existing.indexOf(findSection(root, "en", given)));
-  const file = (name: string) => sectionPath("en", name);
-  const read = (name: string) => readFileSync(path.join(root, file(name)), "utf8");
-  for (const name of names) {
-    const [line] = conflictLines(read(name));
-    if (line) throw new Error(`${file(name)}:${line}: a conflict is open. Resolve it first.`);
+  const files = names.map((name) => sectionPath("en", name));
+  for (const file of files) {
+    const [line] = conflictLines(read(root, file));
+    if (line) throw new Error(`${file}:${line}: a conflict is open. Resolve it first.`);
   }
   // All the bases before the first file is written.
-  const bases = names.slice(0, -1).map((name) => textAt(root, values.base, file(name)));
+  const bases = files.slice(0, -1).map((file) => textAt(root, values.base, file));
   const said: string[] = [];
   for (const [i, base] of bases.entries()) {
-    const [from = "", name = ""] = names.slice(i);
-    const ours = read(name);
-    const labels = [short(name), `${short(from)} at ${values.base}`, `${short(from)} now`];
-    const { text, status } = merge(ours, base, read(from), labels);
+    const [from = "", to = ""] = files.slice(i);
+    const [theirId = "", id = ""] = names.slice(i).map(short);
+    const [theirs, ours] = [read(root, from), read(root, to)];
+    const labels = [id, `${theirId} at ${values.base}`, `${theirId} now`];
+    const marks = labels.flatMap((label) => ["-L", label]);
+    const merge = ["merge-file", "-p", ...marks, "ours", "base", "theirs"];
+    const { text, status } = withFiles({ ours, base, theirs }, (cwd) => git(cwd, merge));
     if (text === ours) continue;
-    writeFileSync(path.join(root, file(name)), text);
-    if (status > 0) throw new Error(conflict(name, text, values.base));
-    said.push(`${file(name)}: changed`);
+    writeFileSync(path.join(root, to), text);
+    if (status > 0) throw new Error(conflict(to, id, text, values.base));
+    said.push(`${to}: changed`);
   }
   return said.length > 0 ? said : [`Nothing to carry: the sections after ${given} have it all.`];
 }
 
-function conflict(name: string, text: string, base: string): string {
-  const goOn = base === "HEAD" ? `carry ${short(name)}` : `carry -- ${short(name)} --base ${base}`;
-  return `${sectionPath("en", name)}: a conflict at line ${conflictLines(text).join(", ")}.
+function conflict(file: string, id: string, text: string, base: string): string {
+  const goOn = base === "HEAD" ? `carry ${id}` : `carry -- ${id} --base ${base}`;
+  return `${file}: a conflict at line ${conflictLines(text).join(", ")}.
 Edit the file there: keep what belongs between <<<<<<< and >>>>>>>, and take the marks out.
 Then, before you commit, go on with: npm run ${goOn}`;
 }
 
-if (isMain(import.meta.filename)) {
-  start(() => console.log(carry(ROOT, process.argv.slice(2)).join("\n")));
-}
+await start(import.meta.filename, (root, args) => console.log(carry(root, args).join("\n")));

@@ -6,7 +6,7 @@ import path from "node:path";
 import { type GetTextTranslation, po } from "gettext-parser";
 import { parseMarkdown } from "./markdown.ts";
 import type { Message } from "./messages.ts";
-import { readIfThere as read, SECTIONS, sectionPath } from "./sections.ts";
+import { SECTIONS, sectionPath, textOf } from "./sections.ts";
 import type { Source } from "./translate.ts";
 
 export type Entries = Map<string, GetTextTranslation>;
@@ -57,17 +57,14 @@ function nearest(id: string, entries: Iterable<GetTextTranslation>) {
 
 /** The entry of a message: the one that it had, or a new one with the nearest translation. */
 function entryFor({ id, note }: Message, place: string, known: Entries): GetTextTranslation {
-  const comments = { extracted: note, reference: place };
   const old = known.get(id);
-  if (old) {
-    const { translator, flag, previous } = old.comments ?? {};
-    const kept = { translator, flag, previous: isFuzzy(old) ? previous : undefined };
-    return { ...old, comments: { ...comments, ...kept } };
-  }
-  const near = nearest(id, known.values());
-  if (!near) return { msgid: id, msgstr: [""], comments };
-  const fuzzy = { flag: "fuzzy", previous: `msgid ${JSON.stringify(near.msgid)}` };
-  return { msgid: id, msgstr: near.msgstr, comments: { ...comments, ...fuzzy } };
+  const near = old ? undefined : nearest(id, known.values());
+  const { translator, flag, previous } = old?.comments ?? {};
+  const fuzzy = near
+    ? { flag: "fuzzy", previous: `msgid ${JSON.stringify(near.msgid)}` }
+    : { flag, previous: old && isFuzzy(old) ? previous : undefined };
+  const comments = { translator, reference: place, extracted: note, ...fuzzy };
+  return { msgid: id, msgstr: (old ?? near)?.msgstr ?? [""], comments };
 }
 
 const HEADERS = {
@@ -109,13 +106,6 @@ export function updateCatalogue(text: string, language: string, sources: Source[
   return compiled.toString("utf8").replace(/[ \t]+$/gm, "");
 }
 
-export const DOCUMENTS = ["README", "setup", ...SECTIONS];
-
-export function documentPath(code: string, name: string): string {
-  if (name !== "README") return sectionPath(code, name, "md");
-  return code === "en" ? "README.md" : `README.${code}.md`;
-}
-
 /** A hash for each part of a document, by its heading. What sections print is recorded anew. */
 function partHashes(markdown: string): Record<string, string> {
   const { lines, fences, parts } = parseMarkdown(markdown);
@@ -129,28 +119,34 @@ function partHashes(markdown: string): Record<string, string> {
   return Object.fromEntries(hashes);
 }
 
+function documentPath(code: string, name: string): string {
+  if (name !== "README") return sectionPath(code, name, "md");
+  return code === "en" ? "README.md" : `README.${code}.md`;
+}
+
 const followsFile = (code: string) => `sessions/${code}/follows.json`;
 const readFollows = (root: string, code: string): Record<string, Record<string, string>> =>
-  JSON.parse(read(root, followsFile(code)) || "{}");
+  JSON.parse(textOf(root, followsFile(code)) || "{}");
 
-/** The parts in which English has changed since a translation was stamped. */
-export function behind(root: string, code: string, name: string): string[] {
-  const now = partHashes(read(root, documentPath("en", name)));
-  const then = readFollows(root, code)[`${name}.md`] ?? {};
-  return Object.keys({ ...now, ...then }).filter((part) => now[part] !== then[part]);
+/** What is written in each language, and the parts in which English has changed since. */
+export function documentsOf(root: string, code: string) {
+  const follows = readFollows(root, code);
+  return ["README", "setup", ...SECTIONS].map((name) => {
+    const [file, original] = [documentPath(code, name), documentPath("en", name)];
+    const hashes = partHashes(textOf(root, original));
+    const then = follows[`${name}.md`] ?? {};
+    const changed = Object.keys({ ...hashes, ...then }).filter((one) => hashes[one] !== then[one]);
+    return { name, file, text: textOf(root, file), original, hashes, changed };
+  });
 }
 
 /** Says that a translated document, or all of them, follow the English as it is now. */
 export function stamp(root: string, code: string, only?: string): string[] {
-  const wanted = DOCUMENTS.filter((name) => (only ?? `${name}.md`) === `${name}.md`);
-  const found = wanted.filter((name) => read(root, documentPath(code, name)));
+  const documents = documentsOf(root, code).filter(({ text }) => text);
+  const found = documents.filter(({ name }) => (only ?? `${name}.md`) === `${name}.md`);
   if (found.length === 0) throw new Error(`${code}: there is no ${only ?? "document"} to stamp.`);
-  const follows = readFollows(root, code);
-  const said = found.map((name) => {
-    const original = documentPath("en", name);
-    follows[`${name}.md`] = partHashes(read(root, original));
-    return `${documentPath(code, name)} follows ${original}`;
-  });
+  const stamped = Object.fromEntries(found.map(({ name, hashes }) => [`${name}.md`, hashes]));
+  const follows = { ...readFollows(root, code), ...stamped };
   writeFileSync(path.join(root, followsFile(code)), `${JSON.stringify(follows, null, 2)}\n`);
-  return said;
+  return found.map(({ file, original }) => `${file} follows ${original}`);
 }

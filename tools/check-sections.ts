@@ -1,7 +1,7 @@
 // What `check` asks of the section files: they grow, within a budget, and stand alone.
 import { codeLines, commentShare, kept, lineAt, parse } from "./code.ts";
 import { over, Report } from "./report.ts";
-import type { Language } from "./sections.ts";
+import type { Language, Languages } from "./sections.ts";
 import { exists, longName, messageOf, read, SECTIONS, sectionPath, short } from "./sections.ts";
 
 const PACKAGES = ["@anthropic-ai/sdk", "cron-parser", "dotenv", "grammy", "undici", "ws", "yaml"];
@@ -16,18 +16,15 @@ const KEPT_MEAN_LIMIT = 0.99;
 const percent = (share: number) => `${(Math.floor(share * 1000 + 1e-6) / 10).toFixed(1)}%`;
 
 /** Claimed and missing is a problem, there and not claimed is said. */
-export function checkClaims(
-  root: string,
-  languages: Map<string, Language>,
-  report = new Report(),
-): Report {
+export function checkClaims(root: string, languages: Languages, report = new Report()): Report {
   for (const [code, { sections }] of languages) {
     for (const id of new Set([...SECTIONS.map(short), ...sections])) {
       for (const extension of ["ts", "md"]) {
         const file = sectionPath(code, longName(id) ?? id, extension);
         const [claimed, there] = [sections.includes(id), exists(root, file)];
-        const problem = `${file}: missing, but tools/languages.json claims it. Write it, or take`;
-        if (claimed && !there) report.problems.push(`${problem} the claim away.`);
+        const remedy = "Write it, or take the claim away.";
+        const problem = `${file}: missing, but tools/languages.json claims it. ${remedy}`;
+        if (claimed && !there) report.problems.push(problem);
         const note = `${file}: tools/languages.json doesn't claim it yet.`;
         if (there && !claimed) report.notes.push(note);
       }
@@ -47,11 +44,7 @@ interface Section {
 }
 
 /** The rules for the English files; the other languages are made from them. */
-export function checkSections(
-  root: string,
-  language: Language | undefined,
-  report = new Report(),
-): Report {
+export function checkSections(root: string, language?: Language, report = new Report()): Report {
   const rules = [checkImports, checkComments, checkBanners, checkBudget, checkKept];
   const sections = new Map<string, Section>();
   for (const [i, name] of SECTIONS.entries()) {

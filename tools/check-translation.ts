@@ -1,32 +1,27 @@
 // What `check` asks of the other languages: all is translated, and nothing is left behind.
-import {
-  behind,
-  DOCUMENTS,
-  documentPath,
-  type Entries,
-  finished,
-  flaw,
-  parseCatalogue,
-  titleOf,
-} from "./catalogue.ts";
+import { documentsOf, type Entries, finished, flaw, parseCatalogue, titleOf } from "./catalogue.ts";
 import { parseMarkdown } from "./markdown.ts";
 import { columns } from "./messages.ts";
 import { Report } from "./report.ts";
-import { readIfThere as read, readLanguages, SECTIONS, sectionPath } from "./sections.ts";
+import { readLanguages, SECTIONS, sectionPath, textOf } from "./sections.ts";
 import { readSources, type Source, translateSource } from "./translate.ts";
+
+type Document = ReturnType<typeof documentsOf>[number];
 
 export function checkTranslations(root: string, report = new Report()): Report {
   const sources = readSources(root);
   for (const [code, language] of readLanguages(root)) {
     const po = `sessions/${code}/code.po`;
-    const { live, obsolete } = parseCatalogue(read(root, po));
+    const { live, obsolete } = parseCatalogue(textOf(root, po));
     // What belongs to no section is due with the first one.
     const sink = (name: string) =>
       report.sink(language, SECTIONS.includes(name) ? name : (language.sections[0] ?? ""));
-    for (const name of DOCUMENTS) sink(name).push(...checkDocument(root, code, name));
+    for (const document of documentsOf(root, code)) {
+      sink(document.name).push(...checkDocument(root, code, document));
+    }
     for (const source of sources) {
       const file = sectionPath(code, source.name);
-      const text = read(root, file);
+      const text = textOf(root, file);
       if (text === "") continue; // if it should be there, checkClaims says so
       const comments = text.split("\n").map((line) => (/^\s*(\/\/|\/?\*)/.test(line) ? line : ""));
       sink(source.name).push(...checkDiagrams(file, comments));
@@ -60,18 +55,16 @@ function checkSection(source: Source, code: string, text: string, live: Entries)
 }
 
 /** A lesson, or another text that is written in each language and follows the English one. */
-function checkDocument(root: string, code: string, name: string): string[] {
-  const [file, original] = [documentPath(code, name), documentPath("en", name)];
-  const text = read(root, file);
+function checkDocument(root: string, code: string, document: Document): string[] {
+  const { name, file, text, original, changed } = document;
   const problems = checkDiagrams(file, fenceLines(text));
-  if (code === "en" || read(root, original) === "") return problems;
+  if (code === "en" || textOf(root, original) === "") return problems;
   // Of a missing lesson checkClaims says so.
   const missing = SECTIONS.includes(name) ? [] : [`${file}: missing. Translate ${original}.`];
   if (text === "") return missing;
-  const parts = behind(root, code, name).join("; ");
   const run = `npm run translate -- --stamp ${code} ${name}.md`;
-  const problem = `${file}: English has changed in: ${parts}. Follow it, then run: ${run}`;
-  return parts ? [...problems, problem] : problems;
+  const what = `English has changed in: ${changed.join("; ")}. Follow it, then run: ${run}`;
+  return changed.length > 0 ? [...problems, `${file}: ${what}`] : problems;
 }
 
 /** The lines of the fences that may hold diagrams; "" for the others. */

@@ -1,16 +1,15 @@
 // npm run diff s02 s03: what changed from one section to the next.
-import { readFileSync } from "node:fs";
 import path from "node:path";
 import { parseArgs } from "node:util";
 import { codeLines, git, withFiles } from "./code.ts";
-import { existingSections, findSection, isMain, ROOT, start } from "./sections.ts";
+import { existingSections, findSection, read, start } from "./sections.ts";
 
 const USAGE = `npm run diff s02 s03                  what s03 adds to s02
 npm run diff s03                      the same: without a second one, the section before
 npm run diff -- s02 s03 --code        without comments and blank lines
 npm run diff -- s02 s03 --lang zh     the Chinese files`;
 
-export function diff(root: string, args: string[]): void {
+export function diff(root: string, args: string[]) {
   const options = { code: { type: "boolean" }, lang: { type: "string", default: "en" } } as const;
   const { values, positionals } = parseArgs({ args, options, allowPositionals: true });
   const [one, two] = positionals;
@@ -25,15 +24,9 @@ export function diff(root: string, args: string[]): void {
   // Git prints, with the reader's own colours and pager, if there is a terminal. --minimal is how
   // the kept share is measured, so that both show the same lines.
   const show = (cwd: string) => git(cwd, ["diff", "--no-index", "--minimal", ...names], "inherit");
-  if (!values.code) {
-    show(folder);
-    return;
-  }
-  const code = (name: string) => {
-    const source = readFileSync(path.join(folder, name), "utf8");
-    return [name, `${codeLines(source, name).join("\n")}\n`];
-  };
-  withFiles(Object.fromEntries(names.map(code)), show);
+  if (!values.code) return show(folder);
+  const code = (name: string) => `${codeLines(read(folder, name), name).join("\n")}\n`;
+  return withFiles(Object.fromEntries(names.map((name) => [name, code(name)])), show);
 }
 
-if (isMain(import.meta.filename)) start(() => diff(ROOT, process.argv.slice(2)));
+await start(import.meta.filename, diff);

@@ -2,24 +2,16 @@
 import { type Fence, type Markdown, parseMarkdown } from "./markdown.ts";
 import type { References } from "./openclaw.ts";
 import { over, Report } from "./report.ts";
-import type { Language } from "./sections.ts";
-import { exists, longName, read, readIfThere, SECTIONS, sectionPath, short } from "./sections.ts";
+import type { Language, Languages } from "./sections.ts";
+import { exists, longName, read, SECTIONS, sectionPath, short, textOf } from "./sections.ts";
 import { checkTranscripts } from "./transcripts.ts";
 
 const LENGTH_LIMIT = 220;
 const LAST_LENGTH_LIMIT = 300; // s10 also has the reading path and "leave it running"
 
-interface Lesson extends Markdown {
-  root: string;
-  lang: string;
-  name: string;
-}
+type Lesson = Markdown & { root: string; lang: string; name: string };
 
-export function checkLessons(
-  root: string,
-  languages: Map<string, Language>,
-  report = new Report(),
-): Report {
+export function checkLessons(root: string, languages: Languages, report = new Report()): Report {
   for (const [lang, language] of languages) {
     for (const name of SECTIONS) {
       const file = sectionPath(lang, name, "md");
@@ -155,7 +147,7 @@ function checkReferences(lesson: Lesson): string[] {
   const { references }: References = JSON.parse(read(root, "tools/openclaw.json"));
   const { line: first, end } = partsOf(lesson)[5] ?? { line: prose.length, end: 0 };
   // Our own names may stand in the same row.
-  const ours = new Set(readIfThere(root, sectionPath(lang, name)).match(/[\w$]+/g));
+  const ours = new Set(textOf(root, sectionPath(lang, name)).match(/[\w$]+/g));
   const problems: string[] = [];
   let cited = 0;
   for (const [i, line] of prose.slice(first, end).entries()) {

@@ -32,23 +32,22 @@ const before = (source: string, offset: number) =>
 
 /** Regions are found by this form, `// ---- s03 · Title ----`, so only the title is translated. */
 const BANNER = /^( ---- (?:s\d\d · )?)(.+)( ----)$/;
+/** What stands before and behind the words of any other comment. */
+const EDGES = /^([*\s]*)([\s\S]*?)(\s*)$/;
 /** What is for the compiler or the linter. */
 const DIRECTIVE = /^[/*\s]*(@ts-|biome-|<reference)/;
 
 /** Comments of whole lines that follow each other are one message. */
 function groups(source: string, comments: Comment[]): Group[] {
   const found: Group[] = [];
-  for (const comment of comments) {
-    if (DIRECTIVE.test(comment.value)) continue;
+  for (const comment of comments.filter(({ value }) => !DIRECTIVE.test(value))) {
     const group = found.at(-1);
     const last = group?.at(-1);
     const indent = before(source, comment.start);
-    const flows = [last, comment].every(
-      (one) =>
-        one?.type === "Line" && !BANNER.test(one.value) && before(source, one.start) === indent,
-    );
     const adjacent = source.slice(last?.end, comment.start) === `\n${indent}` && !indent.trim();
-    if (flows && adjacent) group?.push(comment);
+    const isLine = (one?: Comment) => one?.type === "Line" && !BANNER.test(one.value);
+    const aligned = last && before(source, last.start) === indent;
+    if (adjacent && aligned && isLine(last) && isLine(comment)) group?.push(comment);
     else found.push([comment]);
   }
   return found;
@@ -58,11 +57,10 @@ function commentMessage(source: string, group: Group): Message {
   const [{ start, type, value }] = group;
   const end = group.at(-1)?.end ?? start;
   const indent = before(source, start);
-  const isBanner = type === "Line" && BANNER.test(value);
-  const frame = isBanner ? BANNER : /^([*\s]*)([\s\S]*?)(\s*)$/;
-  const [, lead = "", words = "", trail = ""] = frame.exec(value) ?? [];
-  const alone = !isBanner && !indent.trim() && /^[ \t]*(\n|$)/.test(source.slice(end));
   const isLine = type === "Line";
+  const banner = isLine && BANNER.exec(value);
+  const [, lead = "", words = "", trail = ""] = banner || EDGES.exec(value) || [];
+  const alone = !banner && !indent.trim() && /^[ \t]*(\n|$)/.test(source.slice(end));
   const inner = isLine
     ? group.map((one) => one.value.replace(/^ /, ""))
     : words.split("\n").map((line) => line.replace(/^\s*(\* ?)?/, ""));
@@ -71,21 +69,22 @@ function commentMessage(source: string, group: Group): Message {
   const write = (translation: string) => {
     const lines = translation.split("\n");
     const count = words.split("\n").length;
-    let written = (isLine ? "//" : "/*") + lead + translation + trail + (isLine ? "" : "*/");
-    if (alone) {
-      const open = value.startsWith("*") ? "/**" : "/*";
-      const framed = lines.map((line) => `${isLine ? "//" : " *"} ${line}`.trimEnd());
-      const block = lines.length > 1 ? [open, ...framed, " */"] : [`${open} ${translation} */`];
-      written = (isLine ? framed : block).join(`\n${indent}`);
-    } else if (lines.length !== count) {
+    if (!alone && lines.length !== count) {
       throw new Error(`it must have as many lines as the English: ${count}`);
     }
+    const framed = lines.map((line) => `${isLine ? "//" : " *"} ${line}`.trimEnd());
+    const open = value.startsWith("*") ? "/**" : "/*";
+    const block = lines.length > 1 ? [open, ...framed, " */"] : [`${open} ${translation} */`];
+    const [mark, close] = isLine ? ["//", ""] : ["/*", "*/"];
+    const written = alone
+      ? (isLine ? framed : block).join(`\n${indent}`)
+      : mark + lead + translation + trail + close;
     const width = Math.max(...(indent + written).split("\n").map((line) => columns(line).length));
     if (width <= LIMIT) return written;
     throw new Error(`a line of it takes ${width} columns, ${LIMIT} are there`);
   };
   const room = LIMIT - columns(indent).length - 3;
-  const kind = alone ? "comment" : isBanner ? "title" : "comment beside code, lines as in English";
+  const kind = alone ? "comment" : banner ? "title" : "comment beside code, lines as in English";
   return { start, end, id, note: `${kind}, ${room} columns`, write };
 }
 

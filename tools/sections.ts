@@ -12,8 +12,7 @@ export const exists = (root: string, file: string) => existsSync(path.join(root,
 export const read = (root: string, file: string) => readFileSync(path.join(root, file), "utf8");
 
 /** The text of a file; "" if it isn't there. */
-export const readIfThere = (root: string, file: string) =>
-  exists(root, file) ? read(root, file) : "";
+export const textOf = (root: string, file: string) => (exists(root, file) ? read(root, file) : "");
 
 /** What `tools/languages.json` says of a language. */
 export interface Language {
@@ -24,7 +23,10 @@ export interface Language {
   minutes: string;
 }
 
-export function readLanguages(root: string): Map<string, Language> {
+/** By their codes: "en", "zh". */
+export type Languages = Map<string, Language>;
+
+export function readLanguages(root: string): Languages {
   const found: Record<string, Language> = JSON.parse(read(root, "tools/languages.json"));
   return new Map(Object.entries(found));
 }
@@ -43,6 +45,12 @@ export const sectionPath = (language: string, name: string, extension = "ts") =>
 export const existingSections = (root: string, language: string) =>
   SECTIONS.filter((name) => exists(root, sectionPath(language, name)));
 
+/** The English sections that a language claims. One that is being written can wait. */
+export function claimedSections(root: string): string[] {
+  const claimed = [...readLanguages(root).values()].flatMap(({ sections }) => sections);
+  return existingSections(root, "en").filter((name) => claimed.includes(short(name)));
+}
+
 /** The section that a person means by "s02" or "s02_tool_use"; it must exist. */
 export function findSection(root: string, language: string, given: string): string {
   const existing = existingSections(root, language);
@@ -58,10 +66,14 @@ export const messageOf = (error: unknown) => (error instanceof Error ? error.mes
 export const isMain = (filename: string) =>
   process.argv[1] !== undefined && realpathSync(process.argv[1]) === filename;
 
-/** Runs the main function of a tool; an error is for a person: its message, without the stack. */
-export async function start(main: () => unknown): Promise<void> {
+/** Runs a tool, if it is what was started. An error is for a person: no stack. */
+export async function start(
+  filename: string,
+  main: (root: string, args: string[]) => unknown,
+): Promise<void> {
+  if (!isMain(filename)) return;
   try {
-    await main();
+    await main(ROOT, process.argv.slice(2));
   } catch (error) {
     console.error(messageOf(error));
     process.exitCode = 1;

@@ -6,15 +6,12 @@ import { finished, parseCatalogue, stamp, titleOf, updateCatalogue } from "./cat
 import { codeLines, lineAt, parse } from "./code.ts";
 import { findMessages, type Message, textNodes } from "./messages.ts";
 import {
-  existingSections,
-  isMain,
+  claimedSections,
   messageOf,
-  ROOT,
-  readIfThere as read,
   readLanguages,
   sectionPath,
-  short,
   start,
+  textOf,
 } from "./sections.ts";
 
 const USAGE = `npm run translate            brings sessions/zh and sessions/ja up to date
@@ -23,11 +20,7 @@ npm run translate -- --stamp zh s01_agent_loop.md
                              says that this lesson follows the English one (all: without a name)`;
 
 /** A piece of a source, and what takes its place. */
-interface Piece {
-  start: number;
-  end: number;
-  text: string;
-}
+type Piece = { start: number; end: number; text: string };
 
 /** The source from one offset to another with the pieces in it; of nested ones the outer. */
 function splice(source: string, pieces: Piece[], from = 0, to = source.length): string {
@@ -48,24 +41,14 @@ function skeleton(source: string, file: string): string {
   return codeLines(splice(source, pieces), file).join("\n");
 }
 
-export interface Source {
-  name: string;
-  text: string;
-  messages: Message[];
+export type Source = { name: string; text: string; messages: Message[] };
+
+export function readSource(name: string, text: string): Source {
+  return { name, text, messages: findMessages(text, sectionPath("en", name)) };
 }
 
-export const readSource = (name: string, text: string): Source => ({
-  name,
-  text,
-  messages: findMessages(text, sectionPath("en", name)),
-});
-
-/** The English sections that a language claims. One that is being written can wait. */
-export function readSources(root: string): Source[] {
-  const claimed = [...readLanguages(root).values()].flatMap(({ sections }) => sections);
-  const names = existingSections(root, "en").filter((name) => claimed.includes(short(name)));
-  return names.map((name) => readSource(name, read(root, sectionPath("en", name))));
-}
+export const readSources = (root: string): Source[] =>
+  claimedSections(root).map((name) => readSource(name, textOf(root, sectionPath("en", name))));
 
 /** A section with the translations in it. What has none, or a wrong one, stays English. */
 export function translateSource(source: Source, code: string, translations: Map<string, string>) {
@@ -97,9 +80,9 @@ export function translate(root: string, code: string, sources: Source[]): string
   const po = `sessions/${code}/code.po`;
   const write = (file: string, text: string) => {
     mkdirSync(path.dirname(path.join(root, file)), { recursive: true });
-    if (read(root, file) !== text) writeFileSync(path.join(root, file), text);
+    if (textOf(root, file) !== text) writeFileSync(path.join(root, file), text);
   };
-  const text = updateCatalogue(read(root, po), code, sources);
+  const text = updateCatalogue(textOf(root, po), code, sources);
   write(po, text);
   const { live, obsolete } = parseCatalogue(text);
   const translations = finished(live);
@@ -113,17 +96,17 @@ export function translate(root: string, code: string, sources: Source[]): string
   return [`${po}: ${state}`, ...problems];
 }
 
-function main(): void {
+function main(root: string, args: string[]): void {
   const options = { stamp: { type: "boolean" } } as const; // what parseArgs infers from
-  const { values, positionals } = parseArgs({ options, allowPositionals: true });
-  const languages = [...readLanguages(ROOT).keys()].filter((code) => code !== "en");
+  const { values, positionals } = parseArgs({ args, options, allowPositionals: true });
+  const languages = [...readLanguages(root).keys()].filter((code) => code !== "en");
   const [only, document] = positionals;
   if (only ? !languages.includes(only) : values.stamp) throw new Error(USAGE);
-  const sources = readSources(ROOT);
+  const sources = readSources(root);
   for (const code of languages.filter((one) => one === (only ?? one))) {
-    const said = values.stamp ? stamp(ROOT, code, document) : translate(ROOT, code, sources);
+    const said = values.stamp ? stamp(root, code, document) : translate(root, code, sources);
     console.log(said.join("\n"));
   }
 }
 
-if (isMain(import.meta.filename)) await start(main);
+await start(import.meta.filename, main);
