@@ -71,9 +71,9 @@ function checkDocument(root: string, code: string, document: Document): string[]
 function fenceLines(markdown: string): string[] {
   const { lines, fences } = parseMarkdown(markdown);
   const drawn = fences.filter(({ info }) => info === "" || info === "text");
-  const isIn = (line: number) =>
-    drawn.some((fence) => line > fence.line && line <= fence.line + fence.body.length);
-  return lines.map((line, i) => (isIn(i + 1) ? line : ""));
+  return lines.map((text, i) =>
+    drawn.some(({ line, body }) => i >= line && i < line + body.length) ? text : "",
+  );
 }
 
 /**

@@ -11,7 +11,7 @@ import { over, Report } from "./report.ts";
 import { exists, messageOf, ROOT, read, readLanguages, start } from "./sections.ts";
 
 const FILE_LIMIT = 250;
-const TOOLS_LIMIT = 1150; // in code lines; about 1,000 is the aim
+export const TOOLS_LIMIT = 1700; // in code lines; about 1,000 is the aim
 const PRACTICE_LIMIT = 119;
 
 /** Runs a program of node_modules with this Node, without a shell, so also on Windows. */

@@ -89,16 +89,14 @@ function commentMessage(source: string, group: Group): Message {
 }
 
 /** The fields where an expression has what it may give: not what it compares, nor arguments. */
-const PARTS =
-  "alternate body callee consequent elements expression expressions left object properties right value";
+const PARTS = `alternate body callee consequent elements expression expressions left object
+properties right value`.split(/\s/);
 
 /** The literals that an expression may give: in `rows.map((row) => a ? "b" : "c" + d)` two. */
 function literals(node: Node | null): Node[] {
   if (!node || (node.type === "BinaryExpression" && node.operator !== "+")) return [];
   if (node.type === "Literal") return typeof node.value === "string" ? [node] : [];
-  const parts = Object.entries(node).flatMap(([key, part]) =>
-    PARTS.split(" ").includes(key) ? part : [],
-  );
+  const parts = Object.entries(node).flatMap(([key, part]) => (PARTS.includes(key) ? part : []));
   const given = node.type === "CallExpression" ? node.arguments : [];
   const functions = given.filter(({ type }) => type === "ArrowFunctionExpression");
   const inner = [...parts, ...functions].flatMap(literals);
@@ -147,9 +145,8 @@ function textMessage(source: string, node: Node): Message {
       .join();
 
   const whole = source.slice(start + 1, end - 1);
-  const id = each(whole, (words) =>
-    words.replace(/\\(["'`])|\\[\s\S]/g, (all, one) => one ?? all),
-  ).join("");
+  const bare = (words: string) => words.replace(/\\(["'`])|\\[\s\S]/g, (all, one) => one ?? all);
+  const id = each(whole, bare).join("");
   const write: Message["write"] = (translation, part) => {
     const wanted = id.includes("\n") ? translation : translation.replaceAll("\n", "\\n");
     if (edges(wanted) !== edges(id)) {
