@@ -52,7 +52,7 @@ const sayLine = (line: string) => say(`${atLineStart ? "" : "\n"}${line}\n`);
 /** Lines of the program's own: dim, and red. */
 export const info = (line: string) => sayLine(tint(2, line));
 export const fail = (line: string) => sayLine(tint(31, line));
-/** Marks a sentence for people that is printed somewhere else. */
+/** Marks a sentence for people that is not printed right here, so that it can be translated. */
 export const text = (sentence: string) => sentence;
 
 /** Reads lines from a person or a pipe, and hands them over one at a time. */
@@ -111,7 +111,7 @@ export interface TurnOptions {
 }
 
 /** After these the model is not done; after the others it is, and here is what to tell a person. */
-const GO_ON = new Set<string | null>(["pause_turn"]);
+const GO_ON = new Set(["pause_turn"]);
 const STOP_NOTES: Record<string, string> = {
   end_turn: "",
   stop_sequence: "",

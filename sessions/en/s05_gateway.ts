@@ -68,7 +68,7 @@ const sayLine = (line: string) => say(`${atLineStart ? "" : "\n"}${line}\n`);
 export const info = (line: string) => sayLine(tint(2, line));
 export const warn = (line: string) => sayLine(tint(33, line));
 export const fail = (line: string) => sayLine(tint(31, line));
-/** Marks a sentence for people that is printed somewhere else. */
+/** Marks a sentence for people that is not printed right here, so that it can be translated. */
 export const text = (sentence: string) => sentence;
 
 let typing: Interface | undefined; // set while somebody may be typing at the prompt
@@ -146,7 +146,7 @@ export interface TurnOptions {
 }
 
 /** After these the model is not done; after the others it is, and here is what to tell a person. */
-const GO_ON = new Set<string | null>(["pause_turn"]);
+const GO_ON = new Set(["pause_turn"]);
 const STOP_NOTES: Record<string, string> = {
   end_turn: "",
   stop_sequence: "",
