@@ -395,12 +395,12 @@ function keepEnds(whole: string, limit: number, lost = 0): string {
  * by "..", as an absolute path, in a sibling "root2", or behind a symbolic link.
  */
 export function safePath(file: string, root: string): string {
-  const base = fs.realpathSync(root);
+  const base = fs.realpathSync.native(root);
   const target = path.resolve(base, file);
   let existing = target;
   while (!fs.lstatSync(existing, { throwIfNoEntry: false })) existing = path.dirname(existing);
   // realpath fails on a link that leads nowhere. Good: writing there would create its target.
-  const real = path.join(fs.realpathSync(existing), path.relative(existing, target));
+  const real = path.join(fs.realpathSync.native(existing), path.relative(existing, target));
   const inside = path.relative(base, real);
   if (inside.split(path.sep)[0] === ".." || path.isAbsolute(inside)) {
     throw new Error(`${file} is outside the workspace`);
@@ -442,7 +442,8 @@ function writeText(name: string, content: string): string {
 function editText(name: string, oldText: string, newText: string): string {
   const file = safePath(name, WORKSPACE);
   const content = readText(file);
-  const parts = content.split(withLineEnds(oldText, content));
+  const old = content.includes(oldText) ? oldText : withLineEnds(oldText, content);
+  const parts = content.split(old);
   if (!oldText || parts.length !== 2) {
     const times = oldText ? parts.length - 1 : 0;
     throw new Error(`old_text occurs ${times} times in ${name}; it must occur exactly once`);
