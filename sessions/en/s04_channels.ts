@@ -761,7 +761,7 @@ function replaceFile(file: string, content: string): void {
 /** Two programs that append to one session would tear it. Throws if another one has `dir`. */
 export function lockFolder(dir: string): void {
   const file = path.join(dir, "lock");
-  fs.mkdirSync(dir, { recursive: true });
+  fs.mkdirSync(dir, { recursive: true, mode: 0o700 }); // what people said is nobody else's
   if (fs.existsSync(file)) {
     const before = fs.readFileSync(file, "utf8");
     const pid = Number.parseInt(before, 10);
@@ -774,7 +774,8 @@ export function lockFolder(dir: string): void {
     if (fs.readFileSync(taken, "utf8") !== before) fs.renameSync(taken, file);
     fs.rmSync(taken, { force: true });
   }
-  fs.writeFileSync(file, `${process.pid} ${crypto.randomUUID()}`, { flag: "wx" }); // fails if it exists
+  // wx: fails if it exists, so of two that come this far at once, one goes home.
+  fs.writeFileSync(file, `${process.pid} ${crypto.randomUUID()}`, { flag: "wx" });
   process.on("exit", () => fs.rmSync(file, { force: true })); // SIGKILL leaves it: see above
 }
 
@@ -855,7 +856,9 @@ export class ContextGuard {
       return false;
     };
     // Before the call by our own count, which costs nothing; after it by what the API says.
-    if (this.size(conversation) > this.limit * FULL) await shrink();
+    // After a restart there may be no call to make: then what is to be said is all there.
+    const isFull = this.size(conversation) > this.limit * FULL;
+    if (isFull && needsReply(conversation.messages.at(-1))) await shrink();
     for (;;) {
       try {
         return await inner();
