@@ -667,6 +667,7 @@ export class Session extends Conversation {
     this.rewritten = this.messages.length;
   }
 }
+
 // A key says who talks to whom; a session is one conversation of theirs. There is no list of all
 // sessions in a file of its own: the folders are the list, so nothing can fall out of step with it.
 
