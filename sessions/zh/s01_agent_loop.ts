@@ -46,7 +46,7 @@ const sayLine = (line: string) => say(`${atLineStart ? "" : "\n"}${line}\n`);
 /** 程序自己的输出：灰色和红色。 */
 export const info = (line: string) => sayLine(tint(2, line));
 export const fail = (line: string) => sayLine(tint(31, line));
-/** 标记给人看的句子，它在别处打印。 */
+/** 标记给人看的句子：不在这里打印，但要能翻译。 */
 export const text = (sentence: string) => sentence;
 
 /** 从键盘或管道读入，一次交出一行。 */
@@ -105,7 +105,7 @@ export interface TurnOptions {
 }
 
 /** GO_ON 里的原因表示模型还没说完；其余的都算说完，下表是要告诉用户的话。 */
-const GO_ON = new Set<string | null>(["pause_turn"]);
+const GO_ON = new Set(["pause_turn"]);
 const STOP_NOTES: Record<string, string> = {
   end_turn: "",
   stop_sequence: "",

@@ -51,7 +51,7 @@ const sayLine = (line: string) => say(`${atLineStart ? "" : "\n"}${line}\n`);
 /** 程序自己的输出：灰色和红色。 */
 export const info = (line: string) => sayLine(tint(2, line));
 export const fail = (line: string) => sayLine(tint(31, line));
-/** 标记给人看的句子，它在别处打印。 */
+/** 标记给人看的句子：不在这里打印，但要能翻译。 */
 export const text = (sentence: string) => sentence;
 
 /** 从键盘或管道读入，一次交出一行。 */
@@ -110,7 +110,7 @@ export interface TurnOptions {
 }
 
 /** GO_ON 里的原因表示模型还没说完；其余的都算说完，下表是要告诉用户的话。 */
-const GO_ON = new Set<string | null>(["pause_turn"]);
+const GO_ON = new Set(["pause_turn"]);
 const STOP_NOTES: Record<string, string> = {
   end_turn: "",
   stop_sequence: "",
@@ -203,7 +203,7 @@ export async function runTurn(conversation: Conversation, input: string, options
 
 // ---- s02 · 使用工具 ----
 
-/** 处理函数能看到的这一轮的信息。 */
+/** 处理函数能拿到的：它在为哪一轮干活。 */
 export interface Turn extends TurnOptions {
   conversation: Conversation;
 }
@@ -221,7 +221,7 @@ function tool(name: string, description: string, properties: object, optional: s
   return { name, description, input_schema: { type: "object" as const, properties, required } };
 }
 
-/** 告诉模型的内容。关于一个工具，它只知道这几句话。 */
+/** 说给模型听的就是这些。对一个工具，它只知道这几句话。 */
 export const TOOLS: Anthropic.Tool[] = [
   tool(
     "bash",
@@ -248,7 +248,7 @@ export const TOOLS: Anthropic.Tool[] = [
   }),
 ];
 
-/** 模型说出名字时，这里运行的函数。 */
+/** 模型说出名字，这里就运行对应的函数。 */
 export const HANDLERS: Record<string, Handler> = {
   bash: (input, turn) => bash(String(input.command), Number(input.seconds ?? 60), turn.signal),
   read_file: (input) => readText(safePath(String(input.path), WORKSPACE)),
@@ -259,7 +259,7 @@ export const HANDLERS: Record<string, Handler> = {
 
 GO_ON.add("tool_use");
 const MAX_ROUNDS = 50;
-const OUTPUT_LIMIT = 30_000; // 单个结果的字符数，首尾各留一半
+const OUTPUT_LIMIT = 30_000; // 一个结果最多多少字符，首尾各留一半
 
 /** 模型原地打转，没人看着就一直烧钱。 */
 function checkRounds({ messages }: Conversation): void {
@@ -331,7 +331,7 @@ export function checkInput(schema: Anthropic.Tool.InputSchema, input: unknown) {
   const properties = (schema.properties ?? {}) as Record<
     string,
     { type?: string; enum?: unknown[] }
-  >; // schema 是我们自己写的
+  >; // 自己的
   for (const name of schema.required ?? []) {
     if (fields[name] === undefined) throw new Error(`${name} is missing`);
   }
@@ -354,16 +354,16 @@ function keepEnds(whole: string, limit: number, lost = 0): string {
 }
 
 /**
- * `root` 下一个文件的真实路径，文件可以还不存在。跑到 `root` 外面就抛错，
+ * `root` 里某个文件的真实路径，文件可以还不存在。跑到 `root` 外面就抛错，
  * 不管用的是 ".."、绝对路径、旁边的目录 "root2"，还是符号链接。
  */
 export function safePath(file: string, root: string): string {
-  const base = fs.realpathSync(root);
+  const base = fs.realpathSync.native(root);
   const target = path.resolve(base, file);
   let existing = target;
   while (!fs.lstatSync(existing, { throwIfNoEntry: false })) existing = path.dirname(existing);
   // 链接指向的地方不存在，realpath 就抛错。这正好：往里写会把那个文件建出来。
-  const real = path.join(fs.realpathSync(existing), path.relative(existing, target));
+  const real = path.join(fs.realpathSync.native(existing), path.relative(existing, target));
   const inside = path.relative(base, real);
   if (inside.split(path.sep)[0] === ".." || path.isAbsolute(inside)) {
     throw new Error(`${file} is outside the workspace`);
@@ -402,7 +402,8 @@ function writeText(name: string, content: string): string {
 function editText(name: string, oldText: string, newText: string): string {
   const file = safePath(name, WORKSPACE);
   const content = readText(file);
-  const parts = content.split(withLineEnds(oldText, content));
+  const old = content.includes(oldText) ? oldText : withLineEnds(oldText, content);
+  const parts = content.split(old);
   if (!oldText || parts.length !== 2) {
     const times = oldText ? parts.length - 1 : 0;
     throw new Error(`old_text occurs ${times} times in ${name}; it must occur exactly once`);

@@ -53,7 +53,7 @@ const sayLine = (line: string) => say(`${atLineStart ? "" : "\n"}${line}\n`);
 export const info = (line: string) => sayLine(tint(2, line));
 export const warn = (line: string) => sayLine(tint(33, line));
 export const fail = (line: string) => sayLine(tint(31, line));
-/** 标记给人看的句子，它在别处打印。 */
+/** 标记给人看的句子：不在这里打印，但要能翻译。 */
 export const text = (sentence: string) => sentence;
 
 /** 从键盘或管道读入，一次交出一行。 */
@@ -112,7 +112,7 @@ export interface TurnOptions {
 }
 
 /** GO_ON 里的原因表示模型还没说完；其余的都算说完，下表是要告诉用户的话。 */
-const GO_ON = new Set<string | null>(["pause_turn"]);
+const GO_ON = new Set(["pause_turn"]);
 const STOP_NOTES: Record<string, string> = {
   end_turn: "",
   stop_sequence: "",
@@ -205,7 +205,7 @@ export async function runTurn(conversation: Conversation, input: string, options
 
 // ---- s02 · 使用工具 ----
 
-/** 处理函数能看到的这一轮的信息。 */
+/** 处理函数能拿到的：它在为哪一轮干活。 */
 export interface Turn extends TurnOptions {
   conversation: Conversation;
 }
@@ -223,7 +223,7 @@ function tool(name: string, description: string, properties: object, optional: s
   return { name, description, input_schema: { type: "object" as const, properties, required } };
 }
 
-/** 告诉模型的内容。关于一个工具，它只知道这几句话。 */
+/** 说给模型听的就是这些。对一个工具，它只知道这几句话。 */
 export const TOOLS: Anthropic.Tool[] = [
   tool(
     "bash",
@@ -250,7 +250,7 @@ export const TOOLS: Anthropic.Tool[] = [
   }),
 ];
 
-/** 模型说出名字时，这里运行的函数。 */
+/** 模型说出名字，这里就运行对应的函数。 */
 export const HANDLERS: Record<string, Handler> = {
   bash: (input, turn) => bash(String(input.command), Number(input.seconds ?? 60), turn.signal),
   read_file: (input) => readText(safePath(String(input.path), WORKSPACE)),
@@ -261,7 +261,7 @@ export const HANDLERS: Record<string, Handler> = {
 
 GO_ON.add("tool_use");
 const MAX_ROUNDS = 50;
-const OUTPUT_LIMIT = 30_000; // 单个结果的字符数，首尾各留一半
+const OUTPUT_LIMIT = 30_000; // 一个结果最多多少字符，首尾各留一半
 
 /** 模型原地打转，没人看着就一直烧钱。 */
 function checkRounds({ messages }: Conversation): void {
@@ -333,7 +333,7 @@ export function checkInput(schema: Anthropic.Tool.InputSchema, input: unknown) {
   const properties = (schema.properties ?? {}) as Record<
     string,
     { type?: string; enum?: unknown[] }
-  >; // schema 是我们自己写的
+  >; // 自己的
   for (const name of schema.required ?? []) {
     if (fields[name] === undefined) throw new Error(`${name} is missing`);
   }
@@ -356,16 +356,16 @@ function keepEnds(whole: string, limit: number, lost = 0): string {
 }
 
 /**
- * `root` 下一个文件的真实路径，文件可以还不存在。跑到 `root` 外面就抛错，
+ * `root` 里某个文件的真实路径，文件可以还不存在。跑到 `root` 外面就抛错，
  * 不管用的是 ".."、绝对路径、旁边的目录 "root2"，还是符号链接。
  */
 export function safePath(file: string, root: string): string {
-  const base = fs.realpathSync(root);
+  const base = fs.realpathSync.native(root);
   const target = path.resolve(base, file);
   let existing = target;
   while (!fs.lstatSync(existing, { throwIfNoEntry: false })) existing = path.dirname(existing);
   // 链接指向的地方不存在，realpath 就抛错。这正好：往里写会把那个文件建出来。
-  const real = path.join(fs.realpathSync(existing), path.relative(existing, target));
+  const real = path.join(fs.realpathSync.native(existing), path.relative(existing, target));
   const inside = path.relative(base, real);
   if (inside.split(path.sep)[0] === ".." || path.isAbsolute(inside)) {
     throw new Error(`${file} is outside the workspace`);
@@ -407,7 +407,8 @@ function writeText(name: string, content: string): string {
 function editText(name: string, oldText: string, newText: string): string {
   const file = safePath(name, WORKSPACE);
   const content = readText(file);
-  const parts = content.split(withLineEnds(oldText, content));
+  const old = content.includes(oldText) ? oldText : withLineEnds(oldText, content);
+  const parts = content.split(old);
   if (!oldText || parts.length !== 2) {
     const times = oldText ? parts.length - 1 : 0;
     throw new Error(`old_text occurs ${times} times in ${name}; it must occur exactly once`);
@@ -496,7 +497,7 @@ export interface App {
 //   5  {"at":…,"message":{"role":"user",…}}
 //   6  {"at":…,"compaction":{"summary":"小林 …","keepFrom":5}}      第 2 步：略去第 2 到 4 行
 
-/** 会话文件里的一行，是哪一种都行。 */
+/** 会话文件里的一行。是哪一种，看它有哪个字段。 */
 interface LogRecord {
   at?: string;
   message?: Message;
@@ -560,7 +561,7 @@ export class Session extends Conversation {
   readonly id: string;
   header = { key: "", label: "", at: "" };
   summary = ""; // 压缩时从列表里拿掉的内容，写成了这段摘要
-  rewritten = 0; // 开头这么多条消息，API 以前报的数字已经不适用
+  rewritten = 0; // 开头有这么多条消息，API 报过的数字已经对不上了
   #log: Log;
   #lines = new Map<Message, number>();
 
@@ -625,6 +626,7 @@ export class Session extends Conversation {
     this.rewritten = this.messages.length;
   }
 }
+
 // key 说明是谁和谁在说话；会话是他们之间的一段对话。不另用文件列出所有会话：
 // 文件夹本身就是列表，不会有对不上的时候。
 
@@ -714,7 +716,7 @@ function replaceFile(file: string, content: string): void {
 /** 两个程序往同一个会话里追加，会把它写坏。`dir` 已经有别的程序在用就抛错。 */
 export function lockFolder(dir: string): void {
   const file = path.join(dir, "lock");
-  fs.mkdirSync(dir, { recursive: true });
+  fs.mkdirSync(dir, { recursive: true, mode: 0o700 }); // 别人说过的话，外人看不得
   if (fs.existsSync(file)) {
     const before = fs.readFileSync(file, "utf8");
     const pid = Number.parseInt(before, 10);
@@ -727,7 +729,8 @@ export function lockFolder(dir: string): void {
     if (fs.readFileSync(taken, "utf8") !== before) fs.renameSync(taken, file);
     fs.rmSync(taken, { force: true });
   }
-  fs.writeFileSync(file, `${process.pid} ${crypto.randomUUID()}`, { flag: "wx" }); // 已存在就失败
+  // wx：文件已存在就失败。两个程序同时走到这里，总有一个进不来。
+  fs.writeFileSync(file, `${process.pid} ${crypto.randomUUID()}`, { flag: "wx" });
   process.on("exit", () => fs.rmSync(file, { force: true })); // SIGKILL 会把它留下，见上文
 }
 
@@ -808,7 +811,8 @@ export class ContextGuard {
       return false;
     };
     // 调用之前看自己的估算，不花钱；调用之后看 API 怎么说。
-    if (this.size(conversation) > this.limit * FULL) await shrink();
+    const isFull = this.size(conversation) > this.limit * FULL;
+    if (isFull && needsReply(conversation.messages.at(-1))) await shrink();
     for (;;) {
       try {
         return await inner();
@@ -826,7 +830,7 @@ export class ContextGuard {
     const big = results.filter(({ content }) => String(content).length > BIG_RESULT);
     if (big.length === 0 || !(conversation instanceof Session)) return false;
     conversation.shorten(big.map((block) => block.tool_use_id));
-    info(`  （腾出空间：截短了 ${big.length} 个工具结果）`);
+    info(`  （为腾出空间，截短了 ${big.length} 个工具结果）`);
     return true;
   }
 
@@ -841,7 +845,7 @@ export class ContextGuard {
     if (old.length === 0) return false;
     const words = old.map((message) => `${message.role}: ${wordsIn(message)}`).join("\n");
     conversation.compact(await askSummary(conversation, words, budget, options), messages[cut]);
-    info(`  （腾出空间：${old.length} 条消息写成了摘要）`);
+    info(`  （为腾出空间，把 ${old.length} 条消息写成了摘要）`);
     return true;
   }
 }
