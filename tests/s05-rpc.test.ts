@@ -296,6 +296,8 @@ describe.each(englishFrom("s05"))("$name, JSON-RPC 2.0", (section) => {
     );
     expect(JSON.stringify(world.model.log.at(-1)?.request.system)).toContain("Sage");
 
+    expect((await one.call("status")).result).toMatchObject({ conversations: 0 }); // none is kept
+
     // A client that leaves is not waited for.
     const gone = world.model.hold();
     two.socket.send(say(marked("two", "good bye"), 9));

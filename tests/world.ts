@@ -42,6 +42,9 @@ import {
 
 const ROOT = join(import.meta.dirname, "..");
 
+// A case of a few processes takes seconds; on a machine that is busy with other things, longer.
+vi.setConfig({ testTimeout: 60_000 });
+
 export type S04 = typeof import("../sessions/en/s04_channels.ts");
 export type S05 = typeof import("../sessions/en/s05_gateway.ts");
 
