@@ -622,8 +622,8 @@ export class Session extends Conversation {
   override append(message: Message, about: { inboxId?: string } = {}): void {
     // After a crash the inbox brings it again. It is here, and so may be half of its answer.
     if (about.inboxId && this.#inboxIds.has(about.inboxId)) return;
-    if (about.inboxId) this.#inboxIds.add(about.inboxId);
     this.#add(message, this.#log.append({ message, ...about }));
+    if (about.inboxId) this.#inboxIds.add(about.inboxId);
   }
 
   #add(message: Message, line: number): void {
@@ -1123,7 +1123,7 @@ export class Inbox {
       this.#open.set(message.id, { file, message });
     } else {
       fs.renameSync(file, `${file}.aside`);
-      warn(`${name} in the inbox is unreadable, or was begun three times: set aside.`);
+      warn(`${name} of the inbox is set aside: unreadable, or begun three times in vain.`);
     }
   }
 
@@ -1183,12 +1183,19 @@ export function inOrder<T>(sessionKey: string, task: () => Promise<T>): Promise<
 }
 
 /** Whose conversation a message belongs to. */
+<<<<<<< s05
 function route(message: InboundMessage, app: App, agent?: Agent): Routed {
   const isTerminal = message.channel === "cli";
   const chosen = isTerminal ? app.terminalAgent : agent?.id;
   const agentId = chosen ?? app.bindings.resolve(message).agentId;
   const key = buildSessionKey(agentId, message, app.agents.find(agentId).dmScope);
   return { ...message, agentId, sessionKey: isTerminal ? TERMINAL_KEY : key };
+=======
+export function route(message: InboundMessage): Routed {
+  const { channel, isGroup, peerId } = message;
+  const key = `agent:luna:${channel}:${isGroup ? "group" : "direct"}:${peerId}`;
+  return { ...message, sessionKey: channel === "cli" ? TERMINAL_KEY : key.toLowerCase() };
+>>>>>>> s04 now
 }
 
 /** The door. Synchronous: when it returns, the platform may forget the message. */
@@ -1228,7 +1235,7 @@ function enqueue(app: App, message: Routed, signal?: AbortSignal): Promise<strin
  * One turn for one message, or for the parts of one: from the inbox to the reply. Whatever happens
  * in it, it ends, and the person hears something. Only the death of the program brings it back.
  */
-async function handle(app: App, parts: Routed[], signal?: AbortSignal): Promise<string> {
+export async function handle(app: App, parts: Routed[], signal?: AbortSignal): Promise<string> {
   // There is at least one part; the turn has the first one's id.
   const message = { ...parts[0], text: parts.map((part) => part.text).join("\n") } as Routed;
   const channel = app.channels.get(message.channel);
@@ -1244,7 +1251,7 @@ async function handle(app: App, parts: Routed[], signal?: AbortSignal): Promise<
   } catch (error) {
     if (message.channel === "cli") throw error; // the terminal says it
     warn(`${message.sessionKey}: ${error}`);
-    answer = text("I could not answer that. Please try again in a moment.");
+    answer = text("I could not answer that. Try again in a moment, or begin anew with /new.");
   } finally {
     clearInterval(timer);
   }
@@ -1268,7 +1275,7 @@ async function answerTo(message: Routed, app: App, options: TurnOptions): Promis
  * Sends the answer in pieces that the platform takes. What fails is said here, and lost for the
  * person: for that, replies need a queue of their own.
  */
-async function reply(app: App, { channel, peerId }: InboundMessage, answer: string) {
+export async function reply(app: App, { channel, peerId }: InboundMessage, answer: string) {
   const target = app.channels.get(channel);
   // The limit counts UTF-16 units, and a character has up to two of them.
   const size = Math.floor((target?.limit ?? 2) / 2);
@@ -1345,7 +1352,7 @@ function admit(channel: Channel, message: InboundMessage, allowed: string, accep
   if (allowed.split(/[\s,]+/).includes(chat)) {
     // As JSON, so that nobody can draw on our terminal with control characters.
     info(`[${channel.name} ${message.peerId}] ${JSON.stringify(message.text.slice(0, 80))}`);
-    accept(message);
+    accept(message).done.catch((error) => warn(`${message.id}: ${error}`));
   } else if (!strangers.has(chat)) {
     strangers.add(chat); // once: otherwise a stranger could make us send as much as they like
     warn(`A stranger wrote. ${channel.name.toUpperCase()}_ALLOWED_CHATS=${chat} lets them in.`);
@@ -1617,7 +1624,9 @@ export class FeishuChannel implements Channel {
     const senderId = sender.sender_id?.open_id ?? "";
     const { words, media } = readFeishu(message.message_type ?? "", content);
     let text = words;
-    for (const one of mentions) text = text.replaceAll(one.key, isMe(one) ? "" : `@${one.name}`);
+    // Backwards: "@_user_1" also begins "@_user_10".
+    for (const m of mentions.toReversed())
+      text = text.split(m.key).join(isMe(m) ? "" : `@${m.name}`);
     // A redelivery may have a new message id, but never another sender, time or content.
     const same = JSON.stringify([senderId, peerId, create_time, content]);
     const id = `feishu:${accountId}:${sha256(same).digest("hex")}`;
@@ -1640,11 +1649,9 @@ export class FeishuChannel implements Channel {
   /** Good for about two hours; asked for again a minute before its end. */
   async #accessToken(): Promise<string> {
     if (Date.now() < this.#access.until) return this.#access.token;
-    const app = {
-      app_id: this.#setting("FEISHU_APP_ID"),
-      app_secret: this.#setting("FEISHU_APP_SECRET"),
-    };
-    const answer = await this.#post("/open-apis/auth/v3/tenant_access_token/internal", app);
+    const [app_id, app_secret] = ["FEISHU_APP_ID", "FEISHU_APP_SECRET"].map(this.#setting);
+    const place = "/open-apis/auth/v3/tenant_access_token/internal";
+    const answer = await this.#post(place, { app_id, app_secret });
     if (answer.code !== 0) throw sendError(`${answer.code} ${answer.msg}`, true);
     const { tenant_access_token: token = "", expire = 0 } = answer;
     this.#access = { token, until: Date.now() + (expire - 60) * 1000 };
@@ -1679,10 +1686,10 @@ function readFeishu(type: string, json: string) {
     return `[${media.at(-1)?.kind}]`;
   };
   const content = (parseObject(json) ?? {}) as Fields; // what it says is looked at field by field
-  if (type !== "post") return { words: wordsOf(content) || `[${type}]`, media };
+  if (type !== "post") return { words: wordsOf(content).trim() || `[${type}]`, media };
   const lines = Array.isArray(content.content) ? content.content : [];
   const words = lines.map((line: Fields[]) => [line ?? []].flat().map(wordsOf).join(""));
-  return { words: [content.title, ...words].filter(Boolean).join("\n") || "[post]", media };
+  return { words: [content.title, ...words].filter(Boolean).join("\n").trim() || "[post]", media };
 }
 
 command("channels", "the channels, and how they are", (_args, { channels }) =>
@@ -2114,11 +2121,12 @@ async function main(): Promise<void> {
   // What was left over comes first, so that nobody is answered out of order.
   // Messages of a channel that is not set up now stay in the inbox until it is again.
   for (const one of app.inbox.pending()) if (app.channels.has(one.channel)) void enqueue(app, one);
-  await app.channels.start((message, signal) => accept(app, message, signal));
   const serve = process.argv.includes("--serve");
+  const stopped = serve && Promise.race([once(process, "SIGTERM"), once(process, "SIGINT")]);
+  await app.channels.start((message, signal) => accept(app, message, signal));
   if (serve) {
     setInterval(() => {}, 60_000); // waiting for a signal alone would not keep Node running
-    await Promise.race([once(process, "SIGTERM"), once(process, "SIGINT")]);
+    await stopped;
   } else {
     app.channels.set("cli", cli);
     await cli.start((message, signal) => accept(app, message, signal));
@@ -2126,7 +2134,8 @@ async function main(): Promise<void> {
   }
   await app.channels.stop();
   // Whoever is being answered gets up to 10 s; what is not done by then is done after the restart.
-  if (serve) await Promise.race([Promise.allSettled(tails.values()), sleep(10_000)]);
+  if (serve || process.stdin.isTTY)
+    await Promise.race([Promise.allSettled(tails.values()), sleep(10_000)]);
   process.stdout.write("", () => process.exit(0)); // when the reader of a pipe has taken it all
 }
 
