@@ -38,7 +38,7 @@ interface Section {
   file: string;
   source: string;
   code: string[];
-  /** The section before; undefined if it is not there yet: then there is nothing to compare with. */
+  /** The section before; undefined if it is not there, so that nothing can be compared with it. */
   before?: Section;
   kept?: ReturnType<typeof kept>;
 }

@@ -74,7 +74,8 @@ function checkFence(lesson: Lesson, fence: Fence): string[] {
   const { info, line, body } = fence;
   if (info === "ts") return checkExcerpt(lesson, fence);
   if (info === "sh") return body.flatMap((text, i) => checkCommand(lesson, text, line + 1 + i));
-  const kinds = `ts (excerpts), sh (commands), console (transcripts), text, json shape, jsonl shape`;
+  const kinds =
+    "ts (excerpts), sh (commands), console (transcripts), text, json shape, jsonl shape";
   return FREE.includes(info) ? [] : [`${line}: a fence of "${info}". There are: ${kinds}.`];
 }
 
