@@ -46,7 +46,7 @@ const sayLine = (line: string) => say(`${atLineStart ? "" : "\n"}${line}\n`);
 /** プログラム自身が出す行。淡色と赤。 */
 export const info = (line: string) => sayLine(tint(2, line));
 export const fail = (line: string) => sayLine(tint(31, line));
-/** 人に見せる文の目印。表示は別の場所でする。 */
+/** その場では表示しないが、人に見せる文。翻訳の対象だという目印。 */
 export const text = (sentence: string) => sentence;
 
 /** 人やパイプから行を読み、1行ずつ渡す。 */
@@ -105,7 +105,7 @@ export interface TurnOptions {
 }
 
 /** この理由で止まったら、まだ続きがある。ほかなら終わりで、そのとき人に見せる文が下の表。 */
-const GO_ON = new Set<string | null>(["pause_turn"]);
+const GO_ON = new Set(["pause_turn"]);
 const STOP_NOTES: Record<string, string> = {
   end_turn: "",
   stop_sequence: "",

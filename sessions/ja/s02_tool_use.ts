@@ -1,6 +1,6 @@
 // ツール
 //
-// ツールとは、モデルが挙げてよい名前と、こちらで動かす関数の組である。スキーマの一覧を送り、
+// ツールとは、モデルが呼び出せる名前と、こちらで動かす関数の組である。スキーマの一覧を送り、
 // ハンドラーの表を手元に置く。
 //
 //   callModel ──► 応答 ── stop_reason "tool_use"? ──いいえ──► 終わり
@@ -52,7 +52,7 @@ const sayLine = (line: string) => say(`${atLineStart ? "" : "\n"}${line}\n`);
 /** プログラム自身が出す行。淡色と赤。 */
 export const info = (line: string) => sayLine(tint(2, line));
 export const fail = (line: string) => sayLine(tint(31, line));
-/** 人に見せる文の目印。表示は別の場所でする。 */
+/** その場では表示しないが、人に見せる文。翻訳の対象だという目印。 */
 export const text = (sentence: string) => sentence;
 
 /** 人やパイプから行を読み、1行ずつ渡す。 */
@@ -111,7 +111,7 @@ export interface TurnOptions {
 }
 
 /** この理由で止まったら、まだ続きがある。ほかなら終わりで、そのとき人に見せる文が下の表。 */
-const GO_ON = new Set<string | null>(["pause_turn"]);
+const GO_ON = new Set(["pause_turn"]);
 const STOP_NOTES: Record<string, string> = {
   end_turn: "",
   stop_sequence: "",
@@ -249,7 +249,7 @@ export const TOOLS: Anthropic.Tool[] = [
   }),
 ];
 
-/** モデルが名前を挙げたとき、手元で動くもの。 */
+/** モデルがその名前を呼んだとき、手元で動く関数。 */
 export const HANDLERS: Record<string, Handler> = {
   bash: (input, turn) => bash(String(input.command), Number(input.seconds ?? 60), turn.signal),
   read_file: (input) => readText(safePath(String(input.path), WORKSPACE)),
@@ -281,8 +281,8 @@ const idsIn = ({ content }: Message) =>
 
 /**
  * すべての呼び出しの直後に結果を1つずつ置いた履歴。APIがそう要求する。結果のない呼び出しは、
- * クラッシュやCtrl+C、入力途中の`max_tokens`で生まれる。API側で動くツールの呼び出しは、
- * 一時停止中のエラーで結果のないまま残ることがある。こちらは送らない。
+ * クラッシュやCtrl+C、入力途中の`max_tokens`で生まれる。API側で動くツールの呼び出しも、
+ * 一時停止中のエラーで結果のないまま残ることがある。その呼び出しは履歴から外す。
  */
 function answerCalls(history: Message[]): Message[] {
   const done = new Set(history.flatMap(idsIn));
@@ -320,7 +320,7 @@ export async function runTool(call: Anthropic.ToolUseBlock, turn: Turn) {
 }
 
 function result(id: string, output: string, failed = false): Anthropic.ToolResultBlockParam {
-  // 切られた出力に文字の半分が残っていると、リクエスト全体が無効になる。
+  // 切った出力の端に半端な文字が残っていると、リクエスト全体が無効になる。
   const content = keepEnds(output, OUTPUT_LIMIT).toWellFormed() || "(no output)";
   return { type: "tool_result", tool_use_id: id, content, ...(failed && { is_error: true }) };
 }
@@ -332,7 +332,7 @@ export function checkInput(schema: Anthropic.Tool.InputSchema, input: unknown) {
   const properties = (schema.properties ?? {}) as Record<
     string,
     { type?: string; enum?: unknown[] }
-  >; // このファイルのスキーマ
+  >; // 自前
   for (const name of schema.required ?? []) {
     if (fields[name] === undefined) throw new Error(`${name} is missing`);
   }
@@ -359,12 +359,12 @@ function keepEnds(whole: string, limit: number, lost = 0): string {
  * ".."でも、絶対パスでも、隣の"root2"でも、シンボリックリンク経由でも同じ。
  */
 export function safePath(file: string, root: string): string {
-  const base = fs.realpathSync(root);
+  const base = fs.realpathSync.native(root);
   const target = path.resolve(base, file);
   let existing = target;
   while (!fs.lstatSync(existing, { throwIfNoEntry: false })) existing = path.dirname(existing);
-  // 行き先のないリンクではrealpathが失敗する。それでいい。書き込めば行き先ができてしまう。
-  const real = path.join(fs.realpathSync(existing), path.relative(existing, target));
+  // 行き先のないリンクではrealpathが失敗する。それでよい。書き込むと行き先ができてしまう。
+  const real = path.join(fs.realpathSync.native(existing), path.relative(existing, target));
   const inside = path.relative(base, real);
   if (inside.split(path.sep)[0] === ".." || path.isAbsolute(inside)) {
     throw new Error(`${file} is outside the workspace`);
@@ -403,7 +403,8 @@ function writeText(name: string, content: string): string {
 function editText(name: string, oldText: string, newText: string): string {
   const file = safePath(name, WORKSPACE);
   const content = readText(file);
-  const parts = content.split(withLineEnds(oldText, content));
+  const old = content.includes(oldText) ? oldText : withLineEnds(oldText, content);
+  const parts = content.split(old);
   if (!oldText || parts.length !== 2) {
     const times = oldText ? parts.length - 1 : 0;
     throw new Error(`old_text occurs ${times} times in ${name}; it must occur exactly once`);

@@ -54,7 +54,7 @@ const sayLine = (line: string) => say(`${atLineStart ? "" : "\n"}${line}\n`);
 export const info = (line: string) => sayLine(tint(2, line));
 export const warn = (line: string) => sayLine(tint(33, line));
 export const fail = (line: string) => sayLine(tint(31, line));
-/** 人に見せる文の目印。表示は別の場所でする。 */
+/** その場では表示しないが、人に見せる文。翻訳の対象だという目印。 */
 export const text = (sentence: string) => sentence;
 
 /** 人やパイプから行を読み、1行ずつ渡す。 */
@@ -113,7 +113,7 @@ export interface TurnOptions {
 }
 
 /** この理由で止まったら、まだ続きがある。ほかなら終わりで、そのとき人に見せる文が下の表。 */
-const GO_ON = new Set<string | null>(["pause_turn"]);
+const GO_ON = new Set(["pause_turn"]);
 const STOP_NOTES: Record<string, string> = {
   end_turn: "",
   stop_sequence: "",
@@ -251,7 +251,7 @@ export const TOOLS: Anthropic.Tool[] = [
   }),
 ];
 
-/** モデルが名前を挙げたとき、手元で動くもの。 */
+/** モデルがその名前を呼んだとき、手元で動く関数。 */
 export const HANDLERS: Record<string, Handler> = {
   bash: (input, turn) => bash(String(input.command), Number(input.seconds ?? 60), turn.signal),
   read_file: (input) => readText(safePath(String(input.path), WORKSPACE)),
@@ -283,8 +283,8 @@ const idsIn = ({ content }: Message) =>
 
 /**
  * すべての呼び出しの直後に結果を1つずつ置いた履歴。APIがそう要求する。結果のない呼び出しは、
- * クラッシュやCtrl+C、入力途中の`max_tokens`で生まれる。API側で動くツールの呼び出しは、
- * 一時停止中のエラーで結果のないまま残ることがある。こちらは送らない。
+ * クラッシュやCtrl+C、入力途中の`max_tokens`で生まれる。API側で動くツールの呼び出しも、
+ * 一時停止中のエラーで結果のないまま残ることがある。その呼び出しは履歴から外す。
  */
 function answerCalls(history: Message[]): Message[] {
   const done = new Set(history.flatMap(idsIn));
@@ -322,7 +322,7 @@ export async function runTool(call: Anthropic.ToolUseBlock, turn: Turn) {
 }
 
 function result(id: string, output: string, failed = false): Anthropic.ToolResultBlockParam {
-  // 切られた出力に文字の半分が残っていると、リクエスト全体が無効になる。
+  // 切った出力の端に半端な文字が残っていると、リクエスト全体が無効になる。
   const content = keepEnds(output, OUTPUT_LIMIT).toWellFormed() || "(no output)";
   return { type: "tool_result", tool_use_id: id, content, ...(failed && { is_error: true }) };
 }
@@ -334,7 +334,7 @@ export function checkInput(schema: Anthropic.Tool.InputSchema, input: unknown) {
   const properties = (schema.properties ?? {}) as Record<
     string,
     { type?: string; enum?: unknown[] }
-  >; // このファイルのスキーマ
+  >; // 自前
   for (const name of schema.required ?? []) {
     if (fields[name] === undefined) throw new Error(`${name} is missing`);
   }
@@ -361,12 +361,12 @@ function keepEnds(whole: string, limit: number, lost = 0): string {
  * ".."でも、絶対パスでも、隣の"root2"でも、シンボリックリンク経由でも同じ。
  */
 export function safePath(file: string, root: string): string {
-  const base = fs.realpathSync(root);
+  const base = fs.realpathSync.native(root);
   const target = path.resolve(base, file);
   let existing = target;
   while (!fs.lstatSync(existing, { throwIfNoEntry: false })) existing = path.dirname(existing);
-  // 行き先のないリンクではrealpathが失敗する。それでいい。書き込めば行き先ができてしまう。
-  const real = path.join(fs.realpathSync(existing), path.relative(existing, target));
+  // 行き先のないリンクではrealpathが失敗する。それでよい。書き込むと行き先ができてしまう。
+  const real = path.join(fs.realpathSync.native(existing), path.relative(existing, target));
   const inside = path.relative(base, real);
   if (inside.split(path.sep)[0] === ".." || path.isAbsolute(inside)) {
     throw new Error(`${file} is outside the workspace`);
@@ -408,7 +408,8 @@ function writeText(name: string, content: string): string {
 function editText(name: string, oldText: string, newText: string): string {
   const file = safePath(name, WORKSPACE);
   const content = readText(file);
-  const parts = content.split(withLineEnds(oldText, content));
+  const old = content.includes(oldText) ? oldText : withLineEnds(oldText, content);
+  const parts = content.split(old);
   if (!oldText || parts.length !== 2) {
     const times = oldText ? parts.length - 1 : 0;
     throw new Error(`old_text occurs ${times} times in ${name}; it must occur exactly once`);
@@ -561,7 +562,7 @@ export class Session extends Conversation {
   readonly id: string;
   header = { key: "", label: "", at: "" };
   summary = ""; // 圧縮でリストから外れた分の要約
-  rewritten = 0; // 先頭からこの件数には、APIが数えたトークン数が当てはまらない
+  rewritten = 0; // 先頭からこの件数までは、APIの数えたトークン数が古い
   #log: Log;
   #lines = new Map<Message, number>();
 
@@ -620,12 +621,13 @@ export class Session extends Conversation {
 
   #shorten(ids: Set<string>): void {
     for (const block of this.messages.flatMap(resultsIn)) {
-      // その場で書き換える。メッセージの行番号は変わらない。
+      // メッセージは作り直さず、中身だけ換える。行番号との対応を保つため。
       if (ids.has(block.tool_use_id)) block.content = shortened(block);
     }
     this.rewritten = this.messages.length;
   }
 }
+
 // キーは誰が誰と話すかを表し、セッションはその間の会話1つを指す。全セッションを並べた索引は
 // 作らない。フォルダーがそのまま一覧なので、食い違いようがない。
 
@@ -688,7 +690,7 @@ export class SessionStore {
       return new Session(this.#file(key, id));
     }
     fs.renameSync(pointer, `${pointer}.broken`);
-    warn(`${pointer}の指すセッションがないため、このファイルはよけて、最新のセッションを続けます。`);
+    warn(`${pointer}の指すセッションがありません。ファイルをよけて、最新のセッションを続けます。`);
     return this.list(key).at(-1);
   }
 
@@ -715,7 +717,7 @@ function replaceFile(file: string, content: string): void {
 /** 2つのプログラムが同じセッションに追記すると壊れる。ほかが`dir`を使っていればエラー。 */
 export function lockFolder(dir: string): void {
   const file = path.join(dir, "lock");
-  fs.mkdirSync(dir, { recursive: true });
+  fs.mkdirSync(dir, { recursive: true, mode: 0o700 }); // 会話を他人に読ませない
   if (fs.existsSync(file)) {
     const before = fs.readFileSync(file, "utf8");
     const pid = Number.parseInt(before, 10);
@@ -728,7 +730,8 @@ export function lockFolder(dir: string): void {
     if (fs.readFileSync(taken, "utf8") !== before) fs.renameSync(taken, file);
     fs.rmSync(taken, { force: true });
   }
-  fs.writeFileSync(file, `${process.pid} ${crypto.randomUUID()}`, { flag: "wx" }); // 既存なら失敗
+  // wx：ファイルがあれば失敗する。同時にここまで来ても、通るのは一方だけ。
+  fs.writeFileSync(file, `${process.pid} ${crypto.randomUUID()}`, { flag: "wx" });
   process.on("exit", () => fs.rmSync(file, { force: true })); // SIGKILLでは残る（上を参照）
 }
 
@@ -751,13 +754,13 @@ export function estimateTokens(words: string): number {
 const tokensOf = (messages: Message[]) =>
   estimateTokens(JSON.stringify(messages.map(({ content }) => content)));
 
-// 会話が長くなりすぎたときの対処。失っていちばん惜しくないのはツールの結果で、ファイルなら
+// 会話が長くなりすぎたときの対処。捨てていちばん惜しくないのはツールの結果で、ファイルなら
 // 読み直せる。ターンは惜しいので、捨てずに要約する。縮むのはメモリの中の履歴だけで、
 // ディスクでは行が増えるだけ。
 
 const BIG_RESULT = 2_000; // 文字数。短縮した結果はこの半分になる
-const FULL = 0.85; // ウィンドウに対する割合。応答の分も要る
-const KEPT = 0.3; // 元の量に対する割合。圧縮後もそのまま残す
+const FULL = 0.85; // ウィンドウに対する割合。残りは応答の分
+const KEPT = 0.3; // 元の会話のうち、圧縮後もそのまま残す割合
 
 // いちばん大事なのは名前とid。"src/a.ts"が「あのファイル」になると、モデルは聞き直すしかない。
 const SUMMARISE =
@@ -808,8 +811,10 @@ export class ContextGuard {
       for (let step = steps.shift(); step; step = steps.shift()) if (await step()) return true;
       return false;
     };
-    // 呼ぶ前はこちらの計算で判断する（無料）。呼んだあとはAPIの言うことに従う。
-    if (this.size(conversation) > this.limit * FULL) await shrink();
+    // 呼ぶ前は、費用のかからない自前の計算で決める。呼んだあとはAPIの言うことに従う。
+    // 再起動後は、応答がもうそろっていて、呼ぶ必要がないこともある。そのときは縮めない。
+    const isFull = this.size(conversation) > this.limit * FULL;
+    if (isFull && needsReply(conversation.messages.at(-1))) await shrink();
     for (;;) {
       try {
         return await inner();
@@ -849,7 +854,7 @@ export class ContextGuard {
 
 /** 新しいほうから収まるだけ渡して要約を頼む。多すぎたら半分にする。 */
 async function askSummary(session: Session, old: string, tokens: number, options: TurnOptions) {
-  // 1回のリクエストに収まらないから要約するので、全文は見せられない。
+  // 1回のリクエストに収まらなかった会話なので、全部は見せられない。
   for (let fit = tokens; ; fit /= 2) {
     const newest = old.slice(-Math.ceil((old.length * fit) / estimateTokens(old))).toWellFormed();
     const content = `Summary so far: ${session.summary || "none"}\n\nSince then:\n${newest}`;
@@ -857,7 +862,7 @@ async function askSummary(session: Session, old: string, tokens: number, options
     const request = { model: MODEL, max_tokens: 2048, system: SUMMARISE, messages };
     try {
       const reply = await callModel(request, { ...options, onText: undefined });
-      options.signal?.throwIfAborted(); // 応答は要約の途中まで。それならないほうがいい
+      options.signal?.throwIfAborted(); // 途中で切れた要約なら、ないほうがまし
       if (reply.stop_reason !== "refusal" && wordsIn(reply).trim()) return wordsIn(reply);
       throw new Error("the model gave no summary; /new begins a new session");
     } catch (error) {
@@ -950,7 +955,7 @@ command("list", "この会話のセッション一覧", (_args, { store, key }) 
 
 command("switch", "<id>：前のセッションに戻る。idは先頭の数文字でよい", (id, app) => {
   const session = app.store.switch(app.key, id);
-  return text(`セッション${session.id}です。メッセージは${session.messages.length}件あります。`);
+  return text(`セッション${session.id}に切り替えました。メッセージは${session.messages.length}件あります。`);
 });
 
 command("context", "コンテキストウィンドウの埋まり具合", (_args, { store, key }) => {
