@@ -1144,7 +1144,7 @@ export class Inbox {
     }
   }
 
-  /** The answer is sent: the files go, the ids stay. The first part, with the turn's id, goes last. */
+  /** The answer is sent: the files go, the ids stay. The first part goes last: its id counts. */
   finish(messages: Routed[]): void {
     for (const { file, message } of this.#find(messages).reverse()) {
       // The id first. A crash in between leaves a file, but one that is known to be done.
@@ -1605,15 +1605,14 @@ export class FeishuChannel implements Channel {
     if (isGroup && !mentions.some(isMe)) return undefined;
     const senderId = sender.sender_id?.open_id ?? "";
     const { words, media } = readFeishu(message.message_type ?? "", content);
-    let text = words;
+    let out = words;
     // Backwards: "@_user_1" also begins "@_user_10".
-    for (const m of mentions.toReversed())
-      text = text.split(m.key).join(isMe(m) ? "" : `@${m.name}`);
+    for (const m of mentions.toReversed()) out = out.split(m.key).join(isMe(m) ? "" : `@${m.name}`);
     // A redelivery may have a new message id, but never another sender, time or content.
     const same = JSON.stringify([senderId, peerId, create_time, content]);
     const id = `feishu:${accountId}:${sha256(same).digest("hex")}`;
     const who = { channel: "feishu", accountId, peerId, senderId, guildId: header.tenant_key };
-    return { id, ...who, isGroup, text: text.trim() || words, media, at: Number(create_time) };
+    return { id, ...who, isGroup, text: out.trim() || words, media, at: Number(create_time) };
   }
 
   async send(to: string, words: string, again = false): Promise<void> {
@@ -1709,7 +1708,8 @@ async function main(): Promise<void> {
   info(`Session ${id}, ${messages.length} messages. /help lists the commands.`);
   const port = Number(env("HTTP_PORT") || 8765);
   if (!(port >= 0 && port < 65536)) throw new Error("HTTP_PORT must be a number from 0 to 65535");
-  if (app.channels.get("feishu")) await startHttp(port);
+  // Without a port no event can come in: then Feishu is not there.
+  if (env("FEISHU_APP_ID") && !(await startHttp(port)).listening) app.channels.delete("feishu");
   // What was left over comes first, so that nobody is answered out of order.
   // Messages of a channel that is not set up now stay in the inbox until it is again.
   for (const one of app.inbox.pending()) if (app.channels.has(one.channel)) void enqueue(app, one);

@@ -1152,7 +1152,7 @@ export class Inbox {
     }
   }
 
-  /** The answer is sent: the files go, the ids stay. The first part, with the turn's id, goes last. */
+  /** The answer is sent: the files go, the ids stay. The first part goes last: its id counts. */
   finish(messages: Routed[]): void {
     for (const { file, message } of this.#find(messages).reverse()) {
       // The id first. A crash in between leaves a file, but one that is known to be done.
@@ -1183,19 +1183,12 @@ export function inOrder<T>(sessionKey: string, task: () => Promise<T>): Promise<
 }
 
 /** Whose conversation a message belongs to. */
-<<<<<<< s05
-function route(message: InboundMessage, app: App, agent?: Agent): Routed {
+export function route(message: InboundMessage, app: App, agent?: Agent): Routed {
   const isTerminal = message.channel === "cli";
   const chosen = isTerminal ? app.terminalAgent : agent?.id;
   const agentId = chosen ?? app.bindings.resolve(message).agentId;
   const key = buildSessionKey(agentId, message, app.agents.find(agentId).dmScope);
-  return { ...message, agentId, sessionKey: isTerminal ? TERMINAL_KEY : key };
-=======
-export function route(message: InboundMessage): Routed {
-  const { channel, isGroup, peerId } = message;
-  const key = `agent:luna:${channel}:${isGroup ? "group" : "direct"}:${peerId}`;
-  return { ...message, sessionKey: channel === "cli" ? TERMINAL_KEY : key.toLowerCase() };
->>>>>>> s04 now
+  return { ...message, agentId, sessionKey: isTerminal ? app.key : key };
 }
 
 /** The door. Synchronous: when it returns, the platform may forget the message. */
@@ -1623,15 +1616,14 @@ export class FeishuChannel implements Channel {
     if (isGroup && !mentions.some(isMe)) return undefined;
     const senderId = sender.sender_id?.open_id ?? "";
     const { words, media } = readFeishu(message.message_type ?? "", content);
-    let text = words;
+    let out = words;
     // Backwards: "@_user_1" also begins "@_user_10".
-    for (const m of mentions.toReversed())
-      text = text.split(m.key).join(isMe(m) ? "" : `@${m.name}`);
+    for (const m of mentions.toReversed()) out = out.split(m.key).join(isMe(m) ? "" : `@${m.name}`);
     // A redelivery may have a new message id, but never another sender, time or content.
     const same = JSON.stringify([senderId, peerId, create_time, content]);
     const id = `feishu:${accountId}:${sha256(same).digest("hex")}`;
     const who = { channel: "feishu", accountId, peerId, senderId, guildId: header.tenant_key };
-    return { id, ...who, isGroup, text: text.trim() || words, media, at: Number(create_time) };
+    return { id, ...who, isGroup, text: out.trim() || words, media, at: Number(create_time) };
   }
 
   async send(to: string, words: string, again = false): Promise<void> {
@@ -1799,11 +1791,10 @@ export class BindingTable {
    */
   resolve(message: InboundMessage): { agentId: string; binding?: Binding } {
     for (const key of TIERS) {
-      const value = key === "default" ? "*" : (message[key] ?? "");
+      const value = key === "default" ? "*" : message[key];
+      if (!value) continue;
       const values = key === "peerId" ? [`${message.channel}:${value}`, value] : [value];
-      const found = values.flatMap(
-        (one) => (one && this.#byKey.get(key)?.get(one.toLowerCase())) || [],
-      );
+      const found = values.flatMap((one) => this.#byKey.get(key)?.get(one.toLowerCase()) ?? []);
       const [binding] = found.sort((a, b) => b.priority - a.priority);
       if (binding) return { agentId: binding.agentId, binding };
     }
@@ -1851,12 +1842,10 @@ export const METHODS: Record<string, Method> = {};
 /** Adds a method whose parameters are checked like the input of a tool. */
 function method(name: string, properties: object, optional: string[], run: Method): void {
   const schema = tool(name, "", properties, optional).input_schema;
-  METHODS[name] = (params, app, connection) =>
-    run(
-      asked(() => checkInput(schema, params)),
-      app,
-      connection,
-    );
+  METHODS[name] = (params, app, connection) => {
+    const fields = asked(() => checkInput(schema, params));
+    return run(fields, app, connection);
+  };
 }
 
 /** Runs a check of what a client has sent: what is wrong with it is the client's to mend. */
@@ -1980,11 +1969,10 @@ method(
     const { text, channel = "ws", peerId = connection.peerId, agentId } = params;
     const id = `ws:${crypto.randomUUID()}`;
     const from = { accountId: "local", senderId: connection.peerId, isGroup: false, media: [] };
-    const place = { channel: String(channel), peerId: String(peerId) };
+    const place = { channel: String(channel).toLowerCase(), peerId: String(peerId) };
     const inbound = { id, ...from, ...place, text: String(text).trim(), at: Date.now() };
     // Whoever comes by the network is not the owner, whatever they say they are.
-    if (["cli", "cron"].includes(place.channel.toLowerCase()))
-      throw rpcError(-32602, "channel: not this one");
+    if (["cli", "cron"].includes(place.channel)) throw rpcError(-32602, "channel: not this one");
     if (!inbound.text) throw rpcError(-32602, "text is empty");
     const agent = agentId === undefined ? agentId : asked(() => app.agents.find(String(agentId)));
     const message = asked(() => route(inbound, app, agent));
@@ -2004,17 +1992,13 @@ method(
 const MATCH = { matchKey: { type: "string", enum: TIERS }, matchValue: string("…") };
 const BINDING = { agentId: string("who"), ...MATCH, priority: { type: "integer" } };
 
-method(
-  "bindings.set",
-  BINDING,
-  ["priority"],
-  ({ agentId, matchKey, matchValue, priority }, app) => {
-    const agent = asked(() => app.agents.find(String(agentId)));
-    const key = TIERS.find((tier) => tier === matchKey) ?? "default";
-    const rest = { matchKey: key, matchValue: String(matchValue), priority: Number(priority ?? 0) };
-    return app.bindings.set({ agentId: agent.id, ...rest });
-  },
-);
+method("bindings.set", BINDING, ["priority"], (params, app) => {
+  const { agentId, matchKey, matchValue, priority = 0 } = params;
+  const agent = asked(() => app.agents.find(String(agentId)));
+  const key = TIERS.find((tier) => tier === matchKey) ?? "default";
+  const rest = { matchKey: key, matchValue: String(matchValue), priority: Number(priority) };
+  return app.bindings.set({ agentId: agent.id, ...rest });
+});
 
 method("bindings.remove", MATCH, [], ({ matchKey, matchValue }, app) => ({
   removed: app.bindings.remove(String(matchKey), String(matchValue)),
@@ -2050,7 +2034,8 @@ command("route", "<channel> <peer> [account] [guild]: who would answer, and why"
   const rest = { id: "", senderId: "", isGroup: false, text: "", media: [], at: 0 };
   const message = { channel, peerId, accountId, guildId, ...rest };
   const { binding } = app.bindings.resolve(message);
-  return `${route(message, app).sessionKey}  (${binding?.tier} ${binding?.matchKey})`;
+  const { agentId, sessionKey } = route(message, app);
+  return `${agentId}  ${sessionKey}  (${binding?.tier ?? 5} ${binding?.matchKey ?? "default"})`;
 });
 
 command("agents", "the agents", (_args, { agents }) =>
@@ -2059,6 +2044,7 @@ command("agents", "the agents", (_args, { agents }) =>
 
 command("agent", "<id>|off: who answers you here", (id, app) => {
   app.terminalAgent = id === "off" ? undefined : app.agents.find(id).id;
+  app.key = TERMINAL_KEY.replace("luna", app.terminalAgent ?? "luna"); // a conversation of its own
   return text(`From now on: ${app.terminalAgent ?? "as the bindings say"}.`);
 });
 
@@ -2111,13 +2097,17 @@ async function main(): Promise<void> {
   if (env("TELEGRAM_BOT_TOKEN")) app.channels.set("telegram", new TelegramChannel(env));
   if (env("FEISHU_APP_ID")) app.channels.set("feishu", new FeishuChannel(env));
   const { id, messages } = app.store.current(app.key);
+  for (const { agentId } of BINDINGS) app.agents.find(agentId); // throws, naming it
   info(`Talking to ${MODEL}. Ctrl+C stops a reply, "quit" leaves.`);
   info(`Session ${id}, ${messages.length} messages. /help lists the commands.`);
   const port = Number(env("HTTP_PORT") || 8765);
   if (!(port >= 0 && port < 65536)) throw new Error("HTTP_PORT must be a number from 0 to 65535");
-  app.gateway.attach(await startHttp(port), app);
-  const isNew = app.gateway.address && !env("GATEWAY_TOKEN");
-  if (isNew) info(`gateway: ${app.gateway.address}?token=${gatewayToken()}`);
+  // Without a port no event can come in: then Feishu is not there.
+  const server = await startHttp(port);
+  if (!server.listening) app.channels.delete("feishu");
+  app.gateway.attach(server, app);
+  const isOurs = app.gateway.address && !env("GATEWAY_TOKEN");
+  if (isOurs) info(`gateway: ${app.gateway.address}?token=${gatewayToken()}`);
   // What was left over comes first, so that nobody is answered out of order.
   // Messages of a channel that is not set up now stay in the inbox until it is again.
   for (const one of app.inbox.pending()) if (app.channels.has(one.channel)) void enqueue(app, one);
