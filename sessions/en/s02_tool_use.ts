@@ -306,7 +306,7 @@ function answerCalls(history: Message[]): Message[] {
 
 /** Runs one call. Never throws: whatever goes wrong is a result that the model can work with. */
 export async function runTool(call: Anthropic.ToolUseBlock, turn: Turn) {
-  info(`  ${call.name} ${keepEnds(JSON.stringify(call.input), 100)}`);
+  info(`  ${call.name} ${JSON.stringify(call.input).slice(0, 100)}`);
   try {
     const tool = TOOLS.find(({ name }) => name === call.name);
     const handler = HANDLERS[call.name];
