@@ -308,7 +308,7 @@ function answerCalls(history: Message[]): Message[] {
 
 /** 呼び出しを1つ実行する。例外は投げない。失敗も、モデルが次の手を考えられる結果にする。 */
 export async function runTool(call: Anthropic.ToolUseBlock, turn: Turn) {
-  info(`  ${call.name} ${keepEnds(JSON.stringify(call.input), 100)}`);
+  info(`  ${call.name} ${JSON.stringify(call.input).slice(0, 100)}`);
   try {
     const tool = TOOLS.find(({ name }) => name === call.name);
     const handler = HANDLERS[call.name];
