@@ -305,7 +305,7 @@ function answerCalls(history: Message[]): Message[] {
 
 /** 运行一次调用。从不抛错：出了任何问题，都变成模型能处理的结果。 */
 export async function runTool(call: Anthropic.ToolUseBlock, turn: Turn) {
-  info(`  ${call.name} ${keepEnds(JSON.stringify(call.input), 100)}`);
+  info(`  ${call.name} ${JSON.stringify(call.input).slice(0, 100)}`);
   try {
     const tool = TOOLS.find(({ name }) => name === call.name);
     const handler = HANDLERS[call.name];
