@@ -1,6 +1,6 @@
 /** s04, the road of a message: the inbox, the order, and what happens between the two ends. */
 
-import { appendFileSync, existsSync, readdirSync, readFileSync, writeFileSync } from "node:fs";
+import fs, { appendFileSync, existsSync, readdirSync, readFileSync, writeFileSync } from "node:fs";
 import { join } from "node:path";
 import { describe, expect, it, vi } from "vitest";
 import type { ScriptedBlock } from "../practice/model.ts";
@@ -130,6 +130,21 @@ describe.each(sectionsFrom("s04"))("$name, Inbox", (section) => {
     writeFileSync(join(dir, name), content);
     expect(new Inbox(dir).pending()).toEqual([]);
     expect(existsSync(join(dir, name))).toBe(false);
+  });
+
+  it("after a crash in the middle of finishing, the part with the turn's id is still there", async () => {
+    const { Inbox } = await load04(section);
+    const dir = join(temporaryFolder(), "inbox");
+    const inbox = new Inbox(dir);
+    const parts = ["p1", "p2"].map((id): Routed => inbound({ id, part: "album" }));
+    for (const part of parts) inbox.add(part);
+    inbox.begin(parts);
+    vi.spyOn(fs, "rmSync").mockImplementationOnce(() => {
+      throw new Error("killed here");
+    });
+    expect(() => inbox.finish(parts)).toThrow("killed here");
+    // The session knows p1: nothing is asked again, only the reply is repeated.
+    expect(new Inbox(dir).pending().map(({ id }) => id)).toEqual(["p1"]);
   });
 
   it("costs the same with 2,000 messages done", async () => {
@@ -323,7 +338,7 @@ describe.each(sectionsFrom("s04"))("$name, accept and what follows", (section) =
     const { s04, app, model, telegram, folder } = await theRoad(section);
     const message = inbound({ id: "telegram:123456:1001:77", text: "only once" });
     const held = model.hold();
-    void s04.accept(app, { ...message }).done;
+    const { done } = s04.accept(app, { ...message });
     await held.waiting; // the question is on record, the answer is not: now it "crashes"
     const after = { ...appOf(s04, folder), channels: app.channels };
     const [kept] = after.inbox.pending();
@@ -353,6 +368,7 @@ describe.each(sectionsFrom("s04"))("$name, accept and what follows", (section) =
     expect(model.log).toHaveLength(asked);
     expect(telegram.sent).toEqual([]);
     held.release();
+    await done;
   });
 });
 

@@ -159,23 +159,25 @@ describe.each(sectionsFrom("s05"))("$name, buildSessionKey", (section) => {
     expect(() => key("x".repeat(room + 1))).toThrow(/peerId.*151/);
   });
 
-  it("the terminal's key is what s03 has, whatever the scope", async () => {
+  it("the terminal has the key of s03, whatever the scope; /agent changes the agent in it", async () => {
     const s05 = await load05(section);
     const app = appOf05(s05);
     const held: string[] = [];
-    const runTurn = vi.spyOn(app.store, "current").mockImplementation((key) => {
+    vi.spyOn(app.store, "current").mockImplementation((key) => {
       held.push(key);
       throw new Error("that is all that is asked");
     });
-    const cli = silentChannel("cli");
-    app.channels.set("cli", cli);
+    app.channels.set("cli", silentChannel("cli"));
     const from = { channel: "cli", accountId: "local", peerId: "owner", senderId: "owner" };
-    for (const agent of [undefined, "sage"]) {
-      app.terminalAgent = agent;
+    for (const agent of ["", "sage", "off"]) {
+      if (agent) await s05.COMMANDS.agent?.run(agent, app, {});
       await s05.accept(app, inbound({ id: `cli:${agent}`, ...from })).done.catch(() => {});
     }
-    expect(held).toEqual(new Array(2).fill("agent:luna:cli:direct:owner"));
-    expect(runTurn).toHaveBeenCalledTimes(2);
+    expect(held).toEqual([
+      "agent:luna:cli:direct:owner",
+      "agent:sage:cli:direct:owner",
+      "agent:luna:cli:direct:owner",
+    ]);
   });
 });
 

@@ -362,7 +362,10 @@ describe.each(englishFrom("s05"))("$name, JSON-RPC 2.0", (section) => {
     expect(await program.ask("/agent off")).not.toContain("sage");
     await world.types("and now?");
     expect(JSON.stringify(world.model.log.at(-1)?.request.system)).toContain("Luna");
-    expect(outline(world.model.log.at(-1))).toHaveLength(3); // in the one session of the terminal
+    expect(outline(world.model.log.at(-1))).toHaveLength(1); // each agent has its own conversation
+    await program.ask("/agent sage");
+    await world.types("still there?");
+    expect(outline(world.model.log.at(-1))).toHaveLength(3);
     expect(await program.ask("/agent bob")).toMatch(/bob.*luna, sage/);
     expect(await program.ask("/sessions")).toContain("agent:sage:telegram:direct:1001");
     const agents = (await one.call("agents.list")).result;
