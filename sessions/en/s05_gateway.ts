@@ -1109,7 +1109,8 @@ export class Inbox {
     this.#dir = dir;
     fs.mkdirSync(dir, { recursive: true });
     this.#log = new Log(path.join(dir, "done.jsonl"));
-    this.#done = new Set(this.#log.read().map(({ record }) => (record as { id: string }).id)); // ours
+    // We wrote them, so they have an id.
+    this.#done = new Set(this.#log.read().map(({ record }) => (record as { id: string }).id));
     for (const name of fs.readdirSync(dir).sort()) if (/^\d+\.json$/.test(name)) this.#load(name);
   }
 
@@ -1513,7 +1514,8 @@ async function startHttp(port: number): Promise<http.Server> {
   });
   try {
     await once(server.listen(port, "127.0.0.1"), "listening");
-    info(`http: listening on 127.0.0.1:${(server.address() as { port: number }).port}`); // as it is TCP
+    // It listens on TCP, so its address has a port.
+    info(`http: listening on 127.0.0.1:${(server.address() as { port: number }).port}`);
   } catch (error) {
     warn(`http: ${error}. Choose another HTTP_PORT; the rest runs.`);
   }
