@@ -5,6 +5,7 @@ import {
   englishFrom,
   outline,
   practice,
+  SEVERAL,
   say,
   sectionsFrom,
   settings,
@@ -15,10 +16,10 @@ import {
 const ANSI = new RegExp(String.fromCharCode(27));
 const prompts = (text: string) => text.split("You > ").length - 1;
 
-describe.each(sectionsFrom("s01"))("$name, one scripted run", (section) => {
+describe.each(sectionsFrom("s01"))("$name, one scripted run", SEVERAL, (section) => {
   it("answers, goes on after an error, and leaves", async () => {
     const model = await practice();
-    const program = start(section, settings(model));
+    const program = start(section, settings(model), "tsx");
     await program.prompt();
     expect(await program.ask("My name is Ada.")).toContain("Ada");
     model.fail("500");
@@ -29,7 +30,7 @@ describe.each(sectionsFrom("s01"))("$name, one scripted run", (section) => {
   });
 });
 
-describe.each(englishFrom("s01"))("$name in a pipe", (section) => {
+describe.each(englishFrom("s01"))("$name in a pipe", SEVERAL, (section) => {
   it("answers line by line, and says what went wrong", async () => {
     const model = await practice({ rules: false });
     const program = start(section, settings(model));
@@ -130,7 +131,7 @@ describe.each(englishFrom("s01"))("$name in a pipe", (section) => {
   );
 });
 
-describe.each(englishFrom("s01"))("$name in a terminal", (section) => {
+describe.each(englishFrom("s01"))("$name in a terminal", SEVERAL, (section) => {
   const HELD = "The beginning, and then the rest of it.";
 
   it("Ctrl+C stops a reply and then leaves; what is typed meanwhile waits for the prompt", async () => {

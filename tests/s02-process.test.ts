@@ -9,12 +9,13 @@ import {
   outline,
   practice,
   results,
+  SEVERAL,
   say,
   settings,
   startInTerminal,
 } from "./helper.ts";
 
-describe.each(englishFrom("s02"))("$name in a terminal", (section) => {
+describe.each(englishFrom("s02"))("$name in a terminal", SEVERAL, (section) => {
   it("shows what runs; Ctrl+C stops a command, and the next turn works", async () => {
     const model = await practice({ rules: false });
     const given = settings(model);

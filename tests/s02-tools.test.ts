@@ -429,45 +429,6 @@ describe.each(sectionsFrom("s02"))("$name", (section) => {
       expect(failed).toBe(false);
       expect(content).not.toBe("");
     });
-
-    it("runs in the workspace, and gets no key and no token", async () => {
-      const { use, script, workspace } = await open(section);
-      const secrets = `ANTHROPIC_API_KEY ANTHROPIC_API_KEY_2 OPENAI_API_KEY TELEGRAM_BOT_TOKEN
-        FEISHU_APP_SECRET GITHUB_TOKEN AWS_SECRET_ACCESS_KEY GATEWAY_TOKEN DATABASE_URL NPM_TOKEN
-        ANTHROPIC_AUTH_TOKEN SOMETHING_KEY MY_PASSWORD HTTPS_PROXY NODE_OPTIONS_TOKEN`.split(/\s+/);
-      for (const [index, name] of secrets.entries()) process.env[name] = `hush-${index}`;
-      const command = script("console.log(process.cwd(), JSON.stringify(process.env))");
-      const { content, failed } = await use("bash", { command });
-      expect(failed).toBe(false);
-      expect(content).toContain(JSON.stringify(workspace).slice(1, -1).replaceAll("\\\\", "\\"));
-      expect(content).toContain("PATH");
-      expect(content).not.toContain("hush-");
-    });
-
-    it("keeps both ends of much output, and no half characters", async () => {
-      const { use, script } = await open(section);
-      const command = script(`
-        process.stdout.write("begin " + "x".repeat(50_001) + "👋".repeat(60_000) + " end");
-        process.exitCode = 1;
-      `);
-      const { content } = await use("bash", { command });
-      expect(content).toContain("begin xxx");
-      expect(content).toMatch(/👋 end$/);
-      expect(content.length).toBeLessThan(35_000);
-      expect(content.isWellFormed()).toBe(true);
-    });
-
-    it("characters that arrive in two pieces stay whole", async () => {
-      const { use, script } = await open(section);
-      // Each write is a piece of its own: the next one comes when this one has been taken.
-      const command = script(`
-        for (const byte of Buffer.from("你好👋")) {
-          await new Promise((done) => process.stdout.write(Buffer.from([byte]), done));
-          await new Promise((done) => setImmediate(done));
-        }
-      `);
-      expect(await use("bash", { command })).toEqual({ content: "你好👋", failed: false });
-    });
   });
 });
 
@@ -617,6 +578,45 @@ describe.each(englishFrom("s02"))("$name, bash and its children", (section) => {
     await started;
     vi.advanceTimersByTime(3000);
     expect((await running).content).toContain("holding");
+  });
+
+  it("runs in the workspace, and gets no key and no token", async () => {
+    const { use, script, workspace } = await open(section);
+    const secrets = `ANTHROPIC_API_KEY ANTHROPIC_API_KEY_2 OPENAI_API_KEY TELEGRAM_BOT_TOKEN
+      FEISHU_APP_SECRET GITHUB_TOKEN AWS_SECRET_ACCESS_KEY GATEWAY_TOKEN DATABASE_URL NPM_TOKEN
+      ANTHROPIC_AUTH_TOKEN SOMETHING_KEY MY_PASSWORD HTTPS_PROXY NODE_OPTIONS_TOKEN`.split(/\s+/);
+    for (const [index, name] of secrets.entries()) process.env[name] = `hush-${index}`;
+    const command = script("console.log(process.cwd(), JSON.stringify(process.env))");
+    const { content, failed } = await use("bash", { command });
+    expect(failed).toBe(false);
+    expect(content).toContain(JSON.stringify(workspace).slice(1, -1).replaceAll("\\\\", "\\"));
+    expect(content).toContain("PATH");
+    expect(content).not.toContain("hush-");
+  });
+
+  it("keeps both ends of much output, and no half characters", async () => {
+    const { use, script } = await open(section);
+    const command = script(`
+      process.stdout.write("begin " + "x".repeat(50_001) + "👋".repeat(60_000) + " end");
+      process.exitCode = 1;
+    `);
+    const { content } = await use("bash", { command });
+    expect(content).toContain("begin xxx");
+    expect(content).toMatch(/👋 end$/);
+    expect(content.length).toBeLessThan(35_000);
+    expect(content.isWellFormed()).toBe(true);
+  });
+
+  it("characters that arrive in two pieces stay whole", async () => {
+    const { use, script } = await open(section);
+    // Each write is a piece of its own: the next one comes when this one has been taken.
+    const command = script(`
+      for (const byte of Buffer.from("你好👋")) {
+        await new Promise((done) => process.stdout.write(Buffer.from([byte]), done));
+        await new Promise((done) => setImmediate(done));
+      }
+    `);
+    expect(await use("bash", { command })).toEqual({ content: "你好👋", failed: false });
   });
 
   it("much more output than fits into memory does not fill it", async () => {

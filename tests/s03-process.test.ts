@@ -11,6 +11,7 @@ import {
   outline,
   practice,
   results,
+  SEVERAL,
   say,
   settings,
   start,
@@ -52,7 +53,7 @@ const sessionFiles = (workspace: string) =>
     .filter((name) => name.endsWith(".jsonl"))
     .map((name) => path.join(workspace, ".state", name));
 
-describe.each(englishFrom("s03"))("$name", (section) => {
+describe.each(englishFrom("s03"))("$name", SEVERAL, (section) => {
   it("remembers after kill -9: in a tool, in the tool loop and in a stream", async () => {
     const workspace = temporaryFolder();
     const model = await practice();
