@@ -51,6 +51,8 @@ export interface TelegramOptions {
   token?: string;
   /** For the dates of messages, in ms. */
   now?: () => number;
+  /** Messages are numbered from here. A workspace outlives a world, and drops a number it knows. */
+  firstMessage?: number;
 }
 
 export interface SayOptions {
@@ -124,6 +126,7 @@ export class FakeTelegram {
     this.botId = Number(this.token.split(":")[0]);
     this.directory = new Directory(this.botId);
     this.now = options.now ?? Date.now;
+    this.before = (options.firstMessage ?? 1) - 1;
     this.server = createServer((request, response) => void this.serve(request, response));
     this.server.requestTimeout = 0; // a held request may outlast Node's five minutes
   }
@@ -484,7 +487,7 @@ export class FakeTelegram {
     // Supergroups and channels count by themselves; all the others share the bot's own count.
     const key = ["supergroup", "channel"].includes(chat.type) ? chat.id : 0;
     // A forum's topics are messages too, so its first ones are taken.
-    const number = (this.counters.get(key) ?? (chat.is_forum ? 10 : 0)) + 1;
+    const number = (this.counters.get(key) ?? this.before + (chat.is_forum ? 10 : 0)) + 1;
     this.counters.set(key, number);
     return number;
   }

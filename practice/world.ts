@@ -102,7 +102,7 @@ export async function startWorld(user: string, section = 1, root = ROOT): Promis
 async function startChannels(section: number) {
   const port = await freePort();
   const token = section >= 5 ? randomBytes(16).toString("hex") : "";
-  const telegram = await startTelegram();
+  const telegram = await startTelegram({ firstMessage: Math.floor(Date.now() / 1000) });
   const feishu = await startFeishu({ webhook: `http://127.0.0.1:${port}/feishu/events` });
   const gateway = token && { gateway: `ws://127.0.0.1:${port}/?token=${token}` };
   return {
