@@ -120,6 +120,7 @@ export class FakeTelegram {
   private readonly counters = new Map<number, number>();
   private readonly blocked = new Set<number>();
   private albums = 0;
+  private readonly before: number;
 
   constructor(options: TelegramOptions) {
     this.token = options.token ?? "123456:practice-token-of-the-fake-telegram";
