@@ -65,7 +65,7 @@ export class Terminal {
     process.on("SIGINT", interrupt);
     reader.on("SIGINT", interrupt).on("line", () => terminal && reader.pause());
     // Line by line: when it pauses, readline still finishes the piece that it has.
-    const put = (typed: string) => typed.split(/(?<=\r)/).map((line) => keys.write(line));
+    const put = (typed: string) => typed.split(/(?<=\r(?!\n))/).map((line) => keys.write(line));
     stdin.setEncoding("utf8").on("end", () => keys.end());
     stdin.on("data", (typed) => (turn && typed.includes("\x03") ? turn.abort() : put(`${typed}`)));
     prompt();
