@@ -21,7 +21,7 @@ import { pathToFileURL } from "node:url";
 import { stripVTControlCharacters } from "node:util";
 import Anthropic from "@anthropic-ai/sdk";
 import { spawn as spawnTerminal } from "@lydell/node-pty";
-import { afterEach, beforeEach, vi } from "vitest";
+import { afterAll, afterEach, beforeEach, vi } from "vitest";
 import {
   type LoggedRequest,
   type ModelOptions,
@@ -455,6 +455,11 @@ function command({ file }: SectionFile, runner: Runner): string[] {
 }
 
 const prepared = new Map<string, string>();
+const hookFolders: string[] = [];
+afterAll(() => {
+  for (const folder of hookFolders.splice(0)) rmSync(folder, { recursive: true, force: true });
+  prepared.clear();
+});
 
 /** The same for an older Node: a hook that loads this one file without its types. */
 function withoutTypes(file: string): string {
@@ -466,7 +471,7 @@ function withoutTypes(file: string): string {
     ofTsx("esbuild");
   const { code } = esbuild.transformSync(readFileSync(file, "utf8"), { loader: "ts" });
   const folder = mkdtempSync(join(tmpdir(), "claw0-code-"));
-  process.once("exit", () => rmSync(folder, { recursive: true, force: true }));
+  hookFolders.push(folder);
   const script = join(folder, "section.js");
   writeFileSync(script, code);
   const hook = `
@@ -522,9 +527,11 @@ export function startInTerminal(section: SectionFile, given: Settings): Program 
 // ---- Before and after every test ----
 
 let environment: NodeJS.ProcessEnv;
+let atExit: NodeJS.ExitListener[] = [];
 
 beforeEach(() => {
   environment = { ...process.env };
+  atExit = process.listeners("exit");
   output = [];
   // A section prints into this process; a test looks at it, and a person need not see it.
   vi.spyOn(process.stdout, "write").mockImplementation((piece) => {
@@ -542,6 +549,10 @@ afterEach(async () => {
   models.clear();
   vi.restoreAllMocks();
   vi.useRealTimers();
+  // What a section would do at its end is not for this process.
+  for (const listener of process.listeners("exit")) {
+    if (!atExit.includes(listener)) process.off("exit", listener);
+  }
   for (const name of Object.keys(process.env)) delete process.env[name];
   Object.assign(process.env, environment);
   for (const folder of folders.splice(0)) {
