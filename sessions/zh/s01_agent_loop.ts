@@ -10,7 +10,7 @@
 // 本节新增：对话（一个由我们自己保管的列表）、循环、停止原因、终端。
 // 运行：    npm start -- s01 --lang zh                 离线，用练习模型
 //           npx tsx sessions/zh/s01_agent_loop.ts      用 .env 里的密钥
-// 有意不做：程序退出后还记得内容；换一个密钥或换一个模型再试。
+// 有意不做：程序退出后还记得聊过什么；出错时换密钥、换模型再试。
 // 这两件事后面几节会做，到时这里的代码几乎不用动。
 
 // 本文件由英文版和 code.po 生成，不要直接改：改 code.po，再运行 npm run translate。
@@ -46,7 +46,7 @@ const sayLine = (line: string) => say(`${atLineStart ? "" : "\n"}${line}\n`);
 /** 程序自己的输出：灰色和红色。 */
 export const info = (line: string) => sayLine(tint(2, line));
 export const fail = (line: string) => sayLine(tint(31, line));
-/** 标记给人看的句子：不在这里打印，但要能翻译。 */
+/** 标出给人看的句子：不在这里打印，但翻译时要找得到。 */
 export const text = (sentence: string) => sentence;
 
 /** 从键盘或管道读入，一次交出一行。 */
@@ -54,8 +54,8 @@ export class Terminal {
   /** 正在回答时按 Ctrl+C，中止这一行的 signal；在提示符下按，退出程序。 */
   async run(handle: (line: string, signal: AbortSignal) => Promise<unknown>): Promise<void> {
     const { stdin, stdout } = process;
-    // 回复还在流式输出时，readline 会把按键回显到中间。所以这段时间让它暂停，
-    // 按键先存在 keys 里，它夹在键盘和 readline 之间。只有 Ctrl+C 立刻处理。
+    // 回复还在流式输出时，readline 会把按键回显到文字中间。所以这段时间暂停 readline，
+    // 按键先存在 keys 里，也就是键盘和 readline 之间。只有 Ctrl+C 立刻处理。
     const keys = Object.assign(new PassThrough(), { setRawMode: stdin.setRawMode?.bind(stdin) });
     const terminal = stdin.isTTY && stdout.isTTY;
     const reader = createInterface({ input: keys, output: stdout, terminal, prompt: "You > " });
@@ -64,8 +64,8 @@ export class Terminal {
     const interrupt = () => (turn ? turn.abort() : reader.close());
     process.on("SIGINT", interrupt);
     reader.on("SIGINT", interrupt).on("line", () => terminal && reader.pause());
-    // 一行一行地给：readline 暂停时，手里那一段还是会处理完。
-    const put = (typed: string) => typed.split(/(?<=\r)/).map((line) => keys.write(line));
+    // 一行一行地给：readline 就算暂停了，已经到手的那一段还是会处理完。
+    const put = (typed: string) => typed.split(/(?<=\r(?!\n))/).map((line) => keys.write(line));
     stdin.setEncoding("utf8").on("end", () => keys.end());
     stdin.on("data", (typed) => (turn && typed.includes("\x03") ? turn.abort() : put(`${typed}`)));
     prompt();
@@ -104,7 +104,7 @@ export interface TurnOptions {
   signal?: AbortSignal;
 }
 
-/** GO_ON 里的原因表示模型还没说完；其余的都算说完，下表是要告诉用户的话。 */
+/** GO_ON 里的原因表示模型还没说完；其余的都算说完，表里写的是该告诉用户的话。 */
 const GO_ON = new Set(["pause_turn"]);
 const STOP_NOTES: Record<string, string> = {
   end_turn: "",
@@ -122,9 +122,9 @@ export function toRequest(history: Message[]): Anthropic.MessageParam[] {
   for (const message of history) {
     const last = request.at(-1);
     const content = message.content.filter((block) => block.type !== "text" || block.text.trim());
-    // 回复不能以 thinking 结尾；如果是这样，说明思考只到了一半。
+    // 回复不能以 thinking 结尾；真以它结尾，说明思考只到了一半。
     while (content.at(-1)?.type.endsWith("thinking")) content.pop();
-    // 拒绝过的内容，再发还是会拒绝，连带后面的内容一起拒绝。
+    // 模型拒绝过的内容，再发还是拒绝，连带后面的也一起拒绝。
     const refused = "stop_reason" in message && message.stop_reason === "refusal";
     if (refused) request.splice(request.findLastIndex(startsTurn));
     else if (last?.role === message.role) last.content.push(...content);
@@ -157,7 +157,7 @@ export async function callModel(request: Anthropic.MessageStreamParams, options:
   }
 }
 
-/** 循环。它只看存下来的内容，所以从哪里都能接着跑。 */
+/** 循环。只看存下来的内容，所以从哪里都能接着跑。 */
 export async function continueTurn(conversation: Conversation, options: TurnOptions) {
   while (needsReply(conversation.messages.at(-1))) {
     const reply = await callModel(buildRequest(conversation, options), options);

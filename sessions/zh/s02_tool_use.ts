@@ -1,7 +1,7 @@
 // 工具
 //
-// 工具就是一个模型能说出的名字，加上一个由我们运行的函数：
-// schema 的列表随请求发出去，处理函数的表留在本地。
+// 工具就是一个名字加一个函数，名字由模型说，函数由我们运行：
+// schema 列表随请求发出去，处理函数表留在本地。
 //
 //   callModel ──► 回复 ── stop_reason 是 "tool_use"？ ──否──► 结束
 //      ▲                          │ 是
@@ -51,7 +51,7 @@ const sayLine = (line: string) => say(`${atLineStart ? "" : "\n"}${line}\n`);
 /** 程序自己的输出：灰色和红色。 */
 export const info = (line: string) => sayLine(tint(2, line));
 export const fail = (line: string) => sayLine(tint(31, line));
-/** 标记给人看的句子：不在这里打印，但要能翻译。 */
+/** 标出给人看的句子：不在这里打印，但翻译时要找得到。 */
 export const text = (sentence: string) => sentence;
 
 /** 从键盘或管道读入，一次交出一行。 */
@@ -59,8 +59,8 @@ export class Terminal {
   /** 正在回答时按 Ctrl+C，中止这一行的 signal；在提示符下按，退出程序。 */
   async run(handle: (line: string, signal: AbortSignal) => Promise<unknown>): Promise<void> {
     const { stdin, stdout } = process;
-    // 回复还在流式输出时，readline 会把按键回显到中间。所以这段时间让它暂停，
-    // 按键先存在 keys 里，它夹在键盘和 readline 之间。只有 Ctrl+C 立刻处理。
+    // 回复还在流式输出时，readline 会把按键回显到文字中间。所以这段时间暂停 readline，
+    // 按键先存在 keys 里，也就是键盘和 readline 之间。只有 Ctrl+C 立刻处理。
     const keys = Object.assign(new PassThrough(), { setRawMode: stdin.setRawMode?.bind(stdin) });
     const terminal = stdin.isTTY && stdout.isTTY;
     const reader = createInterface({ input: keys, output: stdout, terminal, prompt: "You > " });
@@ -69,8 +69,8 @@ export class Terminal {
     const interrupt = () => (turn ? turn.abort() : reader.close());
     process.on("SIGINT", interrupt);
     reader.on("SIGINT", interrupt).on("line", () => terminal && reader.pause());
-    // 一行一行地给：readline 暂停时，手里那一段还是会处理完。
-    const put = (typed: string) => typed.split(/(?<=\r)/).map((line) => keys.write(line));
+    // 一行一行地给：readline 就算暂停了，已经到手的那一段还是会处理完。
+    const put = (typed: string) => typed.split(/(?<=\r(?!\n))/).map((line) => keys.write(line));
     stdin.setEncoding("utf8").on("end", () => keys.end());
     stdin.on("data", (typed) => (turn && typed.includes("\x03") ? turn.abort() : put(`${typed}`)));
     prompt();
@@ -109,7 +109,7 @@ export interface TurnOptions {
   signal?: AbortSignal;
 }
 
-/** GO_ON 里的原因表示模型还没说完；其余的都算说完，下表是要告诉用户的话。 */
+/** GO_ON 里的原因表示模型还没说完；其余的都算说完，表里写的是该告诉用户的话。 */
 const GO_ON = new Set(["pause_turn"]);
 const STOP_NOTES: Record<string, string> = {
   end_turn: "",
@@ -128,9 +128,9 @@ export function toRequest(history: Message[]): Anthropic.MessageParam[] {
   for (const message of history) {
     const last = request.at(-1);
     const content = message.content.filter((block) => block.type !== "text" || block.text.trim());
-    // 回复不能以 thinking 结尾；如果是这样，说明思考只到了一半。
+    // 回复不能以 thinking 结尾；真以它结尾，说明思考只到了一半。
     while (content.at(-1)?.type.endsWith("thinking")) content.pop();
-    // 拒绝过的内容，再发还是会拒绝，连带后面的内容一起拒绝。
+    // 模型拒绝过的内容，再发还是拒绝，连带后面的也一起拒绝。
     const refused = "stop_reason" in message && message.stop_reason === "refusal";
     if (refused) request.splice(request.findLastIndex(startsTurn));
     else if (last?.role === message.role) last.content.push(...content);
@@ -169,7 +169,7 @@ export async function callModel(request: Anthropic.MessageStreamParams, options:
   }
 }
 
-/** 循环。它只看存下来的内容，所以从哪里都能接着跑。 */
+/** 循环。只看存下来的内容，所以从哪里都能接着跑。 */
 export async function continueTurn(conversation: Conversation, options: TurnOptions) {
   while (needsReply(conversation.messages.at(-1))) {
     checkRounds(conversation);
@@ -203,14 +203,14 @@ export async function runTurn(conversation: Conversation, input: string, options
 
 // ---- s02 · 使用工具 ----
 
-/** 处理函数能拿到的：它在为哪一轮干活。 */
+/** 处理函数能知道的：这次调用属于哪一轮。 */
 export interface Turn extends TurnOptions {
   conversation: Conversation;
 }
 
 type Fields = Record<string, unknown>; // 外面传进来的，里面可能是任何东西
 
-/** 拿到的输入已经符合工具的 schema。返回输出；抛出的错误会给模型看。 */
+/** 收到的输入已经符合工具的 schema。返回输出；抛出的错误会给模型看。 */
 export type Handler = (input: Fields, turn: Turn) => string | Promise<string>;
 
 const string = (description: string) => ({ type: "string", description });
@@ -221,7 +221,7 @@ function tool(name: string, description: string, properties: object, optional: s
   return { name, description, input_schema: { type: "object" as const, properties, required } };
 }
 
-/** 说给模型听的就是这些。对一个工具，它只知道这几句话。 */
+/** 告诉模型的就是这些。模型对一个工具的了解，仅限于这几句话。 */
 export const TOOLS: Anthropic.Tool[] = [
   tool(
     "bash",
@@ -259,9 +259,9 @@ export const HANDLERS: Record<string, Handler> = {
 
 GO_ON.add("tool_use");
 const MAX_ROUNDS = 50;
-const OUTPUT_LIMIT = 30_000; // 一个结果最多多少字符，首尾各留一半
+const OUTPUT_LIMIT = 30_000; // 一个结果最多这么多字符，首尾各留一半
 
-/** 模型原地打转，没人看着就一直烧钱。 */
+/** 模型要是原地打转，没人看着就一直烧钱。 */
 function checkRounds({ messages }: Conversation): void {
   const replies = messages
     .slice(messages.findLastIndex(startsTurn))
@@ -281,7 +281,7 @@ const idsIn = ({ content }: Message) =>
 /**
  * 补全后的历史：每个调用后面紧跟一个结果，这是 API 的要求。崩溃、Ctrl+C，或者参数写到一半
  * 碰上 `max_tokens`，都会留下没有结果的调用。API 自己运行的工具，如果暂停途中出错，
- * 也会没有结果；这种调用直接去掉。
+ * 也没有结果；这种调用直接去掉。
  */
 function answerCalls(history: Message[]): Message[] {
   const done = new Set(history.flatMap(idsIn));
@@ -319,7 +319,7 @@ export async function runTool(call: Anthropic.ToolUseBlock, turn: Turn) {
 }
 
 function result(id: string, output: string, failed = false): Anthropic.ToolResultBlockParam {
-  // 输出截断后可能留下半个字符，会让整个请求无效。
+  // 输出截断后可能留下半个字符，整个请求都会因此无效。
   const content = keepEnds(output, OUTPUT_LIMIT).toWellFormed() || "(no output)";
   return { type: "tool_result", tool_use_id: id, content, ...(failed && { is_error: true }) };
 }
@@ -331,7 +331,7 @@ export function checkInput(schema: Anthropic.Tool.InputSchema, input: unknown) {
   const properties = (schema.properties ?? {}) as Record<
     string,
     { type?: string; enum?: unknown[] }
-  >; // 自己的
+  >; // 我们自己的
   for (const name of schema.required ?? []) {
     if (fields[name] === undefined) throw new Error(`${name} is missing`);
   }
@@ -362,7 +362,7 @@ export function safePath(file: string, root: string): string {
   const target = path.resolve(base, file);
   let existing = target;
   while (!fs.lstatSync(existing, { throwIfNoEntry: false })) existing = path.dirname(existing);
-  // 链接指向的地方不存在，realpath 就抛错。这正好：往里写会把那个文件建出来。
+  // 链接指向的地方不存在，realpath 就抛错。正合适：不然一写，就在那边建出文件来了。
   const real = path.join(fs.realpathSync.native(existing), path.relative(existing, target));
   const inside = path.relative(base, real);
   if (inside.split(path.sep)[0] === ".." || path.isAbsolute(inside)) {
@@ -371,8 +371,8 @@ export function safePath(file: string, root: string): string {
   return real;
 }
 
-// 文件工具特意用同步写法：多个调用是并行跑的，而编辑时从读到写，
-// 中间不能让别人插进来。
+// 文件工具特意写成同步的：几次调用会并行，而编辑时从读到写，
+// 中间不能让别的调用插进来。
 
 function readText(file: string): string {
   const stat = fs.statSync(file);
@@ -381,7 +381,7 @@ function readText(file: string): string {
     throw new Error(`${stat.size} bytes are too many: look at parts with bash`);
   const bytes = fs.readFileSync(file);
   const content = bytes.toString("utf8");
-  // 别的编码读进来再写回去，文件就坏了。
+  // 不是 UTF-8 的文件，读进来再写回去就坏了。
   if (!Buffer.from(content).equals(bytes)) throw new Error("not a text file in UTF-8");
   return content;
 }
@@ -412,9 +412,9 @@ function editText(name: string, oldText: string, newText: string): string {
   return `edited ${name}`;
 }
 
-// bash 在工作区里启动，但没有关在里面：你能读的它都能读，包括 .env。
-// 它的环境变量里没有密钥和令牌，免得随手一个 `env` 就拿给模型看了。
-// 这道栅栏只防意外。要防有意为之，只有上沙箱，或者不提供这个工具。
+// bash 在工作区里启动，但出得去：你能读的，它都能读，包括 .env。
+// 环境变量里不给它密钥和令牌，免得随手一个 `env` 就让模型看见了。
+// 这道栅栏只防意外。要防存心的，只能上沙箱，或者不提供这个工具。
 const SAFE_ENV =
   "PATH HOME USER LANG TERM TZ TMPDIR TEMP TMP SystemRoot ComSpec PATHEXT USERPROFILE APPDATA";
 const WINDOWS = process.platform === "win32";
@@ -444,7 +444,7 @@ async function bash(command: string, seconds: number, signal?: AbortSignal): Pro
   const stop = (why: string) => {
     stopped = why;
     killGroup(child.pid);
-    // 离开了进程组的子进程可能还占着管道：不等它。
+    // 离开了进程组的子进程可能还占着管道，不等了。
     child.stdout.destroy();
     child.stderr.destroy();
   };

@@ -7,7 +7,7 @@
 //   启动            ──► 重放每一行 ──► 还是那份历史
 //   太长？          ──► 截短工具结果 ──► 做摘要 ──► 告诉用户
 //
-// 本节新增：会话存储、斜杠命令，还有守卫，它让长对话不超出模型的上下文窗口。
+// 本节新增：会话存储、斜杠命令，还有守卫，有它在，长对话也不会超出模型的上下文窗口。
 // 运行：    npm start -- s03 --lang zh               离线，用练习模型
 //           npx tsx sessions/zh/s03_sessions.ts      用 .env 里的密钥
 // 有意不做：数据库、给对话开分支、删除旧会话、压缩前先把要点写进记忆。
@@ -53,7 +53,7 @@ const sayLine = (line: string) => say(`${atLineStart ? "" : "\n"}${line}\n`);
 export const info = (line: string) => sayLine(tint(2, line));
 export const warn = (line: string) => sayLine(tint(33, line));
 export const fail = (line: string) => sayLine(tint(31, line));
-/** 标记给人看的句子：不在这里打印，但要能翻译。 */
+/** 标出给人看的句子：不在这里打印，但翻译时要找得到。 */
 export const text = (sentence: string) => sentence;
 
 /** 从键盘或管道读入，一次交出一行。 */
@@ -61,8 +61,8 @@ export class Terminal {
   /** 正在回答时按 Ctrl+C，中止这一行的 signal；在提示符下按，退出程序。 */
   async run(handle: (line: string, signal: AbortSignal) => Promise<unknown>): Promise<void> {
     const { stdin, stdout } = process;
-    // 回复还在流式输出时，readline 会把按键回显到中间。所以这段时间让它暂停，
-    // 按键先存在 keys 里，它夹在键盘和 readline 之间。只有 Ctrl+C 立刻处理。
+    // 回复还在流式输出时，readline 会把按键回显到文字中间。所以这段时间暂停 readline，
+    // 按键先存在 keys 里，也就是键盘和 readline 之间。只有 Ctrl+C 立刻处理。
     const keys = Object.assign(new PassThrough(), { setRawMode: stdin.setRawMode?.bind(stdin) });
     const terminal = stdin.isTTY && stdout.isTTY;
     const reader = createInterface({ input: keys, output: stdout, terminal, prompt: "You > " });
@@ -71,8 +71,8 @@ export class Terminal {
     const interrupt = () => (turn ? turn.abort() : reader.close());
     process.on("SIGINT", interrupt);
     reader.on("SIGINT", interrupt).on("line", () => terminal && reader.pause());
-    // 一行一行地给：readline 暂停时，手里那一段还是会处理完。
-    const put = (typed: string) => typed.split(/(?<=\r)/).map((line) => keys.write(line));
+    // 一行一行地给：readline 就算暂停了，已经到手的那一段还是会处理完。
+    const put = (typed: string) => typed.split(/(?<=\r(?!\n))/).map((line) => keys.write(line));
     stdin.setEncoding("utf8").on("end", () => keys.end());
     stdin.on("data", (typed) => (turn && typed.includes("\x03") ? turn.abort() : put(`${typed}`)));
     prompt();
@@ -111,7 +111,7 @@ export interface TurnOptions {
   signal?: AbortSignal;
 }
 
-/** GO_ON 里的原因表示模型还没说完；其余的都算说完，下表是要告诉用户的话。 */
+/** GO_ON 里的原因表示模型还没说完；其余的都算说完，表里写的是该告诉用户的话。 */
 const GO_ON = new Set(["pause_turn"]);
 const STOP_NOTES: Record<string, string> = {
   end_turn: "",
@@ -130,9 +130,9 @@ export function toRequest(history: Message[]): Anthropic.MessageParam[] {
   for (const message of history) {
     const last = request.at(-1);
     const content = message.content.filter((block) => block.type !== "text" || block.text.trim());
-    // 回复不能以 thinking 结尾；如果是这样，说明思考只到了一半。
+    // 回复不能以 thinking 结尾；真以它结尾，说明思考只到了一半。
     while (content.at(-1)?.type.endsWith("thinking")) content.pop();
-    // 拒绝过的内容，再发还是会拒绝，连带后面的内容一起拒绝。
+    // 模型拒绝过的内容，再发还是拒绝，连带后面的也一起拒绝。
     const refused = "stop_reason" in message && message.stop_reason === "refusal";
     if (refused) request.splice(request.findLastIndex(startsTurn));
     else if (last?.role === message.role) last.content.push(...content);
@@ -171,7 +171,7 @@ export async function callModel(request: Anthropic.MessageStreamParams, options:
   }
 }
 
-/** 循环。它只看存下来的内容，所以从哪里都能接着跑。 */
+/** 循环。只看存下来的内容，所以从哪里都能接着跑。 */
 export async function continueTurn(conversation: Conversation, options: TurnOptions) {
   while (needsReply(conversation.messages.at(-1))) {
     checkRounds(conversation);
@@ -205,14 +205,14 @@ export async function runTurn(conversation: Conversation, input: string, options
 
 // ---- s02 · 使用工具 ----
 
-/** 处理函数能拿到的：它在为哪一轮干活。 */
+/** 处理函数能知道的：这次调用属于哪一轮。 */
 export interface Turn extends TurnOptions {
   conversation: Conversation;
 }
 
 type Fields = Record<string, unknown>; // 外面传进来的，里面可能是任何东西
 
-/** 拿到的输入已经符合工具的 schema。返回输出；抛出的错误会给模型看。 */
+/** 收到的输入已经符合工具的 schema。返回输出；抛出的错误会给模型看。 */
 export type Handler = (input: Fields, turn: Turn) => string | Promise<string>;
 
 const string = (description: string) => ({ type: "string", description });
@@ -223,7 +223,7 @@ function tool(name: string, description: string, properties: object, optional: s
   return { name, description, input_schema: { type: "object" as const, properties, required } };
 }
 
-/** 说给模型听的就是这些。对一个工具，它只知道这几句话。 */
+/** 告诉模型的就是这些。模型对一个工具的了解，仅限于这几句话。 */
 export const TOOLS: Anthropic.Tool[] = [
   tool(
     "bash",
@@ -261,9 +261,9 @@ export const HANDLERS: Record<string, Handler> = {
 
 GO_ON.add("tool_use");
 const MAX_ROUNDS = 50;
-const OUTPUT_LIMIT = 30_000; // 一个结果最多多少字符，首尾各留一半
+const OUTPUT_LIMIT = 30_000; // 一个结果最多这么多字符，首尾各留一半
 
-/** 模型原地打转，没人看着就一直烧钱。 */
+/** 模型要是原地打转，没人看着就一直烧钱。 */
 function checkRounds({ messages }: Conversation): void {
   const replies = messages
     .slice(messages.findLastIndex(startsTurn))
@@ -283,7 +283,7 @@ const idsIn = ({ content }: Message) =>
 /**
  * 补全后的历史：每个调用后面紧跟一个结果，这是 API 的要求。崩溃、Ctrl+C，或者参数写到一半
  * 碰上 `max_tokens`，都会留下没有结果的调用。API 自己运行的工具，如果暂停途中出错，
- * 也会没有结果；这种调用直接去掉。
+ * 也没有结果；这种调用直接去掉。
  */
 function answerCalls(history: Message[]): Message[] {
   const done = new Set(history.flatMap(idsIn));
@@ -321,7 +321,7 @@ export async function runTool(call: Anthropic.ToolUseBlock, turn: Turn) {
 }
 
 function result(id: string, output: string, failed = false): Anthropic.ToolResultBlockParam {
-  // 输出截断后可能留下半个字符，会让整个请求无效。
+  // 输出截断后可能留下半个字符，整个请求都会因此无效。
   const content = keepEnds(output, OUTPUT_LIMIT).toWellFormed() || "(no output)";
   return { type: "tool_result", tool_use_id: id, content, ...(failed && { is_error: true }) };
 }
@@ -333,7 +333,7 @@ export function checkInput(schema: Anthropic.Tool.InputSchema, input: unknown) {
   const properties = (schema.properties ?? {}) as Record<
     string,
     { type?: string; enum?: unknown[] }
-  >; // 自己的
+  >; // 我们自己的
   for (const name of schema.required ?? []) {
     if (fields[name] === undefined) throw new Error(`${name} is missing`);
   }
@@ -364,7 +364,7 @@ export function safePath(file: string, root: string): string {
   const target = path.resolve(base, file);
   let existing = target;
   while (!fs.lstatSync(existing, { throwIfNoEntry: false })) existing = path.dirname(existing);
-  // 链接指向的地方不存在，realpath 就抛错。这正好：往里写会把那个文件建出来。
+  // 链接指向的地方不存在，realpath 就抛错。正合适：不然一写，就在那边建出文件来了。
   const real = path.join(fs.realpathSync.native(existing), path.relative(existing, target));
   const inside = path.relative(base, real);
   if (inside.split(path.sep)[0] === ".." || path.isAbsolute(inside)) {
@@ -376,8 +376,8 @@ export function safePath(file: string, root: string): string {
   return real;
 }
 
-// 文件工具特意用同步写法：多个调用是并行跑的，而编辑时从读到写，
-// 中间不能让别人插进来。
+// 文件工具特意写成同步的：几次调用会并行，而编辑时从读到写，
+// 中间不能让别的调用插进来。
 
 function readText(file: string): string {
   const stat = fs.statSync(file);
@@ -386,7 +386,7 @@ function readText(file: string): string {
     throw new Error(`${stat.size} bytes are too many: look at parts with bash`);
   const bytes = fs.readFileSync(file);
   const content = bytes.toString("utf8");
-  // 别的编码读进来再写回去，文件就坏了。
+  // 不是 UTF-8 的文件，读进来再写回去就坏了。
   if (!Buffer.from(content).equals(bytes)) throw new Error("not a text file in UTF-8");
   return content;
 }
@@ -417,9 +417,9 @@ function editText(name: string, oldText: string, newText: string): string {
   return `edited ${name}`;
 }
 
-// bash 在工作区里启动，但没有关在里面：你能读的它都能读，包括 .env。
-// 它的环境变量里没有密钥和令牌，免得随手一个 `env` 就拿给模型看了。
-// 这道栅栏只防意外。要防有意为之，只有上沙箱，或者不提供这个工具。
+// bash 在工作区里启动，但出得去：你能读的，它都能读，包括 .env。
+// 环境变量里不给它密钥和令牌，免得随手一个 `env` 就让模型看见了。
+// 这道栅栏只防意外。要防存心的，只能上沙箱，或者不提供这个工具。
 const SAFE_ENV =
   "PATH HOME USER LANG TERM TZ TMPDIR TEMP TMP SystemRoot ComSpec PATHEXT USERPROFILE APPDATA";
 const WINDOWS = process.platform === "win32";
@@ -449,7 +449,7 @@ async function bash(command: string, seconds: number, signal?: AbortSignal): Pro
   const stop = (why: string) => {
     stopped = why;
     killGroup(child.pid);
-    // 离开了进程组的子进程可能还占着管道：不等它。
+    // 离开了进程组的子进程可能还占着管道，不等了。
     child.stdout.destroy();
     child.stderr.destroy();
   };
@@ -481,7 +481,7 @@ function killGroup(pid: number | undefined): void {
 
 // ---- s03 · 会话 ----
 
-/** 程序运行时的各个部件。每一节加上自己的。 */
+/** 程序运行时的各个部件，每一节都会加上自己的。 */
 export interface App {
   store: SessionStore;
   key: string; // 终端正在用的会话 key
@@ -561,7 +561,7 @@ export class Session extends Conversation {
   readonly id: string;
   header = { key: "", label: "", at: "" };
   summary = ""; // 压缩时从列表里拿掉的内容，写成了这段摘要
-  rewritten = 0; // 开头有这么多条消息，API 报过的数字已经对不上了
+  rewritten = 0; // 开头这么多条消息，API 报过的数字已经对不上了
   #log: Log;
   #lines = new Map<Message, number>();
 
@@ -604,8 +604,8 @@ export class Session extends Conversation {
     this.summary = summary;
     this.messages = [
       { role: "user", content: [{ type: "text", text: told }] },
-      // 这条回复是我们自己写的，和 Ctrl+C 时一样。有它隔着，
-      // 下一轮要是遭到拒绝，去掉的只是那一轮，摘要还在。
+      // 这条回复是我们自己写的，和 Ctrl+C 时一样。有这条隔着，
+      // 下一轮要是模型拒绝回答，去掉的只是那一轮，摘要还在。
       { role: "assistant", content: noted, stop_reason: null } as Anthropic.Message,
       ...kept,
     ];
@@ -627,8 +627,8 @@ export class Session extends Conversation {
   }
 }
 
-// key 说明是谁和谁在说话；会话是他们之间的一段对话。不另用文件列出所有会话：
-// 文件夹本身就是列表，不会有对不上的时候。
+// key 说明是谁和谁在说话；会话是他们之间的一段对话。所有会话的总表没有另存成文件：
+// 文件夹本身就是总表，不会有对不上的时候。
 
 /** `dir` 下的所有会话：每个 key 一个文件夹，里面每个会话一个文件。 */
 export class SessionStore {
@@ -680,7 +680,7 @@ export class SessionStore {
     return session;
   }
 
-  /** 文件 "current" 指向的会话。要是指得不对，就用最新的会话：什么都没丢。 */
+  /** "current" 文件指向的会话。要是指错了，就用最新的会话：什么都不会丢。 */
   #stored(key: string): Session | undefined {
     const pointer = path.join(this.#folder(key), "current");
     if (!fs.existsSync(pointer)) return this.list(key).at(-1);
@@ -707,7 +707,7 @@ export class SessionStore {
   }
 }
 
-/** 写一个小文件。就算中途崩溃，留下的不是旧的就是新的，不会是半个。 */
+/** 写一个小文件。就算中途崩溃，留下的也是完整的旧文件或新文件，不会是半个。 */
 function replaceFile(file: string, content: string): void {
   fs.writeFileSync(`${file}.tmp`, content, { flush: true }); // 先落盘，再换成正式的名字
   fs.renameSync(`${file}.tmp`, file);
@@ -716,13 +716,13 @@ function replaceFile(file: string, content: string): void {
 /** 两个程序往同一个会话里追加，会把它写坏。`dir` 已经有别的程序在用就抛错。 */
 export function lockFolder(dir: string): void {
   const file = path.join(dir, "lock");
-  fs.mkdirSync(dir, { recursive: true, mode: 0o700 }); // 别人说过的话，外人看不得
+  fs.mkdirSync(dir, { recursive: true, mode: 0o700 }); // 聊天内容，不给系统里的别人看
   if (fs.existsSync(file)) {
     const before = fs.readFileSync(file, "utf8");
     const pid = Number.parseInt(before, 10);
     const who = `process ${pid} is using ${path.dirname(dir)}`;
     if (isAlive(pid)) throw new Error(`${who}: stop it, set CLAW0_WORKSPACE, or delete ${file}`);
-    // 两个刚启动的程序可能看到同一把失效的锁，而对方说不定已经换上了自己的锁。
+    // 两个同时启动的程序可能看到同一把失效的锁，而对方说不定已经换上了自己的锁。
     // 所以先把锁拿走（只有一个拿得到），再看一眼；如果还有效，就放回去。
     const taken = `${file}.${process.pid}`;
     fs.renameSync(file, taken);
@@ -735,10 +735,10 @@ export function lockFolder(dir: string): void {
 }
 
 function isAlive(pid: number): boolean {
-  // 是我们自己的进程号，上一次运行留下的：在容器里每次都一样。
+  // 和我们的进程号一样，是上次运行留下的锁：在容器里，进程号每次都一样。
   if (!(pid > 0) || pid === process.pid) return false;
   try {
-    return process.kill(pid, 0); // 信号 0 只是问一下
+    return process.kill(pid, 0); // 信号 0 只问进程在不在
   } catch (error) {
     return (error as NodeJS.ErrnoException).code === "EPERM"; // 还活着，只是属于别的用户
   }
@@ -759,7 +759,7 @@ const tokensOf = (messages: Message[]) =>
 
 const BIG_RESULT = 2_000; // 字符数；截短后留一半
 const FULL = 0.85; // 占窗口的比例：还要给回复留地方
-const KEPT = 0.3; // 压缩后原样保留的比例
+const KEPT = 0.3; // 压缩后原样保留多少，占原来的比例
 
 // 名字和 id 最要紧：把 "src/a.ts" 写成“那个文件”，模型就得再问一遍。
 const SUMMARISE =
@@ -786,7 +786,7 @@ export class ContextGuard {
   /** 下一个请求的 token 数：API 自己报的数字，加上对后面内容的估算。 */
   size(conversation: Conversation): number {
     const { messages } = conversation;
-    // 压缩之后，旧数字还是会说“太长”，就没完没了了。
+    // 压缩之后，旧数字照样显示“太长”，就会没完没了地压缩。
     const old = conversation instanceof Session ? conversation.rewritten : 0;
     const at = messages.findLastIndex(
       (m, i) => i >= old && m.role === "assistant" && m.stop_reason,
@@ -811,6 +811,7 @@ export class ContextGuard {
       return false;
     };
     // 调用之前看自己的估算，不花钱；调用之后看 API 怎么说。
+    // 刚重启时可能没有调用要发：该说的话都已经在了。
     const isFull = this.size(conversation) > this.limit * FULL;
     if (isFull && needsReply(conversation.messages.at(-1))) await shrink();
     for (;;) {
@@ -850,9 +851,9 @@ export class ContextGuard {
   }
 }
 
-/** 给放得下的最新内容做摘要；要是还太长，就减半再试。 */
+/** 只给最新的、放得下的那部分做摘要；要是还太长，就减半再试。 */
 async function askSummary(session: Session, old: string, tokens: number, options: TurnOptions) {
-  // 要做摘要的内容，一个请求放不下，所以没法全给模型看。
+  // 要做摘要的内容本来就太长，一个请求放不下，没法全给模型看。
   for (let fit = tokens; ; fit /= 2) {
     const newest = old.slice(-Math.ceil((old.length * fit) / estimateTokens(old))).toWellFormed();
     const content = `Summary so far: ${session.summary || "none"}\n\nSince then:\n${newest}`;
@@ -881,7 +882,7 @@ function cutPoint(messages: Message[], tokens: number): number {
     if (size > tokens) break;
     if (startsTurn(message)) cut = index;
   }
-  // 正在进行的一轮要留完整：没有问题，答案就看不懂了。
+  // 还没走完的一轮要留完整：少了提问，后面的回答就看不懂了。
   const underWay = needsReply(messages.at(-1)) ? messages.findLastIndex(startsTurn) : cut;
   return Math.min(cut, underWay);
 }
@@ -941,7 +942,7 @@ command("help", "这里可以输入什么", () =>
 
 command("new", "[标签]：新建一个会话", (label, { store, key }) => {
   const { id } = store.create(key, label);
-  return text(`会话 ${id} 开始。旧会话还在，/list 可以看到。`);
+  return text(`新会话 ${id} 开好了。旧会话还在，/list 可以看到。`);
 });
 
 command("list", "列出这里的所有会话", (_args, { store, key }) => {
@@ -953,7 +954,7 @@ command("list", "列出这里的所有会话", (_args, { store, key }) => {
 
 command("switch", "<id>：回到某个会话，id 只写开头几位就行", (id, app) => {
   const session = app.store.switch(app.key, id);
-  return text(`现在是会话 ${session.id}，${session.messages.length} 条消息。`);
+  return text(`已切换到会话 ${session.id}，${session.messages.length} 条消息。`);
 });
 
 command("context", "上下文窗口用了多少", (_args, { store, key }) => {
