@@ -1,6 +1,6 @@
 // エージェントループ
 //
-// エージェントとは、モデルに「次は何か」と尋ね続けるループである。
+// エージェントとは、モデルに「次はどうする？」と尋ね続けるループである。
 //
 //   You > やあ ──► append ──► callModel ──► append ──► なぜ止まった？
 //                                 ▲                        │
@@ -54,8 +54,8 @@ export class Terminal {
   /** Ctrl+Cは、処理中の行のsignalを中断する。プロンプトで押せば終了する。 */
   async run(handle: (line: string, signal: AbortSignal) => Promise<unknown>): Promise<void> {
     const { stdin, stdout } = process;
-    // readlineは、ストリーミング中の応答に打鍵をエコーで混ぜてしまう。そこで応答中は止めておき、
-    // 打鍵はキーボードとreadlineの間に溜める。すぐに拾うのはCtrl+Cだけ。
+    // readlineに任せると、ストリーミング中の応答にキー入力のエコーが混ざる。応答中は止めておき、
+    // 入力はキーボードとreadlineの間に溜める。すぐに拾うのはCtrl+Cだけ。
     const keys = Object.assign(new PassThrough(), { setRawMode: stdin.setRawMode?.bind(stdin) });
     const terminal = stdin.isTTY && stdout.isTTY;
     const reader = createInterface({ input: keys, output: stdout, terminal, prompt: "You > " });
@@ -65,7 +65,7 @@ export class Terminal {
     process.on("SIGINT", interrupt);
     reader.on("SIGINT", interrupt).on("line", () => terminal && reader.pause());
     // 1行ずつ流す。readlineは止められても、受け取った分は最後まで処理してしまう。
-    const put = (typed: string) => typed.split(/(?<=\r)/).map((line) => keys.write(line));
+    const put = (typed: string) => typed.split(/(?<=\r(?!\n))/).map((line) => keys.write(line));
     stdin.setEncoding("utf8").on("end", () => keys.end());
     stdin.on("data", (typed) => (turn && typed.includes("\x03") ? turn.abort() : put(`${typed}`)));
     prompt();
@@ -124,7 +124,7 @@ export function toRequest(history: Message[]): Anthropic.MessageParam[] {
     const content = message.content.filter((block) => block.type !== "text" || block.text.trim());
     // 応答の末尾がthinkingであってはならない。そうなっていたら、思考の途中で切れている。
     while (content.at(-1)?.type.endsWith("thinking")) content.pop();
-    // 一度拒否された発言は、送るたびに後続ごと拒否される。
+    // 一度拒否された発言は、何度送っても拒否される。後ろに続くものも巻き添えになる。
     const refused = "stop_reason" in message && message.stop_reason === "refusal";
     if (refused) request.splice(request.findLastIndex(startsTurn));
     else if (last?.role === message.role) last.content.push(...content);

@@ -8,8 +8,8 @@
 //      │                         ▼
 //      └────── 結果を追加 ◄── runTool ◄── HANDLERS[name](input)
 //
-// この章で加わるもの：bash、read_file、write_file、edit_file。ツールを囲う柵。そして、どの
-// ツール呼び出しにも、何が起きようと結果がちょうど1つ付くという決まり。
+// この章で加わるもの：bash、read_file、write_file、edit_file。ツールの周りの柵。そして、
+// 何が起きても、どのツール呼び出しにも結果がちょうど1つ付くという決まり。
 // 動かし方：  npm start -- s02 --lang ja               オフライン、練習用モデルを使う
 //             npx tsx sessions/ja/s02_tool_use.ts      .envのキーを使う
 // 省いたもの：コマンドを実行する前の確認、bashのサンドボックス、バックグラウンドジョブ、
@@ -60,8 +60,8 @@ export class Terminal {
   /** Ctrl+Cは、処理中の行のsignalを中断する。プロンプトで押せば終了する。 */
   async run(handle: (line: string, signal: AbortSignal) => Promise<unknown>): Promise<void> {
     const { stdin, stdout } = process;
-    // readlineは、ストリーミング中の応答に打鍵をエコーで混ぜてしまう。そこで応答中は止めておき、
-    // 打鍵はキーボードとreadlineの間に溜める。すぐに拾うのはCtrl+Cだけ。
+    // readlineに任せると、ストリーミング中の応答にキー入力のエコーが混ざる。応答中は止めておき、
+    // 入力はキーボードとreadlineの間に溜める。すぐに拾うのはCtrl+Cだけ。
     const keys = Object.assign(new PassThrough(), { setRawMode: stdin.setRawMode?.bind(stdin) });
     const terminal = stdin.isTTY && stdout.isTTY;
     const reader = createInterface({ input: keys, output: stdout, terminal, prompt: "You > " });
@@ -71,7 +71,7 @@ export class Terminal {
     process.on("SIGINT", interrupt);
     reader.on("SIGINT", interrupt).on("line", () => terminal && reader.pause());
     // 1行ずつ流す。readlineは止められても、受け取った分は最後まで処理してしまう。
-    const put = (typed: string) => typed.split(/(?<=\r)/).map((line) => keys.write(line));
+    const put = (typed: string) => typed.split(/(?<=\r(?!\n))/).map((line) => keys.write(line));
     stdin.setEncoding("utf8").on("end", () => keys.end());
     stdin.on("data", (typed) => (turn && typed.includes("\x03") ? turn.abort() : put(`${typed}`)));
     prompt();
@@ -131,7 +131,7 @@ export function toRequest(history: Message[]): Anthropic.MessageParam[] {
     const content = message.content.filter((block) => block.type !== "text" || block.text.trim());
     // 応答の末尾がthinkingであってはならない。そうなっていたら、思考の途中で切れている。
     while (content.at(-1)?.type.endsWith("thinking")) content.pop();
-    // 一度拒否された発言は、送るたびに後続ごと拒否される。
+    // 一度拒否された発言は、何度送っても拒否される。後ろに続くものも巻き添えになる。
     const refused = "stop_reason" in message && message.stop_reason === "refusal";
     if (refused) request.splice(request.findLastIndex(startsTurn));
     else if (last?.role === message.role) last.content.push(...content);
@@ -320,7 +320,7 @@ export async function runTool(call: Anthropic.ToolUseBlock, turn: Turn) {
 }
 
 function result(id: string, output: string, failed = false): Anthropic.ToolResultBlockParam {
-  // 切った出力の端に半端な文字が残っていると、リクエスト全体が無効になる。
+  // 出力を切った端に文字の片割れ（サロゲート）が残ると、リクエスト全体が無効になる。
   const content = keepEnds(output, OUTPUT_LIMIT).toWellFormed() || "(no output)";
   return { type: "tool_result", tool_use_id: id, content, ...(failed && { is_error: true }) };
 }
@@ -332,7 +332,7 @@ export function checkInput(schema: Anthropic.Tool.InputSchema, input: unknown) {
   const properties = (schema.properties ?? {}) as Record<
     string,
     { type?: string; enum?: unknown[] }
-  >; // 自前
+  >; // 自前のもの
   for (const name of schema.required ?? []) {
     if (fields[name] === undefined) throw new Error(`${name} is missing`);
   }
@@ -435,7 +435,7 @@ async function bash(command: string, seconds: number, signal?: AbortSignal): Pro
   const collect = (piece: string) => {
     output += piece;
     if (output.length < 10 * OUTPUT_LIMIT) return;
-    // 出力の洪水。見せるのは両端だけなので、中ほどは捨ててよい。
+    // 出力が多すぎる。見せるのは両端だけなので、中ほどは捨ててよい。
     lost += output.length - 2 * OUTPUT_LIMIT;
     output = output.slice(0, OUTPUT_LIMIT) + output.slice(-OUTPUT_LIMIT);
   };
@@ -445,7 +445,7 @@ async function bash(command: string, seconds: number, signal?: AbortSignal): Pro
   const stop = (why: string) => {
     stopped = why;
     killGroup(child.pid);
-    // グループを抜けた子プロセスがパイプを握っているかもしれない。待たない。
+    // グループを抜けた子プロセスがパイプを握っているかもしれないので、待たずに閉じる。
     child.stdout.destroy();
     child.stderr.destroy();
   };

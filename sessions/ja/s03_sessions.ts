@@ -62,8 +62,8 @@ export class Terminal {
   /** Ctrl+Cは、処理中の行のsignalを中断する。プロンプトで押せば終了する。 */
   async run(handle: (line: string, signal: AbortSignal) => Promise<unknown>): Promise<void> {
     const { stdin, stdout } = process;
-    // readlineは、ストリーミング中の応答に打鍵をエコーで混ぜてしまう。そこで応答中は止めておき、
-    // 打鍵はキーボードとreadlineの間に溜める。すぐに拾うのはCtrl+Cだけ。
+    // readlineに任せると、ストリーミング中の応答にキー入力のエコーが混ざる。応答中は止めておき、
+    // 入力はキーボードとreadlineの間に溜める。すぐに拾うのはCtrl+Cだけ。
     const keys = Object.assign(new PassThrough(), { setRawMode: stdin.setRawMode?.bind(stdin) });
     const terminal = stdin.isTTY && stdout.isTTY;
     const reader = createInterface({ input: keys, output: stdout, terminal, prompt: "You > " });
@@ -73,7 +73,7 @@ export class Terminal {
     process.on("SIGINT", interrupt);
     reader.on("SIGINT", interrupt).on("line", () => terminal && reader.pause());
     // 1行ずつ流す。readlineは止められても、受け取った分は最後まで処理してしまう。
-    const put = (typed: string) => typed.split(/(?<=\r)/).map((line) => keys.write(line));
+    const put = (typed: string) => typed.split(/(?<=\r(?!\n))/).map((line) => keys.write(line));
     stdin.setEncoding("utf8").on("end", () => keys.end());
     stdin.on("data", (typed) => (turn && typed.includes("\x03") ? turn.abort() : put(`${typed}`)));
     prompt();
@@ -133,7 +133,7 @@ export function toRequest(history: Message[]): Anthropic.MessageParam[] {
     const content = message.content.filter((block) => block.type !== "text" || block.text.trim());
     // 応答の末尾がthinkingであってはならない。そうなっていたら、思考の途中で切れている。
     while (content.at(-1)?.type.endsWith("thinking")) content.pop();
-    // 一度拒否された発言は、送るたびに後続ごと拒否される。
+    // 一度拒否された発言は、何度送っても拒否される。後ろに続くものも巻き添えになる。
     const refused = "stop_reason" in message && message.stop_reason === "refusal";
     if (refused) request.splice(request.findLastIndex(startsTurn));
     else if (last?.role === message.role) last.content.push(...content);
@@ -322,7 +322,7 @@ export async function runTool(call: Anthropic.ToolUseBlock, turn: Turn) {
 }
 
 function result(id: string, output: string, failed = false): Anthropic.ToolResultBlockParam {
-  // 切った出力の端に半端な文字が残っていると、リクエスト全体が無効になる。
+  // 出力を切った端に文字の片割れ（サロゲート）が残ると、リクエスト全体が無効になる。
   const content = keepEnds(output, OUTPUT_LIMIT).toWellFormed() || "(no output)";
   return { type: "tool_result", tool_use_id: id, content, ...(failed && { is_error: true }) };
 }
@@ -334,7 +334,7 @@ export function checkInput(schema: Anthropic.Tool.InputSchema, input: unknown) {
   const properties = (schema.properties ?? {}) as Record<
     string,
     { type?: string; enum?: unknown[] }
-  >; // 自前
+  >; // 自前のもの
   for (const name of schema.required ?? []) {
     if (fields[name] === undefined) throw new Error(`${name} is missing`);
   }
@@ -440,7 +440,7 @@ async function bash(command: string, seconds: number, signal?: AbortSignal): Pro
   const collect = (piece: string) => {
     output += piece;
     if (output.length < 10 * OUTPUT_LIMIT) return;
-    // 出力の洪水。見せるのは両端だけなので、中ほどは捨ててよい。
+    // 出力が多すぎる。見せるのは両端だけなので、中ほどは捨ててよい。
     lost += output.length - 2 * OUTPUT_LIMIT;
     output = output.slice(0, OUTPUT_LIMIT) + output.slice(-OUTPUT_LIMIT);
   };
@@ -450,7 +450,7 @@ async function bash(command: string, seconds: number, signal?: AbortSignal): Pro
   const stop = (why: string) => {
     stopped = why;
     killGroup(child.pid);
-    // グループを抜けた子プロセスがパイプを握っているかもしれない。待たない。
+    // グループを抜けた子プロセスがパイプを握っているかもしれないので、待たずに閉じる。
     child.stdout.destroy();
     child.stderr.destroy();
   };
@@ -489,7 +489,7 @@ export interface App {
 }
 
 // セッションファイルの中身。書いた行は変えも消しもしない。履歴を縮めるときも1行足すだけで、
-// リプレイで何を外すかをその行が伝える。
+// リプレイのとき何を外すかは、その行に書いてある。
 //
 //   1  {"v":1,"id":"668cefd2","key":"agent:luna:cli:direct:owner","label":"","at":…}
 //   2  {"at":…,"message":{"role":"user",…}}
@@ -507,8 +507,8 @@ interface LogRecord {
 }
 
 /**
- * 追記しかしないJSON Linesファイル。クラッシュで途中までになった行など、読めない行は
- * そのまま残して行番号を知らせる。ほかの行を読む妨げにはならない。
+ * 追記しかしないJSON Linesファイル。クラッシュで途中までになった行など、読めない行が
+ * あっても、行番号を知らせてそのまま残し、ほかの行は読む。
  */
 class Log {
   readonly file: string;
@@ -534,7 +534,7 @@ class Log {
     });
   }
 
-  /** 時刻を添えて書く。戻ったときにはディスクにある。返すのは行番号。 */
+  /** 時刻を添えて追記し、行番号を返す。戻ったときには、もうファイルに書かれている。 */
   append(record: object): number {
     const json = JSON.stringify({ at: new Date().toISOString(), ...record });
     // 書きかけの行が残っていると、この行がその続きになってしまう。先に改行を入れる。
@@ -557,7 +557,7 @@ function parseObject(json: string): object | undefined {
   }
 }
 
-/** ディスク上の会話。リストは同じで、裏にはこれまでのすべてを残したファイルがある。 */
+/** ディスクに残る会話。リストは元のままで、その裏に、すべてを記録したファイルがある。 */
 export class Session extends Conversation {
   readonly id: string;
   header = { key: "", label: "", at: "" };
@@ -581,7 +581,7 @@ export class Session extends Conversation {
     if (record.shorten) this.#shorten(new Set(record.shorten.toolUseIds));
   }
 
-  /** リストより先にディスクへ。モデルに見せたものは必ず残っている。 */
+  /** リストより先にディスクへ。だから、モデルに見せたものは必ず残っている。 */
   override append(message: Message): void {
     this.#add(message, this.#log.append({ message }));
   }
@@ -690,7 +690,7 @@ export class SessionStore {
       return new Session(this.#file(key, id));
     }
     fs.renameSync(pointer, `${pointer}.broken`);
-    warn(`${pointer}の指すセッションがありません。ファイルをよけて、最新のセッションを続けます。`);
+    warn(`${pointer}の指すセッションがありません。ファイルを.brokenに改名し、最新のセッションで続けます。`);
     return this.list(key).at(-1);
   }
 
@@ -710,7 +710,7 @@ export class SessionStore {
 
 /** 小さなファイルを書く。クラッシュしても残るのは新旧どちらかで、半端なものは残らない。 */
 function replaceFile(file: string, content: string): void {
-  fs.writeFileSync(`${file}.tmp`, content, { flush: true }); // 名前が付くより先にディスクへ
+  fs.writeFileSync(`${file}.tmp`, content, { flush: true }); // 改名より先に、中身をディスクへ
   fs.renameSync(`${file}.tmp`, file);
 }
 
@@ -724,7 +724,7 @@ export function lockFolder(dir: string): void {
     const who = `process ${pid} is using ${path.dirname(dir)}`;
     if (isAlive(pid)) throw new Error(`${who}: stop it, set CLAW0_WORKSPACE, or delete ${file}`);
     // 同時に起動した2つが同じ古いロックを見つけ、相手がもう新しいロックを置いているかもしれない。
-    // そこで、まず改名して手元に移す（成功するのは一方だけ）。中を見直し、生きていれば戻す。
+    // そこで、まず改名して手元に移す（成功するのは一方だけ）。中を見直し、別物なら戻す。
     const taken = `${file}.${process.pid}`;
     fs.renameSync(file, taken);
     if (fs.readFileSync(taken, "utf8") !== before) fs.renameSync(taken, file);
@@ -760,7 +760,7 @@ const tokensOf = (messages: Message[]) =>
 
 const BIG_RESULT = 2_000; // 文字数。短縮した結果はこの半分になる
 const FULL = 0.85; // ウィンドウに対する割合。残りは応答の分
-const KEPT = 0.3; // 元の会話のうち、圧縮後もそのまま残す割合
+const KEPT = 0.3; // 会話（多ければ上限）のうち、圧縮後もそのまま残す割合
 
 // いちばん大事なのは名前とid。"src/a.ts"が「あのファイル」になると、モデルは聞き直すしかない。
 const SUMMARISE =
@@ -771,7 +771,7 @@ const SUMMARISE =
 const shortened = ({ content }: Anthropic.ToolResultBlockParam) =>
   keepEnds(String(content), BIG_RESULT / 2).toWellFormed();
 
-/** これを表すエラー型がAPIにはない。文面で見分けるエラーはこれだけ。 */
+/** 長すぎることを表すエラー型がAPIにはない。文面で見分けるエラーは、これ1つだけ。 */
 export function isOverflow(error: unknown): boolean {
   return error instanceof Anthropic.BadRequestError && /prompt is too long/i.test(error.message);
 }
@@ -787,7 +787,7 @@ export class ContextGuard {
   /** 次のリクエストのトークン数。APIが数えた値に、そのあと増えた分の見積もりを足す。 */
   size(conversation: Conversation): number {
     const { messages } = conversation;
-    // 圧縮後も古い値を信じると「長すぎる」のままで、いつまでも終わらない。
+    // 圧縮前の値を信じると、圧縮しても「長すぎる」のままで、いつまでも終わらない。
     const old = conversation instanceof Session ? conversation.rewritten : 0;
     const at = messages.findLastIndex(
       (m, i) => i >= old && m.role === "assistant" && m.stop_reason,
@@ -883,7 +883,7 @@ function cutPoint(messages: Message[], tokens: number): number {
     if (size > tokens) break;
     if (startsTurn(message)) cut = index;
   }
-  // 途中のターンは丸ごと残す。質問が消えると、答えの意味が通らない。
+  // 途中のターンは丸ごと残す。質問が消えると、答えの意味がわからなくなる。
   const underWay = needsReply(messages.at(-1)) ? messages.findLastIndex(startsTurn) : cut;
   return Math.min(cut, underWay);
 }
