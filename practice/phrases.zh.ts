@@ -196,15 +196,15 @@ const EXPLANATIONS: [RegExp, string][] = [
   ],
   [
     /agent|智能体/iu,
-    "Agent 就是放在循环里的模型：问它，它可以调用工具，拿到结果，接着往下走，直到给出答案。",
+    "Agent 就是放在循环里的模型：问一次，模型可以调用工具，看到结果再接着往下走，直到给出答案。",
   ],
   [
     /stop[_ ]?reason|停止原因/iu,
-    "停止原因说明回复为什么结束：end_turn 是说完了，tool_use 是要运行工具，max_tokens 是断在了上限。",
+    "停止原因说明回复为什么结束：end_turn 是说完了，tool_use 是要运行工具，max_tokens 是写到上限断掉了。",
   ],
-  [/工具/u, "工具是程序里的一个函数，模型可以要求运行它：有名字、说明，还有输入的 schema。"],
+  [/工具/u, "工具是程序里的一个函数，有名字、说明和输入的 schema，模型可以要求运行。"],
   [/网关/u, "网关站在各个平台上的人和回答他们的 Agent 之间：负责路由、记录和投递。"],
-  [/token/iu, "token 是一小段文字，汉字大约一个字一个；模型按 token 读、写和计费。"],
+  [/token/iu, "token 是一小段文字，一个汉字大约算一个；模型按 token 读写，也按 token 计费。"],
   [/会话/u, "会话就是存下来的一段对话，以后可以接着聊。"],
 ];
 
@@ -281,17 +281,17 @@ const SENTENCES: Sentences = {
   },
   noTool: (tools) =>
     tools.length > 0
-      ? `这件事我没有工具可用；我有的工具是 ${tools.join("、")}。`
+      ? `做这件事要的工具我没有；我有的是：${tools.join("、")}。`
       : "这个我做不到：我在这里没有工具，只会说话。",
   noClock: "我不知道：我没有钟，也没有能看时间的工具。",
-  noMemory: "只要还在这段对话里，我就记得；除此之外，我在这里没有别的记忆。",
+  noMemory: "这段对话里的事我都记得；除此之外，我在这里没有别的记忆。",
   before: (what, on) => BEFORE[what](on),
   result: (tool, on, text) => (RESULTS[tool] ?? (() => `${tool} 返回：\n\n${text}`))(on, text),
   failed: (tool, text) => `没成功。${tool} 说：${text}`,
-  greeting: "你好！我是练习模型，只按固定的规则回答。想试点什么？",
+  greeting: "你好！我是练习模型，只按固定的规则回答。想试试什么？",
   goodbye: "再见！（输入 quit 退出。）",
   thanks: "不客气。",
-  howAreYou: "一个小程序能有多好，我就有多好，谢谢。",
+  howAreYou: "我是个小程序，谈不上好不好。谢谢关心！",
   told: (key, value) =>
     key === "name" ? `你好，${value}，很高兴认识你。` : `记住了。${SENTENCES.known(key, value)}`,
   known: (key, value) => KNOWN[key]?.(value) ?? `${of("你", key)}是${spaced(value)}。`,
@@ -317,13 +317,13 @@ const SENTENCES: Sentences = {
         : "还没有请求。",
     ].join(""),
   thinking: (topic) => `用户要我想一想${spaced(topic)}。我是按规则办事的程序，想不了多久。`,
-  thought: (topic) => `${topic}，我想过了。练习模型只能想到这里：这个问题值得问一个真的模型。`,
+  thought: (topic) => `${topic}，我想过了。练习模型只能想到这里，这个问题还是问真的模型吧。`,
   sum: (expression, value) => `${expression} = ${value}`,
   capital: (place, city) => `${place}的首都是${city}。`,
   haiku: "暗处一圈圈，\n问一声，唤一声，听，\n而后归于静。",
   joke: "Agent 为什么停下来了？因为它没有理由继续。（停止原因：end_turn。）",
   storyLine: (number) => (STORY[number % STORY.length] ?? "").replace("%", String(number + 1)),
-  resumed: "搜过了，不过练习环境没有网络：什么也没找到。",
+  resumed: "搜过了，不过练习环境没有网络，什么也没找到。",
 };
 
 export const CHINESE: Language = {
