@@ -1,6 +1,5 @@
 /** s04 as people run it: a program with a terminal and two platforms, on the English files. */
 
-import { mkdirSync, writeFileSync } from "node:fs";
 import { createServer } from "node:http";
 import { join } from "node:path";
 import { describe, expect, it } from "vitest";
@@ -237,142 +236,10 @@ describe.each(englishFrom("s04"))("$name, when something is wrong at the start",
     expect(await world.telegramHears("alice")).toBe("re: and me");
   });
 
-  it.each([
-    ["HTTP_PORT", "abc"],
-    ["FEISHU_DOMAIN", "dingtalk"],
-  ])("names %s if it is %j", async (name, value) => {
-    const feishu = {
-      FEISHU_APP_ID: "cli_1",
-      FEISHU_APP_SECRET: "s",
-      FEISHU_VERIFICATION_TOKEN: "t",
-    };
-    const program = start(section, settings(undefined, { ...feishu, [name]: value }));
-    const { code, text } = await program.end();
+  it("names HTTP_PORT if it is no number, and ends", async () => {
+    const { code, text } = await start(section, settings(undefined, { HTTP_PORT: "abc" })).end();
     expect(code).toBe(1);
-    expect(text).toContain(name);
+    expect(text).toContain("HTTP_PORT");
     expect(text).not.toMatch(/^\s+at /m);
-  });
-});
-
-describe.each(englishFrom("s04"))("$name --serve", (section) => {
-  it("drains at SIGTERM: who is being answered is answered; a second signal ends it", async () => {
-    const world = await openWorld(section, { serve: true });
-    const { telegram, model } = world;
-    const held = model.hold();
-    world.telegramSays("alice", "under way");
-    await held.waiting;
-    await world.telegramSays("alice", "in line").confirmed;
-    world.program.kill("SIGTERM");
-    // Feishu's address is closed before the drain begins.
-    const closed = async () => (await world.feishu.challenge("c")).status === 404;
-    while (!(await closed())) await new Promise((resolve) => setImmediate(resolve));
-    expect(telegram.sent).toEqual([]);
-    held.release();
-    expect((await world.program.end()).code).toBe(0);
-    expect(telegram.textsTo("alice").map(unmarked)).toEqual(["re: under way", "re: in line"]);
-    expect(world.inboxFiles()).toEqual([]);
-
-    await world.start();
-    const stuck = model.hold();
-    world.telegramSays("bob", "stuck");
-    await stuck.waiting;
-    world.program.kill("SIGINT");
-    while (!(await closed())) await new Promise((resolve) => setImmediate(resolve));
-    world.program.kill("SIGINT");
-    expect((await world.program.end()).code).not.toBe(0);
-    expect(world.inboxEntries()).toHaveLength(1);
-    await world.start();
-    expect(await world.telegramHears("bob")).toBe("re: stuck");
-    world.program.kill("SIGTERM");
-    expect((await world.program.end()).code).toBe(0);
-  });
-});
-
-describe.each(englishFrom("s04"))("$name, after a crash", (section) => {
-  it("answers what it had accepted, once, in order, in its conversation", async () => {
-    const world = await openWorld(section, { serve: true });
-    const { telegram, feishu, model } = world;
-    const held = [model.hold(), model.hold()];
-    await world.telegramSays("alice", "one").confirmed;
-    await world.feishuSays("bob", "eins").first;
-    await Promise.all(held.map(({ waiting }) => waiting));
-    await world.telegramSays("alice", "two").confirmed;
-    await world.feishuSays("bob", "zwei").first;
-    await world.kill();
-    expect(world.inboxEntries().map(({ begun }) => begun ?? 0)).toEqual([1, 1, 0, 0]);
-    await world.start();
-    for (const text of ["re: one", "re: two"])
-      expect(await world.telegramHears("alice")).toBe(text);
-    for (const text of ["re: eins", "re: zwei"]) expect(await world.feishuHears("bob")).toBe(text);
-    const about = world.requestsAbout("two");
-    expect(outline(about.at(-1)).map(unmarked)).toEqual([
-      "user: one",
-      "assistant: re: one",
-      "user: two",
-    ]);
-
-    // Crashed with the answer on record: only the delivery is done.
-    telegram.fail({ kind: "hang", chat: "alice" });
-    world.telegramSays("alice", "three");
-    await telegram.until(() =>
-      telegram.log.some(({ parameters }) => String(parameters.text).includes("re: three")),
-    );
-    await world.kill();
-    telegram.release();
-    await world.start();
-    expect(await world.telegramHears("alice")).toBe("re: three");
-    expect(world.requestsAbout("three")).toHaveLength(1);
-
-    // And nothing of it twice.
-    expect(telegram.textsTo("alice")).toHaveLength(3);
-    expect(feishu.textsTo("bob")).toHaveLength(2);
-
-    // An album that was begun is whole; a picture of it that came later is a turn of its own.
-    const album = model.hold();
-    telegram.album("alice", ["photo", "photo"], marked("telegram:alice", "trip"));
-    await album.waiting;
-    await world.kill();
-    const { media_group_id } = Object(telegram.updates.at(-1)?.update.message);
-    telegram.say("alice", "", { media: "photo", fields: { media_group_id } });
-    await world.start();
-    expect(await world.telegramHears("alice")).toBe("re: [photo] trip\n[photo]");
-    expect(await world.telegramHears("alice")).toBe("re: [photo]");
-
-    // Three times begun, never ended: set aside and said, and the next one is answered.
-    world.telegramSays("alice", "poison");
-    for (let i = 0; i < 3; i++) {
-      const poison = model.hold();
-      if (i > 0) await world.start();
-      if (i === 0) await world.telegram.until(() => telegram.updates.every((one) => one.confirmed));
-      await poison.waiting;
-      await world.kill();
-    }
-    const inbox = join(world.state, "inbox");
-    mkdirSync(inbox, { recursive: true });
-    writeFileSync(join(inbox, "000000000900.json"), '{"id":"torn","te');
-    for (const [index, content] of ["null", "[]", "7", '"x"', ""].entries()) {
-      writeFileSync(join(inbox, `00000000091${index}.json`), content);
-    }
-    const asked = world.requestsAbout("poison").length;
-    await world.telegramSays("alice", "after it");
-    const program = await world.start();
-    expect(await world.telegramHears("alice")).toBe("re: after it");
-    expect(world.requestsAbout("poison")).toHaveLength(asked);
-    expect(program.text.match(/set aside/g)).toHaveLength(7);
-    await world.inboxDone();
-    expect(world.inboxFiles().filter((name) => name.endsWith(".aside"))).toHaveLength(7);
-  });
-
-  it("keeps what belongs to a channel that is not set up now", async () => {
-    const world = await openWorld(section, { serve: true });
-    const held = world.model.hold();
-    world.telegramSays("alice", "wait for me");
-    await held.waiting;
-    await world.restart({ TELEGRAM_BOT_TOKEN: "" });
-    world.feishuSays("bob", "hi");
-    expect(await world.feishuHears("bob")).toBe("re: hi");
-    expect(world.telegram.sent).toEqual([]);
-    await world.restart();
-    expect(await world.telegramHears("alice")).toBe("re: wait for me");
   });
 });

@@ -370,10 +370,10 @@ export class World {
     return existsSync(folder) ? readdirSync(folder).filter((name) => name !== "done.jsonl") : [];
   }
 
-  /** Resolves when nothing in the inbox is left to be answered. */
-  async inboxDone(): Promise<void> {
+  /** Resolves when only so many messages in the inbox are left to be answered. */
+  async inboxDone(left = 0): Promise<void> {
     const folder = join(this.state, "inbox");
-    const isDone = () => !this.inboxFiles().some((name) => name.endsWith(".json"));
+    const isDone = () => this.inboxFiles().filter((name) => /json$/.test(name)).length <= left;
     const watcher = watch(folder);
     afterwards(() => watcher.close());
     await new Promise<void>((resolve) => {
