@@ -237,6 +237,13 @@ describe.each(sectionsFrom("s04"))("$name, what Feishu's messages become", (sect
     ];
     await Promise.all(others.map(({ first }) => first));
     expect(new Set(got.map(({ id }) => id)).size).toBe(4);
+    // In a group two people may say the same at the same time.
+    got.splice(0);
+    const group = { group: "family", fields: { create_time: "1767600000000" } };
+    for (const person of ["alice", "bob"]) {
+      await feishu.say(person, "@practice_bot yes", group).first;
+    }
+    expect(new Set(got.map(({ id }) => id)).size).toBe(2);
   });
 
   it("a stranger hears the id once; an empty list admits nobody", async () => {
