@@ -333,7 +333,8 @@ function answerCalls(history: Message[]): Message[] {
     const answered = new Set(resultsIn(history[index + 1]).map((block) => block.tool_use_id));
     const open = callsIn(message).filter(({ id }) => !answered.has(id));
     const reply = { ...message, content } as Anthropic.Message; // its own blocks, or fewer
-    if (open.length === 0) return [reply];
+    // A refused turn is left out as a whole: its calls need no results.
+    if (open.length === 0 || message.stop_reason === "refusal") return [reply];
     const cut = message.stop_reason === "max_tokens";
     const why = cut ? "cut off; it was not run" : "interrupted; it may have run";
     return [reply, { role: "user", content: open.map(({ id }) => result(id, why, true)) }];
