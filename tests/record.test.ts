@@ -289,7 +289,7 @@ describe("the form of a transcript", () => {
 
 describe("the lessons show what the sections print", () => {
   const files = existingLessons();
-  test.skipIf(files.length > 0)("there are no lessons yet", () => {});
+  test("there are some", () => expect(files.length).toBeGreaterThan(0));
   test.each(files)("%s", { timeout: 300_000 }, async (file) => {
     const { before, after } = await recordFile(file);
     expect(before, "npm run record writes it anew").toBe(after);
