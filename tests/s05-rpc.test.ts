@@ -448,7 +448,8 @@ describe.each(englishFrom("s05"))("$name, who gets in, and how much", (section) 
       const { result } = await good.call("status");
       if (result?.connections === 1) break;
     }
-    expect(deaf.closed).toBe(undefined); // it has not even read that
+    deaf.socket.resume();
+    expect(await deaf.until(() => deaf.closed)).toBe(1006); // cut off, without a word of goodbye
     const { result } = await good.call("send", { text: "are you well?" });
     expect(result?.reply).toBe("re: are you well?");
     // Up to the limit a frame is welcome, and so is its answer.
