@@ -19,13 +19,17 @@ const prompts = (text: string) => text.split("You > ").length - 1;
 describe.each(sectionsFrom("s01"))("$name, one scripted run", SEVERAL, (section) => {
   it("answers, goes on after an error, and leaves", async () => {
     const model = await practice();
-    const program = start(section, settings(model), "tsx");
+    // English the way readers start it; the code of the other languages is the same.
+    const runner = section.lang === "en" ? "tsx" : "fast";
+    const program = start(section, settings(model), runner);
     await program.prompt();
     expect(await program.ask("My name is Ada.")).toContain("Ada");
     model.fail("500");
     expect(await program.ask("hello")).toContain("Internal server error");
     expect(await program.ask("What is my name?")).toContain("Ada");
-    expect(await program.finish("quit\n")).toMatchObject({ code: 0 });
+    const { code, text } = await program.finish("quit\nnot read any more\n");
+    expect(code).toBe(0);
+    expect(text).not.toContain("not read");
     expect(program.raw).not.toMatch(ANSI);
   });
 });
@@ -71,11 +75,21 @@ describe.each(englishFrom("s01"))("$name in a pipe", SEVERAL, (section) => {
     expect(await program.ask("Größe 大小 🙂")).toBe("Grüße, 你好 👋\n");
     expect(outline(model.log.at(-1)).at(-1)).toContain("Größe 大小 🙂");
 
-    const { code, text } = await program.finish("exit\nnot read any more\n");
-    expect(code).toBe(0);
-    expect(prompts(text)).toBe(12);
-    expect(text).not.toContain("not read");
+    expect(prompts(program.text)).toBe(12);
     expect(program.raw).not.toMatch(ANSI);
+    if (process.platform === "win32") return; // no signals there that a program could handle
+
+    // SIGINT stops a reply; at the prompt it leaves.
+    model.script(say("The beginning, and then the rest.", { holdAfter: 4 }));
+    program.write("hi\n");
+    await program.until("The beg");
+    program.kill("SIGINT");
+    expect(await program.prompt()).toMatch(/\(interrupted\)\n$/);
+    model.script(say("Here."));
+    expect(await program.ask("go on")).toBe("Here.\n");
+    expect(outline(model.log.at(-1)).at(-2)).toMatch(/^assistant: The beg.* \| \(interrupted\)$/);
+    program.kill("SIGINT");
+    expect(await program.end()).toMatchObject({ code: 0 });
   });
 
   it("answers all of 2,000 lines that come at once, the last one without a line end", async () => {
@@ -109,26 +123,6 @@ describe.each(englishFrom("s01"))("$name in a pipe", SEVERAL, (section) => {
       expect(text).toContain("npm start");
     }
   });
-
-  // Windows has no signals that a program could handle.
-  it.runIf(process.platform !== "win32")(
-    "SIGINT stops a reply; at the prompt it leaves",
-    async () => {
-      const model = await practice({ rules: false });
-      const program = start(section, settings(model));
-      await program.prompt();
-      model.script(say("The beginning, and then the rest.", { holdAfter: 4 }));
-      program.write("hi\n");
-      await program.until("The beg");
-      program.kill("SIGINT");
-      expect(await program.prompt()).toMatch(/\(interrupted\)\n$/);
-      model.script(say("Here."));
-      expect(await program.ask("go on")).toBe("Here.\n");
-      expect(outline(model.log[1])[1]).toMatch(/^assistant: The beg.* \| \(interrupted\)$/);
-      program.kill("SIGINT");
-      expect(await program.end()).toMatchObject({ code: 0 });
-    },
-  );
 });
 
 describe.each(englishFrom("s01"))("$name in a terminal", SEVERAL, (section) => {
@@ -176,20 +170,24 @@ describe.each(englishFrom("s01"))("$name in a terminal", SEVERAL, (section) => {
     program.write("xyz\x03");
     expect(await program.prompt()).toContain("(interrupted)");
 
+    // An error is red.
+    model.fail("500");
+    program.write("sixth\r");
+    await program.until("Internal server error");
+    await program.prompt();
+    expect(program.raw).toContain(`${String.fromCharCode(27)}[31m`);
+
     // Ctrl+C at the prompt
     program.write("\x03");
     expect(await program.end()).toMatchObject({ code: 0 });
   });
+});
 
-  it("shows an error in red, and Ctrl+D leaves", async () => {
-    const model = await practice({ rules: false });
-    const program = startInTerminal(section, settings(model));
+// From s02 on the case of a command in a terminal leaves this way.
+describe.each(englishFrom("s01").slice(0, 1))("$name in a terminal", SEVERAL, (section) => {
+  it("Ctrl+D leaves", async () => {
+    const program = startInTerminal(section, settings());
     await program.prompt();
-    model.fail("500");
-    program.write("hi\r");
-    await program.until("Internal server error");
-    await program.prompt();
-    expect(program.raw).toContain(`${String.fromCharCode(27)}[31m`);
     program.write("\x04");
     expect(await program.end()).toMatchObject({ code: 0 });
   });

@@ -91,6 +91,7 @@ describe.each(sectionsFrom("s02"))("$name", (section) => {
   });
 
   it("stops after a number of rounds, says so, and can go on", async () => {
+    if (section.lang !== "en") return; // many requests, and the same code in all languages
     const { model, give, turn } = await open(section);
     let again = true;
     give("again", () => "again");

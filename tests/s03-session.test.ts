@@ -299,7 +299,7 @@ describe.each(sectionsFrom("s03"))("$name", (section) => {
   });
 
   describe("the current session", () => {
-    /** Three sessions, a second apart; the pointer is at the first. */
+    /** Three sessions, a second apart; the pointer is at the second. */
     async function three() {
       const opened = await open(section);
       vi.useFakeTimers({ toFake: ["Date"], now: Date.UTC(2026, 0, 5) });
@@ -310,16 +310,16 @@ describe.each(sectionsFrom("s03"))("$name", (section) => {
         vi.setSystemTime(Date.now() + 1000);
         return session;
       });
-      const [first, , newest] = sessions;
-      if (!first || !newest) throw new Error("there are three");
-      store.switch(KEY, first.id);
-      const pointer = path.join(path.dirname(fileOf(opened.dir, first)), "current");
-      return { ...opened, sessions, first, newest, pointer };
+      const [, chosen, newest] = sessions;
+      if (!chosen || !newest) throw new Error("there are three");
+      store.switch(KEY, chosen.id);
+      const pointer = path.join(path.dirname(fileOf(opened.dir, chosen)), "current");
+      return { ...opened, sessions, chosen, newest, pointer };
     }
 
     it("is remembered", async () => {
-      const { restart, first } = await three();
-      expect(restart().current(KEY).id).toBe(first.id);
+      const { restart, chosen } = await three();
+      expect(restart().current(KEY).id).toBe(chosen.id);
     });
 
     it.each([
@@ -334,8 +334,8 @@ describe.each(sectionsFrom("s03"))("$name", (section) => {
     ])(
       "a pointer that is %s: the newest session, and nothing is overwritten",
       async (_how, bad) => {
-        const { restart, dir, first, newest, pointer } = await three();
-        const wrong = Buffer.from(typeof bad === "function" ? bad(first.id) : bad);
+        const { restart, dir, chosen, newest, pointer } = await three();
+        const wrong = Buffer.from(typeof bad === "function" ? bad(chosen.id) : bad);
         fs.writeFileSync(pointer, wrong);
         const before = contents(dir);
         const current = restart().current(KEY);
@@ -387,7 +387,7 @@ describe.each(sectionsFrom("s03"))("$name", (section) => {
       const store = restart();
       // With 17 of them two begin with the same of 16 digits.
       const ids = Array.from({ length: 17 }, () => store.create(KEY).id);
-      const [wanted = ""] = ids;
+      const [, wanted = ""] = ids;
       let unique = wanted.slice(0, 1);
       while (ids.filter((id) => id.startsWith(unique)).length > 1) {
         unique = wanted.slice(0, unique.length + 1);
