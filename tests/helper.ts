@@ -259,6 +259,7 @@ export function breaches(request: { messages?: Param[]; system?: unknown }): str
     if (here.length === 0) say("it is empty");
     for (const block of here) {
       if (isBlank(block)) say(`a blank ${block.type}`);
+      if (block.type === "thinking" && !block.signature) say("thinking that was cut off");
       if (block.type !== "tool_use" && block.type !== "server_tool_use") continue;
       if (ids.has(block.id)) say(`the id ${block.id} is there twice`);
       ids.add(block.id);

@@ -63,6 +63,10 @@ describe("what breaks a rule is found", () => {
       [hi, assistant(use("a")), user(result("a")), assistant(use("a")), user(result("a"))],
     ],
     ["thinking last", [hi, assistant(text("Hello."), thinking), hi]],
+    [
+      "thinking that is not signed",
+      [hi, assistant({ type: "thinking", thinking: "Hm", signature: "" }, text("Hello.")), hi],
+    ],
     ["a reply last", [hi, assistant(text("Hello."))]],
     ["half a character", [user(text("\ud83d"))]],
     ["half a character in a result", [hi, assistant(use("a")), user(result("a", "x\ude00"))]],

@@ -607,6 +607,25 @@ describe.each(englishFrom("s02"))("$name, bash and its children", (section) => {
     expect(content.isWellFormed()).toBe(true);
   });
 
+  it("the end of much output is its real end, without a gap", async () => {
+    const { use, script } = await open(section);
+    // Pipes hand over 64 KiB at a time: the last piece of this is a short one.
+    const command = script(`
+      let text = "";
+      for (let i = 0; text.length < 5 * 65536 + 50; i++) text += "line " + i + "\\n";
+      process.stdout.write(text);
+    `);
+    const { content } = await use("bash", { command });
+    const [, end = ""] = content.split(/\n… .* …\n/);
+    const lines = end.trimEnd().split("\n").slice(1); // the first one is cut in the middle
+    const tail = lines.map((line) => Number(/^line (\d+)$/.exec(line)?.[1]));
+    expect(tail.length).toBeGreaterThan(500);
+    expect(tail).toEqual(tail.map((_, index) => (tail[0] ?? 0) + index));
+    expect(tail.at(-1)).toBeGreaterThan(20_000);
+    const [, left] = /(\d+) characters left out/.exec(content) ?? [];
+    expect(Number(left)).toBeGreaterThan(290_000);
+  });
+
   it("characters that arrive in two pieces stay whole", async () => {
     const { use, script } = await open(section);
     // Each write is a piece of its own: the next one comes when this one has been taken.

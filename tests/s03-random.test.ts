@@ -220,7 +220,7 @@ async function talks(section: SectionFile, given: Record<string, string>): Promi
       turn: (line, signal) => runTurn(session, line, { signal }),
       history: () => session.messages,
       async after(what) {
-        const guard = new ContextGuard(4000);
+        const guard = new ContextGuard(300); // small, so that it cuts among a few messages
         if (what.do === "compact") await guard.summarise(session, {}, 0.3);
         if (what.do === "shorten") guard.shortenResults(session);
         // kill -9 at any byte of what was written last, but not of the first line: that one
