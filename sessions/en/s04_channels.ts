@@ -11,7 +11,8 @@
 // Run it:   npm start -- s04      offline; then `npm run phone -- telegram alice` beside it
 //           npx tsx sessions/en/s04_channels.ts [--serve]      with your keys in .env
 // Left out on purpose: downloading pictures, commands on the platforms other than /new and
-// /help, editing a message while it grows, a sent reply that survives a crash (section 8).
+// /help, editing a message while it grows, a sent reply that survives a crash (section 8),
+// forgetting the ids of messages that were done long ago.
 //
 // Regions: Configuration · Terminal · s01 The agent loop · s02 Tool use · s03 Sessions ·
 //          s04 Channels · All of it together

@@ -11,8 +11,8 @@
 // New here: agents, bindings in five tiers, session keys, and a JSON-RPC 2.0 gateway.
 // Run it:   npm start -- s05      offline; then `npm run rpc -- status` beside it
 //           npx tsx sessions/en/s05_gateway.ts [--serve]      with your keys in .env
-// Left out on purpose: bindings that outlive the program, roles and pairing of clients,
-// numbered events (so that a client sees a gap), TLS.
+// Left out on purpose: bindings that outlive the program, roles and pairing of clients, numbered
+// events (so that a client sees a gap), forgetting the sessions of clients that left, TLS.
 //
 // Regions: Configuration · Terminal · s01 The agent loop · s02 Tool use · s03 Sessions ·
 //          s04 Channels · s05 Gateway and routing · All of it together
@@ -1860,11 +1860,12 @@ function asked<T>(check: () => T): T {
   }
 }
 
-// Whoever has the token can do what a person on a channel can, and change the bindings. They are
-// still not the owner: for them, too, bash is not offered.
 const MAX_FRAME = 1024 * 1024; // bytes: of one message, and of what may pile up for a slow client
 
-/** JSON-RPC 2.0 over WebSocket, on the one HTTP server. */
+/**
+ * JSON-RPC 2.0 over WebSocket, on the one HTTP server. Whoever has the token can do what a person
+ * on a channel can, and change the bindings. They are not the owner: bash is not offered to them.
+ */
 export class GatewayServer {
   address = ""; // once it is attached
   #token: string;
