@@ -300,6 +300,7 @@ const SENTENCES: Sentences = {
       ? `${value}さんですね。よろしくお願いします。`
       : `わかりました。${SENTENCES.known(key, value)}`,
   known: (key, value) => KNOWN[key]?.(value) ?? `${key}は${value}です。`,
+  remembered: (memory) => `こう覚えています。${memory}`,
   unknown: (key) =>
     key === "名前"
       ? "お名前はわかりません。受け取ったメッセージのどこにも書かれていません。"

@@ -88,6 +88,8 @@ export interface Sentences {
   howAreYou: string;
   told(key: string, value: string): string;
   known(key: string, value: string): string;
+  /** A question to which the program has remembered something. */
+  remembered(memory: string): string;
   unknown(key: string): string;
   youSaid(text: string | undefined): string;
   history(requests: string[]): string;
@@ -414,6 +416,7 @@ const ENGLISH_SENTENCES: Sentences = {
       ? `Nice to meet you, ${value}.`
       : `Noted. ${ENGLISH_SENTENCES.known(key, value)}`,
   known: (key, value) => KEY_SENTENCES[key]?.(value) ?? `Your ${key} is ${value}.`,
+  remembered: (memory) => `I remember this: ${memory}`,
   unknown: (key) =>
     key in KEY_SENTENCES && key !== "name"
       ? "I don't know: you have not told me in the messages that I was sent."

@@ -295,6 +295,7 @@ const SENTENCES: Sentences = {
   told: (key, value) =>
     key === "name" ? `你好，${value}，很高兴认识你。` : `记住了。${SENTENCES.known(key, value)}`,
   known: (key, value) => KNOWN[key]?.(value) ?? `${of("你", key)}是${spaced(value)}。`,
+  remembered: (memory) => `我记得这件事：${memory}`,
   unknown: (key) =>
     key in KNOWN && key !== "name"
       ? "我不知道：发给我的消息里，你没有说过。"

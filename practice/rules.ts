@@ -24,6 +24,9 @@ interface Situation {
   language: Language;
   /** What the user said before that, oldest first. */
   earlier: string[];
+  /** What the program remembered, of all turns; and for this one. */
+  memories: string[];
+  remembered: string[];
   /** The blocks after the text: calls and their results. */
   after: Block[];
   /** How many replies with tool calls came after the text. */
@@ -61,19 +64,33 @@ function look(request: PracticeRequest): Situation {
   const whole = textOf(said[last]?.block);
   const text = whole.length > LONG ? whole.slice(-500) : whole;
   const { system } = request;
+  const before = said.slice(0, Math.max(0, last)).filter(({ role }) => role === "user");
+  const contexts = before.filter(({ block }) => CONTEXT.test(textOf(block)));
+  const here = contexts.filter(({ message }) => message === said[last]?.message);
   return {
     text,
     whole,
     language: LANGUAGES.findLast(({ script }) => script.test(text)) ?? firstLanguage(),
-    earlier: said.slice(0, Math.max(0, last)).flatMap(({ role, block }) => {
-      return role === "user" && block.type === "text" ? [block.text.slice(0, 2 * LONG)] : [];
+    earlier: before.flatMap(({ block }) => {
+      return block.type === "text" && !CONTEXT.test(block.text)
+        ? [block.text.slice(0, 2 * LONG)]
+        : [];
     }),
+    memories: contexts.flatMap(({ block }) => memoriesIn(textOf(block))),
+    remembered: here.flatMap(({ block }) => memoriesIn(textOf(block))),
     after: after.map(({ block }) => block),
     rounds: new Set(calls.map(({ message }) => message)).size,
     paused: request.messages.at(-1)?.role === "assistant",
     system: typeof system === "string" ? system : (system ?? []).map(textOf).join("\n"),
     tools: request.tools ?? [],
   };
+}
+
+/** What a program puts before the user's words in their message: it is not of the user's saying. */
+const CONTEXT = /^<context>\n/;
+
+function memoriesIn(context: string): string[] {
+  return [...context.matchAll(/^You remember: (.+)$/gm)].map((match) => match[1] ?? "");
 }
 
 function firstLanguage(): Language {
@@ -185,7 +202,10 @@ function inWords(now: Situation, plan: Plan): Scripted {
   if (plan.missing.includes("tool")) return speak(say.noTool(names));
   if (plan.missing.includes("clock")) return speak(say.noClock);
   // Asking comes before telling: "my name is Ada, what is my name?" is a question.
-  const fact = asked(now) ?? told(now);
+  // And "which tea do I like best?" is one that a memory may answer.
+  const isQuestion = /[?？]|か。?$/.test(now.text);
+  const [memory] = isQuestion ? now.remembered : [];
+  const fact = asked(now) ?? (memory ? undefined : told(now));
   if (fact) return speak(fact);
   if (plan.missing.includes("memory")) return speak(say.noMemory);
   for (const [name, rule] of RULES) {
@@ -193,6 +213,7 @@ function inWords(now: Situation, plan: Plan): Scripted {
     const result = found && rule(now, found);
     if (result) return typeof result === "string" ? speak(result) : result;
   }
+  if (memory) return speak(say.remembered(memory));
   return speak(say.help(names));
 }
 
@@ -215,8 +236,11 @@ function asked(now: Situation): string | undefined {
       const match = pattern.exec(now.text.trim());
       if (!match) continue;
       const key = fact.key ?? match.groups?.key?.toLowerCase() ?? "";
-      const value = collectFacts([...now.earlier, now.text], now.language).get(key);
-      return value ? say.known(key, value) : say.unknown(key);
+      const told = [...now.memories, ...now.earlier, now.text];
+      const value = collectFacts(told, now.language).get(key);
+      if (value) return say.known(key, value);
+      const [memory] = now.remembered;
+      return memory ? say.remembered(memory) : say.unknown(key);
     }
   }
   return undefined;

@@ -117,7 +117,7 @@ const noteOf = (m: Message) => ("stop_reason" in m && STOP_NOTES[m.stop_reason ?
 const startsTurn = ({ role }: Entry) => role === "user";
 
 /** The history as the API accepts it: nothing blank, nothing refused, the roles in turn. */
-export function toRequest(history: Message[]): Anthropic.MessageParam[] {
+export function toRequest(history: Message[]): Entry[] {
   const request: Entry[] = [];
   for (const message of history) {
     const last = request.at(-1);

@@ -123,7 +123,7 @@ const noteOf = (m: Message) => ("stop_reason" in m && STOP_NOTES[m.stop_reason ?
 const startsTurn = (entry: Entry) => entry.role === "user" && resultsIn(entry).length === 0;
 
 /** The history as the API accepts it: nothing blank, nothing refused, the roles in turn. */
-export function toRequest(history: Message[]): Anthropic.MessageParam[] {
+export function toRequest(history: Message[]): Entry[] {
   const request: Entry[] = [];
   history = answerCalls(history);
   for (const message of history) {

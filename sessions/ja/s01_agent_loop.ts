@@ -117,7 +117,7 @@ const noteOf = (m: Message) => ("stop_reason" in m && STOP_NOTES[m.stop_reason ?
 const startsTurn = ({ role }: Entry) => role === "user";
 
 /** APIが受け付ける形にした履歴。空のものと拒否されたものを外し、役割を交互に並べる。 */
-export function toRequest(history: Message[]): Anthropic.MessageParam[] {
+export function toRequest(history: Message[]): Entry[] {
   const request: Entry[] = [];
   for (const message of history) {
     const last = request.at(-1);

@@ -117,7 +117,7 @@ const noteOf = (m: Message) => ("stop_reason" in m && STOP_NOTES[m.stop_reason ?
 const startsTurn = ({ role }: Entry) => role === "user";
 
 /** 把历史整理成 API 接受的样子：没有空白，没有拒绝过的内容，角色交替。 */
-export function toRequest(history: Message[]): Anthropic.MessageParam[] {
+export function toRequest(history: Message[]): Entry[] {
   const request: Entry[] = [];
   for (const message of history) {
     const last = request.at(-1);
