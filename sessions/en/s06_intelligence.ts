@@ -2147,8 +2147,9 @@ export function loadBootstrap(agentId: string, names: string[], root = WORKSPACE
     const places = [path.join(root, "agents", agentId, name), path.join(root, name)];
     // Not "the file is there": an empty one of its own would leave the agent without any.
     const [found = ""] = places.flatMap((file) => readOrSay(file, "", readText).trim() || []);
-    files.set(name, keepEnds(found, Math.min(left, FILE_LIMIT)));
-    left = Math.max(0, left - found.length);
+    const kept = left > 0 ? keepEnds(found, Math.min(left, FILE_LIMIT)) : "";
+    files.set(name, kept);
+    left -= kept.length;
   }
   return files;
 }
@@ -2464,7 +2465,9 @@ const RECALL_FROM = 0.15; // below it a score says more about our hash than abou
 function contextFor(conversation: Conversation, input: string, options: TurnOptions): string {
   const about = { ...whose(conversation, options), topK: 3 };
   const hits = options.app?.memory.search(input, about) ?? [];
-  const found = hits.filter(({ score }) => score >= RECALL_FROM).map((hit) => hit.text);
+  const found = hits
+    .filter(({ score }) => score >= RECALL_FROM)
+    .map(({ text }) => keepEnds(text, 1_000));
   if (found.length > 0) info(`  (remembered: ${found.join(" · ")})`);
   const lines = [`It is ${new Date()}.`, ...found.map((one) => `You remember: ${one}`)];
   return `<context>\n${lines.join("\n").toWellFormed()}\n</context>`;
