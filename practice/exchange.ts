@@ -1,7 +1,7 @@
 /** One request over HTTP, its answer, and its line in the log. */
 
 import type { IncomingMessage, ServerResponse } from "node:http";
-import type { PracticeRequest, StreamEvent } from "./reply.ts";
+import type { PracticeRequest, StreamEvent, Usage } from "./reply.ts";
 
 export interface LoggedRequest {
   at: number;
@@ -14,6 +14,8 @@ export interface LoggedRequest {
   error?: string;
   status: number;
   stopReason?: string;
+  /** What the answer says, or began to say, about its tokens. */
+  usage?: Usage;
   /** The client hung up before the end. */
   aborted?: boolean;
 }
@@ -22,6 +24,7 @@ export interface LoggedRequest {
 export class Exchange {
   readonly entry: LoggedRequest;
   readonly id: string;
+  readonly number: number;
   readonly version: string;
   readonly parsed: boolean;
   /** Resolves when the client is gone, or everything was sent. */
@@ -30,16 +33,23 @@ export class Exchange {
   ended = false;
   private readonly response: ServerResponse;
 
-  constructor(request: IncomingMessage, response: ServerResponse, body: string, number: number) {
+  constructor(
+    request: IncomingMessage,
+    response: ServerResponse,
+    body: string,
+    number: number,
+    at: number,
+  ) {
     const { headers } = request;
     const json = parseJson(body);
     this.response = response;
+    this.number = number;
     this.id = `req_practice${String(number).padStart(6, "0")}`;
     this.version = String(headers["anthropic-version"] ?? "");
     this.parsed = json !== undefined;
     const read = json as PracticeRequest | undefined; // not checked yet: the validator comes next
     this.entry = {
-      at: Date.now(),
+      at,
       key: String(headers["x-api-key"] ?? headers.authorization ?? "").replace(/^Bearer /i, ""),
       model: String(read?.model ?? ""),
       request: read ?? ({} as PracticeRequest), // the body was no JSON: there is nothing to show

@@ -5,6 +5,7 @@
  */
 
 import { parseArgs } from "node:util";
+import { hasMarks, promptBlocks } from "./cache-marks.ts";
 import { FAILURES } from "./failures.ts";
 import type { LoggedRequest } from "./model.ts";
 import { isAlive, readWorld, startWorld, Trouble, theWorld, worldPath } from "./world.ts";
@@ -82,8 +83,16 @@ async function showLog(last: number): Promise<void> {
     const count = entry.request.messages?.length ?? 0;
     const ending = entry.aborted ? "stopped by the client" : (entry.stopReason ?? "under way");
     const result = entry.problem ?? entry.error ?? ending;
-    console.log(`${time}  ${entry.model}  ${count} message${count === 1 ? "" : "s"}  ${result}`);
+    const messages = `${count} message${count === 1 ? "" : "s"}`;
+    console.log([time, entry.model, messages, ...tokensOf(entry), result].join("  "));
   }
+}
+
+/** For a request with cache marks: what became of its tokens. */
+function tokensOf({ request, usage }: LoggedRequest): string[] {
+  if (!usage || !hasMarks(promptBlocks(request))) return [];
+  const { cache_read_input_tokens: cached, cache_creation_input_tokens: written } = usage;
+  return [`${cached} cached, ${written} written, ${usage.input_tokens} fresh`];
 }
 
 function wholeNumber(text: string, name: string): number {

@@ -11,6 +11,7 @@
 
 import { createServer, type IncomingMessage, type Server, type ServerResponse } from "node:http";
 import type { AddressInfo } from "node:net";
+import { PromptCache } from "./cache.ts";
 import { Exchange, type LoggedRequest, readBody, sendError, sendJson } from "./exchange.ts";
 import { failure } from "./failures.ts";
 import {
@@ -36,6 +37,8 @@ export interface ModelOptions {
   rules?: boolean;
   /** Tells the SDK not to retry what failed (a dropped connection it retries all the same). */
   noSdkRetry?: boolean;
+  /** The clock, for the log and for the age of what is in the prompt cache. */
+  now?: () => number;
 }
 
 export interface Hold {
@@ -59,6 +62,7 @@ export class PracticeModel {
   readonly log: LoggedRequest[] = [];
   private readonly server: Server;
   private readonly options: ModelOptions;
+  private readonly cache = new PromptCache();
   private readonly scripts: Script[] = [];
   private readonly failures: string[] = [];
   private readonly slots: Slot[] = [];
@@ -161,7 +165,8 @@ export class PracticeModel {
 
   private async messages(request: IncomingMessage, response: ServerResponse): Promise<void> {
     const body = await readBody(request);
-    const exchange = new Exchange(request, response, body, this.log.length + 1);
+    const now = this.options.now ?? Date.now;
+    const exchange = new Exchange(request, response, body, this.log.length + 1, now());
     const { entry } = exchange;
     this.log.push(entry);
     const slot = this.slots.shift();
@@ -221,8 +226,11 @@ export class PracticeModel {
   private async reply(exchange: Exchange, scripted: Scripted): Promise<void> {
     const { entry } = exchange;
     this.replies += 1;
-    const reply = makeReply(entry.request, scripted, this.replies);
-    if (entry.request.stream) {
+    const { key, request, at: startedAt } = entry;
+    const asking = { key, request, startedAt, number: exchange.number, arrived: this.log.length };
+    const reply = makeReply(request, scripted, this.replies, this.cache.use(asking));
+    entry.usage = reply.message.usage;
+    if (request.stream) {
       await this.stream(exchange, scripted, toEvents(reply));
     } else if (scripted.breakAfter !== undefined) {
       exchange.drop();

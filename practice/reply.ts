@@ -2,6 +2,8 @@
 
 import { createHash } from "node:crypto";
 import type Anthropic from "@anthropic-ai/sdk";
+import type { CacheUse } from "./cache.ts";
+import { hasMarks, promptBlocks } from "./cache-marks.ts";
 import { countTokensIn } from "./tokens.ts";
 
 export type PracticeRequest = Anthropic.MessageCreateParams;
@@ -38,10 +40,21 @@ export interface Reply {
   cutToolInput: boolean;
 }
 
-type Usage = { input_tokens: number; output_tokens: number } & Record<string, unknown>;
+/** The API's own count. What was read from the cache or written to it is not in input_tokens. */
+export interface Usage extends Record<string, unknown> {
+  input_tokens: number;
+  output_tokens: number;
+  cache_creation_input_tokens: number;
+  cache_read_input_tokens: number;
+}
 
 /** Completes what was scripted: ids, signatures, the fields that the API always sends, usage. */
-export function makeReply(request: PracticeRequest, scripted: Scripted, number: number): Reply {
+export function makeReply(
+  request: PracticeRequest,
+  scripted: Scripted,
+  number: number,
+  cache: CacheUse,
+): Reply {
   const id = idMaker(request, number);
   const content = finishServerCall(request, scripted.content ?? []).map(
     (block) => completeBlock(block as Block, id), // every kind of ScriptedBlock is a plain object
@@ -49,6 +62,8 @@ export function makeReply(request: PracticeRequest, scripted: Scripted, number: 
   const calls = content.some((block) => block.type === "tool_use");
   const cut = scripted.cutToolInput === true && calls;
   const stop = scripted.stopReason ?? (cut ? "max_tokens" : calls ? "tool_use" : "end_turn");
+  const written = cache.written5m + cache.written1h;
+  const fresh = Math.max(0, countRequest(request) - cache.read - written);
   const message = {
     id: `msg_${id()}`,
     type: "message",
@@ -62,12 +77,14 @@ export function makeReply(request: PracticeRequest, scripted: Scripted, number: 
     container: null,
     diagnostics: null,
     usage: {
-      input_tokens: scripted.usage?.input_tokens ?? countRequest(request),
+      input_tokens: scripted.usage?.input_tokens ?? fresh,
       output_tokens: scripted.usage?.output_tokens ?? Math.max(1, countTokensIn(content)),
-      // The accounting of the prompt cache comes with the section that sets cache marks.
-      cache_creation_input_tokens: 0,
-      cache_read_input_tokens: 0,
-      cache_creation: { ephemeral_5m_input_tokens: 0, ephemeral_1h_input_tokens: 0 },
+      cache_creation_input_tokens: written,
+      cache_read_input_tokens: cache.read,
+      cache_creation: {
+        ephemeral_5m_input_tokens: cache.written5m,
+        ephemeral_1h_input_tokens: cache.written1h,
+      },
       output_tokens_details: null,
       server_tool_use: null,
       service_tier: "standard",
@@ -78,7 +95,13 @@ export function makeReply(request: PracticeRequest, scripted: Scripted, number: 
   return { message, cutToolInput: cut };
 }
 
+/**
+ * All tokens of the prompt, cached or not. With cache marks they are counted by blocks: a mark
+ * costs nothing, and a string as much as the block that it is short for.
+ */
 export function countRequest(request: PracticeRequest): number {
+  const blocks = promptBlocks(request);
+  if (hasMarks(blocks)) return blocks.reduce((sum, { tokens }) => sum + tokens, 1);
   return countTokensIn([request.system, request.tools, request.messages]);
 }
 

@@ -7,6 +7,7 @@
  * than the API teaches fears, one that is laxer hides bugs.
  */
 
+import { checkCacheMarks } from "./cache-marks.ts";
 import {
   checkFields,
   checkString,
@@ -132,20 +133,4 @@ function checkStopSequences(sequences: unknown): void {
   if (sequences.some((text) => typeof text !== "string" || !text.trim())) {
     refuse("stop_sequences: each stop sequence must contain non-whitespace");
   }
-}
-
-/** At most four cache marks, wherever in tools, system and messages they are. */
-function checkCacheMarks(request: Json): void {
-  let found = 0;
-  const walk = (value: unknown): void => {
-    if (Array.isArray(value)) value.forEach(walk);
-    if (!isObject(value)) return;
-    if (isObject(value.cache_control)) found += 1;
-    // Only `content` holds further blocks; the arguments of a tool are the model's business.
-    walk(value.content);
-  };
-  for (const part of [request.tools, request.system, request.messages]) walk(part);
-  if (isObject(request.cache_control)) found += 1;
-  if (found > 4)
-    refuse(`A maximum of 4 blocks with cache_control may be provided. Found ${found}.`);
 }
