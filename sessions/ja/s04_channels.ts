@@ -157,7 +157,7 @@ const noteOf = (m: Message) => ("stop_reason" in m && STOP_NOTES[m.stop_reason ?
 const startsTurn = (entry: Entry) => entry.role === "user" && resultsIn(entry).length === 0;
 
 /** APIが受け付ける形にした履歴。空のものと拒否されたものを外し、役割を交互に並べる。 */
-export function toRequest(history: Message[]): Anthropic.MessageParam[] {
+export function toRequest(history: Message[]): Entry[] {
   const request: Entry[] = [];
   history = answerCalls(history);
   for (const message of history) {
