@@ -351,6 +351,7 @@ export async function runTool(call: Anthropic.ToolUseBlock, turn: Turn) {
     const handler = HANDLERS[call.name];
     if (!tool || !handler) throw new Error(`there is no tool ${call.name}`);
     const input = checkInput(tool.input_schema, call.input);
+    checkPrivate(input, turn);
     if (turn.signal?.aborted) throw new Error("interrupted; it was not run");
     return result(call.id, await handler(input, turn));
   } catch (error) {
@@ -2086,12 +2087,9 @@ function gatewayToken(): string {
 // anew for every call, and comes out the same, byte by byte, until a file changes. That is worth
 // money: the API keeps what it has read and asks a tenth for it, but only for an exact beginning.
 
-/** How much of the prompt a turn gets: all; what a job without a person needs; one line. */
-export type PromptMode = "full" | "minimal" | "none";
-
 export interface TurnOptions {
   app?: App;
-  mode?: PromptMode;
+  mode?: "full" | "minimal" | "none"; // the prompt: all; for a job without a person; one line
 }
 
 export interface App {
@@ -2102,22 +2100,21 @@ export interface App {
 export function isOwner({ message }: TurnOptions): boolean {
   if (!message || message.channel === "cli") return true;
   const listed = env(`${message.channel.toUpperCase()}_ALLOWED_CHATS`).split(/[\s,]+/);
-  const first = listed.find((chat) => !chat.startsWith("-")); // Telegram's groups are below zero
+  // Telegram's groups are below zero.
+  const first = listed.find((chat) => chat && !chat.startsWith("-"));
   // A client of the gateway can name any peer. That does not make it one.
   return !message.isGroup && !message.id.startsWith("ws:") && message.peerId === first;
 }
 
 const PRIVATE = ["MEMORY.md", "USER.md"];
+const PRIVATE_FILES = PRIVATE.map((name) => path.join(WORKSPACE, name));
 
-// What is the owner's is not read to others, by whatever path or link they ask for it.
-for (const name of ["read_file", "write_file", "edit_file"]) {
-  const run = HANDLERS[name];
-  HANDLERS[name] = (input, turn) => {
-    const asked = [String(input.path), safePath(String(input.path), WORKSPACE)];
-    const isPrivate = asked.some((one) => /^(memory|user)\.md$/i.test(path.basename(one)));
-    if (isPrivate && !isOwner(turn)) throw new Error(`${input.path} is the owner's`);
-    return run?.(input, turn) ?? "";
-  };
+/** What is the owner's is not for others, by whatever path or link they ask for it. */
+function checkPrivate({ path: asked }: Fields, turn: Turn): void {
+  if (typeof asked !== "string" || isOwner(turn)) return;
+  const names = [asked, safePath(asked, WORKSPACE)].map((one) => path.basename(one));
+  const isPrivate = names.some((name) => /^(memory|user)\.md$/i.test(name));
+  if (isPrivate) throw new Error(`${asked} is the owner's`);
 }
 
 const complained = new Set<string>();
@@ -2155,11 +2152,7 @@ export function loadBootstrap(agentId: string, names: string[], root = WORKSPACE
 }
 
 /** `file` is relative to the workspace: the model reads the rest there, when it needs it. */
-export interface Skill {
-  name: string;
-  description: string;
-  file: string;
-}
+export type Skill = { name: string; description: string; file: string };
 
 /** The skills in some folders. Of two with one name, the one in the earlier folder counts. */
 export class SkillsManager {
@@ -2186,11 +2179,14 @@ function readSkill(file: string): Skill {
   const [, front = ""] = /^\uFEFF?---\r?\n([\s\S]{0,20000}?)\r?\n---/.exec(readText(file)) ?? [];
   // In YAML a thing can be named once and used often. A few lines of that can fill all memory.
   const parsed: unknown = parseYaml(front, { maxAliasCount: 20, logLevel: "error" });
-  const { name, description } = { ...(parsed as Fields) }; // looked at one by one
-  if (typeof name !== "string" || typeof description !== "string")
-    throw new Error('it must begin with "---", name: and description: as text, and "---"');
-  const short = path.relative(WORKSPACE, file).split(path.sep).join("/");
-  return { name, description: description.replace(/\s+/g, " ").trim(), file: short };
+  const fields = { ...(parsed as Fields) }; // looked at one by one
+  const [name, description] = ["name", "description"].map((field) => {
+    const value = fields[field];
+    return typeof value === "string" ? value.replace(/\s+/g, " ").trim() : "";
+  });
+  if (!name || !description)
+    throw new Error("it must begin with ---, name: …, description: …, ---");
+  return { name, description, file: path.relative(WORKSPACE, file).split(path.sep).join("/") };
 }
 
 type Parts = { agent: Agent; message?: InboundMessage; files: Map<string, string> };
@@ -2200,21 +2196,19 @@ const fromFiles =
   ({ files }: Parts) =>
     names.flatMap((name) => files.get(name) || []).join("\n\n");
 
-/** The layers, in order. Those that are `minimal` are also for a job without a person. */
-export const PROMPT_LAYERS: { name: string; minimal?: true; text(parts: Parts): string }[] = [
-  { name: "identity", minimal: true, text: identityText },
+/** The layers of the prompt, in order. */
+export const PROMPT_LAYERS: { name: string; text(parts: Parts): string }[] = [
+  { name: "identity", text: ({ agent, files }) => files.get("IDENTITY.md") || agent.system },
   { name: "soul", text: fromFiles("SOUL.md") },
-  { name: "tools", minimal: true, text: fromFiles("TOOLS.md") },
+  { name: "tools", text: fromFiles("TOOLS.md") },
   { name: "skills", text: skillsText },
   { name: "memory", text: fromFiles(...PRIVATE) },
   { name: "bootstrap", text: fromFiles("AGENTS.md", "BOOTSTRAP.md") },
-  { name: "runtime", minimal: true, text: ({ agent }) => `# Runtime\n\nYour id: ${agent.id}` },
-  { name: "channel", minimal: true, text: channelText },
+  { name: "runtime", text: ({ agent }) => `# Runtime\n\nYour id: ${agent.id}` },
+  { name: "channel", text: channelText },
 ];
 
-function identityText({ agent, files }: Parts): string {
-  return files.get("IDENTITY.md") || agent.system;
-}
+const MINIMAL = ["identity", "tools", "runtime", "channel"]; // for a job without a person
 
 function channelText({ message }: Parts): string {
   return `# Channel\n\n${message?.channel ?? "cli"}, ${message?.isGroup ? "a group" : "one person"}`;
@@ -2222,9 +2216,8 @@ function channelText({ message }: Parts): string {
 
 function skillsText({ agent }: Parts): string {
   const folders = [`agents/${agent.id}/skills`, "skills"].map((one) => path.join(WORKSPACE, one));
-  const lines = new SkillsManager(folders)
-    .list()
-    .map(({ name, description, file }) => `- ${name}: ${description} (${file})`);
+  const skills = new SkillsManager(folders).list();
+  const lines = skills.map((skill) => `- ${skill.name}: ${skill.description} (${skill.file})`);
   const all = ["# Skills\n\nRead the file before you use one.\n", ...lines].join("\n");
   return lines.length > 0 ? keepEnds(all, FILE_LIMIT) : "";
 }
@@ -2235,12 +2228,8 @@ export function promptLayers(options: TurnOptions) {
   const names = ["IDENTITY.md", "SOUL.md", "TOOLS.md", "AGENTS.md", "BOOTSTRAP.md"];
   const files = loadBootstrap(agent.id, isOwner(options) ? [...names, ...PRIVATE] : names);
   if (mode === "none") return [{ name: "identity", text: agent.system }];
-  return PROMPT_LAYERS.filter(({ minimal }) => mode === "full" || minimal).map(
-    ({ name, text }) => ({
-      name,
-      text: text({ agent, message, files }),
-    }),
-  );
+  const layers = PROMPT_LAYERS.filter(({ name }) => mode === "full" || MINIMAL.includes(name));
+  return layers.map(({ name, text }) => ({ name, text: text({ agent, message, files }) }));
 }
 
 const MARK = { cache_control: { type: "ephemeral" as const } }; // "keep all up to here"
@@ -2262,28 +2251,16 @@ function markLast(request: Entry[]): Entry[] {
 }
 
 /** Something to be found. Without `at` (ms) it never ages; without a key it is the owner's. */
-export interface Memory {
-  text: string;
-  source: string;
-  at?: number;
-  sessionKey?: string;
-}
-
-interface Indexed extends Memory {
-  terms: Map<string, number>; // word → how often
-  size: number; // in words
-  vector: Map<number, number>; // bucket → weight
-}
-
-export interface Hit extends Memory {
-  score: number; // 0 to 1
-}
+export type Memory = { text: string; source: string; at?: number; sessionKey?: string };
+/** `terms`: word → how often. `vector`: bucket → weight. */
+type Indexed = Memory & { terms: Map<string, number>; size: number; vector: Map<number, number> };
+export type Hit = Memory & { score: number }; // 0 to 1
 
 const SEGMENTS = new Intl.Segmenter("und", { granularity: "word" });
 const WIDE = /[\p{sc=Han}\p{sc=Hiragana}\p{sc=Katakana}\p{sc=Hangul}]/u;
 // In a small store these are rare, and would count for as much as a name.
 const FILLERS =
-  /^(a|an|and|are|at|by|did|do|does|for|how|i|in|is|it|me|my|of|on|or|the|to|was|what|which|who|you)$/;
+  /^(an?|and|are|at|did|do|does|for|how|i|in|is|it|my|of|on|the|to|wh(at|en|ere|o|y))$/;
 const folded = (content: string) => content.normalize("NFKC").toLowerCase();
 
 /** The words of a text. Chinese and Japanese have no spaces: there a dictionary finds them. */
@@ -2291,7 +2268,7 @@ function termsOf(content: string): string[] {
   return [...SEGMENTS.segment(folded(content))].flatMap(({ segment }) => {
     if (!/[\p{L}\p{N}]/u.test(segment) || FILLERS.test(segment)) return [];
     // "teas" is "tea". More of grammar than that is left to the letters below.
-    return WIDE.test(segment) ? segment : segment.replace(/(?<=\p{L}{3})e?s$/u, "");
+    return WIDE.test(segment) ? segment : segment.replace(/(?<=\p{L}{3})s$/u, "");
   });
 }
 
@@ -2390,12 +2367,11 @@ export class MemoryStore {
       const before = this.#read.get(file) ?? { changed: 0, entries: [] };
       if (before.changed === changed) continue;
       for (const entry of before.entries) this.#remove(entry);
-      const lines = readOrSay(file, "", readText).split("\n");
-      // Items of a list, but no "Name:" that nobody has filled in.
-      const facts = lines.filter((line) => /^[-*]\s.*[^\s:]\s*$/.test(line));
-      const entries = facts.map((line) =>
-        this.#add({ text: line.slice(1).trim(), source: path.basename(file) }),
-      );
+      const lines = readOrSay(file, "", readText).split(/\r?\n[-*\s]*/);
+      // No headings, and no "Name:" that nobody has filled in.
+      const facts = lines.filter((line) => line && !line.startsWith("#") && !/:\s*$/.test(line));
+      const source = path.basename(file);
+      const entries = facts.map((text) => this.#add({ text, source }));
       this.#read.set(file, { changed, entries });
     }
   }
@@ -2465,9 +2441,8 @@ const RECALL_FROM = 0.15; // below it a score says more about our hash than abou
 function contextFor(conversation: Conversation, input: string, options: TurnOptions): string {
   const about = { ...whose(conversation, options), topK: 3 };
   const hits = options.app?.memory.search(input, about) ?? [];
-  const found = hits
-    .filter(({ score }) => score >= RECALL_FROM)
-    .map(({ text }) => keepEnds(text, 1_000));
+  const good = hits.filter(({ score }) => score >= RECALL_FROM);
+  const found = good.map(({ text }) => keepEnds(text, 1_000));
   if (found.length > 0) info(`  (remembered: ${found.join(" · ")})`);
   const lines = [`It is ${new Date()}.`, ...found.map((one) => `You remember: ${one}`)];
   return `<context>\n${lines.join("\n").toWellFormed()}\n</context>`;
@@ -2542,10 +2517,7 @@ async function main(): Promise<void> {
     agents: new AgentManager(AGENTS.map((agent) => [agent.id, agent])),
     bindings: new BindingTable(BINDINGS),
     gateway: new GatewayServer(gatewayToken()),
-    memory: new MemoryStore(
-      path.join(STATE, "memory"),
-      PRIVATE.map((name) => path.join(WORKSPACE, name)),
-    ),
+    memory: new MemoryStore(path.join(STATE, "memory"), PRIVATE_FILES),
   };
   const cli = new CliChannel((line, options) => runCommand(line, app, options));
   if (env("TELEGRAM_BOT_TOKEN")) app.channels.set("telegram", new TelegramChannel(env));
