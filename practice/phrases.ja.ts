@@ -254,7 +254,9 @@ const RESULTS: Record<string, (on: string, text: string) => string> = {
   get_current_time: (_on, text) => `現在の日時は${text}です。`,
   memory_write: () => "覚えました。",
   memory_search: (_on, text) =>
-    text ? `覚えているのは次のとおりです。\n\n${text}` : "その件については何も覚えていません。",
+    text && text !== "nothing found"
+      ? `覚えているのは次のとおりです。\n\n${text}`
+      : "その件については何も覚えていません。",
 };
 
 const STORY = [

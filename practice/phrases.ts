@@ -364,7 +364,7 @@ const RESULTS: Record<string, (on: string, text: string) => string> = {
   get_current_time: (_on, text) => `It is ${text}.`,
   memory_write: () => "It is in my memory now.",
   memory_search: (_on, text) =>
-    text ? `I remember:\n\n${text}` : "I remember nothing about that.",
+    text && text !== "nothing found" ? `I remember:\n\n${text}` : "I remember nothing about that.",
 };
 
 const STORY = [

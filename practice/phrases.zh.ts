@@ -251,7 +251,8 @@ const RESULTS: Record<string, (on: string, text: string) => string> = {
     `${on === "." ? "工作区" : `${on} `}里有：\n\n${text || "（什么都没有）"}`,
   get_current_time: (_on, text) => `现在是 ${text}。`,
   memory_write: () => "已经写进记忆了。",
-  memory_search: (_on, text) => (text ? `我记得：\n\n${text}` : "这件事我没有印象。"),
+  memory_search: (_on, text) =>
+    text && text !== "nothing found" ? `我记得：\n\n${text}` : "这件事我没有印象。",
 };
 
 const STORY = [
