@@ -2174,19 +2174,18 @@ export class SkillsManager {
   }
 }
 
+const SKILL = tool("", "", { name: string("…"), description: string("…") }).input_schema;
+
 /** Throws if it is no skill: then the others are loaded all the same. */
 function readSkill(file: string): Skill {
-  const [, front = ""] = /^\uFEFF?---\r?\n([\s\S]{0,20000}?)\r?\n---/.exec(readText(file)) ?? [];
+  const [, front = "{}"] = /^\uFEFF?---\r?\n([\s\S]{0,20000}?)\r?\n---/.exec(readText(file)) ?? [];
   // In YAML a thing can be named once and used often. A few lines of that can fill all memory.
-  const parsed: unknown = parseYaml(front, { maxAliasCount: 20, logLevel: "error" });
-  const fields = { ...(parsed as Fields) }; // looked at one by one
-  const [name, description] = ["name", "description"].map((field) => {
-    const value = fields[field];
-    return typeof value === "string" ? value.replace(/\s+/g, " ").trim() : "";
-  });
-  if (!name || !description)
-    throw new Error("it must begin with ---, name: …, description: …, ---");
-  return { name, description, file: path.relative(WORKSPACE, file).split(path.sep).join("/") };
+  const fields: unknown = parseYaml(front, { maxAliasCount: 20, logLevel: "error" });
+  const { name, description } = checkInput(SKILL, fields);
+  const oneLine = (words: unknown) => String(words).replace(/\s+/g, " ").trim();
+  if (!oneLine(name)) throw new Error("name is empty");
+  const short = path.relative(WORKSPACE, file).split(path.sep).join("/");
+  return { name: oneLine(name), description: oneLine(description), file: short };
 }
 
 type Parts = { agent: Agent; message?: InboundMessage; files: Map<string, string> };
@@ -2368,8 +2367,8 @@ export class MemoryStore {
       if (before.changed === changed) continue;
       for (const entry of before.entries) this.#remove(entry);
       const lines = readOrSay(file, "", readText).split(/\r?\n[-*\s]*/);
-      // No headings, and no "Name:" that nobody has filled in.
-      const facts = lines.filter((line) => line && !line.startsWith("#") && !/:\s*$/.test(line));
+      // No headings or comments, and no "Name:" that nobody has filled in.
+      const facts = lines.filter((line) => /^[^#<].*[^\s:]\s*$/.test(line));
       const source = path.basename(file);
       const entries = facts.map((text) => this.#add({ text, source }));
       this.#read.set(file, { changed, entries });
@@ -2432,7 +2431,7 @@ function likeness(a: Indexed, b: Indexed): number {
   return shared / (a.terms.size + b.terms.size - shared || 1);
 }
 
-const RECALL_FROM = 0.15; // below it a score says more about our hash than about the question
+const RECALL_FROM = 0.17; // below it a score says more about our hash than about the question
 
 /**
  * What goes before the person's words and is stored with them: the time, and what we remember. In
@@ -2441,8 +2440,7 @@ const RECALL_FROM = 0.15; // below it a score says more about our hash than abou
 function contextFor(conversation: Conversation, input: string, options: TurnOptions): string {
   const about = { ...whose(conversation, options), topK: 3 };
   const hits = options.app?.memory.search(input, about) ?? [];
-  const good = hits.filter(({ score }) => score >= RECALL_FROM);
-  const found = good.map(({ text }) => keepEnds(text, 1_000));
+  const found = hits.flatMap((hit) => (hit.score < RECALL_FROM ? [] : keepEnds(hit.text, 1_000)));
   if (found.length > 0) info(`  (remembered: ${found.join(" · ")})`);
   const lines = [`It is ${new Date()}.`, ...found.map((one) => `You remember: ${one}`)];
   return `<context>\n${lines.join("\n").toWellFormed()}\n</context>`;
@@ -2481,8 +2479,7 @@ method("memory.search", SEARCH, ["topK", "sessionKey"], (params, app) => {
 });
 
 const layersOf = (app: App) => promptLayers({ agent: app.agents.get(app.terminalAgent ?? "luna") });
-const layerOf = (app: App, name: string) =>
-  layersOf(app).find((it) => it.name === name)?.text || "-";
+const layerOf = (app: App, it: string) => layersOf(app).find((l) => l.name === it)?.text || "-";
 
 command("soul", "how it talks", (_args, app) => layerOf(app, "soul"));
 command("skills", "what it has learned to do", (_args, app) => layerOf(app, "skills"));
@@ -2491,11 +2488,10 @@ command("bootstrap", "how it works", (_args, app) => layerOf(app, "bootstrap"));
 command("search", "<words>: what it remembers, the best first", (query, { memory, key }) =>
   shown(memory.search(query, { sessionKey: key, owner: true })),
 );
-command("prompt", "the layers of its prompt, in characters", (_args, app) =>
-  layersOf(app)
-    .map(({ name, text }, index) => `${index + 1} ${name.padEnd(10)} ${text.length}`)
-    .join("\n"),
-);
+command("prompt", "the layers of its prompt, in characters", (_args, app) => {
+  const lines = layersOf(app).map((it, i) => `${i + 1} ${it.name.padEnd(10)} ${it.text.length}`);
+  return lines.join("\n");
+});
 
 // ---- All of it together ----
 
