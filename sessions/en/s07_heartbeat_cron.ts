@@ -2736,18 +2736,17 @@ const KEPT_RUNS = 20;
 
 /** Runs a job. What fails is an error and no answer: it is counted, and nobody is written to. */
 async function runJob(app: App, message: Routed, signal?: AbortSignal): Promise<string> {
-  while (serving.size > 0) await Promise.allSettled(serving);
   const { sessionKey, peerId: id, job } = message;
-  app.inbox.begin([message]);
-  let answer = message.text;
+  const options = { message, agent: app.agents.get(message.agentId), mode: "minimal" as const };
+  const run = async (signal?: AbortSignal) => {
+    while (serving.size > 0) await Promise.allSettled(serving);
+    app.inbox.begin([message]);
+    if (job?.isEvent) return message.text;
+    return runAlone(sessionKey, message.text, app, { ...options, signal });
+  };
+  let answer: string;
   try {
-    const options = {
-      message,
-      signal,
-      agent: app.agents.get(message.agentId),
-      mode: "minimal" as const,
-    };
-    if (!job?.isEvent) answer = await runAlone(sessionKey, message.text, app, options);
+    answer = await run(signal);
     app.cron.report(id);
   } catch (error) {
     answer = app.cron.report(id, error);

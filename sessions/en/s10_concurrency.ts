@@ -2755,20 +2755,21 @@ const KEPT_RUNS = 20;
 
 /** Runs a job. What fails is an error and no answer: it is counted, and nobody is written to. */
 async function runJob(app: App, message: Routed, signal?: AbortSignal): Promise<string> {
-  while (serving.size > 0) await Promise.allSettled(serving);
   const { sessionKey, peerId: id, job } = message;
-  app.inbox.begin([message]);
-  let answer = message.text;
+  const options = { message, agent: app.agents.get(message.agentId), mode: "minimal" as const };
+  const run = async (signal?: AbortSignal) => {
+    while (serving.size > 0) await Promise.allSettled(serving);
+    signal?.throwIfAborted(); // ended while it waited
+    app.inbox.begin([message]);
+    if (job?.isEvent) return message.text;
+    return runAlone(sessionKey, message.text, app, { ...options, signal });
+  };
+  let answer: string;
   try {
-    const options = {
-      message,
-      signal,
-      agent: app.agents.get(message.agentId),
-      mode: "minimal" as const,
-    };
-    if (!job?.isEvent) answer = await runAlone(sessionKey, message.text, app, options);
+    answer = await inLane("cron", app, sessionKey, run, signal);
     app.cron.report(id);
   } catch (error) {
+    if (error instanceof StoppingError) throw error; // it stays in the inbox
     answer = app.cron.report(id, error);
   }
   if (answer) await tellOwner(app, message, answer, job?.deliver);
@@ -2870,7 +2871,8 @@ export class HeartbeatRunner {
     const { message, agent } = options;
     const { at } = message;
     const key = `agent:${agent.id}:heartbeat:${new Date(at).toISOString()}`.toLowerCase();
-    const said = heartbeatText(await runAlone(key, message.text, app, options));
+    const turn = (signal: AbortSignal) => runAlone(key, message.text, app, { ...options, signal });
+    const said = heartbeatText(await inLane("heartbeat", app, key, turn, options.signal));
     const before = { text: "", at: 0, ...readState(this.#file) };
     if (!said) return "ok";
     if (said === before.text && at - before.at < SAME_FOR) return "duplicate";
