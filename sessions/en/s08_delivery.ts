@@ -4,7 +4,7 @@
 //
 //   reply ──► chunkMessage ──► DeliveryQueue ──► DeliveryRunner ──► Channel.send
 //                              a file a part      one loop for        │ taken: the file goes
-//                                                 each recipient      │ 429, 500: wait, 5 s to 10 min
+//                                                 each recipient      │ 429, 500: 5 s to 10 min
 //                                                                     └ 403, 400: failed/
 //
 // New here: a queue on disk, back-off, order for each recipient, long texts cut with care.

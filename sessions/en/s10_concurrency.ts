@@ -8,7 +8,7 @@
 //   a job ──────────────────────────────► cron (1) ──► a turn
 //   the time ───────────────────────────► heartbeat (1) ──► a turn
 //
-// New here: named lanes with a limit and a clock, generations, results as promises, an end in order.
+// New here: named lanes with a limit and a clock, generations, results as promises, an orderly end.
 // Run it:   npm start -- s10      offline; `npm run practice -- slow 5s` beside it, then /lanes
 //           npx tsx sessions/en/s10_concurrency.ts [--serve]      with your keys in .env
 // Left out on purpose: a message that joins the turn under way, priorities within a lane, places
@@ -3580,7 +3580,7 @@ export class LaneQueue {
     const control = new AbortController();
     let ended: LaneError | undefined;
     const end = (why: LaneError) => {
-      ended = why;
+      ended ??= why;
       control.abort();
     };
     const interrupt = () => control.abort();
@@ -3616,6 +3616,7 @@ export class LaneQueue {
     const running = [...this.#running];
     this.generation++;
     this.active = 0;
+    this.#running.clear();
     for (const end of running) end(new LaneError("there was a reset"));
     this.pump();
     return running.length;
@@ -3679,7 +3680,7 @@ export class CommandQueue {
 // for is in one of these.
 export const LANES = new CommandQueue({ main: [4, 1800], cron: [1, 3600], heartbeat: [1, 600] });
 
-/** Runs a turn in a lane. If it is ended there, its conversation is closed to what is left of it. */
+/** Runs a turn in a lane. If it is ended, its conversation is closed to what is left of it. */
 async function inLane(lane: string, app: App, key: string, turn: Task<string>, stop?: AbortSignal) {
   try {
     return await LANES.run(lane, turn, stop);
@@ -3719,7 +3720,7 @@ command("enqueue", "<lane> <text>: a turn in a lane; another name makes a lane",
     (answer) => info(`[${place}] ${answer}`),
     (error) => warn(`[${place}] ${error}`),
   );
-  return text(`${lane}: ${LANES.lanes.get(lane)?.active} active.`);
+  return text(`${lane}: ${LANES.lanes.get(lane)?.waiting.size} waiting.`);
 });
 
 command("concurrency", "<lane> <n>: how many run side by side", (args) => {
