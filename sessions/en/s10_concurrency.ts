@@ -3063,7 +3063,8 @@ export class DeliveryQueue {
   fail(delivery: Delivery, why: string): Delivery[] {
     const line = this.waiting.get(recipientOf(delivery)) ?? [];
     const parts = line.filter((one) => replyOf(one) === replyOf(delivery));
-    for (const part of parts) {
+    // From the end: after a crash in here the first part is still there, and takes the others along.
+    for (const part of parts.toReversed()) {
       this.save(Object.assign(part, { why }));
       const file = this.#fileOf(part);
       fs.renameSync(file, path.join(this.#failed, path.basename(file)));
@@ -3192,7 +3193,7 @@ export class DeliveryRunner {
   }
 }
 
-const FENCE = /^ {0,3}(`{3,8}|~{3,8})/;
+const FENCE = /^ {0,3}(`{3,8}(?!.*`)|~{3,8})/; // "```code``` and so on" is none
 const MIN_FENCED = 60; // in less room than that, code blocks are cut like everything else
 const ENDS = [/\n\s*\n/g, /\n/g, /[.!?](?=\s)|[。！？…]/g, /\s/g]; // where to cut, the best first
 const GRAPHEMES = new Intl.Segmenter("und", { granularity: "grapheme" });
