@@ -1676,12 +1676,12 @@ function readFeishu(type: string, json: string) {
 }
 
 command("channels", "the channels, and how they are", (_args, { channels }) =>
-  [...channels.states].map(([name, state]) => `${name.padEnd(10)} ${state}`).join("\n"),
+  [...channels.states].map(([name, state]) => `${name.padEnd(10)} ${state}`),
 );
 
 command("accounts", "our accounts on the platforms", () => {
   const shown = (name: string) => `${name}  ${(env(name) || "-").slice(0, 6)}`; // not all of it
-  return ["TELEGRAM_BOT_TOKEN", "FEISHU_APP_ID", "FEISHU_APP_SECRET"].map(shown).join("\n");
+  return ["TELEGRAM_BOT_TOKEN", "FEISHU_APP_ID", "FEISHU_APP_SECRET"].map(shown);
 });
 
 // ---- All of it together ----
