@@ -2055,10 +2055,7 @@ method("status", {}, [], (_params, app) => ({
 }));
 
 command("bindings", "who answers what", (_args, { bindings }) =>
-  bindings
-    .list()
-    .map((one) => `${one.matchKey} ${one.matchValue} → ${one.agentId}`)
-    .join("\n"),
+  bindings.list().map((one) => `${one.matchKey} ${one.matchValue} → ${one.agentId}`),
 );
 
 command("route", "<channel> <peer> [account] [guild]: who would answer, and why", (args, app) => {
@@ -2071,7 +2068,7 @@ command("route", "<channel> <peer> [account] [guild]: who would answer, and why"
 });
 
 command("agents", "the agents", (_args, { agents }) =>
-  [...agents.values()].map(({ id, dmScope, system }) => `${id}  ${dmScope}  ${system}`).join("\n"),
+  [...agents.values()].map(({ id, dmScope, system }) => `${id}  ${dmScope}  ${system}`),
 );
 
 command("agent", "<id>|off: who answers you here", (id, app) => {
@@ -2081,10 +2078,7 @@ command("agent", "<id>|off: who answers you here", (id, app) => {
 });
 
 command("sessions", "all conversations", (_args, { store }) =>
-  store
-    .all()
-    .map(({ id, header: { key, label } }) => `${id}  ${key}  ${label}`)
-    .join("\n"),
+  store.all().map(({ id, header: { key, label } }) => `${id}  ${key}  ${label}`),
 );
 
 command("gateway", "where programs can connect", (_args, { gateway }) =>
