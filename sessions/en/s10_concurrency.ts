@@ -2885,15 +2885,9 @@ export class HeartbeatRunner {
 
   async #ask(app: App, options: { message: InboundMessage; agent: Agent; signal?: AbortSignal }) {
     const { message, agent } = options;
-<<<<<<< s10
-    const { at } = message;
-    const key = `agent:${agent.id}:heartbeat:${new Date(at).toISOString()}`.toLowerCase();
+    const key = `agent:${agent.id}:heartbeat:${time(message.at)}`.toLowerCase();
     const turn = (signal: AbortSignal) => runAlone(key, message.text, app, { ...options, signal });
     const said = heartbeatText(await inLane("heartbeat", app, key, turn, options.signal));
-=======
-    const key = `agent:${agent.id}:heartbeat:${time(message.at)}`.toLowerCase();
-    const said = heartbeatText(await runAlone(key, message.text, app, options));
->>>>>>> s09 now
     const before = { text: "", at: 0, ...readState(this.#file) };
     if (!said) return "ok";
     if (said === before.text && message.at - before.at < SAME_FOR) return "duplicate";
