@@ -1268,6 +1268,7 @@ export async function handle(app: App, parts: Routed[], signal?: AbortSignal): P
   const timer = setInterval(showTyping, 4_000); // the platforms show it for 5 s
   const onText = (piece: string) => channel?.stream?.(message.peerId, piece);
   let answer: string;
+  let about: InboundMessage = message;
   try {
     showTyping();
     const agent = app.agents.get(message.agentId);
@@ -1280,10 +1281,11 @@ export async function handle(app: App, parts: Routed[], signal?: AbortSignal): P
     if (error instanceof StoppingError) throw error; // it stays in the inbox
     warn(`${message.sessionKey}: ${error}`);
     answer = text("I could not answer that. Try again in a moment, or begin anew with /new.");
+    about = { ...message, id: `${message.id}!` }; // a crash later there may be an answer after all
   } finally {
     clearInterval(timer);
   }
-  if (!channel?.stream) await reply(app, message, answer);
+  if (!channel?.stream) await reply(app, about, answer);
   app.inbox.finish(parts);
   return answer;
 }
@@ -3034,8 +3036,8 @@ export class DeliveryQueue {
   }
 
   #keep(delivery: Delivery, file: string): void {
-    // The crash came between its id and its file: it is done.
-    if (this.#done.has(delivery.id)) return void fs.rmSync(file);
+    // The crash came between its id and its file: it is done. Or somebody has copied a file.
+    if (this.#done.has(delivery.id) || this.files.has(delivery.id)) return void fs.rmSync(file);
     const line = this.waiting.get(recipientOf(delivery)) ?? [];
     line.push(delivery);
     this.waiting.set(recipientOf(delivery), line);
@@ -3116,6 +3118,7 @@ export class DeliveryRunner {
   #channels: ChannelManager;
   #now: () => number;
   #timers = new Map<string, NodeJS.Timeout>();
+  #taken = new Set<string>(); // by the platform, and not yet crossed off
 
   constructor(queue: DeliveryQueue, channels: ChannelManager, now = Date.now) {
     this.#queue = queue;
@@ -3151,37 +3154,42 @@ export class DeliveryRunner {
     for (;;) {
       const [first] = this.#queue.waiting.get(recipient) ?? [];
       if (!first) return;
-      const wait = first.next - this.#now();
+      const now = this.#now();
+      // The clock was put back: it is due. And what gets too old need not wait for its turn.
+      const wait = first.at > now ? 0 : Math.min(first.next, first.at + EXPIRES + 1) - now;
       if (wait > 0) return this.#wakeLater(recipient, wait);
-      await this.#deliver(first);
+      if (!this.#taken.has(first.id) && !(await this.#deliver(first))) continue;
+      // If it can't be crossed off, the disk being full, it comes by here again, and is not sent.
+      this.#queue.finish(first);
+      this.#taken.delete(first.id);
+      this.stats.sent++;
     }
   }
 
-  async #deliver(delivery: Delivery): Promise<void> {
+  /** Whether the platform has taken it. If not, it waits, or is given up. */
+  async #deliver(delivery: Delivery): Promise<boolean> {
     const { id, channel, to, at, begun } = delivery;
     if (this.#now() - at > EXPIRES) return this.#fail(delivery, "older than 24 hours");
     if (begun > 1) return this.#fail(delivery, "the program ended twice while this was sent");
     if (begun > 0) warn(`${id}: the program ended while this was sent. It may arrive twice.`);
-    delivery.begun++;
-    this.#queue.save(delivery);
+    this.#queue.save({ ...delivery, begun: begun + 1 });
+    delivery.begun++; // not before: if the disk is full, nothing has begun
     try {
       const target = this.#channels.get(channel);
       if (!target || isSimulated("delivery"))
         throw sendError(target ? "simulated" : "no channel", false);
       await target.send(to, delivery.text);
+      this.#taken.add(id);
+      return true;
     } catch (error) {
-      return this.#postpone(
-        delivery,
-        error instanceof SendError ? error : sendError(`${error}`, false),
-      );
+      const known = error instanceof SendError ? error : sendError(`${error}`, false);
+      return this.#postpone(delivery, known);
     }
-    this.#queue.finish(delivery);
-    this.stats.sent++;
   }
 
-  #postpone(delivery: Delivery, { message, permanent, retryAfter = 0 }: SendError): void {
+  #postpone(delivery: Delivery, { message, permanent, retryAfter = 0 }: SendError): false {
     const wait = BACKOFF[delivery.tries++];
-    if (permanent || !wait) return void this.#fail(delivery, message);
+    if (permanent || !wait) return this.#fail(delivery, message);
     // Not all at once, when a platform is back: each waits up to a quarter longer.
     const seconds = Math.ceil(Math.max(wait * (1 + Math.random() / 4), retryAfter));
     delivery.begun = 0;
@@ -3189,14 +3197,16 @@ export class DeliveryRunner {
     this.#queue.save(delivery);
     this.stats.retried++;
     warn(`${delivery.id}: not sent: ${message}. Again in ${seconds} s.`);
+    return false;
   }
 
-  #fail(delivery: Delivery, why: string): void {
+  #fail(delivery: Delivery, why: string): false {
     const parts = this.#queue.fail(delivery, why);
     this.stats.failed += parts.length;
     warn(
       `${delivery.id}: not sent for good, ${parts.length} parts: ${why}. /retry sends them again.`,
     );
+    return false;
   }
 }
 
@@ -3214,16 +3224,20 @@ export function chunkMessage(words: string, limit: number): string[] {
   const chunks: string[] = [];
   const spare = limit < MIN_FENCED ? 0 : 9; // to close a code block
   let open = ""; // the line that opened the code block that we are in
+  let isCut = false; // the last piece ended in the middle of a line
   for (let rest = words; rest.trim(); ) {
     const head = open && `${open}\n`;
     const fits = head.length + rest.length <= limit;
     const piece = rest.slice(0, fits ? rest.length : cutAt(rest, limit - head.length - spare));
     rest = rest.slice(piece.length);
-    for (const line of piece.split("\n")) open = fenceAfter(open, line, limit);
+    // What was cut off does not stand at the beginning of its line: it opens no code block.
+    for (const line of `${isCut ? "." : ""}${piece}`.split("\n"))
+      open = fenceAfter(open, line, limit);
+    isCut = !piece.endsWith("\n");
     const close = open && rest ? `\n${FENCE.exec(open)?.[1]}` : "";
     if (head || piece.trim()) chunks.push(`${head}${piece.trimEnd()}${close}`);
     // Between two pieces nobody needs an empty line; but code keeps its own.
-    if (!open) rest = rest.replace(/^\s*\n|^ /, "");
+    if (!open) rest = rest.replace(isCut ? /^\s*\n|^ / : /^\s*\n/, "");
   }
   return chunks;
 }
@@ -3269,11 +3283,11 @@ const lineOf = ({ id, to, tries, next, text, why }: Delivery) =>
   `${id}  ${to}  ${tries}  ${why ?? time(next)}  ${JSON.stringify(text.slice(0, 40))}`;
 
 command("queue", "what waits to be sent", (_args, { queue }) =>
-  [...queue.waiting.values()].flat().slice(0, 20).map(lineOf).join("\n"),
+  [...queue.waiting.values()].flat().slice(0, 20).map(lineOf),
 );
 
 command("failed", "what could not be sent", (_args, { queue }) =>
-  queue.failed().slice(-20).map(lineOf).join("\n"),
+  queue.failed().slice(-20).map(lineOf),
 );
 
 command("retry", "send again what could not be sent", (_args, { queue, delivery }) => {
@@ -3282,16 +3296,16 @@ command("retry", "send again what could not be sent", (_args, { queue, delivery 
   return text(`${count} in line again.`);
 });
 
-command("stats", "how many were sent, tried again, given up", (_args, { queue, delivery }) =>
-  Object.entries({ ...delivery.stats, waiting: queue.files.size })
-    .map(([name, count]) => `${name.padEnd(8)} ${count}`)
-    .join("\n"),
-);
+command("stats", "how many were sent, tried again, given up", (_args, { queue, delivery }) => {
+  const stats = { ...delivery.stats, waiting: queue.files.size };
+  return Object.entries(stats).map(([name, count]) => `${name.padEnd(8)} ${count}`);
+});
 
 command("simulate-failure", "<kind> [times]: the next ones fail", (args) => {
   const [kind = "", times = "1"] = args.split(/\s+/);
   if (!simulated.has(kind)) throw new Error(`kind: one of ${[...simulated.keys()].join(", ")}`);
-  simulated.set(kind, Number.parseInt(times, 10) || 1);
+  if (!/^\d{1,3}$/.test(times)) throw new Error("times: a number from 0 to 999");
+  simulated.set(kind, Number(times));
   return text(`The next ${simulated.get(kind)} of ${kind} will fail.`);
 });
 
