@@ -2439,7 +2439,9 @@ const RECALL_FROM = 0.17; // below it a score says more about our hash than abou
  * the system prompt it would change the beginning of every request, and nothing would be cached.
  */
 function contextFor(conversation: Conversation, input: string, options: TurnOptions): string {
-  const about = { ...whose(conversation, options), topK: 3 };
+  // What a heartbeat asks is the same each time, and not a person's question.
+  const topK = options.message?.channel === "heartbeat" ? 0 : 3;
+  const about = { ...whose(conversation, options), topK };
   const hits = options.app?.memory.search(input, about) ?? [];
   const found = hits.flatMap((hit) => (hit.score < RECALL_FROM ? [] : keepEnds(hit.text, 1_000)));
   if (found.length > 0) info(`  (remembered: ${found.join(" · ")})`);
@@ -2627,23 +2629,33 @@ export class CronService {
   constructor(workspace: string, begin: (job: Job, due: number) => boolean, now = Date.now) {
     this.#file = path.join(workspace, "CRON.json");
     this.#stateFile = path.join(workspace, ".state/cron.json");
-    this.#states = new Map(Object.entries(readState(this.#stateFile)));
+    const states = Object.entries(readState(this.#stateFile));
+    this.#states = new Map(states.filter(([, one]) => (one?.due ?? 0) >= 0)); // not {"due":"soon"}
     this.#begin = begin;
     this.#now = now;
   }
 
-  /** Begins what is due. A time is crossed off after that, and nowhere else. */
+  /** Begins what is due. Throws none of it: one that can't be begun does not stop the others. */
   tick(): void {
     for (const job of this.read()) {
-      const state = this.stateOf(job);
-      if (!job.enabled || !state.due || state.due > this.#now()) continue;
-      if (!this.#begin(job, state.due)) continue;
-      // From now and not from `due`: a week of missed runs is made up by one.
-      const isLast = job.schedule.kind === "at" || job.deleteAfterRun;
-      state.from = this.#now();
-      state.due = isLast ? undefined : nextRun(job.schedule, state.from, state.since);
-      this.#save();
+      try {
+        this.#beginIfDue(job);
+      } catch (error) {
+        warn(`cron: ${job.id}: ${error}`); // a full disk, say
+      }
     }
+  }
+
+  /** A time is crossed off when its run is in a file, and nowhere else. */
+  #beginIfDue(job: Job): void {
+    const state = this.stateOf(job);
+    if (!job.enabled || !state.due || state.due > this.#now()) return;
+    if (!this.#begin(job, state.due)) return;
+    // From now and not from `due`: a week of missed runs is made up by one.
+    const isLast = job.schedule.kind === "at" || job.deleteAfterRun;
+    state.from = this.#now();
+    state.due = isLast ? undefined : nextRun(job.schedule, state.from, state.since);
+    this.#save();
   }
 
   /** When the next job is due, in ms. */
@@ -2791,7 +2803,6 @@ async function tellOwner(app: App, about: InboundMessage, words: string, deliver
 }
 
 const BLANK = /^\s*(#.*|[-*+]\s*(\[.?\])?\s*|```.*)?$/; // a heading, an empty item, a fence
-const SAME_FOR = 24 * 3600 * 1000; // ms
 const AROUND = String.raw`(?:</?\w+>|[^<\p{L}\p{N}])*`; // it likes to make it bold, or code
 const OK = new RegExp(`^${AROUND}HEARTBEAT_OK\\b${AROUND}|\\bHEARTBEAT_OK${AROUND}$`, "gu");
 
@@ -2860,7 +2871,7 @@ export class HeartbeatRunner {
     const said = heartbeatText(await runAlone(key, message.text, app, options));
     const before = { text: "", at: 0, ...readState(this.#file) };
     if (!said) return "ok";
-    if (said === before.text && message.at - before.at < SAME_FOR) return "duplicate";
+    if (said === before.text && message.at - before.at < 24 * HOUR) return "duplicate";
     await tellOwner(app, message, said);
     replaceFile(this.#file, JSON.stringify({ text: said, at: message.at }));
     return "delivered";
@@ -2885,7 +2896,7 @@ function startTimer(app: App): void {
     void app.heartbeat.tick(app);
     waits = [app.cron.next(), app.heartbeat.next()].map((at) => at - began);
   } catch (error) {
-    warn(`cron: ${error}`); // a full disk, say: the timer goes on
+    warn(`timer: ${error}`); // whatever it is, the timer goes on
   }
   setTimeout(startTimer, Math.min(60_000, ...waits.filter((ms) => ms > 0)), app);
 }
