@@ -1211,9 +1211,9 @@ export function route(message: InboundMessage, app: App, agent?: Agent): Routed 
 /** The door. Synchronous: when it returns, the platform may forget the message. */
 export function accept(app: App, message: InboundMessage, signal?: AbortSignal) {
   const routed = route(message, app);
+  noteOwner(app, message);
   // A line of the terminal is not kept: after a crash nobody waits for the answer.
   if (message.channel !== "cli" && !app.inbox.add(routed)) return { done: Promise.resolve("") };
-  noteOwner(app, message);
   return { done: enqueue(app, routed, signal) };
 }
 
@@ -1995,7 +1995,8 @@ method(
     const place = { channel: String(channel).toLowerCase(), peerId: String(peerId) };
     const inbound = { id, ...from, ...place, text: String(text).trim(), at: Date.now() };
     // Whoever comes by the network is not the owner, whatever they say they are.
-    if (["cli", "cron"].includes(place.channel)) throw rpcError(-32602, "channel: not this one");
+    const isTheirs = /^(?!(cli|cron|heartbeat)$)\w+$/.test(place.channel);
+    if (!isTheirs) throw rpcError(-32602, "channel: not this one");
     if (!inbound.text) throw rpcError(-32602, "text is empty");
     const agent = agentId === undefined ? agentId : asked(() => app.agents.find(String(agentId)));
     const message = asked(() => route(inbound, app, agent));
@@ -2581,7 +2582,8 @@ export function nextRun(schedule: Schedule, now: number, since: number): number 
   if (schedule.kind === "at") return start;
   if (!(schedule.everySeconds >= 1)) throw new Error("everySeconds must be 1 or more");
   const step = schedule.everySeconds * 1000;
-  return start + (Math.floor((now - start) / step) + 1) * step;
+  const steps = Math.floor((now - start) / step) + 1;
+  return start + Math.max(steps, schedule.anchor ? 0 : steps) * step; // not before its anchor
 }
 
 function nextCron(expr: string, timeZone: string | undefined, now: number): number {
@@ -2595,7 +2597,8 @@ function nextCron(expr: string, timeZone: string | undefined, now: number): numb
   const next = first(now, timeZone);
   // When clocks are put forward, the library leaves out a time that they pass over, at least in
   // Lord Howe. To us it is due when it would have been, had the clock gone on.
-  const unmoved = now - (now % 1000) + shown - wall(now);
+  const from = Math.max(now - (now % 1000), shown - 24 * 3600 * 1000); // before the clock moves
+  const unmoved = from + shown - wall(from);
   return unmoved < next && wall(unmoved) > shown ? unmoved : next;
 }
 
@@ -2636,8 +2639,7 @@ export class CronService {
 
   /** Begins what is due. A time is crossed off after that, and nowhere else. */
   tick(): void {
-    this.#read();
-    for (const job of this.jobs) {
+    for (const job of this.read()) {
       const state = this.stateOf(job);
       if (!job.enabled || !state.due || state.due > this.#now()) continue;
       this.#begin(job, state.due);
@@ -2671,17 +2673,17 @@ export class CronService {
     replaceFile(this.#stateFile, JSON.stringify(Object.fromEntries(this.#states)));
   }
 
-  /** Looks whether the file is another. One that makes no sense leaves things as they were. */
-  #read(): void {
+  /** The jobs as the file has them now. One that makes no sense leaves things as they were. */
+  read(): Job[] {
     const changed = fs.statSync(this.#file, { throwIfNoEntry: false })?.mtimeMs ?? 0;
-    if (changed === this.#changed) return;
+    if (changed === this.#changed) return this.jobs;
     this.#changed = changed;
     const content = readOrSay(this.#file, '{"jobs":[]}', readText);
     const { jobs } = { ...parseObject(content) } as Fields;
-    if (!Array.isArray(jobs))
-      return void warn(`${this.#file}: no list of jobs. The old ones go on.`);
+    const list: unknown[] = Array.isArray(jobs) ? jobs : this.jobs;
+    if (list === this.jobs) warn(`${this.#file}: no list of jobs. The old ones go on.`);
     const checked = new Map<string, Job>();
-    for (const [index, raw] of jobs.entries()) {
+    for (const [index, raw] of list.entries()) {
       try {
         const job = checkJob(raw);
         if (checked.has(job.id)) throw new Error(`id: ${job.id} is there twice`);
@@ -2691,8 +2693,10 @@ export class CronService {
       }
     }
     this.jobs = [...checked.values()];
-    this.#states = new Map(this.jobs.map((job) => [job.id, this.stateOf(job)]));
+    // Of jobs that are gone, too: an editor may take the file away and bring it back.
+    for (const job of this.jobs) this.stateOf(job);
     this.#save();
+    return this.jobs;
   }
 
   /** Counts how it went. Gives what the owner should hear: nothing, but after the fifth error. */
@@ -2758,8 +2762,8 @@ async function runJob(app: App, message: Routed, signal?: AbortSignal): Promise<
 
 /** A turn that nobody waits for. Throws if it was stopped or refused: that is no answer. */
 async function runAlone(key: string, input: string, app: App, options: TurnOptions) {
+  app.store.prune(key.slice(0, -"2026-11-22T08:00:00.000Z".length), KEPT_RUNS - 1);
   const session = app.store.current(key);
-  app.store.prune(key.slice(0, -"2026-11-22T08:00:00.000Z".length), KEPT_RUNS);
   const answer = await runTurn(session, input, { ...options, app });
   const last = session.messages.at(-1);
   const reason = last && "stop_reason" in last ? last.stop_reason : "";
@@ -2773,19 +2777,23 @@ const OWNER_FILE = path.join(STATE, "owner.json"); // where the owner wrote from
 function noteOwner({ channels }: App, message: InboundMessage): void {
   const { channel, peerId: to } = message;
   if (channel === "cli" || !channels.has(channel) || !isOwner({ message })) return;
-  replaceFile(OWNER_FILE, JSON.stringify({ channel, to }));
+  const place = JSON.stringify({ channel, to });
+  if (JSON.stringify(readState(OWNER_FILE)) !== place) replaceFile(OWNER_FILE, place);
 }
 
 /** Says it where the job wants it, or where the owner wrote from last; else in the terminal. */
 async function tellOwner(app: App, about: InboundMessage, words: string, deliver?: Job["deliver"]) {
   const { channel, to } = { channel: "", to: "", ...(deliver ?? readState(OWNER_FILE)) };
-  if (!app.channels.has(channel)) return info(words);
-  await reply(app, { ...about, channel, peerId: to }, words);
+  const message = { ...about, job: undefined, channel, peerId: to };
+  // Whom the settings no longer name as the owner is none, whatever the file says.
+  if (!app.channels.has(channel) || !(deliver || isOwner({ message }))) return info(words);
+  await reply(app, message, words);
 }
 
 const BLANK = /^\s*(#.*|[-*+]\s*(\[.?\])?\s*|```.*)?$/; // a heading, an empty item, a fence
 const SAME_FOR = 24 * 3600 * 1000; // ms
-const OK = /^[\s\p{P}]*HEARTBEAT_OK(?![\p{L}\p{N}])[\s\p{P}]*|[\s*_`]*HEARTBEAT_OK[\s\p{P}]*$/gu;
+const AROUND = String.raw`(?:</?\w+>|[^<\p{L}\p{N}])*`; // it likes to make it bold, or code
+const OK = new RegExp(`^${AROUND}HEARTBEAT_OK\\b${AROUND}|\\bHEARTBEAT_OK${AROUND}$`, "gu");
 
 /** What an answer to a heartbeat tells: nothing, if it says in a few words that all is well. */
 export function heartbeatText(answer: string): string {
@@ -2871,24 +2879,25 @@ export class HeartbeatRunner {
  * and waits of more than 24.8 days, which would make setTimeout fire at once.
  */
 function startTimer(app: App): void {
+  const began = Date.now(); // what falls due while we look is seen the next time
   try {
     app.cron.tick();
   } catch (error) {
     warn(`cron: ${error}`); // a full disk, say: the timer goes on
   }
   void app.heartbeat.tick(app);
-  const waits = [app.cron.next(), app.heartbeat.next()].map((at) => at - Date.now());
+  const waits = [app.cron.next(), app.heartbeat.next()].map((at) => at - began);
   setTimeout(startTimer, Math.min(60_000, ...waits.filter((ms) => ms > 0)), app);
 }
 
-const time = (at = Infinity) => (Number.isFinite(at) ? new Date(at).toISOString() : "never");
+const time = (at = Infinity) => (at < 8.64e15 ? new Date(at).toISOString() : "never");
 
 const statusOf = ({ heartbeat }: App) => {
   return { ...heartbeat.settings, next: time(heartbeat.next()), last: heartbeat.last };
 };
 
 const jobsOf = ({ cron }: App) =>
-  cron.jobs.map((job) => {
+  cron.read().map((job) => {
     const { due, errors } = cron.stateOf(job);
     return { ...job, due: time(job.enabled ? due : undefined), errors };
   });
@@ -2901,9 +2910,7 @@ command("heartbeat", "when it looks whether something needs you", (_args, app) =
   return lines.join("\n");
 });
 
-command("trigger", "a heartbeat now", (_args, app, { signal }) =>
-  app.heartbeat.run(app, true, signal),
-);
+command("trigger", "a heartbeat now", (_, app, { signal }) => app.heartbeat.run(app, true, signal));
 
 command("cron", "the jobs", (_args, app) => {
   const lines = jobsOf(app).map((job) => `${job.id}  ${job.due}  ${job.errors}  ${job.name ?? ""}`);
@@ -2911,7 +2918,7 @@ command("cron", "the jobs", (_args, app) => {
 });
 
 command("cron-trigger", "<id>: run a job now", (id, app) => {
-  const job = app.cron.jobs.find((one) => one.id === id);
+  const job = app.cron.read().find((one) => one.id === id);
   if (!job) throw new Error(`there is no job "${id}"; /cron shows them`);
   beginJob(app, job, Date.now());
   return text(`${id} is in line.`);
