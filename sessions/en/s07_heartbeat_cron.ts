@@ -2716,16 +2716,16 @@ export class CronService {
     return this.jobs;
   }
 
-  /** Counts how it went. Gives what the owner should hear: nothing, but after the fifth error. */
+  /** Counts how it went. Gives what the owner should hear: that it failed and will not run again. */
   report(id: string, error?: unknown): string {
     const state = this.#states.get(id);
     if (!state) return "";
     state.errors = error ? state.errors + 1 : 0;
-    if (error) warn(`cron: ${id} failed, ${state.errors} of ${MAX_ERRORS} times: ${error}`);
+    if (error) warn(`cron: ${id} failed, ${state.errors} in a row: ${error}`);
     if (state.errors >= MAX_ERRORS) state.due = undefined;
     this.#save();
-    if (state.errors !== MAX_ERRORS) return "";
-    return text(`The job ${id} is off after ${MAX_ERRORS} errors. Edit its entry to go on.`);
+    if (!error || state.due !== undefined) return "";
+    return text(`The job ${id} is off; errors in a row: ${state.errors}. Edit its entry to go on.`);
   }
 }
 
@@ -2784,7 +2784,7 @@ async function runJob(app: App, message: Routed, signal?: AbortSignal): Promise<
 async function runAlone(key: string, input: string, app: App, options: TurnOptions) {
   app.store.prune(key.slice(0, -"2026-11-22T08:00:00.000Z".length), KEPT_RUNS - 1);
   const session = app.store.current(key);
-  const answer = await runTurn(session, input, { ...options, app });
+  const answer = await runTurn(session, input.toWellFormed(), { ...options, app });
   const last = session.messages.at(-1);
   const reason = last && "stop_reason" in last ? last.stop_reason : "";
   if (reason && reason !== "refusal") return answer;
