@@ -2605,9 +2605,9 @@ function nextCron(expr: string, timeZone: string | undefined, now: number): numb
   const isHourly = expr.trim().split(/\s+/).at(-4)?.startsWith("*");
   for (;;) {
     const shown = times.next().getTime();
-    const near = now - (now % 1000) + shown - wall(now); // if no clock is moved until then
+    const left = shown - wall(now);
     // What comes every hour comes also in the hour that comes twice. Nothing else does.
-    const at = isHourly && wall(near) === shown ? near : timeOf(shown, wall);
+    const at = isHourly && left <= HOUR ? now - (now % 1000) + left : timeOf(shown, wall);
     if (at > now) return at;
   }
 }
