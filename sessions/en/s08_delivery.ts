@@ -2970,6 +2970,8 @@ const DIGITS = { type: "integer" };
 const PLACE = { id: WORDS, channel: WORDS, to: WORDS, text: WORDS };
 const DELIVERY = shape({ ...PLACE, at: DIGITS, next: DIGITS, tries: DIGITS, begun: DIGITS });
 
+// Order counts for each recipient: nobody sees whether somebody else's reply came first. And the
+// parts of one reply belong together. Their ids say which: they are that of the message answered.
 const recipientOf = ({ channel, to }: Delivery) => `${channel} ${to}`;
 const replyOf = ({ id }: Delivery) => id.replace(/#\d+$/, "");
 
@@ -2993,7 +2995,10 @@ const numbered = (folder: string) =>
     .filter((name) => /^\d+\.json$/.test(name))
     .sort();
 
-/** What is to be sent, by recipient, the oldest first; and a file for each. */
+/**
+ * What is to be sent, by recipient, the oldest first; and a file for each. Of what was sent only the
+ * ids are kept: by them a reply that is made a second time, after a crash, is known.
+ */
 export class DeliveryQueue {
   readonly waiting = new Map<string, Delivery[]>();
   readonly files = new Map<string, string>(); // id → file
@@ -3132,6 +3137,8 @@ export class DeliveryRunner {
   }
 
   async #work(recipient: string): Promise<void> {
+    // Always the first, and nothing else: if it has to wait for its next try, all behind it wait.
+    // A second part that overtakes the first is worse than one that is late.
     for (;;) {
       const [first] = this.#queue.waiting.get(recipient) ?? [];
       if (!first) return;
@@ -3236,7 +3243,10 @@ function fenceAfter(open: string, line: string, limit: number): string {
   return line.trim() === marks && marks.startsWith(FENCE.exec(open)?.[1] ?? "") ? "" : open;
 }
 
-/** How much of a text to take: `room` at most, but at least one character. */
+/**
+ * How much of a text to take: `room` at most, but at least one character. A better place to cut is
+ * of no use near the beginning: one line in a message, and the rest in the next.
+ */
 function cutAt(words: string, room: number): number {
   const head = words.slice(0, room);
   for (const end of ENDS) {
