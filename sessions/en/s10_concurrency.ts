@@ -3384,6 +3384,9 @@ export function classifyFailure(error: unknown): Reason {
   return error instanceof AnthropicError ? "timeout" : "unknown"; // a stream that ended too early
 }
 
+// A limit passes in seconds. A bill that is not paid, or a key that was revoked, is somebody's work;
+// but nobody will tell us when it is done, so even these are tried again, more and more seldom.
+
 /** Seconds of rest after the first failure in a row, doubling, and at most. The others get none. */
 const COOLDOWNS: Partial<Record<Reason, [first: number, cap: number]>> = {
   rate_limit: [5, 300],
@@ -3434,7 +3437,8 @@ export class ProfileManager {
         return { model, profile, at };
       }),
     );
-    const [best] = choices.sort((a, b) => a.at - b.at); // a stable sort: the first of the ready
+    // The sort is stable: among those that are ready now, the better model and our own key stay first.
+    const [best] = choices.sort((a, b) => a.at - b.at);
     if (!best) throw new Error("there is no key");
     this.#current = profiles.indexOf(best.profile);
     return best;
@@ -3566,7 +3570,10 @@ const ERRORS: Record<string, [status: number, type: string, message: string]> = 
 };
 for (const kind of Object.keys(ERRORS)) simulated.set(kind, 0);
 
-/** Throws what was asked for by /simulate-failure, as the SDK itself would. */
+/**
+ * Throws what was asked for by /simulate-failure. It is the SDK's own error, made by the SDK, so
+ * whatever tells failures apart is tried, and not a word that only we would know.
+ */
 function throwSimulated(): void {
   for (const [kind, [status, type, message]] of Object.entries(ERRORS)) {
     const body = { type: "error", error: { type, message } };
