@@ -3680,6 +3680,8 @@ export class LaneQueue {
       control.abort();
     };
     const interrupt = () => control.abort();
+    // Two runners: the task, and a clock that starts when it is told to end. If the clock wins, the
+    // task may still be somewhere: nobody waits for it, and what it throws later is swallowed.
     const late = once(control.signal, "abort")
       .then(() => sleep(GRACE))
       .then(() => Promise.reject(ended ?? new LaneError("it did not stop within 2 s")));
@@ -3709,6 +3711,7 @@ export class LaneQueue {
 
   /** Ends what runs, and begins what waits at once. Gives how many were ended. */
   reset(): number {
+    // They get their 2 s, but not their places. Waiting for them would be no way out of a jam.
     const running = [...this.#running];
     this.generation++;
     this.active = 0;
@@ -3755,7 +3758,10 @@ export class CommandQueue {
     return lane !== undefined && lane.active + lane.waiting.size > 0;
   }
 
-  /** Ends the turns that run. Their conversations' lanes go on by themselves, 2 s later at most. */
+  /**
+   * Ends the turns that run. The lanes of conversations have no part in it: they go on when the turn
+   * inside has ended, 2 s later at most. Sooner, two turns would write into one conversation.
+   */
   reset(): number {
     const ended = this.named.map((name) => this.lanes.get(name)?.reset() ?? 0);
     return ended.reduce((sum, count) => sum + count, 0);
@@ -3786,7 +3792,10 @@ async function inLane(lane: string, app: App, key: string, turn: Task<string>, s
   }
 }
 
-/** A person's turn. It counts from the moment when it is in line. */
+/**
+ * A person's turn. It counts from the moment when it is in line; and what counts is the lane's
+ * promise, not the turn's own: that of a turn which hangs is never settled, and jobs wait for it.
+ */
 const serve = (
   app: App,
   { sessionKey }: Routed,
