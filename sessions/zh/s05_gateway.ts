@@ -2047,7 +2047,7 @@ command("agents", "有哪些 Agent", (_args, { agents }) =>
 command("agent", "<id>|off：在终端里由谁回答你", (id, app) => {
   app.terminalAgent = id === "off" ? undefined : app.agents.find(id).id;
   app.key = TERMINAL_KEY.replace("luna", app.terminalAgent ?? "luna"); // 换到它自己的对话
-  return text(`从现在起，回答你的是${app.terminalAgent ?? "绑定里指定的 Agent"}。`);
+  return text(`从现在起回答你的：${app.terminalAgent ?? "绑定里指定的 Agent"}。`);
 });
 
 command("sessions", "所有 key 的会话", (_args, { store }) =>
