@@ -332,7 +332,7 @@ export function checkInput(schema: Anthropic.Tool.InputSchema, input: unknown) {
   const properties = (schema.properties ?? {}) as Record<
     string,
     { type?: string; enum?: unknown[] }
-  >; // 我们自己的
+  >; // 我们的
   for (const name of schema.required ?? []) {
     if (fields[name] === undefined) throw new Error(`${name} is missing`);
   }
