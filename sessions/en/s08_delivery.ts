@@ -1992,7 +1992,8 @@ method(
     const place = { channel: String(channel).toLowerCase(), peerId: String(peerId) };
     const inbound = { id, ...from, ...place, text: String(text).trim(), at: Date.now() };
     // Whoever comes by the network is not the owner, whatever they say they are.
-    if (["cli", "cron"].includes(place.channel)) throw rpcError(-32602, "channel: not this one");
+    const isTheirs = /^(?!(cli|cron|heartbeat)$)\w+$/.test(place.channel);
+    if (!isTheirs) throw rpcError(-32602, "channel: not this one");
     if (!inbound.text) throw rpcError(-32602, "text is empty");
     const agent = agentId === undefined ? agentId : asked(() => app.agents.find(String(agentId)));
     const message = asked(() => route(inbound, app, agent));
@@ -2886,7 +2887,7 @@ function startTimer(app: App): void {
   setTimeout(startTimer, Math.min(60_000, ...waits.filter((ms) => ms > 0)), app);
 }
 
-const time = (at = Infinity) => (Number.isFinite(at) ? new Date(at).toISOString() : "never");
+const time = (at = Infinity) => (at < 8.64e15 ? new Date(at).toISOString() : "never");
 
 const statusOf = ({ heartbeat }: App) => {
   return { ...heartbeat.settings, next: time(heartbeat.next()), last: heartbeat.last };
@@ -3038,7 +3039,8 @@ export class DeliveryQueue {
   fail(delivery: Delivery, why: string): Delivery[] {
     const line = this.waiting.get(recipientOf(delivery)) ?? [];
     const parts = line.filter((one) => replyOf(one) === replyOf(delivery));
-    for (const part of parts) {
+    // From the end: after a crash in here the first part is still there, and takes the others along.
+    for (const part of parts.toReversed()) {
       this.save(Object.assign(part, { why }));
       const file = this.#fileOf(part);
       fs.renameSync(file, path.join(this.#failed, path.basename(file)));
@@ -3167,7 +3169,7 @@ export class DeliveryRunner {
   }
 }
 
-const FENCE = /^ {0,3}(`{3,8}|~{3,8})/;
+const FENCE = /^ {0,3}(`{3,8}(?!.*`)|~{3,8})/; // "```code``` and so on" is none
 const MIN_FENCED = 60; // in less room than that, code blocks are cut like everything else
 const ENDS = [/\n\s*\n/g, /\n/g, /[.!?](?=\s)|[。！？…]/g, /\s/g]; // where to cut, the best first
 const GRAPHEMES = new Intl.Segmenter("und", { granularity: "grapheme" });
