@@ -743,11 +743,8 @@ export class SessionStore {
 
   #folder(key: string): string {
     const name = encodeURIComponent(key.toLowerCase()).replaceAll("*", "%2A");
-    const short = name.length <= 200; // 文件系统的上限是 255
-    return path.join(
-      this.#dir,
-      short ? name : crypto.createHash("sha256").update(name).digest("hex"),
-    );
+    if (name.length <= 200) return path.join(this.#dir, name); // 文件系统的上限是 255
+    return path.join(this.#dir, crypto.createHash("sha256").update(name).digest("hex"));
   }
 
   #file(key: string, id: string): string {
@@ -969,10 +966,10 @@ Object.assign(HANDLERS, {
   get_current_time: () => new Date().toString(),
 } satisfies Record<string, Handler>);
 
-/** 人在斜杠后面输入的命令。`run` 拿到这一行剩下的部分，返回要显示的内容。 */
+/** 人在斜杠后面输入的命令。`run` 拿到这一行剩下的部分，返回要显示的几行。 */
 export interface Command {
   help: string;
-  run(args: string, app: App, options: TurnOptions): string | Promise<string>;
+  run(args: string, app: App, options: TurnOptions): string | string[] | Promise<string>;
 }
 
 export const COMMANDS: Record<string, Command> = {};
@@ -986,13 +983,11 @@ async function runCommand(line: string, app: App, options: TurnOptions): Promise
   const [name = "", ...rest] = line.slice(1).split(" ");
   const found = Object.hasOwn(COMMANDS, name) ? COMMANDS[name] : undefined;
   if (!found) return text(`没有 /${name} 这个命令。/help 列出所有命令。`);
-  return found.run(rest.join(" ").trim(), app, options);
+  return [await found.run(rest.join(" ").trim(), app, options)].flat().join("\n");
 }
 
 command("help", "这里可以输入什么", () =>
-  Object.entries(COMMANDS)
-    .map(([name, { help }]) => `/${name.padEnd(10)} ${help}`)
-    .join("\n"),
+  Object.entries(COMMANDS).map(([name, { help }]) => `/${name.padEnd(10)} ${help}`),
 );
 
 command("new", "[标签]：新建一个会话", (label, { store, key }) => {
@@ -1004,7 +999,7 @@ command("list", "列出这里的所有会话", (_args, { store, key }) => {
   const current = store.current(key).id;
   const line = ({ id, messages, header: { at, label } }: Session) =>
     `${id === current ? "*" : " "} ${id}  ${at}  ${messages.length}  ${label}`;
-  return store.list(key).map(line).join("\n");
+  return store.list(key).map(line);
 });
 
 command("switch", "<id>：回到某个会话，id 只写开头几位就行", (id, app) => {
@@ -1686,12 +1681,12 @@ function readFeishu(type: string, json: string) {
 }
 
 command("channels", "有哪些渠道，现在怎么样", (_args, { channels }) =>
-  [...channels.states].map(([name, state]) => `${name.padEnd(10)} ${state}`).join("\n"),
+  [...channels.states].map(([name, state]) => `${name.padEnd(10)} ${state}`),
 );
 
 command("accounts", "我们在各个平台上的账号", () => {
   const shown = (name: string) => `${name}  ${(env(name) || "-").slice(0, 6)}`; // 只露开头
-  return ["TELEGRAM_BOT_TOKEN", "FEISHU_APP_ID", "FEISHU_APP_SECRET"].map(shown).join("\n");
+  return ["TELEGRAM_BOT_TOKEN", "FEISHU_APP_ID", "FEISHU_APP_SECRET"].map(shown);
 });
 
 // ---- s05 · 网关和路由 ----
@@ -2026,10 +2021,7 @@ method("status", {}, [], (_params, app) => ({
 }));
 
 command("bindings", "哪里来的消息归谁回答", (_args, { bindings }) =>
-  bindings
-    .list()
-    .map((one) => `${one.matchKey} ${one.matchValue} → ${one.agentId}`)
-    .join("\n"),
+  bindings.list().map((one) => `${one.matchKey} ${one.matchValue} → ${one.agentId}`),
 );
 
 command("route", "<channel> <peer> [account] [guild]：会归谁回答，为什么", (args, app) => {
@@ -2042,7 +2034,7 @@ command("route", "<channel> <peer> [account] [guild]：会归谁回答，为什�
 });
 
 command("agents", "有哪些 Agent", (_args, { agents }) =>
-  [...agents.values()].map(({ id, dmScope, system }) => `${id}  ${dmScope}  ${system}`).join("\n"),
+  [...agents.values()].map(({ id, dmScope, system }) => `${id}  ${dmScope}  ${system}`),
 );
 
 command("agent", "<id>|off：在终端里由谁回答你", (id, app) => {
@@ -2052,10 +2044,7 @@ command("agent", "<id>|off：在终端里由谁回答你", (id, app) => {
 });
 
 command("sessions", "所有 key 的会话", (_args, { store }) =>
-  store
-    .all()
-    .map(({ id, header: { key, label } }) => `${id}  ${key}  ${label}`)
-    .join("\n"),
+  store.all().map(({ id, header: { key, label } }) => `${id}  ${key}  ${label}`),
 );
 
 command("gateway", "程序可以连到哪里", (_args, { gateway }) =>

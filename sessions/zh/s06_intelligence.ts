@@ -746,11 +746,8 @@ export class SessionStore {
 
   #folder(key: string): string {
     const name = encodeURIComponent(key.toLowerCase()).replaceAll("*", "%2A");
-    const short = name.length <= 200; // 文件系统的上限是 255
-    return path.join(
-      this.#dir,
-      short ? name : crypto.createHash("sha256").update(name).digest("hex"),
-    );
+    if (name.length <= 200) return path.join(this.#dir, name); // 文件系统的上限是 255
+    return path.join(this.#dir, crypto.createHash("sha256").update(name).digest("hex"));
   }
 
   #file(key: string, id: string): string {
@@ -973,10 +970,10 @@ Object.assign(HANDLERS, {
   get_current_time: () => new Date().toString(),
 } satisfies Record<string, Handler>);
 
-/** 人在斜杠后面输入的命令。`run` 拿到这一行剩下的部分，返回要显示的内容。 */
+/** 人在斜杠后面输入的命令。`run` 拿到这一行剩下的部分，返回要显示的几行。 */
 export interface Command {
   help: string;
-  run(args: string, app: App, options: TurnOptions): string | Promise<string>;
+  run(args: string, app: App, options: TurnOptions): string | string[] | Promise<string>;
 }
 
 export const COMMANDS: Record<string, Command> = {};
@@ -990,13 +987,11 @@ async function runCommand(line: string, app: App, options: TurnOptions): Promise
   const [name = "", ...rest] = line.slice(1).split(" ");
   const found = Object.hasOwn(COMMANDS, name) ? COMMANDS[name] : undefined;
   if (!found) return text(`没有 /${name} 这个命令。/help 列出所有命令。`);
-  return found.run(rest.join(" ").trim(), app, options);
+  return [await found.run(rest.join(" ").trim(), app, options)].flat().join("\n");
 }
 
 command("help", "这里可以输入什么", () =>
-  Object.entries(COMMANDS)
-    .map(([name, { help }]) => `/${name.padEnd(10)} ${help}`)
-    .join("\n"),
+  Object.entries(COMMANDS).map(([name, { help }]) => `/${name.padEnd(10)} ${help}`),
 );
 
 command("new", "[标签]：新建一个会话", (label, { store, key }) => {
@@ -1008,7 +1003,7 @@ command("list", "列出这里的所有会话", (_args, { store, key }) => {
   const current = store.current(key).id;
   const line = ({ id, messages, header: { at, label } }: Session) =>
     `${id === current ? "*" : " "} ${id}  ${at}  ${messages.length}  ${label}`;
-  return store.list(key).map(line).join("\n");
+  return store.list(key).map(line);
 });
 
 command("switch", "<id>：回到某个会话，id 只写开头几位就行", (id, app) => {
@@ -1691,12 +1686,12 @@ function readFeishu(type: string, json: string) {
 }
 
 command("channels", "有哪些渠道，现在怎么样", (_args, { channels }) =>
-  [...channels.states].map(([name, state]) => `${name.padEnd(10)} ${state}`).join("\n"),
+  [...channels.states].map(([name, state]) => `${name.padEnd(10)} ${state}`),
 );
 
 command("accounts", "我们在各个平台上的账号", () => {
   const shown = (name: string) => `${name}  ${(env(name) || "-").slice(0, 6)}`; // 只露开头
-  return ["TELEGRAM_BOT_TOKEN", "FEISHU_APP_ID", "FEISHU_APP_SECRET"].map(shown).join("\n");
+  return ["TELEGRAM_BOT_TOKEN", "FEISHU_APP_ID", "FEISHU_APP_SECRET"].map(shown);
 });
 
 // ---- s05 · 网关和路由 ----
@@ -2031,10 +2026,7 @@ method("status", {}, [], (_params, app) => ({
 }));
 
 command("bindings", "哪里来的消息归谁回答", (_args, { bindings }) =>
-  bindings
-    .list()
-    .map((one) => `${one.matchKey} ${one.matchValue} → ${one.agentId}`)
-    .join("\n"),
+  bindings.list().map((one) => `${one.matchKey} ${one.matchValue} → ${one.agentId}`),
 );
 
 command("route", "<channel> <peer> [account] [guild]：会归谁回答，为什么", (args, app) => {
@@ -2047,7 +2039,7 @@ command("route", "<channel> <peer> [account] [guild]：会归谁回答，为什�
 });
 
 command("agents", "有哪些 Agent", (_args, { agents }) =>
-  [...agents.values()].map(({ id, dmScope, system }) => `${id}  ${dmScope}  ${system}`).join("\n"),
+  [...agents.values()].map(({ id, dmScope, system }) => `${id}  ${dmScope}  ${system}`),
 );
 
 command("agent", "<id>|off：在终端里由谁回答你", (id, app) => {
@@ -2057,10 +2049,7 @@ command("agent", "<id>|off：在终端里由谁回答你", (id, app) => {
 });
 
 command("sessions", "所有 key 的会话", (_args, { store }) =>
-  store
-    .all()
-    .map(({ id, header: { key, label } }) => `${id}  ${key}  ${label}`)
-    .join("\n"),
+  store.all().map(({ id, header: { key, label } }) => `${id}  ${key}  ${label}`),
 );
 
 command("gateway", "程序可以连到哪里", (_args, { gateway }) =>
@@ -2111,9 +2100,11 @@ const PRIVATE_FILES = PRIVATE.map((name) => path.join(WORKSPACE, name));
 /** 主人的文件不给别人看，不管用哪条路径、哪个链接来要。 */
 function checkPrivate({ path: asked }: Fields, turn: Turn): void {
   if (typeof asked !== "string" || isOwner(turn)) return;
-  const names = [asked, safePath(asked, WORKSPACE)].map((one) => path.basename(one));
-  const isPrivate = names.some((name) => /^(memory|user)\.md$/i.test(name));
-  if (isPrivate) throw new Error(`${asked} is the owner's`);
+  const real = safePath(asked, WORKSPACE);
+  const isPrivate = [asked, real].some((one) => /^(memory|user)\.md$/i.test(path.basename(one)));
+  const files = PRIVATE_FILES.filter((one) => fs.existsSync(one)); // 它们自己也可能是链接
+  if (isPrivate || files.some((one) => fs.realpathSync.native(one) === real))
+    throw new Error(`${asked} is the owner's`);
 }
 
 const complained = new Set<string>();
@@ -2259,7 +2250,8 @@ const WIDE = /[\p{sc=Han}\p{sc=Hiragana}\p{sc=Katakana}\p{sc=Hangul}]/u;
 // 存的东西不多时，这些词显得很稀罕，会和人名一样有分量。
 const FILLERS =
   /^(an?|and|are|at|did|do|does|for|how|i|in|is|it|my|of|on|the|to|wh(at|en|ere|o|y))$/;
-const folded = (content: string) => content.normalize("NFKC").toLowerCase();
+// 一段文字只取这么长：谁都可能发来一兆，全切成词会撑爆内存。
+const folded = (content: string) => content.slice(0, 10_000).normalize("NFKC").toLowerCase();
 
 /** 一段文字里的词。中文和日文没有空格，靠词典来切。 */
 function termsOf(content: string): string[] {
@@ -2368,8 +2360,7 @@ export class MemoryStore {
       const lines = readOrSay(file, "", readText).split(/\r?\n[-*\s]*/);
       // 标题和注释不要，"Name:" 后面没人填的也不要。
       const facts = lines.filter((line) => /^[^#<].*[^\s:]\s*$/.test(line));
-      const source = path.basename(file);
-      const entries = facts.map((text) => this.#add({ text, source }));
+      const entries = facts.map((text) => this.#add({ text, source: path.basename(file) }));
       this.#read.set(file, { changed, entries });
     }
   }
@@ -2419,7 +2410,7 @@ const REPEAT = 0.8; // 有这么多词和另一条相同，就算几乎是同一
 function diversify(hits: { it: Indexed; score: number }[], topK: number): Hit[] {
   const taken: typeof hits = [];
   for (const hit of hits.sort((a, b) => b.score - a.score)) {
-    if (taken.length >= topK) break;
+    if (taken.length >= Math.min(topK, 50)) break; // 每一条都要和选上的比一遍
     if (taken.every(({ it }) => likeness(it, hit.it) < REPEAT)) taken.push(hit);
   }
   return taken.map(({ it: { terms, size, vector, ...memory }, score }) => ({ ...memory, score }));
@@ -2487,10 +2478,9 @@ command("bootstrap", "它怎么做事", (_args, app) => layerOf(app, "bootstrap"
 command("search", "<词>：它记得什么，最相关的在前", (query, { memory, key }) =>
   shown(memory.search(query, { sessionKey: key, owner: true })),
 );
-command("prompt", "它的提示词有哪几层，各多少字符", (_args, app) => {
-  const lines = layersOf(app).map((it, i) => `${i + 1} ${it.name.padEnd(10)} ${it.text.length}`);
-  return lines.join("\n");
-});
+command("prompt", "它的提示词有哪几层，各多少字符", (_args, app) =>
+  layersOf(app).map((it, i) => `${i + 1} ${it.name.padEnd(10)} ${it.text.length}`),
+);
 
 // ---- 组装起来 ----
 
