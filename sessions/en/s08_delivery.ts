@@ -10,8 +10,8 @@
 // New here: a queue on disk, back-off, order for each recipient, long texts cut with care.
 // Run it:   npm start -- s08      offline; `npm run practice -- fail telegram 500` beside it
 //           npx tsx sessions/en/s08_delivery.ts [--serve]      with your keys in .env
-// Left out on purpose: asking a platform whether it has got a message, formatting (Markdown is sent
-// as it is), pictures, the hint to strangers by the queue, forgetting the ids of what was sent.
+// Left out on purpose: finding out whether a message arrived when the connection broke (it is sent
+// again), formatting (Markdown is sent as it is), pictures, forgetting the ids of what was sent.
 //
 // Regions: Configuration · Terminal · s01 The agent loop · s02 Tool use · s03 Sessions ·
 //          s04 Channels · s05 Gateway and routing · s06 Intelligence ·
@@ -366,14 +366,13 @@ function result(id: string, output: string, failed = false): Anthropic.ToolResul
   return { type: "tool_result", tool_use_id: id, content, ...(failed && { is_error: true }) };
 }
 
+type Property = { type?: string; enum?: unknown[] };
+
 /** The input, if it has what the schema requires, in the right types. Throws, naming the field. */
 export function checkInput(schema: Anthropic.Tool.InputSchema, input: unknown) {
   if (typeof input !== "object" || input === null) throw new Error("the input must be an object");
   const fields: Fields = { ...input };
-  const properties = (schema.properties ?? {}) as Record<
-    string,
-    { type?: string; enum?: unknown[] }
-  >; // ours
+  const properties = (schema.properties ?? {}) as Record<string, Property>; // ours
   for (const name of schema.required ?? []) {
     if (fields[name] === undefined) throw new Error(`${name} is missing`);
   }
@@ -854,9 +853,7 @@ export class ContextGuard {
     const { messages } = conversation;
     // After a compaction the old figures would still say "too long", and it would never end.
     const old = conversation instanceof Session ? conversation.rewritten : 0;
-    const at = messages.findLastIndex(
-      (m, i) => i >= old && m.role === "assistant" && m.stop_reason,
-    );
+    const at = messages.findLastIndex((m, i) => i >= old && m.role !== "user" && m.stop_reason);
     const last = messages[at];
     const tail = tokensOf(messages.slice(at + 1));
     if (last?.role !== "assistant")
@@ -1250,6 +1247,7 @@ export async function handle(app: App, parts: Routed[], signal?: AbortSignal): P
   const timer = setInterval(showTyping, 4_000); // the platforms show it for 5 s
   const onText = (piece: string) => channel?.stream?.(message.peerId, piece);
   let answer: string;
+  let about: InboundMessage = message;
   try {
     showTyping();
     app.inbox.begin(parts);
@@ -1259,10 +1257,11 @@ export async function handle(app: App, parts: Routed[], signal?: AbortSignal): P
     if (message.channel === "cli") throw error; // the terminal says it
     warn(`${message.sessionKey}: ${error}`);
     answer = text("I could not answer that. Try again in a moment, or begin anew with /new.");
+    about = { ...message, id: `${message.id}!` }; // a crash later there may be an answer after all
   } finally {
     clearInterval(timer);
   }
-  if (!channel?.stream) await reply(app, message, answer);
+  if (!channel?.stream) await reply(app, about, answer);
   app.inbox.finish(parts);
   return answer;
 }
@@ -1973,37 +1972,33 @@ async function callMethod(message: unknown, app: App, { peerId, push }: Client) 
 }
 
 const FROM = { channel: string("telegram, …"), peerId: string("the chat"), agentId: string("who") };
+const SEND = { text: string("…"), ...FROM };
 
 // A send does not enter the inbox. After a crash its connection is gone, and nobody waits for the
 // answer; what was said is in the session all the same.
-method(
-  "send",
-  { text: string("…"), ...FROM },
-  Object.keys(FROM),
-  async (params, app, connection) => {
-    const { text, channel = "ws", peerId = connection.peerId, agentId } = params;
-    const id = `ws:${crypto.randomUUID()}`;
-    const from = { accountId: "local", senderId: connection.peerId, isGroup: false, media: [] };
-    const place = { channel: String(channel).toLowerCase(), peerId: String(peerId) };
-    const inbound = { id, ...from, ...place, text: String(text).trim(), at: Date.now() };
-    // Whoever comes by the network is not the owner, whatever they say they are.
-    const isTheirs = /^(?!(cli|cron|heartbeat)$)\w+$/.test(place.channel);
-    if (!isTheirs) throw rpcError(-32602, "channel: not this one");
-    if (!inbound.text) throw rpcError(-32602, "text is empty");
-    const agent = agentId === undefined ? agentId : asked(() => app.agents.find(String(agentId)));
-    const message = asked(() => route(inbound, app, agent));
-    connection.notify("typing", {});
-    const onText = (piece: string) => piece && connection.notify("delta", { text: piece });
-    const turn = () =>
-      answerTo(message, app, { message, onText, agent: app.agents.get(message.agentId) });
-    try {
-      const reply = await inOrder(message.sessionKey, turn);
-      return { agentId: message.agentId, sessionKey: message.sessionKey, reply };
-    } catch (error) {
-      throw rpcError(-32000, `the turn failed: ${error}`);
-    }
-  },
-);
+method("send", SEND, Object.keys(FROM), async (params, app, connection) => {
+  const { text, channel = "ws", peerId = connection.peerId, agentId } = params;
+  const id = `ws:${crypto.randomUUID()}`;
+  const from = { accountId: "local", senderId: connection.peerId, isGroup: false, media: [] };
+  const place = { channel: String(channel).toLowerCase(), peerId: String(peerId) };
+  const inbound = { id, ...from, ...place, text: String(text).trim(), at: Date.now() };
+  // Whoever comes by the network is not the owner, whatever they say they are.
+  const isTheirs = /^(?!(cli|cron|heartbeat)$)\w+$/.test(place.channel);
+  if (!isTheirs) throw rpcError(-32602, "channel: not this one");
+  if (!inbound.text) throw rpcError(-32602, "text is empty");
+  const agent = agentId === undefined ? agentId : asked(() => app.agents.find(String(agentId)));
+  const message = asked(() => route(inbound, app, agent));
+  connection.notify("typing", {});
+  const onText = (piece: string) => piece && connection.notify("delta", { text: piece });
+  const turn = () =>
+    answerTo(message, app, { message, onText, agent: app.agents.get(message.agentId) });
+  try {
+    const reply = await inOrder(message.sessionKey, turn);
+    return { agentId: message.agentId, sessionKey: message.sessionKey, reply };
+  } catch (error) {
+    throw rpcError(-32000, `the turn failed: ${error}`);
+  }
+});
 
 const MATCH = { matchKey: { type: "string", enum: TIERS }, matchValue: string("…") };
 const BINDING = { agentId: string("who"), ...MATCH, priority: { type: "integer" } };
@@ -2444,7 +2439,9 @@ const RECALL_FROM = 0.17; // below it a score says more about our hash than abou
  * the system prompt it would change the beginning of every request, and nothing would be cached.
  */
 function contextFor(conversation: Conversation, input: string, options: TurnOptions): string {
-  const about = { ...whose(conversation, options), topK: 3 };
+  // What a heartbeat asks is the same each time, and not a person's question.
+  const topK = options.message?.channel === "heartbeat" ? 0 : 3;
+  const about = { ...whose(conversation, options), topK };
   const hits = options.app?.memory.search(input, about) ?? [];
   const found = hits.flatMap((hit) => (hit.score < RECALL_FROM ? [] : keepEnds(hit.text, 1_000)));
   if (found.length > 0) info(`  (remembered: ${found.join(" · ")})`);
@@ -2632,23 +2629,33 @@ export class CronService {
   constructor(workspace: string, begin: (job: Job, due: number) => boolean, now = Date.now) {
     this.#file = path.join(workspace, "CRON.json");
     this.#stateFile = path.join(workspace, ".state/cron.json");
-    this.#states = new Map(Object.entries(readState(this.#stateFile)));
+    const states = Object.entries(readState(this.#stateFile));
+    this.#states = new Map(states.filter(([, one]) => (one?.due ?? 0) >= 0)); // not {"due":"soon"}
     this.#begin = begin;
     this.#now = now;
   }
 
-  /** Begins what is due. A time is crossed off after that, and nowhere else. */
+  /** Begins what is due. Throws none of it: one that can't be begun does not stop the others. */
   tick(): void {
     for (const job of this.read()) {
-      const state = this.stateOf(job);
-      if (!job.enabled || !state.due || state.due > this.#now()) continue;
-      if (!this.#begin(job, state.due)) continue;
-      // From now and not from `due`: a week of missed runs is made up by one.
-      const isLast = job.schedule.kind === "at" || job.deleteAfterRun;
-      state.from = this.#now();
-      state.due = isLast ? undefined : nextRun(job.schedule, state.from, state.since);
-      this.#save();
+      try {
+        this.#beginIfDue(job);
+      } catch (error) {
+        warn(`cron: ${job.id}: ${error}`); // a full disk, say
+      }
     }
+  }
+
+  /** A time is crossed off when its run is in a file, and nowhere else. */
+  #beginIfDue(job: Job): void {
+    const state = this.stateOf(job);
+    if (!job.enabled || !state.due || state.due > this.#now()) return;
+    if (!this.#begin(job, state.due)) return;
+    // From now and not from `due`: a week of missed runs is made up by one.
+    const isLast = job.schedule.kind === "at" || job.deleteAfterRun;
+    state.from = this.#now();
+    state.due = isLast ? undefined : nextRun(job.schedule, state.from, state.since);
+    this.#save();
   }
 
   /** When the next job is due, in ms. */
@@ -2796,7 +2803,6 @@ async function tellOwner(app: App, about: InboundMessage, words: string, deliver
 }
 
 const BLANK = /^\s*(#.*|[-*+]\s*(\[.?\])?\s*|```.*)?$/; // a heading, an empty item, a fence
-const SAME_FOR = 24 * 3600 * 1000; // ms
 const AROUND = String.raw`(?:</?\w+>|[^<\p{L}\p{N}])*`; // it likes to make it bold, or code
 const OK = new RegExp(`^${AROUND}HEARTBEAT_OK\\b${AROUND}|\\bHEARTBEAT_OK${AROUND}$`, "gu");
 
@@ -2865,7 +2871,7 @@ export class HeartbeatRunner {
     const said = heartbeatText(await runAlone(key, message.text, app, options));
     const before = { text: "", at: 0, ...readState(this.#file) };
     if (!said) return "ok";
-    if (said === before.text && message.at - before.at < SAME_FOR) return "duplicate";
+    if (said === before.text && message.at - before.at < 24 * HOUR) return "duplicate";
     await tellOwner(app, message, said);
     replaceFile(this.#file, JSON.stringify({ text: said, at: message.at }));
     return "delivered";
@@ -2890,7 +2896,7 @@ function startTimer(app: App): void {
     void app.heartbeat.tick(app);
     waits = [app.cron.next(), app.heartbeat.next()].map((at) => at - began);
   } catch (error) {
-    warn(`cron: ${error}`); // a full disk, say: the timer goes on
+    warn(`timer: ${error}`); // whatever it is, the timer goes on
   }
   setTimeout(startTimer, Math.min(60_000, ...waits.filter((ms) => ms > 0)), app);
 }
@@ -3009,8 +3015,8 @@ export class DeliveryQueue {
   }
 
   #keep(delivery: Delivery, file: string): void {
-    // The crash came between its id and its file: it is done.
-    if (this.#done.has(delivery.id)) return void fs.rmSync(file);
+    // The crash came between its id and its file: it is done. Or somebody has copied a file.
+    if (this.#done.has(delivery.id) || this.files.has(delivery.id)) return void fs.rmSync(file);
     const line = this.waiting.get(recipientOf(delivery)) ?? [];
     line.push(delivery);
     this.waiting.set(recipientOf(delivery), line);
@@ -3091,6 +3097,7 @@ export class DeliveryRunner {
   #channels: ChannelManager;
   #now: () => number;
   #timers = new Map<string, NodeJS.Timeout>();
+  #taken = new Set<string>(); // by the platform, and not yet crossed off
 
   constructor(queue: DeliveryQueue, channels: ChannelManager, now = Date.now) {
     this.#queue = queue;
@@ -3126,37 +3133,42 @@ export class DeliveryRunner {
     for (;;) {
       const [first] = this.#queue.waiting.get(recipient) ?? [];
       if (!first) return;
-      const wait = first.next - this.#now();
+      const now = this.#now();
+      // The clock was put back: it is due. And what gets too old need not wait for its turn.
+      const wait = first.at > now ? 0 : Math.min(first.next, first.at + EXPIRES + 1) - now;
       if (wait > 0) return this.#wakeLater(recipient, wait);
-      await this.#deliver(first);
+      if (!this.#taken.has(first.id) && !(await this.#deliver(first))) continue;
+      // If it can't be crossed off, the disk being full, it comes by here again, and is not sent.
+      this.#queue.finish(first);
+      this.#taken.delete(first.id);
+      this.stats.sent++;
     }
   }
 
-  async #deliver(delivery: Delivery): Promise<void> {
+  /** Whether the platform has taken it. If not, it waits, or is given up. */
+  async #deliver(delivery: Delivery): Promise<boolean> {
     const { id, channel, to, at, begun } = delivery;
     if (this.#now() - at > EXPIRES) return this.#fail(delivery, "older than 24 hours");
     if (begun > 1) return this.#fail(delivery, "the program ended twice while this was sent");
     if (begun > 0) warn(`${id}: the program ended while this was sent. It may arrive twice.`);
-    delivery.begun++;
-    this.#queue.save(delivery);
+    this.#queue.save({ ...delivery, begun: begun + 1 });
+    delivery.begun++; // not before: if the disk is full, nothing has begun
     try {
       const target = this.#channels.get(channel);
       if (!target || isSimulated("delivery"))
         throw sendError(target ? "simulated" : "no channel", false);
       await target.send(to, delivery.text);
+      this.#taken.add(id);
+      return true;
     } catch (error) {
-      return this.#postpone(
-        delivery,
-        error instanceof SendError ? error : sendError(`${error}`, false),
-      );
+      const known = error instanceof SendError ? error : sendError(`${error}`, false);
+      return this.#postpone(delivery, known);
     }
-    this.#queue.finish(delivery);
-    this.stats.sent++;
   }
 
-  #postpone(delivery: Delivery, { message, permanent, retryAfter = 0 }: SendError): void {
+  #postpone(delivery: Delivery, { message, permanent, retryAfter = 0 }: SendError): false {
     const wait = BACKOFF[delivery.tries++];
-    if (permanent || !wait) return void this.#fail(delivery, message);
+    if (permanent || !wait) return this.#fail(delivery, message);
     // Not all at once, when a platform is back: each waits up to a quarter longer.
     const seconds = Math.ceil(Math.max(wait * (1 + Math.random() / 4), retryAfter));
     delivery.begun = 0;
@@ -3164,15 +3176,22 @@ export class DeliveryRunner {
     this.#queue.save(delivery);
     this.stats.retried++;
     warn(`${delivery.id}: not sent: ${message}. Again in ${seconds} s.`);
+    return false;
   }
 
-  #fail(delivery: Delivery, why: string): void {
+  #fail(delivery: Delivery, why: string): false {
     const parts = this.#queue.fail(delivery, why);
     this.stats.failed += parts.length;
     warn(
       `${delivery.id}: not sent for good, ${parts.length} parts: ${why}. /retry sends them again.`,
     );
+    return false;
   }
+}
+
+/** Resolves when nobody is left in any line. A turn that ends puts its reply in one: look again. */
+async function drained(): Promise<void> {
+  while (tails.size > 0) await Promise.allSettled(tails.values());
 }
 
 const FENCE = /^ {0,3}(`{3,8}(?!.*`)|~{3,8})/; // "```code``` and so on" is none
@@ -3189,16 +3208,20 @@ export function chunkMessage(words: string, limit: number): string[] {
   const chunks: string[] = [];
   const spare = limit < MIN_FENCED ? 0 : 9; // to close a code block
   let open = ""; // the line that opened the code block that we are in
+  let isCut = false; // the last piece ended in the middle of a line
   for (let rest = words; rest.trim(); ) {
     const head = open && `${open}\n`;
     const fits = head.length + rest.length <= limit;
     const piece = rest.slice(0, fits ? rest.length : cutAt(rest, limit - head.length - spare));
     rest = rest.slice(piece.length);
-    for (const line of piece.split("\n")) open = fenceAfter(open, line, limit);
+    // What was cut off does not stand at the beginning of its line: it opens no code block.
+    for (const line of `${isCut ? "." : ""}${piece}`.split("\n"))
+      open = fenceAfter(open, line, limit);
+    isCut = !piece.endsWith("\n");
     const close = open && rest ? `\n${FENCE.exec(open)?.[1]}` : "";
     if (head || piece.trim()) chunks.push(`${head}${piece.trimEnd()}${close}`);
     // Between two pieces nobody needs an empty line; but code keeps its own.
-    if (!open) rest = rest.replace(/^\s*\n|^ /, "");
+    if (!open) rest = rest.replace(isCut ? /^\s*\n|^ / : /^\s*\n/, "");
   }
   return chunks;
 }
@@ -3244,11 +3267,11 @@ const lineOf = ({ id, to, tries, next, text, why }: Delivery) =>
   `${id}  ${to}  ${tries}  ${why ?? time(next)}  ${JSON.stringify(text.slice(0, 40))}`;
 
 command("queue", "what waits to be sent", (_args, { queue }) =>
-  [...queue.waiting.values()].flat().slice(0, 20).map(lineOf).join("\n"),
+  [...queue.waiting.values()].flat().slice(0, 20).map(lineOf),
 );
 
 command("failed", "what could not be sent", (_args, { queue }) =>
-  queue.failed().slice(-20).map(lineOf).join("\n"),
+  queue.failed().slice(-20).map(lineOf),
 );
 
 command("retry", "send again what could not be sent", (_args, { queue, delivery }) => {
@@ -3257,16 +3280,16 @@ command("retry", "send again what could not be sent", (_args, { queue, delivery 
   return text(`${count} in line again.`);
 });
 
-command("stats", "how many were sent, tried again, given up", (_args, { queue, delivery }) =>
-  Object.entries({ ...delivery.stats, waiting: queue.files.size })
-    .map(([name, count]) => `${name.padEnd(8)} ${count}`)
-    .join("\n"),
-);
+command("stats", "how many were sent, tried again, given up", (_args, { queue, delivery }) => {
+  const stats = { ...delivery.stats, waiting: queue.files.size };
+  return Object.entries(stats).map(([name, count]) => `${name.padEnd(8)} ${count}`);
+});
 
 command("simulate-failure", "<kind> [times]: the next ones fail", (args) => {
   const [kind = "", times = "1"] = args.split(/\s+/);
   if (!simulated.has(kind)) throw new Error(`kind: one of ${[...simulated.keys()].join(", ")}`);
-  simulated.set(kind, Number.parseInt(times, 10) || 1);
+  if (!/^\d{1,3}$/.test(times)) throw new Error("times: a number from 0 to 999");
+  simulated.set(kind, Number(times));
   return text(`The next ${simulated.get(kind)} of ${kind} will fail.`);
 });
 
@@ -3330,8 +3353,7 @@ async function main(): Promise<void> {
   }
   await app.channels.stop();
   // Whoever is being answered gets up to 10 s; what is not done by then is done after the restart.
-  if (serve || process.stdin.isTTY)
-    await Promise.race([Promise.allSettled(tails.values()), sleep(10_000)]);
+  if (serve || process.stdin.isTTY) await Promise.race([drained(), sleep(10_000)]);
   process.stdout.write("", () => process.exit(0)); // when the reader of a pipe has taken it all
 }
 
