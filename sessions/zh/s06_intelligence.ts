@@ -2157,6 +2157,8 @@ export class SkillsManager {
   }
 }
 
+// 也不带控制字符：陌生人写的东西，可能会显示在我们的终端上。
+const oneLine = (words: unknown) => `${words}`.replace(/[\s\p{Cc}]+/gu, " ").trim();
 const SKILL = tool("", "", { name: string("…"), description: string("…") }).input_schema;
 
 /** 不是技能就抛错：其他技能照样加载。 */
@@ -2165,7 +2167,6 @@ function readSkill(file: string): Skill {
   // 在 YAML 里，一样东西起个名字就能反复引用。这样写上几行，就足以撑爆内存。
   const fields: unknown = parseYaml(front, { maxAliasCount: 20, logLevel: "error" });
   const { name, description } = checkInput(SKILL, fields);
-  const oneLine = (words: unknown) => String(words).replace(/\s+/g, " ").trim();
   if (!oneLine(name)) throw new Error("name is empty");
   const short = path.relative(WORKSPACE, file).split(path.sep).join("/");
   return { name: oneLine(name), description: oneLine(description), file: short };
@@ -2243,8 +2244,8 @@ const WIDE = /[\p{sc=Han}\p{sc=Hiragana}\p{sc=Katakana}\p{sc=Hangul}]/u;
 // 存的东西不多时，这些词显得很稀罕，会和人名一样有分量。
 const FILLERS =
   /^(an?|and|are|at|did|do|does|for|how|i|in|is|it|my|of|on|the|to|wh(at|en|ere|o|y))$/;
-// 一段文字只取这么长：谁都可能发来一兆，全切成词会撑爆内存。
-const folded = (content: string) => content.slice(0, 10_000).normalize("NFKC").toLowerCase();
+// 一段文字只取这么长：谁都可能发来一兆，里面的词会撑爆内存。
+const folded = (content: string) => content.slice(0, 4_000).normalize("NFKC").toLowerCase();
 
 /** 一段文字里的词。中文和日文没有空格，靠词典来切。 */
 function termsOf(content: string): string[] {
@@ -2363,6 +2364,7 @@ export class MemoryStore {
     this.#refresh();
     const scores = new Map<Indexed, number>();
     // 先看条目是谁的，再计分：别人的东西到不了这一步。
+    // 用得上的，只有一个词在别人的条目里有多常见。
     const count = (entry: Indexed, points: number) => {
       const isTheirs = entry.sessionKey === undefined ? owner : entry.sessionKey === sessionKey;
       if (isTheirs) scores.set(entry, (scores.get(entry) ?? 0) + points);
@@ -2424,7 +2426,7 @@ function contextFor(conversation: Conversation, input: string, options: TurnOpti
   const about = { ...whose(conversation, options), topK: 3 };
   const hits = options.app?.memory.search(input, about) ?? [];
   const found = hits.flatMap((hit) => (hit.score < RECALL_FROM ? [] : keepEnds(hit.text, 1_000)));
-  if (found.length > 0) info(`  （想起：${found.join(" · ")}）`);
+  if (found.length > 0) info(`  （想起：${oneLine(found.join(" · "))}）`);
   const lines = [`It is ${new Date()}.`, ...found.map((one) => `You remember: ${one}`)];
   return `<context>\n${lines.join("\n").toWellFormed()}\n</context>`;
 }
@@ -2435,7 +2437,7 @@ const whose = (conversation: Conversation, options: TurnOptions) => ({
 });
 
 const shown = (hits: Hit[]) =>
-  hits.map((hit) => `${hit.score.toFixed(2)}  ${hit.source}  ${hit.text.slice(0, 80)}`).join("\n");
+  hits.map((hit) => `${hit.score.toFixed(2)}  ${hit.source}  ${oneLine(hit.text.slice(0, 80))}`);
 
 const COUNT = { type: "integer", description: "How many at most; 5 if left out." };
 const FACT = { content: string("One full sentence."), category: string("One word.") };
@@ -2451,7 +2453,7 @@ Object.assign(HANDLERS, {
   },
   memory_search: ({ query, topK = 5 }, { app, conversation, ...options }) => {
     const about = { ...whose(conversation, options), topK: Number(topK) };
-    return shown(app?.memory.search(String(query), about) ?? []) || "nothing found";
+    return shown(app?.memory.search(String(query), about) ?? []).join("\n") || "nothing found";
   },
 } satisfies Record<string, Handler>);
 
