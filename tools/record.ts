@@ -6,6 +6,7 @@ import path from "node:path";
 import { parseArgs } from "node:util";
 import { startModel } from "../practice/model.ts";
 import { People } from "./people.ts";
+import { pictureOf } from "./picture.ts";
 import { LAST_PROMPT, Recording } from "./recording.ts";
 import { isMain, ROOT, readLanguages, SECTIONS, sectionPath, short } from "./sections.ts";
 import { readTranscripts, SETTINGS, type Transcript } from "./transcripts.ts";
@@ -116,6 +117,8 @@ async function main(): Promise<void> {
   for (const file of files) {
     const { before, after } = await recordFile(file);
     if (before !== after) fs.writeFileSync(path.join(ROOT, file), after);
+    const picture = pictureOf(after);
+    if (picture) fs.writeFileSync(path.join(ROOT, file.replace(/md$/, "svg")), picture);
     console.log(`${file}: ${before === after ? "as it was" : "changed; git diff shows how"}`);
   }
 }

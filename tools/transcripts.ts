@@ -27,6 +27,7 @@ export const SETTINGS = `
 export interface Setup {
   env: Record<string, string>;
   failures: { kind: string; times: number }[];
+  picture?: boolean; // an SVG is made of it, for the README
 }
 
 /** A line behind `alice > `. */
@@ -79,7 +80,8 @@ function readSetup(words: string[]): Setup {
   for (const word of words) {
     const [, name = "", value = ""] = /^([a-z\d_]+)=(.*)$/.exec(word) ?? [];
     const [, kind, times] = /^(.+?)(?:x(\d+))?$/.exec(value) ?? [];
-    if (name === "fail") setup.failures.push(failure(kind, times));
+    if (word === "picture") setup.picture = true;
+    else if (name === "fail") setup.failures.push(failure(kind, times));
     else if (SETTINGS.includes(name.toUpperCase())) setup.env[name.toUpperCase()] = value;
     else throw new Error(`"${word}" is neither fail=529x2 nor setting=value`);
   }

@@ -4,7 +4,7 @@
 //
 //   reply ──► chunkMessage ──► DeliveryQueue ──► DeliveryRunner ──► Channel.send
 //                              a file a part      one loop for        │ taken: the file goes
-//                                                 each recipient      │ 429, 500: wait, 5 s to 10 min
+//                                                 each recipient      │ 429, 500: 5 s to 10 min
 //                                                                     └ 403, 400: failed/
 //
 // New here: a queue on disk, back-off, order for each recipient, long texts cut with care.
@@ -1211,9 +1211,9 @@ export function route(message: InboundMessage, app: App, agent?: Agent): Routed 
 /** The door. Synchronous: when it returns, the platform may forget the message. */
 export function accept(app: App, message: InboundMessage, signal?: AbortSignal) {
   const routed = route(message, app);
+  noteOwner(app, message);
   // A line of the terminal is not kept: after a crash nobody waits for the answer.
   if (message.channel !== "cli" && !app.inbox.add(routed)) return { done: Promise.resolve("") };
-  noteOwner(app, message);
   return { done: enqueue(app, routed, signal) };
 }
 
@@ -2578,7 +2578,8 @@ export function nextRun(schedule: Schedule, now: number, since: number): number 
   if (schedule.kind === "at") return start;
   if (!(schedule.everySeconds >= 1)) throw new Error("everySeconds must be 1 or more");
   const step = schedule.everySeconds * 1000;
-  return start + (Math.floor((now - start) / step) + 1) * step;
+  const steps = Math.floor((now - start) / step) + 1;
+  return start + Math.max(steps, schedule.anchor ? 0 : steps) * step; // not before its anchor
 }
 
 function nextCron(expr: string, timeZone: string | undefined, now: number): number {
@@ -2688,7 +2689,8 @@ export class CronService {
       }
     }
     this.jobs = [...checked.values()];
-    this.#states = new Map(this.jobs.map((job) => [job.id, this.stateOf(job)]));
+    // Of jobs that are gone, too: an editor may take the file away and bring it back.
+    for (const job of this.jobs) this.stateOf(job);
     this.#save();
   }
 
@@ -2733,18 +2735,17 @@ const KEPT_RUNS = 20;
 
 /** Runs a job. What fails is an error and no answer: it is counted, and nobody is written to. */
 async function runJob(app: App, message: Routed, signal?: AbortSignal): Promise<string> {
-  while (serving.size > 0) await Promise.allSettled(serving);
   const { sessionKey, peerId: id, job } = message;
-  app.inbox.begin([message]);
-  let answer = message.text;
+  const options = { message, agent: app.agents.get(message.agentId), mode: "minimal" as const };
+  const run = async (signal?: AbortSignal) => {
+    while (serving.size > 0) await Promise.allSettled(serving);
+    app.inbox.begin([message]);
+    if (job?.isEvent) return message.text;
+    return runAlone(sessionKey, message.text, app, { ...options, signal });
+  };
+  let answer: string;
   try {
-    const options = {
-      message,
-      signal,
-      agent: app.agents.get(message.agentId),
-      mode: "minimal" as const,
-    };
-    if (!job?.isEvent) answer = await runAlone(sessionKey, message.text, app, options);
+    answer = await run(signal);
     app.cron.report(id);
   } catch (error) {
     answer = app.cron.report(id, error);
@@ -2756,8 +2757,8 @@ async function runJob(app: App, message: Routed, signal?: AbortSignal): Promise<
 
 /** A turn that nobody waits for. Throws if it was stopped or refused: that is no answer. */
 async function runAlone(key: string, input: string, app: App, options: TurnOptions) {
+  app.store.prune(key.slice(0, -"2026-11-22T08:00:00.000Z".length), KEPT_RUNS - 1);
   const session = app.store.current(key);
-  app.store.prune(key.slice(0, -"2026-11-22T08:00:00.000Z".length), KEPT_RUNS);
   const answer = await runTurn(session, input, { ...options, app });
   const last = session.messages.at(-1);
   const reason = last && "stop_reason" in last ? last.stop_reason : "";
@@ -2771,19 +2772,23 @@ const OWNER_FILE = path.join(STATE, "owner.json"); // where the owner wrote from
 function noteOwner({ channels }: App, message: InboundMessage): void {
   const { channel, peerId: to } = message;
   if (channel === "cli" || !channels.has(channel) || !isOwner({ message })) return;
-  replaceFile(OWNER_FILE, JSON.stringify({ channel, to }));
+  const place = JSON.stringify({ channel, to });
+  if (JSON.stringify(readState(OWNER_FILE)) !== place) replaceFile(OWNER_FILE, place);
 }
 
 /** Says it where the job wants it, or where the owner wrote from last; else in the terminal. */
 async function tellOwner(app: App, about: InboundMessage, words: string, deliver?: Job["deliver"]) {
   const { channel, to } = { channel: "", to: "", ...(deliver ?? readState(OWNER_FILE)) };
-  if (!app.channels.has(channel)) return info(words);
-  await reply(app, { ...about, channel, peerId: to }, words);
+  const message = { ...about, job: undefined, channel, peerId: to };
+  // Whom the settings no longer name as the owner is none, whatever the file says.
+  if (!app.channels.has(channel) || !(deliver || isOwner({ message }))) return info(words);
+  await reply(app, message, words);
 }
 
 const BLANK = /^\s*(#.*|[-*+]\s*(\[.?\])?\s*|```.*)?$/; // a heading, an empty item, a fence
 const SAME_FOR = 24 * 3600 * 1000; // ms
-const OK = /^[\s\p{P}]*HEARTBEAT_OK(?![\p{L}\p{N}])[\s\p{P}]*|[\s*_`]*HEARTBEAT_OK[\s\p{P}]*$/gu;
+const AROUND = String.raw`(?:</?\w+>|[^<\p{L}\p{N}])*`; // it likes to make it bold, or code
+const OK = new RegExp(`^${AROUND}HEARTBEAT_OK\\b${AROUND}|\\bHEARTBEAT_OK${AROUND}$`, "gu");
 
 /** What an answer to a heartbeat tells: nothing, if it says in a few words that all is well. */
 export function heartbeatText(answer: string): string {
@@ -2869,13 +2874,14 @@ export class HeartbeatRunner {
  * and waits of more than 24.8 days, which would make setTimeout fire at once.
  */
 function startTimer(app: App): void {
+  const began = Date.now(); // what falls due while we look is seen the next time
   try {
     app.cron.tick();
   } catch (error) {
     warn(`cron: ${error}`); // a full disk, say: the timer goes on
   }
   void app.heartbeat.tick(app);
-  const waits = [app.cron.next(), app.heartbeat.next()].map((at) => at - Date.now());
+  const waits = [app.cron.next(), app.heartbeat.next()].map((at) => at - began);
   setTimeout(startTimer, Math.min(60_000, ...waits.filter((ms) => ms > 0)), app);
 }
 
