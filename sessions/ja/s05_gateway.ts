@@ -371,7 +371,7 @@ export function checkInput(schema: Anthropic.Tool.InputSchema, input: unknown) {
   const properties = (schema.properties ?? {}) as Record<
     string,
     { type?: string; enum?: unknown[] }
-  >; // 自前のもの
+  >; // 自前の値
   for (const name of schema.required ?? []) {
     if (fields[name] === undefined) throw new Error(`${name} is missing`);
   }
@@ -1120,7 +1120,7 @@ export class Inbox {
   #load(name: string): void {
     const file = path.join(this.#dir, name);
     this.#next = Number.parseInt(name, 10) + 1;
-    const message = parseObject(fs.readFileSync(file, "utf8")) as Routed | undefined; // 自前のもの
+    const message = parseObject(fs.readFileSync(file, "utf8")) as Routed | undefined; // 自前の値
     if (message && this.#done.has(message.id)) {
       fs.rmSync(file);
     } else if (message?.id && (message.begun ?? 0) < 3) {
