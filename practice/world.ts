@@ -52,6 +52,20 @@ const SETTINGS = `ANTHROPIC_API_KEY ANTHROPIC_AUTH_TOKEN ANTHROPIC_BASE_URL MODE
   ANTHROPIC_API_KEY_3 ANTHROPIC_API_KEY_4 ANTHROPIC_API_KEY_5 ANTHROPIC_API_KEY_6
   ANTHROPIC_API_KEY_7 ANTHROPIC_API_KEY_8 ANTHROPIC_API_KEY_9 FALLBACK_MODELS`.split(/\s+/);
 
+/** At every hour, and soon enough to see one. It is the only setting that the shell may give. */
+const HEARTBEAT = {
+  HEARTBEAT_INTERVAL: process.env.HEARTBEAT_INTERVAL || "60",
+  HEARTBEAT_ACTIVE_START: "0",
+  HEARTBEAT_ACTIVE_END: "24",
+};
+
+/** Its number is how the log and `npm run practice -- fail 401 --key 2` tell a key from others. */
+const MORE_KEYS = {
+  ANTHROPIC_API_KEY_2: "practice-2",
+  ANTHROPIC_API_KEY_3: "practice-3",
+  FALLBACK_MODELS: "claude-haiku-5-5",
+};
+
 /** Who may write to the bot; the first is the owner. mallory may not. */
 const ALLOWED = ["alice", "bob", "family"];
 
@@ -88,6 +102,8 @@ export async function startWorld(user: string, section = 1, root = ROOT): Promis
       CLAW0_WORKSPACE: join(root, ".practice", "workspace"),
       CONTEXT_TOKENS: "180000",
       ...channels?.settings,
+      ...(section >= 7 && HEARTBEAT),
+      ...(section >= 9 && MORE_KEYS),
       // A proxy must not come between a section and its practice world.
       NO_PROXY: ["127.0.0.1,localhost", process.env.NO_PROXY].filter(Boolean).join(","),
     },

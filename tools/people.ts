@@ -38,15 +38,9 @@ export class People {
     this.#last = who;
     const [all = "", command] = /^\/(photo|album|reply) ?/.exec(text) ?? [];
     const photos = command === "photo" ? 1 : command === "album" ? 3 : 0;
-    const input = {
-      person,
-      group,
-      text: text.slice(all.length),
-      photos,
-      reply: command === "reply",
-    };
-    const request = { method: "POST", body: JSON.stringify(input) };
-    const answer = await fetch(`${platform.url}/_practice/say`, request);
+    const [words, reply] = [text.slice(all.length), command === "reply"];
+    const body = JSON.stringify({ person, group, text: words, photos, reply });
+    const answer = await fetch(`${platform.url}/_practice/say`, { method: "POST", body });
     const { error } = (await answer.json()) as { error?: string }; // our own server's form
     if (error) throw new Error(`${who}: ${error}`);
   }

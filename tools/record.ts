@@ -11,7 +11,10 @@ import { LAST_PROMPT, Recording } from "./recording.ts";
 import { isMain, ROOT, readLanguages, SECTIONS, sectionPath, short } from "./sections.ts";
 import { readTranscripts, SETTINGS, type Transcript } from "./transcripts.ts";
 
-/** When every recording takes place. What is printed of its first five minutes becomes this. */
+/**
+ * When every recording takes place. What is printed of its first five minutes becomes this,
+ * and half an hour and an hour later the same: a heartbeat and a job may be due then.
+ */
 const START = Date.UTC(2026, 0, 5, 10);
 
 /** What differs from one recording to the next becomes the same. */
@@ -24,11 +27,11 @@ export function normalise(text: string, folders: Record<string, string>): string
     const found = new RegExp(`${parts.join("[\\\\/]+")}(?!\\w)([\\\\/][\\w.%\\\\/-]*)?`, "gi");
     result = result.replace(found, (_all, rest = "") => name + rest.replace(/\\+/g, "/"));
   }
-  const zeros = (time: string) => `10:00${time.slice(5).replace(/\d/g, "0")}`;
+  const zeros = (time: string) => `${time.slice(0, 4)}0${time.slice(5).replace(/\d/g, "0")}`;
   const inTime = (ms: string) => Number(ms) >= START && Number(ms) < START + 5 * 60_000;
   return result
     .replace(/(127\.0\.0\.1|localhost|\[::1\]):\d{2,5}\b/g, "$1:8765")
-    .replace(/(?<!\d)10:0[0-4](:[0-5]\d)?([.,]\d{3})?/g, zeros)
+    .replace(/(?<!\d)(10:0|10:3|11:0)[0-4](:[0-5]\d)?([.,]\d{3})?/g, zeros)
     .replace(/\b\d{13}\b/g, (ms) => (inTime(ms) ? String(START) : ms))
     .replace(/("uptime": )\d+/g, "$112")
     .replace(/[ \t]+$/gm, "");

@@ -1992,7 +1992,8 @@ method(
     const place = { channel: String(channel).toLowerCase(), peerId: String(peerId) };
     const inbound = { id, ...from, ...place, text: String(text).trim(), at: Date.now() };
     // Whoever comes by the network is not the owner, whatever they say they are.
-    if (["cli", "cron"].includes(place.channel)) throw rpcError(-32602, "channel: not this one");
+    const isTheirs = /^(?!(cli|cron|heartbeat)$)\w+$/.test(place.channel);
+    if (!isTheirs) throw rpcError(-32602, "channel: not this one");
     if (!inbound.text) throw rpcError(-32602, "text is empty");
     const agent = agentId === undefined ? agentId : asked(() => app.agents.find(String(agentId)));
     const message = asked(() => route(inbound, app, agent));
@@ -2593,7 +2594,8 @@ function nextCron(expr: string, timeZone: string | undefined, now: number): numb
   const next = first(now, timeZone);
   // When clocks are put forward, the library leaves out a time that they pass over, at least in
   // Lord Howe. To us it is due when it would have been, had the clock gone on.
-  const unmoved = now - (now % 1000) + shown - wall(now);
+  const from = Math.max(now - (now % 1000), shown - 24 * 3600 * 1000); // before the clock moves
+  const unmoved = from + shown - wall(from);
   return unmoved < next && wall(unmoved) > shown ? unmoved : next;
 }
 
@@ -2634,8 +2636,7 @@ export class CronService {
 
   /** Begins what is due. A time is crossed off after that, and nowhere else. */
   tick(): void {
-    this.#read();
-    for (const job of this.jobs) {
+    for (const job of this.read()) {
       const state = this.stateOf(job);
       if (!job.enabled || !state.due || state.due > this.#now()) continue;
       this.#begin(job, state.due);
@@ -2669,17 +2670,17 @@ export class CronService {
     replaceFile(this.#stateFile, JSON.stringify(Object.fromEntries(this.#states)));
   }
 
-  /** Looks whether the file is another. One that makes no sense leaves things as they were. */
-  #read(): void {
+  /** The jobs as the file has them now. One that makes no sense leaves things as they were. */
+  read(): Job[] {
     const changed = fs.statSync(this.#file, { throwIfNoEntry: false })?.mtimeMs ?? 0;
-    if (changed === this.#changed) return;
+    if (changed === this.#changed) return this.jobs;
     this.#changed = changed;
     const content = readOrSay(this.#file, '{"jobs":[]}', readText);
     const { jobs } = { ...parseObject(content) } as Fields;
-    if (!Array.isArray(jobs))
-      return void warn(`${this.#file}: no list of jobs. The old ones go on.`);
+    const list: unknown[] = Array.isArray(jobs) ? jobs : this.jobs;
+    if (list === this.jobs) warn(`${this.#file}: no list of jobs. The old ones go on.`);
     const checked = new Map<string, Job>();
-    for (const [index, raw] of jobs.entries()) {
+    for (const [index, raw] of list.entries()) {
       try {
         const job = checkJob(raw);
         if (checked.has(job.id)) throw new Error(`id: ${job.id} is there twice`);
@@ -2692,6 +2693,7 @@ export class CronService {
     // Of jobs that are gone, too: an editor may take the file away and bring it back.
     for (const job of this.jobs) this.stateOf(job);
     this.#save();
+    return this.jobs;
   }
 
   /** Counts how it went. Gives what the owner should hear: nothing, but after the fifth error. */
@@ -2885,14 +2887,14 @@ function startTimer(app: App): void {
   setTimeout(startTimer, Math.min(60_000, ...waits.filter((ms) => ms > 0)), app);
 }
 
-const time = (at = Infinity) => (Number.isFinite(at) ? new Date(at).toISOString() : "never");
+const time = (at = Infinity) => (at < 8.64e15 ? new Date(at).toISOString() : "never");
 
 const statusOf = ({ heartbeat }: App) => {
   return { ...heartbeat.settings, next: time(heartbeat.next()), last: heartbeat.last };
 };
 
 const jobsOf = ({ cron }: App) =>
-  cron.jobs.map((job) => {
+  cron.read().map((job) => {
     const { due, errors } = cron.stateOf(job);
     return { ...job, due: time(job.enabled ? due : undefined), errors };
   });
@@ -2905,9 +2907,7 @@ command("heartbeat", "when it looks whether something needs you", (_args, app) =
   return lines.join("\n");
 });
 
-command("trigger", "a heartbeat now", (_args, app, { signal }) =>
-  app.heartbeat.run(app, true, signal),
-);
+command("trigger", "a heartbeat now", (_, app, { signal }) => app.heartbeat.run(app, true, signal));
 
 command("cron", "the jobs", (_args, app) => {
   const lines = jobsOf(app).map((job) => `${job.id}  ${job.due}  ${job.errors}  ${job.name ?? ""}`);
@@ -2915,7 +2915,7 @@ command("cron", "the jobs", (_args, app) => {
 });
 
 command("cron-trigger", "<id>: run a job now", (id, app) => {
-  const job = app.cron.jobs.find((one) => one.id === id);
+  const job = app.cron.read().find((one) => one.id === id);
   if (!job) throw new Error(`there is no job "${id}"; /cron shows them`);
   beginJob(app, job, Date.now());
   return text(`${id} is in line.`);
@@ -3039,7 +3039,8 @@ export class DeliveryQueue {
   fail(delivery: Delivery, why: string): Delivery[] {
     const line = this.waiting.get(recipientOf(delivery)) ?? [];
     const parts = line.filter((one) => replyOf(one) === replyOf(delivery));
-    for (const part of parts) {
+    // From the end: after a crash in here the first part is still there, and takes the others along.
+    for (const part of parts.toReversed()) {
       this.save(Object.assign(part, { why }));
       const file = this.#fileOf(part);
       fs.renameSync(file, path.join(this.#failed, path.basename(file)));
@@ -3168,7 +3169,7 @@ export class DeliveryRunner {
   }
 }
 
-const FENCE = /^ {0,3}(`{3,8}|~{3,8})/;
+const FENCE = /^ {0,3}(`{3,8}(?!.*`)|~{3,8})/; // "```code``` and so on" is none
 const MIN_FENCED = 60; // in less room than that, code blocks are cut like everything else
 const ENDS = [/\n\s*\n/g, /\n/g, /[.!?](?=\s)|[。！？…]/g, /\s/g]; // where to cut, the best first
 const GRAPHEMES = new Intl.Segmenter("und", { granularity: "grapheme" });

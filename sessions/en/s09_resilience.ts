@@ -2005,7 +2005,8 @@ method(
     const place = { channel: String(channel).toLowerCase(), peerId: String(peerId) };
     const inbound = { id, ...from, ...place, text: String(text).trim(), at: Date.now() };
     // Whoever comes by the network is not the owner, whatever they say they are.
-    if (["cli", "cron"].includes(place.channel)) throw rpcError(-32602, "channel: not this one");
+    const isTheirs = /^(?!(cli|cron|heartbeat)$)\w+$/.test(place.channel);
+    if (!isTheirs) throw rpcError(-32602, "channel: not this one");
     if (!inbound.text) throw rpcError(-32602, "text is empty");
     const agent = agentId === undefined ? agentId : asked(() => app.agents.find(String(agentId)));
     const message = asked(() => route(inbound, app, agent));
@@ -2606,7 +2607,8 @@ function nextCron(expr: string, timeZone: string | undefined, now: number): numb
   const next = first(now, timeZone);
   // When clocks are put forward, the library leaves out a time that they pass over, at least in
   // Lord Howe. To us it is due when it would have been, had the clock gone on.
-  const unmoved = now - (now % 1000) + shown - wall(now);
+  const from = Math.max(now - (now % 1000), shown - 24 * 3600 * 1000); // before the clock moves
+  const unmoved = from + shown - wall(from);
   return unmoved < next && wall(unmoved) > shown ? unmoved : next;
 }
 
@@ -2647,8 +2649,7 @@ export class CronService {
 
   /** Begins what is due. A time is crossed off after that, and nowhere else. */
   tick(): void {
-    this.#read();
-    for (const job of this.jobs) {
+    for (const job of this.read()) {
       const state = this.stateOf(job);
       if (!job.enabled || !state.due || state.due > this.#now()) continue;
       this.#begin(job, state.due);
@@ -2682,17 +2683,17 @@ export class CronService {
     replaceFile(this.#stateFile, JSON.stringify(Object.fromEntries(this.#states)));
   }
 
-  /** Looks whether the file is another. One that makes no sense leaves things as they were. */
-  #read(): void {
+  /** The jobs as the file has them now. One that makes no sense leaves things as they were. */
+  read(): Job[] {
     const changed = fs.statSync(this.#file, { throwIfNoEntry: false })?.mtimeMs ?? 0;
-    if (changed === this.#changed) return;
+    if (changed === this.#changed) return this.jobs;
     this.#changed = changed;
     const content = readOrSay(this.#file, '{"jobs":[]}', readText);
     const { jobs } = { ...parseObject(content) } as Fields;
-    if (!Array.isArray(jobs))
-      return void warn(`${this.#file}: no list of jobs. The old ones go on.`);
+    const list: unknown[] = Array.isArray(jobs) ? jobs : this.jobs;
+    if (list === this.jobs) warn(`${this.#file}: no list of jobs. The old ones go on.`);
     const checked = new Map<string, Job>();
-    for (const [index, raw] of jobs.entries()) {
+    for (const [index, raw] of list.entries()) {
       try {
         const job = checkJob(raw);
         if (checked.has(job.id)) throw new Error(`id: ${job.id} is there twice`);
@@ -2705,6 +2706,7 @@ export class CronService {
     // Of jobs that are gone, too: an editor may take the file away and bring it back.
     for (const job of this.jobs) this.stateOf(job);
     this.#save();
+    return this.jobs;
   }
 
   /** Counts how it went. Gives what the owner should hear: nothing, but after the fifth error. */
@@ -2898,14 +2900,14 @@ function startTimer(app: App): void {
   setTimeout(startTimer, Math.min(60_000, ...waits.filter((ms) => ms > 0)), app);
 }
 
-const time = (at = Infinity) => (Number.isFinite(at) ? new Date(at).toISOString() : "never");
+const time = (at = Infinity) => (at < 8.64e15 ? new Date(at).toISOString() : "never");
 
 const statusOf = ({ heartbeat }: App) => {
   return { ...heartbeat.settings, next: time(heartbeat.next()), last: heartbeat.last };
 };
 
 const jobsOf = ({ cron }: App) =>
-  cron.jobs.map((job) => {
+  cron.read().map((job) => {
     const { due, errors } = cron.stateOf(job);
     return { ...job, due: time(job.enabled ? due : undefined), errors };
   });
@@ -2918,9 +2920,7 @@ command("heartbeat", "when it looks whether something needs you", (_args, app) =
   return lines.join("\n");
 });
 
-command("trigger", "a heartbeat now", (_args, app, { signal }) =>
-  app.heartbeat.run(app, true, signal),
-);
+command("trigger", "a heartbeat now", (_, app, { signal }) => app.heartbeat.run(app, true, signal));
 
 command("cron", "the jobs", (_args, app) => {
   const lines = jobsOf(app).map((job) => `${job.id}  ${job.due}  ${job.errors}  ${job.name ?? ""}`);
@@ -2928,7 +2928,7 @@ command("cron", "the jobs", (_args, app) => {
 });
 
 command("cron-trigger", "<id>: run a job now", (id, app) => {
-  const job = app.cron.jobs.find((one) => one.id === id);
+  const job = app.cron.read().find((one) => one.id === id);
   if (!job) throw new Error(`there is no job "${id}"; /cron shows them`);
   beginJob(app, job, Date.now());
   return text(`${id} is in line.`);
@@ -3052,7 +3052,8 @@ export class DeliveryQueue {
   fail(delivery: Delivery, why: string): Delivery[] {
     const line = this.waiting.get(recipientOf(delivery)) ?? [];
     const parts = line.filter((one) => replyOf(one) === replyOf(delivery));
-    for (const part of parts) {
+    // From the end: after a crash in here the first part is still there, and takes the others along.
+    for (const part of parts.toReversed()) {
       this.save(Object.assign(part, { why }));
       const file = this.#fileOf(part);
       fs.renameSync(file, path.join(this.#failed, path.basename(file)));
@@ -3181,7 +3182,7 @@ export class DeliveryRunner {
   }
 }
 
-const FENCE = /^ {0,3}(`{3,8}|~{3,8})/;
+const FENCE = /^ {0,3}(`{3,8}(?!.*`)|~{3,8})/; // "```code``` and so on" is none
 const MIN_FENCED = 60; // in less room than that, code blocks are cut like everything else
 const ENDS = [/\n\s*\n/g, /\n/g, /[.!?](?=\s)|[。！？…]/g, /\s/g]; // where to cut, the best first
 const GRAPHEMES = new Intl.Segmenter("und", { granularity: "grapheme" });
@@ -3290,17 +3291,33 @@ export type Reason =
   | "billing"
   | "timeout"
   | "overflow"
+  | "model"
   | "invalid"
   | "unknown";
 
-const REASONS: Record<string | number, Reason> = {
-  ...{ rate_limit_error: "rate_limit", overloaded_error: "overloaded", billing_error: "billing" },
-  ...{ authentication_error: "auth", permission_error: "auth", timeout_error: "timeout" },
-  ...{ invalid_request_error: "invalid", not_found_error: "invalid", request_too_large: "invalid" },
-  api_error: "unknown",
-  ...{ 400: "invalid", 401: "auth", 402: "billing", 403: "auth", 404: "invalid", 408: "timeout" },
-  ...{ 413: "invalid", 422: "invalid", 429: "rate_limit", 504: "timeout", 529: "overloaded" },
-};
+/** By the API's type and by status. What is not in here is "unknown": a 500, say. */
+const REASONS = new Map<string | number | null | undefined, Reason>([
+  ["rate_limit_error", "rate_limit"],
+  [429, "rate_limit"],
+  ["overloaded_error", "overloaded"],
+  [529, "overloaded"],
+  ["authentication_error", "auth"],
+  ["permission_error", "auth"],
+  [401, "auth"],
+  [403, "auth"],
+  ["billing_error", "billing"],
+  [402, "billing"],
+  ["timeout_error", "timeout"],
+  [408, "timeout"],
+  [504, "timeout"],
+  ["not_found_error", "model"],
+  [404, "model"],
+  ["invalid_request_error", "invalid"],
+  ["request_too_large", "invalid"],
+  [400, "invalid"],
+  [413, "invalid"],
+  [422, "invalid"],
+]);
 
 /** By the API's own type, else by the status: an error inside a stream has none. Never by words. */
 export function classifyFailure(error: unknown): Reason {
@@ -3309,7 +3326,7 @@ export function classifyFailure(error: unknown): Reason {
   const { APIConnectionError, APIUserAbortError, APIError, AnthropicError } = Anthropic;
   if (error instanceof APIConnectionError || error instanceof APIUserAbortError) return "timeout";
   if (error instanceof APIError)
-    return REASONS[error.type ?? ""] ?? REASONS[error.status ?? 0] ?? "unknown";
+    return REASONS.get(error.type) ?? REASONS.get(error.status) ?? "unknown";
   return error instanceof AnthropicError ? "timeout" : "unknown"; // a stream that ended too early
 }
 
@@ -3319,6 +3336,7 @@ const COOLDOWNS: Partial<Record<Reason, [first: number, cap: number]>> = {
   overloaded: [2, 60],
   timeout: [1, 60],
   unknown: [1, 60],
+  model: [60, 3600],
   auth: [600, 3600],
   billing: [600, 86_400],
 };
@@ -3340,7 +3358,9 @@ export class ProfileManager {
     this.profiles = profiles;
     this.#file = file;
     this.#now = now;
-    this.cooldowns = new Map(Object.entries(readState(file)));
+    // A file edited by hand may hold anything.
+    const kept = Object.entries(readState(file)).filter(([, one]) => one?.until > 0);
+    this.cooldowns = new Map(kept);
   }
 
   /** When a key or a model can be used again, in ms; 0 if it can be now. */
@@ -3371,16 +3391,22 @@ export class ProfileManager {
     const now = this.#now();
     const [first, cap] = COOLDOWNS[reason] ?? [0, 0];
     if (this.readyAt(id)) return; // another turn was quicker
-    const count = (this.cooldowns.get(id)?.count ?? 0) + 1;
+    const before = this.cooldowns.get(id);
+    const count = before?.reason === reason ? before.count + 1 : 1;
     const seconds = Math.max(Math.min(first * 2 ** (count - 1), cap), retryAfter);
     this.cooldowns.set(id, { reason, since: now, until: now + seconds * 1000, count });
     this.#save();
   }
 
-  /** It works: what was is forgotten. */
+  /** It works: what was is forgotten. If it rests by now, another turn knows better, and later. */
   succeed(ids: string[]): void {
-    const gone = ids.filter((id) => this.cooldowns.delete(id));
+    const gone = ids.filter((id) => !this.readyAt(id) && this.cooldowns.delete(id));
     if (gone.length > 0) this.#save();
+  }
+
+  clear(): void {
+    this.cooldowns.clear();
+    this.#save();
   }
 
   #save(): void {
@@ -3391,7 +3417,10 @@ export class ProfileManager {
 /** Another key under the same name is another one, and fresh. The key itself is in no file. */
 const idOf = ({ name, key }: AuthProfile) => `${name} ${sha256(key).digest("hex").slice(0, 8)}`;
 
-const PATIENCE = 60; // s that a turn may wait in all for a key or a model
+// ms that a turn may spend in all on waiting and on what failed. With two keys one of them is
+// always ready again when the other has been silent for a minute: without an end to this, a turn
+// would have none.
+const PATIENCE = 120_000;
 
 export interface TurnOptions {
   client?: Anthropic;
@@ -3417,29 +3446,31 @@ export class ResilienceRunner {
 
   /** Runs `inner` with a key and a model, again and again. Throws what can't be mended here. */
   async run(options: TurnOptions, inner: (options: TurnOptions) => Promise<void>): Promise<void> {
-    const patience = this.#now() + PATIENCE * 1000;
+    let patience = PATIENCE;
     const models = [options.agent?.model ?? MODEL, ...this.fallbacks];
     for (let failed: unknown; ; ) {
       const { profile, model, at } = this.#profiles.choose(models);
-      const wait = at - this.#now();
-      if (wait > 0) {
-        if (at > patience)
-          throw failed ?? new Error(`no key is ready before ${time(at)}: see /cooldowns`);
-        info(`  (waiting ${Math.ceil(wait / 1000)} s)`);
-        await sleep(wait, undefined, { signal: options.signal }).catch(() => {}); // Ctrl+C: see callModel
-      }
+      const wait = Math.max(0, at - this.#now());
+      if (wait > patience) throw failed ?? new Error(`no key is ready before ${time(at)}`);
+      if (wait > 0) info(`  (waiting ${Math.ceil(wait / 1000)} s)`);
+      // Ctrl+C ends this, and then callModel, too.
+      if (wait > 0) await sleep(wait, undefined, { signal: options.signal }).catch(() => {});
+      const began = this.#now();
       const client = new Anthropic({ apiKey: profile.key, maxRetries: 0 });
       try {
         await inner({ ...options, client, model });
-        return this.#profiles.succeed([idOf(profile), model]);
+        // After Ctrl+C nobody knows whether it would have worked.
+        if (!options.signal?.aborted) this.#profiles.succeed([idOf(profile), model]);
+        return;
       } catch (error) {
         const reason = classifyFailure(error);
         // Also what is not the API's, like a full disk: another key would not help.
         if (!(error instanceof Anthropic.AnthropicError) || !COOLDOWNS[reason]) throw error;
         failed = error;
+        patience -= wait + Math.min(this.#now() - began, SILENCE); // tools may have run for long
         info(`  (${reason}: ${profile.name}, ${model})`);
         // Too much to do at their end is nobody's key: it is the model that rests.
-        const id = reason === "overloaded" ? model : idOf(profile);
+        const id = ["overloaded", "model"].includes(reason) ? model : idOf(profile);
         this.#profiles.fail(id, reason, retryAfterOf(error));
       }
     }
@@ -3496,7 +3527,7 @@ command("profiles", "the keys, and when they can be used", (_args, app) =>
 );
 
 command("cooldowns", "[clear]: what rests, and why", (args, { profiles }) => {
-  if (args === "clear") profiles.succeed([...profiles.cooldowns.keys()]);
+  if (args === "clear") profiles.clear();
   const lines = [...profiles.cooldowns].map(
     ([id, { reason, until, count }]) => `${id}  ${reason}  ${time(until)}  ${count}`,
   );
