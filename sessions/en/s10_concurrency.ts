@@ -1011,10 +1011,10 @@ Object.assign(HANDLERS, {
   get_current_time: () => new Date().toString(),
 } satisfies Record<string, Handler>);
 
-/** What a person types behind a slash. `run` gets the rest of the line, and gives what to show. */
+/** What a person types behind a slash. `run` gets the rest of the line, and gives lines to show. */
 export interface Command {
   help: string;
-  run(args: string, app: App, options: TurnOptions): string | Promise<string>;
+  run(args: string, app: App, options: TurnOptions): string | string[] | Promise<string>;
 }
 
 export const COMMANDS: Record<string, Command> = {};
@@ -1028,13 +1028,11 @@ async function runCommand(line: string, app: App, options: TurnOptions): Promise
   const [name = "", ...rest] = line.slice(1).split(" ");
   const found = Object.hasOwn(COMMANDS, name) ? COMMANDS[name] : undefined;
   if (!found) return text(`There is no command /${name}. /help lists them.`);
-  return found.run(rest.join(" ").trim(), app, options);
+  return [await found.run(rest.join(" ").trim(), app, options)].flat().join("\n");
 }
 
 command("help", "what you can type here", () =>
-  Object.entries(COMMANDS)
-    .map(([name, { help }]) => `/${name.padEnd(10)} ${help}`)
-    .join("\n"),
+  Object.entries(COMMANDS).map(([name, { help }]) => `/${name.padEnd(10)} ${help}`),
 );
 
 command("new", "[label]: begin a new session", (label, { store, key }) => {
@@ -1046,7 +1044,7 @@ command("list", "the sessions of this conversation", (_args, { store, key }) => 
   const current = store.current(key).id;
   const line = ({ id, messages, header: { at, label } }: Session) =>
     `${id === current ? "*" : " "} ${id}  ${at}  ${messages.length}  ${label}`;
-  return store.list(key).map(line).join("\n");
+  return store.list(key).map(line);
 });
 
 command("switch", "<id>: go back to a session, by the beginning of its id", (id, app) => {
@@ -1724,12 +1722,12 @@ function readFeishu(type: string, json: string) {
 }
 
 command("channels", "the channels, and how they are", (_args, { channels }) =>
-  [...channels.states].map(([name, state]) => `${name.padEnd(10)} ${state}`).join("\n"),
+  [...channels.states].map(([name, state]) => `${name.padEnd(10)} ${state}`),
 );
 
 command("accounts", "our accounts on the platforms", () => {
   const shown = (name: string) => `${name}  ${(env(name) || "-").slice(0, 6)}`; // not all of it
-  return ["TELEGRAM_BOT_TOKEN", "FEISHU_APP_ID", "FEISHU_APP_SECRET"].map(shown).join("\n");
+  return ["TELEGRAM_BOT_TOKEN", "FEISHU_APP_ID", "FEISHU_APP_SECRET"].map(shown);
 });
 
 // ---- s05 · Gateway and routing ----
@@ -2066,10 +2064,7 @@ method("status", {}, [], (_params, app) => ({
 }));
 
 command("bindings", "who answers what", (_args, { bindings }) =>
-  bindings
-    .list()
-    .map((one) => `${one.matchKey} ${one.matchValue} → ${one.agentId}`)
-    .join("\n"),
+  bindings.list().map((one) => `${one.matchKey} ${one.matchValue} → ${one.agentId}`),
 );
 
 command("route", "<channel> <peer> [account] [guild]: who would answer, and why", (args, app) => {
@@ -2082,7 +2077,7 @@ command("route", "<channel> <peer> [account] [guild]: who would answer, and why"
 });
 
 command("agents", "the agents", (_args, { agents }) =>
-  [...agents.values()].map(({ id, dmScope, system }) => `${id}  ${dmScope}  ${system}`).join("\n"),
+  [...agents.values()].map(({ id, dmScope, system }) => `${id}  ${dmScope}  ${system}`),
 );
 
 command("agent", "<id>|off: who answers you here", (id, app) => {
@@ -2092,10 +2087,7 @@ command("agent", "<id>|off: who answers you here", (id, app) => {
 });
 
 command("sessions", "all conversations", (_args, { store }) =>
-  store
-    .all()
-    .map(({ id, header: { key, label } }) => `${id}  ${key}  ${label}`)
-    .join("\n"),
+  store.all().map(({ id, header: { key, label } }) => `${id}  ${key}  ${label}`),
 );
 
 command("gateway", "where programs can connect", (_args, { gateway }) =>
@@ -2149,9 +2141,11 @@ const PRIVATE_FILES = PRIVATE.map((name) => path.join(WORKSPACE, name));
 /** What is the owner's is not for others, by whatever path or link they ask for it. */
 function checkPrivate({ path: asked }: Fields, turn: Turn): void {
   if (typeof asked !== "string" || isOwner(turn)) return;
-  const names = [asked, safePath(asked, WORKSPACE)].map((one) => path.basename(one));
-  const isPrivate = names.some((name) => /^(memory|user)\.md$/i.test(name));
-  if (isPrivate) throw new Error(`${asked} is the owner's`);
+  const real = safePath(asked, WORKSPACE);
+  const isPrivate = [asked, real].some((one) => /^(memory|user)\.md$/i.test(path.basename(one)));
+  const files = PRIVATE_FILES.filter((one) => fs.existsSync(one)); // they may be links themselves
+  if (isPrivate || files.some((one) => fs.realpathSync.native(one) === real))
+    throw new Error(`${asked} is the owner's`);
 }
 
 const complained = new Set<string>();
@@ -2297,7 +2291,8 @@ const WIDE = /[\p{sc=Han}\p{sc=Hiragana}\p{sc=Katakana}\p{sc=Hangul}]/u;
 // In a small store these are rare, and would count for as much as a name.
 const FILLERS =
   /^(an?|and|are|at|did|do|does|for|how|i|in|is|it|my|of|on|the|to|wh(at|en|ere|o|y))$/;
-const folded = (content: string) => content.normalize("NFKC").toLowerCase();
+// Only so much of a text: one of a megabyte, as anyone may send, would fill all memory with words.
+const folded = (content: string) => content.slice(0, 10_000).normalize("NFKC").toLowerCase();
 
 /** The words of a text. Chinese and Japanese have no spaces: there a dictionary finds them. */
 function termsOf(content: string): string[] {
@@ -2406,8 +2401,7 @@ export class MemoryStore {
       const lines = readOrSay(file, "", readText).split(/\r?\n[-*\s]*/);
       // No headings or comments, and no "Name:" that nobody has filled in.
       const facts = lines.filter((line) => /^[^#<].*[^\s:]\s*$/.test(line));
-      const source = path.basename(file);
-      const entries = facts.map((text) => this.#add({ text, source }));
+      const entries = facts.map((text) => this.#add({ text, source: path.basename(file) }));
       this.#read.set(file, { changed, entries });
     }
   }
@@ -2457,7 +2451,7 @@ const REPEAT = 0.8; // of its words are another's: then it is nearly the same en
 function diversify(hits: { it: Indexed; score: number }[], topK: number): Hit[] {
   const taken: typeof hits = [];
   for (const hit of hits.sort((a, b) => b.score - a.score)) {
-    if (taken.length >= topK) break;
+    if (taken.length >= Math.min(topK, 50)) break; // each is compared with all that are taken
     if (taken.every(({ it }) => likeness(it, hit.it) < REPEAT)) taken.push(hit);
   }
   return taken.map(({ it: { terms, size, vector, ...memory }, score }) => ({ ...memory, score }));
@@ -2525,10 +2519,9 @@ command("bootstrap", "how it works", (_args, app) => layerOf(app, "bootstrap"));
 command("search", "<words>: what it remembers, the best first", (query, { memory, key }) =>
   shown(memory.search(query, { sessionKey: key, owner: true })),
 );
-command("prompt", "the layers of its prompt, in characters", (_args, app) => {
-  const lines = layersOf(app).map((it, i) => `${i + 1} ${it.name.padEnd(10)} ${it.text.length}`);
-  return lines.join("\n");
-});
+command("prompt", "the layers of its prompt, in characters", (_args, app) =>
+  layersOf(app).map((it, i) => `${i + 1} ${it.name.padEnd(10)} ${it.text.length}`),
+);
 
 // ---- s07 · Heartbeat and cron ----
 
