@@ -972,10 +972,10 @@ Object.assign(HANDLERS, {
   get_current_time: () => new Date().toString(),
 } satisfies Record<string, Handler>);
 
-/** 人がスラッシュに続けて打つもの。`run`は行の残りを受け取り、表示する文を返す。 */
+/** 人がスラッシュに続けて打つもの。`run`は行の残りを受け取り、表示する行を返す。 */
 export interface Command {
   help: string;
-  run(args: string, app: App, options: TurnOptions): string | Promise<string>;
+  run(args: string, app: App, options: TurnOptions): string | string[] | Promise<string>;
 }
 
 export const COMMANDS: Record<string, Command> = {};
@@ -989,13 +989,11 @@ async function runCommand(line: string, app: App, options: TurnOptions): Promise
   const [name = "", ...rest] = line.slice(1).split(" ");
   const found = Object.hasOwn(COMMANDS, name) ? COMMANDS[name] : undefined;
   if (!found) return text(`/${name}というコマンドはありません。一覧は/helpで見られます。`);
-  return found.run(rest.join(" ").trim(), app, options);
+  return [await found.run(rest.join(" ").trim(), app, options)].flat().join("\n");
 }
 
 command("help", "使えるコマンドの一覧", () =>
-  Object.entries(COMMANDS)
-    .map(([name, { help }]) => `/${name.padEnd(10)} ${help}`)
-    .join("\n"),
+  Object.entries(COMMANDS).map(([name, { help }]) => `/${name.padEnd(10)} ${help}`),
 );
 
 command("new", "[ラベル]：新しいセッションを始める", (label, { store, key }) => {
@@ -1007,7 +1005,7 @@ command("list", "この会話のセッション一覧", (_args, { store, key }) 
   const current = store.current(key).id;
   const line = ({ id, messages, header: { at, label } }: Session) =>
     `${id === current ? "*" : " "} ${id}  ${at}  ${messages.length}  ${label}`;
-  return store.list(key).map(line).join("\n");
+  return store.list(key).map(line);
 });
 
 command("switch", "<id>：前のセッションに戻る。idは先頭の数文字でよい", (id, app) => {
@@ -1691,12 +1689,12 @@ function readFeishu(type: string, json: string) {
 }
 
 command("channels", "チャネルの一覧と状態", (_args, { channels }) =>
-  [...channels.states].map(([name, state]) => `${name.padEnd(10)} ${state}`).join("\n"),
+  [...channels.states].map(([name, state]) => `${name.padEnd(10)} ${state}`),
 );
 
 command("accounts", "プラットフォームで使うアカウントの一覧", () => {
   const shown = (name: string) => `${name}  ${(env(name) || "-").slice(0, 6)}`; // 全部は見せない
-  return ["TELEGRAM_BOT_TOKEN", "FEISHU_APP_ID", "FEISHU_APP_SECRET"].map(shown).join("\n");
+  return ["TELEGRAM_BOT_TOKEN", "FEISHU_APP_ID", "FEISHU_APP_SECRET"].map(shown);
 });
 
 // ---- s05 · ゲートウェイとルーティング ----
@@ -2031,10 +2029,7 @@ method("status", {}, [], (_params, app) => ({
 }));
 
 command("bindings", "バインディングの一覧（何に誰が答えるか）", (_args, { bindings }) =>
-  bindings
-    .list()
-    .map((one) => `${one.matchKey} ${one.matchValue} → ${one.agentId}`)
-    .join("\n"),
+  bindings.list().map((one) => `${one.matchKey} ${one.matchValue} → ${one.agentId}`),
 );
 
 command("route", "<channel> <peer> [account] [guild]：誰が答えるか、なぜか", (args, app) => {
@@ -2047,7 +2042,7 @@ command("route", "<channel> <peer> [account] [guild]：誰が答えるか、な�
 });
 
 command("agents", "エージェントの一覧", (_args, { agents }) =>
-  [...agents.values()].map(({ id, dmScope, system }) => `${id}  ${dmScope}  ${system}`).join("\n"),
+  [...agents.values()].map(({ id, dmScope, system }) => `${id}  ${dmScope}  ${system}`),
 );
 
 command("agent", "<id>|off：ここで答えるエージェントを選ぶ", (id, app) => {
@@ -2057,10 +2052,7 @@ command("agent", "<id>|off：ここで答えるエージェントを選ぶ", (id
 });
 
 command("sessions", "すべての会話", (_args, { store }) =>
-  store
-    .all()
-    .map(({ id, header: { key, label } }) => `${id}  ${key}  ${label}`)
-    .join("\n"),
+  store.all().map(({ id, header: { key, label } }) => `${id}  ${key}  ${label}`),
 );
 
 command("gateway", "ほかのプログラムの接続先", (_args, { gateway }) =>

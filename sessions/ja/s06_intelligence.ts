@@ -975,10 +975,10 @@ Object.assign(HANDLERS, {
   get_current_time: () => new Date().toString(),
 } satisfies Record<string, Handler>);
 
-/** 人がスラッシュに続けて打つもの。`run`は行の残りを受け取り、表示する文を返す。 */
+/** 人がスラッシュに続けて打つもの。`run`は行の残りを受け取り、表示する行を返す。 */
 export interface Command {
   help: string;
-  run(args: string, app: App, options: TurnOptions): string | Promise<string>;
+  run(args: string, app: App, options: TurnOptions): string | string[] | Promise<string>;
 }
 
 export const COMMANDS: Record<string, Command> = {};
@@ -992,13 +992,11 @@ async function runCommand(line: string, app: App, options: TurnOptions): Promise
   const [name = "", ...rest] = line.slice(1).split(" ");
   const found = Object.hasOwn(COMMANDS, name) ? COMMANDS[name] : undefined;
   if (!found) return text(`/${name}というコマンドはありません。一覧は/helpで見られます。`);
-  return found.run(rest.join(" ").trim(), app, options);
+  return [await found.run(rest.join(" ").trim(), app, options)].flat().join("\n");
 }
 
 command("help", "使えるコマンドの一覧", () =>
-  Object.entries(COMMANDS)
-    .map(([name, { help }]) => `/${name.padEnd(10)} ${help}`)
-    .join("\n"),
+  Object.entries(COMMANDS).map(([name, { help }]) => `/${name.padEnd(10)} ${help}`),
 );
 
 command("new", "[ラベル]：新しいセッションを始める", (label, { store, key }) => {
@@ -1010,7 +1008,7 @@ command("list", "この会話のセッション一覧", (_args, { store, key }) 
   const current = store.current(key).id;
   const line = ({ id, messages, header: { at, label } }: Session) =>
     `${id === current ? "*" : " "} ${id}  ${at}  ${messages.length}  ${label}`;
-  return store.list(key).map(line).join("\n");
+  return store.list(key).map(line);
 });
 
 command("switch", "<id>：前のセッションに戻る。idは先頭の数文字でよい", (id, app) => {
@@ -1695,12 +1693,12 @@ function readFeishu(type: string, json: string) {
 }
 
 command("channels", "チャネルの一覧と状態", (_args, { channels }) =>
-  [...channels.states].map(([name, state]) => `${name.padEnd(10)} ${state}`).join("\n"),
+  [...channels.states].map(([name, state]) => `${name.padEnd(10)} ${state}`),
 );
 
 command("accounts", "プラットフォームで使うアカウントの一覧", () => {
   const shown = (name: string) => `${name}  ${(env(name) || "-").slice(0, 6)}`; // 全部は見せない
-  return ["TELEGRAM_BOT_TOKEN", "FEISHU_APP_ID", "FEISHU_APP_SECRET"].map(shown).join("\n");
+  return ["TELEGRAM_BOT_TOKEN", "FEISHU_APP_ID", "FEISHU_APP_SECRET"].map(shown);
 });
 
 // ---- s05 · ゲートウェイとルーティング ----
@@ -2035,10 +2033,7 @@ method("status", {}, [], (_params, app) => ({
 }));
 
 command("bindings", "バインディングの一覧（何に誰が答えるか）", (_args, { bindings }) =>
-  bindings
-    .list()
-    .map((one) => `${one.matchKey} ${one.matchValue} → ${one.agentId}`)
-    .join("\n"),
+  bindings.list().map((one) => `${one.matchKey} ${one.matchValue} → ${one.agentId}`),
 );
 
 command("route", "<channel> <peer> [account] [guild]：誰が答えるか、なぜか", (args, app) => {
@@ -2051,7 +2046,7 @@ command("route", "<channel> <peer> [account] [guild]：誰が答えるか、な�
 });
 
 command("agents", "エージェントの一覧", (_args, { agents }) =>
-  [...agents.values()].map(({ id, dmScope, system }) => `${id}  ${dmScope}  ${system}`).join("\n"),
+  [...agents.values()].map(({ id, dmScope, system }) => `${id}  ${dmScope}  ${system}`),
 );
 
 command("agent", "<id>|off：ここで答えるエージェントを選ぶ", (id, app) => {
@@ -2061,10 +2056,7 @@ command("agent", "<id>|off：ここで答えるエージェントを選ぶ", (id
 });
 
 command("sessions", "すべての会話", (_args, { store }) =>
-  store
-    .all()
-    .map(({ id, header: { key, label } }) => `${id}  ${key}  ${label}`)
-    .join("\n"),
+  store.all().map(({ id, header: { key, label } }) => `${id}  ${key}  ${label}`),
 );
 
 command("gateway", "ほかのプログラムの接続先", (_args, { gateway }) =>
@@ -2115,9 +2107,11 @@ const PRIVATE_FILES = PRIVATE.map((name) => path.join(WORKSPACE, name));
 /** 持ち主のものは、どんなパスやリンクで頼まれても、ほかの人には渡さない。 */
 function checkPrivate({ path: asked }: Fields, turn: Turn): void {
   if (typeof asked !== "string" || isOwner(turn)) return;
-  const names = [asked, safePath(asked, WORKSPACE)].map((one) => path.basename(one));
-  const isPrivate = names.some((name) => /^(memory|user)\.md$/i.test(name));
-  if (isPrivate) throw new Error(`${asked} is the owner's`);
+  const real = safePath(asked, WORKSPACE);
+  const isPrivate = [asked, real].some((one) => /^(memory|user)\.md$/i.test(path.basename(one)));
+  const files = PRIVATE_FILES.filter((one) => fs.existsSync(one)); // これ自体がリンクかもしれない
+  if (isPrivate || files.some((one) => fs.realpathSync.native(one) === real))
+    throw new Error(`${asked} is the owner's`);
 }
 
 const complained = new Set<string>();
@@ -2263,7 +2257,8 @@ const WIDE = /[\p{sc=Han}\p{sc=Hiragana}\p{sc=Katakana}\p{sc=Hangul}]/u;
 // 記憶が少ないうちは、こうした語も珍しい。除かないと、名前と同じ重みになる。
 const FILLERS =
   /^(an?|and|are|at|did|do|does|for|how|i|in|is|it|my|of|on|the|to|wh(at|en|ere|o|y))$/;
-const folded = (content: string) => content.normalize("NFKC").toLowerCase();
+// 長い文章は、先頭だけを使う。1MBの文章は誰でも送れるが、全部を単語にするとメモリがあふれる。
+const folded = (content: string) => content.slice(0, 10_000).normalize("NFKC").toLowerCase();
 
 /** 文章を単語に分ける。中国語と日本語には空白がないので、辞書で切り分ける。 */
 function termsOf(content: string): string[] {
@@ -2372,8 +2367,7 @@ export class MemoryStore {
       const lines = readOrSay(file, "", readText).split(/\r?\n[-*\s]*/);
       // 見出しとコメント、それに埋められていない"Name:"の類いは除く。
       const facts = lines.filter((line) => /^[^#<].*[^\s:]\s*$/.test(line));
-      const source = path.basename(file);
-      const entries = facts.map((text) => this.#add({ text, source }));
+      const entries = facts.map((text) => this.#add({ text, source: path.basename(file) }));
       this.#read.set(file, { changed, entries });
     }
   }
@@ -2423,7 +2417,7 @@ const REPEAT = 0.8; // 単語のこの割合が重なれば、ほとんど同じ
 function diversify(hits: { it: Indexed; score: number }[], topK: number): Hit[] {
   const taken: typeof hits = [];
   for (const hit of hits.sort((a, b) => b.score - a.score)) {
-    if (taken.length >= topK) break;
+    if (taken.length >= Math.min(topK, 50)) break; // 1件ごとに、採ったものすべてと比べる
     if (taken.every(({ it }) => likeness(it, hit.it) < REPEAT)) taken.push(hit);
   }
   return taken.map(({ it: { terms, size, vector, ...memory }, score }) => ({ ...memory, score }));
@@ -2491,10 +2485,9 @@ command("bootstrap", "仕事の進め方", (_args, app) => layerOf(app, "bootstr
 command("search", "<言葉>：覚えていることを、よく合う順に", (query, { memory, key }) =>
   shown(memory.search(query, { sessionKey: key, owner: true })),
 );
-command("prompt", "プロンプトの層と、それぞれの文字数", (_args, app) => {
-  const lines = layersOf(app).map((it, i) => `${i + 1} ${it.name.padEnd(10)} ${it.text.length}`);
-  return lines.join("\n");
-});
+command("prompt", "プロンプトの層と、それぞれの文字数", (_args, app) =>
+  layersOf(app).map((it, i) => `${i + 1} ${it.name.padEnd(10)} ${it.text.length}`),
+);
 
 // ---- 全体をつなぐ ----
 
