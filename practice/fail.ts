@@ -1,5 +1,6 @@
 /** `npm run practice -- fail …` in words: which server is to fail, how, how often and for whom. */
 
+import { parseArgs } from "node:util";
 import { MODEL_FAILURES } from "./failures.ts";
 import { FEISHU_FAILURES } from "./feishu.ts";
 import type { Failure } from "./orders.ts";
@@ -33,8 +34,8 @@ export const FAIL_KINDS = `Failures: ${MODEL_FAILURES.join(" ")}
 
 export interface FailOrder {
   where: keyof typeof KINDS;
-  /** What the server is sent; without a kind it ends all orders. */
-  failure: Failure | Record<string, never>;
+  /** What the server is to obey; without a kind, all orders end. */
+  failure: Partial<Failure>;
   /** The same for people. */
   said: string;
 }
@@ -66,6 +67,14 @@ export function readFail(words: string[], values: Values = {}): FailOrder {
     ...{ key, model, chat },
   };
   return { where, failure, said: `${sentence(failure, PLACES[where])}: ${kind}.` };
+}
+
+/** The same from one line. */
+export function readFailLine(line: string): FailOrder {
+  const args = line.split(" ");
+  const options = FAIL_OPTIONS;
+  const { values, positionals } = parseArgs({ args, allowPositionals: true, options });
+  return readFail(positionals, values);
 }
 
 function sentence({ times, seconds, key, model, chat }: Failure, what: string): string {

@@ -244,7 +244,7 @@ const ENGLISH: Patterns = {
   haiku: patterns("\\b(?:haiku|poem)\\b"),
   long: patterns(
     "\\b(?:long|detailed) (?:(?<list>list)|story|tale|essay|article|answer|reply|text|explanation" +
-      "|message|report)\\b",
+      "|message|report|letter)\\b",
     "\\b(?:say|write|tell me) something (?:very )?long\\b",
   ),
   code: patterns("\\bcode\\b"),
@@ -256,6 +256,7 @@ const ENGLISH: Patterns = {
       "(?<question>,? and suggest .+)?$",
   ),
   say: patterns(
+    "^say (?<content>hello|hi|good (?:morning|afternoon|evening|night)) to (?<name>[^.!]+)$",
     "^(?:say|repeat(?: after me)?|echo|reply with|answer with|respond with):? (?<content>.+?)" +
       "(?<short> in (?:one|a)(?: short| single)? (?:line|sentence))?$",
   ),
@@ -267,6 +268,7 @@ const ENGLISH: Patterns = {
     "\\bwhat (?:have|did) we (?:talk|discuss|do|done|talked|discussed|say|said)",
     "\\bwhat (?:have|did) i (?:asked?|told|tell)(?: you)?\\b",
     "\\bdo you remember (?:our|this|the) conversation\\b",
+    "^what do you (?:still )?remember$",
     "\\bhow many (?:messages|questions)\\b",
   ),
   calculate: patterns(

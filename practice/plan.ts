@@ -62,8 +62,9 @@ export function makePlan(text: string, tools: Tools, language: Language, before:
 
 /** The parts of a request, without the words round them; quotations are never cut apart. */
 function splitRequest(text: string, language: Language): { text: string; waits: boolean }[] {
-  const masked = text.replace(/`[^`]*`|"[^"]*"|(?<=^|\s)'[^']*'(?=$|[\s.,!?])/g, (quoted) =>
-    "\u0001".repeat(quoted.length),
+  const masked = text.replace(
+    /`[^`]*`|"[^"]*"|「[^」]*」|(?<=^|\s)'[^']*'(?=$|[\s.,!?])/g,
+    (quoted) => "\u0001".repeat(quoted.length),
   );
   const parts: { text: string; waits: boolean }[] = [];
   let start = 0;

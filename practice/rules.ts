@@ -231,7 +231,8 @@ const RULES: [keyof Patterns, Rule][] = [
   ["remind", remind],
   [
     "say",
-    (now, { content = "", short }) => (short ? now.language.say.greet(content, "") : content),
+    ({ language: { say } }, { content = "", short, name = "" }) =>
+      short || name ? say.greet(content, name) : content,
   ],
   ["haiku", (now) => now.language.say.haiku],
   ["long", (now, found) => longText(now.language, wantedOf(now, found))],

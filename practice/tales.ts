@@ -34,10 +34,11 @@ export function longText(language: Language, { list, code }: Wanted): string {
   return `${text.trimEnd()}\n\n${say.end}`;
 }
 
+/** With empty lines in it: whoever cuts between paragraphs cuts here. */
 function program(): string {
   const lines = Array.from({ length: CODE_LINES }, (_, index) => {
-    const day = index + 1;
-    return `days.push({ day: ${day}, lane: "main", ends: ${day % 7 === 0} });`;
+    const line = `days.push({ day: ${index + 1}, lane: "main", ends: ${index % 7 === 6} });`;
+    return index % 7 === 0 ? `\n// Week ${index / 7 + 1}\n${line}` : line;
   });
   return ["const days: { day: number; lane: string; ends: boolean }[] = [];", ...lines].join("\n");
 }

@@ -88,6 +88,7 @@ describe("a heartbeat", () => {
     ["跟小林说早上好。", "早上好，小林。"],
     ["- 持ち主に伝える：水やりの時間です。", "水やりの時間です。"],
     ["オーナーに「水やりの時間です」と伝えて。", "水やりの時間です"],
+    ["葵に『おはよう』と言う。", "葵さん、おはよう。"],
     ["葵に「おはようございます」と言う。", "葵さん、おはようございます。"],
   ])("says what a task plainly asks for: %s", (file, words) => {
     expect(heartbeat(file)).toEqual({ words, calls: [] });
@@ -114,7 +115,7 @@ describe("a heartbeat", () => {
     ['Write "HEARTBEAT_OK" to a.txt.', "write_file"],
     ['Write "Tell the owner: hi." to HEARTBEAT.md.', "write_file"],
     ["把“告诉主人：该浇花了。”写进 HEARTBEAT.md。", "write_file"],
-    ["HEARTBEAT.mdに「持ち主に伝える：水やり」と書いて。", "write_file"],
+    ["HEARTBEAT.mdに「持ち主に伝える：水やり。植木に。」と書いて。", "write_file"],
   ])("is not whoever speaks of it: %s", (line, name) => {
     expect(say(line).calls).toMatchObject([[name, {}]]);
   });
@@ -139,6 +140,8 @@ describe("a job", () => {
   it.each([
     ["Say good morning in one line.", "Good morning."],
     ["Say good night", "good night"],
+    ["Say good night to Ada.", "Good night, Ada."],
+    ["一句话说晚安", "晚安。"],
     ["Remind me to call Mira.", "Remember: call Mira."],
     ["用一句话说早上好。", "早上好。"],
     ["提醒我给小美打电话。", "提醒一下：给小美打电话。"],
@@ -178,6 +181,7 @@ describe("a long text", () => {
     ["Write a long reply.", false, false],
     ["Tell me a long story.", false, false],
     ["Write something very long.", false, false],
+    ["请写一段长文。", false, false],
     ["Write a long reply with code.", false, true],
     ["Give me a long list with code, please.", true, true],
     ["写一个很长的故事。", false, false],
@@ -196,9 +200,10 @@ describe("a long text", () => {
     expect(/^1\. .*\n2\. /.test(words)).toBe(isList);
     expect(words.split(FENCE).length).toBe(hasCode ? 3 : 1);
     if (!hasCode) return;
-    // Whoever cuts it at 4096 cuts the code.
-    expect(words.indexOf(FENCE)).toBeLessThan(4000);
-    expect(words.lastIndexOf(FENCE)).toBeGreaterThan(4200);
+    // Whoever cuts it before 4096 cuts the code, also at an empty line.
+    const [begin, end] = [words.indexOf(FENCE), words.lastIndexOf(FENCE)];
+    expect(words.slice(begin, 4000)).toContain("\n\n");
+    expect(end).toBeGreaterThan(4200);
   });
 
   it("is a story of 24 days if nobody says long", () => {

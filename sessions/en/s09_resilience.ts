@@ -190,11 +190,12 @@ export function buildRequest({ messages }: Conversation, options: TurnOptions) {
 
 /** One call. Gives the reply, or what had arrived of it when it was aborted. Throws API errors. */
 export async function callModel(request: Anthropic.MessageStreamParams, options: TurnOptions) {
-  throwSimulated();
+  if (!options.signal?.aborted) throwSimulated();
+  const timer = setTimeout(() => stream.abort(), SILENCE);
+  const watched = { maxRetries: 0, fetch: heard(() => timer.refresh()) };
   // The SDK finds ANTHROPIC_API_KEY and ANTHROPIC_BASE_URL in the environment.
-  const client = options.client ?? new Anthropic({ maxRetries: 0 });
+  const client = (options.client ?? new Anthropic()).withOptions(watched);
   const stream = client.messages.stream(request, { signal: options.signal });
-  const endWatch = watchStream(stream);
   let finished = 0;
   stream.on("text", (piece) => options.onText?.(piece)).on("contentBlock", () => finished++);
   try {
@@ -208,7 +209,7 @@ export async function callModel(request: Anthropic.MessageStreamParams, options:
     // No stop reason, since nobody but us stopped it. id and usage only the API could give.
     return { role: "assistant", content, stop_reason: null } as Anthropic.Message;
   } finally {
-    endWatch();
+    clearTimeout(timer);
   }
 }
 
@@ -232,7 +233,9 @@ const needsReply = (last?: Message) => last?.role === "user" || GO_ON.has(last?.
 export async function finishTurn(conversation: Conversation, options: TurnOptions) {
   const inner = (more: TurnOptions) =>
     GUARD.run(conversation, more, () => continueTurn(conversation, more));
-  await (options.app ? options.app.resilience.run(options, inner) : inner(options));
+  // After a restart all may be said already. Then no key is needed, and none may be missing.
+  if (needsReply(conversation.messages.at(-1)))
+    await (options.app ? options.app.resilience.run(options, inner) : inner(options));
   const start = conversation.messages.findLastIndex(startsTurn) + 1;
   return conversation.messages.slice(start).map(spoken).filter(Boolean).join("\n\n");
 }
@@ -861,9 +864,7 @@ export class ContextGuard {
     const { messages } = conversation;
     // After a compaction the old figures would still say "too long", and it would never end.
     const old = conversation instanceof Session ? conversation.rewritten : 0;
-    const at = messages.findLastIndex(
-      (m, i) => i >= old && m.role === "assistant" && m.stop_reason,
-    );
+    const at = messages.findLastIndex((m, i) => i >= old && m.role !== "user" && m.stop_reason);
     const last = messages[at];
     const tail = tokensOf(messages.slice(at + 1));
     if (last?.role !== "assistant")
@@ -1041,7 +1042,10 @@ command("context", "how full the context window is", (_args, { store, key }) => 
 });
 
 command("compact", "put a summary in the place of the older turns", async (_args, app, options) => {
-  const done = await GUARD.summarise(app.store.current(app.key), options, KEPT);
+  let done = false;
+  await app.resilience.run(options, async (more) => {
+    done = await GUARD.summarise(app.store.current(app.key), more, KEPT);
+  });
   return done ? text("Done.") : text("Nothing to summarise yet.");
 });
 
@@ -1987,37 +1991,33 @@ async function callMethod(message: unknown, app: App, { peerId, push }: Client) 
 }
 
 const FROM = { channel: string("telegram, …"), peerId: string("the chat"), agentId: string("who") };
+const SEND = { text: string("…"), ...FROM };
 
 // A send does not enter the inbox. After a crash its connection is gone, and nobody waits for the
 // answer; what was said is in the session all the same.
-method(
-  "send",
-  { text: string("…"), ...FROM },
-  Object.keys(FROM),
-  async (params, app, connection) => {
-    const { text, channel = "ws", peerId = connection.peerId, agentId } = params;
-    const id = `ws:${crypto.randomUUID()}`;
-    const from = { accountId: "local", senderId: connection.peerId, isGroup: false, media: [] };
-    const place = { channel: String(channel).toLowerCase(), peerId: String(peerId) };
-    const inbound = { id, ...from, ...place, text: String(text).trim(), at: Date.now() };
-    // Whoever comes by the network is not the owner, whatever they say they are.
-    const isTheirs = /^(?!(cli|cron|heartbeat)$)\w+$/.test(place.channel);
-    if (!isTheirs) throw rpcError(-32602, "channel: not this one");
-    if (!inbound.text) throw rpcError(-32602, "text is empty");
-    const agent = agentId === undefined ? agentId : asked(() => app.agents.find(String(agentId)));
-    const message = asked(() => route(inbound, app, agent));
-    connection.notify("typing", {});
-    const onText = (piece: string) => piece && connection.notify("delta", { text: piece });
-    const turn = () =>
-      answerTo(message, app, { message, onText, agent: app.agents.get(message.agentId) });
-    try {
-      const reply = await inOrder(message.sessionKey, turn);
-      return { agentId: message.agentId, sessionKey: message.sessionKey, reply };
-    } catch (error) {
-      throw rpcError(-32000, `the turn failed: ${error}`);
-    }
-  },
-);
+method("send", SEND, Object.keys(FROM), async (params, app, connection) => {
+  const { text, channel = "ws", peerId = connection.peerId, agentId } = params;
+  const id = `ws:${crypto.randomUUID()}`;
+  const from = { accountId: "local", senderId: connection.peerId, isGroup: false, media: [] };
+  const place = { channel: String(channel).toLowerCase(), peerId: String(peerId) };
+  const inbound = { id, ...from, ...place, text: String(text).trim(), at: Date.now() };
+  // Whoever comes by the network is not the owner, whatever they say they are.
+  const isTheirs = /^(?!(cli|cron|heartbeat)$)\w+$/.test(place.channel);
+  if (!isTheirs) throw rpcError(-32602, "channel: not this one");
+  if (!inbound.text) throw rpcError(-32602, "text is empty");
+  const agent = agentId === undefined ? agentId : asked(() => app.agents.find(String(agentId)));
+  const message = asked(() => route(inbound, app, agent));
+  connection.notify("typing", {});
+  const onText = (piece: string) => piece && connection.notify("delta", { text: piece });
+  const turn = () =>
+    answerTo(message, app, { message, onText, agent: app.agents.get(message.agentId) });
+  try {
+    const reply = await inOrder(message.sessionKey, turn);
+    return { agentId: message.agentId, sessionKey: message.sessionKey, reply };
+  } catch (error) {
+    throw rpcError(-32000, `the turn failed: ${error}`);
+  }
+});
 
 const MATCH = { matchKey: { type: "string", enum: TIERS }, matchValue: string("…") };
 const BINDING = { agentId: string("who"), ...MATCH, priority: { type: "integer" } };
@@ -2458,7 +2458,9 @@ const RECALL_FROM = 0.17; // below it a score says more about our hash than abou
  * the system prompt it would change the beginning of every request, and nothing would be cached.
  */
 function contextFor(conversation: Conversation, input: string, options: TurnOptions): string {
-  const about = { ...whose(conversation, options), topK: 3 };
+  // What a heartbeat asks is the same each time, and not a person's question.
+  const topK = options.message?.channel === "heartbeat" ? 0 : 3;
+  const about = { ...whose(conversation, options), topK };
   const hits = options.app?.memory.search(input, about) ?? [];
   const found = hits.flatMap((hit) => (hit.score < RECALL_FROM ? [] : keepEnds(hit.text, 1_000)));
   if (found.length > 0) info(`  (remembered: ${found.join(" · ")})`);
@@ -2646,23 +2648,33 @@ export class CronService {
   constructor(workspace: string, begin: (job: Job, due: number) => boolean, now = Date.now) {
     this.#file = path.join(workspace, "CRON.json");
     this.#stateFile = path.join(workspace, ".state/cron.json");
-    this.#states = new Map(Object.entries(readState(this.#stateFile)));
+    const states = Object.entries(readState(this.#stateFile));
+    this.#states = new Map(states.filter(([, one]) => (one?.due ?? 0) >= 0)); // not {"due":"soon"}
     this.#begin = begin;
     this.#now = now;
   }
 
-  /** Begins what is due. A time is crossed off after that, and nowhere else. */
+  /** Begins what is due. Throws none of it: one that can't be begun does not stop the others. */
   tick(): void {
     for (const job of this.read()) {
-      const state = this.stateOf(job);
-      if (!job.enabled || !state.due || state.due > this.#now()) continue;
-      if (!this.#begin(job, state.due)) continue;
-      // From now and not from `due`: a week of missed runs is made up by one.
-      const isLast = job.schedule.kind === "at" || job.deleteAfterRun;
-      state.from = this.#now();
-      state.due = isLast ? undefined : nextRun(job.schedule, state.from, state.since);
-      this.#save();
+      try {
+        this.#beginIfDue(job);
+      } catch (error) {
+        warn(`cron: ${job.id}: ${error}`); // a full disk, say
+      }
     }
+  }
+
+  /** A time is crossed off when its run is in a file, and nowhere else. */
+  #beginIfDue(job: Job): void {
+    const state = this.stateOf(job);
+    if (!job.enabled || !state.due || state.due > this.#now()) return;
+    if (!this.#begin(job, state.due)) return;
+    // From now and not from `due`: a week of missed runs is made up by one.
+    const isLast = job.schedule.kind === "at" || job.deleteAfterRun;
+    state.from = this.#now();
+    state.due = isLast ? undefined : nextRun(job.schedule, state.from, state.since);
+    this.#save();
   }
 
   /** When the next job is due, in ms. */
@@ -2810,7 +2822,6 @@ async function tellOwner(app: App, about: InboundMessage, words: string, deliver
 }
 
 const BLANK = /^\s*(#.*|[-*+]\s*(\[.?\])?\s*|```.*)?$/; // a heading, an empty item, a fence
-const SAME_FOR = 24 * 3600 * 1000; // ms
 const AROUND = String.raw`(?:</?\w+>|[^<\p{L}\p{N}])*`; // it likes to make it bold, or code
 const OK = new RegExp(`^${AROUND}HEARTBEAT_OK\\b${AROUND}|\\bHEARTBEAT_OK${AROUND}$`, "gu");
 
@@ -2879,7 +2890,7 @@ export class HeartbeatRunner {
     const said = heartbeatText(await runAlone(key, message.text, app, options));
     const before = { text: "", at: 0, ...readState(this.#file) };
     if (!said) return "ok";
-    if (said === before.text && message.at - before.at < SAME_FOR) return "duplicate";
+    if (said === before.text && message.at - before.at < 24 * HOUR) return "duplicate";
     await tellOwner(app, message, said);
     replaceFile(this.#file, JSON.stringify({ text: said, at: message.at }));
     return "delivered";
@@ -2904,7 +2915,7 @@ function startTimer(app: App): void {
     void app.heartbeat.tick(app);
     waits = [app.cron.next(), app.heartbeat.next()].map((at) => at - began);
   } catch (error) {
-    warn(`cron: ${error}`); // a full disk, say: the timer goes on
+    warn(`timer: ${error}`); // whatever it is, the timer goes on
   }
   setTimeout(startTimer, Math.min(60_000, ...waits.filter((ms) => ms > 0)), app);
 }
@@ -3475,12 +3486,12 @@ export class ResilienceRunner {
     for (let failed: unknown; ; ) {
       const { profile, model, at } = this.#profiles.choose(models);
       const wait = Math.max(0, at - this.#now());
-      if (wait > patience) throw failed ?? new Error(`no key is ready before ${time(at)}`);
+      if (wait > patience) throw failed ?? new Error(`nothing is ready before ${time(at)}`);
       if (wait > 0) info(`  (waiting ${Math.ceil(wait / 1000)} s)`);
       // Ctrl+C ends this, and then callModel, too.
       if (wait > 0) await sleep(wait, undefined, { signal: options.signal }).catch(() => {});
       const began = this.#now();
-      const client = new Anthropic({ apiKey: profile.key, maxRetries: 0 });
+      const client = new Anthropic({ apiKey: profile.key });
       try {
         await inner({ ...options, client, model });
         // After Ctrl+C nobody knows whether it would have worked.
@@ -3506,13 +3517,23 @@ function retryAfterOf(error: unknown): number {
   return error instanceof Anthropic.APIError ? Number(error.headers?.get("retry-after")) || 0 : 0;
 }
 
-const SILENCE = 60_000; // ms without an event: a stream that is stuck never ends by itself
+const SILENCE = 60_000; // ms without a byte: a stream that is stuck never ends by itself
 
-/** Aborts a stream that falls silent. Gives how to end the watch. */
-function watchStream(stream: ReturnType<Anthropic["messages"]["stream"]>): () => void {
-  const timer = setTimeout(() => stream.abort(), SILENCE);
-  stream.on("streamEvent", () => timer.refresh());
-  return () => clearTimeout(timer);
+/**
+ * A fetch that tells of every piece that arrives. The SDK has events for that, but none for a ping,
+ * and pings may be all there is while the model writes a long file.
+ */
+function heard(tell: () => void): typeof fetch {
+  return async (...request) => {
+    const response = await fetch(...request);
+    const ear = new TransformStream<Uint8Array, Uint8Array>({
+      transform(piece, to) {
+        tell();
+        to.enqueue(piece);
+      },
+    });
+    return new Response(response.body?.pipeThrough(ear), response);
+  };
 }
 
 const ERRORS: Record<string, [status: number, type: string, message: string]> = {
@@ -3545,29 +3566,28 @@ const profilesOf = ({ profiles }: App) =>
 method("profiles.list", {}, [], (_params, app) => profilesOf(app));
 
 command("profiles", "the keys, and when they can be used", (_args, app) =>
-  profilesOf(app)
-    .map(({ name, ready, reason, failures }) => `${name}  ${ready}  ${failures} ${reason}`)
-    .join("\n"),
+  profilesOf(app).map((it) => `${it.name}  ${it.ready}  ${it.failures} ${it.reason}`),
 );
 
 command("cooldowns", "[clear]: what rests, and why", (args, { profiles }) => {
   if (args === "clear") profiles.clear();
-  const lines = [...profiles.cooldowns].map(
-    ([id, { reason, until, count }]) => `${id}  ${reason}  ${time(until)}  ${count}`,
-  );
-  return lines.join("\n");
+  const resting = [...profiles.cooldowns].filter(([id]) => profiles.readyAt(id));
+  return resting.map(([id, { reason, until }]) => `${id}  ${reason}  ${time(until)}`);
 });
 
-command("fallback", "the models that are tried, in order", (_args, { resilience }) =>
-  [MODEL, ...resilience.fallbacks].join("\n"),
-);
+command("fallback", "the models that are tried, in order", (_args, { resilience }) => [
+  MODEL,
+  ...resilience.fallbacks,
+]);
 
 /** All keys of the settings: ANTHROPIC_API_KEY, and ANTHROPIC_API_KEY_2 to _9. */
 function profilesFrom(setting: Setting): AuthProfile[] {
-  const names = ["", "_2", "_3", "_4", "_5", "_6", "_7", "_8", "_9"].map(
-    (n) => `ANTHROPIC_API_KEY${n}`,
-  );
-  return names.map((name) => ({ name, key: setting(name) })).filter(({ key }) => key);
+  const names = ["", 2, 3, 4, 5, 6, 7, 8, 9].map((n) => `ANTHROPIC_API_KEY${n && `_${n}`}`);
+  const profiles = names.map((name) => ({ name, key: setting(name) })).filter(({ key }) => key);
+  // What was pasted with an "…" in it could not even be sent.
+  const odd = profiles.find(({ key }) => !/^[\x21-\x7e]+$/.test(key));
+  if (odd) throw new Error(`${odd.name} has a character that is in no key: copy it again`);
+  return profiles;
 }
 
 // ---- All of it together ----
