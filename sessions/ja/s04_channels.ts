@@ -833,9 +833,7 @@ export class ContextGuard {
     const { messages } = conversation;
     // 圧縮前の値を信じると、圧縮しても「長すぎる」のままで、いつまでも終わらない。
     const old = conversation instanceof Session ? conversation.rewritten : 0;
-    const at = messages.findLastIndex(
-      (m, i) => i >= old && m.role === "assistant" && m.stop_reason,
-    );
+    const at = messages.findLastIndex((m, i) => i >= old && m.role !== "user" && m.stop_reason);
     const last = messages[at];
     const tail = tokensOf(messages.slice(at + 1));
     if (last?.role !== "assistant") return tail + estimateTokens(JSON.stringify([SYSTEM, TOOLS]));

@@ -844,9 +844,7 @@ export class ContextGuard {
     const { messages } = conversation;
     // 圧縮前の値を信じると、圧縮しても「長すぎる」のままで、いつまでも終わらない。
     const old = conversation instanceof Session ? conversation.rewritten : 0;
-    const at = messages.findLastIndex(
-      (m, i) => i >= old && m.role === "assistant" && m.stop_reason,
-    );
+    const at = messages.findLastIndex((m, i) => i >= old && m.role !== "user" && m.stop_reason);
     const last = messages[at];
     const tail = tokensOf(messages.slice(at + 1));
     if (last?.role !== "assistant")
@@ -1963,37 +1961,33 @@ async function callMethod(message: unknown, app: App, { peerId, push }: Client) 
 }
 
 const FROM = { channel: string("telegram, …"), peerId: string("the chat"), agentId: string("who") };
+const SEND = { text: string("…"), ...FROM };
 
 // sendは受信箱に入れない。クラッシュすれば接続も切れ、答えを待つ人はいない。それでも、話したことは
 // セッションに残っている。
-method(
-  "send",
-  { text: string("…"), ...FROM },
-  Object.keys(FROM),
-  async (params, app, connection) => {
-    const { text, channel = "ws", peerId = connection.peerId, agentId } = params;
-    const id = `ws:${crypto.randomUUID()}`;
-    const from = { accountId: "local", senderId: connection.peerId, isGroup: false, media: [] };
-    const place = { channel: String(channel).toLowerCase(), peerId: String(peerId) };
-    const inbound = { id, ...from, ...place, text: String(text).trim(), at: Date.now() };
-    // ネットワーク越しに来た相手は、何と名乗ろうと持ち主ではない。
-    const isTheirs = /^(?!(cli|cron|heartbeat)$)\w+$/.test(place.channel);
-    if (!isTheirs) throw rpcError(-32602, "channel: not this one");
-    if (!inbound.text) throw rpcError(-32602, "text is empty");
-    const agent = agentId === undefined ? agentId : asked(() => app.agents.find(String(agentId)));
-    const message = asked(() => route(inbound, app, agent));
-    connection.notify("typing", {});
-    const onText = (piece: string) => piece && connection.notify("delta", { text: piece });
-    const turn = () =>
-      answerTo(message, app, { message, onText, agent: app.agents.get(message.agentId) });
-    try {
-      const reply = await inOrder(message.sessionKey, turn);
-      return { agentId: message.agentId, sessionKey: message.sessionKey, reply };
-    } catch (error) {
-      throw rpcError(-32000, `the turn failed: ${error}`);
-    }
-  },
-);
+method("send", SEND, Object.keys(FROM), async (params, app, connection) => {
+  const { text, channel = "ws", peerId = connection.peerId, agentId } = params;
+  const id = `ws:${crypto.randomUUID()}`;
+  const from = { accountId: "local", senderId: connection.peerId, isGroup: false, media: [] };
+  const place = { channel: String(channel).toLowerCase(), peerId: String(peerId) };
+  const inbound = { id, ...from, ...place, text: String(text).trim(), at: Date.now() };
+  // ネットワーク越しに来た相手は、何と名乗ろうと持ち主ではない。
+  const isTheirs = /^(?!(cli|cron|heartbeat)$)\w+$/.test(place.channel);
+  if (!isTheirs) throw rpcError(-32602, "channel: not this one");
+  if (!inbound.text) throw rpcError(-32602, "text is empty");
+  const agent = agentId === undefined ? agentId : asked(() => app.agents.find(String(agentId)));
+  const message = asked(() => route(inbound, app, agent));
+  connection.notify("typing", {});
+  const onText = (piece: string) => piece && connection.notify("delta", { text: piece });
+  const turn = () =>
+    answerTo(message, app, { message, onText, agent: app.agents.get(message.agentId) });
+  try {
+    const reply = await inOrder(message.sessionKey, turn);
+    return { agentId: message.agentId, sessionKey: message.sessionKey, reply };
+  } catch (error) {
+    throw rpcError(-32000, `the turn failed: ${error}`);
+  }
+});
 
 const MATCH = { matchKey: { type: "string", enum: TIERS }, matchValue: string("…") };
 const BINDING = { agentId: string("who"), ...MATCH, priority: { type: "integer" } };
