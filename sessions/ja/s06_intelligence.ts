@@ -2161,6 +2161,8 @@ export class SkillsManager {
   }
 }
 
+// 制御文字も取り除く。知らない人の書いたものが、ターミナルに表示されることもある。
+const oneLine = (words: unknown) => `${words}`.replace(/[\s\p{Cc}]+/gu, " ").trim();
 const SKILL = tool("", "", { name: string("…"), description: string("…") }).input_schema;
 
 /** スキルになっていなければ投げる。それでも、ほかのスキルは読み込まれる。 */
@@ -2169,7 +2171,6 @@ function readSkill(file: string): Skill {
   // YAMLでは、一度名付けたものを何度でも使い回せる。重ねれば、数行でメモリを食い尽くせる。
   const fields: unknown = parseYaml(front, { maxAliasCount: 20, logLevel: "error" });
   const { name, description } = checkInput(SKILL, fields);
-  const oneLine = (words: unknown) => String(words).replace(/\s+/g, " ").trim();
   if (!oneLine(name)) throw new Error("name is empty");
   const short = path.relative(WORKSPACE, file).split(path.sep).join("/");
   return { name: oneLine(name), description: oneLine(description), file: short };
@@ -2248,7 +2249,7 @@ const WIDE = /[\p{sc=Han}\p{sc=Hiragana}\p{sc=Katakana}\p{sc=Hangul}]/u;
 const FILLERS =
   /^(an?|and|are|at|did|do|does|for|how|i|in|is|it|my|of|on|the|to|wh(at|en|ere|o|y))$/;
 // 長い文章は、先頭だけを使う。1MBの文章は誰でも送れるが、全部を単語にするとメモリがあふれる。
-const folded = (content: string) => content.slice(0, 10_000).normalize("NFKC").toLowerCase();
+const folded = (content: string) => content.slice(0, 4_000).normalize("NFKC").toLowerCase();
 
 /** 文章を単語に分ける。中国語と日本語には空白がないので、辞書で切り分ける。 */
 function termsOf(content: string): string[] {
@@ -2366,7 +2367,8 @@ export class MemoryStore {
   search(query: string, { sessionKey = "", owner = false, topK = 5, weights = WEIGHTS } = {}) {
     this.#refresh();
     const scores = new Map<Indexed, number>();
-    // 誰の項目かは、点を数える前に確かめる。だから、ほかの人の項目はここで止まる。
+    // 誰の項目かは、スコアを数える前に確かめる。だから、ほかの人の項目はここで止まる。使うのは、
+    // 単語がどれだけ珍しいかという数だけ。
     const count = (entry: Indexed, points: number) => {
       const isTheirs = entry.sessionKey === undefined ? owner : entry.sessionKey === sessionKey;
       if (isTheirs) scores.set(entry, (scores.get(entry) ?? 0) + points);
@@ -2428,7 +2430,7 @@ function contextFor(conversation: Conversation, input: string, options: TurnOpti
   const about = { ...whose(conversation, options), topK: 3 };
   const hits = options.app?.memory.search(input, about) ?? [];
   const found = hits.flatMap((hit) => (hit.score < RECALL_FROM ? [] : keepEnds(hit.text, 1_000)));
-  if (found.length > 0) info(`  （思い出したこと：${found.join(" · ")}）`);
+  if (found.length > 0) info(`  （思い出したこと：${oneLine(found.join(" · "))}）`);
   const lines = [`It is ${new Date()}.`, ...found.map((one) => `You remember: ${one}`)];
   return `<context>\n${lines.join("\n").toWellFormed()}\n</context>`;
 }
@@ -2439,7 +2441,7 @@ const whose = (conversation: Conversation, options: TurnOptions) => ({
 });
 
 const shown = (hits: Hit[]) =>
-  hits.map((hit) => `${hit.score.toFixed(2)}  ${hit.source}  ${hit.text.slice(0, 80)}`).join("\n");
+  hits.map((hit) => `${hit.score.toFixed(2)}  ${hit.source}  ${oneLine(hit.text.slice(0, 80))}`);
 
 const COUNT = { type: "integer", description: "How many at most; 5 if left out." };
 const FACT = { content: string("One full sentence."), category: string("One word.") };
@@ -2455,7 +2457,7 @@ Object.assign(HANDLERS, {
   },
   memory_search: ({ query, topK = 5 }, { app, conversation, ...options }) => {
     const about = { ...whose(conversation, options), topK: Number(topK) };
-    return shown(app?.memory.search(String(query), about) ?? []) || "nothing found";
+    return shown(app?.memory.search(String(query), about) ?? []).join("\n") || "nothing found";
   },
 } satisfies Record<string, Handler>);
 
