@@ -116,7 +116,7 @@ export function changed(section: SectionFile, what: string): boolean {
 /** How many requests a call makes before it fails, if the failure may pass: the SDK tries again. */
 export const attempts = (section: SectionFile) => (changed(section, "own retries") ? 1 : 3);
 
-const CONTEXT = /^<context>\n[^]*\n<\/context>$/;
+const CONTEXT = /^<context>\n.*\n<\/context>$/s;
 
 /** The blocks of a message, but not the one that a section from s06 on puts before the person's. */
 export function withoutContext<Block extends { type: string }>(content: Block[]): Block[] {

@@ -182,9 +182,12 @@ type App09 = Parameters<S09["accept"]>[0];
  * What `main` would put together, for cases that take the road without a process. A section that
  * adds a part to `App` adds it here.
  */
-export function appOf(section: S04, folder = temporaryFolder()): App04 {
+export function appOf(
+  section: S04,
+  folder = temporaryFolder(),
+  channels = new section.ChannelManager(),
+): App04 {
   const at = (name: string) => join(folder, name);
-  const channels = new section.ChannelManager();
   const app: App04 = {
     store: new section.SessionStore(at("sessions")),
     key: "agent:luna:cli:direct:owner",
@@ -219,14 +222,15 @@ export function appOf(section: S04, folder = temporaryFolder()): App04 {
 }
 
 /** Resolves when all replies have left: from s08 on they leave by a queue, after their turn. */
-export async function delivered(app: App04): Promise<void> {
-  const { queue } = app as unknown as Partial<App09>; // if it is s08 or later, it has one
+export async function delivered(app: object): Promise<void> {
+  const { queue } = app as Partial<App09>; // if it is s08 or later, it has one
   while (queue && queue.files.size > 0) await new Promise((resolve) => setImmediate(resolve));
 }
 
 /** The same, for a section that is s05 or later. */
-export function appOf05(section: S05, folder?: string): App05 {
-  return appOf(section as unknown as S04, folder) as unknown as App05; // what s04 has, it has
+export function appOf05(section: S05, folder?: string, channels?: App05["channels"]): App05 {
+  const early = section as unknown as S04; // what s04 has, it has
+  return appOf(early, folder, channels as unknown as App04["channels"]) as unknown as App05;
 }
 
 let messages = 0;
