@@ -402,18 +402,23 @@ export class World {
     return existsSync(folder) ? readdirSync(folder).filter((name) => name !== "done.jsonl") : [];
   }
 
-  /** Resolves when only so many messages in the inbox are left to be answered. */
+  /**
+   * Resolves when only so many messages in the inbox are left to be answered, and the answers to
+   * the others have left: from s08 on they are files, too.
+   */
   async inboxDone(left = 0): Promise<void> {
-    const folder = join(this.state, "inbox");
-    const isDone = () => this.inboxFiles().filter((name) => /json$/.test(name)).length <= left;
-    const watcher = watch(folder);
-    afterwards(() => watcher.close());
+    const folders = ["inbox", "delivery"].map((name) => join(this.state, name)).filter(existsSync);
+    const waiting = (folder = "") =>
+      existsSync(folder) ? readdirSync(folder).filter((name) => /^\d+\.json$/.test(name)) : [];
+    const isDone = () => waiting(folders[0]).length <= left && waiting(folders[1]).length === 0;
+    const watchers = folders.map((folder) => watch(folder));
+    afterwards(() => watchers.map((watcher) => watcher.close()));
     await new Promise<void>((resolve) => {
       const look = () => isDone() && resolve();
-      watcher.on("change", look);
+      for (const watcher of watchers) watcher.on("change", look);
       look(); // it may be so already
     });
-    watcher.close();
+    for (const watcher of watchers) watcher.close();
   }
 
   /** What was begun how often, as the inbox has it. */
