@@ -78,6 +78,13 @@ export class Exchange {
     sendError(this.response, status, type, message, headers ?? {}, this.id);
   }
 
+  /** A success that has nothing in it. */
+  sendNothing(): void {
+    this.beginStream();
+    this.entry.error = "an empty body";
+    this.end();
+  }
+
   beginStream(): void {
     this.answered = true;
     this.entry.status = 200;

@@ -1,6 +1,8 @@
-/** The failures that tests and people can order, each as the real service would show it. */
+/** The failures of the model that can be ordered, each as the real service would show it. */
 
-import type { Scripted } from "./reply.ts";
+import type { Failure } from "./orders.ts";
+import type { PracticeRequest, Scripted } from "./reply.ts";
+import { answer } from "./rules.ts";
 
 /** What the API sends with each status. */
 const STATUSES: Record<string, { type: string; message: string }> = {
@@ -44,19 +46,46 @@ const ANSWERS: Record<string, Scripted> = {
   },
 };
 
-export const FAILURES = [...Object.keys(STATUSES), "overflow", "drop", ...Object.keys(ANSWERS)];
+/** These are done to the connection. */
+const BROKEN = ["drop", "empty-body"] as const;
 
-/** The answer of a failing service; "drop" stands for no answer at all. */
-export function failure(kind: string, contextTokens: number): Scripted | "drop" {
-  if (kind === "drop") return "drop";
+/** All failures that come to an end by themselves. */
+export const FAILURES = [
+  ...Object.keys(STATUSES),
+  "overflow",
+  ...BROKEN,
+  "break-tool",
+  ...Object.keys(ANSWERS),
+];
+
+/** And those that last until release(), or until the client hangs up: nothing at all is sent; and
+ * a stream falls silent in the middle. */
+export const MODEL_FAILURES = [...FAILURES, "hang", "silent"];
+
+/** What the failing service does: an answer of some kind, or something to the connection. */
+export function failure(
+  { kind, retryAfter = 1 }: Failure,
+  contextTokens: number,
+  request: PracticeRequest,
+): Scripted | (typeof BROKEN)[number] | "hang" {
+  const broken = [...BROKEN, "hang" as const].find((one) => one === kind);
+  if (broken) return broken;
   if (kind === "overflow") {
     const message = `prompt is too long: ${contextTokens + 1} tokens > ${contextTokens} maximum`;
     return { error: { status: 400, type: "invalid_request_error", message } };
   }
-  const answer = ANSWERS[kind];
-  if (answer) return answer;
+  if (kind === "silent") return { content: [{ type: "text", text: CUT }], holdAfter: 5 };
+  if (kind === "break-tool") return breakInCall(request);
   const error = STATUSES[kind];
-  if (!error) throw new Error(`There is no failure "${kind}"; there are: ${FAILURES.join(", ")}.`);
-  const headers = kind === "429" ? { "retry-after": "1" } : undefined;
+  if (!error) return ANSWERS[kind] ?? {};
+  const headers = kind === "429" ? { "retry-after": String(retryAfter) } : undefined;
   return { error: { status: Number(kind), ...error, headers } };
+}
+
+/** Breaks off in the middle of a call's input: of the call that the model would have made. */
+function breakInCall(request: PracticeRequest): Scripted {
+  const wanted = answer(request).content?.find((block) => block.type === "tool_use");
+  const [offered] = (request.tools ?? []).flatMap((tool) => ("name" in tool ? tool.name : []));
+  const call = wanted ?? { type: "tool_use", name: offered ?? "bash", input: {} };
+  return { content: [call], breakAfter: 5 };
 }

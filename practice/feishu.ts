@@ -6,7 +6,7 @@
  * and signed, and posted again if it does not answer 200 in time.
  */
 
-import { createServer, type IncomingMessage, type Server, type ServerResponse } from "node:http";
+import type { IncomingMessage, ServerResponse } from "node:http";
 import { sendJson } from "./exchange.ts";
 import {
   type EventMessage,
@@ -19,20 +19,9 @@ import {
   type Wire,
 } from "./feishu-events.ts";
 import { type Attempt, type Delivery, Webhook, type WebhookOptions } from "./feishu-webhook.ts";
-import {
-  Changes,
-  closeServer,
-  type Failure,
-  Failures,
-  type Fields,
-  Holds,
-  listen,
-  Outbox,
-  type PhoneInput,
-  Phones,
-  readFields,
-  sendBadGateway,
-} from "./web.ts";
+import type { Failure } from "./orders.ts";
+import { FakePlatform } from "./platform.ts";
+import { type Fields, type PhoneInput, readFields } from "./web.ts";
 
 export { CONTENTS, OTHER_EVENTS, type Wire } from "./feishu-events.ts";
 export type { Attempt, Delivery } from "./feishu-webhook.ts";
@@ -132,21 +121,13 @@ export async function startFeishu(options: FeishuOptions = {}): Promise<FakeFeis
   return feishu;
 }
 
-export class FakeFeishu {
-  url = "";
+export class FakeFeishu extends FakePlatform<Sent> {
   readonly appId: string;
   readonly appSecret: string;
   readonly botOpenId = "ou_practice_bot";
   readonly log: Call[] = [];
   private readonly options: FeishuOptions;
-  private readonly server: Server;
-  private readonly now: () => number;
-  private readonly changes = new Changes();
   private readonly events: Webhook;
-  private readonly outbox = new Outbox<Sent>(this.changes);
-  private readonly holds = new Holds();
-  private readonly failures = new Failures();
-  private readonly phones = new Phones();
   private readonly chats = new Map<string, { name: string; group: boolean }>();
   private readonly messages = new Map<string, { chat: string; root?: string }>();
   private readonly uuids = new Map<string, { at: number; data: Fields }>();
@@ -154,29 +135,18 @@ export class FakeFeishu {
   private counts = { message: 0, token: 0 };
 
   constructor(options: FeishuOptions) {
+    super(FEISHU_FAILURES, options.now);
     this.options = options;
     this.appId = options.appId ?? "cli_practice";
     this.appSecret = options.appSecret ?? "practice-app-secret";
-    this.now = options.now ?? Date.now;
     this.events = new Webhook(options, this.appId, this.changes, (chat) => this.nextMessage(chat));
-    this.server = createServer((request, response) => void this.serve(request, response));
-    this.server.requestTimeout = 0; // a held request may outlast Node's five minutes
     for (const name of ["alice", "bob", "mallory"]) this.chatId(name);
     this.group("family");
   }
 
-  async listen(port?: number): Promise<void> {
-    this.url = await listen(this.server, port);
-  }
-
-  async close(): Promise<void> {
+  override close(): Promise<void> {
     this.events.stop();
-    await closeServer(this.server);
-  }
-
-  /** What the bot has sent, in order. */
-  get sent(): Sent[] {
-    return this.outbox.all;
+    return super.close();
   }
 
   /** Every event, with the attempts to deliver it. */
@@ -214,8 +184,12 @@ export class FakeFeishu {
     return id;
   }
 
-  /** The id of a group, if there is one of that name, or of a person's direct chat. */
-  chatId(name: string): string {
+  protected groupId(name: string): string {
+    return this.group(name);
+  }
+
+  chatId(given: string | number): string {
+    const name = String(given);
     const id = name.startsWith("oc_") ? name : `oc_${name}`;
     if (!this.chats.has(id)) this.chats.set(id, { name, group: false });
     return id;
@@ -286,40 +260,9 @@ export class FakeFeishu {
     return this.events.flush();
   }
 
-  // ---- What the bot does, and when ----
-
-  /** The texts that a chat has received. */
-  textsTo(chat: string): string[] {
-    const id = this.chatId(chat);
-    return this.sent.filter((one) => one.chat === id).map((one) => one.text);
-  }
-
-  /** The next message to a chat that no call of this method has given yet; waits for it. */
-  nextSent(chat?: string): Promise<Sent> {
-    return this.outbox.next(chat === undefined ? undefined : this.chatId(chat));
-  }
-
-  /** Resolves when this has become true, looked at after every request and answer. */
-  until(condition: () => boolean): Promise<true> {
-    return this.changes.until(() => condition() || undefined);
-  }
-
-  /** The next requests fail; `FEISHU_FAILURES` are the kinds. */
-  fail(failure: Failure): void {
-    if (!FEISHU_FAILURES.includes(failure.kind)) {
-      throw new Error(`There is no failure "${failure.kind}": ${FEISHU_FAILURES.join(", ")}.`);
-    }
-    this.failures.order(failure);
-  }
-
   /** All tokens given out so far are worth nothing any more. */
   expireTokens(): void {
     this.tokens = [];
-  }
-
-  /** Lets the requests that hang go on. */
-  release(): void {
-    this.holds.release();
   }
 
   // ---- Events ----
@@ -466,10 +409,9 @@ export class FakeFeishu {
 
   // ---- Requests ----
 
-  private async serve(request: IncomingMessage, response: ServerResponse): Promise<void> {
+  protected async serve(request: IncomingMessage, response: ServerResponse): Promise<void> {
     const { pathname: path, searchParams } = new URL(request.url ?? "/", "http://localhost");
     try {
-      if (path.startsWith("/_practice/")) return await this.phone(request, response);
       const parameters = { ...Object.fromEntries(searchParams), ...(await readFields(request)) };
       const method = methodOf(request.method ?? "", path);
       const call: Call = { method, path, parameters, at: this.now(), status: 0, code: 0 };
@@ -494,7 +436,7 @@ export class FakeFeishu {
     response: ServerResponse,
   ): Promise<void> {
     try {
-      const failure = this.failures.take(call.method, this.namesOf(call));
+      const failure = this.failing(call.method, this.namesOf(call));
       if (failure && (await this.fails(failure, call, request, response))) return;
       const result = this.run(call, request, false);
       call.status = 200;
@@ -535,28 +477,14 @@ export class FakeFeishu {
       throw new Refusal(status, code, words, {}, code === 99991400 ? headers : {});
     }
     if (kind === "drop") this.run(call, request, true);
-    if (kind === "hang") {
-      return !(await this.holds.wait(response));
-    }
-    if (kind === "502") {
-      call.status = 502;
-      sendBadGateway(response);
-    } else response.destroy();
-    return true;
+    return await this.broken(kind, call, response);
   }
 
-  private phone(request: IncomingMessage, response: ServerResponse): Promise<void> {
-    const chatOf = (person: string, group?: string): string =>
-      group ? this.group(group) : this.chatId(person);
-    return this.phones.serve(request, response, chatOf, (input) => this.typed(input));
-  }
-
-  private async typed(input: PhoneInput): Promise<string | undefined> {
-    const { person, group, text, photos = 0, reply } = input;
-    const chat = group ? this.group(group) : this.chatId(person);
-    const last = reply ? this.sent.findLast((one) => one.chat === chat) : undefined;
-    if (reply && !last) return "The bot has sent nothing here yet.";
-    const options = { group, replyTo: last?.messageId };
+  protected async typed(
+    { person, group, text, photos = 0 }: PhoneInput,
+    answered?: Sent,
+  ): Promise<void> {
+    const options = { group, replyTo: answered?.messageId };
     const deliveries: Delivery[] = [];
     for (let i = 0; i < photos; i++) {
       const image = { type: "image", content: { image_key: `img_practice_${i + 1}` } };
@@ -565,7 +493,8 @@ export class FakeFeishu {
     if (photos === 0 || text) deliveries.push(this.say(person, text, options));
     const answers = await Promise.all(deliveries.map((delivery) => delivery.first));
     const bad = answers.find((answer) => answer.status !== 200);
-    return bad && `The event was not taken: ${bad.status || "no answer"} from ${this.webhook}.`;
+    if (!bad) return;
+    throw new Error(`The event was not taken: ${bad.status || "no answer"} from ${this.webhook}.`);
   }
 }
 

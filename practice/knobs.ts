@@ -6,33 +6,34 @@
 
 import { parseArgs } from "node:util";
 import { hasMarks, promptBlocks } from "./cache-marks.ts";
-import { FAILURES } from "./failures.ts";
+import { duration, FAIL_HELP, FAIL_KINDS, FAIL_OPTIONS, readFail, wholeNumber } from "./fail.ts";
 import type { LoggedRequest } from "./model.ts";
+import { keyNumber } from "./orders.ts";
 import { isAlive, readWorld, startWorld, Trouble, theWorld, worldPath } from "./world.ts";
 
 const HELP = `npm run practice                         says which world runs; if none, starts a model
-npm run practice -- fail 529             the next request fails; --times 3: the next three
+${FAIL_HELP}
 npm run practice -- drop                 the next request loses its connection
 npm run practice -- slow 5s              wait before every event of a reply; slow off: no more
 npm run practice -- log                  the last requests; --last 50: more of them
 
-Failures: ${FAILURES.join(" ")}`;
+${FAIL_KINDS}`;
 
 async function main(): Promise<void> {
   const { values, positionals } = readArguments();
-  const [command, argument] = positionals;
+  const [command, ...words] = positionals;
   if (values.help) console.log(HELP);
   else if (command === undefined) await showOrStand();
-  else if (command === "fail") await fail(argument ?? "529", values.times);
-  else if (command === "drop") await fail("drop", values.times);
-  else if (command === "slow") await slow(argument);
+  else if (command === "fail") await fail(words, values);
+  else if (command === "drop") await fail(["drop"], values);
+  else if (command === "slow") await slow(words[0]);
   else if (command === "log") await showLog(wholeNumber(values.last ?? "20", "--last"));
   else throw new Trouble(`There is no "${command}".\n\n${HELP}`);
 }
 
 function readArguments() {
-  const text = { type: "string" } as const;
-  const options = { times: text, last: text, help: { type: "boolean", short: "h" } } as const;
+  const help = { type: "boolean", short: "h" } as const;
+  const options = { ...FAIL_OPTIONS, last: { type: "string" }, help } as const;
   try {
     return parseArgs({ allowPositionals: true, options });
   } catch (error) {
@@ -60,17 +61,14 @@ async function showOrStand(): Promise<void> {
   }
 }
 
-async function fail(kind: string, times = "1"): Promise<void> {
-  await send("fail", { kind, times: wholeNumber(times, "--times") });
-  console.log(`The next ${times === "1" ? "request" : `${times} requests`}: ${kind}.`);
+async function fail(...given: Parameters<typeof readFail>): Promise<void> {
+  const { where, failure, said } = readFail(...given);
+  await send("fail", failure, where);
+  console.log(said);
 }
 
 async function slow(argument = ""): Promise<void> {
-  const match = /^(\d+(?:\.\d+)?)(ms|s|m)?$/.exec(argument);
-  if (argument !== "off" && !match)
-    throw new Trouble(`slow ${argument}? Say slow 5s, or slow off.`);
-  const unit = { ms: 1, s: 1000, m: 60_000 }[match?.[2] ?? "s"] ?? 1000;
-  const ms = Number(match?.[1] ?? 0) * unit;
+  const ms = argument === "off" ? 0 : duration(argument, "slow", ", or slow off");
   await send("slow", { ms });
   console.log(ms > 0 ? `A wait of ${ms / 1000} s before every event.` : "No waits.");
 }
@@ -78,13 +76,15 @@ async function slow(argument = ""): Promise<void> {
 async function showLog(last: number): Promise<void> {
   const log = await send<LoggedRequest[]>("log");
   if (log.length === 0) console.log("No requests yet.");
+  const hasKeys = new Set(log.map(({ key }) => key)).size > 1;
   for (const entry of log.slice(-last)) {
     const time = new Date(entry.at).toTimeString().slice(0, 8);
     const count = entry.request.messages?.length ?? 0;
     const ending = entry.aborted ? "stopped by the client" : (entry.stopReason ?? "under way");
     const result = entry.problem ?? entry.error ?? ending;
     const messages = `${count} message${count === 1 ? "" : "s"}`;
-    console.log([time, entry.model, messages, ...tokensOf(entry), result].join("  "));
+    const key = hasKeys ? [`key ${keyNumber(entry.key)}`] : [];
+    console.log([time, entry.model, ...key, messages, ...tokensOf(entry), result].join("  "));
   }
 }
 
@@ -95,14 +95,14 @@ function tokensOf({ request, usage }: LoggedRequest): string[] {
   return [`${cached} cached, ${written} written, ${usage.input_tokens} fresh`];
 }
 
-function wholeNumber(text: string, name: string): number {
-  if (!/^[1-9]\d*$/.test(text)) throw new Trouble(`${name} wants a whole number, not "${text}".`);
-  return Number(text);
-}
+type Server = "model" | "telegram" | "feishu";
 
-async function send<Answer>(path: string, body?: object): Promise<Answer> {
+async function send<Answer>(path: string, body?: object, to: Server = "model"): Promise<Answer> {
   const method = body ? "POST" : "GET";
-  const url = `${theWorld().url}/_practice/${path}`;
+  const world = theWorld();
+  const address = to === "model" ? world.url : world[to];
+  if (!address) throw new Trouble(`${world.user} has no channels yet: npm start -- s04 has.`);
+  const url = `${address}/_practice/${path}`;
   const answer = await fetch(url, { method, body: body && JSON.stringify(body) });
   const result = (await answer.json()) as Answer & { error?: string }; // our own server's form
   if (!answer.ok) throw new Trouble(result.error ?? `The practice world said ${answer.status}.`);

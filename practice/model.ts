@@ -4,16 +4,17 @@
  * `POST /v1/messages` is what a section talks to. People turn the knobs of a running world with
  * `npm run practice`, which uses these addresses of the same server:
  *
- *   GET  /_practice/log               the requests so far, oldest first
- *   POST /_practice/fail {kind,times} the next requests fail, see failures.ts for the kinds
- *   POST /_practice/slow {ms}         a pause before every event of a stream; 0 ends it
+ *   GET  /_practice/log           the requests so far, oldest first
+ *   POST /_practice/fail {kind,…} the next requests fail: see orders.ts, and failures.ts for kinds
+ *   POST /_practice/fail {}       no more failures
+ *   POST /_practice/slow {ms}     a pause before every event of a stream; 0 ends it
  */
 
 import { createServer, type IncomingMessage, type Server, type ServerResponse } from "node:http";
-import type { AddressInfo } from "node:net";
 import { PromptCache } from "./cache.ts";
-import { Exchange, type LoggedRequest, readBody, sendError, sendJson } from "./exchange.ts";
-import { failure } from "./failures.ts";
+import { Exchange, type LoggedRequest, readBody, sendError } from "./exchange.ts";
+import { failure, MODEL_FAILURES } from "./failures.ts";
+import { type Failure, Failures, keyNumber } from "./orders.ts";
 import {
   countRequest,
   makeReply,
@@ -24,6 +25,7 @@ import {
 } from "./reply.ts";
 import { answer } from "./rules.ts";
 import { validate } from "./validate.ts";
+import { closeServer, type Fields, listen, turnKnob } from "./web.ts";
 
 export type { LoggedRequest } from "./exchange.ts";
 export type { PracticeRequest, Scripted, ScriptedBlock } from "./reply.ts";
@@ -64,7 +66,7 @@ export class PracticeModel {
   private readonly options: ModelOptions;
   private readonly cache = new PromptCache();
   private readonly scripts: Script[] = [];
-  private readonly failures: string[] = [];
+  private readonly failures: Failures;
   private readonly slots: Slot[] = [];
   private pause = 0;
   private replies = 0;
@@ -75,20 +77,14 @@ export class PracticeModel {
 
   constructor(options: ModelOptions) {
     this.options = options;
+    this.failures = new Failures(MODEL_FAILURES, options.now);
     this.server = createServer((request, response) => void this.serve(request, response));
     // A person may let a held request wait for longer than Node's default of five minutes.
     this.server.requestTimeout = 0;
   }
 
-  listen(port: number): Promise<void> {
-    return new Promise((resolve, reject) => {
-      this.server.once("error", reject);
-      this.server.listen(port, "127.0.0.1", () => {
-        const { port: chosen } = this.server.address() as AddressInfo; // a TCP server's is one
-        this.url = `http://127.0.0.1:${chosen}`;
-        resolve();
-      });
-    });
+  async listen(port: number): Promise<void> {
+    this.url = await listen(this.server, port);
   }
 
   /** Answers for the next requests, one each; they come before the rules. */
@@ -96,10 +92,14 @@ export class PracticeModel {
     this.scripts.push(...answers);
   }
 
-  /** The next requests fail. A failure uses up no scripted answer. */
-  fail(kind: string, times = 1): void {
-    failure(kind, 0); // an unknown kind is said here, to whoever asked, not to the next request
-    for (let i = 0; i < times; i++) this.failures.push(kind);
+  /** The next requests fail, or those that are meant. A failure uses up no scripted answer. */
+  fail(what: string | Failure, times?: number): void {
+    this.failures.order(typeof what === "string" ? { kind: what, times } : what);
+  }
+
+  /** No more failures. */
+  mend(): void {
+    this.failures.clear();
   }
 
   /** A pause before every event, for people who want to watch or to press Ctrl+C. */
@@ -121,7 +121,7 @@ export class PracticeModel {
     return { waiting, release };
   }
 
-  /** Lets the streams go on that wait because of `holdAfter`. */
+  /** Lets go on what waits because of `holdAfter`, or of a failure that hangs. */
   release(): void {
     for (const goOn of this.held) goOn();
   }
@@ -135,17 +135,14 @@ export class PracticeModel {
   }
 
   close(): Promise<void> {
-    return new Promise((resolve) => {
-      this.server.close(() => resolve());
-      this.server.closeAllConnections();
-    });
+    return closeServer(this.server);
   }
 
   private async serve(request: IncomingMessage, response: ServerResponse): Promise<void> {
     this.underWay += 1;
     const path = new URL(request.url ?? "/", "http://localhost").pathname;
     try {
-      if (path.startsWith("/_practice/")) await this.knob(path, request, response);
+      if (path.startsWith("/_practice/")) await turnKnob(request, response, this.knobs);
       else if (request.method === "POST" && path === "/v1/messages") {
         await this.messages(request, response);
       } else sendError(response, 404, "not_found_error", "Not Found", {}, "req_practice");
@@ -176,8 +173,14 @@ export class PracticeModel {
     }
     if (entry.aborted) return;
     if (!this.admits(exchange, body)) return;
-    const next = this.nextAnswer(entry.request);
+    let next = this.failing(entry) ?? this.nextAnswer(entry.request);
+    if (next === "hang") {
+      await Promise.race([this.untilReleased(), exchange.hungUp]);
+      if (entry.aborted) return;
+      next = this.nextAnswer(entry.request);
+    }
     if (next === "drop") return exchange.drop();
+    if (next === "empty-body") return exchange.sendNothing();
     if (next.error) {
       const { status, type, message, headers } = next.error;
       const all: Record<string, string> = { ...headers };
@@ -213,9 +216,17 @@ export class PracticeModel {
     return false;
   }
 
-  private nextAnswer(request: PracticeRequest): Scripted | "drop" {
-    const kind = this.failures.shift();
-    if (kind) return failure(kind, this.options.contextTokens ?? 200_000);
+  /** What was ordered for this request, if anything. */
+  private failing({ key, model, request }: LoggedRequest): ReturnType<typeof failure> | undefined {
+    const found = this.failures.take(
+      (order) =>
+        [undefined, key, keyNumber(key)].includes(order.key) &&
+        [undefined, model].includes(order.model),
+    );
+    return found && failure(found, this.options.contextTokens ?? 200_000, request);
+  }
+
+  private nextAnswer(request: PracticeRequest): Scripted {
     const script = this.scripts.shift();
     if (script) return typeof script === "function" ? script(request) : script;
     if (this.options.rules !== false) return answer(request);
@@ -274,24 +285,14 @@ export class PracticeModel {
     });
   }
 
-  private async knob(
-    path: string,
-    request: IncomingMessage,
-    response: ServerResponse,
-  ): Promise<void> {
-    // A page in a browser can reach loopback too; it says where it comes from, a command does not.
-    if (request.headers.origin) return sendJson(response, 403, { error: "not from a browser" });
-    if (path === "/_practice/log") return sendJson(response, 200, this.log);
-    try {
-      const input = JSON.parse((await readBody(request)) || "{}");
-      if (path === "/_practice/fail") this.fail(String(input.kind), Number(input.times ?? 1));
-      else if (path === "/_practice/slow") this.slow(Number(input.ms));
-      else return sendJson(response, 404, { error: `there is no ${path}` });
-      sendJson(response, 200, { ok: true });
-    } catch (error) {
-      sendJson(response, 400, { error: error instanceof Error ? error.message : String(error) });
-    }
-  }
+  private readonly knobs = {
+    log: () => this.log,
+    fail: (order: Fields) => {
+      if (order.kind === undefined) this.mend();
+      else this.fail(order as unknown as Failure); // what `npm run practice` sends
+    },
+    slow: ({ ms }: Fields) => this.slow(Number(ms)),
+  };
 }
 
 function wait(ms: number): Promise<void> {

@@ -118,7 +118,8 @@ async function askPerson(lang?: string): Promise<Choice | undefined> {
   terminal.once("SIGINT", () => leave.abort());
   terminal.once("close", () => leave.abort());
   try {
-    const there = Object.keys(LANGUAGES).filter((language) => sectionsOf(language).length > 0);
+    const known = Object.keys(LANGUAGES).sort((one, other) => ours(other) - ours(one));
+    const there = known.filter((language) => sectionsOf(language).length > 0);
     const language = lang ?? (await askLanguage(there, ask));
     const sections = sectionsOf(language);
     for (const section of sections)
@@ -141,6 +142,13 @@ async function askPerson(lang?: string): Promise<Choice | undefined> {
   async function ask(question: string): Promise<string> {
     return (await terminal.question(question, { signal: leave.signal })).trim();
   }
+}
+
+/** 1 for the language of this machine. Where the shell says nothing, as on Windows, Node knows. */
+function ours(language: string): number {
+  const { LC_ALL, LC_MESSAGES, LANG } = process.env;
+  const locale = LC_ALL || LC_MESSAGES || LANG || new Intl.NumberFormat().resolvedOptions().locale;
+  return Number(new RegExp(`^${language}(?![a-z])`, "i").test(locale));
 }
 
 async function askLanguage(

@@ -6,8 +6,10 @@
  * uses `npm run phone`, which comes in by `/_practice/`.
  */
 
-import { createServer, type IncomingMessage, type Server, type ServerResponse } from "node:http";
+import type { IncomingMessage, ServerResponse } from "node:http";
 import { sendJson } from "./exchange.ts";
+import type { Failure } from "./orders.ts";
+import { FakePlatform } from "./platform.ts";
 import {
   type Chat,
   contentOf,
@@ -28,20 +30,7 @@ import {
   TELEGRAM_FAILURES,
   UpdateQueue,
 } from "./telegram-queue.ts";
-import {
-  Changes,
-  closeServer,
-  type Failure,
-  Failures,
-  type Fields,
-  Holds,
-  listen,
-  Outbox,
-  type PhoneInput,
-  Phones,
-  readFields,
-  sendBadGateway,
-} from "./web.ts";
+import { type Fields, type PhoneInput, readFields } from "./web.ts";
 
 export { MEDIA_KINDS, type Media } from "./telegram-chats.ts";
 export { type Call, type QueuedUpdate, TELEGRAM_FAILURES, type Update } from "./telegram-queue.ts";
@@ -99,8 +88,7 @@ export async function startTelegram(options: TelegramOptions = {}): Promise<Fake
   return telegram;
 }
 
-export class FakeTelegram {
-  url = "";
+export class FakeTelegram extends FakePlatform<Sent> {
   readonly token: string;
   readonly botId: number;
   readonly directory: Directory;
@@ -108,14 +96,7 @@ export class FakeTelegram {
   readonly typing: { chat: number; thread?: number; action: string; at: number }[] = [];
   /** Every request, getUpdates too. */
   readonly log: Call[] = [];
-  private readonly server: Server;
-  private readonly now: () => number;
-  private readonly changes = new Changes();
   private readonly queue = new UpdateQueue(this.changes);
-  private readonly outbox = new Outbox<Sent>(this.changes);
-  private readonly holds = new Holds();
-  private readonly failures = new Failures();
-  private readonly phones = new Phones();
   private readonly messages = new Map<string, Message>();
   private readonly counters = new Map<number, number>();
   private readonly blocked = new Set<number>();
@@ -123,27 +104,16 @@ export class FakeTelegram {
   private readonly before: number;
 
   constructor(options: TelegramOptions) {
+    super(TELEGRAM_FAILURES, options.now);
     this.token = options.token ?? "123456:practice-token-of-the-fake-telegram";
     this.botId = Number(this.token.split(":")[0]);
     this.directory = new Directory(this.botId);
-    this.now = options.now ?? Date.now;
     this.before = (options.firstMessage ?? 1) - 1;
-    this.server = createServer((request, response) => void this.serve(request, response));
-    this.server.requestTimeout = 0; // a held request may outlast Node's five minutes
   }
 
-  async listen(port?: number): Promise<void> {
-    this.url = await listen(this.server, port);
-  }
-
-  async close(): Promise<void> {
+  override close(): Promise<void> {
     this.queue.stop();
-    await closeServer(this.server);
-  }
-
-  /** What the bot has sent, in order. */
-  get sent(): Sent[] {
-    return this.outbox.all;
+    return super.close();
   }
 
   /** Every update, with how often it was handed out. */
@@ -170,9 +140,12 @@ export class FakeTelegram {
     return this.directory.group(name, options);
   }
 
-  /** The id of a person's direct chat or of a group, as a section's settings want it. */
   chatId(name: string | number): number {
     return (this.directory.chat(name) ?? this.directory.person(String(name))).id;
+  }
+
+  protected groupId(name: string): number {
+    return this.group(name).id;
   }
 
   // ---- What people do ----
@@ -256,40 +229,9 @@ export class FakeTelegram {
     return message;
   }
 
-  // ---- What the bot does, and when ----
-
-  /** The texts that a chat has received. */
-  textsTo(chat: string | number): string[] {
-    const id = this.chatId(chat);
-    return this.sent.filter((one) => one.chat === id).map((one) => one.text);
-  }
-
-  /** The next message to a chat that no call of this method has given yet; waits for it. */
-  nextSent(chat?: string | number): Promise<Sent> {
-    return this.outbox.next(chat === undefined ? undefined : this.chatId(chat));
-  }
-
-  /** Resolves when this has become true, looked at after every request and answer. */
-  until(condition: () => boolean): Promise<true> {
-    return this.changes.until(() => condition() || undefined);
-  }
-
   /** Resolves when the bot has confirmed everything and waits for more. */
   async idle(): Promise<void> {
     await this.until(() => this.queue.isIdle());
-  }
-
-  /** The next requests fail; `TELEGRAM_FAILURES` are the kinds. */
-  fail(failure: Failure): void {
-    if (!TELEGRAM_FAILURES.includes(failure.kind)) {
-      throw new Error(`There is no failure "${failure.kind}": ${TELEGRAM_FAILURES.join(", ")}.`);
-    }
-    this.failures.order(failure);
-  }
-
-  /** Lets the requests that hang go on. */
-  release(): void {
-    this.holds.release();
   }
 
   // ---- Updates ----
@@ -404,10 +346,9 @@ export class FakeTelegram {
 
   // ---- Requests ----
 
-  private async serve(request: IncomingMessage, response: ServerResponse): Promise<void> {
+  protected async serve(request: IncomingMessage, response: ServerResponse): Promise<void> {
     const { pathname, searchParams } = new URL(request.url ?? "/", "http://localhost");
     try {
-      if (pathname.startsWith("/_practice/")) return await this.phone(request, response);
       const body = await readFields(request);
       const [, token, method = ""] = /^\/bot([^/]+)\/(\w+)$/.exec(pathname) ?? [];
       const parameters = { ...Object.fromEntries(searchParams), ...body };
@@ -430,7 +371,7 @@ export class FakeTelegram {
   private async handle(call: Call, response: ServerResponse): Promise<void> {
     const chat = this.directory.chat(Number(call.parameters.chat_id ?? 0));
     const names = [chat?.id, chat?.type === "private" ? chat.username : chat?.title];
-    const failure = this.failures.take(call.method, names);
+    const failure = this.failing(call.method, names);
     try {
       if (failure && (await this.fails(failure, call, response))) return;
       if (call.method.toLowerCase() === "getupdates") this.queue.getUpdates({ call, response });
@@ -444,21 +385,16 @@ export class FakeTelegram {
   /** Does what was ordered; false if the request goes on afterwards. */
   private async fails(failure: Failure, call: Call, response: ServerResponse): Promise<boolean> {
     const { kind, retryAfter = 1 } = failure;
-    if (kind === "drop") {
-      // Accepted, and the connection breaks before the bot hears of it.
-      if (call.method.toLowerCase() === "sendmessage") this.sendMessage(call.parameters, true);
-      response.destroy();
-    } else if (kind === "refuse") response.destroy();
-    else if (kind === "hang") {
-      return !(await this.holds.wait(response));
-    } else if (kind === "429") {
+    if (kind === "429") {
       const words = `Too Many Requests: retry after ${retryAfter}`;
       throw new Refusal(429, words, { retry_after: retryAfter });
-    } else if (kind === "502") {
-      call.status = 502;
-      sendBadGateway(response);
-    } else throw new Refusal(Number(kind), SENTENCES[kind] ?? "");
-    return true;
+    }
+    const sentence = SENTENCES[kind];
+    if (sentence) throw new Refusal(Number(kind), sentence);
+    // Accepted, and the connection breaks before the bot hears of it.
+    const isSend = call.method.toLowerCase() === "sendmessage";
+    if (kind === "drop" && isSend) this.sendMessage(call.parameters, true);
+    return await this.broken(kind, call, response);
   }
 
   private answer(exchange: Exchange, result: unknown): void {
@@ -466,20 +402,10 @@ export class FakeTelegram {
     this.changes.announce();
   }
 
-  private phone(request: IncomingMessage, response: ServerResponse): Promise<void> {
-    const chatOf = (person: string, group?: string): string =>
-      String(group ? this.group(group).id : this.person(person).id);
-    return this.phones.serve(request, response, chatOf, async (input) => this.typed(input));
-  }
-
-  private typed({ person, group, text, photos = 0, reply }: PhoneInput): string | undefined {
-    const chat = group ? this.group(group).id : this.person(person).id;
-    const last = reply ? this.sent.findLast((one) => one.chat === chat) : undefined;
-    if (reply && !last) return "The bot has sent nothing here yet.";
-    const options = { group, replyTo: last?.messageId };
+  protected typed({ person, group, text, photos = 0 }: PhoneInput, answered?: Sent): void {
+    const options = { group, replyTo: answered?.messageId };
     if (photos > 1) this.album(person, new Array(photos).fill("photo"), text, options);
     else this.say(person, text, { ...options, media: photos === 1 ? "photo" : undefined });
-    return undefined;
   }
 
   // ---- Messages ----

@@ -1,6 +1,6 @@
 /**
- * What the fake platforms have in common: a server on loopback, something to wait for instead of
- * sleeping, failures that can be ordered, and the stream that `npm run phone` reads.
+ * What the servers of the practice world are made of: loopback, something to wait for instead of
+ * sleeping, the knobs, and the stream that `npm run phone` reads.
  */
 
 import { once } from "node:events";
@@ -124,37 +124,26 @@ export function sendBadGateway(response: ServerResponse): void {
   response.end("<html><head><title>502 Bad Gateway</title></head></html>");
 }
 
-/** An order for the next requests to fail. */
-export interface Failure {
-  /** 429, 403, 400 and so on as the platform says it; or drop, refuse, hang. */
-  kind: string;
-  /** Only for this method; without it, for those that send a message. */
-  method?: string;
-  /** Only for this chat: its name or its id. */
-  chat?: string | number;
-  times?: number;
-  /** Seconds, for 429. */
-  retryAfter?: number;
-}
+/** What the knobs of a server do; what they give is the answer. */
+export type Knobs = Record<string, (input: Fields, response: ServerResponse) => unknown>;
 
-export class Failures {
-  private readonly orders: (Failure & { left: number })[] = [];
-
-  order(failure: Failure): void {
-    this.orders.push({ ...failure, left: failure.times ?? 1 });
-  }
-
-  /** The failure of this request, which is used up by it. */
-  take(method: string, chats: (string | number | undefined)[]): Failure | undefined {
-    const found = this.orders.find(
-      (order) =>
-        (order.method ?? "sendMessage").toLowerCase() === method.toLowerCase() &&
-        (order.chat === undefined || chats.some((chat) => String(chat) === String(order.chat))),
-    );
-    if (!found) return undefined;
-    found.left -= 1;
-    if (found.left <= 0) this.orders.splice(this.orders.indexOf(found), 1);
-    return found;
+/** `/_practice/<knob>`, for commands; an error of the knob's is told to whoever has turned it. */
+export async function turnKnob(
+  request: IncomingMessage,
+  response: ServerResponse,
+  knobs: Knobs,
+): Promise<void> {
+  // A page in a browser can reach loopback too; it says where it comes from, a command does not.
+  if (request.headers.origin) return sendJson(response, 403, { error: "not from a browser" });
+  const { pathname, searchParams } = new URL(request.url ?? "/", "http://localhost");
+  const [, knob] = Object.entries(knobs).find(([name]) => pathname === `/_practice/${name}`) ?? [];
+  if (!knob) return sendJson(response, 404, { error: `there is no ${pathname}` });
+  try {
+    const input = { ...Object.fromEntries(searchParams), ...(await readFields(request)) };
+    const result = await knob(input, response);
+    if (!response.headersSent) sendJson(response, 200, result ?? {});
+  } catch (error) {
+    sendJson(response, 400, { error: error instanceof Error ? error.message : String(error) });
   }
 }
 
@@ -175,28 +164,11 @@ export interface PhoneInput {
 export class Phones {
   private readonly open = new Map<ServerResponse, string>();
 
-  /** `GET /_practice/stream` and `POST /_practice/say`; `say` gives what went wrong, if anything. */
-  async serve(
-    request: IncomingMessage,
-    response: ServerResponse,
-    chatOf: (person: string, group?: string) => string,
-    say: (input: PhoneInput) => Promise<string | undefined>,
-  ): Promise<void> {
-    // A page in a browser can reach loopback too; it says where it comes from, a command does not.
-    if (request.headers.origin) return sendJson(response, 403, { error: "not from a browser" });
-    const { pathname, searchParams } = new URL(request.url ?? "/", "http://localhost");
-    if (pathname === "/_practice/stream") {
-      const group = searchParams.get("group") ?? undefined;
-      this.open.set(response, chatOf(searchParams.get("person") ?? "", group));
-      response.once("close", () => this.open.delete(response));
-      response.writeHead(200, { "content-type": "application/x-ndjson" });
-      response.flushHeaders();
-    } else if (pathname === "/_practice/say") {
-      const problem = await say((await readFields(request)) as unknown as PhoneInput); // our phone's
-      sendJson(response, 200, problem ? { error: problem } : {});
-    } else {
-      sendJson(response, 404, { error: `there is no ${pathname}` });
-    }
+  watch(response: ServerResponse, chat: string): void {
+    this.open.set(response, chat);
+    response.once("close", () => this.open.delete(response));
+    response.writeHead(200, { "content-type": "application/x-ndjson" });
+    response.flushHeaders();
   }
 
   show(chat: string, event: PhoneEvent): void {

@@ -44,13 +44,28 @@ export interface World {
 }
 
 /** Every setting that a section reads; an empty value counts as unset and beats a line in .env. */
-const SETTINGS = `ANTHROPIC_API_KEY ANTHROPIC_AUTH_TOKEN ANTHROPIC_BASE_URL MODEL_ID CLAW0_WORKSPACE
+export const SETTINGS =
+  `ANTHROPIC_API_KEY ANTHROPIC_AUTH_TOKEN ANTHROPIC_BASE_URL MODEL_ID CLAW0_WORKSPACE
   CONTEXT_TOKENS TELEGRAM_BOT_TOKEN TELEGRAM_API_ROOT TELEGRAM_ALLOWED_CHATS FEISHU_APP_ID
   FEISHU_APP_SECRET FEISHU_ENCRYPT_KEY FEISHU_VERIFICATION_TOKEN FEISHU_BOT_OPEN_ID
   FEISHU_ALLOWED_CHATS FEISHU_DOMAIN FEISHU_API_BASE HTTP_PORT REMOTE_TOOLS GATEWAY_TOKEN
   HEARTBEAT_INTERVAL HEARTBEAT_ACTIVE_START HEARTBEAT_ACTIVE_END ANTHROPIC_API_KEY_2
   ANTHROPIC_API_KEY_3 ANTHROPIC_API_KEY_4 ANTHROPIC_API_KEY_5 ANTHROPIC_API_KEY_6
   ANTHROPIC_API_KEY_7 ANTHROPIC_API_KEY_8 ANTHROPIC_API_KEY_9 FALLBACK_MODELS`.split(/\s+/);
+
+/** At every hour, and soon enough to see one. It is the only setting that the shell may give. */
+const HEARTBEAT = {
+  HEARTBEAT_INTERVAL: process.env.HEARTBEAT_INTERVAL || "60",
+  HEARTBEAT_ACTIVE_START: "0",
+  HEARTBEAT_ACTIVE_END: "24",
+};
+
+/** Its number is how the log and `npm run practice -- fail 401 --key 2` tell a key from others. */
+const MORE_KEYS = {
+  ANTHROPIC_API_KEY_2: "practice-2",
+  ANTHROPIC_API_KEY_3: "practice-3",
+  FALLBACK_MODELS: "claude-haiku-5-5",
+};
 
 /** Who may write to the bot; the first is the owner. mallory may not. */
 const ALLOWED = ["alice", "bob", "family"];
@@ -88,6 +103,8 @@ export async function startWorld(user: string, section = 1, root = ROOT): Promis
       CLAW0_WORKSPACE: join(root, ".practice", "workspace"),
       CONTEXT_TOKENS: "180000",
       ...channels?.settings,
+      ...(section >= 7 && HEARTBEAT),
+      ...(section >= 9 && MORE_KEYS),
       // A proxy must not come between a section and its practice world.
       NO_PROXY: ["127.0.0.1,localhost", process.env.NO_PROXY].filter(Boolean).join(","),
     },

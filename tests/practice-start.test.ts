@@ -22,17 +22,21 @@ const PROJECT = join(import.meta.dirname, "..");
 const SECTION = `
   import { createInterface } from "node:readline";
   const { env } = process;
-  let client; // made when it is needed: the SDK takes half a second to load
+  let client;
   process.on("SIGINT", () => console.log("stopped a reply"));
   console.log("settings " + JSON.stringify([env.ANTHROPIC_API_KEY, env.MODEL_ID,
     env.CLAW0_WORKSPACE, env.CONTEXT_TOKENS, env.TELEGRAM_BOT_TOKEN]));
+  const later = Object.entries(env).filter(([name]) => /HEARTBEAT|KEY_\\d|FALLBACK/.test(name));
+  console.log("later " + JSON.stringify(Object.fromEntries(later.filter(([, value]) => value))));
   console.log("section SECTION");
   for await (const line of createInterface({ input: process.stdin })) {
     if (line.startsWith("exit ")) process.exit(Number(line.slice(5)));
+    // Not before it is needed: it takes half a second to load.
     const { default: Anthropic } = await import("@anthropic-ai/sdk");
-    client ??= new Anthropic({ apiKey: env.ANTHROPIC_API_KEY, maxRetries: 0 });
+    const [, key = "ANTHROPIC_API_KEY", content] = /^(?:with (\\w+): )?(.*)$/.exec(line);
+    client = new Anthropic({ apiKey: env[key], maxRetries: 0 });
     const request = { model: "claude-sonnet-5-5", max_tokens: 500 };
-    const messages = [{ role: "user", content: line }];
+    const messages = [{ role: "user", content }];
     try {
       const reply = await client.messages.stream({ ...request, messages }).finalMessage();
       console.log("reply " + reply.content[0].text);
@@ -194,6 +198,38 @@ describe("npm start without a key", () => {
     expect(existsSync(join(copy, "more.md"))).toBe(false);
   });
 
+  const HEARTBEAT = {
+    HEARTBEAT_INTERVAL: "60",
+    HEARTBEAT_ACTIVE_START: "0",
+    HEARTBEAT_ACTIVE_END: "24",
+  };
+  const KEYS = {
+    ANTHROPIC_API_KEY_2: "practice-2",
+    ANTHROPIC_API_KEY_3: "practice-3",
+    FALLBACK_MODELS: "claude-haiku-5-5",
+  };
+
+  it.each([
+    ["s06_intelligence", {}],
+    ["s07_heartbeat_cron", HEARTBEAT],
+    ["s08_delivery", HEARTBEAT],
+    ["s09_resilience", { ...HEARTBEAT, ...KEYS }],
+    ["s10_concurrency", { ...HEARTBEAT, ...KEYS }],
+  ])("gives %s what it needs, and nobody else's", async (name, wanted) => {
+    section("en", name);
+    const theirs = { FALLBACK_MODELS: "theirs", ANTHROPIC_API_KEY_4: "sk-theirs" };
+    const hours = { HEARTBEAT_ACTIVE_START: "3", HEARTBEAT_ACTIVE_END: "4" };
+    const { output } = await start([name], "", { ...theirs, ...hours });
+    const [, later = ""] = /^later (.*)$/m.exec(output) ?? [];
+    expect(JSON.parse(later)).toEqual(wanted);
+  });
+
+  it("lets the shell say how often the heart beats", async () => {
+    section("en", "s07_heartbeat_cron");
+    const { output } = await start(["s07"], "", { HEARTBEAT_INTERVAL: "20" });
+    expect(output).toContain('"HEARTBEAT_INTERVAL":"20"');
+  });
+
   it("takes the key of .env.example for none", async () => {
     writeFileSync(join(root, ".env"), "ANTHROPIC_API_KEY=sk-ant-your-key-here\nMODEL_ID=mine\n");
     const { env } = process;
@@ -254,12 +290,43 @@ describe("npm run practice", () => {
     expect(existsSync(worldFile())).toBe(false);
   });
 
+  it("breaks one key of three, or a platform, and shows which key was used", async () => {
+    section("en", "s09_resilience");
+    const { child, done, says } = launch("start.ts", ["s09"]);
+    await says("section s09");
+    expect(await knob("fail", "401", "--key", "2", "--for", "10m")).toEqual({
+      code: 0,
+      output: "The requests with key 2 within 600 s: 401.",
+    });
+    child.stdin.write("with ANTHROPIC_API_KEY_2: hi\n");
+    await says("error authentication_error");
+    child.stdin.write("with ANTHROPIC_API_KEY_3: what is 2+3\n");
+    await says("2+3 = 5");
+    const log = (await knob("log")).output;
+    expect(log).toMatch(/claude-sonnet-5-5 {2}key 2 {2}1 message {2}authentication_error: /);
+    expect(log).toMatch(/claude-sonnet-5-5 {2}key 3 {2}1 message {2}end_turn$/);
+    expect((await knob("fail", "off")).output).toBe("No more failures.");
+    child.stdin.write("with ANTHROPIC_API_KEY_2: what is 3+4\n");
+    await says("3+4 = 7");
+    expect((await knob("fail", "telegram", "403", "--chat", "alice")).output).toBe(
+      "The next message on Telegram to alice: 403.",
+    );
+    const world = JSON.parse(readFileSync(worldFile(), "utf8"));
+    const address = `${world.telegram}/bot123456:practice-token-of-the-fake-telegram/sendMessage`;
+    const send = async () =>
+      (await fetch(`${address}?${new URLSearchParams({ chat_id: "1001", text: "hi" })}`)).status;
+    expect([await send(), await send()]).toEqual([403, 200]);
+    child.stdin.end();
+    await done;
+  });
+
   it("says what it does not understand", async () => {
     const { child, says } = launch("start.ts", []);
     await says("section s01");
     const cases: [string[], string][] = [
       [["fail", "418"], 'There is no failure "418"; there are: 400'],
       [["fail", "529", "--times", "many"], '--times wants a whole number, not "many"'],
+      [["fail", "telegram", "500"], "s01 (en) has no channels yet: npm start -- s04 has."],
       [["slow", "soon"], "slow soon? Say slow 5s, or slow off."],
       [["jump"], 'There is no "jump".'],
       [["--loud"], "npm run practice -- fail 529"],
@@ -303,6 +370,7 @@ describe("npm run practice", () => {
     const { code, output } = await knob("--help");
     expect(code).toBe(0);
     expect(output).toContain("npm run practice -- slow 5s");
+    expect(output).toContain("npm run practice -- fail telegram 429");
     expect(output).toContain("529");
   });
 });
@@ -322,7 +390,7 @@ describe.skipIf(process.platform === "win32")("signals", () => {
     const { CI: _, ...env } = process.env;
     const terminal = open(process.execPath, ["--import", "tsx", "practice/start.ts"], {
       cwd: root,
-      env: { ...env, ANTHROPIC_API_KEY: "" },
+      env: { ...env, ANTHROPIC_API_KEY: "", LC_ALL: "C" },
       cols: 120,
     });
     let output = "";
@@ -357,6 +425,30 @@ describe.skipIf(process.platform === "win32")("signals", () => {
     terminal.write("exit 4\r");
     expect(await exit).toBe(4);
     expect(existsSync(worldFile())).toBe(false);
+  });
+
+  it.each([
+    [{ LC_ALL: "", LC_MESSAGES: "", LANG: "zh_CN.UTF-8" }, "zh 中文, en English) [zh]"],
+    [{ LC_ALL: "ja_JP.UTF-8", LANG: "zh_CN.UTF-8" }, "en English, zh 中文) [en]"], // no ja here
+    [{ LC_ALL: "", LC_MESSAGES: "zh", LANG: "en_US.UTF-8" }, "zh 中文, en English) [zh]"],
+    [{ LC_ALL: "C", LANG: "zh_CN.UTF-8" }, "en English, zh 中文) [en]"],
+  ])("the menu offers the machine's language first: %j", async (locale, offer) => {
+    const { spawn: open } = await import("@lydell/node-pty");
+    section("zh", "s01_agent_loop");
+    const { CI: _, ...env } = process.env;
+    const terminal = open(process.execPath, ["--import", "tsx", "practice/start.ts"], {
+      cwd: root,
+      env: { ...env, ANTHROPIC_API_KEY: "", ...locale },
+      cols: 120,
+    });
+    let output = "";
+    const exit = new Promise((resolve) => terminal.onExit(resolve));
+    terminal.onData((data) => {
+      output += data;
+      if (/\[(en|zh)\]: /.test(data)) terminal.write("\x03");
+    });
+    await exit;
+    expect(output).toContain(`Language (${offer}: `);
   });
 
   it("Ctrl+C in the menu leaves", async () => {

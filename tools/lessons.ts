@@ -1,6 +1,7 @@
 // What `check` asks of the lessons: one form, and nothing in them that isn't so.
 import { type Fence, type Markdown, parseMarkdown } from "./markdown.ts";
 import type { References } from "./openclaw.ts";
+import { pictureOf } from "./picture.ts";
 import { over, Report } from "./report.ts";
 import type { Language, Languages } from "./sections.ts";
 import { exists, longName, read, SECTIONS, sectionPath, short, textOf } from "./sections.ts";
@@ -24,6 +25,7 @@ export function checkLessons(root: string, languages: Languages, report = new Re
         ...lesson.fences.flatMap((fence) => checkFence(lesson, fence)),
         ...checkReferences(lesson),
         ...checkTranscripts(text),
+        ...checkPicture(lesson, text),
       ];
       report.sink(language, name).push(...problems.map((problem) => `${file}:${problem}`));
     }
@@ -32,6 +34,13 @@ export function checkLessons(root: string, languages: Languages, report = new Re
 }
 
 const partsOf = (lesson: Lesson) => lesson.parts.filter(({ level }) => level === 2);
+
+/** The picture beside it is made of the transcript that stands there now. */
+function checkPicture({ root, lang, name }: Lesson, text: string): string[] {
+  const file = sectionPath(lang, name, "svg");
+  if (textOf(root, file) === pictureOf(text)) return [];
+  return [`1: ${file} is another picture than its transcript gives. Run: npm run record ${name}`];
+}
 
 /** Headings, minutes to read, length. */
 function checkForm(lesson: Lesson, { headings, minutes }: Language): string[] {

@@ -2,6 +2,7 @@
 import * as fs from "node:fs";
 import path from "node:path";
 import { type FakeFeishu, startFeishu } from "../practice/feishu.ts";
+import type { Failure } from "../practice/orders.ts";
 import { type FakeTelegram, startTelegram } from "../practice/telegram.ts";
 import { feishuSettings, telegramSettings } from "../practice/world.ts";
 import { type Saying, SILENCE } from "./transcripts.ts";
@@ -38,17 +39,15 @@ export class People {
     this.#last = who;
     const [all = "", command] = /^\/(photo|album|reply) ?/.exec(text) ?? [];
     const photos = command === "photo" ? 1 : command === "album" ? 3 : 0;
-    const input = {
-      person,
-      group,
-      text: text.slice(all.length),
-      photos,
-      reply: command === "reply",
-    };
-    const request = { method: "POST", body: JSON.stringify(input) };
-    const answer = await fetch(`${platform.url}/_practice/say`, request);
+    const [words, reply] = [text.slice(all.length), command === "reply"];
+    const body = JSON.stringify({ person, group, text: words, photos, reply });
+    const answer = await fetch(`${platform.url}/_practice/say`, { method: "POST", body });
     const { error } = (await answer.json()) as { error?: string }; // our own server's form
     if (error) throw new Error(`${who}: ${error}`);
+  }
+
+  fail(where: "telegram" | "feishu", failure: Failure): void {
+    (where === "telegram" ? this.#telegram : this.#feishu).fail(failure);
   }
 
   /** Telegram has been told that everything arrived. (Feishu has before `say` is over.) */

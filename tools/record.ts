@@ -5,12 +5,17 @@ import { tmpdir } from "node:os";
 import path from "node:path";
 import { parseArgs } from "node:util";
 import { startModel } from "../practice/model.ts";
+import { SETTINGS } from "../practice/world.ts";
 import { People } from "./people.ts";
+import { pictureOf } from "./picture.ts";
 import { LAST_PROMPT, Recording } from "./recording.ts";
 import { isMain, ROOT, readLanguages, SECTIONS, sectionPath, short } from "./sections.ts";
-import { readTranscripts, SETTINGS, type Transcript } from "./transcripts.ts";
+import { readTranscripts, type Transcript } from "./transcripts.ts";
 
-/** When every recording takes place. What is printed of its first five minutes becomes this. */
+/**
+ * When every recording takes place. What is printed of its first five minutes becomes this,
+ * and half an hour and an hour later the same: a heartbeat and a job may be due then.
+ */
 const START = Date.UTC(2026, 0, 5, 10);
 
 /** What differs from one recording to the next becomes the same. */
@@ -23,11 +28,11 @@ export function normalise(text: string, folders: Record<string, string>): string
     const found = new RegExp(`${parts.join("[\\\\/]+")}(?!\\w)([\\\\/][\\w.%\\\\/-]*)?`, "gi");
     result = result.replace(found, (_all, rest = "") => name + rest.replace(/\\+/g, "/"));
   }
-  const zeros = (time: string) => `10:00${time.slice(5).replace(/\d/g, "0")}`;
+  const zeros = (time: string) => `${time.slice(0, 4)}0${time.slice(5).replace(/\d/g, "0")}`;
   const inTime = (ms: string) => Number(ms) >= START && Number(ms) < START + 5 * 60_000;
   return result
     .replace(/(127\.0\.0\.1|localhost|\[::1\]):\d{2,5}\b/g, "$1:8765")
-    .replace(/(?<!\d)10:0[0-4](:[0-5]\d)?([.,]\d{3})?/g, zeros)
+    .replace(/(?<!\d)(10:0|10:3|11:0)[0-4](:[0-5]\d)?([.,]\d{3})?/g, zeros)
     .replace(/\b\d{13}\b/g, (ms) => (inTime(ms) ? String(START) : ms))
     .replace(/("uptime": )\d+/g, "$112")
     .replace(/[ \t]+$/gm, "");
@@ -46,7 +51,7 @@ export async function record(
   const model = await startModel();
   const shift = START - Date.now();
   const people = section < "s04" ? undefined : await People.start(shift);
-  for (const { kind, times } of setup.failures) model.fail(kind, times);
+  for (const failure of setup.failures) model.fail(failure);
   const settings = {
     ...Object.fromEntries(SETTINGS.map((name) => [name, ""])),
     ...{ ANTHROPIC_API_KEY: "practice", ANTHROPIC_BASE_URL: model.url, CLAW0_WORKSPACE: workspace },
@@ -116,6 +121,8 @@ async function main(): Promise<void> {
   for (const file of files) {
     const { before, after } = await recordFile(file);
     if (before !== after) fs.writeFileSync(path.join(ROOT, file), after);
+    const picture = pictureOf(after);
+    if (picture) fs.writeFileSync(path.join(ROOT, file.replace(/md$/, "svg")), picture);
     console.log(`${file}: ${before === after ? "as it was" : "changed; git diff shows how"}`);
   }
 }

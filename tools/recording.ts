@@ -40,14 +40,21 @@ export class Recording {
   async take(step: Step, next: Step | undefined): Promise<void> {
     const held = this.#held;
     await this.#do(step, next);
-    if (!held || held !== this.#held) return;
-    held.release();
-    if (!this.#child) return; // killed: it comes after the next start
-    this.#held = undefined;
-    await this.#until(() => this.#isQuiet(true));
-    const printed = (await this.#drained()) + this.#world.people?.news();
-    const gap = step.do === "start" ? "\n\n" : "\n";
-    this.text = `${this.text.replace(LAST_PROMPT, "")}${gap}${printed}\nYou > `;
+    if (held && held === this.#held) {
+      held.release();
+      if (!this.#child) return; // killed: it comes after the next start
+      this.#held = undefined;
+      await this.#settle(true, step.do === "start" ? "\n\n" : "\n");
+    } else if (!held && next?.do !== "kill" && ["start", "type"].includes(step.do)) {
+      // A job that it set off, and that nobody waits for, is done before the next step.
+      if (this.#isQuiet(false) === false) await this.#settle(false, "\n");
+    }
+  }
+
+  async #settle(answered: boolean, gap: string): Promise<void> {
+    await this.#until(() => this.#isQuiet(answered));
+    const news = this.#world.people?.news().replace(`${SILENCE}\n`, "");
+    this.text = `${this.text.replace(LAST_PROMPT, "")}${gap}${await this.#drained()}${news}\nYou > `;
   }
 
   async #do(step: Step, next: Step | undefined): Promise<void> {
@@ -56,8 +63,10 @@ export class Recording {
       this.#shell(step.line);
       await this.#start();
     } else if (step.do === "fail") {
-      this.#world.model.fail(step.kind, step.times);
-      this.#shell(step.line);
+      const { model, people } = this.#world;
+      if (step.where === "model") model.fail(step.failure);
+      else people?.fail(step.where, step.failure);
+      this.#shell(step.line, `${step.said}\n`);
     } else if (step.do === "show") {
       this.#shell(step.line, show(this.#world.workspace, step.files, step.width));
     } else if (step.do === "say") {

@@ -984,10 +984,10 @@ Object.assign(HANDLERS, {
   get_current_time: () => new Date().toString(),
 } satisfies Record<string, Handler>);
 
-/** What a person types behind a slash. `run` gets the rest of the line, and gives what to show. */
+/** What a person types behind a slash. `run` gets the rest of the line, and gives lines to show. */
 export interface Command {
   help: string;
-  run(args: string, app: App, options: TurnOptions): string | Promise<string>;
+  run(args: string, app: App, options: TurnOptions): string | string[] | Promise<string>;
 }
 
 export const COMMANDS: Record<string, Command> = {};
@@ -1001,13 +1001,11 @@ async function runCommand(line: string, app: App, options: TurnOptions): Promise
   const [name = "", ...rest] = line.slice(1).split(" ");
   const found = Object.hasOwn(COMMANDS, name) ? COMMANDS[name] : undefined;
   if (!found) return text(`There is no command /${name}. /help lists them.`);
-  return found.run(rest.join(" ").trim(), app, options);
+  return [await found.run(rest.join(" ").trim(), app, options)].flat().join("\n");
 }
 
 command("help", "what you can type here", () =>
-  Object.entries(COMMANDS)
-    .map(([name, { help }]) => `/${name.padEnd(10)} ${help}`)
-    .join("\n"),
+  Object.entries(COMMANDS).map(([name, { help }]) => `/${name.padEnd(10)} ${help}`),
 );
 
 command("new", "[label]: begin a new session", (label, { store, key }) => {
@@ -1019,7 +1017,7 @@ command("list", "the sessions of this conversation", (_args, { store, key }) => 
   const current = store.current(key).id;
   const line = ({ id, messages, header: { at, label } }: Session) =>
     `${id === current ? "*" : " "} ${id}  ${at}  ${messages.length}  ${label}`;
-  return store.list(key).map(line).join("\n");
+  return store.list(key).map(line);
 });
 
 command("switch", "<id>: go back to a session, by the beginning of its id", (id, app) => {
@@ -1211,9 +1209,9 @@ export function route(message: InboundMessage, app: App, agent?: Agent): Routed 
 /** The door. Synchronous: when it returns, the platform may forget the message. */
 export function accept(app: App, message: InboundMessage, signal?: AbortSignal) {
   const routed = route(message, app);
+  noteOwner(app, message);
   // A line of the terminal is not kept: after a crash nobody waits for the answer.
   if (message.channel !== "cli" && !app.inbox.add(routed)) return { done: Promise.resolve("") };
-  noteOwner(app, message);
   return { done: enqueue(app, routed, signal) };
 }
 
@@ -1706,12 +1704,12 @@ function readFeishu(type: string, json: string) {
 }
 
 command("channels", "the channels, and how they are", (_args, { channels }) =>
-  [...channels.states].map(([name, state]) => `${name.padEnd(10)} ${state}`).join("\n"),
+  [...channels.states].map(([name, state]) => `${name.padEnd(10)} ${state}`),
 );
 
 command("accounts", "our accounts on the platforms", () => {
   const shown = (name: string) => `${name}  ${(env(name) || "-").slice(0, 6)}`; // not all of it
-  return ["TELEGRAM_BOT_TOKEN", "FEISHU_APP_ID", "FEISHU_APP_SECRET"].map(shown).join("\n");
+  return ["TELEGRAM_BOT_TOKEN", "FEISHU_APP_ID", "FEISHU_APP_SECRET"].map(shown);
 });
 
 // ---- s05 · Gateway and routing ----
@@ -1995,7 +1993,8 @@ method(
     const place = { channel: String(channel).toLowerCase(), peerId: String(peerId) };
     const inbound = { id, ...from, ...place, text: String(text).trim(), at: Date.now() };
     // Whoever comes by the network is not the owner, whatever they say they are.
-    if (["cli", "cron"].includes(place.channel)) throw rpcError(-32602, "channel: not this one");
+    const isTheirs = /^(?!(cli|cron|heartbeat)$)\w+$/.test(place.channel);
+    if (!isTheirs) throw rpcError(-32602, "channel: not this one");
     if (!inbound.text) throw rpcError(-32602, "text is empty");
     const agent = agentId === undefined ? agentId : asked(() => app.agents.find(String(agentId)));
     const message = asked(() => route(inbound, app, agent));
@@ -2046,10 +2045,7 @@ method("status", {}, [], (_params, app) => ({
 }));
 
 command("bindings", "who answers what", (_args, { bindings }) =>
-  bindings
-    .list()
-    .map((one) => `${one.matchKey} ${one.matchValue} → ${one.agentId}`)
-    .join("\n"),
+  bindings.list().map((one) => `${one.matchKey} ${one.matchValue} → ${one.agentId}`),
 );
 
 command("route", "<channel> <peer> [account] [guild]: who would answer, and why", (args, app) => {
@@ -2062,7 +2058,7 @@ command("route", "<channel> <peer> [account] [guild]: who would answer, and why"
 });
 
 command("agents", "the agents", (_args, { agents }) =>
-  [...agents.values()].map(({ id, dmScope, system }) => `${id}  ${dmScope}  ${system}`).join("\n"),
+  [...agents.values()].map(({ id, dmScope, system }) => `${id}  ${dmScope}  ${system}`),
 );
 
 command("agent", "<id>|off: who answers you here", (id, app) => {
@@ -2072,10 +2068,7 @@ command("agent", "<id>|off: who answers you here", (id, app) => {
 });
 
 command("sessions", "all conversations", (_args, { store }) =>
-  store
-    .all()
-    .map(({ id, header: { key, label } }) => `${id}  ${key}  ${label}`)
-    .join("\n"),
+  store.all().map(({ id, header: { key, label } }) => `${id}  ${key}  ${label}`),
 );
 
 command("gateway", "where programs can connect", (_args, { gateway }) =>
@@ -2581,7 +2574,8 @@ export function nextRun(schedule: Schedule, now: number, since: number): number 
   if (schedule.kind === "at") return start;
   if (!(schedule.everySeconds >= 1)) throw new Error("everySeconds must be 1 or more");
   const step = schedule.everySeconds * 1000;
-  return start + (Math.floor((now - start) / step) + 1) * step;
+  const steps = Math.floor((now - start) / step) + 1;
+  return start + Math.max(steps, schedule.anchor ? 0 : steps) * step; // not before its anchor
 }
 
 function nextCron(expr: string, timeZone: string | undefined, now: number): number {
@@ -2595,7 +2589,8 @@ function nextCron(expr: string, timeZone: string | undefined, now: number): numb
   const next = first(now, timeZone);
   // When clocks are put forward, the library leaves out a time that they pass over, at least in
   // Lord Howe. To us it is due when it would have been, had the clock gone on.
-  const unmoved = now - (now % 1000) + shown - wall(now);
+  const from = Math.max(now - (now % 1000), shown - 24 * 3600 * 1000); // before the clock moves
+  const unmoved = from + shown - wall(from);
   return unmoved < next && wall(unmoved) > shown ? unmoved : next;
 }
 
@@ -2636,8 +2631,7 @@ export class CronService {
 
   /** Begins what is due. A time is crossed off after that, and nowhere else. */
   tick(): void {
-    this.#read();
-    for (const job of this.jobs) {
+    for (const job of this.read()) {
       const state = this.stateOf(job);
       if (!job.enabled || !state.due || state.due > this.#now()) continue;
       this.#begin(job, state.due);
@@ -2671,17 +2665,17 @@ export class CronService {
     replaceFile(this.#stateFile, JSON.stringify(Object.fromEntries(this.#states)));
   }
 
-  /** Looks whether the file is another. One that makes no sense leaves things as they were. */
-  #read(): void {
+  /** The jobs as the file has them now. One that makes no sense leaves things as they were. */
+  read(): Job[] {
     const changed = fs.statSync(this.#file, { throwIfNoEntry: false })?.mtimeMs ?? 0;
-    if (changed === this.#changed) return;
+    if (changed === this.#changed) return this.jobs;
     this.#changed = changed;
     const content = readOrSay(this.#file, '{"jobs":[]}', readText);
     const { jobs } = { ...parseObject(content) } as Fields;
-    if (!Array.isArray(jobs))
-      return void warn(`${this.#file}: no list of jobs. The old ones go on.`);
+    const list: unknown[] = Array.isArray(jobs) ? jobs : this.jobs;
+    if (list === this.jobs) warn(`${this.#file}: no list of jobs. The old ones go on.`);
     const checked = new Map<string, Job>();
-    for (const [index, raw] of jobs.entries()) {
+    for (const [index, raw] of list.entries()) {
       try {
         const job = checkJob(raw);
         if (checked.has(job.id)) throw new Error(`id: ${job.id} is there twice`);
@@ -2691,8 +2685,10 @@ export class CronService {
       }
     }
     this.jobs = [...checked.values()];
-    this.#states = new Map(this.jobs.map((job) => [job.id, this.stateOf(job)]));
+    // Of jobs that are gone, too: an editor may take the file away and bring it back.
+    for (const job of this.jobs) this.stateOf(job);
     this.#save();
+    return this.jobs;
   }
 
   /** Counts how it went. Gives what the owner should hear: nothing, but after the fifth error. */
@@ -2736,18 +2732,17 @@ const KEPT_RUNS = 20;
 
 /** Runs a job. What fails is an error and no answer: it is counted, and nobody is written to. */
 async function runJob(app: App, message: Routed, signal?: AbortSignal): Promise<string> {
-  while (serving.size > 0) await Promise.allSettled(serving);
   const { sessionKey, peerId: id, job } = message;
-  app.inbox.begin([message]);
-  let answer = message.text;
+  const options = { message, agent: app.agents.get(message.agentId), mode: "minimal" as const };
+  const run = async (signal?: AbortSignal) => {
+    while (serving.size > 0) await Promise.allSettled(serving);
+    app.inbox.begin([message]);
+    if (job?.isEvent) return message.text;
+    return runAlone(sessionKey, message.text, app, { ...options, signal });
+  };
+  let answer: string;
   try {
-    const options = {
-      message,
-      signal,
-      agent: app.agents.get(message.agentId),
-      mode: "minimal" as const,
-    };
-    if (!job?.isEvent) answer = await runAlone(sessionKey, message.text, app, options);
+    answer = await run(signal);
     app.cron.report(id);
   } catch (error) {
     answer = app.cron.report(id, error);
@@ -2759,8 +2754,8 @@ async function runJob(app: App, message: Routed, signal?: AbortSignal): Promise<
 
 /** A turn that nobody waits for. Throws if it was stopped or refused: that is no answer. */
 async function runAlone(key: string, input: string, app: App, options: TurnOptions) {
+  app.store.prune(key.slice(0, -"2026-11-22T08:00:00.000Z".length), KEPT_RUNS - 1);
   const session = app.store.current(key);
-  app.store.prune(key.slice(0, -"2026-11-22T08:00:00.000Z".length), KEPT_RUNS);
   const answer = await runTurn(session, input, { ...options, app });
   const last = session.messages.at(-1);
   const reason = last && "stop_reason" in last ? last.stop_reason : "";
@@ -2774,19 +2769,23 @@ const OWNER_FILE = path.join(STATE, "owner.json"); // where the owner wrote from
 function noteOwner({ channels }: App, message: InboundMessage): void {
   const { channel, peerId: to } = message;
   if (channel === "cli" || !channels.has(channel) || !isOwner({ message })) return;
-  replaceFile(OWNER_FILE, JSON.stringify({ channel, to }));
+  const place = JSON.stringify({ channel, to });
+  if (JSON.stringify(readState(OWNER_FILE)) !== place) replaceFile(OWNER_FILE, place);
 }
 
 /** Says it where the job wants it, or where the owner wrote from last; else in the terminal. */
 async function tellOwner(app: App, about: InboundMessage, words: string, deliver?: Job["deliver"]) {
   const { channel, to } = { channel: "", to: "", ...(deliver ?? readState(OWNER_FILE)) };
-  if (!app.channels.has(channel)) return info(words);
-  await reply(app, { ...about, channel, peerId: to }, words);
+  const message = { ...about, job: undefined, channel, peerId: to };
+  // Whom the settings no longer name as the owner is none, whatever the file says.
+  if (!app.channels.has(channel) || !(deliver || isOwner({ message }))) return info(words);
+  await reply(app, message, words);
 }
 
 const BLANK = /^\s*(#.*|[-*+]\s*(\[.?\])?\s*|```.*)?$/; // a heading, an empty item, a fence
 const SAME_FOR = 24 * 3600 * 1000; // ms
-const OK = /^[\s\p{P}]*HEARTBEAT_OK(?![\p{L}\p{N}])[\s\p{P}]*|[\s*_`]*HEARTBEAT_OK[\s\p{P}]*$/gu;
+const AROUND = String.raw`(?:</?\w+>|[^<\p{L}\p{N}])*`; // it likes to make it bold, or code
+const OK = new RegExp(`^${AROUND}HEARTBEAT_OK\\b${AROUND}|\\bHEARTBEAT_OK${AROUND}$`, "gu");
 
 /** What an answer to a heartbeat tells: nothing, if it says in a few words that all is well. */
 export function heartbeatText(answer: string): string {
@@ -2872,24 +2871,25 @@ export class HeartbeatRunner {
  * and waits of more than 24.8 days, which would make setTimeout fire at once.
  */
 function startTimer(app: App): void {
+  const began = Date.now(); // what falls due while we look is seen the next time
   try {
     app.cron.tick();
   } catch (error) {
     warn(`cron: ${error}`); // a full disk, say: the timer goes on
   }
   void app.heartbeat.tick(app);
-  const waits = [app.cron.next(), app.heartbeat.next()].map((at) => at - Date.now());
+  const waits = [app.cron.next(), app.heartbeat.next()].map((at) => at - began);
   setTimeout(startTimer, Math.min(60_000, ...waits.filter((ms) => ms > 0)), app);
 }
 
-const time = (at = Infinity) => (Number.isFinite(at) ? new Date(at).toISOString() : "never");
+const time = (at = Infinity) => (at < 8.64e15 ? new Date(at).toISOString() : "never");
 
 const statusOf = ({ heartbeat }: App) => {
   return { ...heartbeat.settings, next: time(heartbeat.next()), last: heartbeat.last };
 };
 
 const jobsOf = ({ cron }: App) =>
-  cron.jobs.map((job) => {
+  cron.read().map((job) => {
     const { due, errors } = cron.stateOf(job);
     return { ...job, due: time(job.enabled ? due : undefined), errors };
   });
@@ -2902,9 +2902,7 @@ command("heartbeat", "when it looks whether something needs you", (_args, app) =
   return lines.join("\n");
 });
 
-command("trigger", "a heartbeat now", (_args, app, { signal }) =>
-  app.heartbeat.run(app, true, signal),
-);
+command("trigger", "a heartbeat now", (_, app, { signal }) => app.heartbeat.run(app, true, signal));
 
 command("cron", "the jobs", (_args, app) => {
   const lines = jobsOf(app).map((job) => `${job.id}  ${job.due}  ${job.errors}  ${job.name ?? ""}`);
@@ -2912,7 +2910,7 @@ command("cron", "the jobs", (_args, app) => {
 });
 
 command("cron-trigger", "<id>: run a job now", (id, app) => {
-  const job = app.cron.jobs.find((one) => one.id === id);
+  const job = app.cron.read().find((one) => one.id === id);
   if (!job) throw new Error(`there is no job "${id}"; /cron shows them`);
   beginJob(app, job, Date.now());
   return text(`${id} is in line.`);

@@ -997,10 +997,10 @@ Object.assign(HANDLERS, {
   get_current_time: () => new Date().toString(),
 } satisfies Record<string, Handler>);
 
-/** What a person types behind a slash. `run` gets the rest of the line, and gives what to show. */
+/** What a person types behind a slash. `run` gets the rest of the line, and gives lines to show. */
 export interface Command {
   help: string;
-  run(args: string, app: App, options: TurnOptions): string | Promise<string>;
+  run(args: string, app: App, options: TurnOptions): string | string[] | Promise<string>;
 }
 
 export const COMMANDS: Record<string, Command> = {};
@@ -1014,13 +1014,11 @@ async function runCommand(line: string, app: App, options: TurnOptions): Promise
   const [name = "", ...rest] = line.slice(1).split(" ");
   const found = Object.hasOwn(COMMANDS, name) ? COMMANDS[name] : undefined;
   if (!found) return text(`There is no command /${name}. /help lists them.`);
-  return found.run(rest.join(" ").trim(), app, options);
+  return [await found.run(rest.join(" ").trim(), app, options)].flat().join("\n");
 }
 
 command("help", "what you can type here", () =>
-  Object.entries(COMMANDS)
-    .map(([name, { help }]) => `/${name.padEnd(10)} ${help}`)
-    .join("\n"),
+  Object.entries(COMMANDS).map(([name, { help }]) => `/${name.padEnd(10)} ${help}`),
 );
 
 command("new", "[label]: begin a new session", (label, { store, key }) => {
@@ -1032,7 +1030,7 @@ command("list", "the sessions of this conversation", (_args, { store, key }) => 
   const current = store.current(key).id;
   const line = ({ id, messages, header: { at, label } }: Session) =>
     `${id === current ? "*" : " "} ${id}  ${at}  ${messages.length}  ${label}`;
-  return store.list(key).map(line).join("\n");
+  return store.list(key).map(line);
 });
 
 command("switch", "<id>: go back to a session, by the beginning of its id", (id, app) => {
@@ -1224,9 +1222,9 @@ export function route(message: InboundMessage, app: App, agent?: Agent): Routed 
 /** The door. Synchronous: when it returns, the platform may forget the message. */
 export function accept(app: App, message: InboundMessage, signal?: AbortSignal) {
   const routed = route(message, app);
+  noteOwner(app, message);
   // A line of the terminal is not kept: after a crash nobody waits for the answer.
   if (message.channel !== "cli" && !app.inbox.add(routed)) return { done: Promise.resolve("") };
-  noteOwner(app, message);
   return { done: enqueue(app, routed, signal) };
 }
 
@@ -1716,12 +1714,12 @@ function readFeishu(type: string, json: string) {
 }
 
 command("channels", "the channels, and how they are", (_args, { channels }) =>
-  [...channels.states].map(([name, state]) => `${name.padEnd(10)} ${state}`).join("\n"),
+  [...channels.states].map(([name, state]) => `${name.padEnd(10)} ${state}`),
 );
 
 command("accounts", "our accounts on the platforms", () => {
   const shown = (name: string) => `${name}  ${(env(name) || "-").slice(0, 6)}`; // not all of it
-  return ["TELEGRAM_BOT_TOKEN", "FEISHU_APP_ID", "FEISHU_APP_SECRET"].map(shown).join("\n");
+  return ["TELEGRAM_BOT_TOKEN", "FEISHU_APP_ID", "FEISHU_APP_SECRET"].map(shown);
 });
 
 // ---- s05 · Gateway and routing ----
@@ -2005,7 +2003,8 @@ method(
     const place = { channel: String(channel).toLowerCase(), peerId: String(peerId) };
     const inbound = { id, ...from, ...place, text: String(text).trim(), at: Date.now() };
     // Whoever comes by the network is not the owner, whatever they say they are.
-    if (["cli", "cron"].includes(place.channel)) throw rpcError(-32602, "channel: not this one");
+    const isTheirs = /^(?!(cli|cron|heartbeat)$)\w+$/.test(place.channel);
+    if (!isTheirs) throw rpcError(-32602, "channel: not this one");
     if (!inbound.text) throw rpcError(-32602, "text is empty");
     const agent = agentId === undefined ? agentId : asked(() => app.agents.find(String(agentId)));
     const message = asked(() => route(inbound, app, agent));
@@ -2056,10 +2055,7 @@ method("status", {}, [], (_params, app) => ({
 }));
 
 command("bindings", "who answers what", (_args, { bindings }) =>
-  bindings
-    .list()
-    .map((one) => `${one.matchKey} ${one.matchValue} → ${one.agentId}`)
-    .join("\n"),
+  bindings.list().map((one) => `${one.matchKey} ${one.matchValue} → ${one.agentId}`),
 );
 
 command("route", "<channel> <peer> [account] [guild]: who would answer, and why", (args, app) => {
@@ -2072,7 +2068,7 @@ command("route", "<channel> <peer> [account] [guild]: who would answer, and why"
 });
 
 command("agents", "the agents", (_args, { agents }) =>
-  [...agents.values()].map(({ id, dmScope, system }) => `${id}  ${dmScope}  ${system}`).join("\n"),
+  [...agents.values()].map(({ id, dmScope, system }) => `${id}  ${dmScope}  ${system}`),
 );
 
 command("agent", "<id>|off: who answers you here", (id, app) => {
@@ -2082,10 +2078,7 @@ command("agent", "<id>|off: who answers you here", (id, app) => {
 });
 
 command("sessions", "all conversations", (_args, { store }) =>
-  store
-    .all()
-    .map(({ id, header: { key, label } }) => `${id}  ${key}  ${label}`)
-    .join("\n"),
+  store.all().map(({ id, header: { key, label } }) => `${id}  ${key}  ${label}`),
 );
 
 command("gateway", "where programs can connect", (_args, { gateway }) =>
@@ -2591,7 +2584,8 @@ export function nextRun(schedule: Schedule, now: number, since: number): number 
   if (schedule.kind === "at") return start;
   if (!(schedule.everySeconds >= 1)) throw new Error("everySeconds must be 1 or more");
   const step = schedule.everySeconds * 1000;
-  return start + (Math.floor((now - start) / step) + 1) * step;
+  const steps = Math.floor((now - start) / step) + 1;
+  return start + Math.max(steps, schedule.anchor ? 0 : steps) * step; // not before its anchor
 }
 
 function nextCron(expr: string, timeZone: string | undefined, now: number): number {
@@ -2605,7 +2599,8 @@ function nextCron(expr: string, timeZone: string | undefined, now: number): numb
   const next = first(now, timeZone);
   // When clocks are put forward, the library leaves out a time that they pass over, at least in
   // Lord Howe. To us it is due when it would have been, had the clock gone on.
-  const unmoved = now - (now % 1000) + shown - wall(now);
+  const from = Math.max(now - (now % 1000), shown - 24 * 3600 * 1000); // before the clock moves
+  const unmoved = from + shown - wall(from);
   return unmoved < next && wall(unmoved) > shown ? unmoved : next;
 }
 
@@ -2646,8 +2641,7 @@ export class CronService {
 
   /** Begins what is due. A time is crossed off after that, and nowhere else. */
   tick(): void {
-    this.#read();
-    for (const job of this.jobs) {
+    for (const job of this.read()) {
       const state = this.stateOf(job);
       if (!job.enabled || !state.due || state.due > this.#now()) continue;
       this.#begin(job, state.due);
@@ -2681,17 +2675,17 @@ export class CronService {
     replaceFile(this.#stateFile, JSON.stringify(Object.fromEntries(this.#states)));
   }
 
-  /** Looks whether the file is another. One that makes no sense leaves things as they were. */
-  #read(): void {
+  /** The jobs as the file has them now. One that makes no sense leaves things as they were. */
+  read(): Job[] {
     const changed = fs.statSync(this.#file, { throwIfNoEntry: false })?.mtimeMs ?? 0;
-    if (changed === this.#changed) return;
+    if (changed === this.#changed) return this.jobs;
     this.#changed = changed;
     const content = readOrSay(this.#file, '{"jobs":[]}', readText);
     const { jobs } = { ...parseObject(content) } as Fields;
-    if (!Array.isArray(jobs))
-      return void warn(`${this.#file}: no list of jobs. The old ones go on.`);
+    const list: unknown[] = Array.isArray(jobs) ? jobs : this.jobs;
+    if (list === this.jobs) warn(`${this.#file}: no list of jobs. The old ones go on.`);
     const checked = new Map<string, Job>();
-    for (const [index, raw] of jobs.entries()) {
+    for (const [index, raw] of list.entries()) {
       try {
         const job = checkJob(raw);
         if (checked.has(job.id)) throw new Error(`id: ${job.id} is there twice`);
@@ -2701,8 +2695,10 @@ export class CronService {
       }
     }
     this.jobs = [...checked.values()];
-    this.#states = new Map(this.jobs.map((job) => [job.id, this.stateOf(job)]));
+    // Of jobs that are gone, too: an editor may take the file away and bring it back.
+    for (const job of this.jobs) this.stateOf(job);
     this.#save();
+    return this.jobs;
   }
 
   /** Counts how it went. Gives what the owner should hear: nothing, but after the fifth error. */
@@ -2746,18 +2742,17 @@ const KEPT_RUNS = 20;
 
 /** Runs a job. What fails is an error and no answer: it is counted, and nobody is written to. */
 async function runJob(app: App, message: Routed, signal?: AbortSignal): Promise<string> {
-  while (serving.size > 0) await Promise.allSettled(serving);
   const { sessionKey, peerId: id, job } = message;
-  app.inbox.begin([message]);
-  let answer = message.text;
+  const options = { message, agent: app.agents.get(message.agentId), mode: "minimal" as const };
+  const run = async (signal?: AbortSignal) => {
+    while (serving.size > 0) await Promise.allSettled(serving);
+    app.inbox.begin([message]);
+    if (job?.isEvent) return message.text;
+    return runAlone(sessionKey, message.text, app, { ...options, signal });
+  };
+  let answer: string;
   try {
-    const options = {
-      message,
-      signal,
-      agent: app.agents.get(message.agentId),
-      mode: "minimal" as const,
-    };
-    if (!job?.isEvent) answer = await runAlone(sessionKey, message.text, app, options);
+    answer = await run(signal);
     app.cron.report(id);
   } catch (error) {
     answer = app.cron.report(id, error);
@@ -2769,8 +2764,8 @@ async function runJob(app: App, message: Routed, signal?: AbortSignal): Promise<
 
 /** A turn that nobody waits for. Throws if it was stopped or refused: that is no answer. */
 async function runAlone(key: string, input: string, app: App, options: TurnOptions) {
+  app.store.prune(key.slice(0, -"2026-11-22T08:00:00.000Z".length), KEPT_RUNS - 1);
   const session = app.store.current(key);
-  app.store.prune(key.slice(0, -"2026-11-22T08:00:00.000Z".length), KEPT_RUNS);
   const answer = await runTurn(session, input, { ...options, app });
   const last = session.messages.at(-1);
   const reason = last && "stop_reason" in last ? last.stop_reason : "";
@@ -2784,19 +2779,23 @@ const OWNER_FILE = path.join(STATE, "owner.json"); // where the owner wrote from
 function noteOwner({ channels }: App, message: InboundMessage): void {
   const { channel, peerId: to } = message;
   if (channel === "cli" || !channels.has(channel) || !isOwner({ message })) return;
-  replaceFile(OWNER_FILE, JSON.stringify({ channel, to }));
+  const place = JSON.stringify({ channel, to });
+  if (JSON.stringify(readState(OWNER_FILE)) !== place) replaceFile(OWNER_FILE, place);
 }
 
 /** Says it where the job wants it, or where the owner wrote from last; else in the terminal. */
 async function tellOwner(app: App, about: InboundMessage, words: string, deliver?: Job["deliver"]) {
   const { channel, to } = { channel: "", to: "", ...(deliver ?? readState(OWNER_FILE)) };
-  if (!app.channels.has(channel)) return info(words);
-  await reply(app, { ...about, channel, peerId: to }, words);
+  const message = { ...about, job: undefined, channel, peerId: to };
+  // Whom the settings no longer name as the owner is none, whatever the file says.
+  if (!app.channels.has(channel) || !(deliver || isOwner({ message }))) return info(words);
+  await reply(app, message, words);
 }
 
 const BLANK = /^\s*(#.*|[-*+]\s*(\[.?\])?\s*|```.*)?$/; // a heading, an empty item, a fence
 const SAME_FOR = 24 * 3600 * 1000; // ms
-const OK = /^[\s\p{P}]*HEARTBEAT_OK(?![\p{L}\p{N}])[\s\p{P}]*|[\s*_`]*HEARTBEAT_OK[\s\p{P}]*$/gu;
+const AROUND = String.raw`(?:</?\w+>|[^<\p{L}\p{N}])*`; // it likes to make it bold, or code
+const OK = new RegExp(`^${AROUND}HEARTBEAT_OK\\b${AROUND}|\\bHEARTBEAT_OK${AROUND}$`, "gu");
 
 /** What an answer to a heartbeat tells: nothing, if it says in a few words that all is well. */
 export function heartbeatText(answer: string): string {
@@ -2882,24 +2881,25 @@ export class HeartbeatRunner {
  * and waits of more than 24.8 days, which would make setTimeout fire at once.
  */
 function startTimer(app: App): void {
+  const began = Date.now(); // what falls due while we look is seen the next time
   try {
     app.cron.tick();
   } catch (error) {
     warn(`cron: ${error}`); // a full disk, say: the timer goes on
   }
   void app.heartbeat.tick(app);
-  const waits = [app.cron.next(), app.heartbeat.next()].map((at) => at - Date.now());
+  const waits = [app.cron.next(), app.heartbeat.next()].map((at) => at - began);
   setTimeout(startTimer, Math.min(60_000, ...waits.filter((ms) => ms > 0)), app);
 }
 
-const time = (at = Infinity) => (Number.isFinite(at) ? new Date(at).toISOString() : "never");
+const time = (at = Infinity) => (at < 8.64e15 ? new Date(at).toISOString() : "never");
 
 const statusOf = ({ heartbeat }: App) => {
   return { ...heartbeat.settings, next: time(heartbeat.next()), last: heartbeat.last };
 };
 
 const jobsOf = ({ cron }: App) =>
-  cron.jobs.map((job) => {
+  cron.read().map((job) => {
     const { due, errors } = cron.stateOf(job);
     return { ...job, due: time(job.enabled ? due : undefined), errors };
   });
@@ -2912,9 +2912,7 @@ command("heartbeat", "when it looks whether something needs you", (_args, app) =
   return lines.join("\n");
 });
 
-command("trigger", "a heartbeat now", (_args, app, { signal }) =>
-  app.heartbeat.run(app, true, signal),
-);
+command("trigger", "a heartbeat now", (_, app, { signal }) => app.heartbeat.run(app, true, signal));
 
 command("cron", "the jobs", (_args, app) => {
   const lines = jobsOf(app).map((job) => `${job.id}  ${job.due}  ${job.errors}  ${job.name ?? ""}`);
@@ -2922,7 +2920,7 @@ command("cron", "the jobs", (_args, app) => {
 });
 
 command("cron-trigger", "<id>: run a job now", (id, app) => {
-  const job = app.cron.jobs.find((one) => one.id === id);
+  const job = app.cron.read().find((one) => one.id === id);
   if (!job) throw new Error(`there is no job "${id}"; /cron shows them`);
   beginJob(app, job, Date.now());
   return text(`${id} is in line.`);
@@ -3046,7 +3044,8 @@ export class DeliveryQueue {
   fail(delivery: Delivery, why: string): Delivery[] {
     const line = this.waiting.get(recipientOf(delivery)) ?? [];
     const parts = line.filter((one) => replyOf(one) === replyOf(delivery));
-    for (const part of parts) {
+    // From the end: after a crash in here the first part is still there, and takes the others along.
+    for (const part of parts.toReversed()) {
       this.save(Object.assign(part, { why }));
       const file = this.#fileOf(part);
       fs.renameSync(file, path.join(this.#failed, path.basename(file)));
@@ -3175,7 +3174,7 @@ export class DeliveryRunner {
   }
 }
 
-const FENCE = /^ {0,3}(`{3,8}|~{3,8})/;
+const FENCE = /^ {0,3}(`{3,8}(?!.*`)|~{3,8})/; // "```code``` and so on" is none
 const MIN_FENCED = 60; // in less room than that, code blocks are cut like everything else
 const ENDS = [/\n\s*\n/g, /\n/g, /[.!?](?=\s)|[。！？…]/g, /\s/g]; // where to cut, the best first
 const GRAPHEMES = new Intl.Segmenter("und", { granularity: "grapheme" });
@@ -3284,17 +3283,33 @@ export type Reason =
   | "billing"
   | "timeout"
   | "overflow"
+  | "model"
   | "invalid"
   | "unknown";
 
-const REASONS: Record<string | number, Reason> = {
-  ...{ rate_limit_error: "rate_limit", overloaded_error: "overloaded", billing_error: "billing" },
-  ...{ authentication_error: "auth", permission_error: "auth", timeout_error: "timeout" },
-  ...{ invalid_request_error: "invalid", not_found_error: "invalid", request_too_large: "invalid" },
-  api_error: "unknown",
-  ...{ 400: "invalid", 401: "auth", 402: "billing", 403: "auth", 404: "invalid", 408: "timeout" },
-  ...{ 413: "invalid", 422: "invalid", 429: "rate_limit", 504: "timeout", 529: "overloaded" },
-};
+/** By the API's type and by status. What is not in here is "unknown": a 500, say. */
+const REASONS = new Map<string | number | null | undefined, Reason>([
+  ["rate_limit_error", "rate_limit"],
+  [429, "rate_limit"],
+  ["overloaded_error", "overloaded"],
+  [529, "overloaded"],
+  ["authentication_error", "auth"],
+  ["permission_error", "auth"],
+  [401, "auth"],
+  [403, "auth"],
+  ["billing_error", "billing"],
+  [402, "billing"],
+  ["timeout_error", "timeout"],
+  [408, "timeout"],
+  [504, "timeout"],
+  ["not_found_error", "model"],
+  [404, "model"],
+  ["invalid_request_error", "invalid"],
+  ["request_too_large", "invalid"],
+  [400, "invalid"],
+  [413, "invalid"],
+  [422, "invalid"],
+]);
 
 /** By the API's own type, else by the status: an error inside a stream has none. Never by words. */
 export function classifyFailure(error: unknown): Reason {
@@ -3303,7 +3318,7 @@ export function classifyFailure(error: unknown): Reason {
   const { APIConnectionError, APIUserAbortError, APIError, AnthropicError } = Anthropic;
   if (error instanceof APIConnectionError || error instanceof APIUserAbortError) return "timeout";
   if (error instanceof APIError)
-    return REASONS[error.type ?? ""] ?? REASONS[error.status ?? 0] ?? "unknown";
+    return REASONS.get(error.type) ?? REASONS.get(error.status) ?? "unknown";
   return error instanceof AnthropicError ? "timeout" : "unknown"; // a stream that ended too early
 }
 
@@ -3313,6 +3328,7 @@ const COOLDOWNS: Partial<Record<Reason, [first: number, cap: number]>> = {
   overloaded: [2, 60],
   timeout: [1, 60],
   unknown: [1, 60],
+  model: [60, 3600],
   auth: [600, 3600],
   billing: [600, 86_400],
 };
@@ -3334,7 +3350,9 @@ export class ProfileManager {
     this.profiles = profiles;
     this.#file = file;
     this.#now = now;
-    this.cooldowns = new Map(Object.entries(readState(file)));
+    // A file edited by hand may hold anything.
+    const kept = Object.entries(readState(file)).filter(([, one]) => one?.until > 0);
+    this.cooldowns = new Map(kept);
   }
 
   /** When a key or a model can be used again, in ms; 0 if it can be now. */
@@ -3365,16 +3383,22 @@ export class ProfileManager {
     const now = this.#now();
     const [first, cap] = COOLDOWNS[reason] ?? [0, 0];
     if (this.readyAt(id)) return; // another turn was quicker
-    const count = (this.cooldowns.get(id)?.count ?? 0) + 1;
+    const before = this.cooldowns.get(id);
+    const count = before?.reason === reason ? before.count + 1 : 1;
     const seconds = Math.max(Math.min(first * 2 ** (count - 1), cap), retryAfter);
     this.cooldowns.set(id, { reason, since: now, until: now + seconds * 1000, count });
     this.#save();
   }
 
-  /** It works: what was is forgotten. */
+  /** It works: what was is forgotten. If it rests by now, another turn knows better, and later. */
   succeed(ids: string[]): void {
-    const gone = ids.filter((id) => this.cooldowns.delete(id));
+    const gone = ids.filter((id) => !this.readyAt(id) && this.cooldowns.delete(id));
     if (gone.length > 0) this.#save();
+  }
+
+  clear(): void {
+    this.cooldowns.clear();
+    this.#save();
   }
 
   #save(): void {
@@ -3385,7 +3409,10 @@ export class ProfileManager {
 /** Another key under the same name is another one, and fresh. The key itself is in no file. */
 const idOf = ({ name, key }: AuthProfile) => `${name} ${sha256(key).digest("hex").slice(0, 8)}`;
 
-const PATIENCE = 60; // s that a turn may wait in all for a key or a model
+// ms that a turn may spend in all on waiting and on what failed. With two keys one of them is
+// always ready again when the other has been silent for a minute: without an end to this, a turn
+// would have none.
+const PATIENCE = 120_000;
 
 export interface TurnOptions {
   client?: Anthropic;
@@ -3411,29 +3438,31 @@ export class ResilienceRunner {
 
   /** Runs `inner` with a key and a model, again and again. Throws what can't be mended here. */
   async run(options: TurnOptions, inner: (options: TurnOptions) => Promise<void>): Promise<void> {
-    const patience = this.#now() + PATIENCE * 1000;
+    let patience = PATIENCE;
     const models = [options.agent?.model ?? MODEL, ...this.fallbacks];
     for (let failed: unknown; ; ) {
       const { profile, model, at } = this.#profiles.choose(models);
-      const wait = at - this.#now();
-      if (wait > 0) {
-        if (at > patience)
-          throw failed ?? new Error(`no key is ready before ${time(at)}: see /cooldowns`);
-        info(`  (waiting ${Math.ceil(wait / 1000)} s)`);
-        await sleep(wait, undefined, { signal: options.signal }).catch(() => {}); // Ctrl+C: see callModel
-      }
+      const wait = Math.max(0, at - this.#now());
+      if (wait > patience) throw failed ?? new Error(`no key is ready before ${time(at)}`);
+      if (wait > 0) info(`  (waiting ${Math.ceil(wait / 1000)} s)`);
+      // Ctrl+C ends this, and then callModel, too.
+      if (wait > 0) await sleep(wait, undefined, { signal: options.signal }).catch(() => {});
+      const began = this.#now();
       const client = new Anthropic({ apiKey: profile.key, maxRetries: 0 });
       try {
         await inner({ ...options, client, model });
-        return this.#profiles.succeed([idOf(profile), model]);
+        // After Ctrl+C nobody knows whether it would have worked.
+        if (!options.signal?.aborted) this.#profiles.succeed([idOf(profile), model]);
+        return;
       } catch (error) {
         const reason = classifyFailure(error);
         // Also what is not the API's, like a full disk: another key would not help.
         if (!(error instanceof Anthropic.AnthropicError) || !COOLDOWNS[reason]) throw error;
         failed = error;
+        patience -= wait + Math.min(this.#now() - began, SILENCE); // tools may have run for long
         info(`  (${reason}: ${profile.name}, ${model})`);
         // Too much to do at their end is nobody's key: it is the model that rests.
-        const id = reason === "overloaded" ? model : idOf(profile);
+        const id = ["overloaded", "model"].includes(reason) ? model : idOf(profile);
         this.#profiles.fail(id, reason, retryAfterOf(error));
       }
     }
@@ -3490,7 +3519,7 @@ command("profiles", "the keys, and when they can be used", (_args, app) =>
 );
 
 command("cooldowns", "[clear]: what rests, and why", (args, { profiles }) => {
-  if (args === "clear") profiles.succeed([...profiles.cooldowns.keys()]);
+  if (args === "clear") profiles.clear();
   const lines = [...profiles.cooldowns].map(
     ([id, { reason, until, count }]) => `${id}  ${reason}  ${time(until)}  ${count}`,
   );

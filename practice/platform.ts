@@ -1,0 +1,144 @@
+/** What the fake platforms have in common: how tests look at them, wait for them and break them. */
+
+import { createServer, type IncomingMessage, type Server, type ServerResponse } from "node:http";
+import { type Failure, Failures } from "./orders.ts";
+import {
+  Changes,
+  closeServer,
+  type Fields,
+  Holds,
+  listen,
+  Outbox,
+  type PhoneInput,
+  Phones,
+  sendBadGateway,
+  turnKnob,
+} from "./web.ts";
+
+interface Item {
+  chat: string | number;
+  text: string;
+}
+
+export abstract class FakePlatform<Sent extends Item> {
+  url = "";
+  protected readonly now: () => number;
+  protected readonly changes = new Changes();
+  protected readonly outbox = new Outbox<Sent>(this.changes);
+  protected readonly holds = new Holds();
+  protected readonly phones = new Phones();
+  private readonly failures: Failures;
+  private readonly server: Server;
+
+  constructor(kinds: string[], now: () => number = Date.now) {
+    this.now = now;
+    this.failures = new Failures(kinds, now);
+    this.server = createServer((request, response) => {
+      const isKnob = request.url?.startsWith("/_practice/");
+      void (isKnob ? turnKnob(request, response, this.knobs) : this.serve(request, response));
+    });
+    this.server.requestTimeout = 0; // a held request may outlast Node's five minutes
+  }
+
+  async listen(port?: number): Promise<void> {
+    this.url = await listen(this.server, port);
+  }
+
+  close(): Promise<void> {
+    return closeServer(this.server);
+  }
+
+  /** The id of a person's direct chat or of a group, as a section's settings want it. */
+  abstract chatId(name: string | number): Sent["chat"];
+
+  /** The id of a group, which is there as soon as somebody asks. */
+  protected abstract groupId(name: string): Sent["chat"];
+
+  protected abstract serve(request: IncomingMessage, response: ServerResponse): Promise<void>;
+
+  /** Something was typed on a phone. Throws what the person should hear. */
+  protected abstract typed(input: PhoneInput, answered?: Sent): unknown;
+
+  /** What the bot has sent, in order. */
+  get sent(): Sent[] {
+    return this.outbox.all;
+  }
+
+  /** The texts that a chat has received. */
+  textsTo(chat: string | number): string[] {
+    const id = this.chatId(chat);
+    return this.sent.filter((one) => one.chat === id).map((one) => one.text);
+  }
+
+  /** The next message to a chat that no call of this method has given yet; waits for it. */
+  nextSent(chat?: string | number): Promise<Sent> {
+    return this.outbox.next(chat === undefined ? undefined : this.chatId(chat));
+  }
+
+  /** Resolves when this has become true, looked at after every request and answer. */
+  until(condition: () => boolean): Promise<true> {
+    return this.changes.until(() => condition() || undefined);
+  }
+
+  /** The next requests fail, or those that are meant. */
+  fail(failure: Failure): void {
+    this.failures.order(failure);
+  }
+
+  /** No more failures. */
+  mend(): void {
+    this.failures.clear();
+  }
+
+  /** Lets the requests that hang go on. */
+  release(): void {
+    this.holds.release();
+  }
+
+  /** What was ordered for a request, if anything; `chats` are the names that its chat goes by. */
+  protected failing(method: string, chats: (string | number | undefined)[]): Failure | undefined {
+    return this.failures.take(
+      ({ method: wanted = "sendMessage", chat }) =>
+        wanted.toLowerCase() === method.toLowerCase() &&
+        (chat === undefined || chats.some((one) => String(one) === String(chat))),
+    );
+  }
+
+  /** Does something to the connection; false if the request goes on afterwards. */
+  protected async broken(
+    kind: string,
+    call: { status: number },
+    response: ServerResponse,
+  ): Promise<boolean> {
+    if (kind === "hang") return !(await this.holds.wait(response));
+    if (kind === "502") {
+      call.status = 502;
+      sendBadGateway(response);
+    } else response.destroy();
+    return true;
+  }
+
+  private placeOf({ person, group }: Pick<PhoneInput, "person" | "group">): Sent["chat"] {
+    return group ? this.groupId(group) : this.chatId(person);
+  }
+
+  private readonly knobs = {
+    /** What `npm run phone` reads. */
+    stream: (input: Fields, response: ServerResponse) => {
+      const where = input as unknown as PhoneInput; // our phone's
+      this.phones.watch(response, String(this.placeOf(where)));
+    },
+    say: async (fields: Fields) => {
+      const input = fields as unknown as PhoneInput; // our phone's
+      const chat = this.placeOf(input);
+      const last = this.sent.findLast((one) => one.chat === chat);
+      if (input.reply && !last) throw new Error("The bot has sent nothing here yet.");
+      await this.typed(input, input.reply ? last : undefined);
+    },
+    /** An order; without a kind, the end of all orders. */
+    fail: (order: Fields) => {
+      if (order.kind === undefined) this.mend();
+      else this.fail(order as unknown as Failure); // what `npm run practice` sends
+    },
+  };
+}
