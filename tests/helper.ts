@@ -92,11 +92,6 @@ export const CHANGES: Change[] = [
     why: "A block with the time and what is remembered comes before what the person said.",
   },
   {
-    since: "s06",
-    what: "agent files",
-    why: "An agent's own words are the last resort: its IDENTITY.md comes first.",
-  },
-  {
     since: "s08",
     what: "queue",
     why: "A reply is a file first and leaves by a queue: after its turn, and again if that fails.",
@@ -105,6 +100,11 @@ export const CHANGES: Change[] = [
     since: "s09",
     what: "own retries",
     why: "The SDK tries once; the program tries again, and lets the key or the model rest before.",
+  },
+  {
+    since: "s10",
+    what: "drain",
+    why: "A turn that has not begun when the program is told to end is made after the next start.",
   },
 ];
 
