@@ -64,7 +64,7 @@ describe.each(englishFrom("s01"))("$name in a pipe", SEVERAL, (section) => {
     ];
     const failures = [
       ["400", "refused because you asked"],
-      ["404", "does not exist"],
+      ["413", "maximum size"],
       ...(changed(section, "own retries") ? [] : mayPass),
       ["401", "invalid x-api-key"],
     ];
