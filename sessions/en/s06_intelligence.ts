@@ -365,14 +365,13 @@ function result(id: string, output: string, failed = false): Anthropic.ToolResul
   return { type: "tool_result", tool_use_id: id, content, ...(failed && { is_error: true }) };
 }
 
+type Property = { type?: string; enum?: unknown[] };
+
 /** The input, if it has what the schema requires, in the right types. Throws, naming the field. */
 export function checkInput(schema: Anthropic.Tool.InputSchema, input: unknown) {
   if (typeof input !== "object" || input === null) throw new Error("the input must be an object");
   const fields: Fields = { ...input };
-  const properties = (schema.properties ?? {}) as Record<
-    string,
-    { type?: string; enum?: unknown[] }
-  >; // ours
+  const properties = (schema.properties ?? {}) as Record<string, Property>; // ours
   for (const name of schema.required ?? []) {
     if (fields[name] === undefined) throw new Error(`${name} is missing`);
   }
@@ -746,11 +745,8 @@ export class SessionStore {
 
   #folder(key: string): string {
     const name = encodeURIComponent(key.toLowerCase()).replaceAll("*", "%2A");
-    const short = name.length <= 200; // file systems stop at 255
-    return path.join(
-      this.#dir,
-      short ? name : crypto.createHash("sha256").update(name).digest("hex"),
-    );
+    if (name.length <= 200) return path.join(this.#dir, name); // file systems stop at 255
+    return path.join(this.#dir, crypto.createHash("sha256").update(name).digest("hex"));
   }
 
   #file(key: string, id: string): string {
@@ -846,9 +842,7 @@ export class ContextGuard {
     const { messages } = conversation;
     // After a compaction the old figures would still say "too long", and it would never end.
     const old = conversation instanceof Session ? conversation.rewritten : 0;
-    const at = messages.findLastIndex(
-      (m, i) => i >= old && m.role === "assistant" && m.stop_reason,
-    );
+    const at = messages.findLastIndex((m, i) => i >= old && m.role !== "user" && m.stop_reason);
     const last = messages[at];
     const tail = tokensOf(messages.slice(at + 1));
     if (last?.role !== "assistant")
@@ -1965,37 +1959,33 @@ async function callMethod(message: unknown, app: App, { peerId, push }: Client) 
 }
 
 const FROM = { channel: string("telegram, …"), peerId: string("the chat"), agentId: string("who") };
+const SEND = { text: string("…"), ...FROM };
 
 // A send does not enter the inbox. After a crash its connection is gone, and nobody waits for the
 // answer; what was said is in the session all the same.
-method(
-  "send",
-  { text: string("…"), ...FROM },
-  Object.keys(FROM),
-  async (params, app, connection) => {
-    const { text, channel = "ws", peerId = connection.peerId, agentId } = params;
-    const id = `ws:${crypto.randomUUID()}`;
-    const from = { accountId: "local", senderId: connection.peerId, isGroup: false, media: [] };
-    const place = { channel: String(channel).toLowerCase(), peerId: String(peerId) };
-    const inbound = { id, ...from, ...place, text: String(text).trim(), at: Date.now() };
-    // Whoever comes by the network is not the owner, whatever they say they are.
-    const isTheirs = /^(?!(cli|cron|heartbeat)$)\w+$/.test(place.channel);
-    if (!isTheirs) throw rpcError(-32602, "channel: not this one");
-    if (!inbound.text) throw rpcError(-32602, "text is empty");
-    const agent = agentId === undefined ? agentId : asked(() => app.agents.find(String(agentId)));
-    const message = asked(() => route(inbound, app, agent));
-    connection.notify("typing", {});
-    const onText = (piece: string) => piece && connection.notify("delta", { text: piece });
-    const turn = () =>
-      answerTo(message, app, { message, onText, agent: app.agents.get(message.agentId) });
-    try {
-      const reply = await inOrder(message.sessionKey, turn);
-      return { agentId: message.agentId, sessionKey: message.sessionKey, reply };
-    } catch (error) {
-      throw rpcError(-32000, `the turn failed: ${error}`);
-    }
-  },
-);
+method("send", SEND, Object.keys(FROM), async (params, app, connection) => {
+  const { text, channel = "ws", peerId = connection.peerId, agentId } = params;
+  const id = `ws:${crypto.randomUUID()}`;
+  const from = { accountId: "local", senderId: connection.peerId, isGroup: false, media: [] };
+  const place = { channel: String(channel).toLowerCase(), peerId: String(peerId) };
+  const inbound = { id, ...from, ...place, text: String(text).trim(), at: Date.now() };
+  // Whoever comes by the network is not the owner, whatever they say they are.
+  const isTheirs = /^(?!(cli|cron|heartbeat)$)\w+$/.test(place.channel);
+  if (!isTheirs) throw rpcError(-32602, "channel: not this one");
+  if (!inbound.text) throw rpcError(-32602, "text is empty");
+  const agent = agentId === undefined ? agentId : asked(() => app.agents.find(String(agentId)));
+  const message = asked(() => route(inbound, app, agent));
+  connection.notify("typing", {});
+  const onText = (piece: string) => piece && connection.notify("delta", { text: piece });
+  const turn = () =>
+    answerTo(message, app, { message, onText, agent: app.agents.get(message.agentId) });
+  try {
+    const reply = await inOrder(message.sessionKey, turn);
+    return { agentId: message.agentId, sessionKey: message.sessionKey, reply };
+  } catch (error) {
+    throw rpcError(-32000, `the turn failed: ${error}`);
+  }
+});
 
 const MATCH = { matchKey: { type: "string", enum: TIERS }, matchValue: string("…") };
 const BINDING = { agentId: string("who"), ...MATCH, priority: { type: "integer" } };
@@ -2105,9 +2095,11 @@ const PRIVATE_FILES = PRIVATE.map((name) => path.join(WORKSPACE, name));
 /** What is the owner's is not for others, by whatever path or link they ask for it. */
 function checkPrivate({ path: asked }: Fields, turn: Turn): void {
   if (typeof asked !== "string" || isOwner(turn)) return;
-  const names = [asked, safePath(asked, WORKSPACE)].map((one) => path.basename(one));
-  const isPrivate = names.some((name) => /^(memory|user)\.md$/i.test(name));
-  if (isPrivate) throw new Error(`${asked} is the owner's`);
+  const real = safePath(asked, WORKSPACE);
+  const isPrivate = [asked, real].some((one) => /^(memory|user)\.md$/i.test(path.basename(one)));
+  const files = PRIVATE_FILES.filter((one) => fs.existsSync(one)); // they may be links themselves
+  if (isPrivate || files.some((one) => fs.realpathSync.native(one) === real))
+    throw new Error(`${asked} is the owner's`);
 }
 
 const complained = new Set<string>();
@@ -2253,7 +2245,8 @@ const WIDE = /[\p{sc=Han}\p{sc=Hiragana}\p{sc=Katakana}\p{sc=Hangul}]/u;
 // In a small store these are rare, and would count for as much as a name.
 const FILLERS =
   /^(an?|and|are|at|did|do|does|for|how|i|in|is|it|my|of|on|the|to|wh(at|en|ere|o|y))$/;
-const folded = (content: string) => content.normalize("NFKC").toLowerCase();
+// Only so much of a text: one of a megabyte, as anyone may send, would fill all memory with words.
+const folded = (content: string) => content.slice(0, 10_000).normalize("NFKC").toLowerCase();
 
 /** The words of a text. Chinese and Japanese have no spaces: there a dictionary finds them. */
 function termsOf(content: string): string[] {
@@ -2362,8 +2355,7 @@ export class MemoryStore {
       const lines = readOrSay(file, "", readText).split(/\r?\n[-*\s]*/);
       // No headings or comments, and no "Name:" that nobody has filled in.
       const facts = lines.filter((line) => /^[^#<].*[^\s:]\s*$/.test(line));
-      const source = path.basename(file);
-      const entries = facts.map((text) => this.#add({ text, source }));
+      const entries = facts.map((text) => this.#add({ text, source: path.basename(file) }));
       this.#read.set(file, { changed, entries });
     }
   }
@@ -2413,7 +2405,7 @@ const REPEAT = 0.8; // of its words are another's: then it is nearly the same en
 function diversify(hits: { it: Indexed; score: number }[], topK: number): Hit[] {
   const taken: typeof hits = [];
   for (const hit of hits.sort((a, b) => b.score - a.score)) {
-    if (taken.length >= topK) break;
+    if (taken.length >= Math.min(topK, 50)) break; // each is compared with all that are taken
     if (taken.every(({ it }) => likeness(it, hit.it) < REPEAT)) taken.push(hit);
   }
   return taken.map(({ it: { terms, size, vector, ...memory }, score }) => ({ ...memory, score }));
@@ -2481,10 +2473,9 @@ command("bootstrap", "how it works", (_args, app) => layerOf(app, "bootstrap"));
 command("search", "<words>: what it remembers, the best first", (query, { memory, key }) =>
   shown(memory.search(query, { sessionKey: key, owner: true })),
 );
-command("prompt", "the layers of its prompt, in characters", (_args, app) => {
-  const lines = layersOf(app).map((it, i) => `${i + 1} ${it.name.padEnd(10)} ${it.text.length}`);
-  return lines.join("\n");
-});
+command("prompt", "the layers of its prompt, in characters", (_args, app) =>
+  layersOf(app).map((it, i) => `${i + 1} ${it.name.padEnd(10)} ${it.text.length}`),
+);
 
 // ---- All of it together ----
 
