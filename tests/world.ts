@@ -213,7 +213,7 @@ export function appOf(
     Object.assign(app, { memory: new has.MemoryStore(at("memory"), files) });
   }
   if (has.CronService && has.HeartbeatRunner) {
-    const cron = new has.CronService(workspace, () => {});
+    const cron = new has.CronService(workspace, () => true);
     Object.assign(app, { cron, heartbeat: new has.HeartbeatRunner(at("heartbeat.json")) });
   }
   if (has.DeliveryQueue && has.DeliveryRunner) {
