@@ -357,6 +357,40 @@ export function wrongIn(log: LoggedRequest[], allowed = new Set<LoggedRequest>()
   });
 }
 
+// ---- What is paid: each request begins with the one before it ----
+
+const withoutMarks = (value: unknown) =>
+  JSON.stringify(value, (name, field) => (name === "cache_control" ? undefined : field));
+
+/** The blocks of a request in the order in which the API reads them, without marks. */
+function rowOf({ request }: LoggedRequest): string[] {
+  const { tools = [], system = [], messages } = request;
+  return [
+    ...tools.map((tool) => `tool ${withoutMarks(tool)}`),
+    ...[system].flat().map((block) => `system ${withoutMarks(block)}`),
+    ...messages.flatMap((message) =>
+      blocks(message).map((block) => `${message.role} ${withoutMarks(block)}`),
+    ),
+  ];
+}
+
+/** Whether all of `before` stands at the beginning of `after`, block by block. */
+export function beginsWith(after: LoggedRequest, before: LoggedRequest): boolean {
+  const rows = rowOf(after);
+  return rowOf(before).every((block, index) => rows[index] === block);
+}
+
+/** The requests that do not begin with the one before them, each with the first other block. */
+export function brokenPrefixes(log: LoggedRequest[]): string[] {
+  return log.slice(1).flatMap((after, index) => {
+    const before = log[index];
+    if (!before || beginsWith(after, before)) return [];
+    const [rows, start] = [rowOf(after), rowOf(before)];
+    const at = start.findIndex((block, place) => rows[place] !== block);
+    return [`request ${index + 2}, block ${at}: ${start[at]} became ${rows[at]}`.slice(0, 400)];
+  });
+}
+
 // ---- A section, as a process ----
 
 /** Longer than anything here takes; it only makes a test that hangs say where. */

@@ -11,7 +11,8 @@ import type { LoggedRequest, PracticeModel, Scripted } from "../practice/model.t
 import { countRequest } from "../practice/reply.ts";
 import {
   attempts,
-  blocks,
+  beginsWith,
+  brokenPrefixes,
   call,
   calls,
   onStreamEvent,
@@ -26,36 +27,6 @@ import {
 import { load06 } from "./world.ts";
 
 const KEY = "agent:luna:cli:direct:owner";
-
-const plain = (value: unknown) =>
-  JSON.stringify(value, (name, field) => (name === "cache_control" ? undefined : field));
-
-/** The blocks of a request in the order in which the API reads them. */
-function rowOf({ request }: LoggedRequest): string[] {
-  const { tools = [], system = [], messages } = request;
-  return [
-    ...tools.map((tool) => `tool ${plain(tool)}`),
-    ...[system].flat().map((block) => `system ${plain(block)}`),
-    ...messages.flatMap((message) => blocks(message).map((b) => `${message.role} ${plain(b)}`)),
-  ];
-}
-
-/** Whether all of `before` stands at the beginning of `after`. */
-function beginsWith(after: LoggedRequest, before: LoggedRequest): boolean {
-  const [rows, start] = [rowOf(after), rowOf(before)];
-  return start.every((block, index) => rows[index] === block);
-}
-
-/** For which requests that does not hold, with the first block that differs. */
-function broken(log: LoggedRequest[]): string[] {
-  return log.slice(1).flatMap((after, index) => {
-    const before = log[index];
-    if (!before || beginsWith(after, before)) return [];
-    const [rows, start] = [rowOf(after), rowOf(before)];
-    const at = start.findIndex((block, place) => rows[place] !== block);
-    return [`request ${index + 2}, block ${at}: ${start[at]} became ${rows[at]}`.slice(0, 400)];
-  });
-}
 
 /** What the API says that it has read from the cache, and what there was to be read. */
 const readOf = ({ usage }: LoggedRequest) => usage?.cache_read_input_tokens ?? 0;
@@ -143,7 +114,7 @@ describe.each(sectionsFrom("s06"))("$name, request n+1 begins with request n", (
       if (what === "several tools, twice" || what === "nothing") restart();
     }
     expect(model.log.length).toBeGreaterThan(30);
-    expect(broken(model.log)).toEqual([]);
+    expect(brokenPrefixes(model.log)).toEqual([]);
     for (const [index, entry] of model.log.entries()) {
       const before = model.log[index - 1];
       if (!before) continue;
@@ -171,7 +142,7 @@ describe.each(sectionsFrom("s06"))("$name, request n+1 begins with request n", (
     restart();
     await turn("and on");
     expect(model.log.length).toBeGreaterThan(4);
-    expect(broken(model.log)).toEqual([]);
+    expect(brokenPrefixes(model.log)).toEqual([]);
   });
 
   it("after Ctrl+C: in a text, in the input of a call, in a tool", async () => {
@@ -196,7 +167,7 @@ describe.each(sectionsFrom("s06"))("$name, request n+1 begins with request n", (
     await interrupted(4, { content: [call("look", { path: "long enough" })], holdAfter: 5 });
     restart();
     await interrupted(0, calls(["look", {}], ["wait", {}]));
-    expect(broken(model.log)).toEqual([]);
+    expect(brokenPrefixes(model.log)).toEqual([]);
   });
 });
 
@@ -207,7 +178,7 @@ describe.each(sectionsFrom("s06"))("$name, what begins anew, and what it costs",
     model.script(say("One."), say("Two."));
     await turn("one");
     await turn("two");
-    expect(broken(model.log)).toEqual([]);
+    expect(brokenPrefixes(model.log)).toEqual([]);
     const before = lastOf(model);
     await event();
     model.script(say("Three."));
