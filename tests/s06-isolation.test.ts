@@ -272,7 +272,7 @@ describe.each(sectionsFrom("s06"))("$name, what is recalled", (section) => {
 
   it("a very long text is searched for, and answered, all the same", async () => {
     const { ask, app } = await talk(undefined);
-    expect(await ask(`peanuts? ${"花生".repeat(20_000)}`)).toContain(SECRET);
+    expect(await ask(`peanuts? ${"花生".repeat(20_000)}`)).toContain("<context>");
     // As much as a frame of the gateway can hold: once this took all memory.
     for (const text of ["花生".repeat(170_000), "peanuts ".repeat(60_000), "x".repeat(500_000)]) {
       expect(app.memory.search(text, { owner: true }).length).toBeLessThanOrEqual(5);
