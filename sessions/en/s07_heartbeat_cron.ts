@@ -2176,6 +2176,8 @@ export class SkillsManager {
   }
 }
 
+// Also without control characters: what a stranger wrote may come to be shown on our terminal.
+const oneLine = (words: unknown) => `${words}`.replace(/[\s\p{Cc}]+/gu, " ").trim();
 const SKILL = tool("", "", { name: string("…"), description: string("…") }).input_schema;
 
 /** Throws if it is no skill: then the others are loaded all the same. */
@@ -2184,7 +2186,6 @@ function readSkill(file: string): Skill {
   // In YAML a thing can be named once and used often. A few lines of that can fill all memory.
   const fields: unknown = parseYaml(front, { maxAliasCount: 20, logLevel: "error" });
   const { name, description } = checkInput(SKILL, fields);
-  const oneLine = (words: unknown) => String(words).replace(/\s+/g, " ").trim();
   if (!oneLine(name)) throw new Error("name is empty");
   const short = path.relative(WORKSPACE, file).split(path.sep).join("/");
   return { name: oneLine(name), description: oneLine(description), file: short };
@@ -2262,8 +2263,8 @@ const WIDE = /[\p{sc=Han}\p{sc=Hiragana}\p{sc=Katakana}\p{sc=Hangul}]/u;
 // In a small store these are rare, and would count for as much as a name.
 const FILLERS =
   /^(an?|and|are|at|did|do|does|for|how|i|in|is|it|my|of|on|the|to|wh(at|en|ere|o|y))$/;
-// Only so much of a text: one of a megabyte, as anyone may send, would fill all memory with words.
-const folded = (content: string) => content.slice(0, 10_000).normalize("NFKC").toLowerCase();
+// Only so much of a text: the words of a megabyte, which anyone may send, would fill all memory.
+const folded = (content: string) => content.slice(0, 4_000).normalize("NFKC").toLowerCase();
 
 /** The words of a text. Chinese and Japanese have no spaces: there a dictionary finds them. */
 function termsOf(content: string): string[] {
@@ -2381,7 +2382,8 @@ export class MemoryStore {
   search(query: string, { sessionKey = "", owner = false, topK = 5, weights = WEIGHTS } = {}) {
     this.#refresh();
     const scores = new Map<Indexed, number>();
-    // Whose an entry is, is looked at before it is counted: nothing of others can get this far.
+    // Whose an entry is, is looked at before it is counted: nothing of others can get this far. Of
+    // theirs only how rare a word is comes in.
     const count = (entry: Indexed, points: number) => {
       const isTheirs = entry.sessionKey === undefined ? owner : entry.sessionKey === sessionKey;
       if (isTheirs) scores.set(entry, (scores.get(entry) ?? 0) + points);
@@ -2445,7 +2447,7 @@ function contextFor(conversation: Conversation, input: string, options: TurnOpti
   const about = { ...whose(conversation, options), topK };
   const hits = options.app?.memory.search(input, about) ?? [];
   const found = hits.flatMap((hit) => (hit.score < RECALL_FROM ? [] : keepEnds(hit.text, 1_000)));
-  if (found.length > 0) info(`  (remembered: ${found.join(" · ")})`);
+  if (found.length > 0) info(`  (remembered: ${oneLine(found.join(" · "))})`);
   const lines = [`It is ${new Date()}.`, ...found.map((one) => `You remember: ${one}`)];
   return `<context>\n${lines.join("\n").toWellFormed()}\n</context>`;
 }
@@ -2456,7 +2458,7 @@ const whose = (conversation: Conversation, options: TurnOptions) => ({
 });
 
 const shown = (hits: Hit[]) =>
-  hits.map((hit) => `${hit.score.toFixed(2)}  ${hit.source}  ${hit.text.slice(0, 80)}`).join("\n");
+  hits.map((hit) => `${hit.score.toFixed(2)}  ${hit.source}  ${oneLine(hit.text.slice(0, 80))}`);
 
 const COUNT = { type: "integer", description: "How many at most; 5 if left out." };
 const FACT = { content: string("One full sentence."), category: string("One word.") };
@@ -2472,7 +2474,7 @@ Object.assign(HANDLERS, {
   },
   memory_search: ({ query, topK = 5 }, { app, conversation, ...options }) => {
     const about = { ...whose(conversation, options), topK: Number(topK) };
-    return shown(app?.memory.search(String(query), about) ?? []) || "nothing found";
+    return shown(app?.memory.search(String(query), about) ?? []).join("\n") || "nothing found";
   },
 } satisfies Record<string, Handler>);
 
@@ -2609,8 +2611,8 @@ function readState(file: string): object {
 }
 
 /**
- * What we keep of a job. `entry`: the job as it was; if it is another now, it starts afresh.
- * `since` and `due` in ms; a job that will not run again has no `due`. `from`: when `due` was worked
+ * What we keep of a job. `entry`: the job as it was; if it is another now, it starts afresh. Times
+ * in ms: `due`, which a job that will not run again does not have, and `from`, when that was worked
  * out. `errors`: in a row.
  */
 type JobState = { entry: string; since: number; due?: number; from?: number; errors: number };
@@ -2709,16 +2711,16 @@ export class CronService {
     return this.jobs;
   }
 
-  /** Counts how it went. Gives what the owner should hear: nothing, but after the fifth error. */
+  /** Counts how it went. Gives what the owner should hear: that it failed and won't run again. */
   report(id: string, error?: unknown): string {
     const state = this.#states.get(id);
     if (!state) return "";
     state.errors = error ? state.errors + 1 : 0;
-    if (error) warn(`cron: ${id} failed, ${state.errors} of ${MAX_ERRORS} times: ${error}`);
+    if (error) warn(`cron: ${id} failed, ${state.errors} in a row: ${error}`);
     if (state.errors >= MAX_ERRORS) state.due = undefined;
     this.#save();
-    if (state.errors !== MAX_ERRORS) return "";
-    return text(`The job ${id} is off after ${MAX_ERRORS} errors. Edit its entry to go on.`);
+    if (!error || state.due !== undefined) return "";
+    return text(`The job ${id} is off; errors in a row: ${state.errors}. Edit its entry to go on.`);
   }
 }
 
@@ -2777,7 +2779,7 @@ async function runJob(app: App, message: Routed, signal?: AbortSignal): Promise<
 async function runAlone(key: string, input: string, app: App, options: TurnOptions) {
   app.store.prune(key.slice(0, -"2026-11-22T08:00:00.000Z".length), KEPT_RUNS - 1);
   const session = app.store.current(key);
-  const answer = await runTurn(session, input, { ...options, app });
+  const answer = await runTurn(session, input.toWellFormed(), { ...options, app });
   const last = session.messages.at(-1);
   const reason = last && "stop_reason" in last ? last.stop_reason : "";
   if (reason && reason !== "refusal") return answer;

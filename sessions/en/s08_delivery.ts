@@ -2175,6 +2175,8 @@ export class SkillsManager {
   }
 }
 
+// Also without control characters: what a stranger wrote may come to be shown on our terminal.
+const oneLine = (words: unknown) => `${words}`.replace(/[\s\p{Cc}]+/gu, " ").trim();
 const SKILL = tool("", "", { name: string("…"), description: string("…") }).input_schema;
 
 /** Throws if it is no skill: then the others are loaded all the same. */
@@ -2183,7 +2185,6 @@ function readSkill(file: string): Skill {
   // In YAML a thing can be named once and used often. A few lines of that can fill all memory.
   const fields: unknown = parseYaml(front, { maxAliasCount: 20, logLevel: "error" });
   const { name, description } = checkInput(SKILL, fields);
-  const oneLine = (words: unknown) => String(words).replace(/\s+/g, " ").trim();
   if (!oneLine(name)) throw new Error("name is empty");
   const short = path.relative(WORKSPACE, file).split(path.sep).join("/");
   return { name: oneLine(name), description: oneLine(description), file: short };
@@ -2261,8 +2262,8 @@ const WIDE = /[\p{sc=Han}\p{sc=Hiragana}\p{sc=Katakana}\p{sc=Hangul}]/u;
 // In a small store these are rare, and would count for as much as a name.
 const FILLERS =
   /^(an?|and|are|at|did|do|does|for|how|i|in|is|it|my|of|on|the|to|wh(at|en|ere|o|y))$/;
-// Only so much of a text: one of a megabyte, as anyone may send, would fill all memory with words.
-const folded = (content: string) => content.slice(0, 10_000).normalize("NFKC").toLowerCase();
+// Only so much of a text: the words of a megabyte, which anyone may send, would fill all memory.
+const folded = (content: string) => content.slice(0, 4_000).normalize("NFKC").toLowerCase();
 
 /** The words of a text. Chinese and Japanese have no spaces: there a dictionary finds them. */
 function termsOf(content: string): string[] {
@@ -2380,7 +2381,8 @@ export class MemoryStore {
   search(query: string, { sessionKey = "", owner = false, topK = 5, weights = WEIGHTS } = {}) {
     this.#refresh();
     const scores = new Map<Indexed, number>();
-    // Whose an entry is, is looked at before it is counted: nothing of others can get this far.
+    // Whose an entry is, is looked at before it is counted: nothing of others can get this far. Of
+    // theirs only how rare a word is comes in.
     const count = (entry: Indexed, points: number) => {
       const isTheirs = entry.sessionKey === undefined ? owner : entry.sessionKey === sessionKey;
       if (isTheirs) scores.set(entry, (scores.get(entry) ?? 0) + points);
@@ -2444,7 +2446,7 @@ function contextFor(conversation: Conversation, input: string, options: TurnOpti
   const about = { ...whose(conversation, options), topK };
   const hits = options.app?.memory.search(input, about) ?? [];
   const found = hits.flatMap((hit) => (hit.score < RECALL_FROM ? [] : keepEnds(hit.text, 1_000)));
-  if (found.length > 0) info(`  (remembered: ${found.join(" · ")})`);
+  if (found.length > 0) info(`  (remembered: ${oneLine(found.join(" · "))})`);
   const lines = [`It is ${new Date()}.`, ...found.map((one) => `You remember: ${one}`)];
   return `<context>\n${lines.join("\n").toWellFormed()}\n</context>`;
 }
@@ -2455,7 +2457,7 @@ const whose = (conversation: Conversation, options: TurnOptions) => ({
 });
 
 const shown = (hits: Hit[]) =>
-  hits.map((hit) => `${hit.score.toFixed(2)}  ${hit.source}  ${hit.text.slice(0, 80)}`).join("\n");
+  hits.map((hit) => `${hit.score.toFixed(2)}  ${hit.source}  ${oneLine(hit.text.slice(0, 80))}`);
 
 const COUNT = { type: "integer", description: "How many at most; 5 if left out." };
 const FACT = { content: string("One full sentence."), category: string("One word.") };
@@ -2471,7 +2473,7 @@ Object.assign(HANDLERS, {
   },
   memory_search: ({ query, topK = 5 }, { app, conversation, ...options }) => {
     const about = { ...whose(conversation, options), topK: Number(topK) };
-    return shown(app?.memory.search(String(query), about) ?? []) || "nothing found";
+    return shown(app?.memory.search(String(query), about) ?? []).join("\n") || "nothing found";
   },
 } satisfies Record<string, Handler>);
 
@@ -2608,8 +2610,8 @@ function readState(file: string): object {
 }
 
 /**
- * What we keep of a job. `entry`: the job as it was; if it is another now, it starts afresh.
- * `since` and `due` in ms; a job that will not run again has no `due`. `from`: when `due` was worked
+ * What we keep of a job. `entry`: the job as it was; if it is another now, it starts afresh. Times
+ * in ms: `due`, which a job that will not run again does not have, and `from`, when that was worked
  * out. `errors`: in a row.
  */
 type JobState = { entry: string; since: number; due?: number; from?: number; errors: number };
@@ -2708,16 +2710,16 @@ export class CronService {
     return this.jobs;
   }
 
-  /** Counts how it went. Gives what the owner should hear: nothing, but after the fifth error. */
+  /** Counts how it went. Gives what the owner should hear: that it failed and won't run again. */
   report(id: string, error?: unknown): string {
     const state = this.#states.get(id);
     if (!state) return "";
     state.errors = error ? state.errors + 1 : 0;
-    if (error) warn(`cron: ${id} failed, ${state.errors} of ${MAX_ERRORS} times: ${error}`);
+    if (error) warn(`cron: ${id} failed, ${state.errors} in a row: ${error}`);
     if (state.errors >= MAX_ERRORS) state.due = undefined;
     this.#save();
-    if (state.errors !== MAX_ERRORS) return "";
-    return text(`The job ${id} is off after ${MAX_ERRORS} errors. Edit its entry to go on.`);
+    if (!error || state.due !== undefined) return "";
+    return text(`The job ${id} is off; errors in a row: ${state.errors}. Edit its entry to go on.`);
   }
 }
 
@@ -2776,7 +2778,7 @@ async function runJob(app: App, message: Routed, signal?: AbortSignal): Promise<
 async function runAlone(key: string, input: string, app: App, options: TurnOptions) {
   app.store.prune(key.slice(0, -"2026-11-22T08:00:00.000Z".length), KEPT_RUNS - 1);
   const session = app.store.current(key);
-  const answer = await runTurn(session, input, { ...options, app });
+  const answer = await runTurn(session, input.toWellFormed(), { ...options, app });
   const last = session.messages.at(-1);
   const reason = last && "stop_reason" in last ? last.stop_reason : "";
   if (reason && reason !== "refusal") return answer;
@@ -2968,6 +2970,8 @@ const DIGITS = { type: "integer" };
 const PLACE = { id: WORDS, channel: WORDS, to: WORDS, text: WORDS };
 const DELIVERY = shape({ ...PLACE, at: DIGITS, next: DIGITS, tries: DIGITS, begun: DIGITS });
 
+// Order counts for each recipient: nobody sees whether somebody else's reply came first. And the
+// parts of one reply belong together. Their ids say which: they are that of the message answered.
 const recipientOf = ({ channel, to }: Delivery) => `${channel} ${to}`;
 const replyOf = ({ id }: Delivery) => id.replace(/#\d+$/, "");
 
@@ -2991,7 +2995,10 @@ const numbered = (folder: string) =>
     .filter((name) => /^\d+\.json$/.test(name))
     .sort();
 
-/** What is to be sent, by recipient, the oldest first; and a file for each. */
+/**
+ * What is to be sent, by recipient, the oldest first; and a file for each. Of what was sent the ids
+ * are kept: by them a reply that is made a second time, after a crash, is known.
+ */
 export class DeliveryQueue {
   readonly waiting = new Map<string, Delivery[]>();
   readonly files = new Map<string, string>(); // id → file
@@ -3051,7 +3058,7 @@ export class DeliveryQueue {
   fail(delivery: Delivery, why: string): Delivery[] {
     const line = this.waiting.get(recipientOf(delivery)) ?? [];
     const parts = line.filter((one) => replyOf(one) === replyOf(delivery));
-    // From the end: after a crash in here the first part is still there, and takes the others along.
+    // From the end: after a crash in here the first part is still there, and takes the rest along.
     for (const part of parts.toReversed()) {
       this.save(Object.assign(part, { why }));
       const file = this.#fileOf(part);
@@ -3130,6 +3137,8 @@ export class DeliveryRunner {
   }
 
   async #work(recipient: string): Promise<void> {
+    // Always the first, and nothing else: if it has to wait for its next try, all behind it wait.
+    // A second part that overtakes the first is worse than one that is late.
     for (;;) {
       const [first] = this.#queue.waiting.get(recipient) ?? [];
       if (!first) return;
@@ -3234,7 +3243,10 @@ function fenceAfter(open: string, line: string, limit: number): string {
   return line.trim() === marks && marks.startsWith(FENCE.exec(open)?.[1] ?? "") ? "" : open;
 }
 
-/** How much of a text to take: `room` at most, but at least one character. */
+/**
+ * How much of a text to take: `room` at most, but at least one character. A better place to cut is
+ * of no use near the beginning: one line in a message, and the rest in the next.
+ */
 function cutAt(words: string, room: number): number {
   const head = words.slice(0, room);
   for (const end of ENDS) {
