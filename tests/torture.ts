@@ -13,7 +13,7 @@ const { values } = parseArgs({
 
 const root = join(import.meta.dirname, "..");
 const vitest = join(root, "node_modules/vitest/vitest.mjs");
-const words = ["run", "tests/s10-torture.test.ts", "--disableConsoleIntercept", "--reporter=dot"];
+const words = ["run", "tests/s10-torture.test.ts", "--reporter=dot"];
 const env = { ...process.env, TORTURE_KILLS: values.kills, TORTURE_SEED: values.seed };
 const child = spawn(process.execPath, [vitest, ...words], { cwd: root, env, stdio: "inherit" });
 child.once("close", (code) => {
