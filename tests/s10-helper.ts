@@ -3,7 +3,7 @@
  * their files are the section's own; only the time is not.
  */
 
-import { readdirSync, readFileSync } from "node:fs";
+import { readdirSync, readFileSync, writeFileSync } from "node:fs";
 import { join } from "node:path";
 import { vi } from "vitest";
 import { load, practice, type SectionFile, settings, temporaryFolder } from "./helper.ts";
@@ -102,6 +102,7 @@ export class LaneClock {
 export async function openRoad(section: SectionFile, folder = temporaryFolder()) {
   const model = await practice({ rules: false });
   const workspace = temporaryFolder();
+  writeFileSync(join(workspace, "HEARTBEAT.md"), "- Look at the door.");
   const s10 = await load10(section, settings(model, { CLAW0_WORKSPACE: workspace }));
   const early = s10 as unknown as S05; // what s05 has, it has
   const channels = new early.ChannelManager();

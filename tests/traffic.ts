@@ -86,8 +86,11 @@ const JOBS = {
 type JobId = keyof typeof JOBS;
 const JOB_IDS = Object.keys(JOBS) as JobId[]; // its own keys
 
-const LIFE = 1_200; // ms from the moment when it is ready to the latest kill
-const BIRTH = 1_500; // ms from the start to the latest kill of one that is not to get ready
+// A life is counted in what the program does (calls of the model, of Telegram, of Feishu), so that
+// kills fall into the middle of work on a slow machine, too.
+const LIFE = 40; // calls at most
+const IDLE = 3_000; // ms after which nothing more need be waited for
+const CROWD = 10; // messages that wait: then people wait, too
 const PATIENCE = 240_000; // ms for what is open at the end; a delivery may have failed three times
 const CONTEXT = 24_000; // tokens: every conversation is summarised now and then
 
@@ -214,6 +217,7 @@ class Torture {
   #socket: WebSocket | undefined;
   #output = "";
   #lives = 0;
+  #birth = 1_000; // ms that the last one took to be ready
   #kills = 0;
   #killsAtWork = 0;
   #typed = 0;
@@ -284,24 +288,35 @@ class Torture {
     const ready = this.#start();
     if (isShort) {
       ready.catch(() => {}); // it may be killed before it says anything
-      await sleep(this.#roll(BIRTH));
+      await sleep((this.#birth * this.#roll(130)) / 100);
     } else {
       await ready;
-      await this.#traffic(Date.now() + this.#roll(LIFE));
+      await this.#traffic(this.#roll(LIFE));
+      await sleep(this.#roll(20)); // or it would always be right after a call
     }
     await this.kill();
     this.#look();
   }
 
-  async #traffic(end: number): Promise<void> {
-    while (Date.now() < end) {
+  /** Until the program has made so many calls. */
+  async #traffic(calls: number): Promise<void> {
+    const { model, telegram, feishu } = this.#world;
+    const count = () => model.log.length + telegram.log.length + feishu.log.length;
+    const [end, patience] = [count() + calls, Date.now() + IDLE];
+    while (count() < end && Date.now() < patience) {
       const what = this.#roll(12);
-      if (what < 7) this.#say();
-      else if (what < 8) this.#type();
-      else if (what < 11) this.#send();
-      else this.#fail();
-      await sleep(Math.min(20 + this.#roll(200), Math.max(0, end - Date.now())));
+      if (what < 7 && this.#waiting() < CROWD) this.#say();
+      else if (what === 7) this.#type();
+      else if (what === 11) this.#fail();
+      else this.#send();
+      const pause = Date.now() + this.#roll(150);
+      while (count() < end && Date.now() < pause) await sleep(2);
     }
+  }
+
+  /** How many of the newest messages have no answer. */
+  #waiting(): number {
+    return this.said.slice(-2 * CROWD).filter((one) => this.#missing(one) > 0).length;
   }
 
   /** Nobody dies any more, and what is open is answered. */
@@ -348,10 +363,12 @@ class Torture {
     const { feishu } = this.#world;
     this.#lives += 1;
     const program = start(this.#section, this.#settings);
+    const from = Date.now();
     this.#program = program;
     await program.until(/http: listening on 127\.0\.0\.1:\d+/);
     const [, port] = /http: listening on 127\.0\.0\.1:(\d+)/.exec(program.text) ?? [];
     feishu.webhook = `http://127.0.0.1:${port}/feishu/events`;
+    this.#birth = Date.now() - from;
     const socket = new WebSocket(`ws://127.0.0.1:${port}/?token=torture`);
     socket.on("error", () => {}); // killed before it was connected
     socket.on("message", (data) => this.#hear(String(data)));
