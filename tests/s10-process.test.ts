@@ -73,7 +73,7 @@ describe.each(englishFrom("s10"))("$name", (section) => {
       const world = await openWorld(section, { serve: true });
       const ask = await connect(world);
       const holds = await fourAtOnce(world);
-      const fifth = world.telegramSays("alice", "five", { group: "family" });
+      const fifth = world.telegramSays("alice", "@practice_bot five", { group: "family" });
       const second = world.telegramSays("alice", "two"); // behind her first one
       await Promise.all([fifth.confirmed, second.confirmed]);
       const send = ask("send", { text: marked("ws:door", "six"), peerId: "door" });

@@ -88,7 +88,7 @@ const JOB_IDS = Object.keys(JOBS) as JobId[]; // its own keys
 
 // A life is counted in what the program does (calls of the model, of Telegram, of Feishu), so that
 // kills fall into the middle of work on a slow machine, too.
-const LIFE = 40; // calls at most
+const LIFE = 80; // calls at most
 const IDLE = 3_000; // ms after which nothing more need be waited for
 const CROWD = 10; // messages that wait: then people wait, too
 const PATIENCE = 240_000; // ms for what is open at the end; a delivery may have failed three times
@@ -338,7 +338,7 @@ class Torture {
     const waits = this.#sent.filter(({ life }) => life === this.#lives);
     return (
       waits.every(({ answer, error }) => answer ?? error) &&
-      this.said.every((one) => this.#missing(one) === 0 || this.#wasSetAside(one)) &&
+      this.#lost().length === 0 &&
       !this.#isBusy(({ channel }) => channel !== "cron")
     );
   }
@@ -520,7 +520,7 @@ class Torture {
         violations.push(`set aside without a word: ${name}`);
     }
     violations.push(...this.#crowded.map((place) => `two sends under way: ${place}`));
-    const lost = this.#lost(failed);
+    const lost = this.#lost();
     violations.push(...lost.map((one) => `lost: ${one}`));
     const repeats = this.#repeats(violations);
     const disorder = this.#disorder();
@@ -566,7 +566,8 @@ class Torture {
   }
 
   /** What was said and has no whole answer, but for what the program said it gave up. */
-  #lost(failed: QueueFile[]): string[] {
+  #lost(): string[] {
+    const failed = readFolder<QueueFile>(this.#path("delivery/failed"));
     return this.said.flatMap((one) => {
       const missing = this.#missing(one);
       if (missing === 0 || this.#wasSetAside(one)) return [];
