@@ -2,7 +2,7 @@
 
 import { mkdirSync, readFileSync, writeFileSync } from "node:fs";
 import { join } from "node:path";
-import { beforeEach, describe, expect, it } from "vitest";
+import { describe, expect, it } from "vitest";
 import { outline, printed, say, sectionsFrom } from "./helper.ts";
 import { asking, DAY, event, HOUR, MINUTE, OWNER, type Own, once, own } from "./s07-helper.ts";
 import { inbound } from "./world.ts";
@@ -20,7 +20,13 @@ describe.each(sectionsFrom("s07"))("$name, the heartbeat", (file) => {
 
   const tasks = (words: string, folder = world.workspace) =>
     writeFileSync(join(folder, "HEARTBEAT.md"), words);
-  const beat = (forced = false) => world.app.heartbeat.run(world.app, forced);
+  const beat = () => world.app.heartbeat.run(world.app);
+
+  /** One by hand. No two can have the same time: it is the name of their conversation. */
+  function trigger(): Promise<string> {
+    world.clock.at += 1;
+    return world.app.heartbeat.run(world.app, true);
+  }
 
   /** The owner wrote from the phone: from now on things are said there. */
   async function write(text: string): Promise<void> {
@@ -85,24 +91,20 @@ describe.each(sectionsFrom("s07"))("$name, the heartbeat", (file) => {
     expect([await beat(), await beat()]).toEqual(["ok", "not-due"]);
   });
 
+  const CANDIDATES = [0, 5, 6, 8, 9, 10, 12, 21, 22, 23];
   const HOURS: [start: string, end: string, active: number[]][] = [
-    ["", "", [9, 10, 21]],
-    ["8", "12", [8, 11]],
-    ["22", "6", [22, 23, 0, 5]],
-    ["0", "24", [0, 9, 12, 23]],
+    ["", "", [9, 10, 12, 21]],
+    ["8", "12", [8, 9, 10]],
+    ["22", "6", [0, 5, 22, 23]],
+    ["0", "24", CANDIDATES],
   ];
-  const CANDIDATES = [0, 5, 6, 8, 9, 10, 11, 12, 21, 22, 23];
   it.each(HOURS)("is quiet outside of %s to %s o'clock", async (start, end, active) => {
     await open({ HEARTBEAT_ACTIVE_START: start, HEARTBEAT_ACTIVE_END: end });
     world.model.script(...active.map(() => say("HEARTBEAT_OK")));
-    const found: number[] = [];
     for (const hour of CANDIDATES) {
       world.clock.at = new Date(2027, 0, 5 + hour, hour, 59).getTime();
-      const result = await beat();
-      if (result === "ok") found.push(hour);
-      else expect(result).toBe("quiet-hours");
+      expect([hour, await beat()]).toEqual([hour, active.includes(hour) ? "ok" : "quiet-hours"]);
     }
-    expect(found).toEqual(CANDIDATES.filter((hour) => active.includes(hour)));
   });
 
   it("after a quiet night comes in the first active hour", async () => {
@@ -121,39 +123,38 @@ describe.each(sectionsFrom("s07"))("$name, the heartbeat", (file) => {
     model.script(say("for a person"), say("for a job"), say("HEARTBEAT_OK"));
     const { done } = world.section.accept(app, inbound({ peerId: "1002" }));
     await toPerson.waiting;
-    expect([await beat(), await beat(true)]).toEqual(["requests-in-flight", "requests-in-flight"]);
+    expect([await beat(), await trigger()]).toEqual(["requests-in-flight", "requests-in-flight"]);
     toPerson.release();
     await done;
     const toJob = model.hold();
     const run = world.begin(asking("job", once(0)));
     await toJob.waiting;
-    expect([await beat(), await beat(true)]).toEqual(["cron-in-progress", "cron-in-progress"]);
+    expect([await beat(), await trigger()]).toEqual(["cron-in-progress", "cron-in-progress"]);
     toJob.release();
     await run;
     const toHeartbeat = model.hold();
     const first = beat();
     await toHeartbeat.waiting;
-    expect([await beat(), await beat(true)]).toEqual(["under-way", "under-way"]);
+    expect([await beat(), await trigger()]).toEqual(["under-way", "under-way"]);
     toHeartbeat.release();
     expect(await first).toBe("ok");
     expect(model.log).toHaveLength(3); // and none for what was skipped
   });
 
-  const EMPTY = [
-    "",
-    "\n \n",
-    "# Heartbeat\n\n## Later\n",
-    "# Heartbeat\n- \n* [ ]\n+\n- [x]  \n",
-    "<!-- nothing\nyet -->\n```\n```\n",
-  ];
-  it.each(EMPTY)("costs no call when there is nothing to look at: %j", async (words) => {
+  it("costs no call when there is nothing to look at", async () => {
     await open();
-    tasks(words);
     world.clock.at += INTERVAL;
-    expect([await beat(), await beat(true)]).toEqual([
-      "empty-heartbeat-file",
-      "empty-heartbeat-file",
-    ]);
+    for (const words of [
+      "",
+      "\n \n",
+      "# Heartbeat\n\n## Later\n",
+      "# Heartbeat\n- \n* [ ]\n+\n- [x]  \n",
+      "<!-- nothing\nyet -->\n```\n```\n",
+    ]) {
+      tasks(words);
+      const results = [await beat(), await trigger()];
+      expect([words, ...results]).toEqual([words, "empty-heartbeat-file", "empty-heartbeat-file"]);
+    }
     expect(world.model.log).toEqual([]);
     tasks("- [ ] the kettle\n"); // now there is, and nobody has to wait for another interval
     world.model.script(say("HEARTBEAT_OK"));
@@ -174,48 +175,50 @@ describe.each(sectionsFrom("s07"))("$name, the heartbeat", (file) => {
     `HEARTBEAT_OK ${"x".repeat(300)}`,
     `${"x".repeat(300)}\n\nHEARTBEAT_OK`,
   ];
-  it.each(SILENT)("is silent at %j", async (answer) => {
+  it("is silent when the answer has HEARTBEAT_OK at one end, and at most 300 characters", async () => {
     await open();
-    world.model.script(say(answer));
-    expect(await beat(true)).toBe("ok");
+    await write("hello");
+    for (const answer of SILENT) {
+      world.model.script(say(answer));
+      expect([answer, await trigger()]).toEqual([answer, "ok"]);
+    }
     expect(printed()).not.toContain("HEARTBEAT_OK");
-    expect(await heard()).toEqual([]);
+    expect((await heard()).slice(1)).toEqual([]);
   });
 
+  const MIDDLE = "I would say HEARTBEAT_OK but the kettle is on.";
   const SAID: [answer: string, heard: string][] = [
     ["The kettle is on.", "The kettle is on."],
     [`HEARTBEAT_OK ${"x".repeat(301)}`, "x".repeat(301)],
-    [`${"x".repeat(301)} HEARTBEAT_OK`, "x".repeat(301)],
-    ["I would say HEARTBEAT_OK but the kettle is on.", "but the kettle is on."],
+    [`${"y".repeat(301)} HEARTBEAT_OK`, "y".repeat(301)],
+    [MIDDLE, MIDDLE],
     ["HEARTBEAT_OKAY is what the log says.", "HEARTBEAT_OKAY is what the log says."],
   ];
-  it.each(SAID)("tells the owner %j", async (answer, words) => {
+  it("tells the owner everything else, without HEARTBEAT_OK at its ends", async () => {
     await open();
     await write("hello");
-    world.model.script(say(answer));
-    expect(await beat(true)).toBe("delivered");
-    const [, last = ""] = await heard();
-    expect(last.startsWith(`${OWNER}: `)).toBe(true);
-    expect(last.endsWith(words)).toBe(true);
+    for (const [answer] of SAID) {
+      world.model.script(say(answer));
+      expect([answer, await trigger()]).toEqual([answer, "delivered"]);
+    }
+    expect((await heard()).slice(1)).toEqual(SAID.map(([, words]) => `${OWNER}: ${words}`));
   });
 
   it("does not say the same again within 24 hours, and after that it does", async () => {
     const { clock, model } = await open();
     await write("hello");
     const kettle = say("The kettle is on.");
-    model.script(kettle, kettle, kettle, say("The tap is on."), kettle);
-    expect(await beat(true)).toBe("delivered");
-    clock.at += DAY - MINUTE;
-    expect(await beat(true)).toBe("duplicate");
-    // Also after a restart: it is in a file. And what was not said does not count as said.
-    world = world.again();
-    clock.at += MINUTE - 1;
-    expect(await beat(true)).toBe("duplicate");
-    expect(await beat(true)).toBe("delivered"); // something else
-    clock.at += 1;
-    expect(await beat(true)).toBe("delivered");
+    model.script(kettle, kettle, kettle, kettle, say("The tap is on."));
+    expect(await trigger()).toBe("delivered");
+    const said = clock.at;
+    expect(await trigger()).toBe("duplicate");
+    world = world.again(); // it is in a file
+    clock.at = said + DAY - 2;
+    expect(await trigger()).toBe("duplicate");
+    expect(await trigger()).toBe("delivered"); // what was not said did not count as said
+    expect(await trigger()).toBe("delivered"); // something else
     expect((await heard()).slice(1)).toEqual(
-      ["The kettle is on.", "The tap is on.", "The kettle is on."].map(
+      ["The kettle is on.", "The kettle is on.", "The tap is on."].map(
         (words) => `${OWNER}: ${words}`,
       ),
     );
@@ -247,18 +250,18 @@ describe.each(sectionsFrom("s07"))("$name, the heartbeat", (file) => {
   it("speaks in the terminal until the owner has written from somewhere, and then there", async () => {
     const { model, section, app } = await open();
     model.script(say("One."));
-    expect(await beat(true)).toBe("delivered");
+    expect(await trigger()).toBe("delivered");
     expect(printed()).toContain("One.");
     // Neither somebody else nor a group is the owner's direct conversation.
     model.script(say("re: other"), say("re: group"), say("Two."));
     await section.accept(app, inbound({ text: "other", peerId: "1002" })).done;
     await section.accept(app, inbound({ text: "group", peerId: "-5", isGroup: true })).done;
-    expect(await beat(true)).toBe("delivered");
+    expect(await trigger()).toBe("delivered");
     expect(printed()).toContain("Two.");
     await write("hello");
     world = world.again(); // it is remembered
     model.script(say("Three."));
-    expect(await beat(true)).toBe("delivered");
+    expect(await trigger()).toBe("delivered");
     expect((await heard()).slice(-1)).toEqual([`${OWNER}: Three.`]);
     expect(printed()).not.toContain("Three.");
   });
@@ -269,7 +272,7 @@ describe.each(sectionsFrom("s07"))("$name, the heartbeat", (file) => {
     process.env.TELEGRAM_ALLOWED_CHATS = "1002, 1001"; // somebody else has it now
     world = world.again();
     model.script(say("The kettle is on."));
-    expect(await beat(true)).toBe("delivered");
+    expect(await trigger()).toBe("delivered");
     expect(printed()).toContain("The kettle is on.");
     expect((await heard()).slice(1)).toEqual([]);
   });
@@ -278,7 +281,7 @@ describe.each(sectionsFrom("s07"))("$name, the heartbeat", (file) => {
     const { model, workspace } = await open();
     writeFileSync(join(workspace, "MEMORY.md"), "- The owner's cat is Fluse.\n");
     model.script(say("HEARTBEAT_OK"));
-    expect(await beat(true)).toBe("ok");
+    expect(await trigger()).toBe("ok");
     expect(JSON.stringify(model.log[0]?.request.system)).toContain("Fluse");
   });
 
@@ -287,7 +290,7 @@ describe.each(sectionsFrom("s07"))("$name, the heartbeat", (file) => {
     mkdirSync(join(workspace, "agents/luna"), { recursive: true });
     tasks("- Luna's own kettle\n", join(workspace, "agents/luna"));
     model.script(say("HEARTBEAT_OK"));
-    expect(await beat(true)).toBe("ok");
+    expect(await trigger()).toBe("ok");
     expect(outline(model.log[0])[0]).toContain("Luna's own kettle");
     expect(outline(model.log[0])[0]).not.toContain("Is the kettle on?");
   });
@@ -297,9 +300,9 @@ describe.each(sectionsFrom("s07"))("$name, the heartbeat", (file) => {
     const key = (at: number) => `agent:luna:heartbeat:${new Date(at).toISOString()}`.toLowerCase();
     for (let n = 1; n <= 22; n++) app.store.create(key(clock.at + n * HOUR));
     model.script(say("HEARTBEAT_OK"), say("HEARTBEAT_OK"));
-    expect(await beat(true)).toBe("ok"); // older than all of them, but under way
+    expect(await trigger()).toBe("ok"); // older than all of them, but under way
     clock.at += DAY;
-    expect(await beat(true)).toBe("ok");
+    expect(await trigger()).toBe("ok");
     const kept = app.store.all().map(({ header }) => header.key);
     expect(kept).toContain(key(clock.at));
     expect(kept.length).toBeLessThanOrEqual(21);
@@ -318,20 +321,22 @@ describe.each(sectionsFrom("s07"))("$name, the heartbeat", (file) => {
     for (const words of ["600", next, "ok"]) expect(shown).toContain(words);
   });
 
-  const SENSELESS = [
-    ["HEARTBEAT_INTERVAL", "soon"],
-    ["HEARTBEAT_INTERVAL", "-1"],
-    ["HEARTBEAT_INTERVAL", "1.5"],
-    ["HEARTBEAT_INTERVAL", "99999999999"],
-    ["HEARTBEAT_ACTIVE_START", "25"],
-    ["HEARTBEAT_ACTIVE_END", "9:30"],
-  ] as const;
-  it.each(SENSELESS)("names %s=%s, which makes no sense", async (name, value) => {
+  it("names a setting that makes no sense", async () => {
     await open();
-    process.env[name] = value;
-    expect(() => new world.section.HeartbeatRunner(join(world.state, "h.json"))).toThrow(
-      new RegExp(`${name}.*whole number`),
-    );
+    for (const [name, value] of [
+      ["HEARTBEAT_INTERVAL", "soon"],
+      ["HEARTBEAT_INTERVAL", "-1"],
+      ["HEARTBEAT_INTERVAL", "1.5"],
+      ["HEARTBEAT_INTERVAL", "99999999999"],
+      ["HEARTBEAT_ACTIVE_START", "25"],
+      ["HEARTBEAT_ACTIVE_END", "9:30"],
+    ] as const) {
+      process.env[name] = value;
+      const make = () => new world.section.HeartbeatRunner(join(world.state, "h.json"));
+      expect(make, `${name}=${value}`).toThrow(new RegExp(`${name}.*whole number`));
+      process.env[name] = "";
+      expect(make).not.toThrow();
+    }
   });
 
   it("leaves an unreadable note of what it said aside", async () => {
@@ -339,7 +344,7 @@ describe.each(sectionsFrom("s07"))("$name, the heartbeat", (file) => {
     mkdirSync(state, { recursive: true });
     writeFileSync(join(state, "heartbeat.json"), "[1");
     model.script(say("The kettle is on."));
-    expect(await beat(true)).toBe("delivered");
+    expect(await trigger()).toBe("delivered");
     expect(readFileSync(join(state, "heartbeat.json.broken"), "utf8")).toBe("[1");
   });
 });

@@ -156,7 +156,7 @@ function build(
     return done;
   };
   const app: App07 = {
-    ...(appOf05(section as unknown as S05, state) as unknown as App07), // all that s05 has
+    ...(appOf05(section as unknown as S05, state) as unknown as App07), // and what is new since
     memory: new section.MemoryStore(
       join(state, "memory"),
       ["MEMORY.md", "USER.md"].map((name) => join(workspace, name)),
@@ -165,22 +165,12 @@ function build(
     cron: new section.CronService(workspace, (job, due) => void begin(job, due), clock.now),
     heartbeat: new section.HeartbeatRunner(join(state, "heartbeat.json"), clock.now),
   };
-  addLater(section, app, state);
   app.channels.set(phone.name, phone);
   return {
     ...{ section, model, workspace, state, clock, phone, app, begin },
     settled: () => Promise.allSettled(runs),
     again: () => build(section, model, workspace, clock, phone),
   };
-}
-
-/** What sections after s07 put into the app, if it is not there yet. */
-function addLater(section: S07, app: App07, state: string): void {
-  const s08 = section as unknown as Partial<typeof import("../sessions/en/s08_delivery.ts")>;
-  if (!s08.DeliveryQueue || !s08.DeliveryRunner) return;
-  const queue = new s08.DeliveryQueue(join(state, "delivery"));
-  const delivery = new s08.DeliveryRunner(queue, app.channels); // it sends now, whatever our clock says
-  Object.assign(app, { queue, delivery });
 }
 
 /** The message that a run is. */
