@@ -2,6 +2,7 @@
 import * as fs from "node:fs";
 import path from "node:path";
 import { type FakeFeishu, startFeishu } from "../practice/feishu.ts";
+import type { Failure } from "../practice/orders.ts";
 import { type FakeTelegram, startTelegram } from "../practice/telegram.ts";
 import { feishuSettings, telegramSettings } from "../practice/world.ts";
 import { type Saying, SILENCE } from "./transcripts.ts";
@@ -43,6 +44,10 @@ export class People {
     const answer = await fetch(`${platform.url}/_practice/say`, { method: "POST", body });
     const { error } = (await answer.json()) as { error?: string }; // our own server's form
     if (error) throw new Error(`${who}: ${error}`);
+  }
+
+  fail(where: "telegram" | "feishu", failure: Failure): void {
+    (where === "telegram" ? this.#telegram : this.#feishu).fail(failure);
   }
 
   /** Telegram has been told that everything arrived. (Feishu has before `say` is over.) */

@@ -5,11 +5,12 @@ import { tmpdir } from "node:os";
 import path from "node:path";
 import { parseArgs } from "node:util";
 import { startModel } from "../practice/model.ts";
+import { SETTINGS } from "../practice/world.ts";
 import { People } from "./people.ts";
 import { pictureOf } from "./picture.ts";
 import { LAST_PROMPT, Recording } from "./recording.ts";
 import { isMain, ROOT, readLanguages, SECTIONS, sectionPath, short } from "./sections.ts";
-import { readTranscripts, SETTINGS, type Transcript } from "./transcripts.ts";
+import { readTranscripts, type Transcript } from "./transcripts.ts";
 
 /**
  * When every recording takes place. What is printed of its first five minutes becomes this,
@@ -50,7 +51,7 @@ export async function record(
   const model = await startModel();
   const shift = START - Date.now();
   const people = section < "s04" ? undefined : await People.start(shift);
-  for (const { kind, times } of setup.failures) model.fail(kind, times);
+  for (const failure of setup.failures) model.fail(failure);
   const settings = {
     ...Object.fromEntries(SETTINGS.map((name) => [name, ""])),
     ...{ ANTHROPIC_API_KEY: "practice", ANTHROPIC_BASE_URL: model.url, CLAW0_WORKSPACE: workspace },

@@ -63,8 +63,10 @@ export class Recording {
       this.#shell(step.line);
       await this.#start();
     } else if (step.do === "fail") {
-      this.#world.model.fail(step.kind, step.times);
-      this.#shell(step.line);
+      const { model, people } = this.#world;
+      if (step.where === "model") model.fail(step.failure);
+      else people?.fail(step.where, step.failure);
+      this.#shell(step.line, `${step.said}\n`);
     } else if (step.do === "show") {
       this.#shell(step.line, show(this.#world.workspace, step.files, step.width));
     } else if (step.do === "say") {

@@ -8,25 +8,17 @@
 //   $ npm run rpc -- status
 //   …                          everything else is output, and `npm run record` writes it anew
 //   ```
-import { FAILURES } from "../practice/failures.ts";
+import { parseArgs } from "node:util";
+import { FAIL_OPTIONS, type FailOrder, readFail } from "../practice/fail.ts";
+import type { Failure } from "../practice/orders.ts";
+import { SETTINGS } from "../practice/world.ts";
 import { parseMarkdown } from "./markdown.ts";
 import { SECTIONS, short } from "./sections.ts";
-
-/** All settings of the sections. A recording sets each of them, so that no .env leaks in. */
-export const SETTINGS = `
-  ANTHROPIC_API_KEY ANTHROPIC_BASE_URL MODEL_ID CLAW0_WORKSPACE CONTEXT_TOKENS HTTP_PORT
-  TELEGRAM_BOT_TOKEN TELEGRAM_API_ROOT TELEGRAM_ALLOWED_CHATS REMOTE_TOOLS GATEWAY_TOKEN
-  FEISHU_APP_ID FEISHU_APP_SECRET FEISHU_ENCRYPT_KEY FEISHU_VERIFICATION_TOKEN FEISHU_BOT_OPEN_ID
-  FEISHU_ALLOWED_CHATS FEISHU_DOMAIN FEISHU_API_BASE FALLBACK_MODELS
-  HEARTBEAT_INTERVAL HEARTBEAT_ACTIVE_START HEARTBEAT_ACTIVE_END
-  ${[2, 3, 4, 5, 6, 7, 8, 9].map((n) => `ANTHROPIC_API_KEY_${n}`).join(" ")}`.match(
-  /\w+/g,
-) as string[]; // there are matches
 
 /** What the words after the section in a comment ask for. */
 export interface Setup {
   env: Record<string, string>;
-  failures: { kind: string; times: number }[];
+  failures: Failure[];
   picture?: boolean; // an SVG is made of it, for the README
 }
 
@@ -51,7 +43,7 @@ export type Step =
   | { do: "kill"; line: string; after?: string }
   | ({ do: "say"; line: string } & Saying)
   | { do: "rpc"; line: string; words: string[] }
-  | { do: "fail"; line: string; kind: string; times: number }
+  | ({ do: "fail"; line: string; failure: Failure } & Pick<FailOrder, "where" | "said">)
   | { do: "show"; line: string; files: string; width?: number };
 
 export interface Transcript {
@@ -66,13 +58,14 @@ export interface Transcript {
 const COMMENT = /^<!-- record (s\d\d)((?: \S+)*) -->$/;
 const START = /^\$ npx tsx sessions\/\w+\/(\w+)\.ts$/;
 const SHOW = /^\$ (?:cat|cut -c1-(\d+)) workspace\/(\S+)$/;
-const FAIL = /^\$ npm run practice -- fail (\S+?)(?: --times (\d+))?$/;
+const FAIL = /^\$ npm run practice -- fail (.+)$/;
 const SAY = /^((alice|bob|mallory)(@feishu)?(?:@(\w+))?) > (.*\S)/;
 const RPC = /^\$ npm run rpc -- (.+)$/;
 
-function failure(kind = "", times = "1"): { kind: string; times: number } {
-  if (FAILURES.includes(kind)) return { kind, times: Number(times) };
-  throw new Error(`there is no failure "${kind}". There are: ${FAILURES.join(", ")}`);
+function readOrder(args: string[]) {
+  const order = parseArgs({ args, options: FAIL_OPTIONS, allowPositionals: true });
+  const { failure, ...rest } = readFail(order.positionals, order.values);
+  return { ...rest, failure: failure as Failure }; // "fail off" is of no use in a transcript
 }
 
 function readSetup(words: string[]): Setup {
@@ -81,7 +74,8 @@ function readSetup(words: string[]): Setup {
     const [, name = "", value = ""] = /^([a-z\d_]+)=(.*)$/.exec(word) ?? [];
     const [, kind, times] = /^(.+?)(?:x(\d+))?$/.exec(value) ?? [];
     if (word === "picture") setup.picture = true;
-    else if (name === "fail") setup.failures.push(failure(kind, times));
+    else if (name === "fail")
+      setup.failures.push(readOrder([kind ?? "", `--times=${times ?? 1}`]).failure);
     else if (SETTINGS.includes(name.toUpperCase())) setup.env[name.toUpperCase()] = value;
     else throw new Error(`"${word}" is neither fail=529x2 nor setting=value`);
   }
@@ -94,8 +88,8 @@ function readStep(line: string, section: string, after: string | undefined): Ste
   if (started?.startsWith(`${section}_`)) return { do: "start", line };
   if (started) throw new Error(`the comment says ${section}, the command ${started}`);
   if (line === "$ kill -9") return { do: "kill", line, after };
-  const [failing, kind, times] = FAIL.exec(line) ?? [];
-  if (failing) return { do: "fail", line, ...failure(kind, times) };
+  const args = FAIL.exec(line)?.[1]?.split(" ");
+  if (args) return { do: "fail", line, ...readOrder(args) };
   const [, width, files] = SHOW.exec(line) ?? [];
   if (files) return { do: "show", line, files, width: width ? Number(width) : undefined };
   const [, who = "", person = "", feishu, group, text = ""] = SAY.exec(line) ?? [];

@@ -917,10 +917,10 @@ Object.assign(HANDLERS, {
   get_current_time: () => new Date().toString(),
 } satisfies Record<string, Handler>);
 
-/** What a person types behind a slash. `run` gets the rest of the line, and gives what to show. */
+/** What a person types behind a slash. `run` gets the rest of the line, and gives lines to show. */
 export interface Command {
   help: string;
-  run(args: string, app: App, options: TurnOptions): string | Promise<string>;
+  run(args: string, app: App, options: TurnOptions): string | string[] | Promise<string>;
 }
 
 export const COMMANDS: Record<string, Command> = {};
@@ -934,13 +934,11 @@ async function runCommand(line: string, app: App, options: TurnOptions): Promise
   const [name = "", ...rest] = line.slice(1).split(" ");
   const found = Object.hasOwn(COMMANDS, name) ? COMMANDS[name] : undefined;
   if (!found) return text(`There is no command /${name}. /help lists them.`);
-  return found.run(rest.join(" ").trim(), app, options);
+  return [await found.run(rest.join(" ").trim(), app, options)].flat().join("\n");
 }
 
 command("help", "what you can type here", () =>
-  Object.entries(COMMANDS)
-    .map(([name, { help }]) => `/${name.padEnd(10)} ${help}`)
-    .join("\n"),
+  Object.entries(COMMANDS).map(([name, { help }]) => `/${name.padEnd(10)} ${help}`),
 );
 
 command("new", "[label]: begin a new session", (label, { store, key }) => {
@@ -952,7 +950,7 @@ command("list", "the sessions of this conversation", (_args, { store, key }) => 
   const current = store.current(key).id;
   const line = ({ id, messages, header: { at, label } }: Session) =>
     `${id === current ? "*" : " "} ${id}  ${at}  ${messages.length}  ${label}`;
-  return store.list(key).map(line).join("\n");
+  return store.list(key).map(line);
 });
 
 command("switch", "<id>: go back to a session, by the beginning of its id", (id, app) => {

@@ -1011,10 +1011,10 @@ Object.assign(HANDLERS, {
   get_current_time: () => new Date().toString(),
 } satisfies Record<string, Handler>);
 
-/** What a person types behind a slash. `run` gets the rest of the line, and gives what to show. */
+/** What a person types behind a slash. `run` gets the rest of the line, and gives lines to show. */
 export interface Command {
   help: string;
-  run(args: string, app: App, options: TurnOptions): string | Promise<string>;
+  run(args: string, app: App, options: TurnOptions): string | string[] | Promise<string>;
 }
 
 export const COMMANDS: Record<string, Command> = {};
@@ -1028,13 +1028,11 @@ async function runCommand(line: string, app: App, options: TurnOptions): Promise
   const [name = "", ...rest] = line.slice(1).split(" ");
   const found = Object.hasOwn(COMMANDS, name) ? COMMANDS[name] : undefined;
   if (!found) return text(`There is no command /${name}. /help lists them.`);
-  return found.run(rest.join(" ").trim(), app, options);
+  return [await found.run(rest.join(" ").trim(), app, options)].flat().join("\n");
 }
 
 command("help", "what you can type here", () =>
-  Object.entries(COMMANDS)
-    .map(([name, { help }]) => `/${name.padEnd(10)} ${help}`)
-    .join("\n"),
+  Object.entries(COMMANDS).map(([name, { help }]) => `/${name.padEnd(10)} ${help}`),
 );
 
 command("new", "[label]: begin a new session", (label, { store, key }) => {
@@ -1046,7 +1044,7 @@ command("list", "the sessions of this conversation", (_args, { store, key }) => 
   const current = store.current(key).id;
   const line = ({ id, messages, header: { at, label } }: Session) =>
     `${id === current ? "*" : " "} ${id}  ${at}  ${messages.length}  ${label}`;
-  return store.list(key).map(line).join("\n");
+  return store.list(key).map(line);
 });
 
 command("switch", "<id>: go back to a session, by the beginning of its id", (id, app) => {
@@ -1724,12 +1722,12 @@ function readFeishu(type: string, json: string) {
 }
 
 command("channels", "the channels, and how they are", (_args, { channels }) =>
-  [...channels.states].map(([name, state]) => `${name.padEnd(10)} ${state}`).join("\n"),
+  [...channels.states].map(([name, state]) => `${name.padEnd(10)} ${state}`),
 );
 
 command("accounts", "our accounts on the platforms", () => {
   const shown = (name: string) => `${name}  ${(env(name) || "-").slice(0, 6)}`; // not all of it
-  return ["TELEGRAM_BOT_TOKEN", "FEISHU_APP_ID", "FEISHU_APP_SECRET"].map(shown).join("\n");
+  return ["TELEGRAM_BOT_TOKEN", "FEISHU_APP_ID", "FEISHU_APP_SECRET"].map(shown);
 });
 
 // ---- s05 · Gateway and routing ----
@@ -2066,10 +2064,7 @@ method("status", {}, [], (_params, app) => ({
 }));
 
 command("bindings", "who answers what", (_args, { bindings }) =>
-  bindings
-    .list()
-    .map((one) => `${one.matchKey} ${one.matchValue} → ${one.agentId}`)
-    .join("\n"),
+  bindings.list().map((one) => `${one.matchKey} ${one.matchValue} → ${one.agentId}`),
 );
 
 command("route", "<channel> <peer> [account] [guild]: who would answer, and why", (args, app) => {
@@ -2082,7 +2077,7 @@ command("route", "<channel> <peer> [account] [guild]: who would answer, and why"
 });
 
 command("agents", "the agents", (_args, { agents }) =>
-  [...agents.values()].map(({ id, dmScope, system }) => `${id}  ${dmScope}  ${system}`).join("\n"),
+  [...agents.values()].map(({ id, dmScope, system }) => `${id}  ${dmScope}  ${system}`),
 );
 
 command("agent", "<id>|off: who answers you here", (id, app) => {
@@ -2092,10 +2087,7 @@ command("agent", "<id>|off: who answers you here", (id, app) => {
 });
 
 command("sessions", "all conversations", (_args, { store }) =>
-  store
-    .all()
-    .map(({ id, header: { key, label } }) => `${id}  ${key}  ${label}`)
-    .join("\n"),
+  store.all().map(({ id, header: { key, label } }) => `${id}  ${key}  ${label}`),
 );
 
 command("gateway", "where programs can connect", (_args, { gateway }) =>
