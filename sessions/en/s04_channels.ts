@@ -736,11 +736,8 @@ export class SessionStore {
 
   #folder(key: string): string {
     const name = encodeURIComponent(key.toLowerCase()).replaceAll("*", "%2A");
-    const short = name.length <= 200; // file systems stop at 255
-    return path.join(
-      this.#dir,
-      short ? name : crypto.createHash("sha256").update(name).digest("hex"),
-    );
+    if (name.length <= 200) return path.join(this.#dir, name); // file systems stop at 255
+    return path.join(this.#dir, crypto.createHash("sha256").update(name).digest("hex"));
   }
 
   #file(key: string, id: string): string {

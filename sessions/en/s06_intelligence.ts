@@ -746,11 +746,8 @@ export class SessionStore {
 
   #folder(key: string): string {
     const name = encodeURIComponent(key.toLowerCase()).replaceAll("*", "%2A");
-    const short = name.length <= 200; // file systems stop at 255
-    return path.join(
-      this.#dir,
-      short ? name : crypto.createHash("sha256").update(name).digest("hex"),
-    );
+    if (name.length <= 200) return path.join(this.#dir, name); // file systems stop at 255
+    return path.join(this.#dir, crypto.createHash("sha256").update(name).digest("hex"));
   }
 
   #file(key: string, id: string): string {
@@ -2105,9 +2102,11 @@ const PRIVATE_FILES = PRIVATE.map((name) => path.join(WORKSPACE, name));
 /** What is the owner's is not for others, by whatever path or link they ask for it. */
 function checkPrivate({ path: asked }: Fields, turn: Turn): void {
   if (typeof asked !== "string" || isOwner(turn)) return;
-  const names = [asked, safePath(asked, WORKSPACE)].map((one) => path.basename(one));
-  const isPrivate = names.some((name) => /^(memory|user)\.md$/i.test(name));
-  if (isPrivate) throw new Error(`${asked} is the owner's`);
+  const real = safePath(asked, WORKSPACE);
+  const isPrivate = [asked, real].some((one) => /^(memory|user)\.md$/i.test(path.basename(one)));
+  const files = PRIVATE_FILES.filter((one) => fs.existsSync(one)); // they may be links themselves
+  if (isPrivate || files.some((one) => fs.realpathSync.native(one) === real))
+    throw new Error(`${asked} is the owner's`);
 }
 
 const complained = new Set<string>();
@@ -2253,7 +2252,8 @@ const WIDE = /[\p{sc=Han}\p{sc=Hiragana}\p{sc=Katakana}\p{sc=Hangul}]/u;
 // In a small store these are rare, and would count for as much as a name.
 const FILLERS =
   /^(an?|and|are|at|did|do|does|for|how|i|in|is|it|my|of|on|the|to|wh(at|en|ere|o|y))$/;
-const folded = (content: string) => content.normalize("NFKC").toLowerCase();
+// Only so much of a text: one of a megabyte, as anyone may send, would fill all memory with words.
+const folded = (content: string) => content.slice(0, 10_000).normalize("NFKC").toLowerCase();
 
 /** The words of a text. Chinese and Japanese have no spaces: there a dictionary finds them. */
 function termsOf(content: string): string[] {
@@ -2362,8 +2362,7 @@ export class MemoryStore {
       const lines = readOrSay(file, "", readText).split(/\r?\n[-*\s]*/);
       // No headings or comments, and no "Name:" that nobody has filled in.
       const facts = lines.filter((line) => /^[^#<].*[^\s:]\s*$/.test(line));
-      const source = path.basename(file);
-      const entries = facts.map((text) => this.#add({ text, source }));
+      const entries = facts.map((text) => this.#add({ text, source: path.basename(file) }));
       this.#read.set(file, { changed, entries });
     }
   }
@@ -2413,7 +2412,7 @@ const REPEAT = 0.8; // of its words are another's: then it is nearly the same en
 function diversify(hits: { it: Indexed; score: number }[], topK: number): Hit[] {
   const taken: typeof hits = [];
   for (const hit of hits.sort((a, b) => b.score - a.score)) {
-    if (taken.length >= topK) break;
+    if (taken.length >= Math.min(topK, 50)) break; // each is compared with all that are taken
     if (taken.every(({ it }) => likeness(it, hit.it) < REPEAT)) taken.push(hit);
   }
   return taken.map(({ it: { terms, size, vector, ...memory }, score }) => ({ ...memory, score }));
@@ -2481,10 +2480,9 @@ command("bootstrap", "how it works", (_args, app) => layerOf(app, "bootstrap"));
 command("search", "<words>: what it remembers, the best first", (query, { memory, key }) =>
   shown(memory.search(query, { sessionKey: key, owner: true })),
 );
-command("prompt", "the layers of its prompt, in characters", (_args, app) => {
-  const lines = layersOf(app).map((it, i) => `${i + 1} ${it.name.padEnd(10)} ${it.text.length}`);
-  return lines.join("\n");
-});
+command("prompt", "the layers of its prompt, in characters", (_args, app) =>
+  layersOf(app).map((it, i) => `${i + 1} ${it.name.padEnd(10)} ${it.text.length}`),
+);
 
 // ---- All of it together ----
 

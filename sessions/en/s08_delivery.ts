@@ -10,8 +10,8 @@
 // New here: a queue on disk, back-off, order for each recipient, long texts cut with care.
 // Run it:   npm start -- s08      offline; `npm run practice -- fail telegram 500` beside it
 //           npx tsx sessions/en/s08_delivery.ts [--serve]      with your keys in .env
-// Left out on purpose: asking a platform whether it has got a message, formatting (Markdown is sent
-// as it is), pictures, the hint to strangers by the queue, forgetting the ids of what was sent.
+// Left out on purpose: finding out whether a message arrived when the connection broke (it is sent
+// again), formatting (Markdown is sent as it is), pictures, forgetting the ids of what was sent.
 //
 // Regions: Configuration · Terminal · s01 The agent loop · s02 Tool use · s03 Sessions ·
 //          s04 Channels · s05 Gateway and routing · s06 Intelligence ·
@@ -757,11 +757,8 @@ export class SessionStore {
 
   #folder(key: string): string {
     const name = encodeURIComponent(key.toLowerCase()).replaceAll("*", "%2A");
-    const short = name.length <= 200; // file systems stop at 255
-    return path.join(
-      this.#dir,
-      short ? name : crypto.createHash("sha256").update(name).digest("hex"),
-    );
+    if (name.length <= 200) return path.join(this.#dir, name); // file systems stop at 255
+    return path.join(this.#dir, crypto.createHash("sha256").update(name).digest("hex"));
   }
 
   #file(key: string, id: string): string {
@@ -1253,6 +1250,7 @@ export async function handle(app: App, parts: Routed[], signal?: AbortSignal): P
   const timer = setInterval(showTyping, 4_000); // the platforms show it for 5 s
   const onText = (piece: string) => channel?.stream?.(message.peerId, piece);
   let answer: string;
+  let about: InboundMessage = message;
   try {
     showTyping();
     app.inbox.begin(parts);
@@ -1262,10 +1260,11 @@ export async function handle(app: App, parts: Routed[], signal?: AbortSignal): P
     if (message.channel === "cli") throw error; // the terminal says it
     warn(`${message.sessionKey}: ${error}`);
     answer = text("I could not answer that. Try again in a moment, or begin anew with /new.");
+    about = { ...message, id: `${message.id}!` }; // a crash later there may be an answer after all
   } finally {
     clearInterval(timer);
   }
-  if (!channel?.stream) await reply(app, message, answer);
+  if (!channel?.stream) await reply(app, about, answer);
   app.inbox.finish(parts);
   return answer;
 }
@@ -2119,9 +2118,11 @@ const PRIVATE_FILES = PRIVATE.map((name) => path.join(WORKSPACE, name));
 /** What is the owner's is not for others, by whatever path or link they ask for it. */
 function checkPrivate({ path: asked }: Fields, turn: Turn): void {
   if (typeof asked !== "string" || isOwner(turn)) return;
-  const names = [asked, safePath(asked, WORKSPACE)].map((one) => path.basename(one));
-  const isPrivate = names.some((name) => /^(memory|user)\.md$/i.test(name));
-  if (isPrivate) throw new Error(`${asked} is the owner's`);
+  const real = safePath(asked, WORKSPACE);
+  const isPrivate = [asked, real].some((one) => /^(memory|user)\.md$/i.test(path.basename(one)));
+  const files = PRIVATE_FILES.filter((one) => fs.existsSync(one)); // they may be links themselves
+  if (isPrivate || files.some((one) => fs.realpathSync.native(one) === real))
+    throw new Error(`${asked} is the owner's`);
 }
 
 const complained = new Set<string>();
@@ -2267,7 +2268,8 @@ const WIDE = /[\p{sc=Han}\p{sc=Hiragana}\p{sc=Katakana}\p{sc=Hangul}]/u;
 // In a small store these are rare, and would count for as much as a name.
 const FILLERS =
   /^(an?|and|are|at|did|do|does|for|how|i|in|is|it|my|of|on|the|to|wh(at|en|ere|o|y))$/;
-const folded = (content: string) => content.normalize("NFKC").toLowerCase();
+// Only so much of a text: one of a megabyte, as anyone may send, would fill all memory with words.
+const folded = (content: string) => content.slice(0, 10_000).normalize("NFKC").toLowerCase();
 
 /** The words of a text. Chinese and Japanese have no spaces: there a dictionary finds them. */
 function termsOf(content: string): string[] {
@@ -2376,8 +2378,7 @@ export class MemoryStore {
       const lines = readOrSay(file, "", readText).split(/\r?\n[-*\s]*/);
       // No headings or comments, and no "Name:" that nobody has filled in.
       const facts = lines.filter((line) => /^[^#<].*[^\s:]\s*$/.test(line));
-      const source = path.basename(file);
-      const entries = facts.map((text) => this.#add({ text, source }));
+      const entries = facts.map((text) => this.#add({ text, source: path.basename(file) }));
       this.#read.set(file, { changed, entries });
     }
   }
@@ -2427,7 +2428,7 @@ const REPEAT = 0.8; // of its words are another's: then it is nearly the same en
 function diversify(hits: { it: Indexed; score: number }[], topK: number): Hit[] {
   const taken: typeof hits = [];
   for (const hit of hits.sort((a, b) => b.score - a.score)) {
-    if (taken.length >= topK) break;
+    if (taken.length >= Math.min(topK, 50)) break; // each is compared with all that are taken
     if (taken.every(({ it }) => likeness(it, hit.it) < REPEAT)) taken.push(hit);
   }
   return taken.map(({ it: { terms, size, vector, ...memory }, score }) => ({ ...memory, score }));
@@ -2495,10 +2496,9 @@ command("bootstrap", "how it works", (_args, app) => layerOf(app, "bootstrap"));
 command("search", "<words>: what it remembers, the best first", (query, { memory, key }) =>
   shown(memory.search(query, { sessionKey: key, owner: true })),
 );
-command("prompt", "the layers of its prompt, in characters", (_args, app) => {
-  const lines = layersOf(app).map((it, i) => `${i + 1} ${it.name.padEnd(10)} ${it.text.length}`);
-  return lines.join("\n");
-});
+command("prompt", "the layers of its prompt, in characters", (_args, app) =>
+  layersOf(app).map((it, i) => `${i + 1} ${it.name.padEnd(10)} ${it.text.length}`),
+);
 
 // ---- s07 · Heartbeat and cron ----
 
@@ -2538,23 +2538,25 @@ const MORE = { name: WORDS, deliver: OBJECT, deleteAfterRun: FLAG };
 const NEEDED = { id: WORDS, enabled: FLAG, schedule: OBJECT, payload: OBJECT };
 const JOB = shape({ ...NEEDED, ...MORE }, Object.keys(MORE));
 const KINDS = new Map<unknown, Anthropic.Tool.InputSchema>([
-  ["at", shape({ at: WORDS })],
-  ["every", shape({ everySeconds: { type: "number" }, anchor: WORDS }, ["anchor"])],
-  ["cron", shape({ expr: WORDS, tz: WORDS }, ["tz"])],
-  ["agent_turn", shape({ message: WORDS })],
-  ["system_event", shape({ text: WORDS })],
+  ["schedule at", shape({ at: WORDS })],
+  ["schedule every", shape({ everySeconds: { type: "number" }, anchor: WORDS }, ["anchor"])],
+  ["schedule cron", shape({ expr: WORDS, tz: WORDS }, ["tz"])],
+  ["payload agent_turn", shape({ message: WORDS })],
+  ["payload system_event", shape({ text: WORDS })],
 ]);
+
+const HOUR = 3600 * 1000; // ms
 
 /** Throws, naming the field, unless it is a job that can be run. */
 function checkJob(raw: unknown): Job {
   const job = checkInput(JOB, raw) as unknown as Job; // and its parts:
-  for (const part of [job.schedule, job.payload]) {
-    const kind = KINDS.get(part?.kind);
-    if (!kind) throw new Error(`kind: there is no ${part?.kind}`);
-    checkInput(kind, part);
+  for (const part of ["schedule", "payload"] as const) {
+    const kind = KINDS.get(`${part} ${job[part]?.kind}`);
+    if (!kind) throw new Error(`${part}.kind: there is no ${job[part]?.kind}`);
+    checkInput(kind, job[part]);
   }
   if (job.deliver) checkInput(shape({ channel: WORDS, to: WORDS }), job.deliver);
-  if (!/^[\w-]{1,64}$/.test(job.id)) throw new Error("id: letters, digits, - and _, at most 64");
+  if (!/^[a-z\d_-]{1,64}$/.test(job.id)) throw new Error("id: a to z, 0 to 9, - and _, at most 64");
   nextRun(job.schedule, 0, 0); // throws if it makes no sense
   return job;
 }
@@ -2569,26 +2571,36 @@ export function nextRun(schedule: Schedule, now: number, since: number): number 
   const start = words === undefined ? since : Date.parse(words);
   if (Number.isNaN(start)) throw new Error(`${words}: not a time like 2027-03-14T09:00:00Z`);
   if (schedule.kind === "at") return start;
-  if (!(schedule.everySeconds >= 1)) throw new Error("everySeconds must be 1 or more");
   const step = schedule.everySeconds * 1000;
+  if (!(step >= 1000 && step <= 1e12)) throw new Error("everySeconds must be from 1 to 1e9");
   const steps = Math.floor((now - start) / step) + 1;
   return start + Math.max(steps, schedule.anchor ? 0 : steps) * step; // not before its anchor
 }
 
+// Where clocks are put forward and back, a time of day may be missing, or come twice. The library
+// stumbles there. So it counts on a wall whose clock is never moved, and we say when that time is.
 function nextCron(expr: string, timeZone: string | undefined, now: number): number {
-  // With fewer fields the library takes what it likes.
-  if (!/^(\S+\s+){4,5}\S+$/.test(expr.trim())) throw new Error(`expr: "${expr}" has not 5 fields`);
-  const first = (currentDate: number, tz?: string) =>
-    CronExpressionParser.parse(expr, { currentDate, tz }).next().getTime();
+  // With fewer fields the library takes what it likes, and an "H" is another time at each look.
+  if (!/^(?!.*\bH\b)(\S+\s+){4,5}\S+$/.test(expr.trim()))
+    throw new Error(`expr: "${expr}" has not the 5 fields of cron`);
   // What a clock on the wall shows there, as if it were UTC.
   const wall = (at: number) => Date.parse(`${new Date(at).toLocaleString("sv", { timeZone })}Z`);
-  const shown = first(wall(now), "UTC");
-  const next = first(now, timeZone);
-  // When clocks are put forward, the library leaves out a time that they pass over, at least in
-  // Lord Howe. To us it is due when it would have been, had the clock gone on.
-  const from = Math.max(now - (now % 1000), shown - 24 * 3600 * 1000); // before the clock moves
-  const unmoved = from + shown - wall(from);
-  return unmoved < next && wall(unmoved) > shown ? unmoved : next;
+  const times = CronExpressionParser.parse(expr, { currentDate: wall(now), tz: "UTC" });
+  const isHourly = expr.trim().split(/\s+/).at(-4)?.startsWith("*");
+  for (;;) {
+    const shown = times.next().getTime();
+    const left = shown - wall(now);
+    // What comes every hour comes also in the hour that comes twice. Nothing else does.
+    const at = isHourly && left <= HOUR ? now - (now % 1000) + left : timeOf(shown, wall);
+    if (at > now) return at;
+  }
+}
+
+/** When a wall shows that, the first time; if it never does, when it would, were it not moved. */
+function timeOf(shown: number, wall: (at: number) => number): number {
+  const before = shown - (wall(shown - 24 * HOUR) - (shown - 24 * HOUR)); // as it was a day ago
+  const after = shown - (wall(before) - before); // as it is by then
+  return wall(before) !== shown && wall(after) === shown ? after : before;
 }
 
 /** A small file that we keep. One that can't be read is set aside, and things start afresh. */
@@ -2602,9 +2614,10 @@ function readState(file: string): object {
 
 /**
  * What we keep of a job. `entry`: the job as it was; if it is another now, it starts afresh.
- * `since` and `due` in ms; a job that will not run again has no `due`. `errors`: in a row.
+ * `since` and `due` in ms; a job that will not run again has no `due`. `from`: when `due` was worked
+ * out. `errors`: in a row.
  */
-type JobState = { entry: string; since: number; due?: number; errors: number };
+type JobState = { entry: string; since: number; due?: number; from?: number; errors: number };
 const MAX_ERRORS = 5;
 
 /** The jobs of CRON.json, and when each is due. */
@@ -2613,12 +2626,12 @@ export class CronService {
   #file: string;
   readonly #stateFile: string;
   #states: Map<string, JobState>;
-  #begin: (job: Job, due: number) => void;
+  #begin: (job: Job, due: number) => boolean;
   #now: () => number;
   #changed = 0;
 
-  /** `begin` keeps the run in a file before it returns, and drops one that it knows. */
-  constructor(workspace: string, begin: (job: Job, due: number) => void, now = Date.now) {
+  /** `begin` keeps the run in a file, and drops one that it knows. It may give false: not now. */
+  constructor(workspace: string, begin: (job: Job, due: number) => boolean, now = Date.now) {
     this.#file = path.join(workspace, "CRON.json");
     this.#stateFile = path.join(workspace, ".state/cron.json");
     this.#states = new Map(Object.entries(readState(this.#stateFile)));
@@ -2631,10 +2644,11 @@ export class CronService {
     for (const job of this.read()) {
       const state = this.stateOf(job);
       if (!job.enabled || !state.due || state.due > this.#now()) continue;
-      this.#begin(job, state.due);
+      if (!this.#begin(job, state.due)) continue;
       // From now and not from `due`: a week of missed runs is made up by one.
       const isLast = job.schedule.kind === "at" || job.deleteAfterRun;
-      state.due = isLast ? undefined : nextRun(job.schedule, this.#now(), state.since);
+      state.from = this.#now();
+      state.due = isLast ? undefined : nextRun(job.schedule, state.from, state.since);
       this.#save();
     }
   }
@@ -2650,10 +2664,11 @@ export class CronService {
     const now = this.#now();
     const known = this.#states.get(job.id);
     const state = known?.entry === entry ? known : { entry, since: now, errors: 0, due: Infinity };
+    const { due = 0, since, from = Infinity } = state;
     // If the clock was put back, this may be too late. What ran before is not begun twice: `begin`
-    // knows it.
-    const { due = 0, since } = state;
-    if (due > now) state.due = Math.min(due, nextRun(job.schedule, now, since));
+    // knows it. (Asked anew at each look, it would give the hour that comes twice a second time.)
+    if (due > now && now < from)
+      Object.assign(state, { due: Math.min(due, nextRun(job.schedule, now, since)), from: now });
     this.#states.set(job.id, state);
     return state;
   }
@@ -2667,10 +2682,10 @@ export class CronService {
     const changed = fs.statSync(this.#file, { throwIfNoEntry: false })?.mtimeMs ?? 0;
     if (changed === this.#changed) return this.jobs;
     this.#changed = changed;
-    const content = readOrSay(this.#file, '{"jobs":[]}', readText);
-    const { jobs } = { ...parseObject(content) } as Fields;
+    const parse = (it: string): Fields => ({ ...JSON.parse(readText(it).replace(/^\uFEFF/, "")) });
+    const { jobs } = readOrSay(this.#file, { jobs: changed ? this.jobs : [] }, parse);
     const list: unknown[] = Array.isArray(jobs) ? jobs : this.jobs;
-    if (list === this.jobs) warn(`${this.#file}: no list of jobs. The old ones go on.`);
+    if (list !== jobs) warn(`${this.#file}: "jobs" must be a list. Those from before go on.`);
     const checked = new Map<string, Job>();
     for (const [index, raw] of list.entries()) {
       try {
@@ -2718,11 +2733,14 @@ const ownMessage = (channel: string, peerId: string, words: string, at: number) 
 });
 
 /** A run takes the road of all messages. Its id has the time when it was due: once is enough. */
-function beginJob(app: App, { id, payload, deliver }: Job, due: number): void {
+function beginJob(app: App, { id, payload, deliver }: Job, due: number): boolean {
+  const isRun = ({ channel, peerId }: Routed) => channel === "cron" && peerId === id;
+  if (app.inbox.pending().some(isRun)) return false; // or a slow one would pile up, and cost
   const words = payload.message ?? payload.text ?? "";
   const job = { isEvent: payload.kind === "system_event", deliver };
   const { done } = accept(app, { ...ownMessage("cron", id, words, due), job });
   done.catch((error) => warn(`cron: ${id}: ${error}`));
+  return true;
 }
 
 const KEPT_RUNS = 20;
@@ -2845,14 +2863,13 @@ export class HeartbeatRunner {
 
   async #ask(app: App, options: { message: InboundMessage; agent: Agent; signal?: AbortSignal }) {
     const { message, agent } = options;
-    const { at } = message;
-    const key = `agent:${agent.id}:heartbeat:${new Date(at).toISOString()}`.toLowerCase();
+    const key = `agent:${agent.id}:heartbeat:${time(message.at)}`.toLowerCase();
     const said = heartbeatText(await runAlone(key, message.text, app, options));
     const before = { text: "", at: 0, ...readState(this.#file) };
     if (!said) return "ok";
-    if (said === before.text && at - before.at < SAME_FOR) return "duplicate";
+    if (said === before.text && message.at - before.at < SAME_FOR) return "duplicate";
     await tellOwner(app, message, said);
-    replaceFile(this.#file, JSON.stringify({ text: said, at }));
+    replaceFile(this.#file, JSON.stringify({ text: said, at: message.at }));
     return "delivered";
   }
 
@@ -2869,13 +2886,14 @@ export class HeartbeatRunner {
  */
 function startTimer(app: App): void {
   const began = Date.now(); // what falls due while we look is seen the next time
+  let waits: number[] = [];
   try {
     app.cron.tick();
+    void app.heartbeat.tick(app);
+    waits = [app.cron.next(), app.heartbeat.next()].map((at) => at - began);
   } catch (error) {
     warn(`cron: ${error}`); // a full disk, say: the timer goes on
   }
-  void app.heartbeat.tick(app);
-  const waits = [app.cron.next(), app.heartbeat.next()].map((at) => at - began);
   setTimeout(startTimer, Math.min(60_000, ...waits.filter((ms) => ms > 0)), app);
 }
 
@@ -2894,17 +2912,15 @@ const jobsOf = ({ cron }: App) =>
 method("cron.list", {}, [], (_params, app) => jobsOf(app));
 method("heartbeat.status", {}, [], (_params, app) => statusOf(app));
 
-command("heartbeat", "when it looks whether something needs you", (_args, app) => {
-  const lines = Object.entries(statusOf(app)).map(([name, value]) => `${name.padEnd(9)} ${value}`);
-  return lines.join("\n");
-});
+command("heartbeat", "when it looks whether something needs you", (_args, app) =>
+  Object.entries(statusOf(app)).map(([name, value]) => `${name.padEnd(9)} ${value}`),
+);
 
 command("trigger", "a heartbeat now", (_, app, { signal }) => app.heartbeat.run(app, true, signal));
 
-command("cron", "the jobs", (_args, app) => {
-  const lines = jobsOf(app).map((job) => `${job.id}  ${job.due}  ${job.errors}  ${job.name ?? ""}`);
-  return lines.join("\n");
-});
+command("cron", "the jobs", (_args, app) =>
+  jobsOf(app).map((job) => `${job.id}  ${job.due}  ${job.errors}  ${job.name ?? ""}`),
+);
 
 command("cron-trigger", "<id>: run a job now", (id, app) => {
   const job = app.cron.read().find((one) => one.id === id);
@@ -2995,8 +3011,8 @@ export class DeliveryQueue {
   }
 
   #keep(delivery: Delivery, file: string): void {
-    // The crash came between its id and its file: it is done.
-    if (this.#done.has(delivery.id)) return void fs.rmSync(file);
+    // The crash came between its id and its file: it is done. Or somebody has copied a file.
+    if (this.#done.has(delivery.id) || this.files.has(delivery.id)) return void fs.rmSync(file);
     const line = this.waiting.get(recipientOf(delivery)) ?? [];
     line.push(delivery);
     this.waiting.set(recipientOf(delivery), line);
@@ -3077,6 +3093,7 @@ export class DeliveryRunner {
   #channels: ChannelManager;
   #now: () => number;
   #timers = new Map<string, NodeJS.Timeout>();
+  #taken = new Set<string>(); // by the platform, and not yet crossed off
 
   constructor(queue: DeliveryQueue, channels: ChannelManager, now = Date.now) {
     this.#queue = queue;
@@ -3112,37 +3129,42 @@ export class DeliveryRunner {
     for (;;) {
       const [first] = this.#queue.waiting.get(recipient) ?? [];
       if (!first) return;
-      const wait = first.next - this.#now();
+      const now = this.#now();
+      // The clock was put back: it is due. And what gets too old need not wait for its turn.
+      const wait = first.at > now ? 0 : Math.min(first.next, first.at + EXPIRES + 1) - now;
       if (wait > 0) return this.#wakeLater(recipient, wait);
-      await this.#deliver(first);
+      if (!this.#taken.has(first.id) && !(await this.#deliver(first))) continue;
+      // If it can't be crossed off, the disk being full, it comes by here again, and is not sent.
+      this.#queue.finish(first);
+      this.#taken.delete(first.id);
+      this.stats.sent++;
     }
   }
 
-  async #deliver(delivery: Delivery): Promise<void> {
+  /** Whether the platform has taken it. If not, it waits, or is given up. */
+  async #deliver(delivery: Delivery): Promise<boolean> {
     const { id, channel, to, at, begun } = delivery;
     if (this.#now() - at > EXPIRES) return this.#fail(delivery, "older than 24 hours");
     if (begun > 1) return this.#fail(delivery, "the program ended twice while this was sent");
     if (begun > 0) warn(`${id}: the program ended while this was sent. It may arrive twice.`);
-    delivery.begun++;
-    this.#queue.save(delivery);
+    this.#queue.save({ ...delivery, begun: begun + 1 });
+    delivery.begun++; // not before: if the disk is full, nothing has begun
     try {
       const target = this.#channels.get(channel);
       if (!target || isSimulated("delivery"))
         throw sendError(target ? "simulated" : "no channel", false);
       await target.send(to, delivery.text);
+      this.#taken.add(id);
+      return true;
     } catch (error) {
-      return this.#postpone(
-        delivery,
-        error instanceof SendError ? error : sendError(`${error}`, false),
-      );
+      const known = error instanceof SendError ? error : sendError(`${error}`, false);
+      return this.#postpone(delivery, known);
     }
-    this.#queue.finish(delivery);
-    this.stats.sent++;
   }
 
-  #postpone(delivery: Delivery, { message, permanent, retryAfter = 0 }: SendError): void {
+  #postpone(delivery: Delivery, { message, permanent, retryAfter = 0 }: SendError): false {
     const wait = BACKOFF[delivery.tries++];
-    if (permanent || !wait) return void this.#fail(delivery, message);
+    if (permanent || !wait) return this.#fail(delivery, message);
     // Not all at once, when a platform is back: each waits up to a quarter longer.
     const seconds = Math.ceil(Math.max(wait * (1 + Math.random() / 4), retryAfter));
     delivery.begun = 0;
@@ -3150,15 +3172,22 @@ export class DeliveryRunner {
     this.#queue.save(delivery);
     this.stats.retried++;
     warn(`${delivery.id}: not sent: ${message}. Again in ${seconds} s.`);
+    return false;
   }
 
-  #fail(delivery: Delivery, why: string): void {
+  #fail(delivery: Delivery, why: string): false {
     const parts = this.#queue.fail(delivery, why);
     this.stats.failed += parts.length;
     warn(
       `${delivery.id}: not sent for good, ${parts.length} parts: ${why}. /retry sends them again.`,
     );
+    return false;
   }
+}
+
+/** Resolves when nobody is left in any line. A turn that ends puts its reply in one: look again. */
+async function drained(): Promise<void> {
+  while (tails.size > 0) await Promise.allSettled(tails.values());
 }
 
 const FENCE = /^ {0,3}(`{3,8}(?!.*`)|~{3,8})/; // "```code``` and so on" is none
@@ -3175,16 +3204,20 @@ export function chunkMessage(words: string, limit: number): string[] {
   const chunks: string[] = [];
   const spare = limit < MIN_FENCED ? 0 : 9; // to close a code block
   let open = ""; // the line that opened the code block that we are in
+  let isCut = false; // the last piece ended in the middle of a line
   for (let rest = words; rest.trim(); ) {
     const head = open && `${open}\n`;
     const fits = head.length + rest.length <= limit;
     const piece = rest.slice(0, fits ? rest.length : cutAt(rest, limit - head.length - spare));
     rest = rest.slice(piece.length);
-    for (const line of piece.split("\n")) open = fenceAfter(open, line, limit);
+    // What was cut off does not stand at the beginning of its line: it opens no code block.
+    for (const line of `${isCut ? "." : ""}${piece}`.split("\n"))
+      open = fenceAfter(open, line, limit);
+    isCut = !piece.endsWith("\n");
     const close = open && rest ? `\n${FENCE.exec(open)?.[1]}` : "";
     if (head || piece.trim()) chunks.push(`${head}${piece.trimEnd()}${close}`);
     // Between two pieces nobody needs an empty line; but code keeps its own.
-    if (!open) rest = rest.replace(/^\s*\n|^ /, "");
+    if (!open) rest = rest.replace(isCut ? /^\s*\n|^ / : /^\s*\n/, "");
   }
   return chunks;
 }
@@ -3230,11 +3263,11 @@ const lineOf = ({ id, to, tries, next, text, why }: Delivery) =>
   `${id}  ${to}  ${tries}  ${why ?? time(next)}  ${JSON.stringify(text.slice(0, 40))}`;
 
 command("queue", "what waits to be sent", (_args, { queue }) =>
-  [...queue.waiting.values()].flat().slice(0, 20).map(lineOf).join("\n"),
+  [...queue.waiting.values()].flat().slice(0, 20).map(lineOf),
 );
 
 command("failed", "what could not be sent", (_args, { queue }) =>
-  queue.failed().slice(-20).map(lineOf).join("\n"),
+  queue.failed().slice(-20).map(lineOf),
 );
 
 command("retry", "send again what could not be sent", (_args, { queue, delivery }) => {
@@ -3243,16 +3276,16 @@ command("retry", "send again what could not be sent", (_args, { queue, delivery 
   return text(`${count} in line again.`);
 });
 
-command("stats", "how many were sent, tried again, given up", (_args, { queue, delivery }) =>
-  Object.entries({ ...delivery.stats, waiting: queue.files.size })
-    .map(([name, count]) => `${name.padEnd(8)} ${count}`)
-    .join("\n"),
-);
+command("stats", "how many were sent, tried again, given up", (_args, { queue, delivery }) => {
+  const stats = { ...delivery.stats, waiting: queue.files.size };
+  return Object.entries(stats).map(([name, count]) => `${name.padEnd(8)} ${count}`);
+});
 
 command("simulate-failure", "<kind> [times]: the next ones fail", (args) => {
   const [kind = "", times = "1"] = args.split(/\s+/);
   if (!simulated.has(kind)) throw new Error(`kind: one of ${[...simulated.keys()].join(", ")}`);
-  simulated.set(kind, Number.parseInt(times, 10) || 1);
+  if (!/^\d{1,3}$/.test(times)) throw new Error("times: a number from 0 to 999");
+  simulated.set(kind, Number(times));
   return text(`The next ${simulated.get(kind)} of ${kind} will fail.`);
 });
 
@@ -3316,8 +3349,7 @@ async function main(): Promise<void> {
   }
   await app.channels.stop();
   // Whoever is being answered gets up to 10 s; what is not done by then is done after the restart.
-  if (serve || process.stdin.isTTY)
-    await Promise.race([Promise.allSettled(tails.values()), sleep(10_000)]);
+  if (serve || process.stdin.isTTY) await Promise.race([drained(), sleep(10_000)]);
   process.stdout.write("", () => process.exit(0)); // when the reader of a pipe has taken it all
 }
 
