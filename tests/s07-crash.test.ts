@@ -68,7 +68,7 @@ describe.each(KILLS)("$name, killed $kills times", ({ section, kills }) => {
         }
         writeCron(workspace, [...jobs, beat]);
         begin();
-        await sleep(first - Date.now() + dice(260) - 60);
+        await sleep(first - Date.now() + dice(200));
         program?.kill("SIGKILL");
         await program?.end();
         for (const id of underWay(state)) open.set(id, (open.get(id) ?? 0) + 1);

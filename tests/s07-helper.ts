@@ -77,7 +77,7 @@ export const once = (at: number | string): Job["schedule"] => ({
 /** A service on a workspace, and what it has begun, as "id time". */
 export function service(section: S07, workspace: string, clock: Clock) {
   const begun: string[] = [];
-  const begin = (job: Job, due: number) => void begun.push(`${job.id} ${iso(due)}`);
+  const begin = (job: Job, due: number) => begun.push(`${job.id} ${iso(due)}`) > 0;
   return { cron: new section.CronService(workspace, begin, clock.now), begun };
 }
 
@@ -162,7 +162,11 @@ function build(
       ["MEMORY.md", "USER.md"].map((name) => join(workspace, name)),
       clock.now,
     ),
-    cron: new section.CronService(workspace, (job, due) => void begin(job, due), clock.now),
+    cron: new section.CronService(
+      workspace,
+      (job, due) => begin(job, due) !== undefined,
+      clock.now,
+    ),
     heartbeat: new section.HeartbeatRunner(join(state, "heartbeat.json"), clock.now),
   };
   app.channels.set(phone.name, phone);

@@ -468,7 +468,7 @@ describe.each(sectionsFrom("s07"))("$name, CronService", (file) => {
     const begun: string[] = [];
     const begin = (job: Job, due: number) => {
       if (job.id === "bad" && full) throw new Error("the disk is full");
-      begun.push(`${job.id} ${iso(due)}`);
+      return begun.push(`${job.id} ${iso(due)}`) > 0;
     };
     const cronService = new section.CronService(workspace, begin, clock.now);
     /** If it throws, the timer says so. */
