@@ -17,6 +17,8 @@ import {
   type Own,
   once,
   own,
+  shownBy,
+  viaRpc,
   writeCron,
 } from "./s07-helper.ts";
 import { inbound } from "./world.ts";
@@ -178,7 +180,7 @@ describe.each(sectionsFrom("s07"))("$name, a job", (file) => {
     await Promise.all([world.settled(), next.settled()]);
     expect(model.log).toHaveLength(length);
     expect(await heard(world)).toHaveLength(3); // the end of `heard` before, and nothing more
-    const listed = await next.section.METHODS["cron.list"]?.({}, next.app, undefined as never);
+    const listed = await viaRpc(next, "cron.list");
     expect(listed).toMatchObject([{ id: "mine", due: "never", errors: 5 }]);
   });
 
@@ -296,14 +298,29 @@ describe.each(sectionsFrom("s07"))("$name, a job", (file) => {
 
   it("is begun by hand with /cron-trigger, if there is one", async () => {
     const world = await own(file);
-    const { app, section, workspace, phone } = world;
+    const { app, workspace, phone } = world;
     writeCron(workspace, [event("later", once("2099-01-01"), { deliver: toOwner })]);
     app.cron.tick();
-    expect(await section.COMMANDS["cron-trigger"]?.run("later", app, {})).toContain("later");
+    expect(await shownBy(world, "cron-trigger", "later")).toContain("later");
     expect(await phone.until(1)).toEqual([`${OWNER}: event of later`]);
-    await expect(async () =>
-      section.COMMANDS["cron-trigger"]?.run("nobody", app, {}),
-    ).rejects.toThrow(/nobody/);
+    await expect(shownBy(world, "cron-trigger", "nobody")).rejects.toThrow(/nobody/);
     expect(iso(app.cron.next())).toBe("2099-01-01T00:00:00.000Z"); // its time has not passed by that
+  });
+
+  it("that is slow does not pile up", async () => {
+    const world = await own(file);
+    const { app, model } = world;
+    writeCron(world.workspace, [asking("slow", once("2099-01-01"))]);
+    app.cron.tick();
+    const held = model.hold();
+    await shownBy(world, "cron-trigger", "slow");
+    await held.waiting;
+    await shownBy(world, "cron-trigger", "slow").catch(() => {}); // it may say so, or throw
+    expect(app.inbox.pending().map(({ peerId }) => peerId)).toEqual(["slow"]);
+    model.script(say("done at last"), say("none"));
+    held.release();
+    while (app.inbox.pending().length > 0) await new Promise((resolve) => setImmediate(resolve));
+    expect(model.log).toHaveLength(1);
+    expect(printed()).toContain("done at last");
   });
 });

@@ -4,7 +4,19 @@ import { mkdirSync, readFileSync, writeFileSync } from "node:fs";
 import { join } from "node:path";
 import { describe, expect, it } from "vitest";
 import { outline, printed, say, sectionsFrom } from "./helper.ts";
-import { asking, DAY, event, HOUR, MINUTE, OWNER, type Own, once, own } from "./s07-helper.ts";
+import {
+  asking,
+  DAY,
+  event,
+  HOUR,
+  MINUTE,
+  OWNER,
+  type Own,
+  once,
+  own,
+  shownBy,
+  viaRpc,
+} from "./s07-helper.ts";
 import { inbound } from "./world.ts";
 
 const INTERVAL = 30 * MINUTE; // what the settings say if they say nothing
@@ -74,7 +86,7 @@ describe.each(sectionsFrom("s07"))("$name, the heartbeat", (file) => {
     clock.at += 400 * DAY;
     expect(await beat()).toBe("not-due");
     expect(app.heartbeat.next()).toBe(Number.POSITIVE_INFINITY);
-    expect(await world.section.COMMANDS.trigger?.run("", app, {})).toBe("ok");
+    expect(await shownBy(world, "trigger")).toBe("ok");
     expect(model.log).toHaveLength(1);
   });
 
@@ -310,14 +322,14 @@ describe.each(sectionsFrom("s07"))("$name, the heartbeat", (file) => {
   });
 
   it("shows itself: /heartbeat and heartbeat.status", async () => {
-    const { model, clock, app, section } = await open({ HEARTBEAT_INTERVAL: "600" });
+    const { model, clock, app } = await open({ HEARTBEAT_INTERVAL: "600" });
     model.script(say("HEARTBEAT_OK"));
     clock.at += 10 * MINUTE;
     await app.heartbeat.tick(app);
-    const status = await section.METHODS["heartbeat.status"]?.({}, app, undefined as never);
+    const status = await viaRpc(world, "heartbeat.status");
     const next = new Date(clock.at + 10 * MINUTE).toISOString();
     expect(status).toEqual({ interval: 600, start: 9, end: 22, next, last: "ok" });
-    const shown = await section.COMMANDS.heartbeat?.run("", app, {});
+    const shown = await shownBy(world, "heartbeat");
     for (const words of ["600", next, "ok"]) expect(shown).toContain(words);
   });
 

@@ -177,6 +177,17 @@ function build(
   };
 }
 
+/** What a command shows, whether it gives lines or one text. */
+export async function shownBy({ section, app }: Own, name: string, args = ""): Promise<string> {
+  const given: unknown = await section.COMMANDS[name]?.run(args, app, {});
+  return [given].flat().join("\n");
+}
+
+/** What the gateway answers. */
+export async function viaRpc({ section, app }: Own, method: string): Promise<unknown> {
+  return section.METHODS[method]?.({}, app, undefined as never); // these ask nothing of it
+}
+
 /** The message that a run is. */
 function runOf({ id, payload, deliver }: Job, due: number): Message07 {
   return {

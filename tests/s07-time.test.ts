@@ -19,6 +19,8 @@ import {
   own,
   type S07,
   service,
+  shownBy,
+  viaRpc,
   writeCron,
 } from "./s07-helper.ts";
 
@@ -66,6 +68,8 @@ describe.each(sectionsFrom("s07"))("$name, nextRun", (file) => {
     // On the very time: the next one.
     expect(section.nextRun(fromAnchor, anchor, 0)).toBe(anchor + 90_000);
     expect(section.nextRun(every(60), since + MINUTE, since)).toBe(since + 2 * MINUTE);
+    // Not before it.
+    expect(section.nextRun(fromAnchor, anchor - DAY, 0)).toBe(anchor);
   });
 
   it("has one time for an at, also when it is past or far away", () => {
@@ -307,9 +311,9 @@ describe.each(sectionsFrom("s07"))("$name, CronService", (file) => {
     const due = app.cron.next();
     world.clock.at = due + 5 * MINUTE;
     for (let i = 0; i < 3; i++) {
-      const shown = await world.section.COMMANDS.cron?.run("", app, {});
+      const shown = await shownBy(world, "cron");
       expect(shown).toContain(iso(due));
-      const listed = await world.section.METHODS["cron.list"]?.({}, app, undefined as never);
+      const listed = await viaRpc(world, "cron.list");
       expect(listed).toMatchObject([{ id: "hour", due: iso(due) }, { id: "noon" }]);
       expect(app.cron.next()).toBe(due);
     }
@@ -450,6 +454,20 @@ describe.each(sectionsFrom("s07"))("$name, CronService", (file) => {
     expect(printed()).toMatch(/cron\.json/);
     expect(readFileSync(join(workspace, ".state/cron.json.broken"), "utf8")).toBe('{"hour":');
     expect([readFileSync(cronFile, "utf8"), statSync(cronFile).mtimeMs]).toEqual(before);
+  });
+
+  it("forgets nothing while the file is away for a moment", () => {
+    const jobs = [event("first", every(60), { deleteAfterRun: true }), event("hour", every(3600))];
+    writeCron(workspace, jobs);
+    const one = service(section, workspace, clock);
+    one.cron.tick();
+    const began = clock.at;
+    pass(one, 2 * MINUTE);
+    rmSync(join(workspace, "CRON.json"));
+    pass(one, 2 * HOUR);
+    writeCron(workspace, jobs);
+    pass(one, 3 * MINUTE);
+    expect(one.begun).toEqual([`first ${iso(began + MINUTE)}`, `hour ${iso(began + HOUR)}`]);
   });
 
   it("does without a CRON.json", () => {
