@@ -97,6 +97,11 @@ export class PracticeModel {
     this.failures.order(typeof what === "string" ? { kind: what, times } : what);
   }
 
+  /** As `npm run practice` says it; without a kind, the end of all failures. */
+  obey(order: Partial<Failure>): void {
+    this.failures.obey(order);
+  }
+
   /** No more failures. */
   mend(): void {
     this.failures.clear();
@@ -287,10 +292,7 @@ export class PracticeModel {
 
   private readonly knobs = {
     log: () => this.log,
-    fail: (order: Fields) => {
-      if (order.kind === undefined) this.mend();
-      else this.fail(order as unknown as Failure); // what `npm run practice` sends
-    },
+    fail: (order: Fields) => this.obey(order),
     slow: ({ ms }: Fields) => this.slow(Number(ms)),
   };
 }

@@ -42,6 +42,13 @@ export class Failures {
     this.orders.push({ failure, left: times, until: this.now() + seconds * 1000 });
   }
 
+  /** An order from outside; without a kind, the end of all orders. */
+  obey(order: Partial<Failure>): void {
+    const { kind } = order;
+    if (kind === undefined) this.clear();
+    else this.order({ ...order, kind });
+  }
+
   /** The failure of this request, which is used up by it: the first order that means it. */
   take(means: (failure: Failure) => boolean): Failure | undefined {
     const now = this.now();

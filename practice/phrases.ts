@@ -21,6 +21,8 @@ const PATTERN_NAMES = [
   "time",
   "remember",
   "recall",
+  // a line of HEARTBEAT.md that asks for something to be said
+  "tell",
   // the rest is answered in words: see rules.ts
   "summary",
   "summarySystem",
@@ -32,9 +34,12 @@ const PATTERN_NAMES = [
   "howAreYou",
   "count",
   "haiku",
+  "long",
+  "code",
   "story",
   "joke",
   "think",
+  "remind",
   "say",
   "whatDidISay",
   "history",
@@ -101,6 +106,15 @@ export interface Sentences {
   haiku: string;
   joke: string;
   storyLine(number: number): string;
+  /** What stands before a block of code in a long text, and what ends it. */
+  code: string;
+  end: string;
+  /** "Good morning, Ada." */
+  greet(greeting: string, name: string): string;
+  /** What a job says that is to remind of something; `why` is the sentence before it. */
+  reminder(what: string, why: string, question: boolean): string;
+  /** To a person who wants to be reminded: nobody wakes the model by itself. */
+  noReminder: string;
   resumed: string;
 }
 
@@ -122,6 +136,10 @@ const VERB =
   "(?:please )?(?:read|show|open|cat|run|execute|write|create|make|save|put|replace|change|edit|" +
   "list|tell me the (?:time|date)|what time|what is the (?:time|date)|what(?:'s| is) in|remember|" +
   "search|print|look at)\\b";
+
+/** "If it is after 08:00 and before 12:00, ". */
+const WHEN =
+  "(?:(?:if|when) it is (?:after (?<after>[\\d:]+))?(?: and )?(?:before (?<before>[\\d:]+))?,? )?";
 
 function patterns(...sources: string[]): RegExp[] {
   return sources.map((source) => new RegExp(source, "isu"));
@@ -178,6 +196,12 @@ const ENGLISH: Patterns = {
     "^(?:search|look in|check)(?: in)?(?: your| the| my)? memor(?:y|ies)(?: for| about)? " +
       "(?<query>.+)$",
     "^what do you (?:remember|know) about (?<query>.+)$",
+    "^what (?:did|have) i (?:ever )?(?:tell|told|say|said)(?: to)?(?: you)? about (?<query>.+)$",
+  ),
+  tell: patterns(
+    `^${WHEN}tell the owner(?: that|:) (?<content>.+)$`,
+    `^${WHEN}(?:say|wish the owner a) (?<greeting>good (?:morning|afternoon|evening|night))` +
+      "(?: to (?<name>[^.!]+))?[.!]*$",
   ),
   summary: patterns(
     "\\bsummari[sz](?:e|ing)\\b.{0,60}\\b(?:conversation|chat|talk|discussion|dialog(?:ue)?" +
@@ -218,15 +242,23 @@ const ENGLISH: Patterns = {
   howAreYou: patterns("\\bhow are you\\b", "\\bhow(?:'s| is) it going\\b"),
   count: patterns("\\bcount(?: slowly)?(?: from (?<from>\\d+))?(?: up)? to (?<to>\\d+)"),
   haiku: patterns("\\b(?:haiku|poem)\\b"),
-  story: patterns(
-    "\\b(?:story|tale|essay|article)\\b",
-    "\\b(?:long|detailed) (?:answer|reply|text|explanation|message)\\b",
-    "\\b(?:say|write|tell me) something long\\b",
+  long: patterns(
+    "\\b(?:long|detailed) (?:(?<list>list)|story|tale|essay|article|answer|reply|text|explanation" +
+      "|message|report|letter)\\b",
+    "\\b(?:say|write|tell me) something (?:very )?long\\b",
   ),
+  code: patterns("\\bcode\\b"),
+  story: patterns("\\b(?:story|tale|essay|article)\\b"),
   joke: patterns("\\bjoke\\b"),
   think: patterns("^think(?: hard| carefully| deeply)?(?: about)? (?<topic>.+)$"),
+  remind: patterns(
+    "^(?:(?<why>[^.!?]+[.!]) )?remind me (?:to |that |of |about )?(?<what>.+?)" +
+      "(?<question>,? and suggest .+)?$",
+  ),
   say: patterns(
-    "^(?:say|repeat(?: after me)?|echo|reply with|answer with|respond with):? (?<content>.+)$",
+    "^say (?<content>hello|hi|good (?:morning|afternoon|evening|night)) to (?<name>[^.!]+)$",
+    "^(?:say|repeat(?: after me)?|echo|reply with|answer with|respond with):? (?<content>.+?)" +
+      "(?<short> in (?:one|a)(?: short| single)? (?:line|sentence))?$",
   ),
   whatDidISay: patterns(
     "\\bwhat did i (?:just )?(?:say|ask|tell you|write|type)\\b",
@@ -236,6 +268,7 @@ const ENGLISH: Patterns = {
     "\\bwhat (?:have|did) we (?:talk|discuss|do|done|talked|discussed|say|said)",
     "\\bwhat (?:have|did) i (?:asked?|told|tell)(?: you)?\\b",
     "\\bdo you remember (?:our|this|the) conversation\\b",
+    "^what do you (?:still )?remember$",
     "\\bhow many (?:messages|questions)\\b",
   ),
   calculate: patterns(
@@ -297,6 +330,15 @@ const ENGLISH_FACTS = [
 ];
 
 const EXPLANATIONS: [RegExp, string][] = [
+  [
+    /\bheartbeat(?:_ok)?\b/iu,
+    "At a heartbeat I look at HEARTBEAT.md without being asked. If nothing needs you, I say " +
+      "HEARTBEAT_OK, and you hear nothing.",
+  ],
+  [
+    /\blanes?\b/iu,
+    "A lane is a queue with a limit: so many tasks of it run at a time, the others wait in order.",
+  ],
   [
     /\bagent loop\b/iu,
     "An agent loop asks the model, runs the tools that it calls, gives it the results, and " +
@@ -447,6 +489,16 @@ const ENGLISH_SENTENCES: Sentences = {
   haiku: "A loop in the dark:\nit asks, it calls, it listens,\nand then it is still.",
   joke: "Why did the agent stop? It had no reason to go on. (Its stop reason was end_turn.)",
   storyLine: (number) => (STORY[number % STORY.length] ?? "").replace("%", String(number + 1)),
+  code: "The gateway kept its diary in code:",
+  end: "That is the whole of it, so far.",
+  greet: (greeting, name) =>
+    `${greeting.charAt(0).toUpperCase()}${greeting.slice(1)}${name && `, ${name}`}.`,
+  reminder: (what, why, question) =>
+    [why, `Remember: ${what}.`, question && "You could ask what the year has brought."]
+      .filter(Boolean)
+      .join(" "),
+  noReminder:
+    "Nobody wakes me when the time comes. Put a job into CRON.json that asks me for it, and I will.",
   resumed: "I have searched, but the practice world has no network: there was nothing to find.",
 };
 

@@ -62,8 +62,9 @@ export function makePlan(text: string, tools: Tools, language: Language, before:
 
 /** The parts of a request, without the words round them; quotations are never cut apart. */
 function splitRequest(text: string, language: Language): { text: string; waits: boolean }[] {
-  const masked = text.replace(/`[^`]*`|"[^"]*"|(?<=^|\s)'[^']*'(?=$|[\s.,!?])/g, (quoted) =>
-    "\u0001".repeat(quoted.length),
+  const masked = text.replace(
+    /`[^`]*`|"[^"]*"|「[^」]*」|(?<=^|\s)'[^']*'(?=$|[\s.,!?])/g,
+    (quoted) => "\u0001".repeat(quoted.length),
   );
   const parts: { text: string; waits: boolean }[] = [];
   let start = 0;
@@ -167,12 +168,15 @@ function write(found: Groups, { language, last }: Around): Omit<Wish, "what">[] 
   return [{ tool: "write_file", values: { path, content }, on: path, missing: "tool" }];
 }
 
-function read(found: Groups, { language, last }: Around): Omit<Wish, "what">[] {
+function read(found: Groups, around: Around): Omit<Wish, "what">[] {
+  const { language, last } = around;
   const named = found.path
     ? [resolve(found.path, language, last)]
     : findPaths(found.paths ?? "", true);
   const paths = named.length > 0 ? named : [last];
-  return paths.filter(Boolean).map((path) => {
+  return paths.filter(Boolean).flatMap((path) => {
+    // "the files in notes/": their names are all that one step can find out.
+    if (path.endsWith("/")) return list({ path }, around);
     return { tool: "read_file", values: { path }, on: path, missing: "tool" };
   });
 }

@@ -7,6 +7,7 @@ import type Anthropic from "@anthropic-ai/sdk";
 import { LANGUAGES, type Language, type Patterns } from "./phrases.ts";
 import { type Call, findPaths, makePlan, type Plan, trimWords } from "./plan.ts";
 import type { PracticeRequest, Scripted } from "./reply.ts";
+import { longText } from "./tales.ts";
 import { countTokens } from "./tokens.ts";
 
 /** A text as long as this is a document, not a request. */
@@ -27,6 +28,8 @@ interface Situation {
   /** What the program remembered, of all turns; and for this one. */
   memories: string[];
   remembered: string[];
+  /** What the program says of the time, as "10:05". */
+  clock: string;
   /** The blocks after the text: calls and their results. */
   after: Block[];
   /** How many replies with tool calls came after the text. */
@@ -43,7 +46,7 @@ export function answer(request: PracticeRequest): Scripted {
 function decide(now: Situation): Scripted {
   const { say } = now.language;
   if (now.paused) return speak(say.resumed);
-  if (now.text.includes("HEARTBEAT_OK")) return speak("HEARTBEAT_OK");
+  if (isHeartbeat(now)) return speak(heartbeat(now));
   if (wantsSummary(now)) return speak(summarise(now));
   const plan = planFor(now);
   const calls = nextCalls(plan, now);
@@ -78,6 +81,7 @@ function look(request: PracticeRequest): Situation {
     }),
     memories: contexts.flatMap(({ block }) => memoriesIn(textOf(block))),
     remembered: here.flatMap(({ block }) => memoriesIn(textOf(block))),
+    clock: here.map(({ block }) => CLOCK.exec(textOf(block))?.[1] ?? "").join(""),
     after: after.map(({ block }) => block),
     rounds: new Set(calls.map(({ message }) => message)).size,
     paused: request.messages.at(-1)?.role === "assistant",
@@ -88,6 +92,9 @@ function look(request: PracticeRequest): Situation {
 
 /** What a program puts before the user's words in their message: it is not of the user's saying. */
 const CONTEXT = /^<context>\n/;
+
+/** "It is Mon Jan 05 2026 10:05:00 GMT+0000 …" */
+const CLOCK = /^It is \w+ \w+ \d+ \d+ (\d\d:\d\d)/m;
 
 function memoriesIn(context: string): string[] {
   return [...context.matchAll(/^You remember: (.+)$/gm)].map((match) => match[1] ?? "");
@@ -115,6 +122,42 @@ function cutAt(limit: number, scripted: Scripted): Scripted {
   const text = String(first.text);
   if (countTokens(text) <= limit) return scripted;
   return { ...speak([...text].slice(0, limit * 4).join("")), stopReason: "max_tokens" };
+}
+
+// ---- Heartbeats ----
+
+/** The last line asks for HEARTBEAT_OK; but one line that asks for a tool only talks about it. */
+function isHeartbeat(now: Situation): boolean {
+  if (!/(?:^|\n)[^\n`"“「]*HEARTBEAT_OK[^\n`"”」?？]{0,60}\s*$/.test(now.whole)) return false;
+  return now.whole.includes("\n") || planFor(now).steps.length === 0;
+}
+
+/** Says what a task plainly asks for, like "Tell the owner: …"; what takes judgement it leaves. */
+function heartbeat({ whole, clock }: Situation): string {
+  const said = whole.split("\n").flatMap((line) => {
+    const task = line.replace(/^[\s\-*+]*(?:\d+\.\s+)?(?:\[.?\]\s*)?/, "").trim();
+    for (const { patterns, say } of LANGUAGES) {
+      for (const pattern of patterns.tell) {
+        const found: Groups | undefined = pattern.exec(task)?.groups;
+        if (!found) continue;
+        const { content, greeting = "", name = "" } = found;
+        return isTime(clock, found) ? (content ?? say.greet(greeting, name)) : [];
+      }
+    }
+    return [];
+  });
+  return said.join("\n") || "HEARTBEAT_OK";
+}
+
+function isTime(clock: string, { after, before }: Groups): boolean {
+  const minutes = (time: string): number => {
+    const [hours = 0, rest = 0] = time.split(":").map(Number);
+    return hours * 60 + rest;
+  };
+  if (after === undefined && before === undefined) return true;
+  if (clock === "") return false; // nobody has said how late it is
+  const now = minutes(clock);
+  return now >= minutes(after ?? "0") && now < minutes(before ?? "24");
 }
 
 // ---- Tools ----
@@ -185,8 +228,14 @@ const RULES: [keyof Patterns, Rule][] = [
   ["count", (_now, { from, to }) => count(Number(from ?? 1), Number(to))],
   ["whatDidISay", (now) => now.language.say.youSaid(requestsOf(now).at(-1))],
   ["history", (now) => now.language.say.history(requestsOf(now).map(oneLine))],
-  ["say", (_now, { content }) => content],
+  ["remind", remind],
+  [
+    "say",
+    ({ language: { say } }, { content = "", short, name = "" }) =>
+      short || name ? say.greet(content, name) : content,
+  ],
   ["haiku", (now) => now.language.say.haiku],
+  ["long", (now, found) => longText(now.language, wantedOf(now, found))],
   ["story", (now) => story(now.language)],
   ["joke", (now) => now.language.say.joke],
   ["explain", (now) => now.language.explanations.find(([word]) => word.test(now.text))?.[1]],
@@ -294,6 +343,18 @@ function think(topic: string, language: Language): Scripted {
 function count(from: number, to: number): string {
   const numbers = Array.from({ length: Math.min(1000, Math.max(0, to - from + 1)) });
   return numbers.map((_, index) => String(from + index)).join(" ");
+}
+
+function wantedOf({ text, language }: Situation, { list }: Groups) {
+  const code = language.patterns.code.some((pattern) => pattern.test(text));
+  return { list: list !== undefined, code };
+}
+
+/** A job reminds; a person has to be told that it takes a job. */
+function remind(now: Situation, { what = "", why = "", question }: Groups): string {
+  const { say } = now.language;
+  const [, channel = "cron"] = /^# Channel\n\n(\w+)/m.exec(now.system) ?? [];
+  return channel === "cron" ? say.reminder(what, why, question !== undefined) : say.noReminder;
 }
 
 function story(language: Language): string {

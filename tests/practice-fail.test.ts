@@ -3,7 +3,7 @@
 import Anthropic from "@anthropic-ai/sdk";
 import { Bot, type GrammyError, HttpError } from "grammy";
 import { afterEach, describe, expect, it } from "vitest";
-import { readFail } from "../practice/fail.ts";
+import { readFail, readFailLine } from "../practice/fail.ts";
 import { MODEL_FAILURES } from "../practice/failures.ts";
 import { type FakeFeishu, FEISHU_FAILURES, startFeishu } from "../practice/feishu.ts";
 import { type ModelOptions, type PracticeModel, startModel } from "../practice/model.ts";
@@ -138,6 +138,7 @@ describe("the model", () => {
   it("hangs: not a byte, until it is released or the client hangs up", async () => {
     const server = await model();
     server.fail("hang", 2);
+    server.script({ content: [{ type: "text", text: "for whoever is still there" }] });
     const leave = new AbortController();
     const given = client(server).messages.create(ask(), { signal: leave.signal });
     void given.catch(() => {});
@@ -148,7 +149,7 @@ describe("the model", () => {
     const waiting = client(server).messages.create(ask());
     while (server.log.length === 1) await new Promise(setImmediate);
     server.release();
-    expect((await waiting).content).toMatchObject([{ text: "2+3 = 5" }]);
+    expect((await waiting).content).toMatchObject([{ text: "for whoever is still there" }]);
     await server.idle();
     expect(server.log.map(({ aborted = false }) => aborted)).toEqual([true, false]);
   });
@@ -361,6 +362,17 @@ describe("npm run practice -- fail, in words", () => {
     ["feishu 500", { key: "2" }, "--key and --model are the model's"],
   ])("not %s %j", (line, values, sentence) => {
     expect(() => read(line, values)).toThrow(sentence);
+  });
+
+  it("from one line, and the server obeys", async () => {
+    const server = await model();
+    const { where, failure } = readFailLine("529 --for 10m --model claude-sonnet-5-5");
+    expect([where, failure]).toEqual(["model", { kind: "529", seconds: 600, model: ask().model }]);
+    server.obey(failure);
+    expect(await outcome(client(server))).toBe("overloaded_error");
+    server.obey(readFailLine("off").failure);
+    expect(await outcome(client(server))).toBe("ok");
+    expect(() => readFailLine("529 --often 3")).toThrow("--often");
   });
 
   it("knows every kind that the servers know", () => {

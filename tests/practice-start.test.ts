@@ -15,6 +15,7 @@ import { tmpdir } from "node:os";
 import { join } from "node:path";
 import { afterEach, beforeEach, describe, expect, it, vi } from "vitest";
 import { startModel } from "../practice/model.ts";
+import { startWorld } from "../practice/world.ts";
 
 const PROJECT = join(import.meta.dirname, "..");
 
@@ -210,18 +211,27 @@ describe("npm start without a key", () => {
   };
 
   it.each([
-    ["s06_intelligence", {}],
-    ["s07_heartbeat_cron", HEARTBEAT],
-    ["s08_delivery", HEARTBEAT],
-    ["s09_resilience", { ...HEARTBEAT, ...KEYS }],
-    ["s10_concurrency", { ...HEARTBEAT, ...KEYS }],
-  ])("gives %s what it needs, and nobody else's", async (name, wanted) => {
-    section("en", name);
+    [6, {}],
+    [7, HEARTBEAT],
+    [8, HEARTBEAT],
+    [9, { ...HEARTBEAT, ...KEYS }],
+    [10, { ...HEARTBEAT, ...KEYS }],
+  ])("gives section %d what it needs, and sets all the rest to nothing", async (number, wanted) => {
+    const { settings, stop } = await startWorld("a test", number, root);
+    await stop();
+    const later = Object.entries(settings).filter(([name]) => /HEARTBEAT|KEY_\d|FALL/.test(name));
+    expect(later).toHaveLength(12);
+    expect(Object.fromEntries(later.filter(([, value]) => value))).toEqual(wanted);
+  });
+
+  it("lets nobody else's settings through", async () => {
+    section("en", "s09_resilience");
     const theirs = { FALLBACK_MODELS: "theirs", ANTHROPIC_API_KEY_4: "sk-theirs" };
     const hours = { HEARTBEAT_ACTIVE_START: "3", HEARTBEAT_ACTIVE_END: "4" };
-    const { output } = await start([name], "", { ...theirs, ...hours });
+    writeFileSync(join(root, ".env"), "HEARTBEAT_INTERVAL=7\n");
+    const { output } = await start(["s09"], "", { ...theirs, ...hours });
     const [, later = ""] = /^later (.*)$/m.exec(output) ?? [];
-    expect(JSON.parse(later)).toEqual(wanted);
+    expect(JSON.parse(later)).toEqual({ ...HEARTBEAT, ...KEYS });
   });
 
   it("lets the shell say how often the heart beats", async () => {

@@ -2,23 +2,22 @@
 import * as fs from "node:fs";
 import path from "node:path";
 import { type FakeFeishu, startFeishu } from "../practice/feishu.ts";
-import type { Failure } from "../practice/orders.ts";
 import { type FakeTelegram, startTelegram } from "../practice/telegram.ts";
 import { feishuSettings, telegramSettings } from "../practice/world.ts";
 import { type Saying, SILENCE } from "./transcripts.ts";
 
 export class People {
   readonly settings: Record<string, string>;
-  readonly #telegram: FakeTelegram;
-  readonly #feishu: FakeFeishu;
+  readonly telegram: FakeTelegram;
+  readonly feishu: FakeFeishu;
   readonly #names = new Map<string, string>(); // of the chats in which something was said
   readonly #shown = new Set<object>();
   #last = "";
 
   constructor(telegram: FakeTelegram, feishu: FakeFeishu) {
     this.settings = { ...telegramSettings(telegram), ...feishuSettings(feishu) };
-    this.#telegram = telegram;
-    this.#feishu = feishu;
+    this.telegram = telegram;
+    this.feishu = feishu;
   }
 
   /** `shift`: their clock is so many ms ahead of ours, as the section's is. */
@@ -29,12 +28,12 @@ export class People {
 
   /** From now on a section listens on this port. */
   setPort(port: string): void {
-    this.#feishu.webhook = `http://127.0.0.1:${port}/feishu/events`;
+    this.feishu.webhook = `http://127.0.0.1:${port}/feishu/events`;
   }
 
   /** As the phone does it; `/photo`, `/album` and `/reply` are what they are there. */
   async say({ who, person, feishu, group, text }: Saying): Promise<void> {
-    const platform = feishu ? this.#feishu : this.#telegram;
+    const platform = feishu ? this.feishu : this.telegram;
     this.#names.set(String(platform.chatId(group ?? person)), who);
     this.#last = who;
     const [all = "", command] = /^\/(photo|album|reply) ?/.exec(text) ?? [];
@@ -46,13 +45,9 @@ export class People {
     if (error) throw new Error(`${who}: ${error}`);
   }
 
-  fail(where: "telegram" | "feishu", failure: Failure): void {
-    (where === "telegram" ? this.#telegram : this.#feishu).fail(failure);
-  }
-
   /** Telegram has been told that everything arrived. (Feishu has before `say` is over.) */
   isTaken(): boolean {
-    return this.#telegram.updates.every(({ confirmed }) => confirmed);
+    return this.telegram.updates.every(({ confirmed }) => confirmed);
   }
 
   /** So many messages are still open in the inbox; the bot has sent something, if it should. */
@@ -63,7 +58,7 @@ export class People {
   }
 
   #new() {
-    const sent = [...this.#telegram.sent, ...this.#feishu.sent];
+    const sent = [...this.telegram.sent, ...this.feishu.sent];
     return sent.filter((message) => !this.#shown.has(message));
   }
 
@@ -79,6 +74,6 @@ export class People {
   }
 
   async close(): Promise<void> {
-    await Promise.all([this.#telegram.close(), this.#feishu.close()]);
+    await Promise.all([this.telegram.close(), this.feishu.close()]);
   }
 }

@@ -64,8 +64,7 @@ export class Recording {
       await this.#start();
     } else if (step.do === "fail") {
       const { model, people } = this.#world;
-      if (step.where === "model") model.fail(step.failure);
-      else people?.fail(step.where, step.failure);
+      (step.where === "model" ? model : people?.[step.where])?.fail(step.failure);
       this.#shell(step.line, `${step.said}\n`);
     } else if (step.do === "show") {
       this.#shell(step.line, show(this.#world.workspace, step.files, step.width));

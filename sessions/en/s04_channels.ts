@@ -361,14 +361,13 @@ function result(id: string, output: string, failed = false): Anthropic.ToolResul
   return { type: "tool_result", tool_use_id: id, content, ...(failed && { is_error: true }) };
 }
 
+type Property = { type?: string; enum?: unknown[] };
+
 /** The input, if it has what the schema requires, in the right types. Throws, naming the field. */
 export function checkInput(schema: Anthropic.Tool.InputSchema, input: unknown) {
   if (typeof input !== "object" || input === null) throw new Error("the input must be an object");
   const fields: Fields = { ...input };
-  const properties = (schema.properties ?? {}) as Record<
-    string,
-    { type?: string; enum?: unknown[] }
-  >; // ours
+  const properties = (schema.properties ?? {}) as Record<string, Property>; // ours
   for (const name of schema.required ?? []) {
     if (fields[name] === undefined) throw new Error(`${name} is missing`);
   }
@@ -833,9 +832,7 @@ export class ContextGuard {
     const { messages } = conversation;
     // After a compaction the old figures would still say "too long", and it would never end.
     const old = conversation instanceof Session ? conversation.rewritten : 0;
-    const at = messages.findLastIndex(
-      (m, i) => i >= old && m.role === "assistant" && m.stop_reason,
-    );
+    const at = messages.findLastIndex((m, i) => i >= old && m.role !== "user" && m.stop_reason);
     const last = messages[at];
     const tail = tokensOf(messages.slice(at + 1));
     if (last?.role !== "assistant") return tail + estimateTokens(JSON.stringify([SYSTEM, TOOLS]));

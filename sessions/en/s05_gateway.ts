@@ -362,14 +362,13 @@ function result(id: string, output: string, failed = false): Anthropic.ToolResul
   return { type: "tool_result", tool_use_id: id, content, ...(failed && { is_error: true }) };
 }
 
+type Property = { type?: string; enum?: unknown[] };
+
 /** The input, if it has what the schema requires, in the right types. Throws, naming the field. */
 export function checkInput(schema: Anthropic.Tool.InputSchema, input: unknown) {
   if (typeof input !== "object" || input === null) throw new Error("the input must be an object");
   const fields: Fields = { ...input };
-  const properties = (schema.properties ?? {}) as Record<
-    string,
-    { type?: string; enum?: unknown[] }
-  >; // ours
+  const properties = (schema.properties ?? {}) as Record<string, Property>; // ours
   for (const name of schema.required ?? []) {
     if (fields[name] === undefined) throw new Error(`${name} is missing`);
   }
@@ -840,9 +839,7 @@ export class ContextGuard {
     const { messages } = conversation;
     // After a compaction the old figures would still say "too long", and it would never end.
     const old = conversation instanceof Session ? conversation.rewritten : 0;
-    const at = messages.findLastIndex(
-      (m, i) => i >= old && m.role === "assistant" && m.stop_reason,
-    );
+    const at = messages.findLastIndex((m, i) => i >= old && m.role !== "user" && m.stop_reason);
     const last = messages[at];
     const tail = tokensOf(messages.slice(at + 1));
     if (last?.role !== "assistant") return tail + estimateTokens(JSON.stringify([SYSTEM, TOOLS]));
@@ -1957,37 +1954,33 @@ async function callMethod(message: unknown, app: App, { peerId, push }: Client) 
 }
 
 const FROM = { channel: string("telegram, …"), peerId: string("the chat"), agentId: string("who") };
+const SEND = { text: string("…"), ...FROM };
 
 // A send does not enter the inbox. After a crash its connection is gone, and nobody waits for the
 // answer; what was said is in the session all the same.
-method(
-  "send",
-  { text: string("…"), ...FROM },
-  Object.keys(FROM),
-  async (params, app, connection) => {
-    const { text, channel = "ws", peerId = connection.peerId, agentId } = params;
-    const id = `ws:${crypto.randomUUID()}`;
-    const from = { accountId: "local", senderId: connection.peerId, isGroup: false, media: [] };
-    const place = { channel: String(channel).toLowerCase(), peerId: String(peerId) };
-    const inbound = { id, ...from, ...place, text: String(text).trim(), at: Date.now() };
-    // Whoever comes by the network is not the owner, whatever they say they are.
-    const isTheirs = /^(?!(cli|cron|heartbeat)$)\w+$/.test(place.channel);
-    if (!isTheirs) throw rpcError(-32602, "channel: not this one");
-    if (!inbound.text) throw rpcError(-32602, "text is empty");
-    const agent = agentId === undefined ? agentId : asked(() => app.agents.find(String(agentId)));
-    const message = asked(() => route(inbound, app, agent));
-    connection.notify("typing", {});
-    const onText = (piece: string) => piece && connection.notify("delta", { text: piece });
-    const turn = () =>
-      answerTo(message, app, { message, onText, agent: app.agents.get(message.agentId) });
-    try {
-      const reply = await inOrder(message.sessionKey, turn);
-      return { agentId: message.agentId, sessionKey: message.sessionKey, reply };
-    } catch (error) {
-      throw rpcError(-32000, `the turn failed: ${error}`);
-    }
-  },
-);
+method("send", SEND, Object.keys(FROM), async (params, app, connection) => {
+  const { text, channel = "ws", peerId = connection.peerId, agentId } = params;
+  const id = `ws:${crypto.randomUUID()}`;
+  const from = { accountId: "local", senderId: connection.peerId, isGroup: false, media: [] };
+  const place = { channel: String(channel).toLowerCase(), peerId: String(peerId) };
+  const inbound = { id, ...from, ...place, text: String(text).trim(), at: Date.now() };
+  // Whoever comes by the network is not the owner, whatever they say they are.
+  const isTheirs = /^(?!(cli|cron|heartbeat)$)\w+$/.test(place.channel);
+  if (!isTheirs) throw rpcError(-32602, "channel: not this one");
+  if (!inbound.text) throw rpcError(-32602, "text is empty");
+  const agent = agentId === undefined ? agentId : asked(() => app.agents.find(String(agentId)));
+  const message = asked(() => route(inbound, app, agent));
+  connection.notify("typing", {});
+  const onText = (piece: string) => piece && connection.notify("delta", { text: piece });
+  const turn = () =>
+    answerTo(message, app, { message, onText, agent: app.agents.get(message.agentId) });
+  try {
+    const reply = await inOrder(message.sessionKey, turn);
+    return { agentId: message.agentId, sessionKey: message.sessionKey, reply };
+  } catch (error) {
+    throw rpcError(-32000, `the turn failed: ${error}`);
+  }
+});
 
 const MATCH = { matchKey: { type: "string", enum: TIERS }, matchValue: string("…") };
 const BINDING = { agentId: string("who"), ...MATCH, priority: { type: "integer" } };

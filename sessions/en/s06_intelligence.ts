@@ -365,14 +365,13 @@ function result(id: string, output: string, failed = false): Anthropic.ToolResul
   return { type: "tool_result", tool_use_id: id, content, ...(failed && { is_error: true }) };
 }
 
+type Property = { type?: string; enum?: unknown[] };
+
 /** The input, if it has what the schema requires, in the right types. Throws, naming the field. */
 export function checkInput(schema: Anthropic.Tool.InputSchema, input: unknown) {
   if (typeof input !== "object" || input === null) throw new Error("the input must be an object");
   const fields: Fields = { ...input };
-  const properties = (schema.properties ?? {}) as Record<
-    string,
-    { type?: string; enum?: unknown[] }
-  >; // ours
+  const properties = (schema.properties ?? {}) as Record<string, Property>; // ours
   for (const name of schema.required ?? []) {
     if (fields[name] === undefined) throw new Error(`${name} is missing`);
   }
@@ -843,9 +842,7 @@ export class ContextGuard {
     const { messages } = conversation;
     // After a compaction the old figures would still say "too long", and it would never end.
     const old = conversation instanceof Session ? conversation.rewritten : 0;
-    const at = messages.findLastIndex(
-      (m, i) => i >= old && m.role === "assistant" && m.stop_reason,
-    );
+    const at = messages.findLastIndex((m, i) => i >= old && m.role !== "user" && m.stop_reason);
     const last = messages[at];
     const tail = tokensOf(messages.slice(at + 1));
     if (last?.role !== "assistant")
@@ -1962,37 +1959,33 @@ async function callMethod(message: unknown, app: App, { peerId, push }: Client) 
 }
 
 const FROM = { channel: string("telegram, …"), peerId: string("the chat"), agentId: string("who") };
+const SEND = { text: string("…"), ...FROM };
 
 // A send does not enter the inbox. After a crash its connection is gone, and nobody waits for the
 // answer; what was said is in the session all the same.
-method(
-  "send",
-  { text: string("…"), ...FROM },
-  Object.keys(FROM),
-  async (params, app, connection) => {
-    const { text, channel = "ws", peerId = connection.peerId, agentId } = params;
-    const id = `ws:${crypto.randomUUID()}`;
-    const from = { accountId: "local", senderId: connection.peerId, isGroup: false, media: [] };
-    const place = { channel: String(channel).toLowerCase(), peerId: String(peerId) };
-    const inbound = { id, ...from, ...place, text: String(text).trim(), at: Date.now() };
-    // Whoever comes by the network is not the owner, whatever they say they are.
-    const isTheirs = /^(?!(cli|cron|heartbeat)$)\w+$/.test(place.channel);
-    if (!isTheirs) throw rpcError(-32602, "channel: not this one");
-    if (!inbound.text) throw rpcError(-32602, "text is empty");
-    const agent = agentId === undefined ? agentId : asked(() => app.agents.find(String(agentId)));
-    const message = asked(() => route(inbound, app, agent));
-    connection.notify("typing", {});
-    const onText = (piece: string) => piece && connection.notify("delta", { text: piece });
-    const turn = () =>
-      answerTo(message, app, { message, onText, agent: app.agents.get(message.agentId) });
-    try {
-      const reply = await inOrder(message.sessionKey, turn);
-      return { agentId: message.agentId, sessionKey: message.sessionKey, reply };
-    } catch (error) {
-      throw rpcError(-32000, `the turn failed: ${error}`);
-    }
-  },
-);
+method("send", SEND, Object.keys(FROM), async (params, app, connection) => {
+  const { text, channel = "ws", peerId = connection.peerId, agentId } = params;
+  const id = `ws:${crypto.randomUUID()}`;
+  const from = { accountId: "local", senderId: connection.peerId, isGroup: false, media: [] };
+  const place = { channel: String(channel).toLowerCase(), peerId: String(peerId) };
+  const inbound = { id, ...from, ...place, text: String(text).trim(), at: Date.now() };
+  // Whoever comes by the network is not the owner, whatever they say they are.
+  const isTheirs = /^(?!(cli|cron|heartbeat)$)\w+$/.test(place.channel);
+  if (!isTheirs) throw rpcError(-32602, "channel: not this one");
+  if (!inbound.text) throw rpcError(-32602, "text is empty");
+  const agent = agentId === undefined ? agentId : asked(() => app.agents.find(String(agentId)));
+  const message = asked(() => route(inbound, app, agent));
+  connection.notify("typing", {});
+  const onText = (piece: string) => piece && connection.notify("delta", { text: piece });
+  const turn = () =>
+    answerTo(message, app, { message, onText, agent: app.agents.get(message.agentId) });
+  try {
+    const reply = await inOrder(message.sessionKey, turn);
+    return { agentId: message.agentId, sessionKey: message.sessionKey, reply };
+  } catch (error) {
+    throw rpcError(-32000, `the turn failed: ${error}`);
+  }
+});
 
 const MATCH = { matchKey: { type: "string", enum: TIERS }, matchValue: string("…") };
 const BINDING = { agentId: string("who"), ...MATCH, priority: { type: "integer" } };
@@ -2166,6 +2159,8 @@ export class SkillsManager {
   }
 }
 
+// Also without control characters: what a stranger wrote may come to be shown on our terminal.
+const oneLine = (words: unknown) => `${words}`.replace(/[\s\p{Cc}]+/gu, " ").trim();
 const SKILL = tool("", "", { name: string("…"), description: string("…") }).input_schema;
 
 /** Throws if it is no skill: then the others are loaded all the same. */
@@ -2174,7 +2169,6 @@ function readSkill(file: string): Skill {
   // In YAML a thing can be named once and used often. A few lines of that can fill all memory.
   const fields: unknown = parseYaml(front, { maxAliasCount: 20, logLevel: "error" });
   const { name, description } = checkInput(SKILL, fields);
-  const oneLine = (words: unknown) => String(words).replace(/\s+/g, " ").trim();
   if (!oneLine(name)) throw new Error("name is empty");
   const short = path.relative(WORKSPACE, file).split(path.sep).join("/");
   return { name: oneLine(name), description: oneLine(description), file: short };
@@ -2252,8 +2246,8 @@ const WIDE = /[\p{sc=Han}\p{sc=Hiragana}\p{sc=Katakana}\p{sc=Hangul}]/u;
 // In a small store these are rare, and would count for as much as a name.
 const FILLERS =
   /^(an?|and|are|at|did|do|does|for|how|i|in|is|it|my|of|on|the|to|wh(at|en|ere|o|y))$/;
-// Only so much of a text: one of a megabyte, as anyone may send, would fill all memory with words.
-const folded = (content: string) => content.slice(0, 10_000).normalize("NFKC").toLowerCase();
+// Only so much of a text: the words of a megabyte, which anyone may send, would fill all memory.
+const folded = (content: string) => content.slice(0, 4_000).normalize("NFKC").toLowerCase();
 
 /** The words of a text. Chinese and Japanese have no spaces: there a dictionary finds them. */
 function termsOf(content: string): string[] {
@@ -2371,7 +2365,8 @@ export class MemoryStore {
   search(query: string, { sessionKey = "", owner = false, topK = 5, weights = WEIGHTS } = {}) {
     this.#refresh();
     const scores = new Map<Indexed, number>();
-    // Whose an entry is, is looked at before it is counted: nothing of others can get this far.
+    // Whose an entry is, is looked at before it is counted: nothing of others can get this far. Of
+    // theirs only how rare a word is comes in.
     const count = (entry: Indexed, points: number) => {
       const isTheirs = entry.sessionKey === undefined ? owner : entry.sessionKey === sessionKey;
       if (isTheirs) scores.set(entry, (scores.get(entry) ?? 0) + points);
@@ -2433,7 +2428,7 @@ function contextFor(conversation: Conversation, input: string, options: TurnOpti
   const about = { ...whose(conversation, options), topK: 3 };
   const hits = options.app?.memory.search(input, about) ?? [];
   const found = hits.flatMap((hit) => (hit.score < RECALL_FROM ? [] : keepEnds(hit.text, 1_000)));
-  if (found.length > 0) info(`  (remembered: ${found.join(" · ")})`);
+  if (found.length > 0) info(`  (remembered: ${oneLine(found.join(" · "))})`);
   const lines = [`It is ${new Date()}.`, ...found.map((one) => `You remember: ${one}`)];
   return `<context>\n${lines.join("\n").toWellFormed()}\n</context>`;
 }
@@ -2444,7 +2439,7 @@ const whose = (conversation: Conversation, options: TurnOptions) => ({
 });
 
 const shown = (hits: Hit[]) =>
-  hits.map((hit) => `${hit.score.toFixed(2)}  ${hit.source}  ${hit.text.slice(0, 80)}`).join("\n");
+  hits.map((hit) => `${hit.score.toFixed(2)}  ${hit.source}  ${oneLine(hit.text.slice(0, 80))}`);
 
 const COUNT = { type: "integer", description: "How many at most; 5 if left out." };
 const FACT = { content: string("One full sentence."), category: string("One word.") };
@@ -2460,7 +2455,7 @@ Object.assign(HANDLERS, {
   },
   memory_search: ({ query, topK = 5 }, { app, conversation, ...options }) => {
     const about = { ...whose(conversation, options), topK: Number(topK) };
-    return shown(app?.memory.search(String(query), about) ?? []) || "nothing found";
+    return shown(app?.memory.search(String(query), about) ?? []).join("\n") || "nothing found";
   },
 } satisfies Record<string, Handler>);
 

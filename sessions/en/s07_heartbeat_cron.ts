@@ -3,8 +3,8 @@
 // The program works without being asked: jobs run at their times, and from time to time the agent
 // looks whether something needs its owner. No person waits for any of it.
 //
-//   one timer, ≤ 60 s ──► CRON.json: what is due? ──► accept ──► Inbox ──► one job after the other
-//                    └──► a heartbeat? ──► skip, or ask ──► "HEARTBEAT_OK": say nothing
+//   one timer, ≤ 60 s ─┬─► CRON.json: what is due? ──► accept ──► Inbox ──► one job after the other
+//                      └─► a heartbeat? ──► skip, or ask ──► "HEARTBEAT_OK": say nothing
 //   people ──► … ──► while anyone is being answered, jobs wait, and a heartbeat is skipped
 //
 // New here: a timer that looks at the clock again, cron with time zones, the heartbeat.
@@ -366,14 +366,13 @@ function result(id: string, output: string, failed = false): Anthropic.ToolResul
   return { type: "tool_result", tool_use_id: id, content, ...(failed && { is_error: true }) };
 }
 
+type Property = { type?: string; enum?: unknown[] };
+
 /** The input, if it has what the schema requires, in the right types. Throws, naming the field. */
 export function checkInput(schema: Anthropic.Tool.InputSchema, input: unknown) {
   if (typeof input !== "object" || input === null) throw new Error("the input must be an object");
   const fields: Fields = { ...input };
-  const properties = (schema.properties ?? {}) as Record<
-    string,
-    { type?: string; enum?: unknown[] }
-  >; // ours
+  const properties = (schema.properties ?? {}) as Record<string, Property>; // ours
   for (const name of schema.required ?? []) {
     if (fields[name] === undefined) throw new Error(`${name} is missing`);
   }
@@ -854,9 +853,7 @@ export class ContextGuard {
     const { messages } = conversation;
     // After a compaction the old figures would still say "too long", and it would never end.
     const old = conversation instanceof Session ? conversation.rewritten : 0;
-    const at = messages.findLastIndex(
-      (m, i) => i >= old && m.role === "assistant" && m.stop_reason,
-    );
+    const at = messages.findLastIndex((m, i) => i >= old && m.role !== "user" && m.stop_reason);
     const last = messages[at];
     const tail = tokensOf(messages.slice(at + 1));
     if (last?.role !== "assistant")
@@ -1976,37 +1973,33 @@ async function callMethod(message: unknown, app: App, { peerId, push }: Client) 
 }
 
 const FROM = { channel: string("telegram, …"), peerId: string("the chat"), agentId: string("who") };
+const SEND = { text: string("…"), ...FROM };
 
 // A send does not enter the inbox. After a crash its connection is gone, and nobody waits for the
 // answer; what was said is in the session all the same.
-method(
-  "send",
-  { text: string("…"), ...FROM },
-  Object.keys(FROM),
-  async (params, app, connection) => {
-    const { text, channel = "ws", peerId = connection.peerId, agentId } = params;
-    const id = `ws:${crypto.randomUUID()}`;
-    const from = { accountId: "local", senderId: connection.peerId, isGroup: false, media: [] };
-    const place = { channel: String(channel).toLowerCase(), peerId: String(peerId) };
-    const inbound = { id, ...from, ...place, text: String(text).trim(), at: Date.now() };
-    // Whoever comes by the network is not the owner, whatever they say they are.
-    const isTheirs = /^(?!(cli|cron|heartbeat)$)\w+$/.test(place.channel);
-    if (!isTheirs) throw rpcError(-32602, "channel: not this one");
-    if (!inbound.text) throw rpcError(-32602, "text is empty");
-    const agent = agentId === undefined ? agentId : asked(() => app.agents.find(String(agentId)));
-    const message = asked(() => route(inbound, app, agent));
-    connection.notify("typing", {});
-    const onText = (piece: string) => piece && connection.notify("delta", { text: piece });
-    const turn = () =>
-      answerTo(message, app, { message, onText, agent: app.agents.get(message.agentId) });
-    try {
-      const reply = await inOrder(message.sessionKey, turn);
-      return { agentId: message.agentId, sessionKey: message.sessionKey, reply };
-    } catch (error) {
-      throw rpcError(-32000, `the turn failed: ${error}`);
-    }
-  },
-);
+method("send", SEND, Object.keys(FROM), async (params, app, connection) => {
+  const { text, channel = "ws", peerId = connection.peerId, agentId } = params;
+  const id = `ws:${crypto.randomUUID()}`;
+  const from = { accountId: "local", senderId: connection.peerId, isGroup: false, media: [] };
+  const place = { channel: String(channel).toLowerCase(), peerId: String(peerId) };
+  const inbound = { id, ...from, ...place, text: String(text).trim(), at: Date.now() };
+  // Whoever comes by the network is not the owner, whatever they say they are.
+  const isTheirs = /^(?!(cli|cron|heartbeat)$)\w+$/.test(place.channel);
+  if (!isTheirs) throw rpcError(-32602, "channel: not this one");
+  if (!inbound.text) throw rpcError(-32602, "text is empty");
+  const agent = agentId === undefined ? agentId : asked(() => app.agents.find(String(agentId)));
+  const message = asked(() => route(inbound, app, agent));
+  connection.notify("typing", {});
+  const onText = (piece: string) => piece && connection.notify("delta", { text: piece });
+  const turn = () =>
+    answerTo(message, app, { message, onText, agent: app.agents.get(message.agentId) });
+  try {
+    const reply = await inOrder(message.sessionKey, turn);
+    return { agentId: message.agentId, sessionKey: message.sessionKey, reply };
+  } catch (error) {
+    throw rpcError(-32000, `the turn failed: ${error}`);
+  }
+});
 
 const MATCH = { matchKey: { type: "string", enum: TIERS }, matchValue: string("…") };
 const BINDING = { agentId: string("who"), ...MATCH, priority: { type: "integer" } };
@@ -2183,6 +2176,8 @@ export class SkillsManager {
   }
 }
 
+// Also without control characters: what a stranger wrote may come to be shown on our terminal.
+const oneLine = (words: unknown) => `${words}`.replace(/[\s\p{Cc}]+/gu, " ").trim();
 const SKILL = tool("", "", { name: string("…"), description: string("…") }).input_schema;
 
 /** Throws if it is no skill: then the others are loaded all the same. */
@@ -2191,7 +2186,6 @@ function readSkill(file: string): Skill {
   // In YAML a thing can be named once and used often. A few lines of that can fill all memory.
   const fields: unknown = parseYaml(front, { maxAliasCount: 20, logLevel: "error" });
   const { name, description } = checkInput(SKILL, fields);
-  const oneLine = (words: unknown) => String(words).replace(/\s+/g, " ").trim();
   if (!oneLine(name)) throw new Error("name is empty");
   const short = path.relative(WORKSPACE, file).split(path.sep).join("/");
   return { name: oneLine(name), description: oneLine(description), file: short };
@@ -2269,8 +2263,8 @@ const WIDE = /[\p{sc=Han}\p{sc=Hiragana}\p{sc=Katakana}\p{sc=Hangul}]/u;
 // In a small store these are rare, and would count for as much as a name.
 const FILLERS =
   /^(an?|and|are|at|did|do|does|for|how|i|in|is|it|my|of|on|the|to|wh(at|en|ere|o|y))$/;
-// Only so much of a text: one of a megabyte, as anyone may send, would fill all memory with words.
-const folded = (content: string) => content.slice(0, 10_000).normalize("NFKC").toLowerCase();
+// Only so much of a text: the words of a megabyte, which anyone may send, would fill all memory.
+const folded = (content: string) => content.slice(0, 4_000).normalize("NFKC").toLowerCase();
 
 /** The words of a text. Chinese and Japanese have no spaces: there a dictionary finds them. */
 function termsOf(content: string): string[] {
@@ -2388,7 +2382,8 @@ export class MemoryStore {
   search(query: string, { sessionKey = "", owner = false, topK = 5, weights = WEIGHTS } = {}) {
     this.#refresh();
     const scores = new Map<Indexed, number>();
-    // Whose an entry is, is looked at before it is counted: nothing of others can get this far.
+    // Whose an entry is, is looked at before it is counted: nothing of others can get this far. Of
+    // theirs only how rare a word is comes in.
     const count = (entry: Indexed, points: number) => {
       const isTheirs = entry.sessionKey === undefined ? owner : entry.sessionKey === sessionKey;
       if (isTheirs) scores.set(entry, (scores.get(entry) ?? 0) + points);
@@ -2447,10 +2442,12 @@ const RECALL_FROM = 0.17; // below it a score says more about our hash than abou
  * the system prompt it would change the beginning of every request, and nothing would be cached.
  */
 function contextFor(conversation: Conversation, input: string, options: TurnOptions): string {
-  const about = { ...whose(conversation, options), topK: 3 };
+  // What a heartbeat asks is the same each time, and not a person's question.
+  const topK = options.message?.channel === "heartbeat" ? 0 : 3;
+  const about = { ...whose(conversation, options), topK };
   const hits = options.app?.memory.search(input, about) ?? [];
   const found = hits.flatMap((hit) => (hit.score < RECALL_FROM ? [] : keepEnds(hit.text, 1_000)));
-  if (found.length > 0) info(`  (remembered: ${found.join(" · ")})`);
+  if (found.length > 0) info(`  (remembered: ${oneLine(found.join(" · "))})`);
   const lines = [`It is ${new Date()}.`, ...found.map((one) => `You remember: ${one}`)];
   return `<context>\n${lines.join("\n").toWellFormed()}\n</context>`;
 }
@@ -2461,7 +2458,7 @@ const whose = (conversation: Conversation, options: TurnOptions) => ({
 });
 
 const shown = (hits: Hit[]) =>
-  hits.map((hit) => `${hit.score.toFixed(2)}  ${hit.source}  ${hit.text.slice(0, 80)}`).join("\n");
+  hits.map((hit) => `${hit.score.toFixed(2)}  ${hit.source}  ${oneLine(hit.text.slice(0, 80))}`);
 
 const COUNT = { type: "integer", description: "How many at most; 5 if left out." };
 const FACT = { content: string("One full sentence."), category: string("One word.") };
@@ -2477,7 +2474,7 @@ Object.assign(HANDLERS, {
   },
   memory_search: ({ query, topK = 5 }, { app, conversation, ...options }) => {
     const about = { ...whose(conversation, options), topK: Number(topK) };
-    return shown(app?.memory.search(String(query), about) ?? []) || "nothing found";
+    return shown(app?.memory.search(String(query), about) ?? []).join("\n") || "nothing found";
   },
 } satisfies Record<string, Handler>);
 
@@ -2614,8 +2611,8 @@ function readState(file: string): object {
 }
 
 /**
- * What we keep of a job. `entry`: the job as it was; if it is another now, it starts afresh.
- * `since` and `due` in ms; a job that will not run again has no `due`. `from`: when `due` was worked
+ * What we keep of a job. `entry`: the job as it was; if it is another now, it starts afresh. Times
+ * in ms: `due`, which a job that will not run again does not have, and `from`, when that was worked
  * out. `errors`: in a row.
  */
 type JobState = { entry: string; since: number; due?: number; from?: number; errors: number };
@@ -2635,23 +2632,33 @@ export class CronService {
   constructor(workspace: string, begin: (job: Job, due: number) => boolean, now = Date.now) {
     this.#file = path.join(workspace, "CRON.json");
     this.#stateFile = path.join(workspace, ".state/cron.json");
-    this.#states = new Map(Object.entries(readState(this.#stateFile)));
+    const states = Object.entries(readState(this.#stateFile));
+    this.#states = new Map(states.filter(([, one]) => (one?.due ?? 0) >= 0)); // not {"due":"soon"}
     this.#begin = begin;
     this.#now = now;
   }
 
-  /** Begins what is due. A time is crossed off after that, and nowhere else. */
+  /** Begins what is due. Throws none of it: one that can't be begun does not stop the others. */
   tick(): void {
     for (const job of this.read()) {
-      const state = this.stateOf(job);
-      if (!job.enabled || !state.due || state.due > this.#now()) continue;
-      if (!this.#begin(job, state.due)) continue;
-      // From now and not from `due`: a week of missed runs is made up by one.
-      const isLast = job.schedule.kind === "at" || job.deleteAfterRun;
-      state.from = this.#now();
-      state.due = isLast ? undefined : nextRun(job.schedule, state.from, state.since);
-      this.#save();
+      try {
+        this.#beginIfDue(job);
+      } catch (error) {
+        warn(`cron: ${job.id}: ${error}`); // a full disk, say
+      }
     }
+  }
+
+  /** A time is crossed off when its run is in a file, and nowhere else. */
+  #beginIfDue(job: Job): void {
+    const state = this.stateOf(job);
+    if (!job.enabled || !state.due || state.due > this.#now()) return;
+    if (!this.#begin(job, state.due)) return;
+    // From now and not from `due`: a week of missed runs is made up by one.
+    const isLast = job.schedule.kind === "at" || job.deleteAfterRun;
+    state.from = this.#now();
+    state.due = isLast ? undefined : nextRun(job.schedule, state.from, state.since);
+    this.#save();
   }
 
   /** When the next job is due, in ms. */
@@ -2704,16 +2711,16 @@ export class CronService {
     return this.jobs;
   }
 
-  /** Counts how it went. Gives what the owner should hear: nothing, but after the fifth error. */
+  /** Counts how it went. Gives what the owner should hear: that it failed and won't run again. */
   report(id: string, error?: unknown): string {
     const state = this.#states.get(id);
     if (!state) return "";
     state.errors = error ? state.errors + 1 : 0;
-    if (error) warn(`cron: ${id} failed, ${state.errors} of ${MAX_ERRORS} times: ${error}`);
+    if (error) warn(`cron: ${id} failed, ${state.errors} in a row: ${error}`);
     if (state.errors >= MAX_ERRORS) state.due = undefined;
     this.#save();
-    if (state.errors !== MAX_ERRORS) return "";
-    return text(`The job ${id} is off after ${MAX_ERRORS} errors. Edit its entry to go on.`);
+    if (!error || state.due !== undefined) return "";
+    return text(`The job ${id} is off; errors in a row: ${state.errors}. Edit its entry to go on.`);
   }
 }
 
@@ -2772,7 +2779,7 @@ async function runJob(app: App, message: Routed, signal?: AbortSignal): Promise<
 async function runAlone(key: string, input: string, app: App, options: TurnOptions) {
   app.store.prune(key.slice(0, -"2026-11-22T08:00:00.000Z".length), KEPT_RUNS - 1);
   const session = app.store.current(key);
-  const answer = await runTurn(session, input, { ...options, app });
+  const answer = await runTurn(session, input.toWellFormed(), { ...options, app });
   const last = session.messages.at(-1);
   const reason = last && "stop_reason" in last ? last.stop_reason : "";
   if (reason && reason !== "refusal") return answer;
@@ -2799,7 +2806,6 @@ async function tellOwner(app: App, about: InboundMessage, words: string, deliver
 }
 
 const BLANK = /^\s*(#.*|[-*+]\s*(\[.?\])?\s*|```.*)?$/; // a heading, an empty item, a fence
-const SAME_FOR = 24 * 3600 * 1000; // ms
 const AROUND = String.raw`(?:</?\w+>|[^<\p{L}\p{N}])*`; // it likes to make it bold, or code
 const OK = new RegExp(`^${AROUND}HEARTBEAT_OK\\b${AROUND}|\\bHEARTBEAT_OK${AROUND}$`, "gu");
 
@@ -2868,7 +2874,7 @@ export class HeartbeatRunner {
     const said = heartbeatText(await runAlone(key, message.text, app, options));
     const before = { text: "", at: 0, ...readState(this.#file) };
     if (!said) return "ok";
-    if (said === before.text && message.at - before.at < SAME_FOR) return "duplicate";
+    if (said === before.text && message.at - before.at < 24 * HOUR) return "duplicate";
     await tellOwner(app, message, said);
     replaceFile(this.#file, JSON.stringify({ text: said, at: message.at }));
     return "delivered";
@@ -2893,7 +2899,7 @@ function startTimer(app: App): void {
     void app.heartbeat.tick(app);
     waits = [app.cron.next(), app.heartbeat.next()].map((at) => at - began);
   } catch (error) {
-    warn(`cron: ${error}`); // a full disk, say: the timer goes on
+    warn(`timer: ${error}`); // whatever it is, the timer goes on
   }
   setTimeout(startTimer, Math.min(60_000, ...waits.filter((ms) => ms > 0)), app);
 }

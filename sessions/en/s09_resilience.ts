@@ -190,11 +190,12 @@ export function buildRequest({ messages }: Conversation, options: TurnOptions) {
 
 /** One call. Gives the reply, or what had arrived of it when it was aborted. Throws API errors. */
 export async function callModel(request: Anthropic.MessageStreamParams, options: TurnOptions) {
-  throwSimulated();
+  if (!options.signal?.aborted) throwSimulated();
+  const timer = setTimeout(() => stream.abort(), SILENCE);
+  const watched = { maxRetries: 0, fetch: heard(() => timer.refresh()) };
   // The SDK finds ANTHROPIC_API_KEY and ANTHROPIC_BASE_URL in the environment.
-  const client = options.client ?? new Anthropic({ maxRetries: 0 });
+  const client = (options.client ?? new Anthropic()).withOptions(watched);
   const stream = client.messages.stream(request, { signal: options.signal });
-  const endWatch = watchStream(stream);
   let finished = 0;
   stream.on("text", (piece) => options.onText?.(piece)).on("contentBlock", () => finished++);
   try {
@@ -208,7 +209,7 @@ export async function callModel(request: Anthropic.MessageStreamParams, options:
     // No stop reason, since nobody but us stopped it. id and usage only the API could give.
     return { role: "assistant", content, stop_reason: null } as Anthropic.Message;
   } finally {
-    endWatch();
+    clearTimeout(timer);
   }
 }
 
@@ -232,7 +233,9 @@ const needsReply = (last?: Message) => last?.role === "user" || GO_ON.has(last?.
 export async function finishTurn(conversation: Conversation, options: TurnOptions) {
   const inner = (more: TurnOptions) =>
     GUARD.run(conversation, more, () => continueTurn(conversation, more));
-  await (options.app ? options.app.resilience.run(options, inner) : inner(options));
+  // After a restart all may be said already. Then no key is needed, and none may be missing.
+  if (needsReply(conversation.messages.at(-1)))
+    await (options.app ? options.app.resilience.run(options, inner) : inner(options));
   const start = conversation.messages.findLastIndex(startsTurn) + 1;
   return conversation.messages.slice(start).map(spoken).filter(Boolean).join("\n\n");
 }
@@ -374,14 +377,13 @@ function result(id: string, output: string, failed = false): Anthropic.ToolResul
   return { type: "tool_result", tool_use_id: id, content, ...(failed && { is_error: true }) };
 }
 
+type Property = { type?: string; enum?: unknown[] };
+
 /** The input, if it has what the schema requires, in the right types. Throws, naming the field. */
 export function checkInput(schema: Anthropic.Tool.InputSchema, input: unknown) {
   if (typeof input !== "object" || input === null) throw new Error("the input must be an object");
   const fields: Fields = { ...input };
-  const properties = (schema.properties ?? {}) as Record<
-    string,
-    { type?: string; enum?: unknown[] }
-  >; // ours
+  const properties = (schema.properties ?? {}) as Record<string, Property>; // ours
   for (const name of schema.required ?? []) {
     if (fields[name] === undefined) throw new Error(`${name} is missing`);
   }
@@ -862,9 +864,7 @@ export class ContextGuard {
     const { messages } = conversation;
     // After a compaction the old figures would still say "too long", and it would never end.
     const old = conversation instanceof Session ? conversation.rewritten : 0;
-    const at = messages.findLastIndex(
-      (m, i) => i >= old && m.role === "assistant" && m.stop_reason,
-    );
+    const at = messages.findLastIndex((m, i) => i >= old && m.role !== "user" && m.stop_reason);
     const last = messages[at];
     const tail = tokensOf(messages.slice(at + 1));
     if (last?.role !== "assistant")
@@ -1042,7 +1042,10 @@ command("context", "how full the context window is", (_args, { store, key }) => 
 });
 
 command("compact", "put a summary in the place of the older turns", async (_args, app, options) => {
-  const done = await GUARD.summarise(app.store.current(app.key), options, KEPT);
+  let done = false;
+  await app.resilience.run(options, async (more) => {
+    done = await GUARD.summarise(app.store.current(app.key), more, KEPT);
+  });
   return done ? text("Done.") : text("Nothing to summarise yet.");
 });
 
@@ -1988,37 +1991,33 @@ async function callMethod(message: unknown, app: App, { peerId, push }: Client) 
 }
 
 const FROM = { channel: string("telegram, …"), peerId: string("the chat"), agentId: string("who") };
+const SEND = { text: string("…"), ...FROM };
 
 // A send does not enter the inbox. After a crash its connection is gone, and nobody waits for the
 // answer; what was said is in the session all the same.
-method(
-  "send",
-  { text: string("…"), ...FROM },
-  Object.keys(FROM),
-  async (params, app, connection) => {
-    const { text, channel = "ws", peerId = connection.peerId, agentId } = params;
-    const id = `ws:${crypto.randomUUID()}`;
-    const from = { accountId: "local", senderId: connection.peerId, isGroup: false, media: [] };
-    const place = { channel: String(channel).toLowerCase(), peerId: String(peerId) };
-    const inbound = { id, ...from, ...place, text: String(text).trim(), at: Date.now() };
-    // Whoever comes by the network is not the owner, whatever they say they are.
-    const isTheirs = /^(?!(cli|cron|heartbeat)$)\w+$/.test(place.channel);
-    if (!isTheirs) throw rpcError(-32602, "channel: not this one");
-    if (!inbound.text) throw rpcError(-32602, "text is empty");
-    const agent = agentId === undefined ? agentId : asked(() => app.agents.find(String(agentId)));
-    const message = asked(() => route(inbound, app, agent));
-    connection.notify("typing", {});
-    const onText = (piece: string) => piece && connection.notify("delta", { text: piece });
-    const turn = () =>
-      answerTo(message, app, { message, onText, agent: app.agents.get(message.agentId) });
-    try {
-      const reply = await inOrder(message.sessionKey, turn);
-      return { agentId: message.agentId, sessionKey: message.sessionKey, reply };
-    } catch (error) {
-      throw rpcError(-32000, `the turn failed: ${error}`);
-    }
-  },
-);
+method("send", SEND, Object.keys(FROM), async (params, app, connection) => {
+  const { text, channel = "ws", peerId = connection.peerId, agentId } = params;
+  const id = `ws:${crypto.randomUUID()}`;
+  const from = { accountId: "local", senderId: connection.peerId, isGroup: false, media: [] };
+  const place = { channel: String(channel).toLowerCase(), peerId: String(peerId) };
+  const inbound = { id, ...from, ...place, text: String(text).trim(), at: Date.now() };
+  // Whoever comes by the network is not the owner, whatever they say they are.
+  const isTheirs = /^(?!(cli|cron|heartbeat)$)\w+$/.test(place.channel);
+  if (!isTheirs) throw rpcError(-32602, "channel: not this one");
+  if (!inbound.text) throw rpcError(-32602, "text is empty");
+  const agent = agentId === undefined ? agentId : asked(() => app.agents.find(String(agentId)));
+  const message = asked(() => route(inbound, app, agent));
+  connection.notify("typing", {});
+  const onText = (piece: string) => piece && connection.notify("delta", { text: piece });
+  const turn = () =>
+    answerTo(message, app, { message, onText, agent: app.agents.get(message.agentId) });
+  try {
+    const reply = await inOrder(message.sessionKey, turn);
+    return { agentId: message.agentId, sessionKey: message.sessionKey, reply };
+  } catch (error) {
+    throw rpcError(-32000, `the turn failed: ${error}`);
+  }
+});
 
 const MATCH = { matchKey: { type: "string", enum: TIERS }, matchValue: string("…") };
 const BINDING = { agentId: string("who"), ...MATCH, priority: { type: "integer" } };
@@ -2195,6 +2194,8 @@ export class SkillsManager {
   }
 }
 
+// Also without control characters: what a stranger wrote may come to be shown on our terminal.
+const oneLine = (words: unknown) => `${words}`.replace(/[\s\p{Cc}]+/gu, " ").trim();
 const SKILL = tool("", "", { name: string("…"), description: string("…") }).input_schema;
 
 /** Throws if it is no skill: then the others are loaded all the same. */
@@ -2203,7 +2204,6 @@ function readSkill(file: string): Skill {
   // In YAML a thing can be named once and used often. A few lines of that can fill all memory.
   const fields: unknown = parseYaml(front, { maxAliasCount: 20, logLevel: "error" });
   const { name, description } = checkInput(SKILL, fields);
-  const oneLine = (words: unknown) => String(words).replace(/\s+/g, " ").trim();
   if (!oneLine(name)) throw new Error("name is empty");
   const short = path.relative(WORKSPACE, file).split(path.sep).join("/");
   return { name: oneLine(name), description: oneLine(description), file: short };
@@ -2281,8 +2281,8 @@ const WIDE = /[\p{sc=Han}\p{sc=Hiragana}\p{sc=Katakana}\p{sc=Hangul}]/u;
 // In a small store these are rare, and would count for as much as a name.
 const FILLERS =
   /^(an?|and|are|at|did|do|does|for|how|i|in|is|it|my|of|on|the|to|wh(at|en|ere|o|y))$/;
-// Only so much of a text: one of a megabyte, as anyone may send, would fill all memory with words.
-const folded = (content: string) => content.slice(0, 10_000).normalize("NFKC").toLowerCase();
+// Only so much of a text: the words of a megabyte, which anyone may send, would fill all memory.
+const folded = (content: string) => content.slice(0, 4_000).normalize("NFKC").toLowerCase();
 
 /** The words of a text. Chinese and Japanese have no spaces: there a dictionary finds them. */
 function termsOf(content: string): string[] {
@@ -2400,7 +2400,8 @@ export class MemoryStore {
   search(query: string, { sessionKey = "", owner = false, topK = 5, weights = WEIGHTS } = {}) {
     this.#refresh();
     const scores = new Map<Indexed, number>();
-    // Whose an entry is, is looked at before it is counted: nothing of others can get this far.
+    // Whose an entry is, is looked at before it is counted: nothing of others can get this far. Of
+    // theirs only how rare a word is comes in.
     const count = (entry: Indexed, points: number) => {
       const isTheirs = entry.sessionKey === undefined ? owner : entry.sessionKey === sessionKey;
       if (isTheirs) scores.set(entry, (scores.get(entry) ?? 0) + points);
@@ -2459,10 +2460,12 @@ const RECALL_FROM = 0.17; // below it a score says more about our hash than abou
  * the system prompt it would change the beginning of every request, and nothing would be cached.
  */
 function contextFor(conversation: Conversation, input: string, options: TurnOptions): string {
-  const about = { ...whose(conversation, options), topK: 3 };
+  // What a heartbeat asks is the same each time, and not a person's question.
+  const topK = options.message?.channel === "heartbeat" ? 0 : 3;
+  const about = { ...whose(conversation, options), topK };
   const hits = options.app?.memory.search(input, about) ?? [];
   const found = hits.flatMap((hit) => (hit.score < RECALL_FROM ? [] : keepEnds(hit.text, 1_000)));
-  if (found.length > 0) info(`  (remembered: ${found.join(" · ")})`);
+  if (found.length > 0) info(`  (remembered: ${oneLine(found.join(" · "))})`);
   const lines = [`It is ${new Date()}.`, ...found.map((one) => `You remember: ${one}`)];
   return `<context>\n${lines.join("\n").toWellFormed()}\n</context>`;
 }
@@ -2473,7 +2476,7 @@ const whose = (conversation: Conversation, options: TurnOptions) => ({
 });
 
 const shown = (hits: Hit[]) =>
-  hits.map((hit) => `${hit.score.toFixed(2)}  ${hit.source}  ${hit.text.slice(0, 80)}`).join("\n");
+  hits.map((hit) => `${hit.score.toFixed(2)}  ${hit.source}  ${oneLine(hit.text.slice(0, 80))}`);
 
 const COUNT = { type: "integer", description: "How many at most; 5 if left out." };
 const FACT = { content: string("One full sentence."), category: string("One word.") };
@@ -2489,7 +2492,7 @@ Object.assign(HANDLERS, {
   },
   memory_search: ({ query, topK = 5 }, { app, conversation, ...options }) => {
     const about = { ...whose(conversation, options), topK: Number(topK) };
-    return shown(app?.memory.search(String(query), about) ?? []) || "nothing found";
+    return shown(app?.memory.search(String(query), about) ?? []).join("\n") || "nothing found";
   },
 } satisfies Record<string, Handler>);
 
@@ -2626,8 +2629,8 @@ function readState(file: string): object {
 }
 
 /**
- * What we keep of a job. `entry`: the job as it was; if it is another now, it starts afresh.
- * `since` and `due` in ms; a job that will not run again has no `due`. `from`: when `due` was worked
+ * What we keep of a job. `entry`: the job as it was; if it is another now, it starts afresh. Times
+ * in ms: `due`, which a job that will not run again does not have, and `from`, when that was worked
  * out. `errors`: in a row.
  */
 type JobState = { entry: string; since: number; due?: number; from?: number; errors: number };
@@ -2647,23 +2650,33 @@ export class CronService {
   constructor(workspace: string, begin: (job: Job, due: number) => boolean, now = Date.now) {
     this.#file = path.join(workspace, "CRON.json");
     this.#stateFile = path.join(workspace, ".state/cron.json");
-    this.#states = new Map(Object.entries(readState(this.#stateFile)));
+    const states = Object.entries(readState(this.#stateFile));
+    this.#states = new Map(states.filter(([, one]) => (one?.due ?? 0) >= 0)); // not {"due":"soon"}
     this.#begin = begin;
     this.#now = now;
   }
 
-  /** Begins what is due. A time is crossed off after that, and nowhere else. */
+  /** Begins what is due. Throws none of it: one that can't be begun does not stop the others. */
   tick(): void {
     for (const job of this.read()) {
-      const state = this.stateOf(job);
-      if (!job.enabled || !state.due || state.due > this.#now()) continue;
-      if (!this.#begin(job, state.due)) continue;
-      // From now and not from `due`: a week of missed runs is made up by one.
-      const isLast = job.schedule.kind === "at" || job.deleteAfterRun;
-      state.from = this.#now();
-      state.due = isLast ? undefined : nextRun(job.schedule, state.from, state.since);
-      this.#save();
+      try {
+        this.#beginIfDue(job);
+      } catch (error) {
+        warn(`cron: ${job.id}: ${error}`); // a full disk, say
+      }
     }
+  }
+
+  /** A time is crossed off when its run is in a file, and nowhere else. */
+  #beginIfDue(job: Job): void {
+    const state = this.stateOf(job);
+    if (!job.enabled || !state.due || state.due > this.#now()) return;
+    if (!this.#begin(job, state.due)) return;
+    // From now and not from `due`: a week of missed runs is made up by one.
+    const isLast = job.schedule.kind === "at" || job.deleteAfterRun;
+    state.from = this.#now();
+    state.due = isLast ? undefined : nextRun(job.schedule, state.from, state.since);
+    this.#save();
   }
 
   /** When the next job is due, in ms. */
@@ -2716,16 +2729,16 @@ export class CronService {
     return this.jobs;
   }
 
-  /** Counts how it went. Gives what the owner should hear: nothing, but after the fifth error. */
+  /** Counts how it went. Gives what the owner should hear: that it failed and won't run again. */
   report(id: string, error?: unknown): string {
     const state = this.#states.get(id);
     if (!state) return "";
     state.errors = error ? state.errors + 1 : 0;
-    if (error) warn(`cron: ${id} failed, ${state.errors} of ${MAX_ERRORS} times: ${error}`);
+    if (error) warn(`cron: ${id} failed, ${state.errors} in a row: ${error}`);
     if (state.errors >= MAX_ERRORS) state.due = undefined;
     this.#save();
-    if (state.errors !== MAX_ERRORS) return "";
-    return text(`The job ${id} is off after ${MAX_ERRORS} errors. Edit its entry to go on.`);
+    if (!error || state.due !== undefined) return "";
+    return text(`The job ${id} is off; errors in a row: ${state.errors}. Edit its entry to go on.`);
   }
 }
 
@@ -2784,7 +2797,7 @@ async function runJob(app: App, message: Routed, signal?: AbortSignal): Promise<
 async function runAlone(key: string, input: string, app: App, options: TurnOptions) {
   app.store.prune(key.slice(0, -"2026-11-22T08:00:00.000Z".length), KEPT_RUNS - 1);
   const session = app.store.current(key);
-  const answer = await runTurn(session, input, { ...options, app });
+  const answer = await runTurn(session, input.toWellFormed(), { ...options, app });
   const last = session.messages.at(-1);
   const reason = last && "stop_reason" in last ? last.stop_reason : "";
   if (reason && reason !== "refusal") return answer;
@@ -2811,7 +2824,6 @@ async function tellOwner(app: App, about: InboundMessage, words: string, deliver
 }
 
 const BLANK = /^\s*(#.*|[-*+]\s*(\[.?\])?\s*|```.*)?$/; // a heading, an empty item, a fence
-const SAME_FOR = 24 * 3600 * 1000; // ms
 const AROUND = String.raw`(?:</?\w+>|[^<\p{L}\p{N}])*`; // it likes to make it bold, or code
 const OK = new RegExp(`^${AROUND}HEARTBEAT_OK\\b${AROUND}|\\bHEARTBEAT_OK${AROUND}$`, "gu");
 
@@ -2880,7 +2892,7 @@ export class HeartbeatRunner {
     const said = heartbeatText(await runAlone(key, message.text, app, options));
     const before = { text: "", at: 0, ...readState(this.#file) };
     if (!said) return "ok";
-    if (said === before.text && message.at - before.at < SAME_FOR) return "duplicate";
+    if (said === before.text && message.at - before.at < 24 * HOUR) return "duplicate";
     await tellOwner(app, message, said);
     replaceFile(this.#file, JSON.stringify({ text: said, at: message.at }));
     return "delivered";
@@ -2905,7 +2917,7 @@ function startTimer(app: App): void {
     void app.heartbeat.tick(app);
     waits = [app.cron.next(), app.heartbeat.next()].map((at) => at - began);
   } catch (error) {
-    warn(`cron: ${error}`); // a full disk, say: the timer goes on
+    warn(`timer: ${error}`); // whatever it is, the timer goes on
   }
   setTimeout(startTimer, Math.min(60_000, ...waits.filter((ms) => ms > 0)), app);
 }
@@ -2977,6 +2989,8 @@ const DIGITS = { type: "integer" };
 const PLACE = { id: WORDS, channel: WORDS, to: WORDS, text: WORDS };
 const DELIVERY = shape({ ...PLACE, at: DIGITS, next: DIGITS, tries: DIGITS, begun: DIGITS });
 
+// Order counts for each recipient: nobody sees whether somebody else's reply came first. And the
+// parts of one reply belong together. Their ids say which: they are that of the message answered.
 const recipientOf = ({ channel, to }: Delivery) => `${channel} ${to}`;
 const replyOf = ({ id }: Delivery) => id.replace(/#\d+$/, "");
 
@@ -3000,7 +3014,10 @@ const numbered = (folder: string) =>
     .filter((name) => /^\d+\.json$/.test(name))
     .sort();
 
-/** What is to be sent, by recipient, the oldest first; and a file for each. */
+/**
+ * What is to be sent, by recipient, the oldest first; and a file for each. Of what was sent only the
+ * ids are kept: by them a reply that is made a second time, after a crash, is known.
+ */
 export class DeliveryQueue {
   readonly waiting = new Map<string, Delivery[]>();
   readonly files = new Map<string, string>(); // id → file
@@ -3139,6 +3156,8 @@ export class DeliveryRunner {
   }
 
   async #work(recipient: string): Promise<void> {
+    // Always the first, and nothing else: if it has to wait for its next try, all behind it wait.
+    // A second part that overtakes the first is worse than one that is late.
     for (;;) {
       const [first] = this.#queue.waiting.get(recipient) ?? [];
       if (!first) return;
@@ -3243,7 +3262,10 @@ function fenceAfter(open: string, line: string, limit: number): string {
   return line.trim() === marks && marks.startsWith(FENCE.exec(open)?.[1] ?? "") ? "" : open;
 }
 
-/** How much of a text to take: `room` at most, but at least one character. */
+/**
+ * How much of a text to take: `room` at most, but at least one character. A better place to cut is
+ * of no use near the beginning: one line in a message, and the rest in the next.
+ */
 function cutAt(words: string, room: number): number {
   const head = words.slice(0, room);
   for (const end of ENDS) {
@@ -3355,6 +3377,9 @@ export function classifyFailure(error: unknown): Reason {
   return error instanceof AnthropicError ? "timeout" : "unknown"; // a stream that ended too early
 }
 
+// A limit passes in seconds. A bill that is not paid, or a key that was revoked, is somebody's work;
+// but nobody will tell us when it is done, so even these are tried again, more and more seldom.
+
 /** Seconds of rest after the first failure in a row, doubling, and at most. The others get none. */
 const COOLDOWNS: Partial<Record<Reason, [first: number, cap: number]>> = {
   rate_limit: [5, 300],
@@ -3405,7 +3430,8 @@ export class ProfileManager {
         return { model, profile, at };
       }),
     );
-    const [best] = choices.sort((a, b) => a.at - b.at); // a stable sort: the first of the ready
+    // The sort is stable: among those that are ready now, the better model and our own key stay first.
+    const [best] = choices.sort((a, b) => a.at - b.at);
     if (!best) throw new Error("there is no key");
     this.#current = profiles.indexOf(best.profile);
     return best;
@@ -3476,12 +3502,12 @@ export class ResilienceRunner {
     for (let failed: unknown; ; ) {
       const { profile, model, at } = this.#profiles.choose(models);
       const wait = Math.max(0, at - this.#now());
-      if (wait > patience) throw failed ?? new Error(`no key is ready before ${time(at)}`);
+      if (wait > patience) throw failed ?? new Error(`nothing is ready before ${time(at)}`);
       if (wait > 0) info(`  (waiting ${Math.ceil(wait / 1000)} s)`);
       // Ctrl+C ends this, and then callModel, too.
       if (wait > 0) await sleep(wait, undefined, { signal: options.signal }).catch(() => {});
       const began = this.#now();
-      const client = new Anthropic({ apiKey: profile.key, maxRetries: 0 });
+      const client = new Anthropic({ apiKey: profile.key });
       try {
         await inner({ ...options, client, model });
         // After Ctrl+C nobody knows whether it would have worked.
@@ -3507,13 +3533,23 @@ function retryAfterOf(error: unknown): number {
   return error instanceof Anthropic.APIError ? Number(error.headers?.get("retry-after")) || 0 : 0;
 }
 
-const SILENCE = 60_000; // ms without an event: a stream that is stuck never ends by itself
+const SILENCE = 60_000; // ms without a byte: a stream that is stuck never ends by itself
 
-/** Aborts a stream that falls silent. Gives how to end the watch. */
-function watchStream(stream: ReturnType<Anthropic["messages"]["stream"]>): () => void {
-  const timer = setTimeout(() => stream.abort(), SILENCE);
-  stream.on("streamEvent", () => timer.refresh());
-  return () => clearTimeout(timer);
+/**
+ * A fetch that tells of every piece that arrives. The SDK has events for that, but none for a ping,
+ * and pings may be all there is while the model writes a long file.
+ */
+function heard(tell: () => void): typeof fetch {
+  return async (...request) => {
+    const response = await fetch(...request);
+    const ear = new TransformStream<Uint8Array, Uint8Array>({
+      transform(piece, to) {
+        tell();
+        to.enqueue(piece);
+      },
+    });
+    return new Response(response.body?.pipeThrough(ear), response);
+  };
 }
 
 const ERRORS: Record<string, [status: number, type: string, message: string]> = {
@@ -3527,7 +3563,10 @@ const ERRORS: Record<string, [status: number, type: string, message: string]> = 
 };
 for (const kind of Object.keys(ERRORS)) simulated.set(kind, 0);
 
-/** Throws what was asked for by /simulate-failure, as the SDK itself would. */
+/**
+ * Throws what was asked for by /simulate-failure. It is the SDK's own error, made by the SDK, so
+ * whatever tells failures apart is tried, and not a word that only we would know.
+ */
 function throwSimulated(): void {
   for (const [kind, [status, type, message]] of Object.entries(ERRORS)) {
     const body = { type: "error", error: { type, message } };
@@ -3546,29 +3585,28 @@ const profilesOf = ({ profiles }: App) =>
 method("profiles.list", {}, [], (_params, app) => profilesOf(app));
 
 command("profiles", "the keys, and when they can be used", (_args, app) =>
-  profilesOf(app)
-    .map(({ name, ready, reason, failures }) => `${name}  ${ready}  ${failures} ${reason}`)
-    .join("\n"),
+  profilesOf(app).map((it) => `${it.name}  ${it.ready}  ${it.failures} ${it.reason}`),
 );
 
 command("cooldowns", "[clear]: what rests, and why", (args, { profiles }) => {
   if (args === "clear") profiles.clear();
-  const lines = [...profiles.cooldowns].map(
-    ([id, { reason, until, count }]) => `${id}  ${reason}  ${time(until)}  ${count}`,
-  );
-  return lines.join("\n");
+  const resting = [...profiles.cooldowns].filter(([id]) => profiles.readyAt(id));
+  return resting.map(([id, { reason, until }]) => `${id}  ${reason}  ${time(until)}`);
 });
 
-command("fallback", "the models that are tried, in order", (_args, { resilience }) =>
-  [MODEL, ...resilience.fallbacks].join("\n"),
-);
+command("fallback", "the models that are tried, in order", (_args, { resilience }) => [
+  MODEL,
+  ...resilience.fallbacks,
+]);
 
 /** All keys of the settings: ANTHROPIC_API_KEY, and ANTHROPIC_API_KEY_2 to _9. */
 function profilesFrom(setting: Setting): AuthProfile[] {
-  const names = ["", "_2", "_3", "_4", "_5", "_6", "_7", "_8", "_9"].map(
-    (n) => `ANTHROPIC_API_KEY${n}`,
-  );
-  return names.map((name) => ({ name, key: setting(name) })).filter(({ key }) => key);
+  const names = ["", 2, 3, 4, 5, 6, 7, 8, 9].map((n) => `ANTHROPIC_API_KEY${n && `_${n}`}`);
+  const profiles = names.map((name) => ({ name, key: setting(name) })).filter(({ key }) => key);
+  // What was pasted with an "…" in it could not even be sent.
+  const odd = profiles.find(({ key }) => !/^[\x21-\x7e]+$/.test(key));
+  if (odd) throw new Error(`${odd.name} has a character that is in no key: copy it again`);
+  return profiles;
 }
 
 // ---- All of it together ----
