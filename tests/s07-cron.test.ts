@@ -69,7 +69,7 @@ describe.each(sectionsFrom("s07"))("$name, a job", (file) => {
     const world = await own(file);
     const { model, app, section } = world;
     const [first, second] = [model.hold(), model.hold()];
-    model.script(say("re: one"), say("re: two"), say("the job's"));
+    model.script(...["one", "three", "two", "the job's"].map((words) => say(words)));
     const one = section.accept(app, inbound({ text: "one", peerId: "1002" })).done;
     await first.waiting;
     const run = world.begin(asking("job", once(0), { deliver: toOwner }));
@@ -77,11 +77,12 @@ describe.each(sectionsFrom("s07"))("$name, a job", (file) => {
     await second.waiting;
     first.release();
     await one;
-    expect(asked(model.log)).toEqual(["user: one", "user: two"]);
+    // Somebody else goes all the way meanwhile; the job has not begun.
+    await section.accept(app, inbound({ text: "three", peerId: "1004" })).done;
+    expect(asked(model.log)).toEqual(["user: one", "user: two", "user: three"]);
     second.release();
     await two;
     expect(await run).toBe("the job's");
-    expect(asked(model.log)).toEqual(["user: one", "user: two", "user: ask job"]);
   });
 
   it("waits for a line of the terminal, too", async () => {
