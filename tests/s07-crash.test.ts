@@ -25,12 +25,10 @@ function underWay(state: string): Set<string> {
   return new Set(open.filter(({ begun }) => begun).map(({ id }) => jobIn(id)));
 }
 
-// It has all that came before, so for the later ones a few kills are enough.
-const KILLS = englishFrom("s07").map((section, index) => ({
-  section,
-  name: section.name,
-  kills: index === 0 ? 8 : 3,
-}));
+// The newest one has all that came before, so between it and the first one none is tried here.
+const KILLS = [...englishFrom("s07").slice(0, 1), ...englishFrom("s08").slice(-1)].map(
+  (section, index) => ({ section, name: section.name, kills: index === 0 ? 6 : 3 }),
+);
 
 describe.each(KILLS)("$name, killed $kills times", ({ section, kills }) => {
   it(

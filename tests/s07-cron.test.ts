@@ -185,6 +185,19 @@ describe.each(sectionsFrom("s07"))("$name, a job", (file) => {
     expect(listed).toMatchObject([{ id: "mine", due: "never", errors: 5 }]);
   });
 
+  it("that comes once and fails is not forgotten: its owner hears that, but not the error", async () => {
+    const world = await own(file);
+    const { model, app } = world;
+    writeCron(world.workspace, [asking("birthday", once(1), { deliver: toOwner })]);
+    model.script(ILL);
+    app.cron.tick();
+    await world.settled();
+    const [said = "", ...more] = await heard(world);
+    expect(said).toContain("birthday");
+    expect(said).not.toContain("ill");
+    expect(more).toEqual([]);
+  });
+
   it("is run once for one due time, whatever was lost between the two files", async () => {
     const world = await own(file);
     const { model, app, clock } = world;

@@ -271,10 +271,12 @@ describe.each(sectionsFrom("s07"))("$name, the heartbeat", (file) => {
     expect(await trigger()).toBe("delivered");
     expect(printed()).toContain("Two.");
     await write("hello");
+    model.script(say("re: other"));
+    await section.accept(app, inbound({ text: "other", peerId: "1002" })).done;
     world = world.again(); // it is remembered
     model.script(say("Three."));
     expect(await trigger()).toBe("delivered");
-    expect((await heard()).slice(-1)).toEqual([`${OWNER}: Three.`]);
+    expect(await heard()).toContain(`${OWNER}: Three.`);
     expect(printed()).not.toContain("Three.");
   });
 
