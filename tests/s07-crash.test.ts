@@ -33,6 +33,7 @@ const KILLS = [...englishFrom("s07").slice(0, 1), ...englishFrom("s08").slice(-1
 describe.each(KILLS)("$name, killed $kills times", ({ section, kills }) => {
   it(
     "loses no job, and runs none twice for one time, unless it was under way",
+    SEVERAL,
     async () => {
       const model = await echoModel();
       const telegram = await startTelegram();
@@ -104,36 +105,33 @@ describe.each(KILLS)("$name, killed $kills times", ({ section, kills }) => {
       expect(files.filter((name) => name.endsWith(".aside"))).toEqual([]);
       expect(jobs.length).toBe(4 * kills);
     },
-    SEVERAL.timeout,
   );
+});
 
-  it(
-    "goes on with the run that was under way, from what is stored",
-    async () => {
-      const model = await echoModel();
-      const telegram = await startTelegram();
-      afterwards(() => telegram.close());
-      const given = settings(model, { ...telegramSettings(telegram), HEARTBEAT_INTERVAL: "0" });
-      const toAlice = { channel: "telegram", to: String(telegram.chatId("alice")) };
-      const past = once("2026-01-01T00:00:00Z");
-      writeCron(given.CLAW0_WORKSPACE ?? "", [
-        asking("held", past, { deliver: toAlice }),
-        asking("next", past, { deliver: toAlice }),
-      ]);
-      const held = model.hold();
-      const first = start(section, given, { words: ["--serve"] });
-      await held.waiting;
-      first.kill("SIGKILL");
-      await first.end();
-      const second = start(section, given, { words: ["--serve"] });
-      await telegram.until(() => telegram.sent.length === 2);
-      second.kill("SIGTERM");
-      expect((await second.end()).code).toBe(0);
-      expect(telegram.textsTo("alice")).toEqual(["re: ask held", "re: ask next"]);
-      expect(model.log.map((entry) => outline(entry))).toEqual(
-        ["held", "held", "next"].map((id) => [`user: ask ${id}`]),
-      );
-    },
-    SEVERAL.timeout,
-  );
+describe.each(englishFrom("s07"))("$name, killed once", (section) => {
+  it("goes on with the run that was under way, from what is stored", SEVERAL, async () => {
+    const model = await echoModel();
+    const telegram = await startTelegram();
+    afterwards(() => telegram.close());
+    const given = settings(model, { ...telegramSettings(telegram), HEARTBEAT_INTERVAL: "0" });
+    const toAlice = { channel: "telegram", to: String(telegram.chatId("alice")) };
+    const past = once("2026-01-01T00:00:00Z");
+    writeCron(given.CLAW0_WORKSPACE ?? "", [
+      asking("held", past, { deliver: toAlice }),
+      asking("next", past, { deliver: toAlice }),
+    ]);
+    const held = model.hold();
+    const first = start(section, given, { words: ["--serve"] });
+    await held.waiting;
+    first.kill("SIGKILL");
+    await first.end();
+    const second = start(section, given, { words: ["--serve"] });
+    await telegram.until(() => telegram.sent.length === 2);
+    second.kill("SIGTERM");
+    expect((await second.end()).code).toBe(0);
+    expect(telegram.textsTo("alice")).toEqual(["re: ask held", "re: ask next"]);
+    expect(model.log.map((entry) => outline(entry))).toEqual(
+      ["held", "held", "next"].map((id) => [`user: ask ${id}`]),
+    );
+  });
 });

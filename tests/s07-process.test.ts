@@ -65,6 +65,7 @@ const EVERY_SECOND = {
 describe.each(englishFrom("s07"))("$name, its own life", (section) => {
   it(
     "goes on beside people: what it has to say comes by itself, and nobody waits for it",
+    SEVERAL,
     async () => {
       const world = await openWorld(section, { feishu: false, settings: EVERY_SECOND, prepare });
       const { program, model, telegram, workspace } = world;
@@ -132,7 +133,6 @@ describe.each(englishFrom("s07"))("$name, its own life", (section) => {
       expect(telegram.textsTo("alice")).toHaveLength(3);
       expect(world.requestsAbout("ask mended")).toHaveLength(1);
     },
-    SEVERAL.timeout,
   );
 
   it("names a setting that makes no sense, and does not start", async () => {
