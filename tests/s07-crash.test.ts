@@ -127,6 +127,7 @@ describe.each(englishFrom("s07"))("$name, killed once", (section) => {
     await first.end();
     const second = start(section, given, { words: ["--serve"] });
     await telegram.until(() => telegram.sent.length === 2);
+    await second.until("telegram: ready");
     second.kill("SIGTERM");
     expect((await second.end()).code).toBe(0);
     expect(telegram.textsTo("alice")).toEqual(["re: ask held", "re: ask next"]);
