@@ -2996,8 +2996,8 @@ const numbered = (folder: string) =>
     .sort();
 
 /**
- * What is to be sent, by recipient, the oldest first; and a file for each. Of what was sent only the
- * ids are kept: by them a reply that is made a second time, after a crash, is known.
+ * What is to be sent, by recipient, the oldest first; and a file for each. Of what was sent the ids
+ * are kept: by them a reply that is made a second time, after a crash, is known.
  */
 export class DeliveryQueue {
   readonly waiting = new Map<string, Delivery[]>();
@@ -3058,7 +3058,7 @@ export class DeliveryQueue {
   fail(delivery: Delivery, why: string): Delivery[] {
     const line = this.waiting.get(recipientOf(delivery)) ?? [];
     const parts = line.filter((one) => replyOf(one) === replyOf(delivery));
-    // From the end: after a crash in here the first part is still there, and takes the others along.
+    // From the end: after a crash in here the first part is still there, and takes the rest along.
     for (const part of parts.toReversed()) {
       this.save(Object.assign(part, { why }));
       const file = this.#fileOf(part);
@@ -3192,7 +3192,7 @@ export class DeliveryRunner {
     const parts = this.#queue.fail(delivery, why);
     this.stats.failed += parts.length;
     warn(
-      `${delivery.id}: not sent for good, ${parts.length} parts: ${why}. /retry sends them again.`,
+      `${delivery.id}: not sent for good, ${parts.length} in failed/: ${why}. /retry sends them again.`,
     );
     return false;
   }

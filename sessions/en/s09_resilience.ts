@@ -3015,8 +3015,8 @@ const numbered = (folder: string) =>
     .sort();
 
 /**
- * What is to be sent, by recipient, the oldest first; and a file for each. Of what was sent only the
- * ids are kept: by them a reply that is made a second time, after a crash, is known.
+ * What is to be sent, by recipient, the oldest first; and a file for each. Of what was sent the ids
+ * are kept: by them a reply that is made a second time, after a crash, is known.
  */
 export class DeliveryQueue {
   readonly waiting = new Map<string, Delivery[]>();
@@ -3077,7 +3077,7 @@ export class DeliveryQueue {
   fail(delivery: Delivery, why: string): Delivery[] {
     const line = this.waiting.get(recipientOf(delivery)) ?? [];
     const parts = line.filter((one) => replyOf(one) === replyOf(delivery));
-    // From the end: after a crash in here the first part is still there, and takes the others along.
+    // From the end: after a crash in here the first part is still there, and takes the rest along.
     for (const part of parts.toReversed()) {
       this.save(Object.assign(part, { why }));
       const file = this.#fileOf(part);
@@ -3211,7 +3211,7 @@ export class DeliveryRunner {
     const parts = this.#queue.fail(delivery, why);
     this.stats.failed += parts.length;
     warn(
-      `${delivery.id}: not sent for good, ${parts.length} parts: ${why}. /retry sends them again.`,
+      `${delivery.id}: not sent for good, ${parts.length} in failed/: ${why}. /retry sends them again.`,
     );
     return false;
   }
@@ -3377,8 +3377,8 @@ export function classifyFailure(error: unknown): Reason {
   return error instanceof AnthropicError ? "timeout" : "unknown"; // a stream that ended too early
 }
 
-// A limit passes in seconds. A bill that is not paid, or a key that was revoked, is somebody's work;
-// but nobody will tell us when it is done, so even these are tried again, more and more seldom.
+// A limit passes in seconds. A bill that is not paid, or a key that was revoked, is for somebody to
+// mend; but nobody will tell us when it is done, so even these are tried again, ever more seldom.
 
 /** Seconds of rest after the first failure in a row, doubling, and at most. The others get none. */
 const COOLDOWNS: Partial<Record<Reason, [first: number, cap: number]>> = {
@@ -3430,7 +3430,7 @@ export class ProfileManager {
         return { model, profile, at };
       }),
     );
-    // The sort is stable: among those that are ready now, the better model and our own key stay first.
+    // The sort is stable: of those that are ready, the better model and our own key stay first.
     const [best] = choices.sort((a, b) => a.at - b.at);
     if (!best) throw new Error("there is no key");
     this.#current = profiles.indexOf(best.profile);
