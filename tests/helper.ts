@@ -92,11 +92,6 @@ export const CHANGES: Change[] = [
     why: "A block with the time and what is remembered comes before what the person said.",
   },
   {
-    since: "s06",
-    what: "agent files",
-    why: "An agent's own words are the last resort: its IDENTITY.md comes first.",
-  },
-  {
     since: "s08",
     what: "queue",
     why: "A reply is a file first and leaves by a queue: after its turn, and again if that fails.",
@@ -105,6 +100,11 @@ export const CHANGES: Change[] = [
     since: "s09",
     what: "own retries",
     why: "The SDK tries once; the program tries again, and lets the key or the model rest before.",
+  },
+  {
+    since: "s10",
+    what: "drain",
+    why: "A turn that has not begun when the program is told to end is made after the next start.",
   },
 ];
 
@@ -354,6 +354,40 @@ export function wrongIn(log: LoggedRequest[], allowed = new Set<LoggedRequest>()
     const wrong = [...problems, ...breaches(entry.request)];
     const said = outline(entry).map((line) => `\n    ${line.slice(0, 200)}`);
     return wrong.map((what) => `request ${index + 1}: ${what}${said.join("")}`);
+  });
+}
+
+// ---- What is paid: each request begins with the one before it ----
+
+const withoutMarks = (value: unknown) =>
+  JSON.stringify(value, (name, field) => (name === "cache_control" ? undefined : field));
+
+/** The blocks of a request in the order in which the API reads them, without marks. */
+function rowOf({ request }: LoggedRequest): string[] {
+  const { tools = [], system = [], messages } = request;
+  return [
+    ...tools.map((tool) => `tool ${withoutMarks(tool)}`),
+    ...[system].flat().map((block) => `system ${withoutMarks(block)}`),
+    ...messages.flatMap((message) =>
+      blocks(message).map((block) => `${message.role} ${withoutMarks(block)}`),
+    ),
+  ];
+}
+
+/** Whether all of `before` stands at the beginning of `after`, block by block. */
+export function beginsWith(after: LoggedRequest, before: LoggedRequest): boolean {
+  const rows = rowOf(after);
+  return rowOf(before).every((block, index) => rows[index] === block);
+}
+
+/** The requests that do not begin with the one before them, each with the first other block. */
+export function brokenPrefixes(log: LoggedRequest[]): string[] {
+  return log.slice(1).flatMap((after, index) => {
+    const before = log[index];
+    if (!before || beginsWith(after, before)) return [];
+    const [rows, start] = [rowOf(after), rowOf(before)];
+    const at = start.findIndex((block, place) => rows[place] !== block);
+    return [`request ${index + 2}, block ${at}: ${start[at]} became ${rows[at]}`.slice(0, 400)];
   });
 }
 

@@ -47,6 +47,7 @@ vi.setConfig({ testTimeout: 60_000 });
 
 export type S04 = typeof import("../sessions/en/s04_channels.ts");
 export type S05 = typeof import("../sessions/en/s05_gateway.ts");
+export type S06 = typeof import("../sessions/en/s06_intelligence.ts");
 /** The newest one that a case of these files asks something of. */
 type S09 = typeof import("../sessions/en/s09_resilience.ts");
 
@@ -58,6 +59,11 @@ export async function load04(section: SectionFile, given = settings()): Promise<
 /** A section from s05 on, imported. */
 export async function load05(section: SectionFile, given = settings()): Promise<S05> {
   return (await load("s03", section, given)) as unknown as S05; // as above
+}
+
+/** A section from s06 on, imported. */
+export async function load06(section: SectionFile, given = settings()): Promise<S06> {
+  return (await load("s03", section, given)) as unknown as S06; // as above
 }
 
 // ---- Whose text is whose ----
@@ -176,6 +182,7 @@ export function silentChannel(name = "telegram") {
 
 export type App04 = Parameters<S04["accept"]>[0];
 export type App05 = Parameters<S05["accept"]>[0];
+export type App06 = Parameters<S06["accept"]>[0];
 type App09 = Parameters<S09["accept"]>[0];
 
 /**
@@ -206,7 +213,7 @@ export function appOf(
     Object.assign(app, { memory: new has.MemoryStore(at("memory"), files) });
   }
   if (has.CronService && has.HeartbeatRunner) {
-    const cron = new has.CronService(workspace, () => {});
+    const cron = new has.CronService(workspace, () => true);
     Object.assign(app, { cron, heartbeat: new has.HeartbeatRunner(at("heartbeat.json")) });
   }
   if (has.DeliveryQueue && has.DeliveryRunner) {
@@ -219,6 +226,11 @@ export function appOf(
     Object.assign(app, { profiles, resilience: new has.ResilienceRunner(profiles, []) });
   }
   return app;
+}
+
+/** The same, for a section that is s06 or later. */
+export function appOf06(section: S06, folder?: string): App06 {
+  return appOf(section as unknown as S04, folder) as unknown as App06; // as above
 }
 
 /** Resolves when all replies have left: from s08 on they leave by a queue, after their turn. */
@@ -402,18 +414,23 @@ export class World {
     return existsSync(folder) ? readdirSync(folder).filter((name) => name !== "done.jsonl") : [];
   }
 
-  /** Resolves when only so many messages in the inbox are left to be answered. */
+  /**
+   * Resolves when only so many messages in the inbox are left to be answered, and the answers to
+   * the others have left: from s08 on they are files, too.
+   */
   async inboxDone(left = 0): Promise<void> {
-    const folder = join(this.state, "inbox");
-    const isDone = () => this.inboxFiles().filter((name) => /json$/.test(name)).length <= left;
-    const watcher = watch(folder);
-    afterwards(() => watcher.close());
+    const folders = ["inbox", "delivery"].map((name) => join(this.state, name)).filter(existsSync);
+    const waiting = (folder = "") =>
+      existsSync(folder) ? readdirSync(folder).filter((name) => /^\d+\.json$/.test(name)) : [];
+    const isDone = () => waiting(folders[0]).length <= left && waiting(folders[1]).length === 0;
+    const watchers = folders.map((folder) => watch(folder));
+    afterwards(() => watchers.map((watcher) => watcher.close()));
     await new Promise<void>((resolve) => {
       const look = () => isDone() && resolve();
-      watcher.on("change", look);
+      for (const watcher of watchers) watcher.on("change", look);
       look(); // it may be so already
     });
-    watcher.close();
+    for (const watcher of watchers) watcher.close();
   }
 
   /** What was begun how often, as the inbox has it. */
