@@ -133,7 +133,7 @@ describe.each(englishFrom("s07"))("$name, its own life", (section) => {
       const again = await world.start({ HEARTBEAT_INTERVAL: "0" });
       expect(await world.telegramHears("alice")).toBe("event of last");
       await again.until("event of second"); // made up
-    await again.until("event of second"); // in time, by a timer that has fired too early
+      await again.until("event of second"); // in time, by a timer that has fired too early
       writeCron(workspace, [...jobs, ...last]);
       await again.until(/a timer of 60000\n/);
       expect(await again.ask("/cron")).toContain(iso(far));
