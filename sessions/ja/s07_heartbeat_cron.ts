@@ -2613,7 +2613,7 @@ function readState(file: string): object {
 
 /**
  * ジョブについて覚えておくこと。`entry`はジョブの中身で、いまと違っていれば、まっさらから始める。
- * `since`と`due`はミリ秒。もう動かないジョブに`due`はない。`from`は`due`を計算したときの時刻。
+ * 時刻はミリ秒。`due`は、もう動かないジョブにはない。`from`は、`due`を計算したときの時刻。
  * `errors`は続けて失敗した回数。
  */
 type JobState = { entry: string; since: number; due?: number; from?: number; errors: number };
