@@ -2611,8 +2611,8 @@ function readState(file: string): object {
 }
 
 /**
- * What we keep of a job. `entry`: the job as it was; if it is another now, it starts afresh.
- * `since` and `due` in ms; a job that will not run again has no `due`. `from`: when `due` was worked
+ * What we keep of a job. `entry`: the job as it was; if it is another now, it starts afresh. Times
+ * in ms: `due`, which a job that will not run again does not have, and `from`, when that was worked
  * out. `errors`: in a row.
  */
 type JobState = { entry: string; since: number; due?: number; from?: number; errors: number };
@@ -2711,7 +2711,7 @@ export class CronService {
     return this.jobs;
   }
 
-  /** Counts how it went. Gives what the owner should hear: that it failed and will not run again. */
+  /** Counts how it went. Gives what the owner should hear: that it failed and won't run again. */
   report(id: string, error?: unknown): string {
     const state = this.#states.get(id);
     if (!state) return "";
