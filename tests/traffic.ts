@@ -305,10 +305,12 @@ class Torture {
     const [end, patience] = [count() + calls, Date.now() + IDLE];
     while (count() < end && Date.now() < patience) {
       const what = this.#roll(12);
-      if (what < 7 && this.#waiting() < CROWD) this.#say();
-      else if (what === 7) this.#type();
-      else if (what === 11) this.#fail();
-      else this.#send();
+      const isCrowded = this.#waiting() >= CROWD;
+      if (what === 0) this.#fail();
+      else if (what === 1) this.#type();
+      else if (isCrowded) await sleep(2);
+      else if (what < 5) this.#send();
+      else this.#say();
       const pause = Date.now() + this.#roll(150);
       while (count() < end && Date.now() < pause) await sleep(2);
     }
@@ -373,6 +375,7 @@ class Torture {
     socket.on("error", () => {}); // killed before it was connected
     socket.on("message", (data) => this.#hear(String(data)));
     this.#socket = socket;
+    await new Promise((resolve) => socket.once("open", resolve).once("close", resolve));
   }
 
   async kill(): Promise<void> {
@@ -446,10 +449,7 @@ class Torture {
     const one: Sent = { life: this.#lives, program, number, deltas: "" };
     const id = this.#sent.push(one) - 1;
     const params = { text: `m${number} §ws:${program}§`, peerId: program };
-    const json = JSON.stringify({ jsonrpc: "2.0", id, method: "send", params });
-    const write = () => socket?.send(json);
-    if (socket?.readyState === WebSocket.CONNECTING) socket.once("open", write);
-    else write();
+    socket?.send(JSON.stringify({ jsonrpc: "2.0", id, method: "send", params }));
   }
 
   #hear(json: string): void {
