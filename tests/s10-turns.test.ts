@@ -340,6 +340,24 @@ describe.each(sectionsFrom("s10"))("$name: a reset", (section) => {
     expect(await road.write("1004", "four")).toBe("re: four");
   });
 
+  it("is told to a program at the gateway, whose next send is answered", async () => {
+    const grace = new Grace();
+    const road = await openRoad(section);
+    script(road);
+    const { METHODS, COMMANDS } = road.s10;
+    const tool = hangingTool(road.s10);
+    const connection = { peerId: "door", notify: () => {} };
+    const send = async (text: string) => METHODS.send?.({ text }, road.app, connection);
+    const failure = send("please hang").catch((error) => error);
+    const next = send("next");
+    await until(() => tool.calls.length === 1);
+    await COMMANDS.reset?.run("", road.app, {});
+    await grace.pass();
+    expect(await failure).toMatchObject({ code: -32000 });
+    expect(await next).toMatchObject({ reply: "re: next" });
+    expect(road.lane("main").active).toBe(0);
+  });
+
   it("in the middle of a reply keeps what had arrived, and the next request is valid", async () => {
     const road = await openRoad(section);
     road.model.script({ ...say("a reply that is not whole"), holdAfter: 3 });
@@ -412,6 +430,22 @@ describe.each(sectionsFrom("s10"))("$name: the commands and the method of the la
     await run("concurrency", "main 999");
     expect(s10.LANES.lanes.get("main")?.limit).toBe(999);
     expect([...s10.LANES.lanes.keys()]).toEqual(["main", "cron", "heartbeat"]);
+  });
+
+  it("a conversation keeps its one place", async () => {
+    const road = await openRoad(section);
+    script(road);
+    const hold = road.model.hold();
+    const first = road.write("1001", "one");
+    await hold.waiting;
+    const second = road.write("1001", "two");
+    const { COMMANDS } = road.s10;
+    const more = async () => COMMANDS.concurrency?.run(`${keyOf("1001")} 5`, road.app, {});
+    await expect(more()).rejects.toThrow("/lanes");
+    await turns();
+    expect(road.asked("two")).toEqual([]);
+    hold.release();
+    expect(await Promise.all([first, second])).toEqual(["re: one", "re: two"]);
   });
 
   it("a failing turn of /enqueue is said, and the lane goes on", async () => {
