@@ -3395,7 +3395,7 @@ const COOLDOWNS: Partial<Record<Reason, [first: number, cap: number]>> = {
   overloaded: [2, 60],
   timeout: [1, 60],
   unknown: [1, 60],
-  model: [60, 3600],
+  model: [600, 3600],
   auth: [600, 3600],
   billing: [600, 86_400],
 };
@@ -3417,9 +3417,10 @@ export class ProfileManager {
     this.profiles = profiles;
     this.#file = file;
     this.#now = now;
-    // A file edited by hand may hold anything.
-    const kept = Object.entries(readState(file)).filter(([, one]) => one?.until > 0);
-    this.cooldowns = new Map(kept);
+    // A file edited by hand may hold anything. No rest is longer than a day.
+    const isSound = ([, one]: [string, Cooldown]) =>
+      one?.count > 0 && one.until - one.since <= 86_400_000;
+    this.cooldowns = new Map(Object.entries(readState(file)).filter(isSound));
   }
 
   /** When a key or a model can be used again, in ms; 0 if it can be now. */
