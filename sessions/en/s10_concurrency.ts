@@ -2785,16 +2785,19 @@ async function runJob(app: App, message: Routed, signal?: AbortSignal): Promise<
   const { sessionKey, peerId: id, job } = message;
   const options = { message, agent: app.agents.get(message.agentId), mode: "minimal" as const };
   const run = async (signal?: AbortSignal) => {
-    while (serving.size > 0) await Promise.allSettled(serving);
-    signal?.throwIfAborted(); // ended while it waited
+    if (serving.size > 0) return undefined; // somebody came while it was in line
     app.inbox.begin([message]);
     if (job?.isEvent) return message.text;
     return runAlone(sessionKey, message.text, app, { ...options, signal });
   };
-  let answer: string;
+  let answer: string | undefined;
   let about: InboundMessage = message;
   try {
-    answer = await inLane("cron", app, sessionKey, run, signal);
+    // It waits for people outside of the lane. In it, a reset or the clock would end it for waiting.
+    while (answer === undefined) {
+      while (serving.size > 0) await Promise.allSettled(serving);
+      answer = await inLane("cron", app, sessionKey, run, signal);
+    }
     app.cron.report(id);
   } catch (error) {
     if (error instanceof StoppingError) throw error; // it stays in the inbox
@@ -3786,7 +3789,7 @@ export class CommandQueue {
 export const LANES = new CommandQueue({ main: [4, 1800], cron: [1, 3600], heartbeat: [1, 600] });
 
 /** Runs a turn in a lane. If it is ended, its conversation is closed to what is left of it. */
-async function inLane(lane: string, app: App, key: string, turn: Task<string>, stop?: AbortSignal) {
+async function inLane<T>(lane: string, app: App, key: string, turn: Task<T>, stop?: AbortSignal) {
   try {
     return await LANES.run(lane, turn, stop);
   } catch (error) {
@@ -3833,8 +3836,9 @@ command("enqueue", "<lane> <text>: a turn in a lane; another name makes a lane",
 
 command("concurrency", "<lane> <n>: how many run side by side", (args) => {
   const [name = "", count] = args.split(/\s+/);
-  const lane = LANES.lanes.get(name);
-  if (!lane) throw new Error(`there is no lane "${name}"; /lanes shows them`);
+  // Not that of a conversation: it has one place, or two turns would write into one file.
+  const lane = LANES.named.includes(name) ? LANES.lanes.get(name) : undefined;
+  if (!lane) throw new Error(`lane: one of ${LANES.named.join(", ")}`);
   if (!/^[1-9]\d{0,2}$/.test(count ?? "")) throw new Error("n: a number from 1 to 999");
   lane.limit = Number(count);
   lane.pump();
