@@ -2793,7 +2793,7 @@ async function runJob(app: App, message: Routed, signal?: AbortSignal): Promise<
   let answer: string | undefined;
   let about: InboundMessage = message;
   try {
-    // It waits for people outside of the lane. In it, a reset or the clock would end it for waiting.
+    // It waits for people outside of the lane: in there a reset, or the clock, would end it.
     while (answer === undefined) {
       while (serving.size > 0) await Promise.allSettled(serving);
       answer = await inLane("cron", app, sessionKey, run, signal);
