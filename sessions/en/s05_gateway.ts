@@ -1302,7 +1302,7 @@ export class ChannelManager extends Map<string, Channel> {
 /** The terminal, as one channel among others. Its person sees a reply while it is made. */
 export class CliChannel implements Channel {
   readonly name = "cli";
-  readonly limit = Number.POSITIVE_INFINITY;
+  readonly limit = Number.MAX_SAFE_INTEGER;
   closed = Promise.resolve(); // until it is started; then when the person leaves
   #command: (line: string, options: TurnOptions) => Promise<string>;
 
@@ -1393,7 +1393,7 @@ export class TelegramChannel implements Channel {
       try {
         await this.#bot.start({ allowed_updates: ["message"] });
       } catch (error) {
-        warn(`telegram: ${error}. Trying again in 5 s.`);
+        if (!this.#stopped) warn(`telegram: ${error}. Trying again in 5 s.`);
         await sleep(5_000);
         this.#bot = this.#newBot();
       }

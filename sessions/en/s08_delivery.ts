@@ -1319,7 +1319,7 @@ export class ChannelManager extends Map<string, Channel> {
 /** The terminal, as one channel among others. Its person sees a reply while it is made. */
 export class CliChannel implements Channel {
   readonly name = "cli";
-  readonly limit = Number.POSITIVE_INFINITY;
+  readonly limit = Number.MAX_SAFE_INTEGER;
   closed = Promise.resolve(); // until it is started; then when the person leaves
   #command: (line: string, options: TurnOptions) => Promise<string>;
 
@@ -1410,7 +1410,7 @@ export class TelegramChannel implements Channel {
       try {
         await this.#bot.start({ allowed_updates: ["message"] });
       } catch (error) {
-        warn(`telegram: ${error}. Trying again in 5 s.`);
+        if (!this.#stopped) warn(`telegram: ${error}. Trying again in 5 s.`);
         await sleep(5_000);
         this.#bot = this.#newBot();
       }
@@ -2369,7 +2369,7 @@ export class MemoryStore {
       const before = this.#read.get(file) ?? { changed: 0, entries: [] };
       if (before.changed === changed) continue;
       for (const entry of before.entries) this.#remove(entry);
-      const lines = readOrSay(file, "", readText).split(/\r?\n[-*\s]*/);
+      const lines = `\n${readOrSay(file, "", readText)}`.split(/\r?\n[-*\s]*/);
       // No headings or comments, and no "Name:" that nobody has filled in.
       const facts = lines.filter((line) => /^[^#<].*[^\s:]\s*$/.test(line));
       const entries = facts.map((text) => this.#add({ text, source: path.basename(file) }));
@@ -3192,7 +3192,7 @@ export class DeliveryRunner {
     const parts = this.#queue.fail(delivery, why);
     this.stats.failed += parts.length;
     warn(
-      `${delivery.id}: not sent for good, ${parts.length} parts: ${why}. /retry sends them again.`,
+      `${delivery.id}: not sent for good, ${parts.length} in failed/: ${why}. /retry sends them again.`,
     );
     return false;
   }

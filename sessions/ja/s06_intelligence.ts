@@ -1309,7 +1309,7 @@ export class ChannelManager extends Map<string, Channel> {
 /** ターミナルも、チャネルの1つにする。使う人には、応答が届いた分から見える。 */
 export class CliChannel implements Channel {
   readonly name = "cli";
-  readonly limit = Number.POSITIVE_INFINITY;
+  readonly limit = Number.MAX_SAFE_INTEGER;
   closed = Promise.resolve(); // 始まるまでは完了済み。始まったら、人が終了したときに完了
   #command: (line: string, options: TurnOptions) => Promise<string>;
 
@@ -2355,7 +2355,7 @@ export class MemoryStore {
       const before = this.#read.get(file) ?? { changed: 0, entries: [] };
       if (before.changed === changed) continue;
       for (const entry of before.entries) this.#remove(entry);
-      const lines = readOrSay(file, "", readText).split(/\r?\n[-*\s]*/);
+      const lines = `\n${readOrSay(file, "", readText)}`.split(/\r?\n[-*\s]*/);
       // 見出しとコメント、それに埋められていない"Name:"の類いは除く。
       const facts = lines.filter((line) => /^[^#<].*[^\s:]\s*$/.test(line));
       const entries = facts.map((text) => this.#add({ text, source: path.basename(file) }));

@@ -1318,7 +1318,7 @@ export class ChannelManager extends Map<string, Channel> {
 /** 终端也是一个渠道。在终端里，回复边生成边显示。 */
 export class CliChannel implements Channel {
   readonly name = "cli";
-  readonly limit = Number.POSITIVE_INFINITY;
+  readonly limit = Number.MAX_SAFE_INTEGER;
   closed = Promise.resolve(); // 启动之前就是这个值；启动之后，人离开时才 resolve
   #command: (line: string, options: TurnOptions) => Promise<string>;
 
@@ -2368,7 +2368,7 @@ export class MemoryStore {
       const before = this.#read.get(file) ?? { changed: 0, entries: [] };
       if (before.changed === changed) continue;
       for (const entry of before.entries) this.#remove(entry);
-      const lines = readOrSay(file, "", readText).split(/\r?\n[-*\s]*/);
+      const lines = `\n${readOrSay(file, "", readText)}`.split(/\r?\n[-*\s]*/);
       // 标题和注释不要，"Name:" 后面没人填的也不要。
       const facts = lines.filter((line) => /^[^#<].*[^\s:]\s*$/.test(line));
       const entries = facts.map((text) => this.#add({ text, source: path.basename(file) }));
@@ -2609,9 +2609,8 @@ function readState(file: string): object {
 }
 
 /**
- * 每个定时任务要记住的。`entry`：任务当时的样子；现在要是变了，就从头开始。
- * `since` 和 `due` 是毫秒；不会再跑的任务没有 `due`。`from`：`due` 是什么时候算的。
- * `errors`：连续出错几次。
+ * 每个定时任务要记住的。`entry`：任务当时的样子；现在要是变了，就从头开始。时间的单位是毫秒：
+ * `due`，不会再跑的任务没有；`from`，`due` 是什么时候算的。`errors`：连续出错几次。
  */
 type JobState = { entry: string; since: number; due?: number; from?: number; errors: number };
 const MAX_ERRORS = 5;
