@@ -29,6 +29,8 @@ npm run practice -- fail telegram 429    the next message to people; or feishu; 
 npm run practice -- fail off             no more failures; also fail telegram off`;
 
 export const FAIL_KINDS = `Failures: ${MODEL_FAILURES.join(" ")}
+    (hang: not a byte comes; silent: a stream stops coming; break and break-tool: it breaks off,
+    in a text or in a tool call; empty: a reply of nothing; empty-body: not even that)
   on Telegram: ${TELEGRAM_FAILURES.join(" ")}
   on Feishu: ${FEISHU_FAILURES.join(" ")}`;
 
@@ -56,14 +58,14 @@ export function readFail(words: string[], values: Values = {}): FailOrder {
   const { key, model, chat } = values;
   if (where === "model" && chat) throw new Trouble("--chat is for telegram and feishu.");
   if (where !== "model" && (key || model)) throw new Trouble("--key and --model are the model's.");
+  const read = (name: keyof Values, how: (given: string, name: string) => number) =>
+    values[name] === undefined ? undefined : how(values[name], `--${name}`);
+  const ms = read("for", duration);
   const failure = {
     kind,
-    times: values.times === undefined ? undefined : wholeNumber(values.times, "--times"),
-    seconds: values.for === undefined ? undefined : duration(values.for, "--for") / 1000,
-    retryAfter:
-      values["retry-after"] === undefined
-        ? undefined
-        : wholeNumber(values["retry-after"], "--retry-after"),
+    times: read("times", wholeNumber),
+    seconds: ms === undefined ? undefined : ms / 1000,
+    retryAfter: read("retry-after", wholeNumber),
     ...{ key, model, chat },
   };
   return { where, failure, said: `${sentence(failure, PLACES[where])}: ${kind}.` };

@@ -58,8 +58,7 @@ export const FAILURES = [
   ...Object.keys(ANSWERS),
 ];
 
-/** And those that last until release(), or until the client hangs up: nothing at all is sent; and
- * a stream falls silent in the middle. */
+/** And those that last until release() or until the client hangs up. */
 export const MODEL_FAILURES = [...FAILURES, "hang", "silent"];
 
 /** What the failing service does: an answer of some kind, or something to the connection. */

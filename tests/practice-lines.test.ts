@@ -113,6 +113,7 @@ describe("a heartbeat", () => {
   it.each([
     ["Run `grep HEARTBEAT_OK HEARTBEAT.md`.", "bash"],
     ['Write "HEARTBEAT_OK" to a.txt.', "write_file"],
+    ["Write HEARTBEAT_OK to a.txt.", "write_file"],
     ['Write "Tell the owner: hi." to HEARTBEAT.md.', "write_file"],
     ["把“告诉主人：该浇花了。”写进 HEARTBEAT.md。", "write_file"],
     ["HEARTBEAT.mdに「持ち主に伝える：水やり。植木に。」と書いて。", "write_file"],

@@ -28,6 +28,13 @@ describe.each(sectionsFrom("s01"))("$name, one scripted run", SEVERAL, (section)
     model.fail("400"); // which nobody tries again
     expect(await program.ask("hello")).toContain("refused because you asked");
     expect(await program.ask("What is my name?")).toContain("Ada");
+    // Each language's own words for what came later; more than one run of each would cost too much.
+    if (section.id >= "s04") {
+      const help = await program.ask("/help");
+      for (const name of ["/channels", "/accounts", "/new"]) expect(help).toContain(name);
+      expect(await program.ask("/channels")).toBe("\n"); // none is set up
+      expect(await program.ask("/accounts")).toContain("TELEGRAM_BOT_TOKEN");
+    }
     const { code, text } = await program.finish("quit\nnot read any more\n");
     expect(code).toBe(0);
     expect(text).not.toContain("not read");

@@ -81,6 +81,8 @@ describe.each(sectionsFrom("s06"))("$name, the files of the owner", (section) =>
     "notes/link.txt",
     "back/MEMORY.md",
     "back/back/USER.md",
+    "notes/sage.txt",
+    "agents/luna/USER.md",
   ];
 
   async function linked(more: Record<string, string> = {}) {
@@ -90,6 +92,10 @@ describe.each(sectionsFrom("s06"))("$name, the files of the owner", (section) =>
     symlinkSync(at("MEMORY.md"), at("link.md"));
     symlinkSync("../USER.md", at("notes/link.txt"));
     symlinkSync(opened.workspace, at("back"), "junction");
+    // An agent's own: by a link to it, and as a link itself.
+    symlinkSync("../agents/sage/MEMORY.md", at("notes/sage.txt"));
+    opened.put("agents/luna/mine.txt", `The ${SECRET} of luna is peanuts.`);
+    symlinkSync("mine.txt", at("agents/luna/USER.md"));
     return opened;
   }
 

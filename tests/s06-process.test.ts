@@ -105,7 +105,9 @@ describe.each(englishFrom("s06"))("$name", (section) => {
     await world.program.ask("And what is my favourite tea?");
     expect(brokenPrefixes(model.log.slice(terminal))).toEqual([]);
     expect(about()).toContain("You remember: My favourite tea is oolong.");
-    expect((await asks("bob", "What is my favourite tea?")).context).toContain("My favourite tea is mint.");
+    expect((await asks("bob", "What is my favourite tea?")).context).toContain(
+      "My favourite tea is mint.",
+    );
 
     // By the gateway: the notes of the key that is named.
     const socket = new WebSocket(world.gateway);
@@ -116,7 +118,9 @@ describe.each(englishFrom("s06"))("$name", (section) => {
       return new Promise<string>((resolve) => socket.once("message", (data) => resolve(`${data}`)));
     };
     const bobs = JSON.parse(await search({ query: "tea", sessionKey: `${DIRECT}:1002` }));
-    expect(bobs.result).toMatchObject([{ text: "My favourite tea is mint.", score: expect.any(Number) }]);
+    expect(bobs.result).toMatchObject([
+      { text: "My favourite tea is mint.", score: expect.any(Number) },
+    ]);
     expect(JSON.parse(await search({ query: "tea oolong mint Mira" })).result).toEqual([]);
     expect(readdirSync(join(world.state, "memory"))).toHaveLength(1);
   });

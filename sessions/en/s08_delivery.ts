@@ -2369,7 +2369,7 @@ export class MemoryStore {
       const before = this.#read.get(file) ?? { changed: 0, entries: [] };
       if (before.changed === changed) continue;
       for (const entry of before.entries) this.#remove(entry);
-      const lines = readOrSay(file, "", readText).split(/\r?\n[-*\s]*/);
+      const lines = `\n${readOrSay(file, "", readText)}`.split(/\r?\n[-*\s]*/);
       // No headings or comments, and no "Name:" that nobody has filled in.
       const facts = lines.filter((line) => /^[^#<].*[^\s:]\s*$/.test(line));
       const entries = facts.map((text) => this.#add({ text, source: path.basename(file) }));
@@ -2610,8 +2610,8 @@ function readState(file: string): object {
 }
 
 /**
- * What we keep of a job. `entry`: the job as it was; if it is another now, it starts afresh.
- * `since` and `due` in ms; a job that will not run again has no `due`. `from`: when `due` was worked
+ * What we keep of a job. `entry`: the job as it was; if it is another now, it starts afresh. Times
+ * in ms: `due`, which a job that will not run again does not have, and `from`, when that was worked
  * out. `errors`: in a row.
  */
 type JobState = { entry: string; since: number; due?: number; from?: number; errors: number };
@@ -2710,7 +2710,7 @@ export class CronService {
     return this.jobs;
   }
 
-  /** Counts how it went. Gives what the owner should hear: that it failed and will not run again. */
+  /** Counts how it went. Gives what the owner should hear: that it failed and won't run again. */
   report(id: string, error?: unknown): string {
     const state = this.#states.get(id);
     if (!state) return "";
@@ -2970,6 +2970,8 @@ const DIGITS = { type: "integer" };
 const PLACE = { id: WORDS, channel: WORDS, to: WORDS, text: WORDS };
 const DELIVERY = shape({ ...PLACE, at: DIGITS, next: DIGITS, tries: DIGITS, begun: DIGITS });
 
+// Order counts for each recipient: nobody sees whether somebody else's reply came first. And the
+// parts of one reply belong together. Their ids say which: they are that of the message answered.
 const recipientOf = ({ channel, to }: Delivery) => `${channel} ${to}`;
 const replyOf = ({ id }: Delivery) => id.replace(/#\d+$/, "");
 
@@ -2993,7 +2995,10 @@ const numbered = (folder: string) =>
     .filter((name) => /^\d+\.json$/.test(name))
     .sort();
 
-/** What is to be sent, by recipient, the oldest first; and a file for each. */
+/**
+ * What is to be sent, by recipient, the oldest first; and a file for each. Of what was sent the ids
+ * are kept: by them a reply that is made a second time, after a crash, is known.
+ */
 export class DeliveryQueue {
   readonly waiting = new Map<string, Delivery[]>();
   readonly files = new Map<string, string>(); // id → file
@@ -3053,7 +3058,7 @@ export class DeliveryQueue {
   fail(delivery: Delivery, why: string): Delivery[] {
     const line = this.waiting.get(recipientOf(delivery)) ?? [];
     const parts = line.filter((one) => replyOf(one) === replyOf(delivery));
-    // From the end: after a crash in here the first part is still there, and takes the others along.
+    // From the end: after a crash in here the first part is still there, and takes the rest along.
     for (const part of parts.toReversed()) {
       this.save(Object.assign(part, { why }));
       const file = this.#fileOf(part);
@@ -3132,6 +3137,8 @@ export class DeliveryRunner {
   }
 
   async #work(recipient: string): Promise<void> {
+    // Always the first, and nothing else: if it has to wait for its next try, all behind it wait.
+    // A second part that overtakes the first is worse than one that is late.
     for (;;) {
       const [first] = this.#queue.waiting.get(recipient) ?? [];
       if (!first) return;
@@ -3185,7 +3192,7 @@ export class DeliveryRunner {
     const parts = this.#queue.fail(delivery, why);
     this.stats.failed += parts.length;
     warn(
-      `${delivery.id}: not sent for good, ${parts.length} parts: ${why}. /retry sends them again.`,
+      `${delivery.id}: not sent for good, ${parts.length} in failed/: ${why}. /retry sends them again.`,
     );
     return false;
   }
@@ -3236,7 +3243,10 @@ function fenceAfter(open: string, line: string, limit: number): string {
   return line.trim() === marks && marks.startsWith(FENCE.exec(open)?.[1] ?? "") ? "" : open;
 }
 
-/** How much of a text to take: `room` at most, but at least one character. */
+/**
+ * How much of a text to take: `room` at most, but at least one character. A better place to cut is
+ * of no use near the beginning: one line in a message, and the rest in the next.
+ */
 function cutAt(words: string, room: number): number {
   const head = words.slice(0, room);
   for (const end of ENDS) {

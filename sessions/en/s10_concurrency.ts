@@ -2397,7 +2397,7 @@ export class MemoryStore {
       const before = this.#read.get(file) ?? { changed: 0, entries: [] };
       if (before.changed === changed) continue;
       for (const entry of before.entries) this.#remove(entry);
-      const lines = readOrSay(file, "", readText).split(/\r?\n[-*\s]*/);
+      const lines = `\n${readOrSay(file, "", readText)}`.split(/\r?\n[-*\s]*/);
       // No headings or comments, and no "Name:" that nobody has filled in.
       const facts = lines.filter((line) => /^[^#<].*[^\s:]\s*$/.test(line));
       const entries = facts.map((text) => this.#add({ text, source: path.basename(file) }));
@@ -2638,8 +2638,8 @@ function readState(file: string): object {
 }
 
 /**
- * What we keep of a job. `entry`: the job as it was; if it is another now, it starts afresh.
- * `since` and `due` in ms; a job that will not run again has no `due`. `from`: when `due` was worked
+ * What we keep of a job. `entry`: the job as it was; if it is another now, it starts afresh. Times
+ * in ms: `due`, which a job that will not run again does not have, and `from`, when that was worked
  * out. `errors`: in a row.
  */
 type JobState = { entry: string; since: number; due?: number; from?: number; errors: number };
@@ -2738,7 +2738,7 @@ export class CronService {
     return this.jobs;
   }
 
-  /** Counts how it went. Gives what the owner should hear: that it failed and will not run again. */
+  /** Counts how it went. Gives what the owner should hear: that it failed and won't run again. */
   report(id: string, error?: unknown): string {
     const state = this.#states.get(id);
     if (!state) return "";
@@ -3001,6 +3001,8 @@ const DIGITS = { type: "integer" };
 const PLACE = { id: WORDS, channel: WORDS, to: WORDS, text: WORDS };
 const DELIVERY = shape({ ...PLACE, at: DIGITS, next: DIGITS, tries: DIGITS, begun: DIGITS });
 
+// Order counts for each recipient: nobody sees whether somebody else's reply came first. And the
+// parts of one reply belong together. Their ids say which: they are that of the message answered.
 const recipientOf = ({ channel, to }: Delivery) => `${channel} ${to}`;
 const replyOf = ({ id }: Delivery) => id.replace(/#\d+$/, "");
 
@@ -3024,7 +3026,10 @@ const numbered = (folder: string) =>
     .filter((name) => /^\d+\.json$/.test(name))
     .sort();
 
-/** What is to be sent, by recipient, the oldest first; and a file for each. */
+/**
+ * What is to be sent, by recipient, the oldest first; and a file for each. Of what was sent the ids
+ * are kept: by them a reply that is made a second time, after a crash, is known.
+ */
 export class DeliveryQueue {
   readonly waiting = new Map<string, Delivery[]>();
   readonly files = new Map<string, string>(); // id → file
@@ -3084,7 +3089,7 @@ export class DeliveryQueue {
   fail(delivery: Delivery, why: string): Delivery[] {
     const line = this.waiting.get(recipientOf(delivery)) ?? [];
     const parts = line.filter((one) => replyOf(one) === replyOf(delivery));
-    // From the end: after a crash in here the first part is still there, and takes the others along.
+    // From the end: after a crash in here the first part is still there, and takes the rest along.
     for (const part of parts.toReversed()) {
       this.save(Object.assign(part, { why }));
       const file = this.#fileOf(part);
@@ -3163,6 +3168,8 @@ export class DeliveryRunner {
   }
 
   async #work(recipient: string): Promise<void> {
+    // Always the first, and nothing else: if it has to wait for its next try, all behind it wait.
+    // A second part that overtakes the first is worse than one that is late.
     for (;;) {
       const [first] = this.#queue.waiting.get(recipient) ?? [];
       if (!first) return;
@@ -3216,7 +3223,7 @@ export class DeliveryRunner {
     const parts = this.#queue.fail(delivery, why);
     this.stats.failed += parts.length;
     warn(
-      `${delivery.id}: not sent for good, ${parts.length} parts: ${why}. /retry sends them again.`,
+      `${delivery.id}: not sent for good, ${parts.length} in failed/: ${why}. /retry sends them again.`,
     );
     return false;
   }
@@ -3262,7 +3269,10 @@ function fenceAfter(open: string, line: string, limit: number): string {
   return line.trim() === marks && marks.startsWith(FENCE.exec(open)?.[1] ?? "") ? "" : open;
 }
 
-/** How much of a text to take: `room` at most, but at least one character. */
+/**
+ * How much of a text to take: `room` at most, but at least one character. A better place to cut is
+ * of no use near the beginning: one line in a message, and the rest in the next.
+ */
 function cutAt(words: string, room: number): number {
   const head = words.slice(0, room);
   for (const end of ENDS) {
@@ -3374,6 +3384,9 @@ export function classifyFailure(error: unknown): Reason {
   return error instanceof AnthropicError ? "timeout" : "unknown"; // a stream that ended too early
 }
 
+// A limit passes in seconds. A bill that is not paid, or a key that was revoked, is for somebody to
+// mend; but nobody will tell us when it is done, so even these are tried again, ever more seldom.
+
 /** Seconds of rest after the first failure in a row, doubling, and at most. The others get none. */
 const COOLDOWNS: Partial<Record<Reason, [first: number, cap: number]>> = {
   rate_limit: [5, 300],
@@ -3424,7 +3437,8 @@ export class ProfileManager {
         return { model, profile, at };
       }),
     );
-    const [best] = choices.sort((a, b) => a.at - b.at); // a stable sort: the first of the ready
+    // The sort is stable: of those that are ready, the better model and our own key stay first.
+    const [best] = choices.sort((a, b) => a.at - b.at);
     if (!best) throw new Error("there is no key");
     this.#current = profiles.indexOf(best.profile);
     return best;
@@ -3556,7 +3570,10 @@ const ERRORS: Record<string, [status: number, type: string, message: string]> = 
 };
 for (const kind of Object.keys(ERRORS)) simulated.set(kind, 0);
 
-/** Throws what was asked for by /simulate-failure, as the SDK itself would. */
+/**
+ * Throws what was asked for by /simulate-failure. It is the SDK's own error, made by the SDK, so
+ * whatever tells failures apart is tried, and not a word that only we would know.
+ */
 function throwSimulated(): void {
   for (const [kind, [status, type, message]] of Object.entries(ERRORS)) {
     const body = { type: "error", error: { type, message } };
@@ -3663,6 +3680,8 @@ export class LaneQueue {
       control.abort();
     };
     const interrupt = () => control.abort();
+    // Two runners: the task, and a clock that starts when it is told to end. If the clock wins, the
+    // task may still be somewhere: nobody waits for it, and what it throws later is swallowed.
     const late = once(control.signal, "abort")
       .then(() => sleep(GRACE))
       .then(() => Promise.reject(ended ?? new LaneError("it did not stop within 2 s")));
@@ -3692,6 +3711,7 @@ export class LaneQueue {
 
   /** Ends what runs, and begins what waits at once. Gives how many were ended. */
   reset(): number {
+    // They get their 2 s, but not their places. Waiting for them would be no way out of a jam.
     const running = [...this.#running];
     this.generation++;
     this.active = 0;
@@ -3738,7 +3758,10 @@ export class CommandQueue {
     return lane !== undefined && lane.active + lane.waiting.size > 0;
   }
 
-  /** Ends the turns that run. Their conversations' lanes go on by themselves, 2 s later at most. */
+  /**
+   * Ends the turns that run. The lanes of conversations have no part in it: they go on when the
+   * turn inside has ended, 2 s later at most. Sooner, two turns would write into one conversation.
+   */
   reset(): number {
     const ended = this.named.map((name) => this.lanes.get(name)?.reset() ?? 0);
     return ended.reduce((sum, count) => sum + count, 0);
@@ -3769,7 +3792,10 @@ async function inLane(lane: string, app: App, key: string, turn: Task<string>, s
   }
 }
 
-/** A person's turn. It counts from the moment when it is in line. */
+/**
+ * A person's turn. It counts from the moment when it is in line; and what counts is the lane's
+ * promise, not the turn's own: that of a turn which hangs is never settled, and jobs wait for it.
+ */
 const serve = (
   app: App,
   { sessionKey }: Routed,
