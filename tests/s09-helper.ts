@@ -108,9 +108,13 @@ export const failWith = (status: number, type: string, message: string, headers 
   error: { status, type, message, headers },
 });
 
-/** Resolves when it has become so. */
+/** Resolves when it has become so. Nothing here is timed; the limit is for what never does. */
 export async function until(condition: () => boolean): Promise<void> {
-  while (!condition()) await turns(1);
+  const end = performance.now() + 20_000;
+  while (!condition()) {
+    if (performance.now() > end) throw new Error(`It never became so: ${condition}`);
+    await turns(1);
+  }
 }
 
 /** A few turns of the event loop. */

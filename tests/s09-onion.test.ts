@@ -241,6 +241,15 @@ describe.each(sectionsFrom("s09"))("$name, keys and models", (file) => {
     },
   );
 
+  it.each(["400", "413"])("tries a request that is wrong by itself once: %s", async (kind) => {
+    const { turn, model, keysUsed, clock, stored } = await openOnion(file, { fallbacks: [OTHER] });
+    model.fail({ kind, times: 9 });
+    await expect(turn("hello")).rejects.toBeInstanceOf(Anthropic.APIError);
+    expect(keysUsed()).toEqual(["k-1"]);
+    expect(clock.waits).toEqual([]);
+    expect(stored()).toBe("");
+  });
+
   it("throws at once what is not the API's", async () => {
     const { resilience, clock, stored, model } = await openOnion(file);
     let runs = 0;
