@@ -306,7 +306,7 @@ describe.each(sectionsFrom("s09"))("$name, going round", (file) => {
     "empty-body",
     "overflow",
   ])("runs no tool again that ran: %s", async (kind) => {
-    const { turn, model, give, log } = await openOnion(file, { fallbacks: [OTHER] });
+    const { turn, model, give, log } = await openOnion(file, { fallbacks: [OTHER, "third-model"] });
     const tool = give("count");
     // What an overflow can shorten.
     model.script(...[1, 2, 3].map((n) => say(`${n} ${"words ".repeat(300)}`)));
