@@ -4,6 +4,7 @@
  * practice model, by the real SDK.
  */
 
+import { createHash } from "node:crypto";
 import { existsSync, readFileSync } from "node:fs";
 import { join } from "node:path";
 import { vi } from "vitest";
@@ -31,6 +32,10 @@ export const SECOND = 1000;
 export const MINUTE = 60_000;
 export const START = Date.UTC(2027, 0, 4, 12);
 export const PRIMARY = "primary-model";
+
+/** Under what a key is kept. */
+export const idOf = (name: string, key: string) =>
+  `${name} ${createHash("sha256").update(key).digest("hex").slice(0, 8)}`;
 
 type Wait = (ms: number, value?: unknown, options?: { signal?: AbortSignal }) => Promise<unknown>;
 

@@ -1,6 +1,5 @@
 /** s09, layer 1 of the onion: which key, which model, how long, and when not at all. */
 
-import { createHash } from "node:crypto";
 import { readdirSync, readFileSync, writeFileSync } from "node:fs";
 import { join } from "node:path";
 import Anthropic from "@anthropic-ai/sdk";
@@ -9,6 +8,7 @@ import type { PracticeRequest } from "../practice/model.ts";
 import { calls, outline, printed, say, sectionsFrom, temporaryFolder } from "./helper.ts";
 import {
   failWith,
+  idOf,
   MINUTE,
   openOnion,
   PRIMARY,
@@ -107,9 +107,8 @@ describe.each(sectionsFrom("s09"))("$name, a cooldown", (file) => {
     ['{"K":{"until":99,"since":1,"count":1,"reason":{}}}', '{"K":', "\u0000"],
   ])("is none if its file makes no sense: %s", async (...contents) => {
     const { section, state, clock, app, type } = await openOnion(file);
-    const key = `K1 ${createHash("sha256").update("k-1").digest("hex").slice(0, 8)}`;
     for (const content of contents) {
-      for (const name of [key, PRIMARY]) {
+      for (const name of [idOf("K1", "k-1"), PRIMARY]) {
         writeFileSync(state, content.replace('"K"', JSON.stringify(name)));
         const profile = { name: "K1", key: "k-1" };
         const profiles = new section.ProfileManager([profile], state, clock.now);
