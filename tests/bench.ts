@@ -15,7 +15,8 @@ import { parseArgs } from "node:util";
 import { existingSections, ROOT, read, sectionPath, start } from "../tools/sections.ts";
 
 const HELP = `npm run bench -- memory            recall, and search time at 5,000 entries
-npm run bench -- memory --misses   and each question whose fact is not among the first three`;
+npm run bench -- memory --misses   and each question whose fact is not among the first three
+npm run bench -- memory --digest   only what was found, as one number: no times`;
 
 // ---- The set ----
 
@@ -43,7 +44,7 @@ export function evalSet(): { facts: Fact[]; questions: Question[] } {
 
 // ---- The store ----
 
-type Section = typeof import("../sessions/en/s06_intelligence.ts");
+type Section = Pick<typeof import("../sessions/en/s06_intelligence.ts"), "MemoryStore">;
 type Store = InstanceType<Section["MemoryStore"]>;
 
 const DAY = 24 * 3600 * 1000; // ms
@@ -63,7 +64,11 @@ async function newestMemory(): Promise<{ name: string; MemoryStore: Section["Mem
 type Noted = Pick<Fact, "text" | "category" | "daysAgo">;
 
 /** A store in which each fact was noted on its day. */
-function storeOf(MemoryStore: Section["MemoryStore"], folder: string, facts: Noted[]): Store {
+export function storeOf(
+  MemoryStore: Section["MemoryStore"],
+  folder: string,
+  facts: Noted[],
+): Store {
   let now = NOW;
   const store = new MemoryStore(folder, [], () => now);
   for (const { text, category, daysAgo } of facts.toSorted((a, b) => b.daysAgo - a.daysAgo)) {
@@ -92,7 +97,7 @@ export interface Answer {
   found: { text: string; score: number }[];
 }
 
-function answersOf(store: Store): Answer[] {
+export function answersOf(store: Store): Answer[] {
   const { facts, questions } = evalSet();
   const texts = new Map(facts.map(({ id, text }) => [id, text]));
   return NAMES.flatMap((channel) =>
@@ -113,13 +118,17 @@ function answersOf(store: Store): Answer[] {
 }
 
 /** Tells whether two processes have found the same: every hit of every question, with its score. */
-function digestOf(answers: Answer[]): string {
+export function digestOf(answers: Answer[]): string {
   const lines = answers.flatMap(({ found }) => [
     "?",
     ...found.map(({ text, score }) => `${score.toFixed(6)} ${text}`),
   ]);
   return createHash("sha256").update(lines.join("\n")).digest("hex").slice(0, 16);
 }
+
+/** The same store, as the next process finds it. */
+export const openedAgain = (MemoryStore: Section["MemoryStore"], folder: string) =>
+  new MemoryStore(folder, [], () => NOW);
 
 /** Asks everything by every channel: of a store just written, and of the same one opened again. */
 export async function askAll(): Promise<{ section: string; answers: Answer[]; digest: string }> {
@@ -132,7 +141,7 @@ export async function askAll(): Promise<{ section: string; answers: Answer[]; di
     }
     const answers = answersOf(store);
     const digest = digestOf(answers);
-    if (digestOf(answersOf(new MemoryStore(folder, [], () => NOW))) !== digest) {
+    if (digestOf(answersOf(openedAgain(MemoryStore, folder))) !== digest) {
       throw new Error(`${section}: opened again, the store finds something else.`);
     }
     return { section, answers, digest };
@@ -283,9 +292,7 @@ async function timeTable(): Promise<string> {
       write.push(millisecondsOf(() => store.write(entry, category, KEY)));
       after.push(millisecondsOf(() => store.search(text, about)));
     }
-    const open = millisecondsOf(() =>
-      new MemoryStore(folder, [], () => NOW).search("Lisbon", about),
-    );
+    const open = millisecondsOf(() => openedAgain(MemoryStore, folder).search("Lisbon", about));
     const base = median(scan);
     const row = (what: string, time: number) =>
       `${what.padEnd(48)}${time.toFixed(3).padStart(10)}${(time / base).toFixed(2).padStart(10)}`;
@@ -311,8 +318,9 @@ function inFolder<Result>(run: (folder: string) => Result): Result {
   }
 }
 
-async function memory(showMisses: boolean): Promise<void> {
+async function memory(showMisses: boolean, onlyDigest: boolean): Promise<void> {
   const { section, answers, digest } = await askAll();
+  if (onlyDigest) return console.log(digest);
   const { facts, questions } = evalSet();
   console.log(
     `${section}: ${facts.length} facts in one conversation, ${questions.length} questions`,
@@ -327,10 +335,13 @@ async function memory(showMisses: boolean): Promise<void> {
 async function main(): Promise<void> {
   const { values, positionals } = parseArgs({
     allowPositionals: true,
-    options: { misses: { type: "boolean", default: false } },
+    options: {
+      misses: { type: "boolean", default: false },
+      digest: { type: "boolean", default: false },
+    },
   });
   if (positionals.join() !== "memory") throw new Error(HELP);
-  await memory(values.misses);
+  await memory(values.misses, values.digest);
 }
 
 await start(import.meta.filename, main);

@@ -5,23 +5,25 @@
  */
 
 import { type ChildProcess, spawn } from "node:child_process";
+import { createHash } from "node:crypto";
 import {
   existsSync,
+  mkdirSync,
   mkdtempSync,
   readdirSync,
   readFileSync,
   realpathSync,
+  renameSync,
   rmSync,
   writeFileSync,
 } from "node:fs";
 import { createRequire } from "node:module";
 import { tmpdir } from "node:os";
-import { join } from "node:path";
-import { pathToFileURL } from "node:url";
+import { basename, join } from "node:path";
 import { stripVTControlCharacters } from "node:util";
 import Anthropic from "@anthropic-ai/sdk";
 import { spawn as spawnTerminal } from "@lydell/node-pty";
-import { afterAll, afterEach, beforeEach, vi } from "vitest";
+import { afterEach, beforeEach, vi } from "vitest";
 import {
   type LoggedRequest,
   type ModelOptions,
@@ -83,11 +85,42 @@ export interface Change {
   why: string;
 }
 
-export const CHANGES: Change[] = [];
+export const CHANGES: Change[] = [
+  {
+    since: "s06",
+    what: "context",
+    why: "A block with the time and what is remembered comes before what the person said.",
+  },
+  {
+    since: "s08",
+    what: "queue",
+    why: "A reply is a file first and leaves by a queue: after its turn, and again if that fails.",
+  },
+  {
+    since: "s09",
+    what: "own retries",
+    why: "The SDK tries once; the program tries again, and lets the key or the model rest before.",
+  },
+  {
+    since: "s10",
+    what: "drain",
+    why: "A turn that has not begun when the program is told to end is made after the next start.",
+  },
+];
 
 /** Whether `what` is another in this section, so that the case asserts the new behaviour. */
 export function changed(section: SectionFile, what: string): boolean {
   return CHANGES.some((change) => change.what === what && change.since <= section.id);
+}
+
+/** How many requests a call makes before it fails, if the failure may pass: the SDK tries again. */
+export const attempts = (section: SectionFile) => (changed(section, "own retries") ? 1 : 3);
+
+const CONTEXT = /^<context>\n.*\n<\/context>$/s;
+
+/** The blocks of a message, but not the one that a section from s06 on puts before the person's. */
+export function withoutContext<Block extends { type: string }>(content: Block[]): Block[] {
+  return content.filter((block) => !("text" in block && CONTEXT.test(String(block.text))));
 }
 
 // ---- Settings ----
@@ -120,11 +153,14 @@ export function settings(model?: PracticeModel, more: Settings = {}): Settings {
   };
 }
 
+// In memory, where the system has such a place: sections wait for the disk at every message, and
+// here nobody pulls the plug.
+const SCRATCH = existsSync("/dev/shm") ? "/dev/shm" : tmpdir();
 const folders: string[] = [];
 
 /** An empty folder, by its real path, that goes after the test. */
 export function temporaryFolder(): string {
-  const folder = realpathSync(mkdtempSync(join(tmpdir(), "claw0-test-")));
+  const folder = realpathSync(mkdtempSync(join(SCRATCH, "claw0-test-")));
   folders.push(folder);
   return folder;
 }
@@ -221,18 +257,24 @@ export const calls = (...tools: [name: string, input: unknown][]): Scripted => (
 type Param = Anthropic.MessageParam;
 
 /** The blocks of a message of a request, whichever way they are written. */
-export function blocks(message: Param | undefined): Anthropic.ContentBlockParam[] {
+export function blocks(
+  message: { content: Param["content"] } | undefined,
+): Anthropic.ContentBlockParam[] {
   if (!message) return [];
   const { content } = message;
   return typeof content === "string" ? [{ type: "text", text: content }] : content;
 }
 
-/** Each message of a request as "role: texts and kinds of blocks", which is quick to compare. */
+/** A message as "role: texts and kinds of blocks", which is quick to compare. */
+export function sketch(message: { role: string; content: Param["content"] }): string {
+  const parts = withoutContext(blocks(message));
+  const words = parts.map((one) => (one.type === "text" ? one.text : one.type));
+  return `${message.role}: ${words.join(" | ")}`;
+}
+
+/** The messages of a request as sketches. */
 export function outline(entry: LoggedRequest | undefined): string[] {
-  return (entry?.request.messages ?? []).map((message) => {
-    const parts = blocks(message).map((block) => (block.type === "text" ? block.text : block.type));
-    return `${message.role}: ${parts.join(" | ")}`;
-  });
+  return (entry?.request.messages ?? []).map(sketch);
 }
 
 /** The results of the calls in the last message of a request. */
@@ -312,6 +354,40 @@ export function wrongIn(log: LoggedRequest[], allowed = new Set<LoggedRequest>()
     const wrong = [...problems, ...breaches(entry.request)];
     const said = outline(entry).map((line) => `\n    ${line.slice(0, 200)}`);
     return wrong.map((what) => `request ${index + 1}: ${what}${said.join("")}`);
+  });
+}
+
+// ---- What is paid: each request begins with the one before it ----
+
+const withoutMarks = (value: unknown) =>
+  JSON.stringify(value, (name, field) => (name === "cache_control" ? undefined : field));
+
+/** The blocks of a request in the order in which the API reads them, without marks. */
+function rowOf({ request }: LoggedRequest): string[] {
+  const { tools = [], system = [], messages } = request;
+  return [
+    ...tools.map((tool) => `tool ${withoutMarks(tool)}`),
+    ...[system].flat().map((block) => `system ${withoutMarks(block)}`),
+    ...messages.flatMap((message) =>
+      blocks(message).map((block) => `${message.role} ${withoutMarks(block)}`),
+    ),
+  ];
+}
+
+/** Whether all of `before` stands at the beginning of `after`, block by block. */
+export function beginsWith(after: LoggedRequest, before: LoggedRequest): boolean {
+  const rows = rowOf(after);
+  return rowOf(before).every((block, index) => rows[index] === block);
+}
+
+/** The requests that do not begin with the one before them, each with the first other block. */
+export function brokenPrefixes(log: LoggedRequest[]): string[] {
+  return log.slice(1).flatMap((after, index) => {
+    const before = log[index];
+    if (!before || beginsWith(after, before)) return [];
+    const [rows, start] = [rowOf(after), rowOf(before)];
+    const at = start.findIndex((block, place) => rows[place] !== block);
+    return [`request ${index + 2}, block ${at}: ${start[at]} became ${rows[at]}`.slice(0, 400)];
   });
 }
 
@@ -447,51 +523,46 @@ function bareEnvironment(): Settings {
 export type Runner = "tsx" | "fast";
 
 function command({ file }: SectionFile, runner: Runner): string[] {
-  if (runner === "tsx") return ["--import", import.meta.resolve("tsx"), file];
-  // Node itself takes out the types, from 22.18 on.
-  if ("typescript" in process.features && process.features.typescript) {
-    return ["--disable-warning=ExperimentalWarning", file];
-  }
-  return ["--import", withoutTypes(file), file];
+  return runner === "tsx" ? ["--import", import.meta.resolve("tsx"), file] : [withoutTypes(file)];
 }
 
-const prepared = new Map<string, string>();
-const hookFolders: string[] = [];
-afterAll(() => {
-  for (const folder of hookFolders.splice(0)) rmSync(folder, { recursive: true, force: true });
-  prepared.clear();
-});
+// esbuild belongs to tsx, which takes out the types by it.
+const ofTsx = createRequire(createRequire(import.meta.url).resolve("tsx"));
+const esbuild: { transformSync(code: string, options: object): { code: string } } =
+  ofTsx("esbuild");
 
-/** The same for an older Node: a hook that loads this one file without its types. */
+/**
+ * The same code without its types, for Node alone: taking them out at every start would double the
+ * time of it. It is named by its content, and lies where it finds the packages.
+ */
 function withoutTypes(file: string): string {
-  const done = prepared.get(file);
-  if (done) return done;
-  // esbuild belongs to tsx, which takes out the types by it.
-  const ofTsx = createRequire(createRequire(import.meta.url).resolve("tsx"));
-  const esbuild: { transformSync(code: string, options: object): { code: string } } =
-    ofTsx("esbuild");
-  const { code } = esbuild.transformSync(readFileSync(file, "utf8"), { loader: "ts" });
-  const folder = mkdtempSync(join(tmpdir(), "claw0-code-"));
-  hookFolders.push(folder);
-  const script = join(folder, "section.js");
-  writeFileSync(script, code);
-  const hook = `
-    import { readFile } from "node:fs/promises";
-    export const load = async (url, context, next) => url !== ${JSON.stringify(`${pathToFileURL(file)}`)}
-      ? next(url, context)
-      : { format: "module", source: await readFile(${JSON.stringify(script)}), shortCircuit: true };
-  `;
-  const asUrl = (code: string) => `data:text/javascript,${encodeURIComponent(code)}`;
-  const register = `import { register } from "node:module"; register(${JSON.stringify(asUrl(hook))});`;
-  prepared.set(file, asUrl(register));
-  return asUrl(register);
+  const source = readFileSync(file, "utf8");
+  const hash = createHash("sha256").update(source).digest("hex").slice(0, 16);
+  const folder = join(ROOT, "node_modules/.cache/claw0", hash, "sessions/code");
+  const script = join(folder, `${basename(file, ".ts")}.mjs`);
+  if (existsSync(script)) return script;
+  mkdirSync(folder, { recursive: true });
+  const mine = `${script}.${process.pid}`; // another worker may be writing the same
+  writeFileSync(mine, esbuild.transformSync(source, { loader: "ts" }).code);
+  renameSync(mine, script);
+  return script;
+}
+
+export interface StartOptions {
+  runner?: Runner;
+  /** Words behind the file, like --serve. */
+  words?: string[];
 }
 
 /** Starts a section that reads from a pipe. */
-export function start(section: SectionFile, given: Settings, runner: Runner = "fast"): Program {
+export function start(
+  section: SectionFile,
+  given: Settings,
+  { runner = "fast", words = [] }: StartOptions = {},
+): Program {
   const env = { ...bareEnvironment(), ...given };
   return new Program((program) => {
-    const args = command(section, runner);
+    const args = [...command(section, runner), ...words];
     const child: ChildProcess = spawn(process.execPath, args, { cwd: ROOT, env });
     for (const stream of [child.stdout, child.stderr]) {
       stream?.setEncoding("utf8").on("data", (piece: string) => program.heard(piece));
@@ -507,11 +578,11 @@ export function start(section: SectionFile, given: Settings, runner: Runner = "f
   });
 }
 
-/** Starts a section in a terminal of its own. */
-export function startInTerminal(section: SectionFile, given: Settings): Program {
+/** Starts a section in a terminal of its own, so many columns wide. */
+export function startInTerminal(section: SectionFile, given: Settings, cols = 100): Program {
   const env = { ...bareEnvironment(), ...given, TERM: "xterm-256color" };
   return new Program((program) => {
-    const size = { cols: 100, rows: 40, name: "xterm-256color" };
+    const size = { cols, rows: 40, name: "xterm-256color" };
     const args = command(section, "fast");
     const child = spawnTerminal(process.execPath, args, { ...size, cwd: ROOT, env });
     child.onData((piece) => program.heard(piece));

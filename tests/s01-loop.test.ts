@@ -3,6 +3,7 @@
 import { describe, expect, it } from "vitest";
 import type { Scripted, ScriptedBlock } from "../practice/model.ts";
 import {
+  attempts,
   blocks,
   load,
   onStreamEvent,
@@ -14,6 +15,7 @@ import {
   say,
   sectionsFrom,
   settings,
+  sketch,
 } from "./helper.ts";
 
 const ERRORS = ["400", "401", "402", "403", "404", "413", "429", "500", "504", "529"];
@@ -35,11 +37,7 @@ async function open(section: SectionFile) {
   /** One turn; what is heard goes to `pieces`. */
   const turn = (input: string, signal?: AbortSignal) =>
     runTurn(conversation, input, { onText: (piece) => pieces.push(piece), signal });
-  const texts = () =>
-    conversation.messages.map(({ role, content }) => {
-      const parts = content.map((block) => (block.type === "text" ? block.text : block.type));
-      return `${role}: ${parts.join(" | ")}`;
-    });
+  const texts = () => conversation.messages.map(sketch);
   return { ...module, model, conversation, turn, pieces, texts };
 }
 
@@ -268,8 +266,7 @@ describe.each(sectionsFrom("s01"))("$name", (section) => {
         opened.model.script(say("Hello."));
         await opened.turn("hi");
         retryAtOnce();
-        // A connection that is dropped is tried again by the SDK, twice.
-        opened.model.fail(kind, kind === "drop" ? 3 : 1);
+        opened.model.fail(kind, kind === "drop" ? attempts(section) : 1);
         await expect(opened.turn("are you there?")).rejects.toThrow();
         expect(opened.texts()).toEqual(["user: hi", "assistant: Hello.", "user: are you there?"]);
         await goesOn(opened, ["user: hi", "assistant: Hello.", "user: are you there? | go on"]);

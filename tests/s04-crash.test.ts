@@ -3,7 +3,7 @@
 import { readFileSync, writeFileSync } from "node:fs";
 import { join } from "node:path";
 import { describe, expect, it } from "vitest";
-import { englishFrom, outline } from "./helper.ts";
+import { changed, englishFrom, outline } from "./helper.ts";
 import { marked, openWorld, unmarked } from "./world.ts";
 
 describe.each(englishFrom("s04"))("$name --serve", (section) => {
@@ -21,10 +21,15 @@ describe.each(englishFrom("s04"))("$name --serve", (section) => {
     expect(telegram.sent).toEqual([]);
     held.release();
     expect((await world.program.end()).code).toBe(0);
-    expect(telegram.textsTo("alice").map(unmarked)).toEqual(["re: under way", "re: in line"]);
-    expect(world.inboxFiles()).toEqual([]);
+    const heard = () => telegram.textsTo("alice").map(unmarked);
+    const all = ["re: under way", "re: in line"];
+    const left = changed(section, "drain") ? 1 : 0;
+    expect(heard()).toEqual(all.slice(0, all.length - left));
+    expect(world.inboxFiles()).toHaveLength(left);
 
     await world.start();
+    await telegram.until(() => heard().length === all.length);
+    expect(heard()).toEqual(all);
     const stuck = model.hold();
     world.telegramSays("bob", "stuck");
     await stuck.waiting;

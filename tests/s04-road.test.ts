@@ -15,6 +15,7 @@ import {
 } from "./helper.ts";
 import {
   appOf,
+  delivered,
   echoModel,
   inbound,
   lastText,
@@ -37,7 +38,13 @@ async function theRoad(section: Parameters<typeof load04>[0], more = {}) {
   const app = appOf(s04, folder);
   const telegram = silentChannel();
   app.channels.set("telegram", telegram);
-  return { s04, app, model, telegram, folder };
+  /** Has it answered, and the answer sent. */
+  const take = async (message: Parameters<typeof s04.accept>[1]) => {
+    const answer = await s04.accept(app, message).done;
+    await delivered(app);
+    return answer;
+  };
+  return { s04, app, model, telegram, folder, take };
 }
 
 const files = (folder: string) =>
@@ -209,12 +216,13 @@ describe.each(sectionsFrom("s04"))("$name, accept and what follows", (section) =
     expect(files(folder)).toHaveLength(1);
     held.release();
     expect(await done).toBe("re: hello");
+    await delivered(app);
     expect(telegram.sent).toEqual([{ to: "1001", text: "re: hello" }]);
     expect(files(folder)).toEqual([]);
   });
 
   it("answers a duplicate once, while the first is at work, later, and after a restart", async () => {
-    const { s04, app, model, telegram, folder } = await theRoad(section);
+    const { s04, app, model, telegram, folder, take } = await theRoad(section);
     const message = inbound({ text: "once" });
     const held = model.hold();
     const { done } = s04.accept(app, { ...message });
@@ -222,17 +230,18 @@ describe.each(sectionsFrom("s04"))("$name, accept and what follows", (section) =
     await s04.accept(app, { ...message }).done;
     held.release();
     await done;
-    await s04.accept(app, { ...message }).done;
-    const again = { ...appOf(s04, folder), channels: app.channels };
+    await take({ ...message });
+    const again = appOf(s04, folder, app.channels);
     await s04.accept(again, { ...message }).done;
+    await delivered(again);
     expect(telegram.sent).toHaveLength(1);
     expect(model.log).toHaveLength(1);
   });
 
   it("answers in order; another conversation does not wait", async () => {
-    const { s04, app, model, telegram } = await theRoad(section);
+    const { model, telegram, take } = await theRoad(section);
     const from = (peerId: string, text: string) =>
-      s04.accept(app, inbound({ peerId, senderId: peerId, text: marked(peerId, text) })).done;
+      take(inbound({ peerId, senderId: peerId, text: marked(peerId, text) }));
     const held = model.hold();
     const first = from("1001", "first");
     await held.waiting;
@@ -247,9 +256,9 @@ describe.each(sectionsFrom("s04"))("$name, accept and what follows", (section) =
   });
 
   it("tells the person when a turn fails, in one message, and goes on", async () => {
-    const { s04, app, telegram, folder, model } = await theRoad(section);
-    const bad = s04.accept(app, inbound({ text: "bad !fail" })).done;
-    const good = s04.accept(app, inbound({ text: "good" })).done;
+    const { telegram, folder, model, take } = await theRoad(section);
+    const bad = take(inbound({ text: "bad !fail" }));
+    const good = take(inbound({ text: "good" }));
     const [told] = await Promise.all([bad, good]);
     expect(telegram.sent.map(({ text }) => text)).toEqual([told, "re: good"]);
     expect(told).not.toMatch(/ordered|invalid_request|Error/); // why is nobody else's business
@@ -260,23 +269,23 @@ describe.each(sectionsFrom("s04"))("$name, accept and what follows", (section) =
   });
 
   it("goes on when the answer can't be sent, and with a channel that is not there", async () => {
-    const { s04, app, telegram, folder } = await theRoad(section);
+    const { s04, telegram, folder, take } = await theRoad(section);
     telegram.send = async () => {
       throw Object.assign(new s04.SendError("blocked"), { permanent: true });
     };
-    await s04.accept(app, inbound()).done;
-    await s04.accept(app, inbound({ channel: "pigeon" })).done;
+    await take(inbound());
+    await take(inbound({ channel: "pigeon" }));
     expect(files(folder)).toEqual([]);
   });
 
   it("answers an empty reply with something, and cuts a long one for the platform", async () => {
-    const { s04, app, model, telegram } = await theRoad(section);
+    const { model, telegram, take } = await theRoad(section);
     model.brain = () => ({ content: [] });
-    await s04.accept(app, inbound()).done;
+    await take(inbound());
     expect(telegram.sent[0]?.text.trim()).not.toBe("");
     const long = "👍".repeat(5_000);
     model.brain = () => say(long);
-    await s04.accept(app, inbound()).done;
+    await take(inbound());
     const pieces = telegram.sent.slice(1).map(({ text }) => text);
     expect(pieces.join("").replace(/\s/g, "")).toContain(long);
     for (const piece of pieces) {
@@ -286,9 +295,9 @@ describe.each(sectionsFrom("s04"))("$name, accept and what follows", (section) =
   });
 
   it("/new and /help are commands in a direct chat only", async () => {
-    const { s04, app, model, telegram } = await theRoad(section);
+    const { model, telegram, take } = await theRoad(section);
     const hears = async (text: string, more = {}) => {
-      await s04.accept(app, inbound({ text, ...more })).done;
+      await take(inbound({ text, ...more }));
       return telegram.sent.at(-1)?.text ?? "";
     };
     await hears("remember me");
@@ -323,6 +332,7 @@ describe.each(sectionsFrom("s04"))("$name, accept and what follows", (section) =
     expect(files(folder)).toHaveLength(4); // each at once
     quiet.open();
     await Promise.all([one, two, next, other]);
+    await delivered(app);
     expect(telegram.sent.map(({ text }) => text)).toEqual([
       "re: [photo] look\n[photo]",
       "re: and?",
@@ -340,7 +350,7 @@ describe.each(sectionsFrom("s04"))("$name, accept and what follows", (section) =
     const held = model.hold();
     const { done } = s04.accept(app, { ...message });
     await held.waiting; // the question is on record, the answer is not: now it "crashes"
-    const after = { ...appOf(s04, folder), channels: app.channels };
+    const after = appOf(s04, folder, app.channels);
     const [kept] = after.inbox.pending();
     expect(kept).toMatchObject({ id: message.id, begun: 1 });
     const key = kept?.sessionKey ?? "";
@@ -366,6 +376,7 @@ describe.each(sectionsFrom("s04"))("$name, accept and what follows", (section) =
       }),
     ).toBe("re: only once");
     expect(model.log).toHaveLength(asked);
+    await delivered(app);
     expect(telegram.sent).toEqual([]);
     held.release();
     await done;
@@ -397,7 +408,7 @@ describe.each(sectionsFrom("s04"))(
     });
 
     it("can't call one that is not offered either", async () => {
-      const { s04, app, model, telegram, folder } = await theRoad(section);
+      const { model, telegram, folder, take } = await theRoad(section);
       const made = join(folder, "made");
       const uses = (name: string, input: object): ScriptedBlock => ({
         type: "tool_use",
@@ -414,7 +425,7 @@ describe.each(sectionsFrom("s04"))(
                 uses("constructor", {}),
               ],
             };
-      await s04.accept(app, inbound({ text: "do it" })).done;
+      await take(inbound({ text: "do it" }));
       expect(results(model.log.at(-1)).map((one) => one.is_error)).toEqual([true, true, true]);
       expect(existsSync(made)).toBe(false);
       expect(telegram.sent.at(-1)?.text).toBe("done do it");

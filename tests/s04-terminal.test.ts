@@ -1,7 +1,7 @@
 /** s04 in a terminal: what arrives while a line is being typed does not destroy the line. */
 
 import { describe, expect, it } from "vitest";
-import { englishFrom, sectionsFrom, settings, start } from "./helper.ts";
+import { englishFrom, settings, start } from "./helper.ts";
 import { echoModel, openWorld } from "./world.ts";
 
 /** What a screen of so many columns shows after these bytes: enough of a terminal for this. */
@@ -101,7 +101,7 @@ describe.each(englishFrom("s04"))("$name in a terminal", (section) => {
   });
 });
 
-describe.each(sectionsFrom("s04"))("$name, one scripted run", (section) => {
+describe.each(englishFrom("s04"))("$name in a pipe", (section) => {
   it("answers its lines, all of them, and leaves at the end of the input", async () => {
     const model = await echoModel();
     const program = start(section, settings(model));

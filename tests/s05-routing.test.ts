@@ -6,6 +6,7 @@ import { describe, expect, it, vi } from "vitest";
 import { outline, sectionsFrom, settings, temporaryFolder } from "./helper.ts";
 import {
   appOf05,
+  delivered,
   echoModel,
   inbound,
   load05,
@@ -202,7 +203,11 @@ describe.each(sectionsFrom("s05"))("$name, a message is routed once", (section) 
     const app = appOf05(s05, folder);
     const telegram = silentChannel();
     for (const name of ["telegram", "feishu"]) app.channels.set(name, telegram);
-    return { s05, app, model, telegram, folder };
+    const take = async (message: Parameters<typeof s05.accept>[1]) => {
+      await s05.accept(app, message).done;
+      await delivered(app);
+    };
+    return { s05, app, model, telegram, folder, take };
   }
 
   it("its agent and its key are in the inbox, and stay over a restart", async () => {
@@ -212,7 +217,7 @@ describe.each(sectionsFrom("s05"))("$name, a message is routed once", (section) 
     await held.waiting;
     app.bindings.set(binding("sage", "peerId", "telegram:1001"));
     const second = s05.accept(app, inbound({ text: marked("sage", "for sage") })).done;
-    const again = { ...appOf05(s05, folder), channels: app.channels };
+    const again = appOf05(s05, folder, app.channels);
     const kept = again.inbox.pending();
     expect(kept.map(({ agentId }) => agentId)).toEqual(["luna", "sage"]);
     expect(kept.map(({ sessionKey }) => sessionKey)).toEqual([
@@ -221,6 +226,7 @@ describe.each(sectionsFrom("s05"))("$name, a message is routed once", (section) 
     ]);
     held.release();
     await Promise.all([first, second]);
+    await delivered(app);
     expect(telegram.sent).toHaveLength(2);
     const systems = model.log.map(({ request }) => JSON.stringify(request.system ?? ""));
     expect(systems[0]).toMatch(/Luna/);
@@ -230,10 +236,10 @@ describe.each(sectionsFrom("s05"))("$name, a message is routed once", (section) 
   });
 
   it("the same person id on two platforms has two conversations", async () => {
-    const { s05, app, model, telegram } = await theRoad();
+    const { model, telegram, take } = await theRoad();
     for (const channel of ["telegram", "feishu"]) {
       const text = marked(channel, "I am on it");
-      await s05.accept(app, inbound({ id: `${channel}:x:1001:1`, channel, text })).done;
+      await take(inbound({ id: `${channel}:x:1001:1`, channel, text }));
     }
     expect(telegram.sent.map(({ text }) => unmarked(text))).toEqual([
       "re: I am on it",
@@ -260,7 +266,7 @@ describe.each(sectionsFrom("s05"))("$name, a message is routed once", (section) 
     const { agentId: _, ...old } = inbound({ text: "from before" });
     mkdirSync(join(folder, "inbox"), { recursive: true });
     writeFileSync(join(folder, "inbox", "000000000001.json"), JSON.stringify(old));
-    const again = { ...appOf05(s05, folder), channels: app.channels };
+    const again = appOf05(s05, folder, app.channels);
     const [kept] = again.inbox.pending();
     expect(kept).toMatchObject({ id: old.id });
     // What main does with it at a start is a process case; here, that a turn of it runs.

@@ -272,7 +272,7 @@ describe.each(englishFrom("s05"))("$name, JSON-RPC 2.0", (section) => {
     }
 
     // Nobody comes from the terminal, or from a cron job, over the network.
-    for (const channel of ["cli", "CLI", "Cli", "cron", "CRON"]) {
+    for (const channel of ["cli", "CLI", "Cli", "cron", "CRON", "heartbeat", " cli"]) {
       const answer = await one.call("send", { text: "hi", channel, peerId: "owner" });
       expect(answer.error, channel).toMatchObject({ code: -32602 });
       expect(answer.error?.message).toContain("channel");

@@ -179,10 +179,10 @@ class Torture {
     }
     // What was begun three times is set aside, by design. Here that would count as lost.
     const patience = Date.now() + PATIENCE;
-    while (Date.now() < patience && this.inbox().some(({ begun = 0 }) => begun > 1)) {
+    while (Date.now() < patience && this.unfinished().some(({ begun = 0 }) => begun > 1)) {
       await sleep(20);
     }
-    const open = new Set(this.inbox().map(({ text }) => /§(.+)§/.exec(text)?.[1] ?? ""));
+    const open = new Set(this.unfinished().map(({ text }) => /§(.+)§/.exec(text)?.[1] ?? ""));
     for (const one of open) this.struck.set(one, (this.struck.get(one) ?? 0) + 1);
     if (open.size > 0) this.open += 1;
     await this.kill();
@@ -256,13 +256,16 @@ class Torture {
     await closed;
   }
 
-  private inbox(): { text: string; begun?: number }[] {
-    const folder = join(this.folder, ".state/inbox");
-    const names = existsSync(folder) ? readdirSync(folder) : [];
-    return names.flatMap((name) => {
-      if (!name.endsWith(".json")) return [];
+  /** What is in the inbox, and from s08 on what waits to be sent. */
+  private unfinished(): { text: string; begun?: number }[] {
+    const folders = ["inbox", "delivery"].map((name) => join(this.folder, ".state", name));
+    const files = folders.filter(existsSync).flatMap((folder) => {
+      const names = readdirSync(folder).filter((name) => name.endsWith(".json"));
+      return names.map((name) => join(folder, name));
+    });
+    return files.flatMap((file) => {
       try {
-        return [JSON.parse(readFileSync(join(folder, name), "utf8"))];
+        return [JSON.parse(readFileSync(file, "utf8"))];
       } catch {
         return []; // it was answered between the two calls
       }

@@ -6,11 +6,9 @@
  * conversation, and after each test no request may have been shown the mark of another one.
  */
 
-import { spawn } from "node:child_process";
 import { cpSync, existsSync, readdirSync, readFileSync, watch } from "node:fs";
 import { createServer, type IncomingHttpHeaders } from "node:http";
 import { join } from "node:path";
-import { spawn as spawnTerminal } from "@lydell/node-pty";
 import { afterEach, vi } from "vitest";
 import {
   type Delivery,
@@ -37,6 +35,8 @@ import {
   type Settings,
   say,
   settings,
+  start,
+  startInTerminal,
   temporaryFolder,
 } from "./helper.ts";
 
@@ -47,6 +47,9 @@ vi.setConfig({ testTimeout: 60_000 });
 
 export type S04 = typeof import("../sessions/en/s04_channels.ts");
 export type S05 = typeof import("../sessions/en/s05_gateway.ts");
+export type S06 = typeof import("../sessions/en/s06_intelligence.ts");
+/** The newest one that a case of these files asks something of. */
+type S09 = typeof import("../sessions/en/s09_resilience.ts");
 
 /** A section from s04 on, imported. */
 export async function load04(section: SectionFile, given = settings()): Promise<S04> {
@@ -56,6 +59,11 @@ export async function load04(section: SectionFile, given = settings()): Promise<
 /** A section from s05 on, imported. */
 export async function load05(section: SectionFile, given = settings()): Promise<S05> {
   return (await load("s03", section, given)) as unknown as S05; // as above
+}
+
+/** A section from s06 on, imported. */
+export async function load06(section: SectionFile, given = settings()): Promise<S06> {
+  return (await load("s03", section, given)) as unknown as S06; // as above
 }
 
 // ---- Whose text is whose ----
@@ -174,32 +182,67 @@ export function silentChannel(name = "telegram") {
 
 export type App04 = Parameters<S04["accept"]>[0];
 export type App05 = Parameters<S05["accept"]>[0];
+export type App06 = Parameters<S06["accept"]>[0];
+type App09 = Parameters<S09["accept"]>[0];
 
 /**
  * What `main` would put together, for cases that take the road without a process. A section that
  * adds a part to `App` adds it here.
  */
-export function appOf(section: S04, folder = temporaryFolder()): App04 {
+export function appOf(
+  section: S04,
+  folder = temporaryFolder(),
+  channels = new section.ChannelManager(),
+): App04 {
+  const at = (name: string) => join(folder, name);
   const app: App04 = {
-    store: new section.SessionStore(join(folder, "sessions")),
+    store: new section.SessionStore(at("sessions")),
     key: "agent:luna:cli:direct:owner",
-    inbox: new section.Inbox(join(folder, "inbox")),
-    channels: new section.ChannelManager(),
+    inbox: new section.Inbox(at("inbox")),
+    channels,
   };
-  const { AGENTS, AgentManager, BINDINGS, BindingTable, GatewayServer } =
-    section as unknown as Partial<S05>; // if it is s05 or later, it has these too
-  if (!AGENTS || !AgentManager || !BINDINGS || !BindingTable || !GatewayServer) return app;
-  const more: Omit<App05, keyof App04> = {
-    agents: new AgentManager(AGENTS.map((agent) => [agent.id, agent])),
-    bindings: new BindingTable(BINDINGS),
-    gateway: new GatewayServer("token"),
-  };
-  return { ...app, ...more };
+  const has = section as unknown as Partial<S09>; // what it has of them shows which section it is
+  const workspace = process.env.CLAW0_WORKSPACE ?? "";
+  if (has.AGENTS && has.AgentManager && has.BINDINGS && has.BindingTable && has.GatewayServer) {
+    const agents = new has.AgentManager(has.AGENTS.map((agent) => [agent.id, agent]));
+    const bindings = new has.BindingTable(has.BINDINGS);
+    Object.assign(app, { agents, bindings, gateway: new has.GatewayServer("token") });
+  }
+  if (has.MemoryStore) {
+    const files = ["MEMORY.md", "USER.md"].map((name) => join(workspace, name));
+    Object.assign(app, { memory: new has.MemoryStore(at("memory"), files) });
+  }
+  if (has.CronService && has.HeartbeatRunner) {
+    const cron = new has.CronService(workspace, () => true);
+    Object.assign(app, { cron, heartbeat: new has.HeartbeatRunner(at("heartbeat.json")) });
+  }
+  if (has.DeliveryQueue && has.DeliveryRunner) {
+    const queue = new has.DeliveryQueue(at("delivery"));
+    Object.assign(app, { queue, delivery: new has.DeliveryRunner(queue, channels) });
+  }
+  if (has.ProfileManager && has.ResilienceRunner) {
+    const profile = { name: "ANTHROPIC_API_KEY", key: "test-key" };
+    const profiles = new has.ProfileManager([profile], at("profiles.json"));
+    Object.assign(app, { profiles, resilience: new has.ResilienceRunner(profiles, []) });
+  }
+  return app;
+}
+
+/** The same, for a section that is s06 or later. */
+export function appOf06(section: S06, folder?: string): App06 {
+  return appOf(section as unknown as S04, folder) as unknown as App06; // as above
+}
+
+/** Resolves when all replies have left: from s08 on they leave by a queue, after their turn. */
+export async function delivered(app: object): Promise<void> {
+  const { queue } = app as Partial<App09>; // if it is s08 or later, it has one
+  while (queue && queue.files.size > 0) await new Promise((resolve) => setImmediate(resolve));
 }
 
 /** The same, for a section that is s05 or later. */
-export function appOf05(section: S05, folder?: string): App05 {
-  return appOf(section as unknown as S04, folder) as unknown as App05; // what s04 has, it has
+export function appOf05(section: S05, folder?: string, channels?: App05["channels"]): App05 {
+  const early = section as unknown as S04; // what s04 has, it has
+  return appOf(early, folder, channels as unknown as App04["channels"]) as unknown as App05;
 }
 
 let messages = 0;
@@ -299,8 +342,9 @@ export class World {
   async start(more: Settings = {}): Promise<Program> {
     const { columns, serve } = this.#options;
     const env = { ...this.settings, ...more };
-    const words = [this.#section.file, ...(serve ? ["--serve"] : [])];
-    this.program = columns ? inTerminal(words, env, columns) : inPipe(words, env);
+    this.program = columns
+      ? startInTerminal(this.#section, env, columns)
+      : start(this.#section, env, { words: serve ? ["--serve"] : [] });
     await this.#ready(env);
     const [, port] = /http: listening on 127\.0\.0\.1:(\d+)/.exec(this.program.text) ?? [];
     this.port = Number(port ?? 0);
@@ -370,18 +414,23 @@ export class World {
     return existsSync(folder) ? readdirSync(folder).filter((name) => name !== "done.jsonl") : [];
   }
 
-  /** Resolves when only so many messages in the inbox are left to be answered. */
+  /**
+   * Resolves when only so many messages in the inbox are left to be answered, and the answers to
+   * the others have left: from s08 on they are files, too.
+   */
   async inboxDone(left = 0): Promise<void> {
-    const folder = join(this.state, "inbox");
-    const isDone = () => this.inboxFiles().filter((name) => /json$/.test(name)).length <= left;
-    const watcher = watch(folder);
-    afterwards(() => watcher.close());
+    const folders = ["inbox", "delivery"].map((name) => join(this.state, name)).filter(existsSync);
+    const waiting = (folder = "") =>
+      existsSync(folder) ? readdirSync(folder).filter((name) => /^\d+\.json$/.test(name)) : [];
+    const isDone = () => waiting(folders[0]).length <= left && waiting(folders[1]).length === 0;
+    const watchers = folders.map((folder) => watch(folder));
+    afterwards(() => watchers.map((watcher) => watcher.close()));
     await new Promise<void>((resolve) => {
       const look = () => isDone() && resolve();
-      watcher.on("change", look);
+      for (const watcher of watchers) watcher.on("change", look);
       look(); // it may be so already
     });
-    watcher.close();
+    for (const watcher of watchers) watcher.close();
   }
 
   /** What was begun how often, as the inbox has it. */
@@ -405,48 +454,3 @@ function freshWorkspace(): string {
 }
 
 const nobody = { pid: undefined, write: () => {}, end: () => {}, kill: () => {} };
-
-/** Nothing of the environment that could change what a section does. */
-function environment(given: Settings): Settings {
-  const kept = "PATH HOME USER LANG TMPDIR TEMP TMP SystemRoot ComSpec PATHEXT USERPROFILE APPDATA";
-  return {
-    ...Object.fromEntries(kept.split(" ").map((name) => [name, process.env[name] ?? ""])),
-    ...given,
-  };
-}
-
-const tsx = () => ["--import", import.meta.resolve("tsx")];
-
-function inPipe(words: string[], given: Settings): Program {
-  return new Program((program) => {
-    const env = environment(given);
-    const child = spawn(process.execPath, [...tsx(), ...words], { cwd: ROOT, env });
-    for (const stream of [child.stdout, child.stderr]) {
-      stream.setEncoding("utf8").on("data", (piece: string) => program.heard(piece));
-    }
-    child.stdin.on("error", () => {}); // it may be gone before a line reaches it
-    child.on("close", (code, signal) => program.ended(code ?? (signal ? 128 : 1)));
-    return {
-      pid: child.pid,
-      write: (input) => child.stdin.write(input),
-      end: () => child.stdin.end(),
-      kill: (signal) => child.kill(signal),
-    };
-  });
-}
-
-function inTerminal(words: string[], given: Settings, cols: number): Program {
-  return new Program((program) => {
-    const env = { ...environment(given), TERM: "xterm-256color" };
-    const how = { cols, rows: 40, name: "xterm-256color", cwd: ROOT, env };
-    const child = spawnTerminal(process.execPath, [...tsx(), ...words], how);
-    child.onData((piece) => program.heard(piece));
-    child.onExit(({ exitCode, signal }) => program.ended(signal ? 128 + signal : exitCode));
-    return {
-      pid: child.pid,
-      write: (input) => child.write(input),
-      end: () => child.write("\x04"),
-      kill: (signal) => child.kill(process.platform === "win32" ? undefined : signal),
-    };
-  });
-}

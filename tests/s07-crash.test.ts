@@ -1,0 +1,138 @@
+/** s07, killed with SIGKILL around the times when jobs are due. */
+
+import { existsSync, readdirSync, readFileSync } from "node:fs";
+import { join } from "node:path";
+import { setTimeout as sleep } from "node:timers/promises";
+import { describe, expect, it } from "vitest";
+import { startTelegram } from "../practice/telegram.ts";
+import { telegramSettings } from "../practice/world.ts";
+import { englishFrom, outline, type Program, SEVERAL, settings, start } from "./helper.ts";
+import { asking, event, every, type Job, once, writeCron } from "./s07-helper.ts";
+import { afterwards, echoModel } from "./world.ts";
+
+/** The files of a folder of the state that are whole. */
+function stored(folder: string): { id: string; begun?: number }[] {
+  if (!existsSync(folder)) return [];
+  const names = readdirSync(folder).filter((name) => /^\d+\.json$/.test(name));
+  return names.map((name) => JSON.parse(readFileSync(join(folder, name), "utf8")));
+}
+
+const jobIn = (id: string) => id.split(":")[1] ?? "";
+
+/** The jobs of which a run, or the sending of what it said, had begun and was not over. */
+function underWay(state: string): Set<string> {
+  const open = ["inbox", "delivery"].flatMap((name) => stored(join(state, name)));
+  return new Set(open.filter(({ begun }) => begun).map(({ id }) => jobIn(id)));
+}
+
+// The newest one has all that came before, so between it and the first one none is tried here.
+const KILLS = [...englishFrom("s07").slice(0, 1), ...englishFrom("s08").slice(-1)].map(
+  (section, index) => ({ section, name: section.name, kills: index === 0 ? 6 : 3 }),
+);
+
+describe.each(KILLS)("$name, killed $kills times", ({ section, kills }) => {
+  it(
+    "loses no job, and runs none twice for one time, unless it was under way",
+    SEVERAL,
+    async () => {
+      const model = await echoModel();
+      const telegram = await startTelegram();
+      afterwards(() => telegram.close());
+      const given = settings(model, { ...telegramSettings(telegram), HEARTBEAT_INTERVAL: "0" });
+      const workspace = given.CLAW0_WORKSPACE ?? "";
+      const state = join(workspace, ".state");
+      const toAlice = { channel: "telegram", to: String(telegram.chatId("alice")) };
+      const toBob = { channel: "telegram", to: String(telegram.chatId("bob")) };
+
+      // Each kill has a few jobs of its own, whose times are near to it.
+      let random = 20_261_128 + Number(section.id.slice(1));
+      const dice = (sides: number) => {
+        random = (random * 48271) % 2147483647;
+        return random % sides;
+      };
+      const jobs: Job[] = [];
+      const beat = event("beat", every(1), { deliver: toBob });
+      let program: Program | undefined;
+      const begin = () => {
+        program = start(section, given, { words: ["--serve"] });
+      };
+      const open = new Map<string, number>(); // job → at how many kills it was under way
+      for (let kill = 0; kill < kills; kill++) {
+        // Half of them in a life that has just begun, half in one that has settled.
+        const first = Date.now() + (kill % 2 ? 1_000 : 300 + dice(500));
+        for (let n = 0; n < 4; n++) {
+          const id = `job-${kill}-${n}`;
+          const make = n % 2 ? asking : event;
+          jobs.push(make(id, once(first + n * 40), { deliver: toAlice }));
+        }
+        writeCron(workspace, [...jobs, beat]);
+        begin();
+        await sleep(first - Date.now() + dice(200));
+        program?.kill("SIGKILL");
+        await program?.end();
+        for (const id of underWay(state)) open.set(id, (open.get(id) ?? 0) + 1);
+      }
+      begin();
+      const heard = (text: string) =>
+        telegram.textsTo("alice").filter((one) => one === text).length;
+      const textOf = ({ payload }: Job) => payload.text ?? `re: ${payload.message}`;
+      await telegram.until(() => jobs.every((job) => heard(textOf(job)) > 0));
+      program?.kill("SIGTERM");
+      expect((await program?.end())?.code).toBe(0);
+
+      const twice = jobs.filter((job) => heard(textOf(job)) > 1 + (open.get(job.id) ?? 0));
+      expect(twice).toEqual([]);
+      for (const { id, payload } of jobs) {
+        const requests = model.log.filter(
+          (entry) => outline(entry)[0] === `user: ${payload.message}`,
+        );
+        const most = 1 + (open.get(id) ?? 0);
+        if (payload.message) expect(requests.length, id).toBeGreaterThan(0);
+        expect(requests.length, id).toBeLessThanOrEqual(most);
+      }
+      // What it was asked is in the conversation once, whatever happened.
+      for (const entry of model.log) expect(outline(entry)).toHaveLength(1);
+      // A job of every second: each time that was begun was told, and hardly any twice.
+      const done = readFileSync(join(state, "inbox/done.jsonl"), "utf8").trim().split("\n");
+      const beats = done.map((line) => JSON.parse(line).id).filter((id) => jobIn(id) === "beat");
+      expect(new Set(beats).size).toBe(beats.length);
+      const told = telegram.textsTo("bob").length;
+      expect(told).toBeGreaterThanOrEqual(beats.length);
+      expect(told).toBeLessThanOrEqual(beats.length + (open.get("beat") ?? 0));
+      // Nothing is left, and nothing was given up.
+      expect(stored(join(state, "inbox"))).toEqual([]);
+      const files = readdirSync(join(state, "inbox"));
+      expect(files.filter((name) => name.endsWith(".aside"))).toEqual([]);
+      expect(jobs.length).toBe(4 * kills);
+    },
+  );
+});
+
+describe.each(englishFrom("s07"))("$name, killed once", (section) => {
+  it("goes on with the run that was under way, from what is stored", SEVERAL, async () => {
+    const model = await echoModel();
+    const telegram = await startTelegram();
+    afterwards(() => telegram.close());
+    const given = settings(model, { ...telegramSettings(telegram), HEARTBEAT_INTERVAL: "0" });
+    const toAlice = { channel: "telegram", to: String(telegram.chatId("alice")) };
+    const past = once("2026-01-01T00:00:00Z");
+    writeCron(given.CLAW0_WORKSPACE ?? "", [
+      asking("held", past, { deliver: toAlice }),
+      asking("next", past, { deliver: toAlice }),
+    ]);
+    const held = model.hold();
+    const first = start(section, given, { words: ["--serve"] });
+    await held.waiting;
+    first.kill("SIGKILL");
+    await first.end();
+    const second = start(section, given, { words: ["--serve"] });
+    await telegram.until(() => telegram.sent.length === 2);
+    await second.until("telegram: ready");
+    second.kill("SIGTERM");
+    expect((await second.end()).code).toBe(0);
+    expect(telegram.textsTo("alice")).toEqual(["re: ask held", "re: ask next"]);
+    expect(model.log.map((entry) => outline(entry))).toEqual(
+      ["held", "held", "next"].map((id) => [`user: ask ${id}`]),
+    );
+  });
+});

@@ -1,0 +1,269 @@
+/** s08, chunkMessage: what must hold for every text and every limit. */
+
+import fc from "fast-check";
+import { describe, expect, it } from "vitest";
+import { sectionsFrom } from "./helper.ts";
+import { load08 } from "./s08-helper.ts";
+
+const RUNS = { numRuns: 250, seed: 8 };
+const SEGMENTS = new Intl.Segmenter("und", { granularity: "grapheme" });
+const FAMILY = "👨‍👩‍👧‍👦";
+
+const plainPiece = fc.oneof(
+  fc.constantFrom(
+    "\n",
+    "\n\n",
+    " ",
+    "  ",
+    "\t",
+    "a",
+    "word ",
+    "A sentence. ",
+    "你好。",
+    "猫が",
+    "　",
+  ),
+  fc.constantFrom(FAMILY, "e\u0301", "🇩🇪", "👍🏽", "    indented\n", "  - item\n", "x".repeat(80)),
+  fc.string({ maxLength: 20 }),
+  fc.string({ unit: "grapheme", maxLength: 20 }),
+);
+const fencedPiece = fc.oneof(
+  plainPiece,
+  fc.constantFrom("```", "```js", "````", "~~~", "~~~py", "```inline``` x", "`", "\n```\n"),
+  fc.constantFrom("\n```js\n", "\n~~~\n", `\n\`\`\`${"title ".repeat(12)}\n`, "\r\n"),
+);
+const documentOf = (piece: fc.Arbitrary<string>) =>
+  fc.array(piece, { maxLength: 100 }).map((parts) => parts.join(""));
+const plain = documentOf(plainPiece).map((text) => text.replace(/[`~]/g, ""));
+const fenced = documentOf(fencedPiece);
+const limit = (min: number) => fc.integer({ min, max: 300 });
+
+const visible = (text: string) => text.replace(/\s/g, "");
+
+/** Whether a text closes each code block that it opens, as Markdown sees it. */
+function isClosed(text: string): boolean {
+  let open = "";
+  for (const line of text.split(/\r?\n/)) {
+    const [, marks = "", info = ""] = /^ {0,3}(`{3,}|~{3,})(.*)$/.exec(line) ?? [];
+    if (!marks || (!open && marks.startsWith("`") && info.includes("`"))) continue;
+    if (!open) open = marks;
+    else if (marks.startsWith(open) && !info.trim()) open = "";
+  }
+  return open === "";
+}
+
+/** The lines of a text that stand inside its code blocks, and those that open one. */
+function codeOf(text: string): { lines: string[]; heads: string[] } {
+  const found = { lines: [] as string[], heads: [] as string[] };
+  let open = "";
+  for (const line of text.split("\n")) {
+    const [, marks = ""] = /^(`{3,}|~{3,})/.exec(line) ?? [];
+    if (open && line === marks && marks.startsWith(open)) open = "";
+    else if (open) found.lines.push(line);
+    else if (marks) {
+      open = marks;
+      found.heads.push(line);
+    }
+  }
+  return found;
+}
+
+describe.each(sectionsFrom("s08"))("$name, chunkMessage", (file) => {
+  it("gives pieces within the limit, none empty, without half a character", async () => {
+    const { chunkMessage } = await load08(file);
+    const check = fc.property(fenced, limit(2), (text, most) => {
+      for (const piece of chunkMessage(text, most)) {
+        expect(piece.length).toBeLessThanOrEqual(most);
+        expect(piece.trim()).not.toBe("");
+        if (text.isWellFormed()) expect(piece.isWellFormed()).toBe(true);
+      }
+    });
+    fc.assert(check, RUNS);
+    expect(chunkMessage("", 100)).toEqual([]);
+    expect(chunkMessage(" \n\n ", 100)).toEqual([]);
+    expect(chunkMessage("  x", 100)).toEqual(["  x"]);
+  });
+
+  it("counts UTF-16 units: 4096 of them are one message, one more are two", async () => {
+    const { chunkMessage } = await load08(file);
+    for (const sign of ["a", "é", "猫", "😀"]) {
+      const full = sign.repeat(4096 / sign.length);
+      expect(chunkMessage(full, 4096)).toEqual([full]);
+      expect(chunkMessage(`${full}b`, 4096)).toHaveLength(2);
+    }
+  });
+
+  it("loses no text", async () => {
+    const { chunkMessage } = await load08(file);
+    const whole = fc.property(plain, limit(1), (text, most) => {
+      expect(visible(chunkMessage(text, most).join(""))).toBe(visible(text));
+    });
+    fc.assert(whole, RUNS);
+    // With code blocks something comes in addition; what was there is there, in order.
+    const kept = fc.property(fenced, limit(60), (text, most) => {
+      const wanted = visible(text);
+      let found = 0;
+      for (const unit of visible(chunkMessage(text, most).join("")))
+        if (wanted.startsWith(unit, found)) found += unit.length;
+      expect(found).toBe(wanted.length);
+    });
+    fc.assert(kept, RUNS);
+  });
+
+  it("cuts nothing in two that people see as one", async () => {
+    const { chunkMessage } = await load08(file);
+    const check = fc.property(plain, limit(60), (text, most) => {
+      const starts = new Set([...SEGMENTS.segment(text)].map(({ index }) => index));
+      let end = 0;
+      for (const piece of chunkMessage(text, most)) {
+        const start = text.indexOf(piece, end);
+        expect(start).toBeGreaterThanOrEqual(0);
+        expect(starts.has(start)).toBe(true);
+        end = start + piece.length;
+        expect(end === text.length || starts.has(end)).toBe(true);
+      }
+    });
+    fc.assert(check, RUNS);
+    const families = FAMILY.repeat(100);
+    expect(chunkMessage(families, 100).join("")).toBe(families);
+    for (const piece of chunkMessage(families, 100)) expect(piece.length % FAMILY.length).toBe(0);
+  });
+
+  it("closes a code block that it cuts, and opens it again", async () => {
+    const { chunkMessage } = await load08(file);
+    const check = fc.property(fenced, limit(60), (text, most) => {
+      fc.pre(isClosed(text));
+      for (const piece of chunkMessage(text, most)) expect(isClosed(piece), piece).toBe(true);
+    });
+    fc.assert(check, RUNS);
+  });
+
+  it("opens it with the same line, and changes no line of the code", async () => {
+    const { chunkMessage } = await load08(file);
+    const line = fc.constantFrom("const x = 1;", "    return x;", "", "  // why", "end", "\tgo();");
+    const head = fc.constantFrom("```", "```js", "````md", "~~~py", "```js title=a.js");
+    const check = fc.property(
+      head,
+      fc.array(line, { maxLength: 60 }),
+      limit(100),
+      (open, all, most) => {
+        const marks = /^[`~]+/.exec(open)?.[0];
+        // A block that is only empty lines may lose some of them: nobody sees the difference.
+        const lines = ["first", ...all, "last"];
+        const text = ["Before it.", "", open, ...lines, marks, "", "After it."].join("\n");
+        const pieces = chunkMessage(text, most);
+        const found = pieces.map(codeOf);
+        for (const one of found.flatMap(({ heads }) => heads)) expect(one).toBe(open);
+        const full = (some: string[]) => some.filter((one) => one.trim());
+        expect(full(found.flatMap((one) => one.lines))).toEqual(full(lines));
+        expect(pieces[0]?.startsWith("Before it.")).toBe(true);
+        expect(pieces.at(-1)?.endsWith("After it.")).toBe(true);
+      },
+    );
+    fc.assert(check, RUNS);
+
+    const code = ["```ts", ...new Array(12).fill("const a = 1;"), "```"].join("\n");
+    expect(chunkMessage(code, 80)).toEqual(
+      [5, 5, 2].map((count) =>
+        ["```ts", ...new Array(count).fill("const a = 1;"), "```"].join("\n"),
+      ),
+    );
+    // A fence of four is not closed by one of three, nor a tilde's by backticks.
+    const nested = ["````md", "```js", "x".repeat(60), "```", "y".repeat(60), "````"].join("\n");
+    for (const piece of chunkMessage(nested, 110)) {
+      expect(piece.startsWith("````md\n")).toBe(true);
+      expect(piece.endsWith("\n````")).toBe(true);
+    }
+    // A line like this one opens none.
+    const inline = chunkMessage(`\`\`\`npm test\`\`\` ${"x".repeat(76)}`, 60);
+    expect(inline.join("").match(/```/g)).toHaveLength(2);
+    // Nor does what stands in the middle of its line.
+    const middle = chunkMessage(`${"word ".repeat(14)}\`\`\`x and more ${"word ".repeat(20)}`, 72);
+    expect(middle.join("").match(/```/g)).toHaveLength(1);
+  });
+
+  it("cuts between paragraphs, else lines, else sentences, else words", async () => {
+    const { chunkMessage } = await load08(file);
+    const word = "abcdefg ";
+    const words = word.repeat(4); // 32
+    // Each text has a cut of its kind at 40 or a little later, and lesser ones behind it.
+    const cut = (separator: string, rest: string) => {
+      const text = `${words}first${separator}${rest}`;
+      const [first] = chunkMessage(text, 64);
+      return first;
+    };
+    const rest = `${word}${word}${word}x\n${word}`;
+    expect(cut("\n\n", rest)).toBe(`${words}first`);
+    expect(cut("\n", `${word}. ${word}${word}${word}`)).toBe(`${words}first`);
+    expect(cut(". ", `${word}${word}${word}${word}`)).toBe(`${words}first.`);
+    expect(cut("。", `${word}${word}${word}${word}`)).toBe(`${words}first。`);
+    expect(cut(" ", word.repeat(5))).toBe(`${words}first ${word.repeat(2)}`.trimEnd());
+    expect(cut("", "x".repeat(80))).toBe(words.trimEnd());
+    // No word is broken where there is a space to break at: 3.14 and "e.g.x" are no sentence ends.
+    expect(chunkMessage(`${words}3.14159 ${word}`, 44)[0]).toBe(`${words}3.14159`);
+    // Without any, the piece is full.
+    const full = chunkMessage("x".repeat(150), 64).map(({ length }) => length);
+    expect(full).toHaveLength(3);
+    for (const length of full.slice(0, 2)) expect(length).toBeGreaterThanOrEqual(55);
+    // What it cuts behind must not be so near the beginning that the piece is a crumb.
+    expect(chunkMessage(`Hi.\n\n${"x".repeat(100)}`, 64)[0]?.length).toBeGreaterThan(20);
+  });
+
+  it("keeps the indentation of a line that begins a piece", async () => {
+    const { chunkMessage } = await load08(file);
+    const text = [`- ${"a".repeat(50)}`, "  - nested", "    code", `  - ${"b".repeat(50)}`].join(
+      "\n",
+    );
+    const lines = chunkMessage(text, 64).flatMap((piece) => piece.split("\n"));
+    expect(lines).toEqual(text.split("\n"));
+  });
+
+  it("does work in proportion to the text", async () => {
+    const { chunkMessage } = await load08(file);
+    // How many characters its searches are given, in all.
+    let work = 0;
+    const { matchAll } = String.prototype;
+    const { split } = String.prototype;
+    const { segment } = Intl.Segmenter.prototype;
+    const measure = (text: string) => {
+      work = 0;
+      String.prototype.matchAll = function (this: string, ...args) {
+        work += this.length;
+        return matchAll.apply(this, args);
+      };
+      const counting = function (this: string, ...args: never[]) {
+        work += this.length;
+        return Reflect.apply(split, this, args);
+      };
+      String.prototype.split = counting;
+      Intl.Segmenter.prototype.segment = function (words) {
+        work += words.length;
+        return segment.call(this, words);
+      };
+      try {
+        const pieces = chunkMessage(text, 4096);
+        return { pieces, work };
+      } finally {
+        String.prototype.matchAll = matchAll;
+        String.prototype.split = split;
+        Intl.Segmenter.prototype.segment = segment;
+      }
+    };
+    for (const piece of [
+      "A sentence of it. And one more.\n\n",
+      "x",
+      "猫",
+      `${FAMILY}`,
+      "```js\ncode();\n```\n",
+    ]) {
+      const of = (size: number) => piece.repeat(Math.ceil(size / piece.length));
+      const small = measure(of(100_000));
+      const large = measure(of(1_000_000));
+      expect(small.work).toBeGreaterThan(0);
+      expect(large.work / small.work, piece).toBeLessThan(12);
+      expect(visible(large.pieces.join("")).length).toBeGreaterThanOrEqual(
+        visible(of(1_000_000)).length,
+      );
+    }
+  });
+});
