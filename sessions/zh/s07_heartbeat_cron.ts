@@ -2368,7 +2368,7 @@ export class MemoryStore {
       const before = this.#read.get(file) ?? { changed: 0, entries: [] };
       if (before.changed === changed) continue;
       for (const entry of before.entries) this.#remove(entry);
-      const lines = readOrSay(file, "", readText).split(/\r?\n[-*\s]*/);
+      const lines = `\n${readOrSay(file, "", readText)}`.split(/\r?\n[-*\s]*/);
       // 标题和注释不要，"Name:" 后面没人填的也不要。
       const facts = lines.filter((line) => /^[^#<].*[^\s:]\s*$/.test(line));
       const entries = facts.map((text) => this.#add({ text, source: path.basename(file) }));
