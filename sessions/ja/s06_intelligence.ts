@@ -2355,7 +2355,7 @@ export class MemoryStore {
       const before = this.#read.get(file) ?? { changed: 0, entries: [] };
       if (before.changed === changed) continue;
       for (const entry of before.entries) this.#remove(entry);
-      const lines = readOrSay(file, "", readText).split(/\r?\n[-*\s]*/);
+      const lines = `\n${readOrSay(file, "", readText)}`.split(/\r?\n[-*\s]*/);
       // 見出しとコメント、それに埋められていない"Name:"の類いは除く。
       const facts = lines.filter((line) => /^[^#<].*[^\s:]\s*$/.test(line));
       const entries = facts.map((text) => this.#add({ text, source: path.basename(file) }));

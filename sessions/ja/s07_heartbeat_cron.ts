@@ -2371,7 +2371,7 @@ export class MemoryStore {
       const before = this.#read.get(file) ?? { changed: 0, entries: [] };
       if (before.changed === changed) continue;
       for (const entry of before.entries) this.#remove(entry);
-      const lines = readOrSay(file, "", readText).split(/\r?\n[-*\s]*/);
+      const lines = `\n${readOrSay(file, "", readText)}`.split(/\r?\n[-*\s]*/);
       // 見出しとコメント、それに埋められていない"Name:"の類いは除く。
       const facts = lines.filter((line) => /^[^#<].*[^\s:]\s*$/.test(line));
       const entries = facts.map((text) => this.#add({ text, source: path.basename(file) }));
@@ -2612,9 +2612,9 @@ function readState(file: string): object {
 }
 
 /**
- * ジョブについて覚えておくこと。`entry`はジョブの中身で、いまと違っていれば、まっさらから始める。
- * `since`と`due`はミリ秒。もう動かないジョブに`due`はない。`from`は`due`を計算したときの時刻。
- * `errors`は続けて失敗した回数。
+ * What we keep of a job. `entry`: the job as it was; if it is another now, it starts afresh. Times
+ * in ms: `due`, which a job that will not run again does not have, and `from`, when that was worked
+ * out. `errors`: in a row.
  */
 type JobState = { entry: string; since: number; due?: number; from?: number; errors: number };
 const MAX_ERRORS = 5;
@@ -2712,7 +2712,7 @@ export class CronService {
     return this.jobs;
   }
 
-  /** 結果を数え、持ち主に伝える文を返す。伝えるのは、失敗してもう動かないときだけ。 */
+  /** Counts how it went. Gives what the owner should hear: that it failed and won't run again. */
   report(id: string, error?: unknown): string {
     const state = this.#states.get(id);
     if (!state) return "";
