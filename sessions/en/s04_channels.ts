@@ -1292,7 +1292,7 @@ export class ChannelManager extends Map<string, Channel> {
 /** The terminal, as one channel among others. Its person sees a reply while it is made. */
 export class CliChannel implements Channel {
   readonly name = "cli";
-  readonly limit = Number.POSITIVE_INFINITY;
+  readonly limit = Number.MAX_SAFE_INTEGER;
   closed = Promise.resolve(); // until it is started; then when the person leaves
   #command: (line: string, options: TurnOptions) => Promise<string>;
 

@@ -1293,7 +1293,7 @@ export class ChannelManager extends Map<string, Channel> {
 /** ターミナルも、チャネルの1つにする。使う人には、応答が届いた分から見える。 */
 export class CliChannel implements Channel {
   readonly name = "cli";
-  readonly limit = Number.POSITIVE_INFINITY;
+  readonly limit = Number.MAX_SAFE_INTEGER;
   closed = Promise.resolve(); // 始まるまでは完了済み。始まったら、人が終了したときに完了
   #command: (line: string, options: TurnOptions) => Promise<string>;
 

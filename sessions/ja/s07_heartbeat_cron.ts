@@ -1321,7 +1321,7 @@ export class ChannelManager extends Map<string, Channel> {
 /** ターミナルも、チャネルの1つにする。使う人には、応答が届いた分から見える。 */
 export class CliChannel implements Channel {
   readonly name = "cli";
-  readonly limit = Number.POSITIVE_INFINITY;
+  readonly limit = Number.MAX_SAFE_INTEGER;
   closed = Promise.resolve(); // 始まるまでは完了済み。始まったら、人が終了したときに完了
   #command: (line: string, options: TurnOptions) => Promise<string>;
 
@@ -2612,9 +2612,9 @@ function readState(file: string): object {
 }
 
 /**
- * What we keep of a job. `entry`: the job as it was; if it is another now, it starts afresh. Times
- * in ms: `due`, which a job that will not run again does not have, and `from`, when that was worked
- * out. `errors`: in a row.
+ * ジョブについて覚えておくこと。`entry`はジョブの中身で、いまと違っていれば、まっさらから始める。
+ * 時刻はミリ秒。`due`は、もう動かないジョブにはない。`from`は、`due`を計算したときの時刻。
+ * `errors`は続けて失敗した回数。
  */
 type JobState = { entry: string; since: number; due?: number; from?: number; errors: number };
 const MAX_ERRORS = 5;
@@ -2712,7 +2712,7 @@ export class CronService {
     return this.jobs;
   }
 
-  /** Counts how it went. Gives what the owner should hear: that it failed and won't run again. */
+  /** 結果を数え、持ち主に伝える文を返す。伝えるのは、失敗してもう動かないときだけ。 */
   report(id: string, error?: unknown): string {
     const state = this.#states.get(id);
     if (!state) return "";

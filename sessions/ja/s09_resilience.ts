@@ -1340,7 +1340,7 @@ export class ChannelManager extends Map<string, Channel> {
 /** ターミナルも、チャネルの1つにする。使う人には、応答が届いた分から見える。 */
 export class CliChannel implements Channel {
   readonly name = "cli";
-  readonly limit = Number.POSITIVE_INFINITY;
+  readonly limit = Number.MAX_SAFE_INTEGER;
   closed = Promise.resolve(); // 始まるまでは完了済み。始まったら、人が終了したときに完了
   #command: (line: string, options: TurnOptions) => Promise<string>;
 
@@ -2631,9 +2631,9 @@ function readState(file: string): object {
 }
 
 /**
- * What we keep of a job. `entry`: the job as it was; if it is another now, it starts afresh. Times
- * in ms: `due`, which a job that will not run again does not have, and `from`, when that was worked
- * out. `errors`: in a row.
+ * ジョブについて覚えておくこと。`entry`はジョブの中身で、いまと違っていれば、まっさらから始める。
+ * 時刻はミリ秒。`due`は、もう動かないジョブにはない。`from`は、`due`を計算したときの時刻。
+ * `errors`は続けて失敗した回数。
  */
 type JobState = { entry: string; since: number; due?: number; from?: number; errors: number };
 const MAX_ERRORS = 5;
@@ -2731,7 +2731,7 @@ export class CronService {
     return this.jobs;
   }
 
-  /** Counts how it went. Gives what the owner should hear: that it failed and won't run again. */
+  /** 結果を数え、持ち主に伝える文を返す。伝えるのは、失敗してもう動かないときだけ。 */
   report(id: string, error?: unknown): string {
     const state = this.#states.get(id);
     if (!state) return "";
@@ -2992,8 +2992,8 @@ const DIGITS = { type: "integer" };
 const PLACE = { id: WORDS, channel: WORDS, to: WORDS, text: WORDS };
 const DELIVERY = shape({ ...PLACE, at: DIGITS, next: DIGITS, tries: DIGITS, begun: DIGITS });
 
-// Order counts for each recipient: nobody sees whether somebody else's reply came first. And the
-// parts of one reply belong together. Their ids say which: they are that of the message answered.
+// 順序を守るのは宛先ごと。ほかの人への返信が先に届いたかどうかは、誰にも見えない。1つの返信を分けた
+// 何通かは、ひとまとまりとして扱う。どれが仲間かはidでわかる。答える相手のメッセージのidなので。
 const recipientOf = ({ channel, to }: Delivery) => `${channel} ${to}`;
 const replyOf = ({ id }: Delivery) => id.replace(/#\d+$/, "");
 
@@ -3018,8 +3018,8 @@ const numbered = (folder: string) =>
     .sort();
 
 /**
- * What is to be sent, by recipient, the oldest first; and a file for each. Of what was sent the ids
- * are kept: by them a reply that is made a second time, after a crash, is known.
+ * これから送るもの。宛先ごとに古い順に並び、1通ごとにファイルがある。送り終えたものもidは残す。
+ * クラッシュのあとで同じ返信がもう一度作られても、それでわかる。
  */
 export class DeliveryQueue {
   readonly waiting = new Map<string, Delivery[]>();
@@ -3081,7 +3081,7 @@ export class DeliveryQueue {
   fail(delivery: Delivery, why: string): Delivery[] {
     const line = this.waiting.get(recipientOf(delivery)) ?? [];
     const parts = line.filter((one) => replyOf(one) === replyOf(delivery));
-    // From the end: after a crash in here the first part is still there, and takes the rest along.
+    // 後ろから移す。途中でクラッシュしても先頭の1通は残り、次の起動で残りを道連れにできる。
     for (const part of parts.toReversed()) {
       this.save(Object.assign(part, { why }));
       const file = this.#fileOf(part);
@@ -3160,8 +3160,8 @@ export class DeliveryRunner {
   }
 
   async #work(recipient: string): Promise<void> {
-    // Always the first, and nothing else: if it has to wait for its next try, all behind it wait.
-    // A second part that overtakes the first is worse than one that is late.
+    // 送るのは必ず先頭の1通。先頭が次の試みを待つなら、後ろもすべて待つ。1通目を追い越した2通目は、
+    // 遅れた2通目よりも始末が悪い。
     for (;;) {
       const [first] = this.#queue.waiting.get(recipient) ?? [];
       if (!first) return;
@@ -3215,7 +3215,7 @@ export class DeliveryRunner {
     const parts = this.#queue.fail(delivery, why);
     this.stats.failed += parts.length;
     warn(
-      `${delivery.id}: not sent for good, ${parts.length} in failed/: ${why}. /retry sends them again.`,
+      `${delivery.id}: 送るのをあきらめ、${parts.length}通をfailed/に移しました：${why}。/retryで送り直せます。`,
     );
     return false;
   }
@@ -3266,8 +3266,8 @@ function fenceAfter(open: string, line: string, limit: number): string {
 }
 
 /**
- * How much of a text to take: `room` at most, but at least one character. A better place to cut is
- * of no use near the beginning: one line in a message, and the rest in the next.
+ * 文章をどこまで取るか。最大で`room`、少なくとも1文字。切るのによい場所でも、先頭に近すぎれば
+ * 使わない。1行だけの1通と、残り全部の1通になってしまう。
  */
 function cutAt(words: string, room: number): number {
   const head = words.slice(0, room);
@@ -3380,8 +3380,8 @@ export function classifyFailure(error: unknown): Reason {
   return error instanceof AnthropicError ? "timeout" : "unknown"; // 途中で終わったストリーム
 }
 
-// A limit passes in seconds. A bill that is not paid, or a key that was revoked, is for somebody to
-// mend; but nobody will tell us when it is done, so even these are tried again, ever more seldom.
+// 制限は数秒で解ける。払われていない料金や、取り消されたキーは、誰かに直してもらうしかない。直った
+// ことを誰も教えてくれないので、こうしたものも、間隔を広げながらまた試す。
 
 /** 休ませる秒数：最初の失敗での値と、続けて失敗して倍々に増えたときの上限。ほかは休ませない。 */
 const COOLDOWNS: Partial<Record<Reason, [first: number, cap: number]>> = {
@@ -3433,7 +3433,7 @@ export class ProfileManager {
         return { model, profile, at };
       }),
     );
-    // The sort is stable: of those that are ready, the better model and our own key stay first.
+    // 安定ソートなので、使えるものの中では、望ましいモデルと、いまのキーが先頭のまま残る。
     const [best] = choices.sort((a, b) => a.at - b.at);
     if (!best) throw new Error("there is no key");
     this.#current = profiles.indexOf(best.profile);
@@ -3566,8 +3566,8 @@ const ERRORS: Record<string, [status: number, type: string, message: string]> = 
 for (const kind of Object.keys(ERRORS)) simulated.set(kind, 0);
 
 /**
- * Throws what was asked for by /simulate-failure. It is the SDK's own error, made by the SDK, so
- * whatever tells failures apart is tried, and not a word that only we would know.
+ * /simulate-failureで頼まれたエラーを投げる。SDKが作るSDK自身のエラーなので、失敗を見分けるコードが
+ * 本物と同じように試される。こちらにしか通じない言葉は使わない。
  */
 function throwSimulated(): void {
   for (const [kind, [status, type, message]] of Object.entries(ERRORS)) {

@@ -1348,7 +1348,7 @@ export class ChannelManager extends Map<string, Channel> {
 /** ターミナルも、チャネルの1つにする。使う人には、応答が届いた分から見える。 */
 export class CliChannel implements Channel {
   readonly name = "cli";
-  readonly limit = Number.POSITIVE_INFINITY;
+  readonly limit = Number.MAX_SAFE_INTEGER;
   closed = Promise.resolve(); // 始まるまでは完了済み。始まったら、人が終了したときに完了
   #command: (line: string, options: TurnOptions) => Promise<string>;
 
@@ -2640,9 +2640,9 @@ function readState(file: string): object {
 }
 
 /**
- * What we keep of a job. `entry`: the job as it was; if it is another now, it starts afresh. Times
- * in ms: `due`, which a job that will not run again does not have, and `from`, when that was worked
- * out. `errors`: in a row.
+ * ジョブについて覚えておくこと。`entry`はジョブの中身で、いまと違っていれば、まっさらから始める。
+ * 時刻はミリ秒。`due`は、もう動かないジョブにはない。`from`は、`due`を計算したときの時刻。
+ * `errors`は続けて失敗した回数。
  */
 type JobState = { entry: string; since: number; due?: number; from?: number; errors: number };
 const MAX_ERRORS = 5;
@@ -2740,7 +2740,7 @@ export class CronService {
     return this.jobs;
   }
 
-  /** Counts how it went. Gives what the owner should hear: that it failed and won't run again. */
+  /** 結果を数え、持ち主に伝える文を返す。伝えるのは、失敗してもう動かないときだけ。 */
   report(id: string, error?: unknown): string {
     const state = this.#states.get(id);
     if (!state) return "";
@@ -3004,8 +3004,8 @@ const DIGITS = { type: "integer" };
 const PLACE = { id: WORDS, channel: WORDS, to: WORDS, text: WORDS };
 const DELIVERY = shape({ ...PLACE, at: DIGITS, next: DIGITS, tries: DIGITS, begun: DIGITS });
 
-// Order counts for each recipient: nobody sees whether somebody else's reply came first. And the
-// parts of one reply belong together. Their ids say which: they are that of the message answered.
+// 順序を守るのは宛先ごと。ほかの人への返信が先に届いたかどうかは、誰にも見えない。1つの返信を分けた
+// 何通かは、ひとまとまりとして扱う。どれが仲間かはidでわかる。答える相手のメッセージのidなので。
 const recipientOf = ({ channel, to }: Delivery) => `${channel} ${to}`;
 const replyOf = ({ id }: Delivery) => id.replace(/#\d+$/, "");
 
@@ -3030,8 +3030,8 @@ const numbered = (folder: string) =>
     .sort();
 
 /**
- * What is to be sent, by recipient, the oldest first; and a file for each. Of what was sent the ids
- * are kept: by them a reply that is made a second time, after a crash, is known.
+ * これから送るもの。宛先ごとに古い順に並び、1通ごとにファイルがある。送り終えたものもidは残す。
+ * クラッシュのあとで同じ返信がもう一度作られても、それでわかる。
  */
 export class DeliveryQueue {
   readonly waiting = new Map<string, Delivery[]>();
@@ -3093,7 +3093,7 @@ export class DeliveryQueue {
   fail(delivery: Delivery, why: string): Delivery[] {
     const line = this.waiting.get(recipientOf(delivery)) ?? [];
     const parts = line.filter((one) => replyOf(one) === replyOf(delivery));
-    // From the end: after a crash in here the first part is still there, and takes the rest along.
+    // 後ろから移す。途中でクラッシュしても先頭の1通は残り、次の起動で残りを道連れにできる。
     for (const part of parts.toReversed()) {
       this.save(Object.assign(part, { why }));
       const file = this.#fileOf(part);
@@ -3172,8 +3172,8 @@ export class DeliveryRunner {
   }
 
   async #work(recipient: string): Promise<void> {
-    // Always the first, and nothing else: if it has to wait for its next try, all behind it wait.
-    // A second part that overtakes the first is worse than one that is late.
+    // 送るのは必ず先頭の1通。先頭が次の試みを待つなら、後ろもすべて待つ。1通目を追い越した2通目は、
+    // 遅れた2通目よりも始末が悪い。
     for (;;) {
       const [first] = this.#queue.waiting.get(recipient) ?? [];
       if (!first) return;
@@ -3227,7 +3227,7 @@ export class DeliveryRunner {
     const parts = this.#queue.fail(delivery, why);
     this.stats.failed += parts.length;
     warn(
-      `${delivery.id}: not sent for good, ${parts.length} in failed/: ${why}. /retry sends them again.`,
+      `${delivery.id}: 送るのをあきらめ、${parts.length}通をfailed/に移しました：${why}。/retryで送り直せます。`,
     );
     return false;
   }
@@ -3273,8 +3273,8 @@ function fenceAfter(open: string, line: string, limit: number): string {
 }
 
 /**
- * How much of a text to take: `room` at most, but at least one character. A better place to cut is
- * of no use near the beginning: one line in a message, and the rest in the next.
+ * 文章をどこまで取るか。最大で`room`、少なくとも1文字。切るのによい場所でも、先頭に近すぎれば
+ * 使わない。1行だけの1通と、残り全部の1通になってしまう。
  */
 function cutAt(words: string, room: number): number {
   const head = words.slice(0, room);
@@ -3387,8 +3387,8 @@ export function classifyFailure(error: unknown): Reason {
   return error instanceof AnthropicError ? "timeout" : "unknown"; // 途中で終わったストリーム
 }
 
-// A limit passes in seconds. A bill that is not paid, or a key that was revoked, is for somebody to
-// mend; but nobody will tell us when it is done, so even these are tried again, ever more seldom.
+// 制限は数秒で解ける。払われていない料金や、取り消されたキーは、誰かに直してもらうしかない。直った
+// ことを誰も教えてくれないので、こうしたものも、間隔を広げながらまた試す。
 
 /** 休ませる秒数：最初の失敗での値と、続けて失敗して倍々に増えたときの上限。ほかは休ませない。 */
 const COOLDOWNS: Partial<Record<Reason, [first: number, cap: number]>> = {
@@ -3440,7 +3440,7 @@ export class ProfileManager {
         return { model, profile, at };
       }),
     );
-    // The sort is stable: of those that are ready, the better model and our own key stay first.
+    // 安定ソートなので、使えるものの中では、望ましいモデルと、いまのキーが先頭のまま残る。
     const [best] = choices.sort((a, b) => a.at - b.at);
     if (!best) throw new Error("there is no key");
     this.#current = profiles.indexOf(best.profile);
@@ -3573,8 +3573,8 @@ const ERRORS: Record<string, [status: number, type: string, message: string]> = 
 for (const kind of Object.keys(ERRORS)) simulated.set(kind, 0);
 
 /**
- * Throws what was asked for by /simulate-failure. It is the SDK's own error, made by the SDK, so
- * whatever tells failures apart is tried, and not a word that only we would know.
+ * /simulate-failureで頼まれたエラーを投げる。SDKが作るSDK自身のエラーなので、失敗を見分けるコードが
+ * 本物と同じように試される。こちらにしか通じない言葉は使わない。
  */
 function throwSimulated(): void {
   for (const [kind, [status, type, message]] of Object.entries(ERRORS)) {
@@ -3682,8 +3682,8 @@ export class LaneQueue {
       control.abort();
     };
     const interrupt = () => control.abort();
-    // Two runners: the task, and a clock that starts when it is told to end. If the clock wins, the
-    // task may still be somewhere: nobody waits for it, and what it throws later is swallowed.
+    // 競走するのは、タスクと、終わるよう告げたときに動き出す時計。時計が勝っても、タスクはまだ
+    // どこかで動いているかもしれない。誰もそれを待たず、あとで投げるものも捨てる。
     const late = once(control.signal, "abort")
       .then(() => sleep(GRACE))
       .then(() => Promise.reject(ended ?? new LaneError("it did not stop within 2 s")));
@@ -3713,7 +3713,7 @@ export class LaneQueue {
 
   /** 動いているものを終わらせ、待っているものをすぐに始める。終わらせた数を返す。 */
   reset(): number {
-    // They get their 2 s, but not their places. Waiting for them would be no way out of a jam.
+    // 2秒の猶予は与えるが、枠は渡さない。待っていたら、詰まりから抜け出せない。
     const running = [...this.#running];
     this.generation++;
     this.active = 0;
@@ -3761,8 +3761,8 @@ export class CommandQueue {
   }
 
   /**
-   * Ends the turns that run. The lanes of conversations have no part in it: they go on when the
-   * turn inside has ended, 2 s later at most. Sooner, two turns would write into one conversation.
+   * 動いているターンを終わらせる。会話のレーンには手を出さない。中のターンが終われば、遅くとも2秒後
+   * には進む。それより早めると、2つのターンが同じ会話に書いてしまう。
    */
   reset(): number {
     const ended = this.named.map((name) => this.lanes.get(name)?.reset() ?? 0);
@@ -3795,8 +3795,8 @@ async function inLane(lane: string, app: App, key: string, turn: Task<string>, s
 }
 
 /**
- * A person's turn. It counts from the moment when it is in line; and what counts is the lane's
- * promise, not the turn's own: that of a turn which hangs is never settled, and jobs wait for it.
+ * 人のターン。順番待ちに並んだときから数に入る。数えるのはレーンのPromiseで、ターン自身のものでは
+ * ない。固まったターンのPromiseはいつまでも決まらず、ジョブは待ち続けることになる。
  */
 const serve = (
   app: App,

@@ -1305,7 +1305,7 @@ export class ChannelManager extends Map<string, Channel> {
 /** 终端也是一个渠道。在终端里，回复边生成边显示。 */
 export class CliChannel implements Channel {
   readonly name = "cli";
-  readonly limit = Number.POSITIVE_INFINITY;
+  readonly limit = Number.MAX_SAFE_INTEGER;
   closed = Promise.resolve(); // 启动之前就是这个值；启动之后，人离开时才 resolve
   #command: (line: string, options: TurnOptions) => Promise<string>;
 
