@@ -111,7 +111,9 @@ export function countRequest(request: PracticeRequest): number {
  */
 function idMaker(request: PracticeRequest, number: number): () => string {
   let made = 0;
-  const base = createHash("sha256").update(JSON.stringify(request.messages)).digest("hex");
+  // Not when: from s06 on a message says the time, and a second later the request is the same.
+  const asked = JSON.stringify(request.messages).replace(/It is \w+ \w+ \d+ \d+ [\d:]+/g, "");
+  const base = createHash("sha256").update(asked).digest("hex");
   return () => {
     const hash = createHash("sha256").update(`${base} ${number} ${made++}`).digest("base64");
     return `01${hash.replace(/[^a-zA-Z0-9]/g, "").slice(0, 22)}`;
