@@ -145,6 +145,19 @@ describe.each(sectionsFrom("s08"))("$name, to a platform that fails", (file) => 
     expect(times("text of alice#0")).toEqual([0, 40 * SECOND]);
   });
 
+  it("holds up nobody for those whose sends hang, however many they are", async () => {
+    const section = await load08(file);
+    const { queue, runner, line } = openDesk(section);
+    line.fate = (to) => to.startsWith("stuck") && new Promise(() => {});
+    for (let index = 0; index < 20; index++)
+      queue.add(delivery(`s${index}#0`, { to: `stuck ${index}` }));
+    queue.add(delivery("a#0"));
+    runner.start();
+    await until(() => line.taken.length === 1);
+    expect(line.taken).toEqual(["text of a#0"]);
+    expect(line.tried).toHaveLength(21);
+  });
+
   it("sends again what was accepted when the connection broke", async () => {
     const section = await load08(file);
     stopTheClock();
