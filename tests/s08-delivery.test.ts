@@ -524,6 +524,29 @@ describe.each(sectionsFrom("s08"))("$name, the road", (file) => {
     expect(answers).toHaveLength(3);
   });
 
+  it("takes what is said of a job that failed, and its answer, for two replies", async () => {
+    const model = await practice({ rules: false });
+    const section = await load08(file, settings(model));
+    const { app, queue, line } = openDesk(section);
+    line.fate = () => new Promise(() => {});
+    vi.spyOn(app.cron, "report").mockImplementation((_id, error) => (error ? "it is off" : ""));
+    const run = () => {
+      const deliver = { channel: "telegram", to: "1001" };
+      const job = { isEvent: false, deliver };
+      const from = { channel: "cron", peerId: "job", senderId: "job", job };
+      const message = { ...inbound(), ...from, id: "cron:job:2027-01-04T12:00:00.000Z" };
+      return section.accept(app, message).done;
+    };
+    model.fail("400");
+    vi.spyOn(app.inbox, "finish").mockImplementation(() => {}); // killed before that
+    vi.spyOn(app.inbox, "add").mockImplementation(() => true); // and taken up after the start
+    await run();
+    model.script(say("its answer"));
+    await run();
+    const waiting = [...queue.waiting.values()].flat();
+    expect(waiting.map(({ text }) => text)).toEqual(["it is off", "its answer"]);
+  });
+
   it("gives people of the terminal theirs directly", async () => {
     const section = await load08(file);
     const { app, folder, line } = openDesk(section);
