@@ -1409,7 +1409,7 @@ export class TelegramChannel implements Channel {
       try {
         await this.#bot.start({ allowed_updates: ["message"] });
       } catch (error) {
-        warn(`telegram: ${error}。5 秒后再试。`);
+        if (!this.#stopped) warn(`telegram: ${error}。5 秒后再试。`);
         await sleep(5_000);
         this.#bot = this.#newBot();
       }

@@ -1408,7 +1408,7 @@ export class TelegramChannel implements Channel {
       try {
         await this.#bot.start({ allowed_updates: ["message"] });
       } catch (error) {
-        warn(`telegram: ${error}。5 秒后再试。`);
+        if (!this.#stopped) warn(`telegram: ${error}。5 秒后再试。`);
         await sleep(5_000);
         this.#bot = this.#newBot();
       }
@@ -2760,13 +2760,15 @@ async function runJob(app: App, message: Routed, signal?: AbortSignal): Promise<
     return runAlone(sessionKey, message.text, app, { ...options, signal });
   };
   let answer: string;
+  let about: InboundMessage = message;
   try {
     answer = await run(signal);
     app.cron.report(id);
   } catch (error) {
     answer = app.cron.report(id, error);
+    about = { ...message, id: `${message.id}!` }; // 不是回答，也不能被当成回答
   }
-  if (answer) await tellOwner(app, message, answer, job?.deliver);
+  if (answer) await tellOwner(app, about, answer, job?.deliver);
   app.inbox.finish([message]);
   return answer;
 }

@@ -1427,7 +1427,7 @@ export class TelegramChannel implements Channel {
       try {
         await this.#bot.start({ allowed_updates: ["message"] });
       } catch (error) {
-        warn(`telegram: ${error}。5 秒后再试。`);
+        if (!this.#stopped) warn(`telegram: ${error}。5 秒后再试。`);
         await sleep(5_000);
         this.#bot = this.#newBot();
       }
@@ -2779,13 +2779,15 @@ async function runJob(app: App, message: Routed, signal?: AbortSignal): Promise<
     return runAlone(sessionKey, message.text, app, { ...options, signal });
   };
   let answer: string;
+  let about: InboundMessage = message;
   try {
     answer = await run(signal);
     app.cron.report(id);
   } catch (error) {
     answer = app.cron.report(id, error);
+    about = { ...message, id: `${message.id}!` }; // 不是回答，也不能被当成回答
   }
-  if (answer) await tellOwner(app, message, answer, job?.deliver);
+  if (answer) await tellOwner(app, about, answer, job?.deliver);
   app.inbox.finish([message]);
   return answer;
 }
@@ -3382,7 +3384,7 @@ const COOLDOWNS: Partial<Record<Reason, [first: number, cap: number]>> = {
   overloaded: [2, 60],
   timeout: [1, 60],
   unknown: [1, 60],
-  model: [60, 3600],
+  model: [600, 3600],
   auth: [600, 3600],
   billing: [600, 86_400],
 };
@@ -3404,9 +3406,10 @@ export class ProfileManager {
     this.profiles = profiles;
     this.#file = file;
     this.#now = now;
-    // 手改过的文件，里面什么都可能有。
-    const kept = Object.entries(readState(file)).filter(([, one]) => one?.until > 0);
-    this.cooldowns = new Map(kept);
+    // 手改过的文件，里面什么都可能有。冷却再长，也长不过一天。
+    const isSound = ([, one]: [string, Cooldown]) =>
+      one?.count > 0 && one.until - one.since <= 86_400_000;
+    this.cooldowns = new Map(Object.entries(readState(file)).filter(isSound));
   }
 
   /** 一个密钥或模型什么时候能再用，单位是毫秒；现在就能用则是 0。 */

@@ -1434,7 +1434,7 @@ export class TelegramChannel implements Channel {
       try {
         await this.#bot.start({ allowed_updates: ["message"] });
       } catch (error) {
-        warn(`telegram: ${error}。5 秒后再试。`);
+        if (!this.#stopped) warn(`telegram: ${error}。5 秒后再试。`);
         await sleep(5_000);
         this.#bot = this.#newBot();
       }
@@ -2781,21 +2781,26 @@ async function runJob(app: App, message: Routed, signal?: AbortSignal): Promise<
   const { sessionKey, peerId: id, job } = message;
   const options = { message, agent: app.agents.get(message.agentId), mode: "minimal" as const };
   const run = async (signal?: AbortSignal) => {
-    while (serving.size > 0) await Promise.allSettled(serving);
-    signal?.throwIfAborted(); // 还在排队就结束了
+    if (serving.size > 0) return undefined; // 排队的时候，有人来了
     app.inbox.begin([message]);
     if (job?.isEvent) return message.text;
     return runAlone(sessionKey, message.text, app, { ...options, signal });
   };
-  let answer: string;
+  let answer: string | undefined;
+  let about: InboundMessage = message;
   try {
-    answer = await inLane("cron", app, sessionKey, run, signal);
+    // 等人要在车道外面等。在里面等，重置或者时限会把它当成卡住的结束掉。
+    while (answer === undefined) {
+      while (serving.size > 0) await Promise.allSettled(serving);
+      answer = await inLane("cron", app, sessionKey, run, signal);
+    }
     app.cron.report(id);
   } catch (error) {
     if (error instanceof StoppingError) throw error; // 消息留在收件箱里
     answer = app.cron.report(id, error);
+    about = { ...message, id: `${message.id}!` }; // 不是回答，也不能被当成回答
   }
-  if (answer) await tellOwner(app, message, answer, job?.deliver);
+  if (answer) await tellOwner(app, about, answer, job?.deliver);
   app.inbox.finish([message]);
   return answer;
 }
@@ -3388,7 +3393,7 @@ const COOLDOWNS: Partial<Record<Reason, [first: number, cap: number]>> = {
   overloaded: [2, 60],
   timeout: [1, 60],
   unknown: [1, 60],
-  model: [60, 3600],
+  model: [600, 3600],
   auth: [600, 3600],
   billing: [600, 86_400],
 };
@@ -3410,9 +3415,10 @@ export class ProfileManager {
     this.profiles = profiles;
     this.#file = file;
     this.#now = now;
-    // 手改过的文件，里面什么都可能有。
-    const kept = Object.entries(readState(file)).filter(([, one]) => one?.until > 0);
-    this.cooldowns = new Map(kept);
+    // 手改过的文件，里面什么都可能有。冷却再长，也长不过一天。
+    const isSound = ([, one]: [string, Cooldown]) =>
+      one?.count > 0 && one.until - one.since <= 86_400_000;
+    this.cooldowns = new Map(Object.entries(readState(file)).filter(isSound));
   }
 
   /** 一个密钥或模型什么时候能再用，单位是毫秒；现在就能用则是 0。 */
@@ -3775,7 +3781,7 @@ export class CommandQueue {
 export const LANES = new CommandQueue({ main: [4, 1800], cron: [1, 3600], heartbeat: [1, 600] });
 
 /** 在车道里跑一轮。要是从外面结束的，就关上那段对话，没跑完的部分写不进去。 */
-async function inLane(lane: string, app: App, key: string, turn: Task<string>, stop?: AbortSignal) {
+async function inLane<T>(lane: string, app: App, key: string, turn: Task<T>, stop?: AbortSignal) {
   try {
     return await LANES.run(lane, turn, stop);
   } catch (error) {
@@ -3822,8 +3828,9 @@ command("enqueue", "<车道> <文字>：在一条车道里跑一轮；没有这�
 
 command("concurrency", "<车道> <n>：同时跑几个", (args) => {
   const [name = "", count] = args.split(/\s+/);
-  const lane = LANES.lanes.get(name);
-  if (!lane) throw new Error(`there is no lane "${name}"; /lanes shows them`);
+  // 对话自己的车道不能改：只有一个位置，不然就有两轮同时写一个文件。
+  const lane = LANES.named.includes(name) ? LANES.lanes.get(name) : undefined;
+  if (!lane) throw new Error(`lane: one of ${LANES.named.join(", ")}`);
   if (!/^[1-9]\d{0,2}$/.test(count ?? "")) throw new Error("n: a number from 1 to 999");
   lane.limit = Number(count);
   lane.pump();
