@@ -167,7 +167,7 @@ export class Recording {
 
   /** What was printed outside of a line being answered. */
   async #drained(): Promise<string> {
-    for (let i = 0; i < 2; i++) await new Promise(setImmediate); // what is in the pipe is read
+    await new Promise((resolve) => setTimeout(resolve, 50)); // what is on its way in the pipe
     if (this.#errors) this.#add();
     const printed = this.#fresh.replace(/^\n/, "");
     this.#fresh = "";

@@ -2793,7 +2793,7 @@ async function runJob(app: App, message: Routed, signal?: AbortSignal): Promise<
   let answer: string | undefined;
   let about: InboundMessage = message;
   try {
-    // It waits for people outside of the lane. In it, a reset or the clock would end it for waiting.
+    // It waits for people outside of the lane: in there a reset, or the clock, would end it.
     while (answer === undefined) {
       while (serving.size > 0) await Promise.allSettled(serving);
       answer = await inLane("cron", app, sessionKey, run, signal);
@@ -3218,9 +3218,9 @@ export class DeliveryRunner {
     const seconds = Math.ceil(Math.max(wait * (1 + Math.random() / 4), retryAfter));
     delivery.begun = 0;
     delivery.next = this.#now() + seconds * 1000;
+    warn(`${delivery.id}: not sent: ${message}. Again in ${seconds} s.`);
     this.#queue.save(delivery);
     this.stats.retried++;
-    warn(`${delivery.id}: not sent: ${message}. Again in ${seconds} s.`);
     return false;
   }
 

@@ -1411,7 +1411,7 @@ export class TelegramChannel implements Channel {
       try {
         await this.#bot.start({ allowed_updates: ["message"] });
       } catch (error) {
-        warn(`telegram: ${error}。5秒後にもう一度試します。`);
+        if (!this.#stopped) warn(`telegram: ${error}。5秒後にもう一度試します。`);
         await sleep(5_000);
         this.#bot = this.#newBot();
       }
@@ -2764,13 +2764,15 @@ async function runJob(app: App, message: Routed, signal?: AbortSignal): Promise<
     return runAlone(sessionKey, message.text, app, { ...options, signal });
   };
   let answer: string;
+  let about: InboundMessage = message;
   try {
     answer = await run(signal);
     app.cron.report(id);
   } catch (error) {
     answer = app.cron.report(id, error);
+    about = { ...message, id: `${message.id}!` }; // no answer, and not to be taken for one
   }
-  if (answer) await tellOwner(app, message, answer, job?.deliver);
+  if (answer) await tellOwner(app, about, answer, job?.deliver);
   app.inbox.finish([message]);
   return answer;
 }
