@@ -31,7 +31,8 @@ describe.each(sectionsFrom("s08"))("$name, to a platform that fails", (file) => 
     const { queue, runner, telegram, chat, times } = await openTelegram(section);
     vi.spyOn(Math, "random").mockReturnValue(0);
     const to = chat("alice");
-    telegram.fail({ kind: "500", chat: "alice", times: 4 });
+    // None of these is for good: an answer that says so, a page of a proxy's, and nobody there.
+    for (const kind of ["500", "502", "refuse", "429"]) telegram.fail({ kind, chat: "alice" });
     for (const part of [0, 1, 2]) queue.add(delivery(`a#${part}`, { to }));
     queue.add(delivery("b#0", { to }));
     queue.add(delivery("c#0", { to: chat("bob") }));
@@ -231,11 +232,11 @@ describe.each(sectionsFrom("s08"))("$name, time", (file) => {
     expect(vi.getTimerCount() - before).toBe(1);
     expect(reads).toBeLessThan(10);
 
-    for (let index = 0; index < 10_000; index++)
+    for (let index = 0; index < 1000; index++)
       queue.waiting.set(`telegram p${index}`, [waiting(`p${index}#0`, `p${index}`)]);
     runner.start();
     await turns();
-    expect(vi.getTimerCount() - before).toBe(10_001);
+    expect(vi.getTimerCount() - before).toBe(1001);
 
     // One more, with all of them in the house: what it costs does not depend on them.
     reads = 0;
@@ -249,7 +250,7 @@ describe.each(sectionsFrom("s08"))("$name, time", (file) => {
     expect(disk).not.toHaveBeenCalled();
     const written = writes.mock.calls.filter(([name]) => String(name).endsWith(".tmp"));
     expect(written).toHaveLength(2); // when it came, and when its send began
-    expect(vi.getTimerCount() - before).toBe(10_001);
+    expect(vi.getTimerCount() - before).toBe(1001);
     vi.clearAllTimers();
     queue.waiting.clear();
   });

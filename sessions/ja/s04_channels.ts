@@ -1384,7 +1384,7 @@ export class TelegramChannel implements Channel {
       try {
         await this.#bot.start({ allowed_updates: ["message"] });
       } catch (error) {
-        warn(`telegram: ${error}。5秒後にもう一度試します。`);
+        if (!this.#stopped) warn(`telegram: ${error}。5秒後にもう一度試します。`);
         await sleep(5_000);
         this.#bot = this.#newBot();
       }

@@ -1411,7 +1411,7 @@ export class TelegramChannel implements Channel {
       try {
         await this.#bot.start({ allowed_updates: ["message"] });
       } catch (error) {
-        warn(`telegram: ${error}。5秒後にもう一度試します。`);
+        if (!this.#stopped) warn(`telegram: ${error}。5秒後にもう一度試します。`);
         await sleep(5_000);
         this.#bot = this.#newBot();
       }
@@ -2764,13 +2764,15 @@ async function runJob(app: App, message: Routed, signal?: AbortSignal): Promise<
     return runAlone(sessionKey, message.text, app, { ...options, signal });
   };
   let answer: string;
+  let about: InboundMessage = message;
   try {
     answer = await run(signal);
     app.cron.report(id);
   } catch (error) {
     answer = app.cron.report(id, error);
+    about = { ...message, id: `${message.id}!` }; // 知らせは答えではないので、idを分ける
   }
-  if (answer) await tellOwner(app, message, answer, job?.deliver);
+  if (answer) await tellOwner(app, about, answer, job?.deliver);
   app.inbox.finish([message]);
   return answer;
 }
@@ -3185,9 +3187,9 @@ export class DeliveryRunner {
     const seconds = Math.ceil(Math.max(wait * (1 + Math.random() / 4), retryAfter));
     delivery.begun = 0;
     delivery.next = this.#now() + seconds * 1000;
+    warn(`${delivery.id}: 送れませんでした：${message}。${seconds}秒後にもう一度送ります。`);
     this.#queue.save(delivery);
     this.stats.retried++;
-    warn(`${delivery.id}: 送れませんでした：${message}。${seconds}秒後にもう一度送ります。`);
     return false;
   }
 

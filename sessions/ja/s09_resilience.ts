@@ -1431,7 +1431,7 @@ export class TelegramChannel implements Channel {
       try {
         await this.#bot.start({ allowed_updates: ["message"] });
       } catch (error) {
-        warn(`telegram: ${error}。5秒後にもう一度試します。`);
+        if (!this.#stopped) warn(`telegram: ${error}。5秒後にもう一度試します。`);
         await sleep(5_000);
         this.#bot = this.#newBot();
       }
@@ -2784,13 +2784,15 @@ async function runJob(app: App, message: Routed, signal?: AbortSignal): Promise<
     return runAlone(sessionKey, message.text, app, { ...options, signal });
   };
   let answer: string;
+  let about: InboundMessage = message;
   try {
     answer = await run(signal);
     app.cron.report(id);
   } catch (error) {
     answer = app.cron.report(id, error);
+    about = { ...message, id: `${message.id}!` }; // 知らせは答えではないので、idを分ける
   }
-  if (answer) await tellOwner(app, message, answer, job?.deliver);
+  if (answer) await tellOwner(app, about, answer, job?.deliver);
   app.inbox.finish([message]);
   return answer;
 }
@@ -3205,9 +3207,9 @@ export class DeliveryRunner {
     const seconds = Math.ceil(Math.max(wait * (1 + Math.random() / 4), retryAfter));
     delivery.begun = 0;
     delivery.next = this.#now() + seconds * 1000;
+    warn(`${delivery.id}: 送れませんでした：${message}。${seconds}秒後にもう一度送ります。`);
     this.#queue.save(delivery);
     this.stats.retried++;
-    warn(`${delivery.id}: 送れませんでした：${message}。${seconds}秒後にもう一度送ります。`);
     return false;
   }
 
@@ -3389,7 +3391,7 @@ const COOLDOWNS: Partial<Record<Reason, [first: number, cap: number]>> = {
   overloaded: [2, 60],
   timeout: [1, 60],
   unknown: [1, 60],
-  model: [60, 3600],
+  model: [600, 3600],
   auth: [600, 3600],
   billing: [600, 86_400],
 };
@@ -3411,9 +3413,10 @@ export class ProfileManager {
     this.profiles = profiles;
     this.#file = file;
     this.#now = now;
-    // 人が手で直したファイルには、何が入っているかわからない。
-    const kept = Object.entries(readState(file)).filter(([, one]) => one?.until > 0);
-    this.cooldowns = new Map(kept);
+    // 人が手で直したファイルには、何が入っているかわからない。まともな休みは長くても1日。
+    const isSound = ([, one]: [string, Cooldown]) =>
+      one?.count > 0 && one.until - one.since <= 86_400_000;
+    this.cooldowns = new Map(Object.entries(readState(file)).filter(isSound));
   }
 
   /** キーやモデルが、次に使えるようになる時刻（ミリ秒）。いま使えるなら0。 */

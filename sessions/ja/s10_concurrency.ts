@@ -1439,7 +1439,7 @@ export class TelegramChannel implements Channel {
       try {
         await this.#bot.start({ allowed_updates: ["message"] });
       } catch (error) {
-        warn(`telegram: ${error}。5秒後にもう一度試します。`);
+        if (!this.#stopped) warn(`telegram: ${error}。5秒後にもう一度試します。`);
         await sleep(5_000);
         this.#bot = this.#newBot();
       }
@@ -2787,21 +2787,26 @@ async function runJob(app: App, message: Routed, signal?: AbortSignal): Promise<
   const { sessionKey, peerId: id, job } = message;
   const options = { message, agent: app.agents.get(message.agentId), mode: "minimal" as const };
   const run = async (signal?: AbortSignal) => {
-    while (serving.size > 0) await Promise.allSettled(serving);
-    signal?.throwIfAborted(); // 待っている間に終わらされた
+    if (serving.size > 0) return undefined; // 順番を待つ間に、人が話しかけてきた
     app.inbox.begin([message]);
     if (job?.isEvent) return message.text;
     return runAlone(sessionKey, message.text, app, { ...options, signal });
   };
-  let answer: string;
+  let answer: string | undefined;
+  let about: InboundMessage = message;
   try {
-    answer = await inLane("cron", app, sessionKey, run, signal);
+    // 人を待つのはレーンの外。中で待つと、リセットや時計に終わらされてしまう。
+    while (answer === undefined) {
+      while (serving.size > 0) await Promise.allSettled(serving);
+      answer = await inLane("cron", app, sessionKey, run, signal);
+    }
     app.cron.report(id);
   } catch (error) {
     if (error instanceof StoppingError) throw error; // 受信箱に残る
     answer = app.cron.report(id, error);
+    about = { ...message, id: `${message.id}!` }; // 知らせは答えではないので、idを分ける
   }
-  if (answer) await tellOwner(app, message, answer, job?.deliver);
+  if (answer) await tellOwner(app, about, answer, job?.deliver);
   app.inbox.finish([message]);
   return answer;
 }
@@ -3217,9 +3222,9 @@ export class DeliveryRunner {
     const seconds = Math.ceil(Math.max(wait * (1 + Math.random() / 4), retryAfter));
     delivery.begun = 0;
     delivery.next = this.#now() + seconds * 1000;
+    warn(`${delivery.id}: 送れませんでした：${message}。${seconds}秒後にもう一度送ります。`);
     this.#queue.save(delivery);
     this.stats.retried++;
-    warn(`${delivery.id}: 送れませんでした：${message}。${seconds}秒後にもう一度送ります。`);
     return false;
   }
 
@@ -3396,7 +3401,7 @@ const COOLDOWNS: Partial<Record<Reason, [first: number, cap: number]>> = {
   overloaded: [2, 60],
   timeout: [1, 60],
   unknown: [1, 60],
-  model: [60, 3600],
+  model: [600, 3600],
   auth: [600, 3600],
   billing: [600, 86_400],
 };
@@ -3418,9 +3423,10 @@ export class ProfileManager {
     this.profiles = profiles;
     this.#file = file;
     this.#now = now;
-    // 人が手で直したファイルには、何が入っているかわからない。
-    const kept = Object.entries(readState(file)).filter(([, one]) => one?.until > 0);
-    this.cooldowns = new Map(kept);
+    // 人が手で直したファイルには、何が入っているかわからない。まともな休みは長くても1日。
+    const isSound = ([, one]: [string, Cooldown]) =>
+      one?.count > 0 && one.until - one.since <= 86_400_000;
+    this.cooldowns = new Map(Object.entries(readState(file)).filter(isSound));
   }
 
   /** キーやモデルが、次に使えるようになる時刻（ミリ秒）。いま使えるなら0。 */
@@ -3785,7 +3791,7 @@ export class CommandQueue {
 export const LANES = new CommandQueue({ main: [4, 1800], cron: [1, 3600], heartbeat: [1, 600] });
 
 /** レーンでターンを動かす。外から終わらされたら会話を閉じ、まだ動いていても書かせない。 */
-async function inLane(lane: string, app: App, key: string, turn: Task<string>, stop?: AbortSignal) {
+async function inLane<T>(lane: string, app: App, key: string, turn: Task<T>, stop?: AbortSignal) {
   try {
     return await LANES.run(lane, turn, stop);
   } catch (error) {
@@ -3832,8 +3838,9 @@ command("enqueue", "<レーン> <文>：レーンでターンを1つ動かす。
 
 command("concurrency", "<レーン> <数>：同時に動く数を変える", (args) => {
   const [name = "", count] = args.split(/\s+/);
-  const lane = LANES.lanes.get(name);
-  if (!lane) throw new Error(`there is no lane "${name}"; /lanes shows them`);
+  // 会話のレーンは変えさせない。枠が2つになれば、2つのターンが1つのファイルに書いてしまう。
+  const lane = LANES.named.includes(name) ? LANES.lanes.get(name) : undefined;
+  if (!lane) throw new Error(`lane: one of ${LANES.named.join(", ")}`);
   if (!/^[1-9]\d{0,2}$/.test(count ?? "")) throw new Error("n: a number from 1 to 999");
   lane.limit = Number(count);
   lane.pump();

@@ -1,0 +1,757 @@
+/**
+ * A whole program under traffic, killed again and again: people on Telegram, Feishu and in the
+ * terminal, programs at the gateway, jobs every few seconds, tools, and failures now and then. At
+ * the end, what was said, asked and answered is compared.
+ *
+ * The dice are seeded: who says what, what fails, and how long each life lasts. What the machine
+ * does in that time is its own affair, so a run is not the same each time, and every run has to be
+ * right.
+ */
+
+import { cpSync, existsSync, readdirSync, readFileSync, writeFileSync } from "node:fs";
+import { join } from "node:path";
+import { setTimeout as sleep } from "node:timers/promises";
+import { WebSocket } from "ws";
+import { type Delivery, type FakeFeishu, startFeishu } from "../practice/feishu.ts";
+import type { PracticeModel, PracticeRequest, Scripted } from "../practice/model.ts";
+import { type FakeTelegram, startTelegram } from "../practice/telegram.ts";
+import { feishuSettings, telegramSettings } from "../practice/world.ts";
+import {
+  calls,
+  type Program,
+  practice,
+  type SectionFile,
+  type Settings,
+  settings,
+  start,
+  temporaryFolder,
+  wrongIn,
+} from "./helper.ts";
+import { lastText } from "./world.ts";
+
+const ROOT = join(import.meta.dirname, "..");
+
+export interface TortureOptions {
+  section: SectionFile;
+  kills: number;
+  seed: number;
+  /** Hears how far it is. */
+  tell?(line: string): void;
+}
+
+export interface Report {
+  figures: Record<string, number>;
+  /** What should not have been; empty if all is well. */
+  violations: string[];
+}
+
+/** One message that somebody wrote. */
+interface Said {
+  conversation: string;
+  number: number;
+  parts: number;
+  tool?: string;
+  /** On Feishu: an event that was refused comes later, so it has no place in the order. */
+  delivery?: Delivery;
+}
+
+interface Place {
+  platform: "telegram" | "feishu";
+  person: string;
+  group?: string;
+}
+
+/** Where people write, and as whom. */
+const PLACES: [Place, ...Place[]] = [
+  { platform: "telegram", person: "alice" },
+  { platform: "telegram", person: "bob" },
+  { platform: "telegram", person: "carol" },
+  { platform: "telegram", person: "bob", group: "family" },
+  { platform: "telegram", person: "alice", group: "family" },
+  { platform: "feishu", person: "alice" },
+  { platform: "feishu", person: "bob" },
+  { platform: "feishu", person: "alice", group: "family" },
+];
+const PROGRAMS = ["printer", "door"];
+
+/** What is asked of the model, and how many parts the answer has on a platform. */
+const REQUESTS = ["", "", "", "", "long", "long", "clock", "note", "note", "bash"];
+const FILLER = "and so it goes on for a good while, ".repeat(80); // so that a part is one paragraph
+
+const JOBS = {
+  news: { seconds: 3, platform: "telegram", event: false },
+  ticks: { seconds: 2, platform: "telegram", event: true },
+  hours: { seconds: 2, platform: "feishu", event: true },
+} as const;
+type JobId = keyof typeof JOBS;
+const JOB_IDS = Object.keys(JOBS) as JobId[]; // its own keys
+
+// A life is counted in what the program does (calls of the model, of Telegram, of Feishu), so that
+// kills fall into the middle of work on a slow machine, too.
+const LIFE = 80; // calls at most
+const IDLE = 3_000; // ms after which nothing more need be waited for
+const CROWD = 10; // messages that wait: then people wait, too
+const PATIENCE = 240_000; // ms for what is open at the end; a delivery may have failed three times
+const CONTEXT = 24_000; // tokens: every conversation is summarised now and then
+
+/** One send by JSON-RPC, over one connection. */
+interface Sent {
+  life: number;
+  program: string;
+  number: number;
+  answer?: string;
+  error?: string;
+  deltas: string;
+}
+
+export async function torture({ section, kills, seed, tell }: TortureOptions): Promise<Report> {
+  const model = await practice({ rules: false });
+  const telegram = await startTelegram();
+  // Redelivered soon, and under new ids, which is the harder case.
+  const redeliverAfter = new Array(400).fill(100);
+  const feishu = await startFeishu({ redeliverAfter, newIds: true, patience: 10_000 });
+  const run = new Torture(dice(seed), section, { model, telegram, feishu });
+  try {
+    for (let kill = 1; kill <= kills; kill++) {
+      await run.life();
+      if (kill % 10 === 0) tell?.(`${kill} kills, ${run.said.length} messages`);
+    }
+    await run.lastLife();
+    return run.report();
+  } finally {
+    await run.kill();
+    await Promise.all([telegram.close(), feishu.close()]);
+  }
+}
+
+/** A number from 0 up to `below`, the same ones for the same seed (mulberry32). */
+function dice(seed: number): (below: number) => number {
+  let state = seed >>> 0;
+  return (below) => {
+    state = (state + 0x6d2b79f5) >>> 0;
+    let mixed = Math.imul(state ^ (state >>> 15), state | 1);
+    mixed ^= mixed + Math.imul(mixed ^ (mixed >>> 7), mixed | 61);
+    return Math.floor((((mixed ^ (mixed >>> 14)) >>> 0) / 2 ** 32) * below);
+  };
+}
+
+// ---- The model ----
+
+const text = (words: string): Scripted => ({ content: [{ type: "text", text: words }] });
+
+/** Says what it heard; some questions take a tool first, so that a kill may fall into the loop. */
+function reply(request: PracticeRequest): Scripted {
+  const heard = lastText(request);
+  if (heard.includes("HEARTBEAT_OK")) return text("HEARTBEAT_OK");
+  const [, question = "", mark = ""] = /(\w+[^§]*) (§[^§]+§)/.exec(heard) ?? [];
+  if (heard.startsWith("Summary so far:")) return text(`A summary ${mark}`);
+  const [name = "", wish = ""] = question.split(" ");
+  const last = request.messages.at(-1);
+  const blocks = typeof last?.content === "string" ? [] : (last?.content ?? []);
+  const isAnswered = blocks.some(({ type }) => type === "tool_result");
+  const line = `${name} ${mark}`;
+  if (wish === "clock" && !isAnswered) return calls(["get_current_time", {}]);
+  if (wish === "note" && !isAnswered)
+    return calls(["memory_write", { content: `noted ${line}`, category: "note" }]);
+  if (wish === "bash" && !isAnswered)
+    return calls(["bash", { command: `echo 'ran ${line}' >> ran.log` }]);
+  if (wish !== "long") return text(`re: ${name} 1/1 ${mark}`);
+  const parts = [1, 2].map((part) => `re: ${name} ${part}/2 ${mark} ${FILLER}`);
+  return text(parts.join("\n\n"));
+}
+
+interface Platforms {
+  model: PracticeModel;
+  telegram: FakeTelegram;
+  feishu: FakeFeishu;
+}
+
+interface InboxFile {
+  id: string;
+  text: string;
+  channel: string;
+  peerId: string;
+  begun?: number;
+}
+
+interface QueueFile {
+  id: string;
+  channel: string;
+  to: string;
+  text: string;
+  begun: number;
+  why?: string;
+}
+
+/** The records of a file of lines, or those of all JSON files in a folder whose name fits. */
+function readLines<T>(file: string): T[] {
+  if (!existsSync(file)) return [];
+  const lines = readFileSync(file, "utf8").split("\n");
+  return lines.flatMap((line) => {
+    try {
+      return line ? [JSON.parse(line)] : [];
+    } catch {
+      return []; // cut off by a kill; the program leaves it where it is
+    }
+  });
+}
+
+function readFolder<T>(folder: string, names = /^\d+\.json$/): (T & { name: string })[] {
+  const found = existsSync(folder) ? readdirSync(folder).sort() : [];
+  return found.flatMap((name) => {
+    if (!names.test(name)) return [];
+    return [{ ...JSON.parse(readFileSync(join(folder, name), "utf8")), name }];
+  });
+}
+
+class Torture {
+  readonly said: Said[] = [];
+  readonly #roll: (below: number) => number;
+  readonly #section: SectionFile;
+  readonly #world: Platforms;
+  readonly #settings: Settings;
+  readonly #folder = temporaryFolder();
+  readonly #counts = new Map<string, number>();
+  readonly #sent: Sent[] = [];
+  #program: Program | undefined;
+  #socket: WebSocket | undefined;
+  #output = "";
+  #lives = 0;
+  #birth = 1_000; // ms that the last one took to be ready
+  #kills = 0;
+  #killsAtWork = 0;
+  #typed = 0;
+  #failures = 0;
+  /** `channel to text`: how many kills fell into a send of it. */
+  readonly #struck = new Map<string, number>();
+  /** Two sends under way to one recipient. */
+  readonly #crowded: string[] = [];
+  /** The runs of jobs that were seen in the inbox, and how many kills each has met. */
+  readonly #runs = new Map<string, number>();
+
+  constructor(roll: (below: number) => number, section: SectionFile, world: Platforms) {
+    this.#roll = roll;
+    this.#section = section;
+    this.#world = world;
+    const { model, telegram, feishu } = world;
+    const filter = (file: string) => !file.includes(".state");
+    cpSync(join(ROOT, "workspace"), this.#folder, { recursive: true, filter });
+    const allowed = ["alice", "bob", "carol", "family"];
+    for (const group of ["family", ...JOB_IDS]) {
+      telegram.group(group);
+      feishu.group(group);
+    }
+    this.#settings = settings(model, {
+      ...telegramSettings(telegram),
+      ...feishuSettings(feishu),
+      TELEGRAM_ALLOWED_CHATS: allowed.map((name) => telegram.chatId(name)).join(),
+      CLAW0_WORKSPACE: this.#folder,
+      CONTEXT_TOKENS: String(CONTEXT),
+      GATEWAY_TOKEN: "torture",
+      REMOTE_TOOLS: "1",
+      HEARTBEAT_INTERVAL: "2",
+      HEARTBEAT_ACTIVE_START: "0",
+      HEARTBEAT_ACTIVE_END: "24",
+      ANTHROPIC_API_KEY_2: "test-key-2",
+      ANTHROPIC_API_KEY_3: "test-key-3",
+      FALLBACK_MODELS: "claude-haiku-5-5",
+    });
+    writeFileSync(join(this.#folder, "CRON.json"), JSON.stringify({ jobs: this.#jobs() }));
+    model.slow(2);
+    const script = (request: PracticeRequest) => {
+      model.script(script); // one answer is used up, so here is the next
+      return reply(request);
+    };
+    for (let i = 0; i < 50; i++) model.script(script);
+  }
+
+  #jobs() {
+    return JOB_IDS.map((id) => {
+      const { seconds, platform, event } = JOBS[id];
+      const words = `${id} §cron:${id}§`;
+      const payload = event
+        ? { kind: "system_event", text: words }
+        : { kind: "agent_turn", message: words };
+      const schedule = { kind: "every", everySeconds: seconds, anchor: "2026-01-01T00:00:00Z" };
+      const to = String(this.#world[platform].chatId(id));
+      return { id, enabled: true, schedule, payload, deliver: { channel: platform, to } };
+    });
+  }
+
+  // ---- Lives ----
+
+  /** From a start to a kill. */
+  async life(): Promise<void> {
+    // Some of it comes while nobody is there.
+    for (let i = this.#roll(3); i > 0; i--) this.#say();
+    const isShort = this.#roll(8) === 0;
+    const ready = this.#start();
+    if (isShort) {
+      ready.catch(() => {}); // it may be killed before it says anything
+      await sleep((this.#birth * this.#roll(130)) / 100);
+    } else {
+      await ready;
+      await this.#traffic(this.#roll(LIFE));
+      await sleep(this.#roll(20)); // or it would always be right after a call
+    }
+    await this.kill();
+    this.#look();
+  }
+
+  /** Until the program has made so many calls. */
+  async #traffic(calls: number): Promise<void> {
+    const { model, telegram, feishu } = this.#world;
+    const count = () => model.log.length + telegram.log.length + feishu.log.length;
+    const [end, patience] = [count() + calls, Date.now() + IDLE];
+    while (count() < end && Date.now() < patience) {
+      const what = this.#roll(12);
+      const isCrowded = this.#waiting() >= CROWD;
+      if (what === 0) this.#fail();
+      else if (what === 1) this.#type();
+      else if (isCrowded) await sleep(2);
+      else if (what < 5) this.#send();
+      else this.#say();
+      const pause = Date.now() + this.#roll(150);
+      while (count() < end && Date.now() < pause) await sleep(2);
+    }
+  }
+
+  /** How many of the newest messages have no answer. */
+  #waiting(): number {
+    return this.said.slice(-2 * CROWD).filter((one) => this.#missing(one) > 0).length;
+  }
+
+  /** Nobody dies any more, and what is open is answered. */
+  async lastLife(): Promise<void> {
+    const { telegram, feishu, model } = this.#world;
+    for (const one of [telegram, feishu, model]) one.mend();
+    await this.#start();
+    for (const program of PROGRAMS) this.#send(program);
+    await feishu.flush();
+    const patience = Date.now() + PATIENCE;
+    while (!this.#isDone() && Date.now() < patience) await sleep(50);
+    // Without its jobs it comes to rest: what was due until here is done, and no more comes.
+    writeFileSync(join(this.#folder, "CRON.json"), JSON.stringify({ jobs: [] }));
+    while (this.#isBusy() && Date.now() < patience) await sleep(50);
+    await this.kill();
+  }
+
+  #isDone(): boolean {
+    const waits = this.#sent.filter(({ life }) => life === this.#lives);
+    return (
+      waits.every(({ answer, error }) => answer ?? error) &&
+      this.#lost().length === 0 &&
+      !this.#isBusy(({ channel }) => channel !== "cron")
+    );
+  }
+
+  #isBusy(means = (_: InboxFile) => true): boolean {
+    try {
+      const queue = readFolder<QueueFile>(this.#path("delivery"));
+      return readFolder<InboxFile>(this.#path("inbox")).filter(means).length + queue.length > 0;
+    } catch {
+      return true; // a file went while we looked
+    }
+  }
+
+  // ---- The program ----
+
+  #path(...names: string[]): string {
+    return join(this.#folder, ".state", ...names);
+  }
+
+  /** Starts it; resolves when it can be reached, and a program has connected. */
+  async #start(): Promise<void> {
+    const { feishu } = this.#world;
+    this.#lives += 1;
+    const program = start(this.#section, this.#settings);
+    const from = Date.now();
+    this.#program = program;
+    await program.until(/http: listening on 127\.0\.0\.1:\d+/);
+    const [, port] = /http: listening on 127\.0\.0\.1:(\d+)/.exec(program.text) ?? [];
+    feishu.webhook = `http://127.0.0.1:${port}/feishu/events`;
+    this.#birth = Date.now() - from;
+    const socket = new WebSocket(`ws://127.0.0.1:${port}/?token=torture`);
+    socket.on("error", () => {}); // killed before it was connected
+    socket.on("message", (data) => this.#hear(String(data)));
+    this.#socket = socket;
+    await new Promise((resolve) => socket.once("open", resolve).once("close", resolve));
+  }
+
+  async kill(): Promise<void> {
+    const program = this.#program;
+    this.#program = undefined;
+    this.#socket?.terminate();
+    this.#socket = undefined;
+    if (!program) return;
+    program.kill("SIGKILL");
+    const { code, text } = await program.end();
+    this.#output += text;
+    this.#kills += 1;
+    if (code !== 128) throw new Error(`it ended by itself, with ${code}:\n${text}`);
+  }
+
+  /** What a dead program has left on disk. */
+  #look(): void {
+    const inbox = readFolder<InboxFile>(this.#path("inbox"));
+    for (const { id, channel } of inbox)
+      if (channel === "cron") this.#runs.set(id, (this.#runs.get(id) ?? 0) + 1);
+    const done = new Set(this.#ids("delivery/done.jsonl"));
+    const queue = readFolder<QueueFile>(this.#path("delivery")).filter(({ id }) => !done.has(id));
+    const begun = queue.filter((one) => one.begun > 0);
+    const recipients = new Set<string>();
+    for (const one of begun) {
+      const place = `${one.channel} ${one.to}`;
+      if (recipients.has(place)) this.#crowded.push(place);
+      recipients.add(place);
+      const key = `${place} ${one.text.trim()}`;
+      this.#struck.set(key, (this.#struck.get(key) ?? 0) + 1);
+    }
+    if (inbox.length + queue.length > 0) this.#killsAtWork += 1;
+  }
+
+  #ids(file: string): string[] {
+    return readLines<{ id: string }>(this.#path(file)).map(({ id }) => id);
+  }
+
+  // ---- The people, the programs, and bad luck ----
+
+  #next(conversation: string): number {
+    const number = (this.#counts.get(conversation) ?? 0) + 1;
+    this.#counts.set(conversation, number);
+    return number;
+  }
+
+  /** Somebody writes something somewhere. */
+  #say(): void {
+    const { telegram, feishu } = this.#world;
+    const place = PLACES[this.#roll(PLACES.length)] ?? PLACES[0];
+    const { platform, person, group } = place;
+    const conversation = `${platform}:${group ?? person}`;
+    const number = this.#next(conversation);
+    const wish = REQUESTS[this.#roll(REQUESTS.length)] ?? "";
+    const name = group ? "@practice_bot " : "";
+    const words = `${name}m${number}${wish && ` ${wish}`} §${conversation}§`;
+    const one: Said = { conversation, number, parts: wish === "long" ? 2 : 1, tool: wish };
+    if (platform === "telegram") telegram.say(person, words, { group });
+    else one.delivery = feishu.say(person, words, { group });
+    this.said.push(one);
+  }
+
+  #type(): void {
+    this.#typed += 1;
+    this.#program?.write(`t${this.#typed} §terminal§\n`);
+  }
+
+  #send(program = PROGRAMS[this.#roll(PROGRAMS.length)] ?? ""): void {
+    const socket = this.#socket;
+    const number = this.#next(`ws:${program}`);
+    const one: Sent = { life: this.#lives, program, number, deltas: "" };
+    const id = this.#sent.push(one) - 1;
+    const params = { text: `m${number} §ws:${program}§`, peerId: program };
+    socket?.send(JSON.stringify({ jsonrpc: "2.0", id, method: "send", params }));
+  }
+
+  #hear(json: string): void {
+    const { id, method, params, result, error } = JSON.parse(json);
+    const one = this.#sent[id ?? params?.id];
+    if (!one) return;
+    if (method === "delta") one.deltas += params.text;
+    if (result) one.answer = result.reply;
+    if (error) one.error = error.message;
+  }
+
+  /** The next request to somebody fails. */
+  #fail(): void {
+    const { telegram, feishu, model } = this.#world;
+    this.#failures += 1;
+    const kinds = ["529", "429", "500", "break-tool", "drop"];
+    const what = this.#roll(8);
+    const kind = kinds[what];
+    if (kind) model.fail(kind);
+    else if (what < 7) telegram.fail({ kind: what === 5 ? "500" : "429", retryAfter: 1 });
+    else feishu.fail({ kind: "500" });
+  }
+
+  // ---- What came of it ----
+
+  #textsTo(conversation: string): string[] {
+    const [platform, name = ""] = conversation.split(":");
+    return this.#world[platform === "telegram" ? "telegram" : "feishu"].textsTo(name);
+  }
+
+  /** The answers of a conversation, as number and part; the others are not ours to count. */
+  #answers(conversation: string): { number: number; part: number; mark: string }[] {
+    return this.#textsTo(conversation).flatMap((one) => {
+      const [, number, part, mark = ""] = /^re: m(\d+) (\d)\/\d §([^§]+)§/.exec(one) ?? [];
+      return number ? [{ number: Number(number), part: Number(part), mark }] : [];
+    });
+  }
+
+  #missing({ conversation, number, parts }: Said): number {
+    const answers = this.#answers(conversation).filter((one) => one.number === number);
+    return parts - new Set(answers.map(({ part }) => part)).size;
+  }
+
+  #aside(): (InboxFile & { name: string })[] {
+    return readFolder<InboxFile>(this.#path("inbox"), /\.aside$/);
+  }
+
+  #wasSetAside({ conversation, number }: Said): boolean {
+    const words = new RegExp(`m${number}\\b[^§]*§${conversation}§`);
+    return this.#aside().some(({ text }) => words.test(text));
+  }
+
+  report(): Report {
+    const violations: string[] = [];
+    const failed = readFolder<QueueFile>(this.#path("delivery/failed"));
+    const twice = failed.filter(({ why }) => why?.startsWith("the program ended twice"));
+    const aside = this.#aside();
+    for (const { id, why } of failed) {
+      if (!why?.startsWith("the program ended twice")) violations.push(`failed: ${id}: ${why}`);
+    }
+    const said = (id: string) => this.#output.includes(`${id}: not sent for good`);
+    for (const reply of new Set(failed.map(({ id }) => id.replace(/#\d+$/, "")))) {
+      if (!failed.some(({ id }) => id.startsWith(reply) && said(id)))
+        violations.push(`given up without a word: ${reply}`);
+    }
+    for (const { name } of aside) {
+      if (!this.#output.includes(`${name.replace(".aside", "")} of the inbox is set aside`))
+        violations.push(`set aside without a word: ${name}`);
+    }
+    violations.push(...this.#crowded.map((place) => `two sends under way: ${place}`));
+    const lost = this.#lost();
+    violations.push(...lost.map((one) => `lost: ${one}`));
+    const repeats = this.#repeats(violations);
+    const disorder = this.#disorder();
+    violations.push(...disorder);
+    const foreign = this.#foreign();
+    violations.push(...foreign);
+    const { log } = this.#world.model;
+    const invalid = wrongIn(log);
+    violations.push(...invalid.map((problem) => `invalid: ${problem}`));
+    const mixed = log.filter(({ request }) => marksIn(JSON.stringify(request)).size > 1);
+    violations.push(...mixed.map(({ request }) => `text of another: ${lastText(request)}`));
+    const tools = this.#toolsRunAgain();
+    violations.push(...tools.map((line) => `a tool ran again: ${line}`));
+    const jobs = this.#judgeJobs(violations);
+    const programs = this.#judgeSends(violations);
+    const apologies = this.#apologies().length;
+    violations.push(...new Array(apologies).fill("a turn that failed for good"));
+    const figures = {
+      kills: this.#kills - 1, // the last one was at rest
+      "kills with something open": this.#killsAtWork,
+      "messages on Telegram and Feishu": this.said.length,
+      "lines in the terminal": this.#typed,
+      "sends over WebSocket": this.#sent.length,
+      "failures ordered": this.#failures,
+      "requests to the model": log.length,
+      "summaries made": log.filter(({ request }) => lastText(request).startsWith("Summary so"))
+        .length,
+      "kills within a send": [...this.#struck.values()].reduce((sum, one) => sum + one, 0),
+      ...jobs,
+      ...programs,
+      "tools run": this.#toolLines().length,
+      "given up after two kills in one send": twice.length,
+      "set aside after three starts": aside.length,
+      "turns that failed for good": apologies,
+      lost: lost.length,
+      reordered: disorder.length,
+      repeated: repeats,
+      "text of another session": mixed.length + foreign.length,
+      "invalid requests": invalid.length,
+      "tools run again": tools.length,
+    };
+    return { figures, violations };
+  }
+
+  /** What was said and has no whole answer, but for what the program said it gave up. */
+  #lost(): string[] {
+    const failed = readFolder<QueueFile>(this.#path("delivery/failed"));
+    return this.said.flatMap((one) => {
+      const missing = this.#missing(one);
+      if (missing === 0 || this.#wasSetAside(one)) return [];
+      const mark = new RegExp(`^re: m${one.number} \\d/\\d §${one.conversation}§`);
+      const gone = failed.filter(({ text }) => mark.test(text)).length;
+      const name = `${one.conversation} m${one.number}`;
+      return missing > gone ? [`${name}: ${missing - gone} of ${one.parts} parts`] : [];
+    });
+  }
+
+  /** More of one text than there were kills within its send is wrong. Gives how many repeats. */
+  #repeats(violations: string[]): number {
+    let repeats = 0;
+    for (const conversation of this.#counts.keys()) {
+      if (conversation.startsWith("ws:")) continue;
+      const [platform = "", name = ""] = conversation.split(":");
+      const world = this.#world[platform === "telegram" ? "telegram" : "feishu"];
+      const times = new Map<string, number>();
+      for (const one of world.textsTo(name)) times.set(one, (times.get(one) ?? 0) + 1);
+      for (const [words, count] of times) {
+        if (!words.startsWith("re: ")) continue;
+        const allowed = this.#struck.get(`${platform} ${world.chatId(name)} ${words}`) ?? 0;
+        repeats += count - 1;
+        if (count - 1 > allowed)
+          violations.push(
+            `${conversation}: ${words.slice(0, 40)}: ${count} times, ${allowed} kills`,
+          );
+      }
+    }
+    return repeats;
+  }
+
+  /**
+   * A repeat follows its first time at once; apart from that numbers and parts grow. An event of
+   * Feishu that nobody took at first came later than it was said, so it is left out.
+   */
+  #disorder(): string[] {
+    return [...this.#counts.keys()].flatMap((conversation) => {
+      const late = this.said.filter(({ delivery }) => {
+        return delivery !== undefined && delivery.attempts[0]?.status !== 200;
+      });
+      const left = new Set(
+        late.filter((one) => one.conversation === conversation).map(({ number }) => number),
+      );
+      const answers = this.#answers(conversation);
+      const inPlace = answers.filter(({ number }) => !left.has(number));
+      const wrong = inPlace.filter(({ number, part }, index) => {
+        const before = inPlace[index - 1] ?? { number: 0, part: 0 };
+        return number < before.number || (number === before.number && part < before.part);
+      });
+      // The parts of one that came late are in order all the same, and nothing is between them.
+      const torn = answers.filter(({ number, part }, index) => {
+        const before = answers[index - 1];
+        return part === 2 && before?.number !== number;
+      });
+      return [...wrong, ...torn].map(({ number, part }) => `${conversation}: m${number} ${part}`);
+    });
+  }
+
+  /** What arrived with the mark of another conversation. */
+  #foreign(): string[] {
+    return [...this.#counts.keys(), ...JOB_IDS.map((id) => `cron:${id}`)].flatMap((place) => {
+      const texts = place.startsWith("cron:")
+        ? this.#textsOfJob(place.slice(5) as JobId) // as built above
+        : place.startsWith("ws:")
+          ? this.#sent.flatMap(({ program, answer = "", deltas }) =>
+              place === `ws:${program}` ? [answer, deltas] : [],
+            )
+          : this.#textsTo(place);
+      const strange = texts.filter((words) => [...marksIn(words)].some((it) => it !== place));
+      return strange.map((words) => `in ${place}: ${words.slice(0, 60)}`);
+    });
+  }
+
+  #apologies(): string[] {
+    const chats = [...this.#counts.keys()].filter((it) => !it.startsWith("ws:"));
+    return chats.flatMap((it) => this.#textsTo(it)).filter((it) => it.startsWith("I could not"));
+  }
+
+  #toolLines(): string[] {
+    const folder = this.#path("memory");
+    const days = existsSync(folder) ? readdirSync(folder) : [];
+    const notes = days.flatMap((day) => readLines<object>(join(folder, day)));
+    const noted = notes.flatMap((note) => /noted m\d+ §[^§]+§/.exec(JSON.stringify(note)) ?? []);
+    const log = join(this.#folder, "ran.log");
+    const ran = existsSync(log) ? readFileSync(log, "utf8").trim().split("\n") : [];
+    return [...noted.map(String), ...ran];
+  }
+
+  #toolsRunAgain(): string[] {
+    const lines = this.#toolLines();
+    return lines.filter((line, index) => lines.indexOf(line) !== index);
+  }
+
+  // ---- Jobs ----
+
+  #textsOfJob(id: JobId): string[] {
+    return this.#world[JOBS[id].platform].textsTo(id);
+  }
+
+  #judgeJobs(violations: string[]): Record<string, number> {
+    const finished = readLines<{ at: string; id: string }>(this.#path("inbox/done.jsonl"));
+    const delivered = new Set(this.#ids("delivery/done.jsonl"));
+    const aside = new Set(this.#aside().map(({ id }) => id));
+    const ends = new Map(finished.map(({ id, at }) => [id, Date.parse(at)]));
+    let [runs, lost, again, twice] = [0, 0, 0, 0];
+    for (const id of this.#runs.keys()) {
+      if (ends.has(id) || aside.has(id)) continue;
+      lost += 1;
+      violations.push(`a run that was in the inbox was not done: ${id}`);
+    }
+    for (const id of JOB_IDS) {
+      const { seconds, platform, event } = JOBS[id];
+      const due = [...ends.keys(), ...aside].flatMap((one) => {
+        const [, at] = new RegExp(`^cron:${id}:(.+)$`).exec(one) ?? [];
+        return at ? [Date.parse(at)] : [];
+      });
+      due.sort((a, b) => a - b);
+      runs += due.length;
+      // What was done before the next time was due had been crossed off before, too.
+      due.forEach((at, index) => {
+        const end = ends.get(`cron:${id}:${new Date(at).toISOString()}`) ?? Infinity;
+        const next = due[index + 1] ?? 0;
+        for (let missed = at + seconds * 1000; missed < next; missed += seconds * 1000) {
+          if (end >= missed) continue;
+          lost += 1;
+          violations.push(`${id} was due at ${new Date(missed).toISOString()} and did not run`);
+        }
+      });
+      const ids = due.map((at) => `cron:${id}:${new Date(at).toISOString()}`);
+      const sent = this.#textsOfJob(id).filter((words) => marksIn(words).has(`cron:${id}`));
+      const unsent = ids.filter((one) => !delivered.has(`${one}#0`) && !aside.has(one));
+      const place = `${platform} ${this.#world[platform].chatId(id)} ${sent[0] ?? ""}`;
+      const expected = ids.filter((one) => delivered.has(`${one}#0`)).length;
+      const repeats = sent.length - expected;
+      twice += repeats;
+      const allowed = this.#struck.get(place) ?? 0;
+      if (repeats > allowed) violations.push(`${id}: sent ${repeats} too often, ${allowed} kills`);
+      if (repeats < 0) violations.push(`${id}: ${-repeats} were crossed off and not sent`);
+      const failed = readFolder<QueueFile>(this.#path("delivery/failed")).map((one) => one.id);
+      for (const one of unsent) {
+        if (failed.includes(`${one}#0`)) continue;
+        lost += 1;
+        violations.push(`${one} was done, and is not delivered`);
+      }
+      if (event) continue;
+      // A turn that was answered is answered once more only if a kill came before it was stored.
+      const asked = this.#world.model.log.filter(({ request, error, aborted }) => {
+        return !error && !aborted && lastText(request).includes(`§cron:${id}§`);
+      });
+      const kills = ids.reduce((sum, one) => sum + (this.#runs.get(one) ?? 0), 0);
+      if (asked.length > due.length + kills) {
+        again += asked.length - due.length - kills;
+        violations.push(`${id}: ${asked.length} answers for ${due.length} runs, ${kills} kills`);
+      }
+    }
+    return {
+      "runs of jobs": runs,
+      "due times lost": lost,
+      "runs again though none was under way": again,
+      "messages of jobs repeated": twice,
+    };
+  }
+
+  // ---- Sends ----
+
+  /** Nobody waits for one after a kill. But what was answered must be the right thing, in order. */
+  #judgeSends(violations: string[]): Record<string, number> {
+    let answered = 0;
+    const last = new Map<string, number>();
+    for (const { life, program, number, answer, error } of this.#sent) {
+      const name = `${program} m${number}`;
+      if (error) violations.push(`send ${name}: ${error}`);
+      if (life === this.#lives && !answer) violations.push(`send ${name}: no answer`);
+      if (!answer) continue;
+      answered += 1;
+      if (answer !== `re: m${number} 1/1 §ws:${program}§`)
+        violations.push(`send ${name}: ${answer.slice(0, 60)}`);
+      if (number < (last.get(program) ?? 0)) violations.push(`send ${name}: out of order`);
+      last.set(program, number);
+    }
+    return { "sends answered": answered };
+  }
+}
+
+const marksIn = (words: string) =>
+  new Set([...words.matchAll(/§([^§\s]+)§/g)].map(([, mark]) => mark));
