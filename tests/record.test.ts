@@ -109,7 +109,7 @@ describe("a recording", () => {
   test("makes the model fail before the first line, or between two lines", async () => {
     const knob = "$ npm run practice -- fail 429";
     expect(await lesson("s02 fail=529x2", "You > ask", "You > ask", knob, "You > ask")).toBe(
-      `A toy.\nYou > ask\n529\n\nYou > ask\n529\n\n${knob}\n\nYou > ask\n429`,
+      `A toy.\nYou > ask\n529\n\nYou > ask\n529\n\n${knob}\nThe next request: 429.\n\nYou > ask\n429`,
     );
   });
 

@@ -48,9 +48,13 @@ export async function turns(count = 20): Promise<void> {
   for (let turn = 0; turn < count; turn++) await new Promise((resolve) => setImmediate(resolve));
 }
 
-/** Resolves when it has become so. Nothing here is timed: a case that hangs is ended by vitest. */
+/** Resolves when it has become so. Nothing here is timed; the limit is for what never does. */
 export async function until(condition: () => boolean): Promise<void> {
-  while (!condition()) await turns(1);
+  const end = performance.now() + 20_000;
+  while (!condition()) {
+    if (performance.now() > end) throw new Error(`It never became so: ${condition}`);
+    await turns(1);
+  }
 }
 
 /** A delivery as `reply` makes it. */

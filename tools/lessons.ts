@@ -39,9 +39,7 @@ const partsOf = (lesson: Lesson) => lesson.parts.filter(({ level }) => level ===
 function checkPicture({ root, lang, name }: Lesson, text: string): string[] {
   const file = sectionPath(lang, name, "svg");
   if (textOf(root, file) === pictureOf(text)) return [];
-  return [
-    `1: ${file} is another picture than its transcript gives. Run: npm run record ${short(name)}`,
-  ];
+  return [`1: ${file} is not of this transcript. Run: npm run record ${short(name)}`];
 }
 
 /** Headings, minutes to read, length. */

@@ -5,7 +5,7 @@
 import { execFileSync, execSync } from "node:child_process";
 import * as fs from "node:fs";
 import { join } from "node:path";
-import { isMain, ROOT } from "./sections.ts";
+import { isMain, ROOT, read } from "./sections.ts";
 
 export interface Reference {
   path: string;
@@ -62,9 +62,8 @@ export function missing(references: Reference[], packageDir: string): string[] {
   return references.flatMap(({ path, symbols }) => {
     const text = texts.get(path);
     if (text === undefined) return [`${path}: no such file in the bundle`];
-    return symbols
-      .filter((symbol) => !hasSymbol(text, symbol))
-      .map((symbol) => `${path}: ${symbol} is not in it`);
+    const lost = symbols.filter((symbol) => !hasSymbol(text, symbol));
+    return lost.map((symbol) => `${path}: ${symbol} is not in it`);
   });
 }
 
@@ -90,15 +89,12 @@ function unpacked(spec: string): string {
 }
 
 function main(): void {
-  const text = fs.readFileSync(join(import.meta.dirname, "openclaw.json"), "utf8");
-  const list: References = JSON.parse(text);
-  const specs = new Set(list.references.map((reference) => reference.package ?? list.package));
-  const lost = [...specs].flatMap((spec) =>
-    missing(
-      list.references.filter((reference) => (reference.package ?? list.package) === spec),
-      unpacked(spec),
-    ).map((line) => `${spec} ${line}`),
-  );
+  const list: References = JSON.parse(read(ROOT, "tools/openclaw.json"));
+  const packageOf = (one: Reference) => one.package ?? list.package;
+  const lost = [...new Set(list.references.map(packageOf))].flatMap((spec) => {
+    const wanted = list.references.filter((one) => packageOf(one) === spec);
+    return missing(wanted, unpacked(spec)).map((line) => `${spec} ${line}`);
+  });
   for (const line of lost) console.error(line);
   const symbols = list.references.reduce((sum, reference) => sum + reference.symbols.length, 0);
   console.log(`${list.references.length} files, ${symbols} symbols, ${lost.length} missing.`);

@@ -4,6 +4,7 @@ import path from "node:path";
 import { type FakeFeishu, startFeishu } from "../practice/feishu.ts";
 import { type FakeTelegram, startTelegram } from "../practice/telegram.ts";
 import { feishuSettings, telegramSettings } from "../practice/world.ts";
+import { read } from "./sections.ts";
 import { type Saying, SILENCE } from "./transcripts.ts";
 
 export class People {
@@ -50,11 +51,17 @@ export class People {
     return this.telegram.updates.every(({ confirmed }) => confirmed);
   }
 
-  /** So many messages are still open in the inbox; the bot has sent something, if it should. */
+  /**
+   * So many messages are still open in the inbox; the bot has sent something, if it should, and what
+   * is in its queue hangs or is to be tried again later.
+   */
   isQuiet(workspace: string, answered: boolean, open: number): boolean {
-    if (!this.isTaken() || (answered && this.#new().length === 0)) return false;
-    const files = fs.readdirSync(path.join(workspace, ".state", "inbox"));
-    return files.filter((name) => /^\d+\.json$/.test(name)).length === open;
+    const isDone = this.isTaken() && stored(workspace, "inbox").length === open;
+    if (!isDone || (answered && this.#new().length === 0)) return false;
+    const first = new Map(stored(workspace, "delivery").map((one) => [one.to, one]));
+    const hanging = this.telegram.log.filter((one) => one.method === "sendMessage" && !one.status);
+    const rests = ({ tries = 0, begun = 0 }) => (begun ? begun === hanging.length : tries > 0);
+    return [...first.values()].every(rests);
   }
 
   #new() {
@@ -75,5 +82,17 @@ export class People {
 
   async close(): Promise<void> {
     await Promise.all([this.telegram.close(), this.feishu.close()]);
+  }
+}
+
+/** What is in the numbered files of a folder of the section, the last one first. */
+function stored(workspace: string, name: string) {
+  const folder = path.join(workspace, ".state", name);
+  const names = fs.existsSync(folder) ? fs.readdirSync(folder) : [];
+  const files = names.filter((file) => /^\d+\.json$/.test(file)).sort();
+  try {
+    return files.reverse().map((file) => JSON.parse(read(folder, file)));
+  } catch {
+    return [{}]; // one went while we looked
   }
 }

@@ -9,7 +9,7 @@ import { SETTINGS } from "../practice/world.ts";
 import { People } from "./people.ts";
 import { pictureOf } from "./picture.ts";
 import { LAST_PROMPT, Recording } from "./recording.ts";
-import { isMain, ROOT, readLanguages, SECTIONS, sectionPath, short } from "./sections.ts";
+import { isMain, longName, ROOT, readLanguages, SECTIONS, sectionPath, short } from "./sections.ts";
 import { readTranscripts, type Transcript } from "./transcripts.ts";
 
 /**
@@ -106,10 +106,8 @@ export function existingLessons(only: string[] = [], language?: string) {
 /** Records a lesson of the repository; gives what stands there and what should. */
 export async function recordFile(file: string): Promise<{ before: string; after: string }> {
   const before = fs.readFileSync(path.join(ROOT, file), "utf8");
-  const fileOf = (section: string) => {
-    const name = SECTIONS.find((one) => short(one) === section);
-    return path.join(ROOT, path.dirname(file), `${name}.ts`);
-  };
+  const folder = path.join(ROOT, path.dirname(file));
+  const fileOf = (section: string) => path.join(folder, `${longName(section)}.ts`);
   return { before, after: await recordLesson(before, fileOf) };
 }
 

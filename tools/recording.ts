@@ -5,7 +5,7 @@ import path from "node:path";
 import { pathToFileURL } from "node:url";
 import type { Hold, PracticeModel } from "../practice/model.ts";
 import type { People } from "./people.ts";
-import { ROOT } from "./sections.ts";
+import { ROOT, read } from "./sections.ts";
 import { type Saying, SILENCE, type Step, TYPING } from "./transcripts.ts";
 
 const PATIENCE = 60_000; // a section that runs for so long hangs
@@ -167,20 +167,27 @@ export class Recording {
 
   /** What was printed outside of a line being answered. */
   async #drained(): Promise<string> {
-    for (let i = 0; i < 2; i++) await new Promise(setImmediate); // what is in the pipe is read
+    await new Promise((resolve) => setTimeout(resolve, 50)); // what is on its way in the pipe
     if (this.#errors) this.#add();
     const printed = this.#fresh.replace(/^\n/, "");
     this.#fresh = "";
     return printed;
   }
 
-  /** Waits for the prompt; or only for a piece of output, what follows it being left out. */
+  /**
+   * Waits for the prompt; or only for a piece of output, what follows it being left out. What comes
+   * below the prompt by itself is for the next step to show.
+   */
   async #ready(output = ""): Promise<void> {
     const seen = () => output !== "" && this.#fresh.includes(output);
-    await this.#until(() => seen() || /(^|\n)You > $/.test(this.#fresh));
-    if (seen()) this.#fresh = this.#fresh.slice(0, this.#fresh.indexOf(output) + output.length);
-    else if (output !== "") this.#errors += `It never printed "${output}".`;
+    const prompt = () => this.#fresh.search(/(?<=^|\n)You > (?=\n|$)/);
+    await this.#until(() => seen() || prompt() >= 0);
+    if (output !== "" && !seen()) this.#errors += `It never printed "${output}".`;
+    const end = seen() ? this.#fresh.indexOf(output) + output.length : prompt() + 6;
+    const late = seen() || prompt() < 0 ? "" : this.#fresh.slice(end);
+    if (seen() || late) this.#fresh = this.#fresh.slice(0, end);
     this.#add();
+    this.#fresh = late;
   }
 
   #add(): void {
@@ -206,9 +213,6 @@ function show(workspace: string, files: string, width?: number): string {
     .filter((name) => new RegExp(`^${pattern}$`).test(name))
     .sort();
   if (matching.length === 0) throw new Error(`There is no file ${files} in the workspace.`);
-  const texts = matching.map((name) => fs.readFileSync(path.join(workspace, name), "utf8"));
-  return texts
-    .map((text) => `${text.trimEnd()}\n`)
-    .join("")
-    .replace(/.+/g, (line) => line.slice(0, width));
+  const texts = matching.map((name) => `${read(workspace, name).trimEnd()}\n`);
+  return texts.join("").replace(/.+/g, (line) => line.slice(0, width));
 }

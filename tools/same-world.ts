@@ -17,6 +17,7 @@ function randomUUID() {
 Object.assign(crypto, { randomUUID });
 Object.assign(globalThis.crypto, { randomUUID });
 syncBuiltinESMExports();
+Math.random = () => 0.5;
 
 const realNow = Date.now;
 Date.now = () => realNow() + Number(shift);

@@ -8,12 +8,11 @@
 //   $ npm run rpc -- status
 //   …                          everything else is output, and `npm run record` writes it anew
 //   ```
-import { parseArgs } from "node:util";
-import { FAIL_OPTIONS, type FailOrder, readFail } from "../practice/fail.ts";
+import { type FailOrder, readFailLine } from "../practice/fail.ts";
 import type { Failure } from "../practice/orders.ts";
 import { SETTINGS } from "../practice/world.ts";
 import { parseMarkdown } from "./markdown.ts";
-import { SECTIONS, short } from "./sections.ts";
+import { longName } from "./sections.ts";
 
 /** What the words after the section in a comment ask for. */
 export interface Setup {
@@ -62,9 +61,8 @@ const FAIL = /^\$ npm run practice -- fail (.+)$/;
 const SAY = /^((alice|bob|mallory)(@feishu)?(?:@(\w+))?) > (.*\S)/;
 const RPC = /^\$ npm run rpc -- (.+)$/;
 
-function readOrder(args: string[]) {
-  const order = parseArgs({ args, options: FAIL_OPTIONS, allowPositionals: true });
-  const { failure, ...rest } = readFail(order.positionals, order.values);
+function readOrder(words: string) {
+  const { failure, ...rest } = readFailLine(words);
   return { ...rest, failure: failure as Failure }; // "fail off" is of no use in a transcript
 }
 
@@ -75,7 +73,7 @@ function readSetup(words: string[]): Setup {
     const [, kind, times] = /^(.+?)(?:x(\d+))?$/.exec(value) ?? [];
     if (word === "picture") setup.picture = true;
     else if (name === "fail")
-      setup.failures.push(readOrder([kind ?? "", `--times=${times ?? 1}`]).failure);
+      setup.failures.push(readOrder(`${kind} --times=${times ?? 1}`).failure);
     else if (SETTINGS.includes(name.toUpperCase())) setup.env[name.toUpperCase()] = value;
     else throw new Error(`"${word}" is neither fail=529x2 nor setting=value`);
   }
@@ -88,8 +86,8 @@ function readStep(line: string, section: string, after: string | undefined): Ste
   if (started?.startsWith(`${section}_`)) return { do: "start", line };
   if (started) throw new Error(`the comment says ${section}, the command ${started}`);
   if (line === "$ kill -9") return { do: "kill", line, after };
-  const args = FAIL.exec(line)?.[1]?.split(" ");
-  if (args) return { do: "fail", line, ...readOrder(args) };
+  const [, order] = FAIL.exec(line) ?? [];
+  if (order) return { do: "fail", line, ...readOrder(order) };
   const [, width, files] = SHOW.exec(line) ?? [];
   if (files) return { do: "show", line, files, width: width ? Number(width) : undefined };
   const [, who = "", person = "", feishu, group, text = ""] = SAY.exec(line) ?? [];
@@ -129,11 +127,8 @@ export function readTranscripts(markdown: string): { found: Transcript[]; proble
   for (const { line, body } of transcripts) {
     try {
       const [, section, words = ""] = COMMENT.exec(lines[line - 2] ?? "") ?? [];
-      if (!section || !SECTIONS.some((name) => short(name) === section)) {
-        throw new Error(
-          'directly above it must be "<!-- record s01 -->", with one of the sections',
-        );
-      }
+      if (!section || !longName(section))
+        throw new Error('directly above must be "<!-- record s01 -->", with one of the sections');
       const setup = readSetup(words.split(" ").filter(Boolean));
       const steps = readSteps(body, section);
       found.push({ section, setup, steps, from: line, to: line + body.length + 1 });

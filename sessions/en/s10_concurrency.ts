@@ -1437,7 +1437,7 @@ export class TelegramChannel implements Channel {
       try {
         await this.#bot.start({ allowed_updates: ["message"] });
       } catch (error) {
-        warn(`telegram: ${error}. Trying again in 5 s.`);
+        if (!this.#stopped) warn(`telegram: ${error}. Trying again in 5 s.`);
         await sleep(5_000);
         this.#bot = this.#newBot();
       }
@@ -2785,21 +2785,26 @@ async function runJob(app: App, message: Routed, signal?: AbortSignal): Promise<
   const { sessionKey, peerId: id, job } = message;
   const options = { message, agent: app.agents.get(message.agentId), mode: "minimal" as const };
   const run = async (signal?: AbortSignal) => {
-    while (serving.size > 0) await Promise.allSettled(serving);
-    signal?.throwIfAborted(); // ended while it waited
+    if (serving.size > 0) return undefined; // somebody came while it was in line
     app.inbox.begin([message]);
     if (job?.isEvent) return message.text;
     return runAlone(sessionKey, message.text, app, { ...options, signal });
   };
-  let answer: string;
+  let answer: string | undefined;
+  let about: InboundMessage = message;
   try {
-    answer = await inLane("cron", app, sessionKey, run, signal);
+    // It waits for people outside of the lane: in there a reset, or the clock, would end it.
+    while (answer === undefined) {
+      while (serving.size > 0) await Promise.allSettled(serving);
+      answer = await inLane("cron", app, sessionKey, run, signal);
+    }
     app.cron.report(id);
   } catch (error) {
     if (error instanceof StoppingError) throw error; // it stays in the inbox
     answer = app.cron.report(id, error);
+    about = { ...message, id: `${message.id}!` }; // no answer, and not to be taken for one
   }
-  if (answer) await tellOwner(app, message, answer, job?.deliver);
+  if (answer) await tellOwner(app, about, answer, job?.deliver);
   app.inbox.finish([message]);
   return answer;
 }
@@ -3213,9 +3218,9 @@ export class DeliveryRunner {
     const seconds = Math.ceil(Math.max(wait * (1 + Math.random() / 4), retryAfter));
     delivery.begun = 0;
     delivery.next = this.#now() + seconds * 1000;
+    warn(`${delivery.id}: not sent: ${message}. Again in ${seconds} s.`);
     this.#queue.save(delivery);
     this.stats.retried++;
-    warn(`${delivery.id}: not sent: ${message}. Again in ${seconds} s.`);
     return false;
   }
 
@@ -3393,7 +3398,7 @@ const COOLDOWNS: Partial<Record<Reason, [first: number, cap: number]>> = {
   overloaded: [2, 60],
   timeout: [1, 60],
   unknown: [1, 60],
-  model: [60, 3600],
+  model: [600, 3600],
   auth: [600, 3600],
   billing: [600, 86_400],
 };
@@ -3415,9 +3420,10 @@ export class ProfileManager {
     this.profiles = profiles;
     this.#file = file;
     this.#now = now;
-    // A file edited by hand may hold anything.
-    const kept = Object.entries(readState(file)).filter(([, one]) => one?.until > 0);
-    this.cooldowns = new Map(kept);
+    // A file edited by hand may hold anything. No rest is longer than a day.
+    const isSound = ([, one]: [string, Cooldown]) =>
+      one?.count > 0 && one.until - one.since <= 86_400_000;
+    this.cooldowns = new Map(Object.entries(readState(file)).filter(isSound));
   }
 
   /** When a key or a model can be used again, in ms; 0 if it can be now. */
@@ -3783,7 +3789,7 @@ export class CommandQueue {
 export const LANES = new CommandQueue({ main: [4, 1800], cron: [1, 3600], heartbeat: [1, 600] });
 
 /** Runs a turn in a lane. If it is ended, its conversation is closed to what is left of it. */
-async function inLane(lane: string, app: App, key: string, turn: Task<string>, stop?: AbortSignal) {
+async function inLane<T>(lane: string, app: App, key: string, turn: Task<T>, stop?: AbortSignal) {
   try {
     return await LANES.run(lane, turn, stop);
   } catch (error) {
@@ -3830,8 +3836,9 @@ command("enqueue", "<lane> <text>: a turn in a lane; another name makes a lane",
 
 command("concurrency", "<lane> <n>: how many run side by side", (args) => {
   const [name = "", count] = args.split(/\s+/);
-  const lane = LANES.lanes.get(name);
-  if (!lane) throw new Error(`there is no lane "${name}"; /lanes shows them`);
+  // Not that of a conversation: it has one place, or two turns would write into one file.
+  const lane = LANES.named.includes(name) ? LANES.lanes.get(name) : undefined;
+  if (!lane) throw new Error(`lane: one of ${LANES.named.join(", ")}`);
   if (!/^[1-9]\d{0,2}$/.test(count ?? "")) throw new Error("n: a number from 1 to 999");
   lane.limit = Number(count);
   lane.pump();

@@ -1176,7 +1176,7 @@ export function route(message: InboundMessage): Routed {
   return { ...message, sessionKey: channel === "cli" ? TERMINAL_KEY : key.toLowerCase() };
 }
 
-/** 入口。同期的なので、戻ったときから、プラットフォームはメッセージを忘れてよい。 */
+/** 入口。同期関数で、戻ったときにはディスクにある。プラットフォームはもう忘れてよい。 */
 export function accept(app: App, message: InboundMessage, signal?: AbortSignal) {
   const routed = route(message);
   // ターミナルの行は残さない。クラッシュのあと、答えを待つ人はいない。
@@ -1384,7 +1384,7 @@ export class TelegramChannel implements Channel {
       try {
         await this.#bot.start({ allowed_updates: ["message"] });
       } catch (error) {
-        warn(`telegram: ${error}。5秒後にもう一度試します。`);
+        if (!this.#stopped) warn(`telegram: ${error}。5秒後にもう一度試します。`);
         await sleep(5_000);
         this.#bot = this.#newBot();
       }

@@ -64,7 +64,7 @@ export class Terminal {
     const interrupt = () => (turn ? turn.abort() : reader.close());
     process.on("SIGINT", interrupt);
     reader.on("SIGINT", interrupt).on("line", () => terminal && reader.pause());
-    // 一行一行地给：readline 就算暂停了，已经到手的那一段还是会处理完。
+    // 一行一行地喂：readline 就算暂停了，已经拿到的那一段还是会处理完。
     const put = (typed: string) => typed.split(/(?<=\r(?!\n))/).map((line) => keys.write(line));
     stdin.setEncoding("utf8").on("end", () => keys.end());
     stdin.on("data", (typed) => (turn && typed.includes("\x03") ? turn.abort() : put(`${typed}`)));
@@ -116,7 +116,7 @@ const STOP_NOTES: Record<string, string> = {
 const noteOf = (m: Message) => ("stop_reason" in m && STOP_NOTES[m.stop_reason ?? ""]) || "";
 const startsTurn = ({ role }: Entry) => role === "user";
 
-/** 把历史整理成 API 接受的样子：没有空白，没有拒绝过的内容，角色交替。 */
+/** 把历史整理成 API 接受的样子：去掉空白，去掉遭到拒绝的内容，让角色交替。 */
 export function toRequest(history: Message[]): Entry[] {
   const request: Entry[] = [];
   for (const message of history) {

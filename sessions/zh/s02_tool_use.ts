@@ -69,7 +69,7 @@ export class Terminal {
     const interrupt = () => (turn ? turn.abort() : reader.close());
     process.on("SIGINT", interrupt);
     reader.on("SIGINT", interrupt).on("line", () => terminal && reader.pause());
-    // 一行一行地给：readline 就算暂停了，已经到手的那一段还是会处理完。
+    // 一行一行地喂：readline 就算暂停了，已经拿到的那一段还是会处理完。
     const put = (typed: string) => typed.split(/(?<=\r(?!\n))/).map((line) => keys.write(line));
     stdin.setEncoding("utf8").on("end", () => keys.end());
     stdin.on("data", (typed) => (turn && typed.includes("\x03") ? turn.abort() : put(`${typed}`)));
@@ -121,7 +121,7 @@ const STOP_NOTES: Record<string, string> = {
 const noteOf = (m: Message) => ("stop_reason" in m && STOP_NOTES[m.stop_reason ?? ""]) || "";
 const startsTurn = (entry: Entry) => entry.role === "user" && resultsIn(entry).length === 0;
 
-/** 把历史整理成 API 接受的样子：没有空白，没有拒绝过的内容，角色交替。 */
+/** 把历史整理成 API 接受的样子：去掉空白，去掉遭到拒绝的内容，让角色交替。 */
 export function toRequest(history: Message[]): Entry[] {
   const request: Entry[] = [];
   history = answerCalls(history);
@@ -331,7 +331,7 @@ type Property = { type?: string; enum?: unknown[] };
 export function checkInput(schema: Anthropic.Tool.InputSchema, input: unknown) {
   if (typeof input !== "object" || input === null) throw new Error("the input must be an object");
   const fields: Fields = { ...input };
-  const properties = (schema.properties ?? {}) as Record<string, Property>; // 我们的
+  const properties = (schema.properties ?? {}) as Record<string, Property>; // 自己写的
   for (const name of schema.required ?? []) {
     if (fields[name] === undefined) throw new Error(`${name} is missing`);
   }

@@ -102,7 +102,7 @@ export class Terminal {
     const interrupt = () => (turn ? turn.abort() : reader.close());
     process.on("SIGINT", interrupt);
     reader.on("SIGINT", interrupt).on("line", () => terminal && reader.pause());
-    // 一行一行地给：readline 就算暂停了，已经到手的那一段还是会处理完。
+    // 一行一行地喂：readline 就算暂停了，已经拿到的那一段还是会处理完。
     const put = (typed: string) => typed.split(/(?<=\r(?!\n))/).map((line) => keys.write(line));
     stdin.setEncoding("utf8").on("end", () => keys.end());
     stdin.on("data", (typed) => (turn && typed.includes("\x03") ? turn.abort() : put(`${typed}`)));
@@ -157,7 +157,7 @@ const STOP_NOTES: Record<string, string> = {
 const noteOf = (m: Message) => ("stop_reason" in m && STOP_NOTES[m.stop_reason ?? ""]) || "";
 const startsTurn = (entry: Entry) => entry.role === "user" && resultsIn(entry).length === 0;
 
-/** 把历史整理成 API 接受的样子：没有空白，没有拒绝过的内容，角色交替。 */
+/** 把历史整理成 API 接受的样子：去掉空白，去掉遭到拒绝的内容，让角色交替。 */
 export function toRequest(history: Message[]): Entry[] {
   const request: Entry[] = [];
   history = answerCalls(history);
@@ -371,7 +371,7 @@ type Property = { type?: string; enum?: unknown[] };
 export function checkInput(schema: Anthropic.Tool.InputSchema, input: unknown) {
   if (typeof input !== "object" || input === null) throw new Error("the input must be an object");
   const fields: Fields = { ...input };
-  const properties = (schema.properties ?? {}) as Record<string, Property>; // 我们的
+  const properties = (schema.properties ?? {}) as Record<string, Property>; // 自己写的
   for (const name of schema.required ?? []) {
     if (fields[name] === undefined) throw new Error(`${name} is missing`);
   }
@@ -1112,7 +1112,7 @@ export class Inbox {
   #load(name: string): void {
     const file = path.join(this.#dir, name);
     this.#next = Number.parseInt(name, 10) + 1;
-    const message = parseObject(fs.readFileSync(file, "utf8")) as Routed | undefined; // 我们的
+    const message = parseObject(fs.readFileSync(file, "utf8")) as Routed | undefined; // 自己写的
     if (message && this.#done.has(message.id)) {
       fs.rmSync(file);
     } else if (message?.id && (message.begun ?? 0) < 3) {
@@ -1390,13 +1390,13 @@ export class TelegramChannel implements Channel {
         if (inbound) admit(this, inbound, this.#setting("TELEGRAM_ALLOWED_CHATS"), accept);
       });
       // accept 是同步函数，所以这里返回时，消息已经落盘，grammY 可以去取下一批了。
-      // 要是没存下来（比如磁盘满了），那就什么都不能确认：让错误终结这个 Bot，
+      // 要是没存下来（比如磁盘满了），那就什么都不能确认：这个 Bot 作废，
       // 再建一个新的，同样的消息会再来一遍。
       this.#bot.catch(({ error }) => Promise.reject(error));
       try {
         await this.#bot.start({ allowed_updates: ["message"] });
       } catch (error) {
-        warn(`telegram: ${error}。5 秒后再试。`);
+        if (!this.#stopped) warn(`telegram: ${error}。5 秒后再试。`);
         await sleep(5_000);
         this.#bot = this.#newBot();
       }
@@ -1504,7 +1504,7 @@ async function startHttp(port: number): Promise<http.Server> {
   const server = http.createServer(async (request, response) => {
     const { status, body } = await answerHttp(request).catch((error) => {
       warn(`http: ${error}`);
-      return { status: 500, body: { error: "internal error" } }; // 原因一个字都不说
+      return { status: 500, body: { error: "internal error" } }; // 原因不往外说
     });
     response.writeHead(status, { "content-type": "application/json" }).end(JSON.stringify(body));
   });
@@ -2205,7 +2205,7 @@ function skillsText({ agent }: Parts): string {
   return lines.length > 0 ? keepEnds(all, FILE_LIMIT) : "";
 }
 
-/** 每一层和它的文字。没有哪样东西会一轮一变：没有时间，没有计数。 */
+/** 每一层和它的文字。每一轮都会变的东西不能放进来：时间不行，计数也不行。 */
 export function promptLayers(options: TurnOptions) {
   const { agent = AGENTS[0] as Agent, message, mode = "full" } = options; // 至少有一个
   const names = ["IDENTITY.md", "SOUL.md", "TOOLS.md", "AGENTS.md", "BOOTSTRAP.md"];
@@ -2364,7 +2364,7 @@ export class MemoryStore {
     this.#refresh();
     const scores = new Map<Indexed, number>();
     // 先看条目是谁的，再计分：别人的东西到不了这一步。
-    // 用得上的，只有一个词在别人的条目里有多常见。
+    // 别人的条目只有一个用处：看一个词有多少见。
     const count = (entry: Indexed, points: number) => {
       const isTheirs = entry.sessionKey === undefined ? owner : entry.sessionKey === sessionKey;
       if (isTheirs) scores.set(entry, (scores.get(entry) ?? 0) + points);

@@ -104,7 +104,7 @@ export class Terminal {
     const interrupt = () => (turn ? turn.abort() : reader.close());
     process.on("SIGINT", interrupt);
     reader.on("SIGINT", interrupt).on("line", () => terminal && reader.pause());
-    // 一行一行地给：readline 就算暂停了，已经到手的那一段还是会处理完。
+    // 一行一行地喂：readline 就算暂停了，已经拿到的那一段还是会处理完。
     const put = (typed: string) => typed.split(/(?<=\r(?!\n))/).map((line) => keys.write(line));
     stdin.setEncoding("utf8").on("end", () => keys.end());
     stdin.on("data", (typed) => (turn && typed.includes("\x03") ? turn.abort() : put(`${typed}`)));
@@ -159,7 +159,7 @@ const STOP_NOTES: Record<string, string> = {
 const noteOf = (m: Message) => ("stop_reason" in m && STOP_NOTES[m.stop_reason ?? ""]) || "";
 const startsTurn = (entry: Entry) => entry.role === "user" && resultsIn(entry).length === 0;
 
-/** 把历史整理成 API 接受的样子：没有空白，没有拒绝过的内容，角色交替。 */
+/** 把历史整理成 API 接受的样子：去掉空白，去掉遭到拒绝的内容，让角色交替。 */
 export function toRequest(history: Message[]): Entry[] {
   const request: Entry[] = [];
   history = answerCalls(history);
@@ -383,7 +383,7 @@ type Property = { type?: string; enum?: unknown[] };
 export function checkInput(schema: Anthropic.Tool.InputSchema, input: unknown) {
   if (typeof input !== "object" || input === null) throw new Error("the input must be an object");
   const fields: Fields = { ...input };
-  const properties = (schema.properties ?? {}) as Record<string, Property>; // 我们的
+  const properties = (schema.properties ?? {}) as Record<string, Property>; // 自己写的
   for (const name of schema.required ?? []) {
     if (fields[name] === undefined) throw new Error(`${name} is missing`);
   }
@@ -1142,7 +1142,7 @@ export class Inbox {
   #load(name: string): void {
     const file = path.join(this.#dir, name);
     this.#next = Number.parseInt(name, 10) + 1;
-    const message = parseObject(fs.readFileSync(file, "utf8")) as Routed | undefined; // 我们的
+    const message = parseObject(fs.readFileSync(file, "utf8")) as Routed | undefined; // 自己写的
     if (message && this.#done.has(message.id)) {
       fs.rmSync(file);
     } else if (message?.id && (message.begun ?? 0) < 3) {
@@ -1421,13 +1421,13 @@ export class TelegramChannel implements Channel {
         if (inbound) admit(this, inbound, this.#setting("TELEGRAM_ALLOWED_CHATS"), accept);
       });
       // accept 是同步函数，所以这里返回时，消息已经落盘，grammY 可以去取下一批了。
-      // 要是没存下来（比如磁盘满了），那就什么都不能确认：让错误终结这个 Bot，
+      // 要是没存下来（比如磁盘满了），那就什么都不能确认：这个 Bot 作废，
       // 再建一个新的，同样的消息会再来一遍。
       this.#bot.catch(({ error }) => Promise.reject(error));
       try {
         await this.#bot.start({ allowed_updates: ["message"] });
       } catch (error) {
-        warn(`telegram: ${error}。5 秒后再试。`);
+        if (!this.#stopped) warn(`telegram: ${error}。5 秒后再试。`);
         await sleep(5_000);
         this.#bot = this.#newBot();
       }
@@ -1535,7 +1535,7 @@ async function startHttp(port: number): Promise<http.Server> {
   const server = http.createServer(async (request, response) => {
     const { status, body } = await answerHttp(request).catch((error) => {
       warn(`http: ${error}`);
-      return { status: 500, body: { error: "internal error" } }; // 原因一个字都不说
+      return { status: 500, body: { error: "internal error" } }; // 原因不往外说
     });
     response.writeHead(status, { "content-type": "application/json" }).end(JSON.stringify(body));
   });
@@ -2240,7 +2240,7 @@ function skillsText({ agent }: Parts): string {
   return lines.length > 0 ? keepEnds(all, FILE_LIMIT) : "";
 }
 
-/** 每一层和它的文字。没有哪样东西会一轮一变：没有时间，没有计数。 */
+/** 每一层和它的文字。每一轮都会变的东西不能放进来：时间不行，计数也不行。 */
 export function promptLayers(options: TurnOptions) {
   const { agent = AGENTS[0] as Agent, message, mode = "full" } = options; // 至少有一个
   const names = ["IDENTITY.md", "SOUL.md", "TOOLS.md", "AGENTS.md", "BOOTSTRAP.md"];
@@ -2399,7 +2399,7 @@ export class MemoryStore {
     this.#refresh();
     const scores = new Map<Indexed, number>();
     // 先看条目是谁的，再计分：别人的东西到不了这一步。
-    // 用得上的，只有一个词在别人的条目里有多常见。
+    // 别人的条目只有一个用处：看一个词有多少见。
     const count = (entry: Indexed, points: number) => {
       const isTheirs = entry.sessionKey === undefined ? owner : entry.sessionKey === sessionKey;
       if (isTheirs) scores.set(entry, (scores.get(entry) ?? 0) + points);
@@ -2591,7 +2591,7 @@ export function nextRun(schedule: Schedule, now: number, since: number): number 
   return start + Math.max(steps, schedule.anchor ? 0 : steps) * step; // 不早于 anchor
 }
 
-// 时钟会拨快、拨慢的地方，有的时间会没有，有的会来两次，这个库一到这里就出错。
+// 有夏令时的地方，拨钟那天有的时刻不存在，有的会来两次，这个库一碰上就出错。
 // 所以让它按一面从不拨动的墙上钟来算，那个时间到底是什么时候，由我们来定。
 function nextCron(expr: string, timeZone: string | undefined, now: number): number {
   // 字段不够时，这个库会自作主张；写 "H"，每次看到的时间又不一样。
@@ -2643,7 +2643,7 @@ export class CronService {
   #now: () => number;
   #changed = 0;
 
-  /** `begin` 把这次运行写进文件；认得的运行，丢掉。也可能返回 false：现在还不行。 */
+  /** `begin` 把这次运行写进文件；见过的就丢掉。也可能返回 false：现在还不行。 */
   constructor(workspace: string, begin: (job: Job, due: number) => boolean, now = Date.now) {
     this.#file = path.join(workspace, "CRON.json");
     this.#stateFile = path.join(workspace, ".state/cron.json");
@@ -2664,7 +2664,7 @@ export class CronService {
     }
   }
 
-  /** 运行写进文件了，才划掉这个时间，别处都不划。 */
+  /** 这次运行写进了文件，才划掉这个时间。划掉只在这里做。 */
   #beginIfDue(job: Job): void {
     const state = this.stateOf(job);
     if (!job.enabled || !state.due || state.due > this.#now()) return;
@@ -2748,7 +2748,7 @@ function counted<T>(turn: Promise<T>): Promise<T> {
   return turn;
 }
 
-/** 一条没有人写过的消息。 */
+/** 一条不是人写的消息。 */
 const ownMessage = (channel: string, peerId: string, words: string, at: number) => ({
   id: `${channel}:${peerId}:${new Date(at).toISOString()}`,
   ...{ channel, accountId: "local", peerId, senderId: "owner", isGroup: false, media: [], at },
@@ -2779,13 +2779,15 @@ async function runJob(app: App, message: Routed, signal?: AbortSignal): Promise<
     return runAlone(sessionKey, message.text, app, { ...options, signal });
   };
   let answer: string;
+  let about: InboundMessage = message;
   try {
     answer = await run(signal);
     app.cron.report(id);
   } catch (error) {
     answer = app.cron.report(id, error);
+    about = { ...message, id: `${message.id}!` }; // 不是回答，也不能被当成回答
   }
-  if (answer) await tellOwner(app, message, answer, job?.deliver);
+  if (answer) await tellOwner(app, about, answer, job?.deliver);
   app.inbox.finish([message]);
   return answer;
 }
@@ -2906,7 +2908,7 @@ export class HeartbeatRunner {
  * 时钟校准过、文件改过，就都不用另外处理；等 24.8 天以上也没事，不然 setTimeout 会马上触发。
  */
 function startTimer(app: App): void {
-  const began = Date.now(); // 看的工夫里到点的，下次看得到
+  const began = Date.now(); // 正在检查的时候才到点的，下次会看到
   let waits: number[] = [];
   try {
     app.cron.tick();
@@ -2963,7 +2965,7 @@ function wholeNumber(name: string, otherwise: number, max: number): number {
 // 就会再发一次，这叫“至少一次”。没有平台帮忙，谁也做不到“恰好一次”；
 // 但哪些可能发了两次，我们知道，也会说出来。
 
-/** 路上的一段回复。时间的单位是毫秒。 */
+/** 还没送到的一段回复。时间的单位是毫秒。 */
 export interface Delivery {
   id: string; // 它回答的那条消息的 id，加 "#"，再加第几段
   channel: string;
@@ -3028,7 +3030,7 @@ export class DeliveryQueue {
     this.#failed = path.join(dir, "failed");
     fs.mkdirSync(this.#failed, { recursive: true });
     this.#log = new Log(path.join(dir, "done.jsonl"));
-    this.#done = new Set(this.#log.read().map(({ record }) => (record as Delivery).id)); // 我们的
+    this.#done = new Set(this.#log.read().map(({ record }) => (record as Delivery).id)); // 自己写的
     const names = [...numbered(dir), ...numbered(this.#failed)].sort();
     this.#next = Number.parseInt(names.at(-1) ?? "0", 10) + 1;
     for (const file of numbered(dir).map((name) => path.join(dir, name))) {
@@ -3061,7 +3063,7 @@ export class DeliveryQueue {
     return this.files.get(id) ?? "";
   }
 
-  /** 发出去了，是这个收件人的第一段。先写 id：文件要是没有 id 记着，就会再发一次。 */
+  /** 发出去了，是这个收件人的第一段。先记 id，再删文件：反过来，就可能再发一次。 */
   finish(delivery: Delivery): void {
     this.#log.append({ id: delivery.id });
     this.#done.add(delivery.id);
@@ -3112,7 +3114,7 @@ export class DeliveryQueue {
 const BACKOFF = [5, 25, 120, 600]; // 秒；第一次失败之后、第二次之后……到第五次就不再试
 const EXPIRES = 24 * 3600 * 1000; // 毫秒；比这还旧的，发过去只会让人莫名其妙
 
-/** 发送等着的：同一个收件人按先后，不同的收件人并行。 */
+/** 把等着的发出去：同一个收件人按先后，不同的收件人并行。 */
 export class DeliveryRunner {
   readonly stats = { sent: 0, retried: 0, failed: 0 };
   #queue: DeliveryQueue;
@@ -3197,9 +3199,9 @@ export class DeliveryRunner {
     const seconds = Math.ceil(Math.max(wait * (1 + Math.random() / 4), retryAfter));
     delivery.begun = 0;
     delivery.next = this.#now() + seconds * 1000;
+    warn(`${delivery.id}: 没发出去：${message}。${seconds} 秒后再试。`);
     this.#queue.save(delivery);
     this.stats.retried++;
-    warn(`${delivery.id}: 没发出去：${message}。${seconds} 秒后再试。`);
     return false;
   }
 
@@ -3218,7 +3220,7 @@ async function drained(): Promise<void> {
   while (tails.size > 0) await Promise.allSettled(tails.values());
 }
 
-const FENCE = /^ {0,3}(`{3,8}(?!.*`)|~{3,8})/; // "```code``` 之类的" 不算
+const FENCE = /^ {0,3}(`{3,8}(?!.*`)|~{3,8})/; // 写成一行的 "```code```" 不算
 const MIN_FENCED = 60; // 地方比这还小，代码块就和别的文字一样切
 const ENDS = [/\n\s*\n/g, /\n/g, /[.!?](?=\s)|[。！？…]/g, /\s/g]; // 在哪里切，最好的在前
 const GRAPHEMES = new Intl.Segmenter("und", { granularity: "grapheme" });
@@ -3382,7 +3384,7 @@ const COOLDOWNS: Partial<Record<Reason, [first: number, cap: number]>> = {
   overloaded: [2, 60],
   timeout: [1, 60],
   unknown: [1, 60],
-  model: [60, 3600],
+  model: [600, 3600],
   auth: [600, 3600],
   billing: [600, 86_400],
 };
@@ -3404,9 +3406,10 @@ export class ProfileManager {
     this.profiles = profiles;
     this.#file = file;
     this.#now = now;
-    // 手改过的文件，里面什么都可能有。
-    const kept = Object.entries(readState(file)).filter(([, one]) => one?.until > 0);
-    this.cooldowns = new Map(kept);
+    // 手改过的文件，里面什么都可能有。冷却再长，也长不过一天。
+    const isSound = ([, one]: [string, Cooldown]) =>
+      one?.count > 0 && one.until - one.since <= 86_400_000;
+    this.cooldowns = new Map(Object.entries(readState(file)).filter(isSound));
   }
 
   /** 一个密钥或模型什么时候能再用，单位是毫秒；现在就能用则是 0。 */
