@@ -333,7 +333,7 @@ class Torture {
     while (!this.#isDone() && Date.now() < patience) await sleep(50);
     // Without its jobs it comes to rest: what was due until here is done, and no more comes.
     writeFileSync(join(this.#folder, "CRON.json"), JSON.stringify({ jobs: [] }));
-    await sleep(2 * REST); // by then its timer has looked into the file
+    await sleep(REST + 500); // by then its timer has looked into the file
     while (this.#isBusy() && Date.now() < patience) await sleep(50);
     await this.kill();
   }
