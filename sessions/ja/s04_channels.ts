@@ -1176,7 +1176,7 @@ export function route(message: InboundMessage): Routed {
   return { ...message, sessionKey: channel === "cli" ? TERMINAL_KEY : key.toLowerCase() };
 }
 
-/** 入口。同期的なので、戻ったときから、プラットフォームはメッセージを忘れてよい。 */
+/** 入口。同期関数で、戻ったときにはディスクにある。プラットフォームはもう忘れてよい。 */
 export function accept(app: App, message: InboundMessage, signal?: AbortSignal) {
   const routed = route(message);
   // ターミナルの行は残さない。クラッシュのあと、答えを待つ人はいない。

@@ -1187,7 +1187,7 @@ export function route(message: InboundMessage, app: App, agent?: Agent): Routed 
   return { ...message, agentId, sessionKey: isTerminal ? app.key : key };
 }
 
-/** 入口。同期的なので、戻ったときから、プラットフォームはメッセージを忘れてよい。 */
+/** 入口。同期関数で、戻ったときにはディスクにある。プラットフォームはもう忘れてよい。 */
 export function accept(app: App, message: InboundMessage, signal?: AbortSignal) {
   const routed = route(message, app);
   // ターミナルの行は残さない。クラッシュのあと、答えを待つ人はいない。
@@ -1693,7 +1693,7 @@ command("accounts", "プラットフォームで使うアカウントの一覧",
 
 // ---- s05 · ゲートウェイとルーティング ----
 
-// どのメッセージにも問いが2つある。どのエージェントが答えるか。誰の会話に入るか。1つ目は
+// メッセージごとに、決めることが2つある。どのエージェントが答えるか。誰の会話に入るか。1つ目は
 // バインディング、2つ目はエージェントのdmScopeで決まる。決めるのは受信箱に入れる前の一度だけ。
 // あとから設定を変えても、もう入っているメッセージの行き先は変わらない。
 
@@ -1928,7 +1928,7 @@ async function answerRpc(json: string, app: App, client: Client) {
 }
 
 /**
- * リクエスト1つへの答え。通知なら、結果がどうなっても答えない。リクエストどうしは待ち合わない。
+ * リクエスト1つへの答え。通知なら、結果がどうなっても答えない。リクエストは互いに待たない。
  * "send"がまだモデルを待っている間にも、"status"には答える。
  */
 async function callMethod(message: unknown, app: App, { peerId, push }: Client) {

@@ -1190,7 +1190,7 @@ export function route(message: InboundMessage, app: App, agent?: Agent): Routed 
   return { ...message, agentId, sessionKey: isTerminal ? app.key : key };
 }
 
-/** 入口。同期的なので、戻ったときから、プラットフォームはメッセージを忘れてよい。 */
+/** 入口。同期関数で、戻ったときにはディスクにある。プラットフォームはもう忘れてよい。 */
 export function accept(app: App, message: InboundMessage, signal?: AbortSignal) {
   const routed = route(message, app);
   // ターミナルの行は残さない。クラッシュのあと、答えを待つ人はいない。
@@ -1697,7 +1697,7 @@ command("accounts", "プラットフォームで使うアカウントの一覧",
 
 // ---- s05 · ゲートウェイとルーティング ----
 
-// どのメッセージにも問いが2つある。どのエージェントが答えるか。誰の会話に入るか。1つ目は
+// メッセージごとに、決めることが2つある。どのエージェントが答えるか。誰の会話に入るか。1つ目は
 // バインディング、2つ目はエージェントのdmScopeで決まる。決めるのは受信箱に入れる前の一度だけ。
 // あとから設定を変えても、もう入っているメッセージの行き先は変わらない。
 
@@ -1932,7 +1932,7 @@ async function answerRpc(json: string, app: App, client: Client) {
 }
 
 /**
- * リクエスト1つへの答え。通知なら、結果がどうなっても答えない。リクエストどうしは待ち合わない。
+ * リクエスト1つへの答え。通知なら、結果がどうなっても答えない。リクエストは互いに待たない。
  * "send"がまだモデルを待っている間にも、"status"には答える。
  */
 async function callMethod(message: unknown, app: App, { peerId, push }: Client) {
@@ -2367,8 +2367,8 @@ export class MemoryStore {
   search(query: string, { sessionKey = "", owner = false, topK = 5, weights = WEIGHTS } = {}) {
     this.#refresh();
     const scores = new Map<Indexed, number>();
-    // 誰の項目かは、スコアを数える前に確かめる。だから、ほかの人の項目はここで止まる。使うのは、
-    // 単語がどれだけ珍しいかという数だけ。
+    // 誰の項目かは、スコアを数える前に確かめる。だから、ほかの人の項目はここで止まる。影響が
+    // あるとすれば、単語の珍しさを数えるときだけ。
     const count = (entry: Indexed, points: number) => {
       const isTheirs = entry.sessionKey === undefined ? owner : entry.sessionKey === sessionKey;
       if (isTheirs) scores.set(entry, (scores.get(entry) ?? 0) + points);
@@ -2420,7 +2420,7 @@ function likeness(a: Indexed, b: Indexed): number {
   return shared / (a.terms.size + b.terms.size - shared || 1);
 }
 
-const RECALL_FROM = 0.17; // これより低いスコアは、質問よりもハッシュの偶然を表している
+const RECALL_FROM = 0.17; // これより低いスコアは、たいていハッシュの偶然で出たもの
 
 /**
  * 人の発言の前に置き、発言と一緒に保存するもの：時刻と、思い出したこと。システムプロンプトに

@@ -1200,7 +1200,7 @@ export function route(message: InboundMessage, app: App, agent?: Agent): Routed 
   return { ...message, agentId, sessionKey: isTerminal ? app.key : key };
 }
 
-/** 入口。同期的なので、戻ったときから、プラットフォームはメッセージを忘れてよい。 */
+/** 入口。同期関数で、戻ったときにはディスクにある。プラットフォームはもう忘れてよい。 */
 export function accept(app: App, message: InboundMessage, signal?: AbortSignal) {
   const routed = route(message, app);
   noteOwner(app, message);
@@ -1709,7 +1709,7 @@ command("accounts", "プラットフォームで使うアカウントの一覧",
 
 // ---- s05 · ゲートウェイとルーティング ----
 
-// どのメッセージにも問いが2つある。どのエージェントが答えるか。誰の会話に入るか。1つ目は
+// メッセージごとに、決めることが2つある。どのエージェントが答えるか。誰の会話に入るか。1つ目は
 // バインディング、2つ目はエージェントのdmScopeで決まる。決めるのは受信箱に入れる前の一度だけ。
 // あとから設定を変えても、もう入っているメッセージの行き先は変わらない。
 
@@ -1945,7 +1945,7 @@ async function answerRpc(json: string, app: App, client: Client) {
 }
 
 /**
- * リクエスト1つへの答え。通知なら、結果がどうなっても答えない。リクエストどうしは待ち合わない。
+ * リクエスト1つへの答え。通知なら、結果がどうなっても答えない。リクエストは互いに待たない。
  * "send"がまだモデルを待っている間にも、"status"には答える。
  */
 async function callMethod(message: unknown, app: App, { peerId, push }: Client) {
@@ -2383,8 +2383,8 @@ export class MemoryStore {
   search(query: string, { sessionKey = "", owner = false, topK = 5, weights = WEIGHTS } = {}) {
     this.#refresh();
     const scores = new Map<Indexed, number>();
-    // 誰の項目かは、スコアを数える前に確かめる。だから、ほかの人の項目はここで止まる。使うのは、
-    // 単語がどれだけ珍しいかという数だけ。
+    // 誰の項目かは、スコアを数える前に確かめる。だから、ほかの人の項目はここで止まる。影響が
+    // あるとすれば、単語の珍しさを数えるときだけ。
     const count = (entry: Indexed, points: number) => {
       const isTheirs = entry.sessionKey === undefined ? owner : entry.sessionKey === sessionKey;
       if (isTheirs) scores.set(entry, (scores.get(entry) ?? 0) + points);
@@ -2436,7 +2436,7 @@ function likeness(a: Indexed, b: Indexed): number {
   return shared / (a.terms.size + b.terms.size - shared || 1);
 }
 
-const RECALL_FROM = 0.17; // これより低いスコアは、質問よりもハッシュの偶然を表している
+const RECALL_FROM = 0.17; // これより低いスコアは、たいていハッシュの偶然で出たもの
 
 /**
  * 人の発言の前に置き、発言と一緒に保存するもの：時刻と、思い出したこと。システムプロンプトに
@@ -2501,9 +2501,9 @@ command("prompt", "プロンプトの層と、それぞれの文字数", (_args,
 
 // ---- s07 · ハートビートとcron ----
 
-// プログラムが、ひとりでに動くようになる。誰も話しかけていなくても、仕事を始める。はた迷惑に
-// ならないよう、決まりを2つ置く。1つ、人を待たせない。もう1つ、予定の時刻を消し込むのは、実行を
-// ファイルに書いたあと。だから、クラッシュしても、ノートPCがスリープしても、実行は失われない。
+// プログラムが、ひとりでに動くようになる。誰も話しかけていなくても、仕事を始める。邪魔者にならない
+// よう、決まりを2つ置く。人を待たせないこと。予定の時刻は、実行をファイルに書いてから消し込むこと。
+// これで、クラッシュしても、ノートPCがスリープしても、実行は失われない。
 
 /** CRON.jsonのジョブ。ファイルを書くのは持ち主で、このプログラムは読むだけ。 */
 export interface Job {
@@ -2577,12 +2577,12 @@ export function nextRun(schedule: Schedule, now: number, since: number): number 
 }
 
 // 夏時間で時計が動く土地では、ある時刻が抜けたり、2回来たりする。ライブラリはそこでつまずく。
-// だから、ライブラリには動かされない壁時計で数えさせ、それが実際のいつかはこちらで決める。
+// だから、ライブラリには夏時間のない時計で計算させ、それが実際のいつに当たるかはこちらで決める。
 function nextCron(expr: string, timeZone: string | undefined, now: number): number {
   // フィールドが足りないとライブラリが勝手に補い、"H"は見るたびに別の時刻になる。
   if (!/^(?!.*\bH\b)(\S+\s+){4,5}\S+$/.test(expr.trim()))
     throw new Error(`expr: "${expr}" has not the 5 fields of cron`);
-  // その土地の壁時計が指す時刻を、UTCとみなした値。
+  // その土地の時計が指す時刻を、UTCとみなした値。
   const wall = (at: number) => Date.parse(`${new Date(at).toLocaleString("sv", { timeZone })}Z`);
   const times = CronExpressionParser.parse(expr, { currentDate: wall(now), tz: "UTC" });
   const isHourly = expr.trim().split(/\s+/).at(-4)?.startsWith("*");
@@ -2595,7 +2595,7 @@ function nextCron(expr: string, timeZone: string | undefined, now: number): numb
   }
 }
 
-/** 壁時計が初めてその時刻を指す瞬間。指さないなら、動かされなければ指したはずの瞬間。 */
+/** 時計が初めてその時刻を指す瞬間。指さない時刻なら、時計が進まなければ指していた瞬間。 */
 function timeOf(shown: number, wall: (at: number) => number): number {
   const before = shown - (wall(shown - 24 * HOUR) - (shown - 24 * HOUR)); // 1日前の時差で
   const after = shown - (wall(before) - before); // その瞬間の時差で

@@ -6,7 +6,7 @@
 //   bobのメッセージ ────► bobのレーン（1） ────┼──► main（4） ──► ターン
 //   プログラムのsend ───► 専用のレーン（1） ───┘
 //   ジョブ ───────────────────────────────────────► cron（1） ──► ターン
-//   時刻 ─────────────────────────────────────────► heartbeat（1） ──► ターン
+//   タイマー ─────────────────────────────────────► heartbeat（1） ──► ターン
 //
 // この章で加わるもの：上限と時計の付いた、名前のあるレーン。世代番号。Promiseで返す結果。きちんと
 // した終わり方。
@@ -1225,7 +1225,7 @@ export function route(message: InboundMessage, app: App, agent?: Agent): Routed 
   return { ...message, agentId, sessionKey: isTerminal ? app.key : key };
 }
 
-/** 入口。同期的なので、戻ったときから、プラットフォームはメッセージを忘れてよい。 */
+/** 入口。同期関数で、戻ったときにはディスクにある。プラットフォームはもう忘れてよい。 */
 export function accept(app: App, message: InboundMessage, signal?: AbortSignal) {
   const routed = route(message, app);
   noteOwner(app, message);
@@ -1285,7 +1285,7 @@ export async function handle(app: App, parts: Routed[], signal?: AbortSignal): P
     if (error instanceof StoppingError) throw error; // 受信箱に残る
     warn(`${message.sessionKey}: ${error}`);
     answer = text("うまく答えられませんでした。少し待ってからもう一度送るか、/newで新しい会話を始めてください。");
-    about = { ...message, id: `${message.id}!` }; // クラッシュを挟めば、答えが出ることもある
+    about = { ...message, id: `${message.id}!` }; // クラッシュのあとで出た答えと区別する
   } finally {
     clearInterval(timer);
   }
@@ -1736,7 +1736,7 @@ command("accounts", "プラットフォームで使うアカウントの一覧",
 
 // ---- s05 · ゲートウェイとルーティング ----
 
-// どのメッセージにも問いが2つある。どのエージェントが答えるか。誰の会話に入るか。1つ目は
+// メッセージごとに、決めることが2つある。どのエージェントが答えるか。誰の会話に入るか。1つ目は
 // バインディング、2つ目はエージェントのdmScopeで決まる。決めるのは受信箱に入れる前の一度だけ。
 // あとから設定を変えても、もう入っているメッセージの行き先は変わらない。
 
@@ -1972,7 +1972,7 @@ async function answerRpc(json: string, app: App, client: Client) {
 }
 
 /**
- * リクエスト1つへの答え。通知なら、結果がどうなっても答えない。リクエストどうしは待ち合わない。
+ * リクエスト1つへの答え。通知なら、結果がどうなっても答えない。リクエストは互いに待たない。
  * "send"がまだモデルを待っている間にも、"status"には答える。
  */
 async function callMethod(message: unknown, app: App, { peerId, push }: Client) {
@@ -2411,8 +2411,8 @@ export class MemoryStore {
   search(query: string, { sessionKey = "", owner = false, topK = 5, weights = WEIGHTS } = {}) {
     this.#refresh();
     const scores = new Map<Indexed, number>();
-    // 誰の項目かは、スコアを数える前に確かめる。だから、ほかの人の項目はここで止まる。使うのは、
-    // 単語がどれだけ珍しいかという数だけ。
+    // 誰の項目かは、スコアを数える前に確かめる。だから、ほかの人の項目はここで止まる。影響が
+    // あるとすれば、単語の珍しさを数えるときだけ。
     const count = (entry: Indexed, points: number) => {
       const isTheirs = entry.sessionKey === undefined ? owner : entry.sessionKey === sessionKey;
       if (isTheirs) scores.set(entry, (scores.get(entry) ?? 0) + points);
@@ -2464,7 +2464,7 @@ function likeness(a: Indexed, b: Indexed): number {
   return shared / (a.terms.size + b.terms.size - shared || 1);
 }
 
-const RECALL_FROM = 0.17; // これより低いスコアは、質問よりもハッシュの偶然を表している
+const RECALL_FROM = 0.17; // これより低いスコアは、たいていハッシュの偶然で出たもの
 
 /**
  * 人の発言の前に置き、発言と一緒に保存するもの：時刻と、思い出したこと。システムプロンプトに
@@ -2529,9 +2529,9 @@ command("prompt", "プロンプトの層と、それぞれの文字数", (_args,
 
 // ---- s07 · ハートビートとcron ----
 
-// プログラムが、ひとりでに動くようになる。誰も話しかけていなくても、仕事を始める。はた迷惑に
-// ならないよう、決まりを2つ置く。1つ、人を待たせない。もう1つ、予定の時刻を消し込むのは、実行を
-// ファイルに書いたあと。だから、クラッシュしても、ノートPCがスリープしても、実行は失われない。
+// プログラムが、ひとりでに動くようになる。誰も話しかけていなくても、仕事を始める。邪魔者にならない
+// よう、決まりを2つ置く。人を待たせないこと。予定の時刻は、実行をファイルに書いてから消し込むこと。
+// これで、クラッシュしても、ノートPCがスリープしても、実行は失われない。
 
 /** CRON.jsonのジョブ。ファイルを書くのは持ち主で、このプログラムは読むだけ。 */
 export interface Job {
@@ -2605,12 +2605,12 @@ export function nextRun(schedule: Schedule, now: number, since: number): number 
 }
 
 // 夏時間で時計が動く土地では、ある時刻が抜けたり、2回来たりする。ライブラリはそこでつまずく。
-// だから、ライブラリには動かされない壁時計で数えさせ、それが実際のいつかはこちらで決める。
+// だから、ライブラリには夏時間のない時計で計算させ、それが実際のいつに当たるかはこちらで決める。
 function nextCron(expr: string, timeZone: string | undefined, now: number): number {
   // フィールドが足りないとライブラリが勝手に補い、"H"は見るたびに別の時刻になる。
   if (!/^(?!.*\bH\b)(\S+\s+){4,5}\S+$/.test(expr.trim()))
     throw new Error(`expr: "${expr}" has not the 5 fields of cron`);
-  // その土地の壁時計が指す時刻を、UTCとみなした値。
+  // その土地の時計が指す時刻を、UTCとみなした値。
   const wall = (at: number) => Date.parse(`${new Date(at).toLocaleString("sv", { timeZone })}Z`);
   const times = CronExpressionParser.parse(expr, { currentDate: wall(now), tz: "UTC" });
   const isHourly = expr.trim().split(/\s+/).at(-4)?.startsWith("*");
@@ -2623,7 +2623,7 @@ function nextCron(expr: string, timeZone: string | undefined, now: number): numb
   }
 }
 
-/** 壁時計が初めてその時刻を指す瞬間。指さないなら、動かされなければ指したはずの瞬間。 */
+/** 時計が初めてその時刻を指す瞬間。指さない時刻なら、時計が進まなければ指していた瞬間。 */
 function timeOf(shown: number, wall: (at: number) => number): number {
   const before = shown - (wall(shown - 24 * HOUR) - (shown - 24 * HOUR)); // 1日前の時差で
   const after = shown - (wall(before) - before); // その瞬間の時差で
@@ -2787,7 +2787,7 @@ async function runJob(app: App, message: Routed, signal?: AbortSignal): Promise<
   const { sessionKey, peerId: id, job } = message;
   const options = { message, agent: app.agents.get(message.agentId), mode: "minimal" as const };
   const run = async (signal?: AbortSignal) => {
-    if (serving.size > 0) return undefined; // somebody came while it was in line
+    if (serving.size > 0) return undefined; // 順番を待つ間に、人が話しかけてきた
     app.inbox.begin([message]);
     if (job?.isEvent) return message.text;
     return runAlone(sessionKey, message.text, app, { ...options, signal });
@@ -2795,7 +2795,7 @@ async function runJob(app: App, message: Routed, signal?: AbortSignal): Promise<
   let answer: string | undefined;
   let about: InboundMessage = message;
   try {
-    // It waits for people outside of the lane: in there a reset, or the clock, would end it.
+    // 人を待つのはレーンの外。中で待つと、リセットや時計に終わらされてしまう。
     while (answer === undefined) {
       while (serving.size > 0) await Promise.allSettled(serving);
       answer = await inLane("cron", app, sessionKey, run, signal);
@@ -2804,7 +2804,7 @@ async function runJob(app: App, message: Routed, signal?: AbortSignal): Promise<
   } catch (error) {
     if (error instanceof StoppingError) throw error; // 受信箱に残る
     answer = app.cron.report(id, error);
-    about = { ...message, id: `${message.id}!` }; // no answer, and not to be taken for one
+    about = { ...message, id: `${message.id}!` }; // 知らせは答えではないので、idを分ける
   }
   if (answer) await tellOwner(app, about, answer, job?.deliver);
   app.inbox.finish([message]);
@@ -2984,8 +2984,8 @@ function wholeNumber(name: string, otherwise: number, max: number): number {
 
 // ここまで、送れなかった返信は失われていた。これからは先に書き留め、プラットフォームが受け取ったら
 // 消し込む。その間にクラッシュすれば、もう一度送る。これが「少なくとも1回」で、「ちょうど1回」は、
-// プラットフォームの助けなしには誰にもできない。それでも、2回届くかもしれないときに、そう言うことは
-// できる。
+// プラットフォームの助けなしには誰にもできない。それでも、2回届くかもしれないと気付いて、知らせる
+// ことはできる。
 
 /** これから送る1通。長い返信は何通かに分かれる。時刻はミリ秒。 */
 export interface Delivery {
@@ -3010,7 +3010,7 @@ const PLACE = { id: WORDS, channel: WORDS, to: WORDS, text: WORDS };
 const DELIVERY = shape({ ...PLACE, at: DIGITS, next: DIGITS, tries: DIGITS, begun: DIGITS });
 
 // 順序を守るのは宛先ごと。ほかの人への返信が先に届いたかどうかは、誰にも見えない。1つの返信を分けた
-// 何通かは、ひとまとまりとして扱う。どれが仲間かはidでわかる。答える相手のメッセージのidなので。
+// 何通かは、ひとまとまりとして扱う。どれが仲間かはidでわかる。"#"の前が、答えるメッセージのid。
 const recipientOf = ({ channel, to }: Delivery) => `${channel} ${to}`;
 const replyOf = ({ id }: Delivery) => id.replace(/#\d+$/, "");
 
@@ -3222,9 +3222,9 @@ export class DeliveryRunner {
     const seconds = Math.ceil(Math.max(wait * (1 + Math.random() / 4), retryAfter));
     delivery.begun = 0;
     delivery.next = this.#now() + seconds * 1000;
+    warn(`${delivery.id}: 送れませんでした：${message}。${seconds}秒後にもう一度送ります。`);
     this.#queue.save(delivery);
     this.stats.retried++;
-    warn(`${delivery.id}: 送れませんでした：${message}。${seconds}秒後にもう一度送ります。`);
     return false;
   }
 
@@ -3341,9 +3341,9 @@ command("simulate-failure", "<kind> [回数]：次からわざと失敗させる
 
 // ---- s09 · 障害への備え ----
 
-// ここまでは、SDKがひとりでに2回やり直していた。どのキーでもそうで、こちらからは見えなかった。
-// 今度はやり直させない。1回の試みは1つのリクエストで、失敗したらどうするかはここだけで決める。
-// 試みはどれも保存された会話から続くので、ツールが2回動くことはない。
+// ここまでは、SDKが、こちらの知らないところで2回やり直していた。キーに見込みがあるかどうかは
+// お構いなしに。ここからはやり直させない。1回の試みは1つのリクエストで、失敗したらどうするかは、
+// ここだけで決める。どの試みも保存された会話の続きから始まるので、ツールが2回動くことはない。
 
 /** 失敗の理由。"invalid"はリクエストそのものの間違いで、どのキーでも通らない。 */
 export type Reason =
@@ -3384,7 +3384,7 @@ const REASONS = new Map<string | number | null | undefined, Reason>([
 /** APIの示す型、なければステータスで分ける（ストリーム中のエラーは型だけ）。文面では分けない。 */
 export function classifyFailure(error: unknown): Reason {
   if (isOverflow(error)) return "overflow";
-  // どちらも、型もステータスもないAPIエラー。中断したのは、下にある自前の見張り。
+  // この2つもAPIErrorの一種だが、型もステータスもない。中断は、下にある自前の見張りによる。
   const { APIConnectionError, APIUserAbortError, APIError, AnthropicError } = Anthropic;
   if (error instanceof APIConnectionError || error instanceof APIUserAbortError) return "timeout";
   if (error instanceof APIError)
@@ -3423,7 +3423,7 @@ export class ProfileManager {
     this.profiles = profiles;
     this.#file = file;
     this.#now = now;
-    // A file edited by hand may hold anything. No rest is longer than a day.
+    // 人が手で直したファイルには、何が入っているかわからない。まともな休みは長くても1日。
     const isSound = ([, one]: [string, Cooldown]) =>
       one?.count > 0 && one.until - one.since <= 86_400_000;
     this.cooldowns = new Map(Object.entries(readState(file)).filter(isSound));
@@ -3465,7 +3465,7 @@ export class ProfileManager {
     this.#save();
   }
 
-  /** 使えた。これまでの失敗は忘れる。もう休んでいるなら、別のターンの知らせのほうが新しい。 */
+  /** 使えた。これまでの失敗は忘れる。ただし、別のターンがその間に休ませたものは、そのまま。 */
   succeed(ids: string[]): void {
     const gone = ids.filter((id) => !this.readyAt(id) && this.cooldowns.delete(id));
     if (gone.length > 0) this.#save();
@@ -3525,7 +3525,7 @@ export class ResilienceRunner {
       const client = new Anthropic({ apiKey: profile.key });
       try {
         await inner({ ...options, client, model });
-        // Ctrl+Cのあとでは、うまくいったはずかどうかわからない。
+        // Ctrl+Cで止めたときは、キーが使えたかどうかわからない。
         if (!options.signal?.aborted) this.#profiles.succeed([idOf(profile), model]);
         return;
       } catch (error) {
@@ -3580,7 +3580,7 @@ for (const kind of Object.keys(ERRORS)) simulated.set(kind, 0);
 
 /**
  * /simulate-failureで頼まれたエラーを投げる。SDKが作るSDK自身のエラーなので、失敗を見分けるコードが
- * 本物と同じように試される。こちらにしか通じない言葉は使わない。
+ * 本物と同じように試される。こちらで決めた特別な目印は付けない。
  */
 function throwSimulated(): void {
   for (const [kind, [status, type, message]] of Object.entries(ERRORS)) {
@@ -3665,7 +3665,7 @@ export class LaneQueue {
         this.waiting.delete(entry) && this.#run(task, signal).then(resolve, reject);
       const entry = { begin, reject };
       this.waiting.add(entry);
-      // 待っている間のCtrl+C：先に始め、すぐに終わる。人の発言は、いつもどおり残る。
+      // 順番待ちの間にCtrl+Cが来たら、先に始めてすぐ終わる。人の発言は、いつもどおり残る。
       signal?.addEventListener("abort", begin, { once: true });
       this.pump();
     });
@@ -3786,11 +3786,11 @@ export class CommandQueue {
   }
 }
 
-// 同時に動く数と、持ち時間（秒）。会話のレーンに時計はない。会話が待つのは、このどれかの中にある
-// ものだから。
+// 同時に動く数と、持ち時間（秒）。会話のレーンに時計は要らない。中のターンが、このどれかの
+// 時計で必ず終わるから。
 export const LANES = new CommandQueue({ main: [4, 1800], cron: [1, 3600], heartbeat: [1, 600] });
 
-/** レーンでターンを動かす。外から終わらされたら会話を閉じ、動き残りに書かせない。 */
+/** レーンでターンを動かす。外から終わらされたら会話を閉じ、まだ動いていても書かせない。 */
 async function inLane<T>(lane: string, app: App, key: string, turn: Task<T>, stop?: AbortSignal) {
   try {
     return await LANES.run(lane, turn, stop);
@@ -3838,7 +3838,7 @@ command("enqueue", "<レーン> <文>：レーンでターンを1つ動かす。
 
 command("concurrency", "<レーン> <数>：同時に動く数を変える", (args) => {
   const [name = "", count] = args.split(/\s+/);
-  // Not that of a conversation: it has one place, or two turns would write into one file.
+  // 会話のレーンは変えさせない。枠が2つになれば、2つのターンが1つのファイルに書いてしまう。
   const lane = LANES.named.includes(name) ? LANES.lanes.get(name) : undefined;
   if (!lane) throw new Error(`lane: one of ${LANES.named.join(", ")}`);
   if (!/^[1-9]\d{0,2}$/.test(count ?? "")) throw new Error("n: a number from 1 to 999");
