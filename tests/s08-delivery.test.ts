@@ -145,6 +145,19 @@ describe.each(sectionsFrom("s08"))("$name, to a platform that fails", (file) => 
     expect(times("text of alice#0")).toEqual([0, 40 * SECOND]);
   });
 
+  it("holds up nobody for those whose sends hang, however many they are", async () => {
+    const section = await load08(file);
+    const { queue, runner, line } = openDesk(section);
+    line.fate = (to) => to.startsWith("stuck") && new Promise(() => {});
+    for (let index = 0; index < 20; index++)
+      queue.add(delivery(`s${index}#0`, { to: `stuck ${index}` }));
+    queue.add(delivery("a#0"));
+    runner.start();
+    await until(() => line.taken.length === 1);
+    expect(line.taken).toEqual(["text of a#0"]);
+    expect(line.tried).toHaveLength(21);
+  });
+
   it("sends again what was accepted when the connection broke", async () => {
     const section = await load08(file);
     stopTheClock();
@@ -509,6 +522,29 @@ describe.each(sectionsFrom("s08"))("$name, the road", (file) => {
     expect(next.line.taken).toHaveLength(4);
     const answers = next.line.taken.filter((text) => text.startsWith("One of three."));
     expect(answers).toHaveLength(3);
+  });
+
+  it("takes what is said of a job that failed, and its answer, for two replies", async () => {
+    const model = await practice({ rules: false });
+    const section = await load08(file, settings(model));
+    const { app, queue, line } = openDesk(section);
+    line.fate = () => new Promise(() => {});
+    vi.spyOn(app.cron, "report").mockImplementation((_id, error) => (error ? "it is off" : ""));
+    const run = () => {
+      const deliver = { channel: "telegram", to: "1001" };
+      const job = { isEvent: false, deliver };
+      const from = { channel: "cron", peerId: "job", senderId: "job", job };
+      const message = { ...inbound(), ...from, id: "cron:job:2027-01-04T12:00:00.000Z" };
+      return section.accept(app, message).done;
+    };
+    model.fail("400");
+    vi.spyOn(app.inbox, "finish").mockImplementation(() => {}); // killed before that
+    vi.spyOn(app.inbox, "add").mockImplementation(() => true); // and taken up after the start
+    await run();
+    model.script(say("its answer"));
+    await run();
+    const waiting = [...queue.waiting.values()].flat();
+    expect(waiting.map(({ text }) => text)).toEqual(["it is off", "its answer"]);
   });
 
   it("gives people of the terminal theirs directly", async () => {

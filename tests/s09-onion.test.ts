@@ -276,14 +276,19 @@ describe.each(sectionsFrom("s09"))("$name, keys and models", (file) => {
     expect([stored(), clock.waits]).toEqual(["", []]);
   });
 
-  it("takes another key for the summary, too, and for /compact", async () => {
-    const { turn, model, keysUsed, type } = await openOnion(file);
+  it("takes another key or model for the summary, too, and for /compact", async () => {
+    const { turn, model, log, type } = await openOnion(file, { fallbacks: [OTHER] });
     model.script(...[1, 2, 3].map((n) => say(`${n} ${"words ".repeat(300)}`)));
     for (const n of [1, 2, 3]) await turn(`question ${n}`);
     model.fail("429");
+    model.fail("529");
     model.script(say("the summary"));
     await type("compact");
-    expect(keysUsed().slice(3)).toEqual(["k-1", "k-2"]);
+    expect(log().slice(3)).toEqual([
+      `k-1 ${PRIMARY}: rate_limit_error`,
+      `k-2 ${PRIMARY}: overloaded_error`,
+      `k-2 ${OTHER}: end_turn`,
+    ]);
     model.script(say("the answer"));
     await turn("go on");
     expect(JSON.stringify(model.log.at(-1)?.request)).toContain("the summary");

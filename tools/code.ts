@@ -7,8 +7,7 @@ import { parseSync } from "oxc-parser";
 
 const NEWLINE = /\r?\n/;
 
-export const lineAt = (source: string, offset: number) =>
-  source.slice(0, offset).split(NEWLINE).length;
+export const lineAt = (source: string, end: number) => source.slice(0, end).split(NEWLINE).length;
 
 /** Parses a file. A file that doesn't parse has no code lines: the error says where it breaks. */
 export function parse(source: string, file: string) {

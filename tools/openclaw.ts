@@ -62,9 +62,8 @@ export function missing(references: Reference[], packageDir: string): string[] {
   return references.flatMap(({ path, symbols }) => {
     const text = texts.get(path);
     if (text === undefined) return [`${path}: no such file in the bundle`];
-    return symbols
-      .filter((symbol) => !hasSymbol(text, symbol))
-      .map((symbol) => `${path}: ${symbol} is not in it`);
+    const lost = symbols.filter((symbol) => !hasSymbol(text, symbol));
+    return lost.map((symbol) => `${path}: ${symbol} is not in it`);
   });
 }
 

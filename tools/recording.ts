@@ -174,13 +174,20 @@ export class Recording {
     return printed;
   }
 
-  /** Waits for the prompt; or only for a piece of output, what follows it being left out. */
+  /**
+   * Waits for the prompt; or only for a piece of output, what follows it being left out. What comes
+   * below the prompt by itself is for the next step to show.
+   */
   async #ready(output = ""): Promise<void> {
     const seen = () => output !== "" && this.#fresh.includes(output);
-    await this.#until(() => seen() || /(^|\n)You > $/.test(this.#fresh));
-    if (seen()) this.#fresh = this.#fresh.slice(0, this.#fresh.indexOf(output) + output.length);
-    else if (output !== "") this.#errors += `It never printed "${output}".`;
+    const prompt = () => this.#fresh.search(/(?<=^|\n)You > (?=\n|$)/);
+    await this.#until(() => seen() || prompt() >= 0);
+    if (output !== "" && !seen()) this.#errors += `It never printed "${output}".`;
+    const end = seen() ? this.#fresh.indexOf(output) + output.length : prompt() + 6;
+    const late = seen() || prompt() < 0 ? "" : this.#fresh.slice(end);
+    if (seen() || late) this.#fresh = this.#fresh.slice(0, end);
     this.#add();
+    this.#fresh = late;
   }
 
   #add(): void {

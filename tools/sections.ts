@@ -67,10 +67,7 @@ export const isMain = (filename: string) =>
   process.argv[1] !== undefined && realpathSync(process.argv[1]) === filename;
 
 /** Runs a tool, if it is what was started. An error is for a person: no stack. */
-export async function start(
-  filename: string,
-  main: (root: string, args: string[]) => unknown,
-): Promise<void> {
+export async function start(filename: string, main: (root: string, args: string[]) => unknown) {
   if (!isMain(filename)) return;
   try {
     await main(ROOT, process.argv.slice(2));

@@ -116,7 +116,7 @@ const STOP_NOTES: Record<string, string> = {
 const noteOf = (m: Message) => ("stop_reason" in m && STOP_NOTES[m.stop_reason ?? ""]) || "";
 const startsTurn = ({ role }: Entry) => role === "user";
 
-/** 把历史整理成 API 接受的样子：没有空白，没有拒绝过的内容，角色交替。 */
+/** 把历史整理成 API 接受的样子：去掉空白，去掉遭到拒绝的内容，让角色交替。 */
 export function toRequest(history: Message[]): Entry[] {
   const request: Entry[] = [];
   for (const message of history) {

@@ -158,7 +158,7 @@ const STOP_NOTES: Record<string, string> = {
 const noteOf = (m: Message) => ("stop_reason" in m && STOP_NOTES[m.stop_reason ?? ""]) || "";
 const startsTurn = (entry: Entry) => entry.role === "user" && resultsIn(entry).length === 0;
 
-/** 把历史整理成 API 接受的样子：没有空白，没有拒绝过的内容，角色交替。 */
+/** 把历史整理成 API 接受的样子：去掉空白，去掉遭到拒绝的内容，让角色交替。 */
 export function toRequest(history: Message[]): Entry[] {
   const request: Entry[] = [];
   history = answerCalls(history);
@@ -2729,7 +2729,7 @@ function counted<T>(turn: Promise<T>): Promise<T> {
   return turn;
 }
 
-/** 一条没有人写过的消息。 */
+/** 一条不是人写的消息。 */
 const ownMessage = (channel: string, peerId: string, words: string, at: number) => ({
   id: `${channel}:${peerId}:${new Date(at).toISOString()}`,
   ...{ channel, accountId: "local", peerId, senderId: "owner", isGroup: false, media: [], at },
@@ -2766,7 +2766,7 @@ async function runJob(app: App, message: Routed, signal?: AbortSignal): Promise<
     app.cron.report(id);
   } catch (error) {
     answer = app.cron.report(id, error);
-    about = { ...message, id: `${message.id}!` }; // no answer, and not to be taken for one
+    about = { ...message, id: `${message.id}!` }; // 不是回答，也不能被当成回答
   }
   if (answer) await tellOwner(app, about, answer, job?.deliver);
   app.inbox.finish([message]);
@@ -3095,7 +3095,7 @@ export class DeliveryQueue {
 const BACKOFF = [5, 25, 120, 600]; // 秒；第一次失败之后、第二次之后……到第五次就不再试
 const EXPIRES = 24 * 3600 * 1000; // 毫秒；比这还旧的，发过去只会让人莫名其妙
 
-/** 发送等着的：同一个收件人按先后，不同的收件人并行。 */
+/** 把等着的发出去：同一个收件人按先后，不同的收件人并行。 */
 export class DeliveryRunner {
   readonly stats = { sent: 0, retried: 0, failed: 0 };
   #queue: DeliveryQueue;
@@ -3180,9 +3180,9 @@ export class DeliveryRunner {
     const seconds = Math.ceil(Math.max(wait * (1 + Math.random() / 4), retryAfter));
     delivery.begun = 0;
     delivery.next = this.#now() + seconds * 1000;
+    warn(`${delivery.id}: 没发出去：${message}。${seconds} 秒后再试。`);
     this.#queue.save(delivery);
     this.stats.retried++;
-    warn(`${delivery.id}: 没发出去：${message}。${seconds} 秒后再试。`);
     return false;
   }
 

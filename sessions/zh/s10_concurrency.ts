@@ -159,7 +159,7 @@ const STOP_NOTES: Record<string, string> = {
 const noteOf = (m: Message) => ("stop_reason" in m && STOP_NOTES[m.stop_reason ?? ""]) || "";
 const startsTurn = (entry: Entry) => entry.role === "user" && resultsIn(entry).length === 0;
 
-/** 把历史整理成 API 接受的样子：没有空白，没有拒绝过的内容，角色交替。 */
+/** 把历史整理成 API 接受的样子：去掉空白，去掉遭到拒绝的内容，让角色交替。 */
 export function toRequest(history: Message[]): Entry[] {
   const request: Entry[] = [];
   history = answerCalls(history);
@@ -2756,7 +2756,7 @@ function counted<T>(turn: Promise<T>): Promise<T> {
   return turn;
 }
 
-/** 一条没有人写过的消息。 */
+/** 一条不是人写的消息。 */
 const ownMessage = (channel: string, peerId: string, words: string, at: number) => ({
   id: `${channel}:${peerId}:${new Date(at).toISOString()}`,
   ...{ channel, accountId: "local", peerId, senderId: "owner", isGroup: false, media: [], at },
@@ -2781,7 +2781,7 @@ async function runJob(app: App, message: Routed, signal?: AbortSignal): Promise<
   const { sessionKey, peerId: id, job } = message;
   const options = { message, agent: app.agents.get(message.agentId), mode: "minimal" as const };
   const run = async (signal?: AbortSignal) => {
-    if (serving.size > 0) return undefined; // somebody came while it was in line
+    if (serving.size > 0) return undefined; // 排队的时候，有人来了
     app.inbox.begin([message]);
     if (job?.isEvent) return message.text;
     return runAlone(sessionKey, message.text, app, { ...options, signal });
@@ -2789,7 +2789,7 @@ async function runJob(app: App, message: Routed, signal?: AbortSignal): Promise<
   let answer: string | undefined;
   let about: InboundMessage = message;
   try {
-    // It waits for people outside of the lane: in there a reset, or the clock, would end it.
+    // 等人要在车道外面等。在里面等，重置或者时限会把它当成卡住的结束掉。
     while (answer === undefined) {
       while (serving.size > 0) await Promise.allSettled(serving);
       answer = await inLane("cron", app, sessionKey, run, signal);
@@ -2798,7 +2798,7 @@ async function runJob(app: App, message: Routed, signal?: AbortSignal): Promise<
   } catch (error) {
     if (error instanceof StoppingError) throw error; // 消息留在收件箱里
     answer = app.cron.report(id, error);
-    about = { ...message, id: `${message.id}!` }; // no answer, and not to be taken for one
+    about = { ...message, id: `${message.id}!` }; // 不是回答，也不能被当成回答
   }
   if (answer) await tellOwner(app, about, answer, job?.deliver);
   app.inbox.finish([message]);
@@ -3128,7 +3128,7 @@ export class DeliveryQueue {
 const BACKOFF = [5, 25, 120, 600]; // 秒；第一次失败之后、第二次之后……到第五次就不再试
 const EXPIRES = 24 * 3600 * 1000; // 毫秒；比这还旧的，发过去只会让人莫名其妙
 
-/** 发送等着的：同一个收件人按先后，不同的收件人并行。 */
+/** 把等着的发出去：同一个收件人按先后，不同的收件人并行。 */
 export class DeliveryRunner {
   readonly stats = { sent: 0, retried: 0, failed: 0 };
   #queue: DeliveryQueue;
@@ -3213,9 +3213,9 @@ export class DeliveryRunner {
     const seconds = Math.ceil(Math.max(wait * (1 + Math.random() / 4), retryAfter));
     delivery.begun = 0;
     delivery.next = this.#now() + seconds * 1000;
+    warn(`${delivery.id}: 没发出去：${message}。${seconds} 秒后再试。`);
     this.#queue.save(delivery);
     this.stats.retried++;
-    warn(`${delivery.id}: 没发出去：${message}。${seconds} 秒后再试。`);
     return false;
   }
 
@@ -3415,7 +3415,7 @@ export class ProfileManager {
     this.profiles = profiles;
     this.#file = file;
     this.#now = now;
-    // A file edited by hand may hold anything. No rest is longer than a day.
+    // 手改过的文件，里面什么都可能有。冷却再长，也长不过一天。
     const isSound = ([, one]: [string, Cooldown]) =>
       one?.count > 0 && one.until - one.since <= 86_400_000;
     this.cooldowns = new Map(Object.entries(readState(file)).filter(isSound));
@@ -3828,7 +3828,7 @@ command("enqueue", "<车道> <文字>：在一条车道里跑一轮；没有这�
 
 command("concurrency", "<车道> <n>：同时跑几个", (args) => {
   const [name = "", count] = args.split(/\s+/);
-  // Not that of a conversation: it has one place, or two turns would write into one file.
+  // 对话自己的车道不能改：只有一个位置，不然就有两轮同时写一个文件。
   const lane = LANES.named.includes(name) ? LANES.lanes.get(name) : undefined;
   if (!lane) throw new Error(`lane: one of ${LANES.named.join(", ")}`);
   if (!/^[1-9]\d{0,2}$/.test(count ?? "")) throw new Error("n: a number from 1 to 999");
