@@ -23,7 +23,7 @@
 
 import { spawn } from "node:child_process";
 import crypto from "node:crypto";
-import { once } from "node:events";
+import { once, setMaxListeners } from "node:events";
 import fs from "node:fs";
 import http from "node:http";
 import path from "node:path";
@@ -3664,7 +3664,8 @@ export class LaneQueue {
       const entry = { begin, reject };
       this.waiting.add(entry);
       // Ctrl+C in the queue: it goes ahead, to be over at once. What was said is kept, as always.
-      signal?.addEventListener("abort", begin, { once: true });
+      if (signal?.aborted) begin();
+      else signal?.addEventListener("abort", begin, { once: true });
       this.pump();
     });
   }
@@ -3680,6 +3681,7 @@ export class LaneQueue {
   async #run<T>(task: Task<T>, signal?: AbortSignal): Promise<T> {
     const { generation, seconds } = this;
     const control = new AbortController();
+    setMaxListeners(0, control.signal); // a dozen tools at once listen to it
     let ended: LaneError | undefined;
     const end = (why: LaneError) => {
       ended ??= why;
@@ -3691,6 +3693,7 @@ export class LaneQueue {
     const late = once(control.signal, "abort")
       .then(() => sleep(GRACE))
       .then(() => Promise.reject(ended ?? new LaneError("it did not stop within 2 s")));
+    late.catch(() => {}); // in case the task throws before they start
     const tooLong = new LaneError(`it took longer than ${seconds} s`);
     const timer = seconds < Infinity && setTimeout(end, seconds * 1000, tooLong);
     if (signal?.aborted) interrupt();
