@@ -149,6 +149,13 @@ describe.each(sectionsFrom("s10"))("$name: a lane", (section) => {
     expect(begun).toEqual(["slow", "next"]);
     await grace.pass(); // too late for anything
     expect(lane.active).toBe(1);
+    // The same for one that fails because it was ended: that is why, whatever it says.
+    const failing = new LaneQueue(1, 700);
+    const failed = failing.enqueue(task("failing")).catch((error) => error);
+    clock.pass(700);
+    await end("failing", "reject");
+    expect(await failed).toBeInstanceOf(LaneError);
+    expect(String(await failed)).toContain("700 s");
   });
 
   it("has a clock for each task, from when it begins, and stops it at its end", async () => {

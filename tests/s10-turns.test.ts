@@ -132,22 +132,38 @@ describe.each(sectionsFrom("s10"))("$name: who waits for whom", (section) => {
     expect(road.asked("of mine too")).toHaveLength(1);
   });
 
-  it("a job that waits for people still has the lane's clock, and says that it failed", async () => {
-    const grace = new Grace();
+  it("a job waits for people, whatever becomes of its lane meanwhile, and begins when they are done", async () => {
     const clock = new LaneClock();
     const road = await openRoad(section);
     script(road);
     const { calls: open, done } = await hung(road);
     const waits = job(road, "a");
     await turns();
-    expect(clock.running.toSorted()).toEqual([1800, 3600]);
-    clock.pass(3600);
-    await grace.pass();
-    expect(await waits).toBe(""); // an error is no answer
-    expect(road.files()).toHaveLength(1); // the person's
+    expect(clock.running).toEqual([1800]); // it waits for as long as it takes
+    expect(road.lane("cron").reset()).toBe(0);
+    expect(road.app.inbox.pending().map(({ begun = 0 }) => begun)).toEqual([1, 0]);
     open[0]?.("at last");
     expect(await done).toBe("re: please hang");
-    expect(road.asked("job a")).toEqual([]); // nor did it begin afterwards
+    expect(await waits).toBe("re: job a");
+    expect(road.asked("job a")).toHaveLength(1);
+    expect(road.files()).toEqual([]);
+  });
+
+  it("a job in line lets people who come meanwhile go before it", async () => {
+    const road = await openRoad(section);
+    script(road);
+    const [first, person] = [road.model.hold(), road.model.hold()];
+    const jobs = [job(road, "a"), job(road, "b")];
+    await first.waiting;
+    const answer = road.write("1001", "me");
+    await person.waiting;
+    first.release();
+    expect(await jobs[0]).toBe("re: job a");
+    await turns();
+    expect(road.asked("job b")).toEqual([]); // its lane is free, but somebody is served
+    person.release();
+    expect(await answer).toBe("re: me");
+    expect(await jobs[1]).toBe("re: job b");
   });
 });
 
@@ -242,6 +258,7 @@ describe.each(sectionsFrom("s10"))("$name: a turn that hangs", (section) => {
     expect(clock.running).toEqual([600]);
     clock.pass(600);
     await grace.pass();
+    expect(tool.turns.map(({ signal }) => signal?.aborted)).toEqual([true, true]);
     expect(await heartbeat).toBe("failed");
     expect(road.lane("heartbeat").active).toBe(0);
     writeFileSync(join(road.workspace, "HEARTBEAT.md"), "- Look at the door.");
@@ -406,8 +423,11 @@ describe.each(sectionsFrom("s10"))("$name: the commands and the method of the la
     expect(lines[3]).toContain(key);
     expect(await run("enqueue", "main hello there")).toMatch(/^main\D*2/);
     expect((await run("generation")).split("\n")[0]).toMatch(/^main +0$/);
+    // More places are taken at once.
+    await run("concurrency", "main 2");
+    expect(await second).toBe("re: two");
     hold.release();
-    expect(await Promise.all([first, second])).toEqual(["re: one", "re: two"]);
+    expect(await first).toBe("re: one");
     await until(() => road.asked("hello there").length === 1);
     await until(() => road.lane("main").active === 0);
     expect(await run("reset")).toMatch(/\b0\b/);
@@ -423,7 +443,7 @@ describe.each(sectionsFrom("s10"))("$name: the commands and the method of the la
     for (const args of ["", "main"])
       await expect(run("enqueue", args)).rejects.toThrow("/enqueue main hello");
     for (const args of ["", "nobody 2", "__proto__ 2", "constructor 2"])
-      await expect(run("concurrency", args)).rejects.toThrow("/lanes");
+      await expect(run("concurrency", args)).rejects.toThrow("main, cron, heartbeat");
     for (const n of ["", "0", "-1", "1.5", "1000", "many", "1e2", "NaN", "Infinity"])
       await expect(run("concurrency", `main ${n}`)).rejects.toThrow("1 to 999");
     expect(s10.LANES.lanes.get("main")?.limit).toBe(4);
@@ -441,7 +461,7 @@ describe.each(sectionsFrom("s10"))("$name: the commands and the method of the la
     const second = road.write("1001", "two");
     const { COMMANDS } = road.s10;
     const more = async () => COMMANDS.concurrency?.run(`${keyOf("1001")} 5`, road.app, {});
-    await expect(more()).rejects.toThrow("/lanes");
+    await expect(more()).rejects.toThrow("main, cron, heartbeat");
     await turns();
     expect(road.asked("two")).toEqual([]);
     hold.release();

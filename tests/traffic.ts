@@ -90,6 +90,7 @@ const JOB_IDS = Object.keys(JOBS) as JobId[]; // its own keys
 // kills fall into the middle of work on a slow machine, too.
 const LIFE = 80; // calls at most
 const IDLE = 3_000; // ms after which nothing more need be waited for
+const REST = 2_000; // ms between two looks of its timer: jobs and heartbeats are as often as that
 const CROWD = 10; // messages that wait: then people wait, too
 const PATIENCE = 240_000; // ms for what is open at the end; a delivery may have failed three times
 const CONTEXT = 24_000; // tokens: every conversation is summarised now and then
@@ -332,6 +333,7 @@ class Torture {
     while (!this.#isDone() && Date.now() < patience) await sleep(50);
     // Without its jobs it comes to rest: what was due until here is done, and no more comes.
     writeFileSync(join(this.#folder, "CRON.json"), JSON.stringify({ jobs: [] }));
+    await sleep(REST + 500); // by then its timer has looked into the file
     while (this.#isBusy() && Date.now() < patience) await sleep(50);
     await this.kill();
   }
@@ -347,8 +349,9 @@ class Torture {
 
   #isBusy(means = (_: InboxFile) => true): boolean {
     try {
-      const queue = readFolder<QueueFile>(this.#path("delivery"));
-      return readFolder<InboxFile>(this.#path("inbox")).filter(means).length + queue.length > 0;
+      // In this order: what leaves the inbox is in the queue before.
+      const inbox = readFolder<InboxFile>(this.#path("inbox")).filter(means);
+      return inbox.length + readFolder<QueueFile>(this.#path("delivery")).length > 0;
     } catch {
       return true; // a file went while we looked
     }
@@ -391,7 +394,7 @@ class Torture {
     if (code !== 128) throw new Error(`it ended by itself, with ${code}:\n${text}`);
   }
 
-  /** What a dead program has left on disk. */
+  /** What a killed program has left on disk. */
   #look(): void {
     const inbox = readFolder<InboxFile>(this.#path("inbox"));
     for (const { id, channel } of inbox)
@@ -519,6 +522,9 @@ class Torture {
       if (!this.#output.includes(`${name.replace(".aside", "")} of the inbox is set aside`))
         violations.push(`set aside without a word: ${name}`);
     }
+    const moved = this.#output.match(/ of the inbox is set aside/g)?.length ?? 0;
+    if (moved !== aside.length)
+      violations.push(`${moved} set aside, but ${aside.length} are there`);
     violations.push(...this.#crowded.map((place) => `two sends under way: ${place}`));
     const lost = this.#lost();
     violations.push(...lost.map((one) => `lost: ${one}`));

@@ -1,0 +1,24 @@
+/** The torture of s10 has lost a message this way: set aside, and then another in its place. */
+
+import { readdirSync, readFileSync } from "node:fs";
+import { join } from "node:path";
+import { expect, it } from "vitest";
+import { englishFrom, temporaryFolder } from "./helper.ts";
+import { inbound, load04 } from "./world.ts";
+
+it.each(englishFrom("s04"))(
+  "$name: what was set aside stays, whatever is set aside later",
+  async (section) => {
+    const { Inbox } = await load04(section);
+    const folder = temporaryFolder();
+    for (const text of ["one", "two"]) {
+      const message = inbound({ text });
+      new Inbox(folder).add(message); // a life of its own each time
+      for (let life = 0; life < 3; life++) new Inbox(folder).begin([message]);
+      new Inbox(folder);
+    }
+    const names = readdirSync(folder).filter((name) => name.endsWith(".aside"));
+    const texts = names.map((name) => JSON.parse(readFileSync(join(folder, name), "utf8")).text);
+    expect(texts.sort()).toEqual(["one", "two"]);
+  },
+);
