@@ -24,7 +24,7 @@
 
 import { spawn } from "node:child_process";
 import crypto from "node:crypto";
-import { once } from "node:events";
+import { once, setMaxListeners } from "node:events";
 import fs from "node:fs";
 import http from "node:http";
 import path from "node:path";
@@ -1165,7 +1165,7 @@ export class Inbox {
     } else if (message?.id && (message.begun ?? 0) < 3) {
       this.#open.set(message.id, { file, message });
     } else {
-      fs.renameSync(file, `${file}.aside`);
+      fs.renameSync(file, `${file}.${crypto.randomUUID().slice(0, 8)}.aside`);
       warn(`受信箱の${name}を隔離しました。読めないか、3回始めて一度も終わらなかったものです。`);
     }
   }
@@ -3666,7 +3666,8 @@ export class LaneQueue {
       const entry = { begin, reject };
       this.waiting.add(entry);
       // 順番待ちの間にCtrl+Cが来たら、先に始めてすぐ終わる。人の発言は、いつもどおり残る。
-      signal?.addEventListener("abort", begin, { once: true });
+      if (signal?.aborted) begin();
+      else signal?.addEventListener("abort", begin, { once: true });
       this.pump();
     });
   }
@@ -3682,6 +3683,7 @@ export class LaneQueue {
   async #run<T>(task: Task<T>, signal?: AbortSignal): Promise<T> {
     const { generation, seconds } = this;
     const control = new AbortController();
+    setMaxListeners(0, control.signal); // 同時に動く十数個のツールが見張る
     let ended: LaneError | undefined;
     const end = (why: LaneError) => {
       ended ??= why;
@@ -3693,6 +3695,7 @@ export class LaneQueue {
     const late = once(control.signal, "abort")
       .then(() => sleep(GRACE))
       .then(() => Promise.reject(ended ?? new LaneError("it did not stop within 2 s")));
+    late.catch(() => {}); // 競走の前にタスクが投げることもある
     const tooLong = new LaneError(`it took longer than ${seconds} s`);
     const timer = seconds < Infinity && setTimeout(end, seconds * 1000, tooLong);
     if (signal?.aborted) interrupt();

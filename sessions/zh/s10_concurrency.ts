@@ -22,7 +22,7 @@
 
 import { spawn } from "node:child_process";
 import crypto from "node:crypto";
-import { once } from "node:events";
+import { once, setMaxListeners } from "node:events";
 import fs from "node:fs";
 import http from "node:http";
 import path from "node:path";
@@ -1161,7 +1161,7 @@ export class Inbox {
     } else if (message?.id && (message.begun ?? 0) < 3) {
       this.#open.set(message.id, { file, message });
     } else {
-      fs.renameSync(file, `${file}.aside`);
+      fs.renameSync(file, `${file}.${crypto.randomUUID().slice(0, 8)}.aside`);
       warn(`收件箱里的 ${name} 已改名放到一边：读不出来，或者开始处理了三次都没有做完。`);
     }
   }
@@ -3657,7 +3657,8 @@ export class LaneQueue {
       const entry = { begin, reject };
       this.waiting.add(entry);
       // 排队时按了 Ctrl+C：让它插到前面，马上了结。说过的话照旧留着。
-      signal?.addEventListener("abort", begin, { once: true });
+      if (signal?.aborted) begin();
+      else signal?.addEventListener("abort", begin, { once: true });
       this.pump();
     });
   }
@@ -3673,6 +3674,7 @@ export class LaneQueue {
   async #run<T>(task: Task<T>, signal?: AbortSignal): Promise<T> {
     const { generation, seconds } = this;
     const control = new AbortController();
+    setMaxListeners(0, control.signal); // 十几个工具可能同时监听它
     let ended: LaneError | undefined;
     const end = (why: LaneError) => {
       ended ??= why;
@@ -3684,6 +3686,7 @@ export class LaneQueue {
     const late = once(control.signal, "abort")
       .then(() => sleep(GRACE))
       .then(() => Promise.reject(ended ?? new LaneError("it did not stop within 2 s")));
+    late.catch(() => {}); // 万一还没开始赛跑，任务就抛错了
     const tooLong = new LaneError(`it took longer than ${seconds} s`);
     const timer = seconds < Infinity && setTimeout(end, seconds * 1000, tooLong);
     if (signal?.aborted) interrupt();
