@@ -76,6 +76,7 @@ describe.each(KILLS)("$name, killed $kills times", ({ section, kills }) => {
       const heard = (text: string) =>
         telegram.textsTo("alice").filter((one) => one === text).length;
       const textOf = ({ payload }: Job) => payload.text ?? `re: ${payload.message}`;
+      await program?.until(/telegram: ready/); // before that, a SIGTERM is not its to answer
       await telegram.until(() => jobs.every((job) => heard(textOf(job)) > 0));
       program?.kill("SIGTERM");
       expect((await program?.end())?.code).toBe(0);
