@@ -519,7 +519,9 @@ class Torture {
         violations.push(`given up without a word: ${reply}`);
     }
     for (const { name } of aside) {
-      if (!this.#output.includes(`${name.replace(".aside", "")} of the inbox is set aside`))
+      if (
+        !this.#output.includes(`${name.replace(/(\.\d+)?\.aside$/, "")} of the inbox is set aside`)
+      )
         violations.push(`set aside without a word: ${name}`);
     }
     const moved = this.#output.match(/ of the inbox is set aside/g)?.length ?? 0;
