@@ -520,7 +520,9 @@ class Torture {
     }
     for (const { name } of aside) {
       if (
-        !this.#output.includes(`${name.replace(/(\.\d+)?\.aside$/, "")} of the inbox is set aside`)
+        !this.#output.includes(
+          `${name.replace(/(\.[\da-f]+)?\.aside$/, "")} of the inbox is set aside`,
+        )
       )
         violations.push(`set aside without a word: ${name}`);
     }

@@ -1131,7 +1131,7 @@ export class Inbox {
     } else if (message?.id && (message.begun ?? 0) < 3) {
       this.#open.set(message.id, { file, message });
     } else {
-      fs.renameSync(file, `${file}.${Date.now()}.aside`);
+      fs.renameSync(file, `${file}.${crypto.randomUUID().slice(0, 8)}.aside`);
       warn(`${name} of the inbox is set aside: unreadable, or begun three times in vain.`);
     }
   }

@@ -1109,7 +1109,7 @@ export class Inbox {
     } else if (message?.id && (message.begun ?? 0) < 3) {
       this.#open.set(message.id, { file, message });
     } else {
-      fs.renameSync(file, `${file}.${Date.now()}.aside`);
+      fs.renameSync(file, `${file}.${crypto.randomUUID().slice(0, 8)}.aside`);
       warn(`受信箱の${name}を隔離しました。読めないか、3回始めて一度も終わらなかったものです。`);
     }
   }

@@ -1129,7 +1129,7 @@ export class Inbox {
     } else if (message?.id && (message.begun ?? 0) < 3) {
       this.#open.set(message.id, { file, message });
     } else {
-      fs.renameSync(file, `${file}.${Date.now()}.aside`);
+      fs.renameSync(file, `${file}.${crypto.randomUUID().slice(0, 8)}.aside`);
       warn(`收件箱里的 ${name} 已改名放到一边：读不出来，或者开始处理了三次都没有做完。`);
     }
   }
