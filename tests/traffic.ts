@@ -227,6 +227,10 @@ class Torture {
   readonly #struck = new Map<string, number>();
   /** Two sends under way to one recipient. */
   readonly #crowded: string[] = [];
+  /** When each job was due next, as the life before has left it. */
+  readonly #due = new Map<JobId, number>();
+  /** Due times that are neither kept nor done. */
+  readonly #crossedOff: string[] = [];
   /** The runs of jobs that were seen in the inbox, and how many kills each has met. */
   readonly #runs = new Map<string, number>();
 
@@ -399,6 +403,7 @@ class Torture {
     const inbox = readFolder<InboxFile>(this.#path("inbox"));
     for (const { id, channel } of inbox)
       if (channel === "cron") this.#runs.set(id, (this.#runs.get(id) ?? 0) + 1);
+    this.#lookAtDueTimes([...inbox, ...this.#aside()].map(({ id }) => id));
     const done = new Set(this.#ids("delivery/done.jsonl"));
     const queue = readFolder<QueueFile>(this.#path("delivery")).filter(({ id }) => !done.has(id));
     const begun = queue.filter((one) => one.begun > 0);
@@ -411,6 +416,20 @@ class Torture {
       this.#struck.set(key, (this.#struck.get(key) ?? 0) + 1);
     }
     if (inbox.length + queue.length > 0) this.#killsAtWork += 1;
+  }
+
+  /** What was due when the life before ended, and is not any more, must be kept or done. */
+  #lookAtDueTimes(kept: string[]): void {
+    const file = this.#path("cron.json");
+    const states = existsSync(file) ? JSON.parse(readFileSync(file, "utf8")) : {};
+    const known = new Set([...kept, ...this.#ids("inbox/done.jsonl")]);
+    for (const id of JOB_IDS) {
+      const due: number | undefined = states[id]?.due;
+      const before = this.#due.get(id);
+      const run = before && `cron:${id}:${new Date(before).toISOString()}`;
+      if (run && due !== before && !known.has(run)) this.#crossedOff.push(run);
+      if (due) this.#due.set(id, due);
+    }
   }
 
   #ids(file: string): string[] {
@@ -684,6 +703,8 @@ class Torture {
     const aside = new Set(this.#aside().map(({ id }) => id));
     const ends = new Map(finished.map(({ id, at }) => [id, Date.parse(at)]));
     let [runs, lost, again, twice] = [0, 0, 0, 0];
+    for (const id of this.#crossedOff) violations.push(`crossed off, and not kept: ${id}`);
+    lost += this.#crossedOff.length;
     for (const id of this.#runs.keys()) {
       if (ends.has(id) || aside.has(id)) continue;
       lost += 1;
