@@ -3203,9 +3203,9 @@ export class DeliveryRunner {
     const seconds = Math.ceil(Math.max(wait * (1 + Math.random() / 4), retryAfter));
     delivery.begun = 0;
     delivery.next = this.#now() + seconds * 1000;
-    warn(`${delivery.id}: not sent: ${message}. Again in ${seconds} s.`);
     this.#queue.save(delivery);
     this.stats.retried++;
+    warn(`${delivery.id}: not sent: ${message}. Again in ${seconds} s.`);
     return false;
   }
 

@@ -3207,9 +3207,9 @@ export class DeliveryRunner {
     const seconds = Math.ceil(Math.max(wait * (1 + Math.random() / 4), retryAfter));
     delivery.begun = 0;
     delivery.next = this.#now() + seconds * 1000;
-    warn(`${delivery.id}: 送れませんでした：${message}。${seconds}秒後にもう一度送ります。`);
     this.#queue.save(delivery);
     this.stats.retried++;
+    warn(`${delivery.id}: 送れませんでした：${message}。${seconds}秒後にもう一度送ります。`);
     return false;
   }
 

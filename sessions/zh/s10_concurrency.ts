@@ -3213,9 +3213,9 @@ export class DeliveryRunner {
     const seconds = Math.ceil(Math.max(wait * (1 + Math.random() / 4), retryAfter));
     delivery.begun = 0;
     delivery.next = this.#now() + seconds * 1000;
-    warn(`${delivery.id}: 没发出去：${message}。${seconds} 秒后再试。`);
     this.#queue.save(delivery);
     this.stats.retried++;
+    warn(`${delivery.id}: 没发出去：${message}。${seconds} 秒后再试。`);
     return false;
   }
 
