@@ -47,7 +47,7 @@ export class Recording {
       await this.#settle(true, step.do === "start" ? "\n\n" : "\n");
     } else if (!held && next?.do !== "kill" && ["start", "type"].includes(step.do)) {
       // A job that it set off, and that nobody waits for, is done before the next step.
-      if (this.#isQuiet(false) === false) await this.#settle(false, "\n");
+      if (this.#isQuiet(false) === false || this.#isQuiet(true)) await this.#settle(false, "\n");
     }
   }
 
