@@ -667,6 +667,8 @@ export class Session extends Conversation {
   }
 }
 
+const sha256 = (data: string) => crypto.createHash("sha256").update(data);
+
 // A key says who talks to whom; a session is one conversation of theirs. There is no list of all
 // sessions in a file of its own: the folders are the list, so nothing can fall out of step with it.
 
@@ -725,9 +727,8 @@ export class SessionStore {
     const pointer = path.join(this.#folder(key), "current");
     if (!fs.existsSync(pointer)) return this.list(key).at(-1);
     const id = fs.readFileSync(pointer, "utf8");
-    if (/^[\w-]+$/.test(id) && fs.existsSync(this.#file(key, id))) {
+    if (/^[\w-]+$/.test(id) && fs.existsSync(this.#file(key, id)))
       return new Session(this.#file(key, id));
-    }
     fs.renameSync(pointer, `${pointer}.broken`);
     warn(`${pointer} named no session and is set aside; going on with the newest one.`);
     return this.list(key).at(-1);
@@ -736,7 +737,7 @@ export class SessionStore {
   #folder(key: string): string {
     const name = encodeURIComponent(key.toLowerCase()).replaceAll("*", "%2A");
     if (name.length <= 200) return path.join(this.#dir, name); // file systems stop at 255
-    return path.join(this.#dir, crypto.createHash("sha256").update(name).digest("hex"));
+    return path.join(this.#dir, sha256(name).digest("hex"));
   }
 
   #file(key: string, id: string): string {
@@ -1518,7 +1519,6 @@ type FeishuEvent = Strings<"encrypt" | "type" | "token" | "challenge"> & {
   };
 };
 
-const sha256 = (data: string) => crypto.createHash("sha256").update(data);
 const FEISHU_BUSY = [99991400, 230020, 11232]; // too many requests
 const FEISHU_EXPIRED = [99991661, 99991663, 99991664]; // our access token is too old
 
