@@ -1158,9 +1158,7 @@ export class Inbox {
     }
   }
 
-  #find(messages: Routed[]) {
-    return messages.flatMap(({ id }) => this.#open.get(id) ?? []);
-  }
+  #find = (messages: Routed[]) => messages.flatMap(({ id }) => this.#open.get(id) ?? []);
 }
 
 // A promise for each conversation that is at work: the end of what has been put in line so far.
@@ -1352,6 +1350,13 @@ function admit(channel: Channel, message: InboundMessage, allowed: string, accep
 const MEDIA = ["photo", "video", "animation", "document", "audio", "voice", "sticker"] as const;
 const CUT_AT = 4_000; // the apps cut a text at 4096 units, or between two words before that
 
+/** Node's fetch. grammY stops it by a signal of its own make, and that of Node 24 takes no such. */
+const fetchForGrammy: typeof fetch = (url, init) => {
+  const control = new AbortController();
+  init?.signal?.addEventListener("abort", () => control.abort());
+  return fetch(url, { ...init, signal: control.signal });
+};
+
 /** Telegram, by long polling. Asking for new messages confirms the old: so they are kept first. */
 export class TelegramChannel implements Channel {
   readonly name = "telegram";
@@ -1370,7 +1375,7 @@ export class TelegramChannel implements Channel {
   #newBot(): Bot {
     const apiRoot = this.#setting("TELEGRAM_API_ROOT") || "https://api.telegram.org";
     // Node's own fetch: the one that grammY brings does not go through a proxy.
-    const client = { apiRoot, timeoutSeconds: 60, fetch: globalThis.fetch };
+    const client = { apiRoot, timeoutSeconds: 60, fetch: fetchForGrammy };
     return new Bot(this.#setting("TELEGRAM_BOT_TOKEN"), { client });
   }
 
@@ -1602,8 +1607,7 @@ export class FeishuChannel implements Channel {
     const { sender, message } = event ?? {};
     if (header?.event_type !== "im.message.receive_v1" || !message?.chat_id) return undefined;
     if (sender?.sender_type !== "user") return undefined;
-    const { chat_id: peerId, create_time, content = "" } = message;
-    const mentions = message.mentions ?? [];
+    const { chat_id: peerId, create_time, content = "", mentions = [] } = message;
     const accountId = this.#setting("FEISHU_APP_ID");
     const isMe = ({ id }: { id?: Strings<"open_id"> }) =>
       id?.open_id === (this.#setting("FEISHU_BOT_OPEN_ID") || null);
@@ -1623,8 +1627,7 @@ export class FeishuChannel implements Channel {
 
   async send(to: string, words: string, again = false): Promise<void> {
     const place = "/open-apis/im/v1/messages?receive_id_type=chat_id";
-    const content = JSON.stringify({ text: words });
-    const body = { receive_id: to, msg_type: "text", content };
+    const body = { receive_id: to, msg_type: "text", content: JSON.stringify({ text: words }) };
     const { code, msg } = await this.#post(place, body, await this.#accessToken());
     if (FEISHU_EXPIRED.includes(code) && !again) {
       this.#access.until = 0;
@@ -1647,10 +1650,10 @@ export class FeishuChannel implements Channel {
 
   async #post(place: string, body: object, token = ""): Promise<FeishuAnswer> {
     const headers = { "content-type": "application/json", authorization: `Bearer ${token}` };
-    const request = { method: "POST", headers, body: JSON.stringify(body) };
+    const signal = AbortSignal.timeout(10_000);
+    const request = { method: "POST", headers, body: JSON.stringify(body), signal };
     try {
-      const signal = AbortSignal.timeout(10_000);
-      const response = await fetch(this.#api + place, { ...request, signal });
+      const response = await fetch(this.#api + place, request);
       if (response.status === 429 || response.status >= 500) throw new Error(response.statusText);
       return (await response.json()) as FeishuAnswer; // the refusals, too, have this form
     } catch (error) {

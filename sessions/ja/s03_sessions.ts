@@ -628,6 +628,8 @@ export class Session extends Conversation {
   }
 }
 
+const sha256 = (data: string) => crypto.createHash("sha256").update(data);
+
 // キーは誰が誰と話すかを表し、セッションはその間の会話1つを指す。全セッションを並べた索引は
 // 作らない。フォルダーがそのまま一覧なので、食い違いようがない。
 
@@ -686,9 +688,8 @@ export class SessionStore {
     const pointer = path.join(this.#folder(key), "current");
     if (!fs.existsSync(pointer)) return this.list(key).at(-1);
     const id = fs.readFileSync(pointer, "utf8");
-    if (/^[\w-]+$/.test(id) && fs.existsSync(this.#file(key, id))) {
+    if (/^[\w-]+$/.test(id) && fs.existsSync(this.#file(key, id)))
       return new Session(this.#file(key, id));
-    }
     fs.renameSync(pointer, `${pointer}.broken`);
     warn(`${pointer}の指すセッションがありません。ファイルを.brokenに改名し、最新のセッションで続けます。`);
     return this.list(key).at(-1);
@@ -697,7 +698,7 @@ export class SessionStore {
   #folder(key: string): string {
     const name = encodeURIComponent(key.toLowerCase()).replaceAll("*", "%2A");
     if (name.length <= 200) return path.join(this.#dir, name); // ファイルシステムの上限は255
-    return path.join(this.#dir, crypto.createHash("sha256").update(name).digest("hex"));
+    return path.join(this.#dir, sha256(name).digest("hex"));
   }
 
   #file(key: string, id: string): string {

@@ -685,6 +685,8 @@ export class Session extends Conversation {
   }
 }
 
+const sha256 = (data: string) => crypto.createHash("sha256").update(data);
+
 // キーは誰が誰と話すかを表し、セッションはその間の会話1つを指す。全セッションを並べた索引は
 // 作らない。フォルダーがそのまま一覧なので、食い違いようがない。
 
@@ -749,9 +751,8 @@ export class SessionStore {
     const pointer = path.join(this.#folder(key), "current");
     if (!fs.existsSync(pointer)) return this.list(key).at(-1);
     const id = fs.readFileSync(pointer, "utf8");
-    if (/^[\w-]+$/.test(id) && fs.existsSync(this.#file(key, id))) {
+    if (/^[\w-]+$/.test(id) && fs.existsSync(this.#file(key, id)))
       return new Session(this.#file(key, id));
-    }
     fs.renameSync(pointer, `${pointer}.broken`);
     warn(`${pointer}の指すセッションがありません。ファイルを.brokenに改名し、最新のセッションで続けます。`);
     return this.list(key).at(-1);
@@ -770,7 +771,7 @@ export class SessionStore {
   #folder(key: string): string {
     const name = encodeURIComponent(key.toLowerCase()).replaceAll("*", "%2A");
     if (name.length <= 200) return path.join(this.#dir, name); // ファイルシステムの上限は255
-    return path.join(this.#dir, crypto.createHash("sha256").update(name).digest("hex"));
+    return path.join(this.#dir, sha256(name).digest("hex"));
   }
 
   #file(key: string, id: string): string {
@@ -1192,9 +1193,7 @@ export class Inbox {
     }
   }
 
-  #find(messages: Routed[]) {
-    return messages.flatMap(({ id }) => this.#open.get(id) ?? []);
-  }
+  #find = (messages: Routed[]) => messages.flatMap(({ id }) => this.#open.get(id) ?? []);
 }
 
 // 処理中の会話ごとに、Promiseが1つ。これまで順番待ちに並んだものの最後を指す。
@@ -1389,6 +1388,13 @@ function admit(channel: Channel, message: InboundMessage, allowed: string, accep
 const MEDIA = ["photo", "video", "animation", "document", "audio", "voice", "sticker"] as const;
 const CUT_AT = 4_000; // アプリは4096単位か、その手前の単語の切れ目で分割する
 
+/** Node自身のfetch。grammYは独自の中断シグナルを渡すが、Node 24のfetchはそれを受け付けない。 */
+const fetchForGrammy: typeof fetch = (url, init) => {
+  const control = new AbortController();
+  init?.signal?.addEventListener("abort", () => control.abort());
+  return fetch(url, { ...init, signal: control.signal });
+};
+
 /** Telegram。ロングポーリングを使う。次を求めると前の分の受信確認になるので、先に残しておく。 */
 export class TelegramChannel implements Channel {
   readonly name = "telegram";
@@ -1407,7 +1413,7 @@ export class TelegramChannel implements Channel {
   #newBot(): Bot {
     const apiRoot = this.#setting("TELEGRAM_API_ROOT") || "https://api.telegram.org";
     // Nodeのfetchを使う。grammYに付いてくるfetchはプロキシを通らない。
-    const client = { apiRoot, timeoutSeconds: 60, fetch: globalThis.fetch };
+    const client = { apiRoot, timeoutSeconds: 60, fetch: fetchForGrammy };
     return new Bot(this.#setting("TELEGRAM_BOT_TOKEN"), { client });
   }
 
@@ -1566,7 +1572,6 @@ type FeishuEvent = Strings<"encrypt" | "type" | "token" | "challenge"> & {
   };
 };
 
-const sha256 = (data: string) => crypto.createHash("sha256").update(data);
 const FEISHU_BUSY = [99991400, 230020, 11232]; // リクエストが多すぎる
 const FEISHU_EXPIRED = [99991661, 99991663, 99991664]; // アクセストークンの期限切れ
 
@@ -1640,8 +1645,7 @@ export class FeishuChannel implements Channel {
     const { sender, message } = event ?? {};
     if (header?.event_type !== "im.message.receive_v1" || !message?.chat_id) return undefined;
     if (sender?.sender_type !== "user") return undefined;
-    const { chat_id: peerId, create_time, content = "" } = message;
-    const mentions = message.mentions ?? [];
+    const { chat_id: peerId, create_time, content = "", mentions = [] } = message;
     const accountId = this.#setting("FEISHU_APP_ID");
     const isMe = ({ id }: { id?: Strings<"open_id"> }) =>
       id?.open_id === (this.#setting("FEISHU_BOT_OPEN_ID") || null);
@@ -1661,8 +1665,7 @@ export class FeishuChannel implements Channel {
 
   async send(to: string, words: string, again = false): Promise<void> {
     const place = "/open-apis/im/v1/messages?receive_id_type=chat_id";
-    const content = JSON.stringify({ text: words });
-    const body = { receive_id: to, msg_type: "text", content };
+    const body = { receive_id: to, msg_type: "text", content: JSON.stringify({ text: words }) };
     const { code, msg } = await this.#post(place, body, await this.#accessToken());
     if (FEISHU_EXPIRED.includes(code) && !again) {
       this.#access.until = 0;
@@ -1685,10 +1688,10 @@ export class FeishuChannel implements Channel {
 
   async #post(place: string, body: object, token = ""): Promise<FeishuAnswer> {
     const headers = { "content-type": "application/json", authorization: `Bearer ${token}` };
-    const request = { method: "POST", headers, body: JSON.stringify(body) };
+    const signal = AbortSignal.timeout(10_000);
+    const request = { method: "POST", headers, body: JSON.stringify(body), signal };
     try {
-      const signal = AbortSignal.timeout(10_000);
-      const response = await fetch(this.#api + place, { ...request, signal });
+      const response = await fetch(this.#api + place, request);
       if (response.status === 429 || response.status >= 500) throw new Error(response.statusText);
       return (await response.json()) as FeishuAnswer; // 断られたときも、この形で返る
     } catch (error) {

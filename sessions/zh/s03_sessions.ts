@@ -627,6 +627,8 @@ export class Session extends Conversation {
   }
 }
 
+const sha256 = (data: string) => crypto.createHash("sha256").update(data);
+
 // key 说明是谁和谁在说话；会话是他们之间的一段对话。所有会话的总表没有另存成文件：
 // 文件夹本身就是总表，不会有对不上的时候。
 
@@ -685,9 +687,8 @@ export class SessionStore {
     const pointer = path.join(this.#folder(key), "current");
     if (!fs.existsSync(pointer)) return this.list(key).at(-1);
     const id = fs.readFileSync(pointer, "utf8");
-    if (/^[\w-]+$/.test(id) && fs.existsSync(this.#file(key, id))) {
+    if (/^[\w-]+$/.test(id) && fs.existsSync(this.#file(key, id)))
       return new Session(this.#file(key, id));
-    }
     fs.renameSync(pointer, `${pointer}.broken`);
     warn(`${pointer} 指向的会话不存在，已改名放到一边；接着用最新的会话。`);
     return this.list(key).at(-1);
@@ -696,7 +697,7 @@ export class SessionStore {
   #folder(key: string): string {
     const name = encodeURIComponent(key.toLowerCase()).replaceAll("*", "%2A");
     if (name.length <= 200) return path.join(this.#dir, name); // 文件系统的上限是 255
-    return path.join(this.#dir, crypto.createHash("sha256").update(name).digest("hex"));
+    return path.join(this.#dir, sha256(name).digest("hex"));
   }
 
   #file(key: string, id: string): string {

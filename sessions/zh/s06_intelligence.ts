@@ -671,6 +671,8 @@ export class Session extends Conversation {
   }
 }
 
+const sha256 = (data: string) => crypto.createHash("sha256").update(data);
+
 // key 说明是谁和谁在说话；会话是他们之间的一段对话。所有会话的总表没有另存成文件：
 // 文件夹本身就是总表，不会有对不上的时候。
 
@@ -735,9 +737,8 @@ export class SessionStore {
     const pointer = path.join(this.#folder(key), "current");
     if (!fs.existsSync(pointer)) return this.list(key).at(-1);
     const id = fs.readFileSync(pointer, "utf8");
-    if (/^[\w-]+$/.test(id) && fs.existsSync(this.#file(key, id))) {
+    if (/^[\w-]+$/.test(id) && fs.existsSync(this.#file(key, id)))
       return new Session(this.#file(key, id));
-    }
     fs.renameSync(pointer, `${pointer}.broken`);
     warn(`${pointer} 指向的会话不存在，已改名放到一边；接着用最新的会话。`);
     return this.list(key).at(-1);
@@ -746,7 +747,7 @@ export class SessionStore {
   #folder(key: string): string {
     const name = encodeURIComponent(key.toLowerCase()).replaceAll("*", "%2A");
     if (name.length <= 200) return path.join(this.#dir, name); // 文件系统的上限是 255
-    return path.join(this.#dir, crypto.createHash("sha256").update(name).digest("hex"));
+    return path.join(this.#dir, sha256(name).digest("hex"));
   }
 
   #file(key: string, id: string): string {
@@ -1159,9 +1160,7 @@ export class Inbox {
     }
   }
 
-  #find(messages: Routed[]) {
-    return messages.flatMap(({ id }) => this.#open.get(id) ?? []);
-  }
+  #find = (messages: Routed[]) => messages.flatMap(({ id }) => this.#open.get(id) ?? []);
 }
 
 // 每段有活在干的对话各有一个 promise，也就是目前的队尾。
@@ -1354,6 +1353,13 @@ function admit(channel: Channel, message: InboundMessage, allowed: string, accep
 const MEDIA = ["photo", "video", "animation", "document", "audio", "voice", "sticker"] as const;
 const CUT_AT = 4_000; // 客户端满 4096 个码元就切，也可能提前在两个词之间切
 
+/** Node 自带的 fetch。grammY 用自己的信号来中止它，而 Node 24 的 fetch 不认这种信号。 */
+const fetchForGrammy: typeof fetch = (url, init) => {
+  const control = new AbortController();
+  init?.signal?.addEventListener("abort", () => control.abort());
+  return fetch(url, { ...init, signal: control.signal });
+};
+
 /** Telegram，用长轮询。去取新消息，就等于确认旧消息收到了：所以要先把旧的存好。 */
 export class TelegramChannel implements Channel {
   readonly name = "telegram";
@@ -1372,7 +1378,7 @@ export class TelegramChannel implements Channel {
   #newBot(): Bot {
     const apiRoot = this.#setting("TELEGRAM_API_ROOT") || "https://api.telegram.org";
     // 用 Node 自己的 fetch：grammY 自带的那个不走代理。
-    const client = { apiRoot, timeoutSeconds: 60, fetch: globalThis.fetch };
+    const client = { apiRoot, timeoutSeconds: 60, fetch: fetchForGrammy };
     return new Bot(this.#setting("TELEGRAM_BOT_TOKEN"), { client });
   }
 
@@ -1531,7 +1537,6 @@ type FeishuEvent = Strings<"encrypt" | "type" | "token" | "challenge"> & {
   };
 };
 
-const sha256 = (data: string) => crypto.createHash("sha256").update(data);
 const FEISHU_BUSY = [99991400, 230020, 11232]; // 请求太频繁
 const FEISHU_EXPIRED = [99991661, 99991663, 99991664]; // 我们的 access token 过期了
 
@@ -1605,8 +1610,7 @@ export class FeishuChannel implements Channel {
     const { sender, message } = event ?? {};
     if (header?.event_type !== "im.message.receive_v1" || !message?.chat_id) return undefined;
     if (sender?.sender_type !== "user") return undefined;
-    const { chat_id: peerId, create_time, content = "" } = message;
-    const mentions = message.mentions ?? [];
+    const { chat_id: peerId, create_time, content = "", mentions = [] } = message;
     const accountId = this.#setting("FEISHU_APP_ID");
     const isMe = ({ id }: { id?: Strings<"open_id"> }) =>
       id?.open_id === (this.#setting("FEISHU_BOT_OPEN_ID") || null);
@@ -1626,8 +1630,7 @@ export class FeishuChannel implements Channel {
 
   async send(to: string, words: string, again = false): Promise<void> {
     const place = "/open-apis/im/v1/messages?receive_id_type=chat_id";
-    const content = JSON.stringify({ text: words });
-    const body = { receive_id: to, msg_type: "text", content };
+    const body = { receive_id: to, msg_type: "text", content: JSON.stringify({ text: words }) };
     const { code, msg } = await this.#post(place, body, await this.#accessToken());
     if (FEISHU_EXPIRED.includes(code) && !again) {
       this.#access.until = 0;
@@ -1650,10 +1653,10 @@ export class FeishuChannel implements Channel {
 
   async #post(place: string, body: object, token = ""): Promise<FeishuAnswer> {
     const headers = { "content-type": "application/json", authorization: `Bearer ${token}` };
-    const request = { method: "POST", headers, body: JSON.stringify(body) };
+    const signal = AbortSignal.timeout(10_000);
+    const request = { method: "POST", headers, body: JSON.stringify(body), signal };
     try {
-      const signal = AbortSignal.timeout(10_000);
-      const response = await fetch(this.#api + place, { ...request, signal });
+      const response = await fetch(this.#api + place, request);
       if (response.status === 429 || response.status >= 500) throw new Error(response.statusText);
       return (await response.json()) as FeishuAnswer; // 拒绝时的应答也是这个格式
     } catch (error) {
