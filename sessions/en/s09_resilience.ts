@@ -1157,9 +1157,7 @@ export class Inbox {
   }
 
   /** In the order in which they were accepted. */
-  pending(): Routed[] {
-    return [...this.#open.values()].map(({ message }) => message);
-  }
+  pending = () => [...this.#open.values()].map(({ message }) => message);
 
   /** Keeps a message. False if it was here before: it is answered already, or will be. */
   add(message: Routed): boolean {
@@ -1643,7 +1641,8 @@ export class FeishuChannel implements Channel {
     const { sender, message } = event ?? {};
     if (header?.event_type !== "im.message.receive_v1" || !message?.chat_id) return undefined;
     if (sender?.sender_type !== "user") return undefined;
-    const { chat_id: peerId, create_time, content = "", mentions = [] } = message;
+    const { chat_id: peerId, create_time, content = "" } = message;
+    const mentions = message.mentions ?? [];
     const accountId = this.#setting("FEISHU_APP_ID");
     const isMe = ({ id }: { id?: Strings<"open_id"> }) =>
       id?.open_id === (this.#setting("FEISHU_BOT_OPEN_ID") || null);

@@ -1116,9 +1116,7 @@ export class Inbox {
   }
 
   /** 受け付けた順に並ぶ。 */
-  pending(): Routed[] {
-    return [...this.#open.values()].map(({ message }) => message);
-  }
+  pending = () => [...this.#open.values()].map(({ message }) => message);
 
   /** メッセージを残す。前にも来ていればfalse。答えはもう出したか、これから出す。 */
   add(message: Routed): boolean {
@@ -1598,7 +1596,8 @@ export class FeishuChannel implements Channel {
     const { sender, message } = event ?? {};
     if (header?.event_type !== "im.message.receive_v1" || !message?.chat_id) return undefined;
     if (sender?.sender_type !== "user") return undefined;
-    const { chat_id: peerId, create_time, content = "", mentions = [] } = message;
+    const { chat_id: peerId, create_time, content = "" } = message;
+    const mentions = message.mentions ?? [];
     const accountId = this.#setting("FEISHU_APP_ID");
     const isMe = ({ id }: { id?: Strings<"open_id"> }) =>
       id?.open_id === (this.#setting("FEISHU_BOT_OPEN_ID") || null);

@@ -1136,9 +1136,7 @@ export class Inbox {
   }
 
   /** 按收下的先后排列。 */
-  pending(): Routed[] {
-    return [...this.#open.values()].map(({ message }) => message);
-  }
+  pending = () => [...this.#open.values()].map(({ message }) => message);
 
   /** 存下一条消息。以前收过就返回 false：要么已经回答，要么迟早会回答。 */
   add(message: Routed): boolean {
@@ -1622,7 +1620,8 @@ export class FeishuChannel implements Channel {
     const { sender, message } = event ?? {};
     if (header?.event_type !== "im.message.receive_v1" || !message?.chat_id) return undefined;
     if (sender?.sender_type !== "user") return undefined;
-    const { chat_id: peerId, create_time, content = "", mentions = [] } = message;
+    const { chat_id: peerId, create_time, content = "" } = message;
+    const mentions = message.mentions ?? [];
     const accountId = this.#setting("FEISHU_APP_ID");
     const isMe = ({ id }: { id?: Strings<"open_id"> }) =>
       id?.open_id === (this.#setting("FEISHU_BOT_OPEN_ID") || null);
