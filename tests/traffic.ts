@@ -490,6 +490,9 @@ class Torture {
     const kinds = ["529", "429", "500", "break-tool", "drop"];
     const what = this.#roll(8);
     const kind = kinds[what];
+    // Not more than one at a time: while nobody asks, they would pile up, and then all the tries of
+    // one send would meet one. It would wait for ten minutes, and everybody behind it.
+    for (const one of [telegram, feishu, model]) one.mend();
     if (kind) model.fail(kind);
     else if (what < 7) telegram.fail({ kind: what === 5 ? "500" : "429", retryAfter: 1 });
     else feishu.fail({ kind: "500" });
