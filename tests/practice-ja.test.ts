@@ -1,16 +1,10 @@
 import type Anthropic from "@anthropic-ai/sdk";
 import { describe, expect, it } from "vitest";
 import { answer } from "../practice/rules.ts";
+import { tool } from "./practice-tools.ts";
 
 type Params = Anthropic.MessageCreateParamsNonStreaming;
 
-const tool = (name: string, ...names: string[]) => ({
-  name,
-  input_schema: {
-    type: "object" as const,
-    properties: Object.fromEntries(names.map((one) => [one, { type: "string" }])),
-  },
-});
 const tools = [
   tool("bash", "command"),
   tool("read_file", "path"),

@@ -9,15 +9,8 @@ import { startModel } from "../practice/model.ts";
 import { answer } from "../practice/rules.ts";
 import { startTelegram } from "../practice/telegram.ts";
 import { countTokens } from "../practice/tokens.ts";
+import { tool } from "./practice-tools.ts";
 
-const string = { type: "string" };
-const tool = (name: string, ...names: string[]): Anthropic.Tool => ({
-  name,
-  input_schema: {
-    type: "object",
-    properties: Object.fromEntries(names.map((field) => [field, string])),
-  },
-});
 const ALL = [
   tool("bash", "command"),
   tool("read_file", "path"),

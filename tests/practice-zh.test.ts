@@ -2,15 +2,8 @@ import type Anthropic from "@anthropic-ai/sdk";
 import { describe, expect, it } from "vitest";
 import type { PracticeRequest } from "../practice/reply.ts";
 import { answer } from "../practice/rules.ts";
+import { tool } from "./practice-tools.ts";
 
-const string = { type: "string" };
-const tool = (name: string, ...names: string[]): Anthropic.Tool => ({
-  name,
-  input_schema: {
-    type: "object",
-    properties: Object.fromEntries(names.map((field) => [field, string])),
-  },
-});
 const ALL = [
   tool("bash", "command"),
   tool("read_file", "path"),

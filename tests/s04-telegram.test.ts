@@ -30,6 +30,29 @@ const bare = (said: { text: string }[]) =>
     .join("")
     .replace(/\s/g, "");
 
+describe.each(sectionsFrom("s04"))("$name, its calls", (section) => {
+  it("are stopped by signals that the fetch of every Node takes", async () => {
+    const signals = new Set<unknown>();
+    const real = globalThis.fetch;
+    afterwards(() => {
+      globalThis.fetch = real;
+    });
+    // It goes on to the real one; here we only look at what is handed over.
+    globalThis.fetch = (url, init) => {
+      signals.add(init?.signal);
+      return real(url, init);
+    };
+    const { telegram, channel, accept } = await polling(section);
+    await channel.start(accept);
+    await telegram.say("alice", "hi").confirmed;
+    await channel.stop();
+    expect(signals.size).toBeGreaterThan(1); // getMe, getUpdates
+    expect([...signals].filter((one) => !(one instanceof AbortSignal))).toEqual([]);
+    // The call that was waiting for messages has ended with the channel.
+    expect([...signals].some((one) => one instanceof AbortSignal && one.aborted)).toBe(true);
+  });
+});
+
 describe.each(sectionsFrom("s04"))("$name, what Telegram's messages become", (section) => {
   it("direct chats, groups and topics", async () => {
     const { telegram, channel, got, accept } = await polling(section);

@@ -1351,6 +1351,7 @@ const CUT_AT = 4_000; // the apps cut a text at 4096 units, or between two words
 /** Node's fetch. grammY stops it by a signal of its own make, and that of Node 24 takes no such. */
 const fetchForGrammy: typeof fetch = (url, init) => {
   const control = new AbortController();
+  if (init?.signal?.aborted) control.abort();
   init?.signal?.addEventListener("abort", () => control.abort());
   return fetch(url, { ...init, signal: control.signal });
 };

@@ -1397,6 +1397,7 @@ const CUT_AT = 4_000; // アプリは4096単位か、その手前の単語の切
 /** Node自身のfetch。grammYは独自の中断シグナルを渡すが、Node 24のfetchはそれを受け付けない。 */
 const fetchForGrammy: typeof fetch = (url, init) => {
   const control = new AbortController();
+  if (init?.signal?.aborted) control.abort();
   init?.signal?.addEventListener("abort", () => control.abort());
   return fetch(url, { ...init, signal: control.signal });
 };

@@ -1367,6 +1367,7 @@ const CUT_AT = 4_000; // 客户端满 4096 个码元就切，也可能提前在�
 /** Node 自带的 fetch。grammY 用自己的信号来中止它，而 Node 24 的 fetch 不认这种信号。 */
 const fetchForGrammy: typeof fetch = (url, init) => {
   const control = new AbortController();
+  if (init?.signal?.aborted) control.abort();
   init?.signal?.addEventListener("abort", () => control.abort());
   return fetch(url, { ...init, signal: control.signal });
 };
