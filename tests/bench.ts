@@ -328,15 +328,15 @@ function deliveries(section: Newest, folder: string, count: number): () => Promi
   const done = async () => {};
   channels.set("telegram", { name: "telegram", limit: 4096, start: done, send: done, stop: done });
   const runner = new DeliveryRunner(queue, channels);
-  const add = (to: string, id: string, next: number) => {
-    const rest = { text: "a reply", at: Date.now(), tries: 0, begun: 0 };
-    queue.add({ id: `${id}#0`, channel: "telegram", to, next, ...rest });
+  const add = (to: string, id: string, nextAttemptAt: number) => {
+    const rest = { text: "a reply", enqueuedAt: Date.now(), failures: 0, unfinished: 0 };
+    queue.add({ id: `${id}#0`, channel: "telegram", to, nextAttemptAt, ...rest });
   };
   for (let i = 0; i < count; i++) add(`idle ${i}`, `idle ${i}`, Date.now() + LATER);
   runner.start(); // each has its timer now
   let finished = () => {};
-  const finish = queue.finish.bind(queue);
-  queue.finish = (delivery) => {
+  const finish = queue.acknowledge.bind(queue);
+  queue.acknowledge = (delivery) => {
     finish(delivery);
     finished();
   };

@@ -56,7 +56,7 @@ describe.each(englishFrom("s04"))("$name, after a crash", (section) => {
     await world.telegramSays("alice", "two").confirmed;
     await world.feishuSays("bob", "zwei").first;
     await world.kill();
-    expect(world.inboxEntries().map(({ begun }) => begun ?? 0)).toEqual([1, 1, 0, 0]);
+    expect(world.inboxEntries().map(({ attempts }) => attempts ?? 0)).toEqual([1, 1, 0, 0]);
     // What belongs to a channel that is not set up now waits until it is again.
     await world.start({ TELEGRAM_BOT_TOKEN: "" });
     for (const text of ["re: eins", "re: zwei"]) expect(await world.feishuHears("bob")).toBe(text);
@@ -108,8 +108,8 @@ describe.each(englishFrom("s04"))("$name, after a crash", (section) => {
     const inbox = join(world.state, "inbox");
     const [name = ""] = world.inboxFiles();
     const entry = JSON.parse(readFileSync(join(inbox, name), "utf8"));
-    expect(entry.begun).toBe(1);
-    writeFileSync(join(inbox, name), JSON.stringify({ ...entry, begun: 3 }));
+    expect(entry.attempts).toBe(1);
+    writeFileSync(join(inbox, name), JSON.stringify({ ...entry, attempts: 3 }));
     writeFileSync(join(inbox, "000000000900.json"), '{"id":"torn","te');
     for (const [index, content] of ["null", "[]", "7", '"x"', ""].entries()) {
       writeFileSync(join(inbox, `00000000091${index}.json`), content);
@@ -119,8 +119,8 @@ describe.each(englishFrom("s04"))("$name, after a crash", (section) => {
     const program = await world.start();
     expect(await world.telegramHears("alice")).toBe("re: after it");
     expect(world.requestsAbout("poison")).toHaveLength(asked);
-    expect(program.text.match(/set aside/g)).toHaveLength(7);
+    expect(program.text.match(/quarantined/g)).toHaveLength(7);
     await world.inboxDone();
-    expect(world.inboxFiles().filter((name) => name.endsWith(".aside"))).toHaveLength(7);
+    expect(world.inboxFiles().filter((name) => name.endsWith(".quarantined"))).toHaveLength(7);
   });
 });

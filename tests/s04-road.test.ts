@@ -69,8 +69,8 @@ describe.each(sectionsFrom("s04"))("$name, Inbox", (section) => {
     const [a, b, c] = messages as [Routed, Routed, Routed]; // as many as above
     expect(messages.map((one) => first.add(one))).toEqual([true, true, true]);
     expect(first.add(inbound({ id: "b", text: "again" }))).toBe(false);
-    first.begin([b]);
-    first.finish([b]);
+    first.countAttempt([b]);
+    first.acknowledge([b]);
     expect(ids(first)).toEqual(["a", "c"]);
     expect(first.add(b)).toBe(false);
 
@@ -81,7 +81,7 @@ describe.each(sectionsFrom("s04"))("$name, Inbox", (section) => {
     expect(second.add(a)).toBe(false);
     expect(second.add(inbound({ id: "d" }))).toBe(true);
     expect(second.pending()[0]).toEqual(JSON.parse(JSON.stringify(a)));
-    second.finish([a, c]);
+    second.acknowledge([a, c]);
     expect(ids(new Inbox(dir))).toEqual(["d"]);
     expect(new Inbox(dir).add(c)).toBe(false);
   });
@@ -92,7 +92,7 @@ describe.each(sectionsFrom("s04"))("$name, Inbox", (section) => {
     for (let i = 0; i < 12; i++) {
       const inbox = new Inbox(dir);
       inbox.add(inbound({ id: `m${i}` }));
-      if (i % 3 === 0) inbox.finish(inbox.pending().slice(0, 1));
+      if (i % 3 === 0) inbox.acknowledge(inbox.pending().slice(0, 1));
     }
     const left = new Inbox(dir).pending().map(({ id }) => Number(id.slice(1)));
     expect(left).toEqual([...left].sort((x, y) => x - y));
@@ -107,21 +107,21 @@ describe.each(sectionsFrom("s04"))("$name, Inbox", (section) => {
     for (let start = 0; start < 3; start++) {
       const inbox = new Inbox(dir);
       expect(inbox.pending().map(({ id }) => id)).toEqual(["poison"]);
-      inbox.begin(inbox.pending());
+      inbox.countAttempt(inbox.pending());
     }
     const bad = ['{"id":"torn","te', "null", "[]", "7", '"text"', "true", "", "{}", '{"id":7}'];
     bad.forEach((content, index) => {
       writeFileSync(join(dir, `${String(100 + index).padStart(12, "0")}.json`), content);
     });
     seed.add(inbound({ id: "good" }));
-    appendFileSync(join(dir, "done.jsonl"), '{"id":"to');
+    appendFileSync(join(dir, "processed.jsonl"), '{"id":"to');
     const after = new Inbox(dir);
     expect(after.pending().map(({ id }) => String(id))).toContain("good");
     expect(after.pending().map(({ id }) => id)).not.toContain("poison");
-    const aside = readdirSync(dir).filter((name) => name.endsWith(".aside"));
+    const aside = readdirSync(dir).filter((name) => name.endsWith(".quarantined"));
     expect(aside.length).toBeGreaterThanOrEqual(bad.length); // the last may count as a message
     // What was torn hides nothing that comes after it.
-    after.finish(after.pending());
+    after.acknowledge(after.pending());
     expect(new Inbox(dir).pending()).toEqual([]);
     expect(new Inbox(dir).add(inbound({ id: "good" }))).toBe(false);
   });
@@ -133,7 +133,7 @@ describe.each(sectionsFrom("s04"))("$name, Inbox", (section) => {
     inbox.add(inbound({ id: "a" }));
     const [name = ""] = readdirSync(dir).filter((one) => one.endsWith(".json"));
     const content = readFileSync(join(dir, name));
-    inbox.finish(inbox.pending());
+    inbox.acknowledge(inbox.pending());
     writeFileSync(join(dir, name), content);
     expect(new Inbox(dir).pending()).toEqual([]);
     expect(existsSync(join(dir, name))).toBe(false);
@@ -145,11 +145,11 @@ describe.each(sectionsFrom("s04"))("$name, Inbox", (section) => {
     const inbox = new Inbox(dir);
     const parts = ["p1", "p2"].map((id): Routed => inbound({ id, part: "album" }));
     for (const part of parts) inbox.add(part);
-    inbox.begin(parts);
+    inbox.countAttempt(parts);
     vi.spyOn(fs, "rmSync").mockImplementationOnce(() => {
       throw new Error("killed here");
     });
-    expect(() => inbox.finish(parts)).toThrow("killed here");
+    expect(() => inbox.acknowledge(parts)).toThrow("killed here");
     // The session knows p1: nothing is asked again, only the reply is repeated.
     expect(new Inbox(dir).pending().map(({ id }) => id)).toEqual(["p1"]);
   });
@@ -159,24 +159,24 @@ describe.each(sectionsFrom("s04"))("$name, Inbox", (section) => {
     const dir = join(temporaryFolder(), "inbox");
     new Inbox(dir);
     const lines = Array.from({ length: 2_000 }, (_, i) => `{"id":"old${i}"}\n`);
-    appendFileSync(join(dir, "done.jsonl"), lines.join(""));
+    appendFileSync(join(dir, "processed.jsonl"), lines.join(""));
     const inbox = new Inbox(dir);
-    const before = readFileSync(join(dir, "done.jsonl")).length;
+    const before = readFileSync(join(dir, "processed.jsonl")).length;
     inbox.add(inbound({ id: "new" }));
-    inbox.finish(inbox.pending());
-    const grown = readFileSync(join(dir, "done.jsonl")).length - before;
+    inbox.acknowledge(inbox.pending());
+    const grown = readFileSync(join(dir, "processed.jsonl")).length - before;
     expect(grown).toBeLessThan(200); // a line, and not the list again
   });
 });
 
-describe.each(sectionsFrom("s04"))("$name, inOrder", (section) => {
+describe.each(sectionsFrom("s04"))("$name, runExclusive", (section) => {
   it("runs one task of a conversation at a time, in order, those of others beside it", async () => {
-    const { inOrder } = await load04(section);
+    const { runExclusive } = await load04(section);
     const said: string[] = [];
     const slow = gate();
-    const one = inOrder("a", () => slow.passed.then(() => said.push("a1")));
-    const two = inOrder("a", async () => said.push("a2"));
-    await inOrder("b", async () => said.push("b1"));
+    const one = runExclusive("a", () => slow.passed.then(() => said.push("a1")));
+    const two = runExclusive("a", async () => said.push("a2"));
+    await runExclusive("b", async () => said.push("b1"));
     expect(said).toEqual(["b1"]);
     slow.open();
     await Promise.all([one, two]);
@@ -184,23 +184,23 @@ describe.each(sectionsFrom("s04"))("$name, inOrder", (section) => {
   });
 
   it("goes on after a task that fails, whichever way", async () => {
-    const { inOrder } = await load04(section);
-    const late = inOrder("a", () => Promise.reject(new Error("late")));
-    const thrown = inOrder("a", () => {
+    const { runExclusive } = await load04(section);
+    const late = runExclusive("a", () => Promise.reject(new Error("late")));
+    const thrown = runExclusive("a", () => {
       throw new Error("at once");
     });
-    const fine = inOrder("a", async () => "fine");
+    const fine = runExclusive("a", async () => "fine");
     await expect(late).rejects.toThrow("late");
     await expect(thrown).rejects.toThrow("at once");
     expect(await fine).toBe("fine");
-    expect(await inOrder("a", async () => "later")).toBe("later");
+    expect(await runExclusive("a", async () => "later")).toBe("later");
   });
 
   it("gives what the task gives, and takes a task from within a task", async () => {
-    const { inOrder } = await load04(section);
+    const { runExclusive } = await load04(section);
     let inner: Promise<number> | undefined;
-    await inOrder("a", async () => {
-      inner = inOrder("a", async () => 2); // waiting for it here would be waiting for oneself
+    await runExclusive("a", async () => {
+      inner = runExclusive("a", async () => 2); // waiting for it here would be waiting for oneself
     });
     expect(await inner).toBe(2);
   });
@@ -352,7 +352,7 @@ describe.each(sectionsFrom("s04"))("$name, accept and what follows", (section) =
     await held.waiting; // the question is on record, the answer is not: now it "crashes"
     const after = appOf(s04, folder, app.channels);
     const [kept] = after.inbox.pending();
-    expect(kept).toMatchObject({ id: message.id, begun: 1 });
+    expect(kept).toMatchObject({ id: message.id, attempts: 1 });
     const key = kept?.sessionKey ?? "";
     const [session] = after.store.list(key);
     const file = join(folder, "sessions", encodeURIComponent(key), `${session?.id}.jsonl`);

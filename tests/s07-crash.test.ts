@@ -11,7 +11,7 @@ import { asking, event, every, type Job, once, writeCron } from "./s07-helper.ts
 import { afterwards, echoModel } from "./world.ts";
 
 /** The files of a folder of the state that are whole. */
-function stored(folder: string): { id: string; begun?: number }[] {
+function stored(folder: string): { id: string; attempts?: number; unfinished?: number }[] {
   if (!existsSync(folder)) return [];
   const names = readdirSync(folder).filter((name) => /^\d+\.json$/.test(name));
   return names.map((name) => JSON.parse(readFileSync(join(folder, name), "utf8")));
@@ -22,7 +22,9 @@ const jobIn = (id: string) => id.split(":")[1] ?? "";
 /** The jobs of which a run, or the sending of what it said, had begun and was not over. */
 function underWay(state: string): Set<string> {
   const open = ["inbox", "delivery"].flatMap((name) => stored(join(state, name)));
-  return new Set(open.filter(({ begun }) => begun).map(({ id }) => jobIn(id)));
+  return new Set(
+    open.filter(({ attempts, unfinished }) => attempts || unfinished).map(({ id }) => jobIn(id)),
+  );
 }
 
 // The newest one has all that came before, so between it and the first one none is tried here.
@@ -94,7 +96,7 @@ describe.each(KILLS)("$name, killed $kills times", ({ section, kills }) => {
       // What it was asked is in the conversation once, whatever happened.
       for (const entry of model.log) expect(outline(entry)).toHaveLength(1);
       // A job of every second: each time that was begun was told, and hardly any twice.
-      const done = readFileSync(join(state, "inbox/done.jsonl"), "utf8").trim().split("\n");
+      const done = readFileSync(join(state, "inbox/processed.jsonl"), "utf8").trim().split("\n");
       const beats = done.map((line) => JSON.parse(line).id).filter((id) => jobIn(id) === "beat");
       expect(new Set(beats).size).toBe(beats.length);
       const told = telegram.textsTo("bob").length;
@@ -103,7 +105,7 @@ describe.each(KILLS)("$name, killed $kills times", ({ section, kills }) => {
       // Nothing is left, and nothing was given up.
       expect(stored(join(state, "inbox"))).toEqual([]);
       const files = readdirSync(join(state, "inbox"));
-      expect(files.filter((name) => name.endsWith(".aside"))).toEqual([]);
+      expect(files.filter((name) => name.endsWith(".quarantined"))).toEqual([]);
       expect(jobs.length).toBe(4 * kills);
     },
   );

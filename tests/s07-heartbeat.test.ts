@@ -359,6 +359,6 @@ describe.each(sectionsFrom("s07"))("$name, the heartbeat", (file) => {
     writeFileSync(join(state, "heartbeat.json"), "[1");
     model.script(say("The kettle is on."));
     expect(await trigger()).toBe("delivered");
-    expect(readFileSync(join(state, "heartbeat.json.broken"), "utf8")).toBe("[1");
+    expect(readFileSync(join(state, "heartbeat.json.quarantined"), "utf8")).toBe("[1");
   });
 });

@@ -450,7 +450,7 @@ describe.each(sectionsFrom("s07"))("$name, CronService", (file) => {
     pass(one, 2 * HOUR);
     expect(one.begun).toHaveLength(2);
     expect(printed()).toMatch(/cron\.json/);
-    expect(readFileSync(join(workspace, ".state/cron.json.broken"), "utf8")).toBe('{"hour":');
+    expect(readFileSync(join(workspace, ".state/cron.json.quarantined"), "utf8")).toBe('{"hour":');
     expect([readFileSync(cronFile, "utf8"), statSync(cronFile).mtimeMs]).toEqual(before);
   });
 

@@ -39,7 +39,7 @@ describe.each(sectionsFrom("s08"))("$name, to a platform that fails", (file) => 
     runner.start();
     const [first] = queue.waiting.get(`telegram ${to}`) ?? [];
     for (const [tries, seconds] of BACKOFF.entries()) {
-      await until(() => first?.tries === tries + 1);
+      await until(() => first?.failures === tries + 1);
       // Bob has his, and of what is for alice nothing goes before the first.
       await telegram.until(() => telegram.textsTo("bob").length === 1);
       expect(telegram.textsTo("alice")).toEqual([]);
@@ -48,8 +48,8 @@ describe.each(sectionsFrom("s08"))("$name, to a platform that fails", (file) => 
       await pass(1);
     }
     await until(() => queue.files.size === 0);
-    const inOrder = ["text of a#0", "text of a#1", "text of a#2", "text of b#0"];
-    expect(telegram.textsTo("alice")).toEqual(inOrder);
+    const runExclusive = ["text of a#0", "text of a#1", "text of a#2", "text of b#0"];
+    expect(telegram.textsTo("alice")).toEqual(runExclusive);
     expect(telegram.textsTo("bob")).toEqual(["text of c#0"]);
     const sums = [0, 5, 30, 150, 750].map((seconds) => seconds * SECOND);
     expect(times("text of a#0")).toEqual(sums);
@@ -68,9 +68,9 @@ describe.each(sectionsFrom("s08"))("$name, to a platform that fails", (file) => 
       runner.start();
       const found: number[] = [];
       while (found.length < 4) {
-        await until(() => one.tries > found.length);
-        found.push((one.next - Date.now()) / SECOND);
-        await pass(one.next - Date.now());
+        await until(() => one.failures > found.length);
+        found.push((one.nextAttemptAt - Date.now()) / SECOND);
+        await pass(one.nextAttemptAt - Date.now());
       }
       return found;
     };
@@ -94,14 +94,14 @@ describe.each(sectionsFrom("s08"))("$name, to a platform that fails", (file) => 
     const [first] = queue.waiting.get(`telegram ${to}`) ?? [];
     runner.start();
     for (const tries of [1, 2, 3, 4]) {
-      await until(() => first?.tries === tries);
-      await pass((first?.next ?? 0) - Date.now());
+      await until(() => first?.failures === tries);
+      await pass((first?.nextAttemptAt ?? 0) - Date.now());
     }
     await until(() => queue.files.size === 0);
     expect(times("text of a#0")).toHaveLength(5);
     expect(telegram.textsTo("alice")).toEqual(["text of a#1!#0", "text of b#0"]);
-    expect(queue.failed().map(({ id }) => id)).toEqual(["a#0", "a#1", "a#2"]);
-    expect(entriesOf(folder, "failed").map(({ why }) => why)).toEqual(
+    expect(queue.deadLetters().map(({ id }) => id)).toEqual(["a#0", "a#1", "a#2"]);
+    expect(entriesOf(folder, "failed").map(({ error }) => error)).toEqual(
       new Array(3).fill(expect.stringContaining("Internal Server Error")),
     );
     expect(filesOf(folder)).toEqual([]);
@@ -119,7 +119,7 @@ describe.each(sectionsFrom("s08"))("$name, to a platform that fails", (file) => 
     await until(() => queue.files.size === 0);
     expect(times("text of a#0")).toEqual([0]);
     expect(telegram.textsTo("alice")).toEqual(["text of b#0"]);
-    expect(queue.failed().map(({ id }) => id)).toEqual(["a#0", "a#1"]);
+    expect(queue.deadLetters().map(({ id }) => id)).toEqual(["a#0", "a#1"]);
   });
 
   it("respects what it is told to wait", async () => {
@@ -135,7 +135,7 @@ describe.each(sectionsFrom("s08"))("$name, to a platform that fails", (file) => 
       return one;
     });
     runner.start();
-    await until(() => alice?.tries === 1 && bob?.tries === 1);
+    await until(() => alice?.failures === 1 && bob?.failures === 1);
     await pass(5 * SECOND);
     await until(() => queue.files.size === 1);
     await pass(35 * SECOND);
@@ -167,7 +167,7 @@ describe.each(sectionsFrom("s08"))("$name, to a platform that fails", (file) => 
     const one = delivery("a#0", { to: chat("alice") });
     queue.add(one);
     runner.start();
-    await until(() => one.tries === 1);
+    await until(() => one.failures === 1);
     expect(telegram.sent.map(({ dropped }) => dropped)).toEqual([true]);
     await pass(5 * SECOND);
     await until(() => queue.files.size === 0);
@@ -181,14 +181,14 @@ describe.each(sectionsFrom("s08"))("$name, time", (file) => {
     stopTheClock();
     const { queue, runner, line, refuse } = openDesk(section);
     const old = NOON - 24 * HOUR;
-    queue.add(delivery("just#0", { at: old }));
-    queue.add(delivery("old#0", { to: "1002", at: old - 1 }));
-    queue.add(delivery("old#1", { to: "1002", at: old - 1 }));
+    queue.add(delivery("just#0", { enqueuedAt: old }));
+    queue.add(delivery("old#0", { to: "1002", enqueuedAt: old - 1 }));
+    queue.add(delivery("old#1", { to: "1002", enqueuedAt: old - 1 }));
     queue.add(delivery("new#0", { to: "1002" }));
     runner.start();
     await until(() => queue.files.size === 0);
     expect(line.taken.sort()).toEqual(["text of just#0", "text of new#0"]);
-    expect(queue.failed().map(({ id }) => id)).toEqual(["old#0", "old#1"]);
+    expect(queue.deadLetters().map(({ id }) => id)).toEqual(["old#0", "old#1"]);
     expect(printed()).toContain("old#0");
 
     // Nor does it wait with that until its turn has come: it may never come.
@@ -200,7 +200,7 @@ describe.each(sectionsFrom("s08"))("$name, time", (file) => {
     expect(queue.files.size).toBe(1);
     await pass(SECOND);
     await until(() => queue.files.size === 0);
-    expect(queue.failed().map(({ id }) => id)).toContain("far#0");
+    expect(queue.deadLetters().map(({ id }) => id)).toContain("far#0");
     expect(line.tried.filter((text) => text === "text of far#0")).toHaveLength(1);
   });
 
@@ -209,9 +209,9 @@ describe.each(sectionsFrom("s08"))("$name, time", (file) => {
     stopTheClock();
     const { queue, runner, line } = openDesk(section);
     const times = vi.spyOn(globalThis, "setTimeout");
-    queue.add(delivery("a#0", { next: NOON + 10 * SECOND }));
+    queue.add(delivery("a#0", { nextAttemptAt: NOON + 10 * SECOND }));
     queue.add(delivery("a#1"));
-    queue.add(delivery("b#0", { to: "1002", next: 8e15 })); // the right type, and nonsense
+    queue.add(delivery("b#0", { to: "1002", nextAttemptAt: 8e15 })); // the right type, and nonsense
     vi.setSystemTime(NOON - 40 * 24 * HOUR);
     runner.start();
     await until(() => line.taken.length === 3);
@@ -228,14 +228,14 @@ describe.each(sectionsFrom("s08"))("$name, time", (file) => {
     const { queue, runner, line } = openDesk(section);
     let reads = 0;
     const waiting = (id: string, to: string) => {
-      const one = delivery(id, { to, next: NOON + HOUR });
-      const next = one.next;
+      const one = delivery(id, { to, nextAttemptAt: NOON + HOUR });
+      const next = one.nextAttemptAt;
       // A delivery that counts how often somebody looks when it is due.
       const get = () => {
         reads += 1;
         return next;
       };
-      return Object.defineProperty(one, "next", { get, enumerable: true });
+      return Object.defineProperty(one, "nextAttemptAt", { get, enumerable: true });
     };
     const crowd = Array.from({ length: 10_000 }, (_, index) => waiting(`m${index}#0`, "crowd"));
     queue.waiting.set("telegram crowd", crowd);
@@ -282,9 +282,9 @@ describe.each(sectionsFrom("s08"))("$name, files", (file) => {
     expect(entriesOf(folder).map(({ id }) => id)).toHaveLength(3);
     await until(() => queue.files.size === 0);
     expect(seen).toMatchObject([
-      { id: "telegram:1:1001:7#0", channel: "telegram", to: "1001", tries: 0, begun: 1 },
-      { id: "telegram:1:1001:7#1", begun: 0 },
-      { id: "telegram:1:1001:7#2", begun: 0 },
+      { id: "telegram:1:1001:7#0", channel: "telegram", to: "1001", failures: 0, unfinished: 1 },
+      { id: "telegram:1:1001:7#1", unfinished: 0 },
+      { id: "telegram:1:1001:7#2", unfinished: 0 },
     ]);
     expect(filesOf(folder)).toEqual([]);
     expect(line.taken).toHaveLength(3);
@@ -322,7 +322,7 @@ describe.each(sectionsFrom("s08"))("$name, files", (file) => {
     plant(folder, "000000000008.json", delivery("b#0"));
     // A copy by hand, or a backup that was brought back.
     plant(folder, "000000000009.json", delivery("b#0"));
-    plant(folder, "done.jsonl", `${JSON.stringify({ at: "x", id: "a#0" })}\n{"id":"torn`);
+    plant(folder, "processed.jsonl", `${JSON.stringify({ at: "x", id: "a#0" })}\n{"id":"torn`);
     const { line, queue, runner } = openDesk(section, folder);
     runner.start();
     await until(() => queue.files.size === 0);
@@ -332,7 +332,7 @@ describe.each(sectionsFrom("s08"))("$name, files", (file) => {
     expect(line.taken).toEqual(["text of b#0", "text of c#0"]);
     expect(filesOf(folder)).toEqual([]);
     // The torn line has not swallowed the ones after it.
-    const log = fs.readFileSync(join(folder, "delivery", "done.jsonl"), "utf8");
+    const log = fs.readFileSync(join(folder, "delivery", "processed.jsonl"), "utf8");
     expect(log.split("\n").filter((one) => /"[bc]#0"}$/.test(one))).toHaveLength(2);
   });
 
@@ -350,15 +350,15 @@ describe.each(sectionsFrom("s08"))("$name, files", (file) => {
       '{"id":"torn#0","te',
       { ...delivery("a#0"), text: 5 },
       { ...delivery("a#0"), to: null },
-      { ...delivery("a#0"), tries: "1" },
-      { ...delivery("a#0"), next: undefined },
-      { ...delivery("a#0"), at: 1.5 },
+      { ...delivery("a#0"), failures: "1" },
+      { ...delivery("a#0"), nextAttemptAt: undefined },
+      { ...delivery("a#0"), enqueuedAt: 1.5 },
     ];
     for (const [index, content] of odd.entries())
       plant(folder, `${String(index + 1).padStart(12, "0")}.json`, content);
     fs.mkdirSync(join(folder, "delivery/failed"), { recursive: true });
     plant(folder, "failed/000000000040.json", "null");
-    plant(folder, "failed/000000000041.json", { ...delivery("f#0"), why: "blocked" });
+    plant(folder, "failed/000000000041.json", { ...delivery("f#0"), error: "blocked" });
     plant(folder, "000000000050.json", delivery("good#0"));
     // Half of one that was being written, and whatever else somebody has put there.
     plant(folder, "000000000051.json.tmp", delivery("temporary#0"));
@@ -369,10 +369,10 @@ describe.each(sectionsFrom("s08"))("$name, files", (file) => {
     await until(() => queue.files.size === 0);
     await turns();
     expect(line.tried).toEqual(["text of good#0"]);
-    expect(queue.failed().map(({ id }) => id)).toEqual(["f#0"]);
-    const asides = filesOf(folder).filter((name) => name.endsWith(".aside"));
+    expect(queue.deadLetters().map(({ id }) => id)).toEqual(["f#0"]);
+    const asides = filesOf(folder).filter((name) => name.endsWith(".quarantined"));
     expect(asides).toHaveLength(odd.length);
-    for (const name of asides) expect(printed()).toContain(name.replace(".aside", ""));
+    for (const name of asides) expect(printed()).toContain(name.replace(".quarantined", ""));
     expect(printed()).toContain("000000000040.json");
     expect(filesOf(folder)).toEqual(expect.arrayContaining(["notes.txt", "51.json.bak"]));
 
@@ -397,18 +397,18 @@ describe.each(sectionsFrom("s08"))("$name, files", (file) => {
     plant(folder, "000000000002.json", delivery("a#1"));
     plant(folder, "000000000003.json", delivery("b#0"));
     expect((await begin()).line.tried).toEqual(["text of a#0"]);
-    expect(entriesOf(folder).map(({ begun }) => begun)).toEqual([1, 0, 0]);
+    expect(entriesOf(folder).map(({ unfinished }) => unfinished)).toEqual([1, 0, 0]);
     expect(printed()).not.toContain("a#0");
     expect((await begin()).line.tried).toEqual(["text of a#0"]);
     expect(printed()).toContain("a#0");
-    expect(entriesOf(folder).map(({ begun }) => begun)).toEqual([2, 0, 0]);
+    expect(entriesOf(folder).map(({ unfinished }) => unfinished)).toEqual([2, 0, 0]);
     // The next start gives it up, with the rest of its reply.
     expect((await begin()).line.tried).toEqual(["text of b#0"]);
     expect(entriesOf(folder, "failed").map(({ id }) => id)).toEqual(["a#0", "a#1"]);
 
     // One that was repeated and taken is done, and has no more to say.
     const other = temporaryFolder();
-    plant(other, "000000000001.json", delivery("x#0", { begun: 1 }));
+    plant(other, "000000000001.json", delivery("x#0", { unfinished: 1 }));
     const { line, queue, runner } = openDesk(await load08(file), other);
     runner.start();
     await until(() => queue.files.size === 0);
@@ -424,7 +424,7 @@ describe.each(sectionsFrom("s08"))("$name, files", (file) => {
     runner.start();
     await until(() => line.tried.length === 1);
     await turns();
-    expect(entriesOf(folder)).toMatchObject([{ begun: 0, tries: 1 }]);
+    expect(entriesOf(folder)).toMatchObject([{ unfinished: 0, failures: 1 }]);
     vi.clearAllTimers(); // the first one is no more
     const said = printed().length;
     const next = openDesk(await load08(file), folder);
@@ -449,14 +449,14 @@ describe.each(sectionsFrom("s08"))("$name, files", (file) => {
       rename(from, to);
     });
     const [first] = desk.queue.waiting.get("telegram 1001") ?? [];
-    expect(() => first && desk.queue.fail(first, "blocked")).toThrow("killed");
+    expect(() => first && desk.queue.deadLetter(first, "blocked")).toThrow("killed");
     killed.mockRestore();
     const next = openDesk(section, folder);
     next.line.fate = () => next.refuse("blocked", true);
     next.runner.start();
     await until(() => next.queue.files.size === 0);
     expect(next.line.tried).toEqual(["text of a#0"]);
-    expect(next.queue.failed().map(({ id }) => id)).toEqual(["a#0", "a#1", "a#2"]);
+    expect(next.queue.deadLetters().map(({ id }) => id)).toEqual(["a#0", "a#1", "a#2"]);
   });
 
   it("waits for a full disk, before the send and after it, and sends once", async () => {
@@ -479,7 +479,7 @@ describe.each(sectionsFrom("s08"))("$name, files", (file) => {
       await pass(60 * SECOND);
       await until(() => queue.files.size === 0);
       expect(line.tried, method).toEqual(["text of a#0", "text of a#1"]);
-      expect(queue.failed()).toEqual([]);
+      expect(queue.deadLetters()).toEqual([]);
     }
     expect(printed()).not.toContain("a#0:"); // it never was in doubt whether it was sent
   });
@@ -493,7 +493,7 @@ describe.each(sectionsFrom("s08"))("$name, files", (file) => {
     runner.start();
     await until(() => line.taken.length === 1);
     await pass(HOUR);
-    expect(entriesOf(folder)).toMatchObject([{ id: "f#0", tries: 0 }]);
+    expect(entriesOf(folder)).toMatchObject([{ id: "f#0", failures: 0 }]);
   });
 });
 
@@ -505,7 +505,7 @@ describe.each(sectionsFrom("s08"))("$name, the road", (file) => {
     line.fate = () => new Promise(() => {}); // nothing is sent before the kill
     const message = section.route(inbound(), app);
     app.inbox.add(message);
-    const finish = vi.spyOn(app.inbox, "finish").mockImplementation(() => {
+    const finish = vi.spyOn(app.inbox, "acknowledge").mockImplementation(() => {
       throw new Error("killed");
     });
     model.fail("400");
@@ -538,7 +538,7 @@ describe.each(sectionsFrom("s08"))("$name, the road", (file) => {
       return section.accept(app, message).done;
     };
     model.fail("400");
-    vi.spyOn(app.inbox, "finish").mockImplementation(() => {}); // killed before that
+    vi.spyOn(app.inbox, "acknowledge").mockImplementation(() => {}); // killed before that
     vi.spyOn(app.inbox, "add").mockImplementation(() => true); // and taken up after the start
     await run();
     model.script(say("its answer"));

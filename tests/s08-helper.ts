@@ -61,7 +61,7 @@ export async function until(condition: () => boolean): Promise<void> {
 export function delivery(id: string, more: Partial<Delivery> = {}): Delivery {
   const now = Date.now();
   const words = { channel: "telegram", to: "1001", text: `text of ${id}` };
-  return { id, ...words, at: now, next: now, tries: 0, begun: 0, ...more };
+  return { id, ...words, enqueuedAt: now, nextAttemptAt: now, failures: 0, unfinished: 0, ...more };
 }
 
 /** What becomes of a message: nothing, or it throws. */
@@ -121,7 +121,7 @@ export async function openTelegram(section: S08, folder = temporaryFolder()) {
 /** The files in a folder of the queue, without its log. */
 export function filesOf(folder: string, ...more: string[]): string[] {
   const names = fs.readdirSync(join(folder, "delivery", ...more)).sort();
-  return names.filter((name) => !["done.jsonl", "failed"].includes(name));
+  return names.filter((name) => !["processed.jsonl", "failed"].includes(name));
 }
 
 /** What those files say. */

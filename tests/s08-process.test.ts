@@ -41,7 +41,11 @@ describe.each(englishFrom("s08"))("$name", (section) => {
       await world.telegramSays("alice", "in parts").confirmed;
       await sending(world);
       // All of the reply was on disk before the first part left; its message is done.
-      expect(entriesOf(world.state)).toMatchObject([{ begun: 1 }, { begun: 0 }, { begun: 0 }]);
+      expect(entriesOf(world.state)).toMatchObject([
+        { unfinished: 1 },
+        { unfinished: 0 },
+        { unfinished: 0 },
+      ]);
       const [first] = entriesOf(world.state);
       await inboxEmpty(world);
       await world.kill();
@@ -103,7 +107,7 @@ describe.each(englishFrom("s08"))("$name", (section) => {
     const { telegram, program } = world;
     expect(await world.telegramHears("alice")).toBe("left over");
     for (const name of ["000000000001.json", "000000000002.json"])
-      expect(program.text).toMatch(new RegExp(`${name} is set aside: .+`));
+      expect(program.text).toMatch(new RegExp(`${name} is quarantined: .+`));
 
     telegram.fail({ kind: "403", chat: "alice" });
     await world.telegramSays("alice", "hello").confirmed;
@@ -117,7 +121,7 @@ describe.each(englishFrom("s08"))("$name", (section) => {
     await world.telegramSays("bob", "hello, too").confirmed;
     await program.until(/not sent: simulated\. Again in [5-7] s\./);
     const [waiting] = entriesOf(world.state);
-    expect(waiting).toMatchObject({ tries: 1, begun: 0, channel: "telegram" });
+    expect(waiting).toMatchObject({ failures: 1, unfinished: 0, channel: "telegram" });
     expect(await program.ask("/queue")).toContain(String(waiting?.id));
     expect(await rpc(world, "delivery.status")).toEqual({
       ...{ sent: 2, retried: 1, failed: 1 },

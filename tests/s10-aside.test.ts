@@ -14,10 +14,10 @@ it.each(englishFrom("s04"))(
     for (const text of ["one", "two"]) {
       const message = inbound({ text });
       new Inbox(folder).add(message); // a life of its own each time
-      for (let life = 0; life < 3; life++) new Inbox(folder).begin([message]);
+      for (let life = 0; life < 3; life++) new Inbox(folder).countAttempt([message]);
       new Inbox(folder);
     }
-    const names = readdirSync(folder).filter((name) => name.endsWith(".aside"));
+    const names = readdirSync(folder).filter((name) => name.endsWith(".quarantined"));
     const texts = names.map((name) => JSON.parse(readFileSync(join(folder, name), "utf8")).text);
     expect(texts.sort()).toEqual(["one", "two"]);
   },

@@ -376,7 +376,7 @@ describe.each(sectionsFrom("s10"))("$name: the lanes", (section) => {
     const waits = [queue.run("ada", inside("a2")), queue.run("bob", inside("b1"))];
     const failures = waits.map((one) => one.catch((error) => error));
     let isOver = false;
-    const over = queue.drain().then(() => {
+    const over = queue.shutDown().then(() => {
       isOver = true;
     });
     await turns();
@@ -393,6 +393,6 @@ describe.each(sectionsFrom("s10"))("$name: the lanes", (section) => {
     expect(await delivery).toBe("reply done");
     await over;
     expect(begun).toEqual(["a1", "reply"]);
-    await queue.drain(); // there is nothing left, so it is over at once
+    await queue.shutDown(); // there is nothing left, so it is over at once
   });
 });

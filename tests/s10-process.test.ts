@@ -91,7 +91,7 @@ describe.each(englishFrom("s10"))("$name", (section) => {
       expect(world.requestsAbout("five")).toEqual([]);
       const left = world.inboxEntries();
       expect(left.map(({ text }) => text.split(" ")[0]).sort()).toEqual(["five", "two"]);
-      expect(left.map(({ begun }) => begun ?? 0)).toEqual([0, 0]);
+      expect(left.map(({ attempts }) => attempts ?? 0)).toEqual([0, 0]);
       await world.start();
       expect(await world.telegramHears("alice")).toBe("re: two");
       expect(await world.telegramHears("family")).toBe("re: five");
@@ -134,7 +134,7 @@ describe.each(englishFrom("s10"))("$name", (section) => {
       expect(await world.telegramHears("club")).toBe("re: job a");
       expect((await world.program.end()).code).toBe(0);
       const left = world.inboxEntries();
-      expect(left.map(({ id, begun = 0 }) => [id.slice(0, 7), begun])).toEqual([["cron:b:", 0]]);
+      expect(left.map(({ id, attempts = 0 }) => [id.slice(0, 7), attempts])).toEqual([["cron:b:", 0]]);
       await world.start();
       expect(await world.telegramHears("club")).toBe("re: job b");
       await world.inboxDone();
@@ -169,7 +169,7 @@ describe.each(englishFrom("s10"))("$name", (section) => {
       expect(await world.telegramHears("alice")).toBe("re: one");
       expect((await world.program.end()).code).toBe(0);
       expect(world.requestsAbout("job late")).toEqual([]);
-      expect(world.inboxEntries().map(({ begun = 0 }) => begun)).toEqual([0]);
+      expect(world.inboxEntries().map(({ attempts = 0 }) => attempts)).toEqual([0]);
     },
     SEVERAL.timeout,
   );
@@ -184,7 +184,7 @@ describe.each(englishFrom("s10"))("$name", (section) => {
       world.program.kill("SIGTERM");
       expect((await world.program.end()).code).toBe(0);
       hold.release();
-      expect(world.inboxEntries().map(({ begun }) => begun)).toEqual([1]);
+      expect(world.inboxEntries().map(({ attempts }) => attempts)).toEqual([1]);
       await world.start();
       expect(await world.telegramHears("alice")).toBe("re: one");
       await world.inboxDone();
@@ -220,7 +220,9 @@ describe.each(englishFrom("s10"))("$name", (section) => {
     hold.release();
     const { code } = await program.finish();
     expect(code).toBe(0);
-    const done = readFileSync(join(world.state, "inbox/done.jsonl"), "utf8").trim().split("\n");
+    const done = readFileSync(join(world.state, "inbox/processed.jsonl"), "utf8")
+      .trim()
+      .split("\n");
     expect(done).toHaveLength(2); // of the one that was reset, too
     expect(existsSync(join(world.state, "lock"))).toBe(false);
   });

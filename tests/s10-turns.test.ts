@@ -79,7 +79,13 @@ describe.each(sectionsFrom("s10"))("$name: who waits for whom", (section) => {
     await turns();
     expect([road.lane("main").active, road.lane("main").waiting.size]).toEqual([4, 1]);
     expect(road.model.log).toHaveLength(4);
-    expect(road.app.inbox.pending().map(({ begun }) => begun)).toEqual([1, 1, 1, 1, undefined]);
+    expect(road.app.inbox.pending().map(({ attempts }) => attempts)).toEqual([
+      1,
+      1,
+      1,
+      1,
+      undefined,
+    ]);
     holds[2]?.release(); // whichever it is
     expect(await fifth).toBe("re: from 5");
     for (const { release } of holds) release();
@@ -141,7 +147,7 @@ describe.each(sectionsFrom("s10"))("$name: who waits for whom", (section) => {
     await turns();
     expect(clock.running).toEqual([1800]); // it waits for as long as it takes
     expect(road.lane("cron").reset()).toBe(0);
-    expect(road.app.inbox.pending().map(({ begun = 0 }) => begun)).toEqual([1, 0]);
+    expect(road.app.inbox.pending().map(({ attempts = 0 }) => attempts)).toEqual([1, 0]);
     open[0]?.("at last");
     expect(await done).toBe("re: please hang");
     expect(await waits).toBe("re: job a");

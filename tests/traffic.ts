@@ -172,7 +172,7 @@ interface InboxFile {
   text: string;
   channel: string;
   peerId: string;
-  begun?: number;
+  attempts?: number;
 }
 
 interface QueueFile {
@@ -180,8 +180,8 @@ interface QueueFile {
   channel: string;
   to: string;
   text: string;
-  begun: number;
-  why?: string;
+  unfinished: number;
+  error?: string;
 }
 
 /** The records of a file of lines, or those of all JSON files in a folder whose name fits. */
@@ -404,9 +404,9 @@ class Torture {
     for (const { id, channel } of inbox)
       if (channel === "cron") this.#runs.set(id, (this.#runs.get(id) ?? 0) + 1);
     this.#lookAtDueTimes([...inbox, ...this.#aside()].map(({ id }) => id));
-    const done = new Set(this.#ids("delivery/done.jsonl"));
+    const done = new Set(this.#ids("delivery/processed.jsonl"));
     const queue = readFolder<QueueFile>(this.#path("delivery")).filter(({ id }) => !done.has(id));
-    const begun = queue.filter((one) => one.begun > 0);
+    const begun = queue.filter((one) => one.unfinished > 0);
     const recipients = new Set<string>();
     for (const one of begun) {
       const place = `${one.channel} ${one.to}`;
@@ -422,7 +422,7 @@ class Torture {
   #lookAtDueTimes(kept: string[]): void {
     const file = this.#path("cron.json");
     const states = existsSync(file) ? JSON.parse(readFileSync(file, "utf8")) : {};
-    const known = new Set([...kept, ...this.#ids("inbox/done.jsonl")]);
+    const known = new Set([...kept, ...this.#ids("inbox/processed.jsonl")]);
     for (const id of JOB_IDS) {
       const due: number | undefined = states[id]?.due;
       const before = this.#due.get(id);
@@ -519,7 +519,7 @@ class Torture {
   }
 
   #aside(): (InboxFile & { name: string })[] {
-    return readFolder<InboxFile>(this.#path("inbox"), /\.aside$/);
+    return readFolder<InboxFile>(this.#path("inbox"), /\.quarantined$/);
   }
 
   #wasSetAside({ conversation, number }: Said): boolean {
@@ -530,10 +530,10 @@ class Torture {
   report(): Report {
     const violations: string[] = [];
     const failed = readFolder<QueueFile>(this.#path("delivery/failed"));
-    const twice = failed.filter(({ why }) => why?.startsWith("the program ended twice"));
+    const twice = failed.filter(({ error }) => error?.startsWith("the program ended twice"));
     const aside = this.#aside();
-    for (const { id, why } of failed) {
-      if (!why?.startsWith("the program ended twice")) violations.push(`failed: ${id}: ${why}`);
+    for (const { id, error } of failed) {
+      if (!error?.startsWith("the program ended twice")) violations.push(`failed: ${id}: ${error}`);
     }
     const said = (id: string) => this.#output.includes(`${id}: not sent for good`);
     for (const reply of new Set(failed.map(({ id }) => id.replace(/#\d+$/, "")))) {
@@ -543,12 +543,12 @@ class Torture {
     for (const { name } of aside) {
       if (
         !this.#output.includes(
-          `${name.replace(/(\.[\da-f]+)?\.aside$/, "")} of the inbox is set aside`,
+          `${name.replace(/(\.[\da-f]+)?\.quarantined$/, "")} of the inbox is quarantined`,
         )
       )
         violations.push(`set aside without a word: ${name}`);
     }
-    const moved = this.#output.match(/ of the inbox is set aside/g)?.length ?? 0;
+    const moved = this.#output.match(/ of the inbox is quarantined/g)?.length ?? 0;
     if (moved !== aside.length)
       violations.push(`${moved} set aside, but ${aside.length} are there`);
     violations.push(...this.#crowded.map((place) => `two sends under way: ${place}`));
@@ -701,8 +701,8 @@ class Torture {
   }
 
   #judgeJobs(violations: string[]): Record<string, number> {
-    const finished = readLines<{ at: string; id: string }>(this.#path("inbox/done.jsonl"));
-    const delivered = new Set(this.#ids("delivery/done.jsonl"));
+    const finished = readLines<{ at: string; id: string }>(this.#path("inbox/processed.jsonl"));
+    const delivered = new Set(this.#ids("delivery/processed.jsonl"));
     const aside = new Set(this.#aside().map(({ id }) => id));
     const ends = new Map(finished.map(({ id, at }) => [id, Date.parse(at)]));
     let [runs, lost, again, twice] = [0, 0, 0, 0];

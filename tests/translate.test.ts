@@ -98,19 +98,19 @@ describe("messages", () => {
     expect(ids(source)).toEqual(["help"]);
   });
 
-  test("texts: conditionals, sums, tables, and text() inside of another", () => {
+  test("texts: conditionals, sums, tables, and t() inside of another", () => {
     const source = `
       info(x === "no" ? "a" : y ? \`b \${z}\` : "c" + "d");
       warn(["e", rows.map((row) => \`f \${row["no"]}\`)].join("no"));
-      say(pad(text("g"), "no") ?? "h");
-      const table = { key: text("i"), other: "no" };
-      fail(("j" as string) || \`\${(ok && text("k")) || "l"} m\`);
+      say(pad(t("g"), "no") ?? "h");
+      const table = { key: t("i"), other: "no" };
+      fail(("j" as string) || \`\${(ok && t("k")) || "l"} m\`);
     `;
     const found = ids(source).map((id) => id.slice(0, 1));
     expect(found.sort().join("")).toBe("$abcdefghijkl");
     const { text, problems } = translated(source, pseudoOf(source));
     expect(problems).toEqual([]);
-    expect(text).toContain('`«${(ok && text("«k»")) || "«l»"} m»`');
+    expect(text).toContain('`«${(ok && t("«k»")) || "«l»"} m»`');
   });
 
   test("a new order of placeholders; quotes as the literal needs them", () => {

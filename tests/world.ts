@@ -266,7 +266,7 @@ function message() {
     media: [] as { kind: string; id: string }[], // empty, but not of nothing
     at: 1_767_600_000_000,
     part: undefined as string | undefined, // as above
-    begun: undefined as number | undefined, // as above
+    attempts: undefined as number | undefined, // as above
     sessionKey: "agent:luna:telegram:direct:1001",
     agentId: "luna",
   };
@@ -411,7 +411,9 @@ export class World {
   /** The names of the files of the inbox. */
   inboxFiles(): string[] {
     const folder = join(this.state, "inbox");
-    return existsSync(folder) ? readdirSync(folder).filter((name) => name !== "done.jsonl") : [];
+    return existsSync(folder)
+      ? readdirSync(folder).filter((name) => name !== "processed.jsonl")
+      : [];
   }
 
   /**
@@ -434,7 +436,7 @@ export class World {
   }
 
   /** What was begun how often, as the inbox has it. */
-  inboxEntries(): { id: string; text: string; sessionKey: string; begun?: number }[] {
+  inboxEntries(): { id: string; text: string; sessionKey: string; attempts?: number }[] {
     const files = this.inboxFiles().filter((name) => name.endsWith(".json"));
     return files.map((name) => JSON.parse(readFileSync(join(this.state, "inbox", name), "utf8")));
   }

@@ -103,7 +103,7 @@ function literals(node: Node | null): Node[] {
   return node.type === "TemplateLiteral" ? [node, ...inner] : inner;
 }
 
-const SPEAKERS = ["say", "info", "warn", "fail", "text"];
+const SPEAKERS = ["say", "info", "warn", "fail", "t"];
 
 /** The literals of all terminal texts in their order, also those without words. */
 export function textNodes(program: Program): Node[] {

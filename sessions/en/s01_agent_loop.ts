@@ -47,7 +47,7 @@ const sayLine = (line: string) => say(`${atLineStart ? "" : "\n"}${line}\n`);
 export const info = (line: string) => sayLine(tint(2, line));
 export const fail = (line: string) => sayLine(tint(31, line));
 /** Marks a sentence for people that is not printed right here, so that it can be translated. */
-export const text = (sentence: string) => sentence;
+export const t = (sentence: string) => sentence;
 
 /** Reads lines from a person or a pipe, and hands them over one at a time. */
 export class Terminal {
@@ -105,15 +105,15 @@ export interface TurnOptions {
 }
 
 /** After these the model is not done; after the others it is, and here is what to tell a person. */
-const GO_ON = new Set(["pause_turn"]);
+const CONTINUE_REASONS = new Set(["pause_turn"]);
 const STOP_NOTES: Record<string, string> = {
   end_turn: "",
   stop_sequence: "",
-  max_tokens: text("\n(The reply was cut off: it reached its limit of tokens.)"),
-  refusal: text("\n(The model refused. From now on it will not see this turn.)"),
-  model_context_window_exceeded: text("\n(Cut off: the model can read no more than this.)"),
+  max_tokens: t("\n(The reply was cut off: it reached its limit of tokens.)"),
+  refusal: t("\n(The model refused. From now on it will not see this turn.)"),
+  model_context_window_exceeded: t("\n(Cut off: the model can read no more than this.)"),
 };
-const noteOf = (m: Message) => ("stop_reason" in m && STOP_NOTES[m.stop_reason ?? ""]) || "";
+const stopNote = (m: Message) => ("stop_reason" in m && STOP_NOTES[m.stop_reason ?? ""]) || "";
 const startsTurn = ({ role }: Entry) => role === "user";
 
 /** The history as the API accepts it: nothing blank, nothing refused, the roles in turn. */
@@ -162,21 +162,22 @@ export async function continueTurn(conversation: Conversation, options: TurnOpti
   while (needsReply(conversation.messages.at(-1))) {
     const reply = await callModel(buildRequest(conversation, options), options);
     conversation.append(reply);
-    options.onText?.(noteOf(reply));
+    options.onText?.(stopNote(reply));
   }
 }
 
-const needsReply = (last?: Message) => last?.role === "user" || GO_ON.has(last?.stop_reason ?? "");
+const needsReply = (last?: Message) =>
+  last?.role === "user" || CONTINUE_REASONS.has(last?.stop_reason ?? "");
 
 /** Brings the turn to its end. Gives all that was said since the person spoke. */
 export async function finishTurn(conversation: Conversation, options: TurnOptions) {
   await continueTurn(conversation, options);
   const start = conversation.messages.findLastIndex(startsTurn) + 1;
-  return conversation.messages.slice(start).map(spoken).filter(Boolean).join("\n\n");
+  return conversation.messages.slice(start).map(textOf).filter(Boolean).join("\n\n");
 }
 
-const spoken = (message: Message) =>
-  message.content.map((b) => (b.type === "text" ? b.text : "")).join("") + noteOf(message);
+const textOf = (message: Message) =>
+  message.content.map((b) => (b.type === "text" ? b.text : "")).join("") + stopNote(message);
 
 /** One turn. What the person said is on record before the model is asked, and stays there. */
 export async function runTurn(conversation: Conversation, input: string, options: TurnOptions) {

@@ -53,7 +53,7 @@ const sayLine = (line: string) => say(`${atLineStart ? "" : "\n"}${line}\n`);
 export const info = (line: string) => sayLine(tint(2, line));
 export const fail = (line: string) => sayLine(tint(31, line));
 /** Marks a sentence for people that is not printed right here, so that it can be translated. */
-export const text = (sentence: string) => sentence;
+export const t = (sentence: string) => sentence;
 
 /** Reads lines from a person or a pipe, and hands them over one at a time. */
 export class Terminal {
@@ -111,15 +111,15 @@ export interface TurnOptions {
 }
 
 /** After these the model is not done; after the others it is, and here is what to tell a person. */
-const GO_ON = new Set(["pause_turn"]);
+const CONTINUE_REASONS = new Set(["pause_turn"]);
 const STOP_NOTES: Record<string, string> = {
   end_turn: "",
   stop_sequence: "",
-  max_tokens: text("\n(The reply was cut off: it reached its limit of tokens.)"),
-  refusal: text("\n(The model refused. From now on it will not see this turn.)"),
-  model_context_window_exceeded: text("\n(Cut off: the model can read no more than this.)"),
+  max_tokens: t("\n(The reply was cut off: it reached its limit of tokens.)"),
+  refusal: t("\n(The model refused. From now on it will not see this turn.)"),
+  model_context_window_exceeded: t("\n(Cut off: the model can read no more than this.)"),
 };
-const noteOf = (m: Message) => ("stop_reason" in m && STOP_NOTES[m.stop_reason ?? ""]) || "";
+const stopNote = (m: Message) => ("stop_reason" in m && STOP_NOTES[m.stop_reason ?? ""]) || "";
 const startsTurn = (entry: Entry) => entry.role === "user" && resultsIn(entry).length === 0;
 
 /** The history as the API accepts it: nothing blank, nothing refused, the roles in turn. */
@@ -176,7 +176,7 @@ export async function continueTurn(conversation: Conversation, options: TurnOpti
     checkRounds(conversation);
     const reply = await callModel(buildRequest(conversation, options), options);
     conversation.append(reply);
-    options.onText?.(noteOf(reply));
+    options.onText?.(stopNote(reply));
     if (reply.stop_reason !== "tool_use") continue;
     const turn = { ...options, conversation };
     const results = await Promise.all(callsIn(reply).map((call) => runTool(call, turn)));
@@ -184,17 +184,18 @@ export async function continueTurn(conversation: Conversation, options: TurnOpti
   }
 }
 
-const needsReply = (last?: Message) => last?.role === "user" || GO_ON.has(last?.stop_reason ?? "");
+const needsReply = (last?: Message) =>
+  last?.role === "user" || CONTINUE_REASONS.has(last?.stop_reason ?? "");
 
 /** Brings the turn to its end. Gives all that was said since the person spoke. */
 export async function finishTurn(conversation: Conversation, options: TurnOptions) {
   await continueTurn(conversation, options);
   const start = conversation.messages.findLastIndex(startsTurn) + 1;
-  return conversation.messages.slice(start).map(spoken).filter(Boolean).join("\n\n");
+  return conversation.messages.slice(start).map(textOf).filter(Boolean).join("\n\n");
 }
 
-const spoken = (message: Message) =>
-  message.content.map((b) => (b.type === "text" ? b.text : "")).join("") + noteOf(message);
+const textOf = (message: Message) =>
+  message.content.map((b) => (b.type === "text" ? b.text : "")).join("") + stopNote(message);
 
 /** One turn. What the person said is on record before the model is asked, and stays there. */
 export async function runTurn(conversation: Conversation, input: string, options: TurnOptions) {
@@ -258,7 +259,7 @@ export const HANDLERS: Record<string, Handler> = {
     editText(String(input.path), String(input.old_text), String(input.new_text)),
 };
 
-GO_ON.add("tool_use");
+CONTINUE_REASONS.add("tool_use");
 const MAX_ROUNDS = 50;
 const OUTPUT_LIMIT = 30_000; // characters of one result, half of them from each end
 

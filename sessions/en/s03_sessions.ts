@@ -56,7 +56,7 @@ export const info = (line: string) => sayLine(tint(2, line));
 export const warn = (line: string) => sayLine(tint(33, line));
 export const fail = (line: string) => sayLine(tint(31, line));
 /** Marks a sentence for people that is not printed right here, so that it can be translated. */
-export const text = (sentence: string) => sentence;
+export const t = (sentence: string) => sentence;
 
 /** Reads lines from a person or a pipe, and hands them over one at a time. */
 export class Terminal {
@@ -114,15 +114,15 @@ export interface TurnOptions {
 }
 
 /** After these the model is not done; after the others it is, and here is what to tell a person. */
-const GO_ON = new Set(["pause_turn"]);
+const CONTINUE_REASONS = new Set(["pause_turn"]);
 const STOP_NOTES: Record<string, string> = {
   end_turn: "",
   stop_sequence: "",
-  max_tokens: text("\n(The reply was cut off: it reached its limit of tokens.)"),
-  refusal: text("\n(The model refused. From now on it will not see this turn.)"),
-  model_context_window_exceeded: text("\n(Cut off: the model can read no more than this.)"),
+  max_tokens: t("\n(The reply was cut off: it reached its limit of tokens.)"),
+  refusal: t("\n(The model refused. From now on it will not see this turn.)"),
+  model_context_window_exceeded: t("\n(Cut off: the model can read no more than this.)"),
 };
-const noteOf = (m: Message) => ("stop_reason" in m && STOP_NOTES[m.stop_reason ?? ""]) || "";
+const stopNote = (m: Message) => ("stop_reason" in m && STOP_NOTES[m.stop_reason ?? ""]) || "";
 const startsTurn = (entry: Entry) => entry.role === "user" && resultsIn(entry).length === 0;
 
 /** The history as the API accepts it: nothing blank, nothing refused, the roles in turn. */
@@ -179,7 +179,7 @@ export async function continueTurn(conversation: Conversation, options: TurnOpti
     checkRounds(conversation);
     const reply = await callModel(buildRequest(conversation, options), options);
     conversation.append(reply);
-    options.onText?.(noteOf(reply));
+    options.onText?.(stopNote(reply));
     if (reply.stop_reason !== "tool_use") continue;
     const turn = { ...options, conversation };
     const results = await Promise.all(callsIn(reply).map((call) => runTool(call, turn)));
@@ -187,17 +187,18 @@ export async function continueTurn(conversation: Conversation, options: TurnOpti
   }
 }
 
-const needsReply = (last?: Message) => last?.role === "user" || GO_ON.has(last?.stop_reason ?? "");
+const needsReply = (last?: Message) =>
+  last?.role === "user" || CONTINUE_REASONS.has(last?.stop_reason ?? "");
 
 /** Brings the turn to its end. Gives all that was said since the person spoke. */
 export async function finishTurn(conversation: Conversation, options: TurnOptions) {
   await GUARD.run(conversation, options, () => continueTurn(conversation, options));
   const start = conversation.messages.findLastIndex(startsTurn) + 1;
-  return conversation.messages.slice(start).map(spoken).filter(Boolean).join("\n\n");
+  return conversation.messages.slice(start).map(textOf).filter(Boolean).join("\n\n");
 }
 
-const spoken = (message: Message) =>
-  message.content.map((b) => (b.type === "text" ? b.text : "")).join("") + noteOf(message);
+const textOf = (message: Message) =>
+  message.content.map((b) => (b.type === "text" ? b.text : "")).join("") + stopNote(message);
 
 /** One turn. What the person said is on record before the model is asked, and stays there. */
 export async function runTurn(conversation: Conversation, input: string, options: TurnOptions) {
@@ -261,7 +262,7 @@ export const HANDLERS: Record<string, Handler> = {
     editText(String(input.path), String(input.old_text), String(input.new_text)),
 };
 
-GO_ON.add("tool_use");
+CONTINUE_REASONS.add("tool_use");
 const MAX_ROUNDS = 50;
 const OUTPUT_LIMIT = 30_000; // characters of one result, half of them from each end
 
@@ -511,7 +512,7 @@ interface LogRecord {
  * A file of JSON lines that is only ever appended to. A line that can't be read, torn by a
  * crash perhaps, stays where it is, is named by its number, and hides no other.
  */
-class Log {
+class JsonlFile {
   readonly file: string;
   lines = 0;
   #torn = false;
@@ -564,14 +565,14 @@ export class Session extends Conversation {
   header = { key: "", label: "", at: "" };
   summary = ""; // of what compaction took out of the list
   rewritten = 0; // so many messages from the start the API's figures no longer describe
-  #log: Log;
+  #log: JsonlFile;
   #lines = new Map<Message, number>();
 
   /** Replays the file. */
   constructor(file: string) {
     super();
     this.id = path.basename(file, ".jsonl");
-    this.#log = new Log(file);
+    this.#log = new JsonlFile(file);
     for (const { line, record } of this.#log.read()) this.#replay(record, line);
   }
 
@@ -691,8 +692,8 @@ export class SessionStore {
     const id = fs.readFileSync(pointer, "utf8");
     if (/^[\w-]+$/.test(id) && fs.existsSync(this.#file(key, id)))
       return new Session(this.#file(key, id));
-    fs.renameSync(pointer, `${pointer}.broken`);
-    warn(`${pointer} named no session and is set aside; going on with the newest one.`);
+    fs.renameSync(pointer, `${pointer}.quarantined`);
+    warn(`${pointer} named no session and is quarantined; going on with the newest one.`);
     return this.list(key).at(-1);
   }
 
@@ -928,7 +929,7 @@ function command(name: string, help: string, run: Command["run"]): void {
 async function runCommand(line: string, app: App, options: TurnOptions): Promise<string> {
   const [name = "", ...rest] = line.slice(1).split(" ");
   const found = Object.hasOwn(COMMANDS, name) ? COMMANDS[name] : undefined;
-  if (!found) return text(`There is no command /${name}. /help lists them.`);
+  if (!found) return t(`There is no command /${name}. /help lists them.`);
   return [await found.run(rest.join(" ").trim(), app, options)].flat().join("\n");
 }
 
@@ -938,7 +939,7 @@ command("help", "what you can type here", () =>
 
 command("new", "[label]: begin a new session", (label, { store, key }) => {
   const { id } = store.create(key, label);
-  return text(`Session ${id} begins. The old one is kept: /list shows it.`);
+  return t(`Session ${id} begins. The old one is kept: /list shows it.`);
 });
 
 command("list", "the sessions of this conversation", (_args, { store, key }) => {
@@ -950,18 +951,18 @@ command("list", "the sessions of this conversation", (_args, { store, key }) => 
 
 command("switch", "<id>: go back to a session, by the beginning of its id", (id, app) => {
   const session = app.store.switch(app.key, id);
-  return text(`In session ${session.id}, ${session.messages.length} messages.`);
+  return t(`In session ${session.id}, ${session.messages.length} messages.`);
 });
 
 command("context", "how full the context window is", (_args, { store, key }) => {
   const size = GUARD.size(store.current(key));
   const percent = Math.round((size / GUARD.limit) * 100);
-  return text(`About ${size} of ${GUARD.limit} tokens (${percent}%).`);
+  return t(`About ${size} of ${GUARD.limit} tokens (${percent}%).`);
 });
 
 command("compact", "put a summary in the place of the older turns", async (_args, app, options) => {
   const done = await GUARD.summarise(app.store.current(app.key), options, KEPT);
-  return done ? text("Done.") : text("Nothing to summarise yet.");
+  return done ? t("Done.") : t("Nothing to summarise yet.");
 });
 
 const TERMINAL_KEY = "agent:luna:cli:direct:owner"; // agent, name, channel, kind, who

@@ -69,7 +69,7 @@ export const info = (line: string) => sayLine(tint(2, line));
 export const warn = (line: string) => sayLine(tint(33, line));
 export const fail = (line: string) => sayLine(tint(31, line));
 /** Marks a sentence for people that is not printed right here, so that it can be translated. */
-export const text = (sentence: string) => sentence;
+export const t = (sentence: string) => sentence;
 
 let typing: Interface | undefined; // set while somebody may be typing at the prompt
 
@@ -146,15 +146,15 @@ export interface TurnOptions {
 }
 
 /** After these the model is not done; after the others it is, and here is what to tell a person. */
-const GO_ON = new Set(["pause_turn"]);
+const CONTINUE_REASONS = new Set(["pause_turn"]);
 const STOP_NOTES: Record<string, string> = {
   end_turn: "",
   stop_sequence: "",
-  max_tokens: text("\n(The reply was cut off: it reached its limit of tokens.)"),
-  refusal: text("\n(The model refused. From now on it will not see this turn.)"),
-  model_context_window_exceeded: text("\n(Cut off: the model can read no more than this.)"),
+  max_tokens: t("\n(The reply was cut off: it reached its limit of tokens.)"),
+  refusal: t("\n(The model refused. From now on it will not see this turn.)"),
+  model_context_window_exceeded: t("\n(Cut off: the model can read no more than this.)"),
 };
-const noteOf = (m: Message) => ("stop_reason" in m && STOP_NOTES[m.stop_reason ?? ""]) || "";
+const stopNote = (m: Message) => ("stop_reason" in m && STOP_NOTES[m.stop_reason ?? ""]) || "";
 const startsTurn = (entry: Entry) => entry.role === "user" && resultsIn(entry).length === 0;
 
 /** The history as the API accepts it: nothing blank, nothing refused, the roles in turn. */
@@ -211,7 +211,7 @@ export async function continueTurn(conversation: Conversation, options: TurnOpti
     checkRounds(conversation);
     const reply = await callModel(buildRequest(conversation, options), options);
     conversation.append(reply);
-    options.onText?.(noteOf(reply));
+    options.onText?.(stopNote(reply));
     if (reply.stop_reason !== "tool_use") continue;
     const turn = { ...options, conversation };
     const results = await Promise.all(callsIn(reply).map((call) => runTool(call, turn)));
@@ -219,17 +219,18 @@ export async function continueTurn(conversation: Conversation, options: TurnOpti
   }
 }
 
-const needsReply = (last?: Message) => last?.role === "user" || GO_ON.has(last?.stop_reason ?? "");
+const needsReply = (last?: Message) =>
+  last?.role === "user" || CONTINUE_REASONS.has(last?.stop_reason ?? "");
 
 /** Brings the turn to its end. Gives all that was said since the person spoke. */
 export async function finishTurn(conversation: Conversation, options: TurnOptions) {
   await GUARD.run(conversation, options, () => continueTurn(conversation, options));
   const start = conversation.messages.findLastIndex(startsTurn) + 1;
-  return conversation.messages.slice(start).map(spoken).filter(Boolean).join("\n\n");
+  return conversation.messages.slice(start).map(textOf).filter(Boolean).join("\n\n");
 }
 
-const spoken = (message: Message) =>
-  message.content.map((b) => (b.type === "text" ? b.text : "")).join("") + noteOf(message);
+const textOf = (message: Message) =>
+  message.content.map((b) => (b.type === "text" ? b.text : "")).join("") + stopNote(message);
 
 /** One turn. What the person said is on record before the model is asked, and stays there. */
 export async function runTurn(conversation: Conversation, input: string, options: TurnOptions) {
@@ -294,7 +295,7 @@ export const HANDLERS: Record<string, Handler> = {
     editText(String(input.path), String(input.old_text), String(input.new_text)),
 };
 
-GO_ON.add("tool_use");
+CONTINUE_REASONS.add("tool_use");
 const MAX_ROUNDS = 50;
 const OUTPUT_LIMIT = 30_000; // characters of one result, half of them from each end
 
@@ -545,7 +546,7 @@ interface LogRecord {
  * A file of JSON lines that is only ever appended to. A line that can't be read, torn by a
  * crash perhaps, stays where it is, is named by its number, and hides no other.
  */
-class Log {
+class JsonlFile {
   readonly file: string;
   lines = 0;
   #torn = false;
@@ -598,7 +599,7 @@ export class Session extends Conversation {
   header = { key: "", label: "", at: "" };
   summary = ""; // of what compaction took out of the list
   rewritten = 0; // so many messages from the start the API's figures no longer describe
-  #log: Log;
+  #log: JsonlFile;
   #lines = new Map<Message, number>();
   #inboxIds = new Set<string>();
 
@@ -606,7 +607,7 @@ export class Session extends Conversation {
   constructor(file: string) {
     super();
     this.id = path.basename(file, ".jsonl");
-    this.#log = new Log(file);
+    this.#log = new JsonlFile(file);
     for (const { line, record } of this.#log.read()) this.#replay(record, line);
   }
 
@@ -736,8 +737,8 @@ export class SessionStore {
     const id = fs.readFileSync(pointer, "utf8");
     if (/^[\w-]+$/.test(id) && fs.existsSync(this.#file(key, id)))
       return new Session(this.#file(key, id));
-    fs.renameSync(pointer, `${pointer}.broken`);
-    warn(`${pointer} named no session and is set aside; going on with the newest one.`);
+    fs.renameSync(pointer, `${pointer}.quarantined`);
+    warn(`${pointer} named no session and is quarantined; going on with the newest one.`);
     return this.list(key).at(-1);
   }
 
@@ -980,7 +981,7 @@ function command(name: string, help: string, run: Command["run"]): void {
 async function runCommand(line: string, app: App, options: TurnOptions): Promise<string> {
   const [name = "", ...rest] = line.slice(1).split(" ");
   const found = Object.hasOwn(COMMANDS, name) ? COMMANDS[name] : undefined;
-  if (!found) return text(`There is no command /${name}. /help lists them.`);
+  if (!found) return t(`There is no command /${name}. /help lists them.`);
   return [await found.run(rest.join(" ").trim(), app, options)].flat().join("\n");
 }
 
@@ -990,7 +991,7 @@ command("help", "what you can type here", () =>
 
 command("new", "[label]: begin a new session", (label, { store, key }) => {
   const { id } = store.create(key, label);
-  return text(`Session ${id} begins. The old one is kept: /list shows it.`);
+  return t(`Session ${id} begins. The old one is kept: /list shows it.`);
 });
 
 command("list", "the sessions of this conversation", (_args, { store, key }) => {
@@ -1002,18 +1003,18 @@ command("list", "the sessions of this conversation", (_args, { store, key }) => 
 
 command("switch", "<id>: go back to a session, by the beginning of its id", (id, app) => {
   const session = app.store.switch(app.key, id);
-  return text(`In session ${session.id}, ${session.messages.length} messages.`);
+  return t(`In session ${session.id}, ${session.messages.length} messages.`);
 });
 
 command("context", "how full the context window is", (_args, { store, key }) => {
   const size = GUARD.size(store.current(key));
   const percent = Math.round((size / GUARD.limit) * 100);
-  return text(`About ${size} of ${GUARD.limit} tokens (${percent}%).`);
+  return t(`About ${size} of ${GUARD.limit} tokens (${percent}%).`);
 });
 
 command("compact", "put a summary in the place of the older turns", async (_args, app, options) => {
   const done = await GUARD.summarise(app.store.current(app.key), options, KEPT);
-  return done ? text("Done.") : text("Nothing to summarise yet.");
+  return done ? t("Done.") : t("Nothing to summarise yet.");
 });
 
 const TERMINAL_KEY = "agent:luna:cli:direct:owner"; // agent, name, channel, kind, who
@@ -1038,7 +1039,7 @@ export interface InboundMessage {
   media: { kind: string; id: string }[];
   at: number;
   part?: string; // messages with the same mark are one: an album, a text that was cut
-  begun?: number; // how often the work on it was begun, counted by the inbox
+  attempts?: number; // how often the work on it was begun, counted by the inbox
 }
 
 /** A message with its place: whose conversation it belongs to. Settled once, when it comes in. */
@@ -1094,17 +1095,17 @@ function toolsFor({ message }: TurnOptions): Anthropic.Tool[] {
  */
 export class Inbox {
   #dir: string;
-  #log: Log;
-  #done: Set<string>;
+  #log: JsonlFile;
+  #processed: Set<string>;
   #open = new Map<string, { file: string; message: Routed }>();
   #next = 1;
 
   constructor(dir: string) {
     this.#dir = dir;
     fs.mkdirSync(dir, { recursive: true });
-    this.#log = new Log(path.join(dir, "done.jsonl"));
+    this.#log = new JsonlFile(path.join(dir, "processed.jsonl"));
     // We wrote them, so they have an id.
-    this.#done = new Set(this.#log.read().map(({ record }) => (record as { id: string }).id));
+    this.#processed = new Set(this.#log.read().map(({ record }) => (record as { id: string }).id));
     for (const name of fs.readdirSync(dir).sort()) if (/^\d+\.json$/.test(name)) this.#load(name);
   }
 
@@ -1112,13 +1113,15 @@ export class Inbox {
     const file = path.join(this.#dir, name);
     this.#next = Number.parseInt(name, 10) + 1;
     const message = parseObject(fs.readFileSync(file, "utf8")) as Routed | undefined; // ours
-    if (message && this.#done.has(message.id)) {
+    if (message && this.#processed.has(message.id)) {
       fs.rmSync(file);
-    } else if (message?.id && (message.begun ?? 0) < 3) {
+    } else if (message?.id && (message.attempts ?? 0) < 3) {
       this.#open.set(message.id, { file, message });
     } else {
-      fs.renameSync(file, `${file}.${crypto.randomUUID().slice(0, 8)}.aside`);
-      warn(`${name} of the inbox is set aside: unreadable, or begun three times in vain.`);
+      fs.renameSync(file, `${file}.${crypto.randomUUID().slice(0, 8)}.quarantined`);
+      warn(
+        `${name} of the inbox is quarantined: unreadable, or attempted three times without success.`,
+      );
     }
   }
 
@@ -1127,7 +1130,7 @@ export class Inbox {
 
   /** Keeps a message. False if it was here before: it is answered already, or will be. */
   add(message: Routed): boolean {
-    if (this.#done.has(message.id) || this.#open.has(message.id)) return false;
+    if (this.#processed.has(message.id) || this.#open.has(message.id)) return false;
     const file = path.join(this.#dir, `${String(this.#next++).padStart(12, "0")}.json`);
     replaceFile(file, JSON.stringify(message));
     this.#open.set(message.id, { file, message });
@@ -1138,19 +1141,19 @@ export class Inbox {
    * Counts the attempts, before each one. A message that kills the program would otherwise come
    * back at every start and kill it again.
    */
-  begin(messages: Routed[]): void {
+  countAttempt(messages: Routed[]): void {
     for (const { file, message } of this.#find(messages)) {
-      message.begun = (message.begun ?? 0) + 1;
+      message.attempts = (message.attempts ?? 0) + 1;
       replaceFile(file, JSON.stringify(message));
     }
   }
 
   /** The answer is sent: the files go, the ids stay. The first part goes last: its id counts. */
-  finish(messages: Routed[]): void {
+  acknowledge(messages: Routed[]): void {
     for (const { file, message } of this.#find(messages).reverse()) {
       // The id first. A crash in between leaves a file, but one that is known to be done.
       this.#log.append({ id: message.id });
-      this.#done.add(message.id);
+      this.#processed.add(message.id);
       this.#open.delete(message.id);
       fs.rmSync(file);
     }
@@ -1163,7 +1166,7 @@ export class Inbox {
 const tails = new Map<string, Promise<unknown>>();
 
 /** Runs the tasks of one conversation one after the other, those of different ones side by side. */
-export function inOrder<T>(sessionKey: string, task: () => Promise<T>): Promise<T> {
+export function runExclusive<T>(sessionKey: string, task: () => Promise<T>): Promise<T> {
   // The second `task`: also if the one before failed, which is not our affair.
   const result = (tails.get(sessionKey) ?? Promise.resolve()).then(task, task);
   tails.set(sessionKey, result);
@@ -1193,22 +1196,23 @@ export function accept(app: App, message: InboundMessage, signal?: AbortSignal) 
 // Telegram sends the pictures of an album one by one, and its apps cut a long text in pieces. To
 // answer each would be silly. So the first part takes the place in line, and waits for the others
 // there; meanwhile each of them is in the inbox, in a file of its own.
-const QUIET = 600; // ms without another part, and a message in parts is whole
+const PART_GAP = 600; // ms without another part, and a message in parts is whole
 const groups = new Map<string, { parts: Routed[]; last: number; done: Promise<string> }>();
 
 /** Puts a message in line; a part of one joins the parts before it, if they still wait. */
 function enqueue(app: App, message: Routed, signal?: AbortSignal): Promise<string> {
   const { sessionKey } = message;
-  if (!message.part) return inOrder(sessionKey, () => handle(app, [message], signal));
+  if (!message.part) return runExclusive(sessionKey, () => handle(app, [message], signal));
   // What was begun before a crash is on record as it is; a part that came later is not in it.
-  const mark = `${message.part} ${(message.begun ?? 0) > 0}`;
+  const mark = `${message.part} ${(message.attempts ?? 0) > 0}`;
   const group = groups.get(mark) ?? { parts: [], last: 0, done: Promise.resolve("") };
   group.parts.push(message);
   group.last = Date.now();
   if (groups.has(mark)) return group.done;
   groups.set(mark, group);
-  group.done = inOrder(sessionKey, async () => {
-    for (let left = QUIET; left > 0; left = group.last + QUIET - Date.now()) await sleep(left);
+  group.done = runExclusive(sessionKey, async () => {
+    for (let left = PART_GAP; left > 0; left = group.last + PART_GAP - Date.now())
+      await sleep(left);
     groups.delete(mark);
     return handle(app, group.parts, signal);
   });
@@ -1229,18 +1233,18 @@ export async function handle(app: App, parts: Routed[], signal?: AbortSignal): P
   let answer: string;
   try {
     showTyping();
-    app.inbox.begin(parts);
+    app.inbox.countAttempt(parts);
     const agent = app.agents.get(message.agentId);
     answer = await answerTo(message, app, { message, signal, onText, agent });
   } catch (error) {
     if (message.channel === "cli") throw error; // the terminal says it
     warn(`${message.sessionKey}: ${error}`);
-    answer = text("I could not answer that. Try again in a moment, or begin anew with /new.");
+    answer = t("I could not answer that. Try again in a moment, or begin anew with /new.");
   } finally {
     clearInterval(timer);
   }
   if (!channel?.stream) await reply(app, message, answer);
-  app.inbox.finish(parts);
+  app.inbox.acknowledge(parts);
   return answer;
 }
 
@@ -1251,7 +1255,7 @@ async function answerTo(message: Routed, app: App, options: TurnOptions): Promis
     // Half a character, which a client can send, would spoil this request and all that follow.
     return runTurn(app.store.current(message.sessionKey), message.text.toWellFormed(), options);
   }
-  if (name === "help") return text("/new begins a new conversation.");
+  if (name === "help") return t("/new begins a new conversation.");
   return runCommand(message.text, { ...app, key: message.sessionKey }, options);
 }
 
@@ -1263,7 +1267,7 @@ export async function reply(app: App, { channel, peerId }: InboundMessage, answe
   const target = app.channels.get(channel);
   // The limit counts UTF-16 units, and a character has up to two of them.
   const size = Math.floor((target?.limit ?? 2) / 2);
-  const words = answer.trim() || text("(There is nothing to say.)");
+  const words = answer.trim() || t("(There is nothing to say.)");
   const pieces = words.match(new RegExp(`[^]{1,${size}}`, "gu")) ?? [];
   try {
     for (const piece of pieces) await target?.send(peerId, piece);
@@ -1279,13 +1283,13 @@ export class ChannelManager extends Map<string, Channel> {
   /** Resolves when all are ready or have failed; after 3 s at the latest. */
   async start(accept: Accept): Promise<void> {
     const starts = [...this.values()].map(async (channel) => {
-      this.states.set(channel.name, text("starting"));
-      const state = await channel.start(accept).then(() => text("ready"), String);
+      this.states.set(channel.name, t("starting"));
+      const state = await channel.start(accept).then(() => t("ready"), String);
       this.states.set(channel.name, state);
       info(`${channel.name}: ${state}`);
     });
     await Promise.race([Promise.all(starts), sleep(3_000)]);
-    const late = [...this.states].filter(([, state]) => state === text("starting"));
+    const late = [...this.states].filter(([, state]) => state === t("starting"));
     for (const [name] of late) warn(`${name}: not ready yet, still trying`);
   }
 
@@ -1340,7 +1344,7 @@ function admit(channel: Channel, message: InboundMessage, allowed: string, accep
   } else if (!strangers.has(chat)) {
     strangers.add(chat); // once: otherwise a stranger could make us send as much as they like
     warn(`A stranger wrote. ${channel.name.toUpperCase()}_ALLOWED_CHATS=${chat} lets them in.`);
-    const words = text(`I don't know this chat. Its id is ${chat}: my owner can let it in.`);
+    const words = t(`I don't know this chat. Its id is ${chat}: my owner can let it in.`);
     channel.send(message.peerId, words).catch(() => {});
   }
 }
@@ -1841,13 +1845,13 @@ export const METHODS: Record<string, Method> = {};
 function method(name: string, properties: object, optional: string[], run: Method): void {
   const schema = tool(name, "", properties, optional).input_schema;
   METHODS[name] = (params, app, connection) => {
-    const fields = asked(() => checkInput(schema, params));
+    const fields = orInvalidParams(() => checkInput(schema, params));
     return run(fields, app, connection);
   };
 }
 
 /** Runs a check of what a client has sent: what is wrong with it is the client's to mend. */
-function asked<T>(check: () => T): T {
+function orInvalidParams<T>(check: () => T): T {
   try {
     return check();
   } catch (error) {
@@ -1971,14 +1975,15 @@ method("send", SEND, Object.keys(FROM), async (params, app, connection) => {
   const isTheirs = /^(?!(cli|cron|heartbeat)$)\w+$/.test(place.channel);
   if (!isTheirs) throw rpcError(-32602, "channel: not this one");
   if (!inbound.text) throw rpcError(-32602, "text is empty");
-  const agent = agentId === undefined ? agentId : asked(() => app.agents.find(String(agentId)));
-  const message = asked(() => route(inbound, app, agent));
+  const agent =
+    agentId === undefined ? agentId : orInvalidParams(() => app.agents.find(String(agentId)));
+  const message = orInvalidParams(() => route(inbound, app, agent));
   connection.notify("typing", {});
   const onText = (piece: string) => piece && connection.notify("delta", { text: piece });
   const turn = () =>
     answerTo(message, app, { message, onText, agent: app.agents.get(message.agentId) });
   try {
-    const reply = await inOrder(message.sessionKey, turn);
+    const reply = await runExclusive(message.sessionKey, turn);
     return { agentId: message.agentId, sessionKey: message.sessionKey, reply };
   } catch (error) {
     throw rpcError(-32000, `the turn failed: ${error}`);
@@ -1990,7 +1995,7 @@ const BINDING = { agentId: string("who"), ...MATCH, priority: { type: "integer" 
 
 method("bindings.set", BINDING, ["priority"], (params, app) => {
   const { agentId, matchKey, matchValue, priority = 0 } = params;
-  const agent = asked(() => app.agents.find(String(agentId)));
+  const agent = orInvalidParams(() => app.agents.find(String(agentId)));
   const key = TIERS.find((tier) => tier === matchKey) ?? "default";
   const rest = { matchKey: key, matchValue: String(matchValue), priority: Number(priority) };
   return app.bindings.set({ agentId: agent.id, ...rest });
@@ -2038,7 +2043,7 @@ command("agents", "the agents", (_args, { agents }) =>
 command("agent", "<id>|off: who answers you here", (id, app) => {
   app.terminalAgent = id === "off" ? undefined : app.agents.find(id).id;
   app.key = TERMINAL_KEY.replace("luna", app.terminalAgent ?? "luna"); // a conversation of its own
-  return text(`From now on: ${app.terminalAgent ?? "as the bindings say"}.`);
+  return t(`From now on: ${app.terminalAgent ?? "as the bindings say"}.`);
 });
 
 command("sessions", "all conversations", (_args, { store }) =>
@@ -2046,7 +2051,7 @@ command("sessions", "all conversations", (_args, { store }) =>
 );
 
 command("gateway", "where programs can connect", (_args, { gateway }) =>
-  text(`${gateway.address || "(not listening)"}  ${gateway.sockets.clients.size} connected`),
+  t(`${gateway.address || "(not listening)"}  ${gateway.sockets.clients.size} connected`),
 );
 
 /**

@@ -69,7 +69,7 @@ export const info = (line: string) => sayLine(tint(2, line));
 export const warn = (line: string) => sayLine(tint(33, line));
 export const fail = (line: string) => sayLine(tint(31, line));
 /** Marks a sentence for people that is not printed right here, so that it can be translated. */
-export const text = (sentence: string) => sentence;
+export const t = (sentence: string) => sentence;
 
 let typing: Interface | undefined; // set while somebody may be typing at the prompt
 
@@ -146,15 +146,15 @@ export interface TurnOptions {
 }
 
 /** After these the model is not done; after the others it is, and here is what to tell a person. */
-const GO_ON = new Set(["pause_turn"]);
+const CONTINUE_REASONS = new Set(["pause_turn"]);
 const STOP_NOTES: Record<string, string> = {
   end_turn: "",
   stop_sequence: "",
-  max_tokens: text("\n(The reply was cut off: it reached its limit of tokens.)"),
-  refusal: text("\n(The model refused. From now on it will not see this turn.)"),
-  model_context_window_exceeded: text("\n(Cut off: the model can read no more than this.)"),
+  max_tokens: t("\n(The reply was cut off: it reached its limit of tokens.)"),
+  refusal: t("\n(The model refused. From now on it will not see this turn.)"),
+  model_context_window_exceeded: t("\n(Cut off: the model can read no more than this.)"),
 };
-const noteOf = (m: Message) => ("stop_reason" in m && STOP_NOTES[m.stop_reason ?? ""]) || "";
+const stopNote = (m: Message) => ("stop_reason" in m && STOP_NOTES[m.stop_reason ?? ""]) || "";
 const startsTurn = (entry: Entry) => entry.role === "user" && resultsIn(entry).length === 0;
 
 /** The history as the API accepts it: nothing blank, nothing refused, the roles in turn. */
@@ -182,7 +182,7 @@ export function buildRequest({ messages }: Conversation, options: TurnOptions) {
     max_tokens: 8192,
     system: buildSystemPrompt(options),
     tools: toolsFor(options),
-    messages: markLast(toRequest(messages)),
+    messages: withCacheBreakpoint(toRequest(messages)),
   };
 }
 
@@ -211,7 +211,7 @@ export async function continueTurn(conversation: Conversation, options: TurnOpti
     checkRounds(conversation);
     const reply = await callModel(buildRequest(conversation, options), options);
     conversation.append(reply);
-    options.onText?.(noteOf(reply));
+    options.onText?.(stopNote(reply));
     if (reply.stop_reason !== "tool_use") continue;
     const turn = { ...options, conversation };
     const results = await Promise.all(callsIn(reply).map((call) => runTool(call, turn)));
@@ -219,17 +219,18 @@ export async function continueTurn(conversation: Conversation, options: TurnOpti
   }
 }
 
-const needsReply = (last?: Message) => last?.role === "user" || GO_ON.has(last?.stop_reason ?? "");
+const needsReply = (last?: Message) =>
+  last?.role === "user" || CONTINUE_REASONS.has(last?.stop_reason ?? "");
 
 /** Brings the turn to its end. Gives all that was said since the person spoke. */
 export async function finishTurn(conversation: Conversation, options: TurnOptions) {
   await GUARD.run(conversation, options, () => continueTurn(conversation, options));
   const start = conversation.messages.findLastIndex(startsTurn) + 1;
-  return conversation.messages.slice(start).map(spoken).filter(Boolean).join("\n\n");
+  return conversation.messages.slice(start).map(textOf).filter(Boolean).join("\n\n");
 }
 
-const spoken = (message: Message) =>
-  message.content.map((b) => (b.type === "text" ? b.text : "")).join("") + noteOf(message);
+const textOf = (message: Message) =>
+  message.content.map((b) => (b.type === "text" ? b.text : "")).join("") + stopNote(message);
 
 /** One turn. What the person said is on record before the model is asked, and stays there. */
 export async function runTurn(conversation: Conversation, input: string, options: TurnOptions) {
@@ -296,7 +297,7 @@ export const HANDLERS: Record<string, Handler> = {
     editText(String(input.path), String(input.old_text), String(input.new_text)),
 };
 
-GO_ON.add("tool_use");
+CONTINUE_REASONS.add("tool_use");
 const MAX_ROUNDS = 50;
 const OUTPUT_LIMIT = 30_000; // characters of one result, half of them from each end
 
@@ -548,7 +549,7 @@ interface LogRecord {
  * A file of JSON lines that is only ever appended to. A line that can't be read, torn by a
  * crash perhaps, stays where it is, is named by its number, and hides no other.
  */
-class Log {
+class JsonlFile {
   readonly file: string;
   lines = 0;
   #torn = false;
@@ -601,7 +602,7 @@ export class Session extends Conversation {
   header = { key: "", label: "", at: "" };
   summary = ""; // of what compaction took out of the list
   rewritten = 0; // so many messages from the start the API's figures no longer describe
-  #log: Log;
+  #log: JsonlFile;
   #lines = new Map<Message, number>();
   #inboxIds = new Set<string>();
 
@@ -609,7 +610,7 @@ export class Session extends Conversation {
   constructor(file: string) {
     super();
     this.id = path.basename(file, ".jsonl");
-    this.#log = new Log(file);
+    this.#log = new JsonlFile(file);
     for (const { line, record } of this.#log.read()) this.#replay(record, line);
   }
 
@@ -739,8 +740,8 @@ export class SessionStore {
     const id = fs.readFileSync(pointer, "utf8");
     if (/^[\w-]+$/.test(id) && fs.existsSync(this.#file(key, id)))
       return new Session(this.#file(key, id));
-    fs.renameSync(pointer, `${pointer}.broken`);
-    warn(`${pointer} named no session and is set aside; going on with the newest one.`);
+    fs.renameSync(pointer, `${pointer}.quarantined`);
+    warn(`${pointer} named no session and is quarantined; going on with the newest one.`);
     return this.list(key).at(-1);
   }
 
@@ -984,7 +985,7 @@ function command(name: string, help: string, run: Command["run"]): void {
 async function runCommand(line: string, app: App, options: TurnOptions): Promise<string> {
   const [name = "", ...rest] = line.slice(1).split(" ");
   const found = Object.hasOwn(COMMANDS, name) ? COMMANDS[name] : undefined;
-  if (!found) return text(`There is no command /${name}. /help lists them.`);
+  if (!found) return t(`There is no command /${name}. /help lists them.`);
   return [await found.run(rest.join(" ").trim(), app, options)].flat().join("\n");
 }
 
@@ -994,7 +995,7 @@ command("help", "what you can type here", () =>
 
 command("new", "[label]: begin a new session", (label, { store, key }) => {
   const { id } = store.create(key, label);
-  return text(`Session ${id} begins. The old one is kept: /list shows it.`);
+  return t(`Session ${id} begins. The old one is kept: /list shows it.`);
 });
 
 command("list", "the sessions of this conversation", (_args, { store, key }) => {
@@ -1006,18 +1007,18 @@ command("list", "the sessions of this conversation", (_args, { store, key }) => 
 
 command("switch", "<id>: go back to a session, by the beginning of its id", (id, app) => {
   const session = app.store.switch(app.key, id);
-  return text(`In session ${session.id}, ${session.messages.length} messages.`);
+  return t(`In session ${session.id}, ${session.messages.length} messages.`);
 });
 
 command("context", "how full the context window is", (_args, { store, key }) => {
   const size = GUARD.size(store.current(key));
   const percent = Math.round((size / GUARD.limit) * 100);
-  return text(`About ${size} of ${GUARD.limit} tokens (${percent}%).`);
+  return t(`About ${size} of ${GUARD.limit} tokens (${percent}%).`);
 });
 
 command("compact", "put a summary in the place of the older turns", async (_args, app, options) => {
   const done = await GUARD.summarise(app.store.current(app.key), options, KEPT);
-  return done ? text("Done.") : text("Nothing to summarise yet.");
+  return done ? t("Done.") : t("Nothing to summarise yet.");
 });
 
 const TERMINAL_KEY = "agent:luna:cli:direct:owner"; // agent, name, channel, kind, who
@@ -1042,7 +1043,7 @@ export interface InboundMessage {
   media: { kind: string; id: string }[];
   at: number;
   part?: string; // messages with the same mark are one: an album, a text that was cut
-  begun?: number; // how often the work on it was begun, counted by the inbox
+  attempts?: number; // how often the work on it was begun, counted by the inbox
 }
 
 /** A message with its place: whose conversation it belongs to. Settled once, when it comes in. */
@@ -1098,17 +1099,17 @@ function toolsFor({ message }: TurnOptions): Anthropic.Tool[] {
  */
 export class Inbox {
   #dir: string;
-  #log: Log;
-  #done: Set<string>;
+  #log: JsonlFile;
+  #processed: Set<string>;
   #open = new Map<string, { file: string; message: Routed }>();
   #next = 1;
 
   constructor(dir: string) {
     this.#dir = dir;
     fs.mkdirSync(dir, { recursive: true });
-    this.#log = new Log(path.join(dir, "done.jsonl"));
+    this.#log = new JsonlFile(path.join(dir, "processed.jsonl"));
     // We wrote them, so they have an id.
-    this.#done = new Set(this.#log.read().map(({ record }) => (record as { id: string }).id));
+    this.#processed = new Set(this.#log.read().map(({ record }) => (record as { id: string }).id));
     for (const name of fs.readdirSync(dir).sort()) if (/^\d+\.json$/.test(name)) this.#load(name);
   }
 
@@ -1116,13 +1117,15 @@ export class Inbox {
     const file = path.join(this.#dir, name);
     this.#next = Number.parseInt(name, 10) + 1;
     const message = parseObject(fs.readFileSync(file, "utf8")) as Routed | undefined; // ours
-    if (message && this.#done.has(message.id)) {
+    if (message && this.#processed.has(message.id)) {
       fs.rmSync(file);
-    } else if (message?.id && (message.begun ?? 0) < 3) {
+    } else if (message?.id && (message.attempts ?? 0) < 3) {
       this.#open.set(message.id, { file, message });
     } else {
-      fs.renameSync(file, `${file}.${crypto.randomUUID().slice(0, 8)}.aside`);
-      warn(`${name} of the inbox is set aside: unreadable, or begun three times in vain.`);
+      fs.renameSync(file, `${file}.${crypto.randomUUID().slice(0, 8)}.quarantined`);
+      warn(
+        `${name} of the inbox is quarantined: unreadable, or attempted three times without success.`,
+      );
     }
   }
 
@@ -1131,7 +1134,7 @@ export class Inbox {
 
   /** Keeps a message. False if it was here before: it is answered already, or will be. */
   add(message: Routed): boolean {
-    if (this.#done.has(message.id) || this.#open.has(message.id)) return false;
+    if (this.#processed.has(message.id) || this.#open.has(message.id)) return false;
     const file = path.join(this.#dir, `${String(this.#next++).padStart(12, "0")}.json`);
     replaceFile(file, JSON.stringify(message));
     this.#open.set(message.id, { file, message });
@@ -1142,19 +1145,19 @@ export class Inbox {
    * Counts the attempts, before each one. A message that kills the program would otherwise come
    * back at every start and kill it again.
    */
-  begin(messages: Routed[]): void {
+  countAttempt(messages: Routed[]): void {
     for (const { file, message } of this.#find(messages)) {
-      message.begun = (message.begun ?? 0) + 1;
+      message.attempts = (message.attempts ?? 0) + 1;
       replaceFile(file, JSON.stringify(message));
     }
   }
 
   /** The answer is sent: the files go, the ids stay. The first part goes last: its id counts. */
-  finish(messages: Routed[]): void {
+  acknowledge(messages: Routed[]): void {
     for (const { file, message } of this.#find(messages).reverse()) {
       // The id first. A crash in between leaves a file, but one that is known to be done.
       this.#log.append({ id: message.id });
-      this.#done.add(message.id);
+      this.#processed.add(message.id);
       this.#open.delete(message.id);
       fs.rmSync(file);
     }
@@ -1167,7 +1170,7 @@ export class Inbox {
 const tails = new Map<string, Promise<unknown>>();
 
 /** Runs the tasks of one conversation one after the other, those of different ones side by side. */
-export function inOrder<T>(sessionKey: string, task: () => Promise<T>): Promise<T> {
+export function runExclusive<T>(sessionKey: string, task: () => Promise<T>): Promise<T> {
   // The second `task`: also if the one before failed, which is not our affair.
   const result = (tails.get(sessionKey) ?? Promise.resolve()).then(task, task);
   tails.set(sessionKey, result);
@@ -1197,22 +1200,23 @@ export function accept(app: App, message: InboundMessage, signal?: AbortSignal) 
 // Telegram sends the pictures of an album one by one, and its apps cut a long text in pieces. To
 // answer each would be silly. So the first part takes the place in line, and waits for the others
 // there; meanwhile each of them is in the inbox, in a file of its own.
-const QUIET = 600; // ms without another part, and a message in parts is whole
+const PART_GAP = 600; // ms without another part, and a message in parts is whole
 const groups = new Map<string, { parts: Routed[]; last: number; done: Promise<string> }>();
 
 /** Puts a message in line; a part of one joins the parts before it, if they still wait. */
 function enqueue(app: App, message: Routed, signal?: AbortSignal): Promise<string> {
   const { sessionKey } = message;
-  if (!message.part) return inOrder(sessionKey, () => handle(app, [message], signal));
+  if (!message.part) return runExclusive(sessionKey, () => handle(app, [message], signal));
   // What was begun before a crash is on record as it is; a part that came later is not in it.
-  const mark = `${message.part} ${(message.begun ?? 0) > 0}`;
+  const mark = `${message.part} ${(message.attempts ?? 0) > 0}`;
   const group = groups.get(mark) ?? { parts: [], last: 0, done: Promise.resolve("") };
   group.parts.push(message);
   group.last = Date.now();
   if (groups.has(mark)) return group.done;
   groups.set(mark, group);
-  group.done = inOrder(sessionKey, async () => {
-    for (let left = QUIET; left > 0; left = group.last + QUIET - Date.now()) await sleep(left);
+  group.done = runExclusive(sessionKey, async () => {
+    for (let left = PART_GAP; left > 0; left = group.last + PART_GAP - Date.now())
+      await sleep(left);
     groups.delete(mark);
     return handle(app, group.parts, signal);
   });
@@ -1233,18 +1237,18 @@ export async function handle(app: App, parts: Routed[], signal?: AbortSignal): P
   let answer: string;
   try {
     showTyping();
-    app.inbox.begin(parts);
+    app.inbox.countAttempt(parts);
     const agent = app.agents.get(message.agentId);
     answer = await answerTo(message, app, { message, signal, onText, agent });
   } catch (error) {
     if (message.channel === "cli") throw error; // the terminal says it
     warn(`${message.sessionKey}: ${error}`);
-    answer = text("I could not answer that. Try again in a moment, or begin anew with /new.");
+    answer = t("I could not answer that. Try again in a moment, or begin anew with /new.");
   } finally {
     clearInterval(timer);
   }
   if (!channel?.stream) await reply(app, message, answer);
-  app.inbox.finish(parts);
+  app.inbox.acknowledge(parts);
   return answer;
 }
 
@@ -1256,7 +1260,7 @@ async function answerTo(message: Routed, app: App, options: TurnOptions): Promis
     const session = app.store.current(message.sessionKey);
     return runTurn(session, message.text.toWellFormed(), { ...options, app });
   }
-  if (name === "help") return text("/new begins a new conversation.");
+  if (name === "help") return t("/new begins a new conversation.");
   return runCommand(message.text, { ...app, key: message.sessionKey }, options);
 }
 
@@ -1268,7 +1272,7 @@ export async function reply(app: App, { channel, peerId }: InboundMessage, answe
   const target = app.channels.get(channel);
   // The limit counts UTF-16 units, and a character has up to two of them.
   const size = Math.floor((target?.limit ?? 2) / 2);
-  const words = answer.trim() || text("(There is nothing to say.)");
+  const words = answer.trim() || t("(There is nothing to say.)");
   const pieces = words.match(new RegExp(`[^]{1,${size}}`, "gu")) ?? [];
   try {
     for (const piece of pieces) await target?.send(peerId, piece);
@@ -1284,13 +1288,13 @@ export class ChannelManager extends Map<string, Channel> {
   /** Resolves when all are ready or have failed; after 3 s at the latest. */
   async start(accept: Accept): Promise<void> {
     const starts = [...this.values()].map(async (channel) => {
-      this.states.set(channel.name, text("starting"));
-      const state = await channel.start(accept).then(() => text("ready"), String);
+      this.states.set(channel.name, t("starting"));
+      const state = await channel.start(accept).then(() => t("ready"), String);
       this.states.set(channel.name, state);
       info(`${channel.name}: ${state}`);
     });
     await Promise.race([Promise.all(starts), sleep(3_000)]);
-    const late = [...this.states].filter(([, state]) => state === text("starting"));
+    const late = [...this.states].filter(([, state]) => state === t("starting"));
     for (const [name] of late) warn(`${name}: not ready yet, still trying`);
   }
 
@@ -1345,7 +1349,7 @@ function admit(channel: Channel, message: InboundMessage, allowed: string, accep
   } else if (!strangers.has(chat)) {
     strangers.add(chat); // once: otherwise a stranger could make us send as much as they like
     warn(`A stranger wrote. ${channel.name.toUpperCase()}_ALLOWED_CHATS=${chat} lets them in.`);
-    const words = text(`I don't know this chat. Its id is ${chat}: my owner can let it in.`);
+    const words = t(`I don't know this chat. Its id is ${chat}: my owner can let it in.`);
     channel.send(message.peerId, words).catch(() => {});
   }
 }
@@ -1846,13 +1850,13 @@ export const METHODS: Record<string, Method> = {};
 function method(name: string, properties: object, optional: string[], run: Method): void {
   const schema = tool(name, "", properties, optional).input_schema;
   METHODS[name] = (params, app, connection) => {
-    const fields = asked(() => checkInput(schema, params));
+    const fields = orInvalidParams(() => checkInput(schema, params));
     return run(fields, app, connection);
   };
 }
 
 /** Runs a check of what a client has sent: what is wrong with it is the client's to mend. */
-function asked<T>(check: () => T): T {
+function orInvalidParams<T>(check: () => T): T {
   try {
     return check();
   } catch (error) {
@@ -1976,14 +1980,15 @@ method("send", SEND, Object.keys(FROM), async (params, app, connection) => {
   const isTheirs = /^(?!(cli|cron|heartbeat)$)\w+$/.test(place.channel);
   if (!isTheirs) throw rpcError(-32602, "channel: not this one");
   if (!inbound.text) throw rpcError(-32602, "text is empty");
-  const agent = agentId === undefined ? agentId : asked(() => app.agents.find(String(agentId)));
-  const message = asked(() => route(inbound, app, agent));
+  const agent =
+    agentId === undefined ? agentId : orInvalidParams(() => app.agents.find(String(agentId)));
+  const message = orInvalidParams(() => route(inbound, app, agent));
   connection.notify("typing", {});
   const onText = (piece: string) => piece && connection.notify("delta", { text: piece });
   const turn = () =>
     answerTo(message, app, { message, onText, agent: app.agents.get(message.agentId) });
   try {
-    const reply = await inOrder(message.sessionKey, turn);
+    const reply = await runExclusive(message.sessionKey, turn);
     return { agentId: message.agentId, sessionKey: message.sessionKey, reply };
   } catch (error) {
     throw rpcError(-32000, `the turn failed: ${error}`);
@@ -1995,7 +2000,7 @@ const BINDING = { agentId: string("who"), ...MATCH, priority: { type: "integer" 
 
 method("bindings.set", BINDING, ["priority"], (params, app) => {
   const { agentId, matchKey, matchValue, priority = 0 } = params;
-  const agent = asked(() => app.agents.find(String(agentId)));
+  const agent = orInvalidParams(() => app.agents.find(String(agentId)));
   const key = TIERS.find((tier) => tier === matchKey) ?? "default";
   const rest = { matchKey: key, matchValue: String(matchValue), priority: Number(priority) };
   return app.bindings.set({ agentId: agent.id, ...rest });
@@ -2043,7 +2048,7 @@ command("agents", "the agents", (_args, { agents }) =>
 command("agent", "<id>|off: who answers you here", (id, app) => {
   app.terminalAgent = id === "off" ? undefined : app.agents.find(id).id;
   app.key = TERMINAL_KEY.replace("luna", app.terminalAgent ?? "luna"); // a conversation of its own
-  return text(`From now on: ${app.terminalAgent ?? "as the bindings say"}.`);
+  return t(`From now on: ${app.terminalAgent ?? "as the bindings say"}.`);
 });
 
 command("sessions", "all conversations", (_args, { store }) =>
@@ -2051,7 +2056,7 @@ command("sessions", "all conversations", (_args, { store }) =>
 );
 
 command("gateway", "where programs can connect", (_args, { gateway }) =>
-  text(`${gateway.address || "(not listening)"}  ${gateway.sockets.clients.size} connected`),
+  t(`${gateway.address || "(not listening)"}  ${gateway.sockets.clients.size} connected`),
 );
 
 /**
@@ -2220,21 +2225,21 @@ export function promptLayers(options: TurnOptions) {
   return layers.map(({ name, text }) => ({ name, text: text({ agent, message, files }) }));
 }
 
-const MARK = { cache_control: { type: "ephemeral" as const } }; // "keep all up to here"
+const CACHE_BREAKPOINT = { cache_control: { type: "ephemeral" as const } }; // "keep all up to here"
 
 /** The system prompt, with a mark for the cache at its end. */
 export function buildSystemPrompt(options: TurnOptions): Anthropic.TextBlockParam[] {
   const texts = promptLayers(options).flatMap(({ text }) => text || []);
   // Where a long file was cut, half a character may be left.
-  return [{ type: "text", text: texts.join("\n\n").toWellFormed(), ...MARK }];
+  return [{ type: "text", text: texts.join("\n\n").toWellFormed(), ...CACHE_BREAKPOINT }];
 }
 
 /** Puts the other mark on the last block: the next request begins with all of this one. */
-function markLast(request: Entry[]): Entry[] {
+function withCacheBreakpoint(request: Entry[]): Entry[] {
   const last = request.at(-1);
   const block = last?.content.at(-1);
   if (!last || !block) return request;
-  const marked = { ...block, ...MARK } as Anthropic.ContentBlockParam; // the same, and the mark
+  const marked = { ...block, ...CACHE_BREAKPOINT } as Anthropic.ContentBlockParam; // the same, and the mark
   return [...request.slice(0, -1), { ...last, content: [...last.content.slice(0, -1), marked] }];
 }
 
@@ -2284,7 +2289,7 @@ function embed(content: string): Map<number, number> {
 const WEIGHTS = { words: 0.6, shape: 0.4 };
 const [K1, B] = [1.2, 0.75]; // BM25: how soon a repeated word is enough, how much length counts
 const HALF_LIFE = 30 * 24 * 3600 * 1000; // ms
-const OLD = 0.8; // what is left of the score of an entry, however old it is
+const MIN_RECENCY = 0.8; // what is left of the score of an entry, however old it is
 
 /**
  * What was noted from day to day, and the owner's MEMORY.md and USER.md. Each word and each bucket
@@ -2298,7 +2303,7 @@ export class MemoryStore {
   #having = new Map<string | number, Set<Indexed>>();
   #words = 0; // in all entries
   #read = new Map<string, { changed: number; entries: Indexed[] }>();
-  #logs = new Map<string, Log>();
+  #logs = new Map<string, JsonlFile>();
 
   /** `dir`: of the daily logs. `files`: what the owner writes; those that change are read again. */
   constructor(dir: string, files: string[], now = Date.now) {
@@ -2307,7 +2312,7 @@ export class MemoryStore {
     this.#now = now;
     fs.mkdirSync(dir, { recursive: true });
     for (const name of fs.readdirSync(dir).filter((one) => one.endsWith(".jsonl"))) {
-      const log = new Log(path.join(dir, name));
+      const log = new JsonlFile(path.join(dir, name));
       this.#logs.set(name, log);
       for (const { record } of log.read()) this.#load({ ...record }, name);
     }
@@ -2324,7 +2329,7 @@ export class MemoryStore {
   write(content: string, category: string, sessionKey: string): void {
     const at = new Date(this.#now()).toISOString();
     const name = `${at.slice(0, 10)}.jsonl`;
-    const log = this.#logs.get(name) ?? new Log(path.join(this.#dir, name));
+    const log = this.#logs.get(name) ?? new JsonlFile(path.join(this.#dir, name));
     this.#logs.set(name, log);
     log.append({ at, content, category, sessionKey });
     this.#load({ at, content, category, sessionKey }, name);
@@ -2400,48 +2405,48 @@ export class MemoryStore {
 
   /** Of two that fit as well, the younger one. But a name told two months ago is still a name. */
   #youth({ at = this.#now() }: Memory): number {
-    return OLD + (1 - OLD) * 0.5 ** (Math.max(0, this.#now() - at) / HALF_LIFE);
+    return MIN_RECENCY + (1 - MIN_RECENCY) * 0.5 ** (Math.max(0, this.#now() - at) / HALF_LIFE);
   }
 }
 
-const REPEAT = 0.8; // of its words are another's: then it is nearly the same entry
+const DUPLICATE = 0.8; // of its words are another's: then it is nearly the same entry
 
 /** Maximal marginal relevance, bluntly: the best, but none that nearly repeats a better one. */
 function diversify(hits: { it: Indexed; score: number }[], topK: number): Hit[] {
   const taken: typeof hits = [];
   for (const hit of hits.sort((a, b) => b.score - a.score)) {
     if (taken.length >= Math.min(topK, 50)) break; // each is compared with all that are taken
-    if (taken.every(({ it }) => likeness(it, hit.it) < REPEAT)) taken.push(hit);
+    if (taken.every(({ it }) => jaccard(it, hit.it) < DUPLICATE)) taken.push(hit);
   }
   return taken.map(({ it: { terms, size, vector, ...memory }, score }) => ({ ...memory, score }));
 }
 
-function likeness(a: Indexed, b: Indexed): number {
+function jaccard(a: Indexed, b: Indexed): number {
   const shared = [...a.terms.keys()].filter((term) => b.terms.has(term)).length;
   return shared / (a.terms.size + b.terms.size - shared || 1);
 }
 
-const RECALL_FROM = 0.17; // below it a score says more about our hash than about the question
+const MIN_SCORE = 0.17; // below it a score says more about our hash than about the question
 
 /**
  * What goes before the person's words and is stored with them: the time, and what we remember. In
  * the system prompt it would change the beginning of every request, and nothing would be cached.
  */
 function contextFor(conversation: Conversation, input: string, options: TurnOptions): string {
-  const about = { ...whose(conversation, options), topK: 3 };
+  const about = { ...memoryScope(conversation, options), topK: 3 };
   const hits = options.app?.memory.search(input, about) ?? [];
-  const found = hits.flatMap((hit) => (hit.score < RECALL_FROM ? [] : keepEnds(hit.text, 1_000)));
+  const found = hits.flatMap((hit) => (hit.score < MIN_SCORE ? [] : keepEnds(hit.text, 1_000)));
   if (found.length > 0) info(`  (remembered: ${oneLine(found.join(" · "))})`);
   const lines = [`It is ${new Date()}.`, ...found.map((one) => `You remember: ${one}`)];
   return `<context>\n${lines.join("\n").toWellFormed()}\n</context>`;
 }
 
-const whose = (conversation: Conversation, options: TurnOptions) => ({
+const memoryScope = (conversation: Conversation, options: TurnOptions) => ({
   sessionKey: conversation instanceof Session ? conversation.header.key : "",
   owner: isOwner(options),
 });
 
-const shown = (hits: Hit[]) =>
+const formatHits = (hits: Hit[]) =>
   hits.map((hit) => `${hit.score.toFixed(2)}  ${hit.source}  ${oneLine(hit.text.slice(0, 80))}`);
 
 const COUNT = { type: "integer", description: "How many at most; 5 if left out." };
@@ -2453,12 +2458,16 @@ TOOLS.push(
 
 Object.assign(HANDLERS, {
   memory_write: ({ content, category }, { app, conversation, ...options }) => {
-    app?.memory.write(String(content), String(category), whose(conversation, options).sessionKey);
+    app?.memory.write(
+      String(content),
+      String(category),
+      memoryScope(conversation, options).sessionKey,
+    );
     return "remembered";
   },
   memory_search: ({ query, topK = 5 }, { app, conversation, ...options }) => {
-    const about = { ...whose(conversation, options), topK: Number(topK) };
-    return shown(app?.memory.search(String(query), about) ?? []).join("\n") || "nothing found";
+    const about = { ...memoryScope(conversation, options), topK: Number(topK) };
+    return formatHits(app?.memory.search(String(query), about) ?? []).join("\n") || "nothing found";
   },
 } satisfies Record<string, Handler>);
 
@@ -2476,7 +2485,7 @@ command("skills", "what it has learned to do", (_args, app) => layerOf(app, "ski
 command("memory", "what it always knows of you", (_args, app) => layerOf(app, "memory"));
 command("bootstrap", "how it works", (_args, app) => layerOf(app, "bootstrap"));
 command("search", "<words>: what it remembers, the best first", (query, { memory, key }) =>
-  shown(memory.search(query, { sessionKey: key, owner: true })),
+  formatHits(memory.search(query, { sessionKey: key, owner: true })),
 );
 command("prompt", "the layers of its prompt, in characters", (_args, app) =>
   layersOf(app).map((it, i) => `${i + 1} ${it.name.padEnd(10)} ${it.text.length}`),

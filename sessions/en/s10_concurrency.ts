@@ -72,7 +72,7 @@ export const info = (line: string) => sayLine(tint(2, line));
 export const warn = (line: string) => sayLine(tint(33, line));
 export const fail = (line: string) => sayLine(tint(31, line));
 /** Marks a sentence for people that is not printed right here, so that it can be translated. */
-export const text = (sentence: string) => sentence;
+export const t = (sentence: string) => sentence;
 
 let typing: Interface | undefined; // set while somebody may be typing at the prompt
 
@@ -149,15 +149,15 @@ export interface TurnOptions {
 }
 
 /** After these the model is not done; after the others it is, and here is what to tell a person. */
-const GO_ON = new Set(["pause_turn"]);
+const CONTINUE_REASONS = new Set(["pause_turn"]);
 const STOP_NOTES: Record<string, string> = {
   end_turn: "",
   stop_sequence: "",
-  max_tokens: text("\n(The reply was cut off: it reached its limit of tokens.)"),
-  refusal: text("\n(The model refused. From now on it will not see this turn.)"),
-  model_context_window_exceeded: text("\n(Cut off: the model can read no more than this.)"),
+  max_tokens: t("\n(The reply was cut off: it reached its limit of tokens.)"),
+  refusal: t("\n(The model refused. From now on it will not see this turn.)"),
+  model_context_window_exceeded: t("\n(Cut off: the model can read no more than this.)"),
 };
-const noteOf = (m: Message) => ("stop_reason" in m && STOP_NOTES[m.stop_reason ?? ""]) || "";
+const stopNote = (m: Message) => ("stop_reason" in m && STOP_NOTES[m.stop_reason ?? ""]) || "";
 const startsTurn = (entry: Entry) => entry.role === "user" && resultsIn(entry).length === 0;
 
 /** The history as the API accepts it: nothing blank, nothing refused, the roles in turn. */
@@ -185,15 +185,15 @@ export function buildRequest({ messages }: Conversation, options: TurnOptions) {
     max_tokens: 8192,
     system: buildSystemPrompt(options),
     tools: toolsFor(options),
-    messages: markLast(toRequest(messages)),
+    messages: withCacheBreakpoint(toRequest(messages)),
   };
 }
 
 /** One call. Gives the reply, or what had arrived of it when it was aborted. Throws API errors. */
 export async function callModel(request: Anthropic.MessageStreamParams, options: TurnOptions) {
   if (!options.signal?.aborted) throwSimulated();
-  const timer = setTimeout(() => stream.abort(), SILENCE);
-  const watched = { maxRetries: 0, fetch: heard(() => timer.refresh()) };
+  const timer = setTimeout(() => stream.abort(), IDLE_TIMEOUT);
+  const watched = { maxRetries: 0, fetch: withIdleTimeout(() => timer.refresh()) };
   // The SDK finds ANTHROPIC_API_KEY and ANTHROPIC_BASE_URL in the environment.
   const client = (options.client ?? new Anthropic()).withOptions(watched);
   const stream = client.messages.stream(request, { signal: options.signal });
@@ -220,7 +220,7 @@ export async function continueTurn(conversation: Conversation, options: TurnOpti
     checkRounds(conversation);
     const reply = await callModel(buildRequest(conversation, options), options);
     conversation.append(reply);
-    options.onText?.(noteOf(reply));
+    options.onText?.(stopNote(reply));
     if (reply.stop_reason !== "tool_use") continue;
     const turn = { ...options, conversation };
     const results = await Promise.all(callsIn(reply).map((call) => runTool(call, turn)));
@@ -228,7 +228,8 @@ export async function continueTurn(conversation: Conversation, options: TurnOpti
   }
 }
 
-const needsReply = (last?: Message) => last?.role === "user" || GO_ON.has(last?.stop_reason ?? "");
+const needsReply = (last?: Message) =>
+  last?.role === "user" || CONTINUE_REASONS.has(last?.stop_reason ?? "");
 
 /** Brings the turn to its end. Gives all that was said since the person spoke. */
 export async function finishTurn(conversation: Conversation, options: TurnOptions) {
@@ -238,11 +239,11 @@ export async function finishTurn(conversation: Conversation, options: TurnOption
   if (needsReply(conversation.messages.at(-1)))
     await (options.app ? options.app.resilience.run(options, inner) : inner(options));
   const start = conversation.messages.findLastIndex(startsTurn) + 1;
-  return conversation.messages.slice(start).map(spoken).filter(Boolean).join("\n\n");
+  return conversation.messages.slice(start).map(textOf).filter(Boolean).join("\n\n");
 }
 
-const spoken = (message: Message) =>
-  message.content.map((b) => (b.type === "text" ? b.text : "")).join("") + noteOf(message);
+const textOf = (message: Message) =>
+  message.content.map((b) => (b.type === "text" ? b.text : "")).join("") + stopNote(message);
 
 /** One turn. What the person said is on record before the model is asked, and stays there. */
 export async function runTurn(conversation: Conversation, input: string, options: TurnOptions) {
@@ -309,7 +310,7 @@ export const HANDLERS: Record<string, Handler> = {
     editText(String(input.path), String(input.old_text), String(input.new_text)),
 };
 
-GO_ON.add("tool_use");
+CONTINUE_REASONS.add("tool_use");
 const MAX_ROUNDS = 50;
 const OUTPUT_LIMIT = 30_000; // characters of one result, half of them from each end
 
@@ -561,7 +562,7 @@ interface LogRecord {
  * A file of JSON lines that is only ever appended to. A line that can't be read, torn by a
  * crash perhaps, stays where it is, is named by its number, and hides no other.
  */
-class Log {
+class JsonlFile {
   readonly file: string;
   lines = 0;
   isClosed = false;
@@ -616,7 +617,7 @@ export class Session extends Conversation {
   header = { key: "", label: "", at: "" };
   summary = ""; // of what compaction took out of the list
   rewritten = 0; // so many messages from the start the API's figures no longer describe
-  #log: Log;
+  #log: JsonlFile;
   #lines = new Map<Message, number>();
   #inboxIds = new Set<string>();
 
@@ -624,7 +625,7 @@ export class Session extends Conversation {
   constructor(file: string) {
     super();
     this.id = path.basename(file, ".jsonl");
-    this.#log = new Log(file);
+    this.#log = new JsonlFile(file);
     for (const { line, record } of this.#log.read()) this.#replay(record, line);
   }
 
@@ -759,8 +760,8 @@ export class SessionStore {
     const id = fs.readFileSync(pointer, "utf8");
     if (/^[\w-]+$/.test(id) && fs.existsSync(this.#file(key, id)))
       return new Session(this.#file(key, id));
-    fs.renameSync(pointer, `${pointer}.broken`);
-    warn(`${pointer} named no session and is set aside; going on with the newest one.`);
+    fs.renameSync(pointer, `${pointer}.quarantined`);
+    warn(`${pointer} named no session and is quarantined; going on with the newest one.`);
     return this.list(key).at(-1);
   }
 
@@ -1025,7 +1026,7 @@ function command(name: string, help: string, run: Command["run"]): void {
 async function runCommand(line: string, app: App, options: TurnOptions): Promise<string> {
   const [name = "", ...rest] = line.slice(1).split(" ");
   const found = Object.hasOwn(COMMANDS, name) ? COMMANDS[name] : undefined;
-  if (!found) return text(`There is no command /${name}. /help lists them.`);
+  if (!found) return t(`There is no command /${name}. /help lists them.`);
   return [await found.run(rest.join(" ").trim(), app, options)].flat().join("\n");
 }
 
@@ -1035,7 +1036,7 @@ command("help", "what you can type here", () =>
 
 command("new", "[label]: begin a new session", (label, { store, key }) => {
   const { id } = store.create(key, label);
-  return text(`Session ${id} begins. The old one is kept: /list shows it.`);
+  return t(`Session ${id} begins. The old one is kept: /list shows it.`);
 });
 
 command("list", "the sessions of this conversation", (_args, { store, key }) => {
@@ -1047,13 +1048,13 @@ command("list", "the sessions of this conversation", (_args, { store, key }) => 
 
 command("switch", "<id>: go back to a session, by the beginning of its id", (id, app) => {
   const session = app.store.switch(app.key, id);
-  return text(`In session ${session.id}, ${session.messages.length} messages.`);
+  return t(`In session ${session.id}, ${session.messages.length} messages.`);
 });
 
 command("context", "how full the context window is", (_args, { store, key }) => {
   const size = GUARD.size(store.current(key));
   const percent = Math.round((size / GUARD.limit) * 100);
-  return text(`About ${size} of ${GUARD.limit} tokens (${percent}%).`);
+  return t(`About ${size} of ${GUARD.limit} tokens (${percent}%).`);
 });
 
 command("compact", "put a summary in the place of the older turns", async (_args, app, options) => {
@@ -1061,7 +1062,7 @@ command("compact", "put a summary in the place of the older turns", async (_args
   await app.resilience.run(options, async (more) => {
     done = await GUARD.summarise(app.store.current(app.key), more, KEPT);
   });
-  return done ? text("Done.") : text("Nothing to summarise yet.");
+  return done ? t("Done.") : t("Nothing to summarise yet.");
 });
 
 const TERMINAL_KEY = "agent:luna:cli:direct:owner"; // agent, name, channel, kind, who
@@ -1086,7 +1087,7 @@ export interface InboundMessage {
   media: { kind: string; id: string }[];
   at: number;
   part?: string; // messages with the same mark are one: an album, a text that was cut
-  begun?: number; // how often the work on it was begun, counted by the inbox
+  attempts?: number; // how often the work on it was begun, counted by the inbox
 }
 
 /** A message with its place: whose conversation it belongs to. Settled once, when it comes in. */
@@ -1142,17 +1143,17 @@ function toolsFor({ message }: TurnOptions): Anthropic.Tool[] {
  */
 export class Inbox {
   #dir: string;
-  #log: Log;
-  #done: Set<string>;
+  #log: JsonlFile;
+  #processed: Set<string>;
   #open = new Map<string, { file: string; message: Routed }>();
   #next = 1;
 
   constructor(dir: string) {
     this.#dir = dir;
     fs.mkdirSync(dir, { recursive: true });
-    this.#log = new Log(path.join(dir, "done.jsonl"));
+    this.#log = new JsonlFile(path.join(dir, "processed.jsonl"));
     // We wrote them, so they have an id.
-    this.#done = new Set(this.#log.read().map(({ record }) => (record as { id: string }).id));
+    this.#processed = new Set(this.#log.read().map(({ record }) => (record as { id: string }).id));
     for (const name of fs.readdirSync(dir).sort()) if (/^\d+\.json$/.test(name)) this.#load(name);
   }
 
@@ -1160,13 +1161,15 @@ export class Inbox {
     const file = path.join(this.#dir, name);
     this.#next = Number.parseInt(name, 10) + 1;
     const message = parseObject(fs.readFileSync(file, "utf8")) as Routed | undefined; // ours
-    if (message && this.#done.has(message.id)) {
+    if (message && this.#processed.has(message.id)) {
       fs.rmSync(file);
-    } else if (message?.id && (message.begun ?? 0) < 3) {
+    } else if (message?.id && (message.attempts ?? 0) < 3) {
       this.#open.set(message.id, { file, message });
     } else {
-      fs.renameSync(file, `${file}.${crypto.randomUUID().slice(0, 8)}.aside`);
-      warn(`${name} of the inbox is set aside: unreadable, or begun three times in vain.`);
+      fs.renameSync(file, `${file}.${crypto.randomUUID().slice(0, 8)}.quarantined`);
+      warn(
+        `${name} of the inbox is quarantined: unreadable, or attempted three times without success.`,
+      );
     }
   }
 
@@ -1175,7 +1178,7 @@ export class Inbox {
 
   /** Keeps a message. False if it was here before: it is answered already, or will be. */
   add(message: Routed): boolean {
-    if (this.#done.has(message.id) || this.#open.has(message.id)) return false;
+    if (this.#processed.has(message.id) || this.#open.has(message.id)) return false;
     const file = path.join(this.#dir, `${String(this.#next++).padStart(12, "0")}.json`);
     replaceFile(file, JSON.stringify(message));
     this.#open.set(message.id, { file, message });
@@ -1186,19 +1189,19 @@ export class Inbox {
    * Counts the attempts, before each one. A message that kills the program would otherwise come
    * back at every start and kill it again.
    */
-  begin(messages: Routed[]): void {
+  countAttempt(messages: Routed[]): void {
     for (const { file, message } of this.#find(messages)) {
-      message.begun = (message.begun ?? 0) + 1;
+      message.attempts = (message.attempts ?? 0) + 1;
       replaceFile(file, JSON.stringify(message));
     }
   }
 
   /** The answer is sent: the files go, the ids stay. The first part goes last: its id counts. */
-  finish(messages: Routed[]): void {
+  acknowledge(messages: Routed[]): void {
     for (const { file, message } of this.#find(messages).reverse()) {
       // The id first. A crash in between leaves a file, but one that is known to be done.
       this.#log.append({ id: message.id });
-      this.#done.add(message.id);
+      this.#processed.add(message.id);
       this.#open.delete(message.id);
       fs.rmSync(file);
     }
@@ -1208,7 +1211,7 @@ export class Inbox {
 }
 
 /** Runs the tasks of one conversation one after the other, those of different ones side by side. */
-export function inOrder<T>(sessionKey: string, task: () => Promise<T>): Promise<T> {
+export function runExclusive<T>(sessionKey: string, task: () => Promise<T>): Promise<T> {
   return LANES.run(sessionKey, task);
 }
 
@@ -1224,7 +1227,7 @@ export function route(message: InboundMessage, app: App, agent?: Agent): Routed 
 /** The door. Synchronous: when it returns, the platform may forget the message. */
 export function accept(app: App, message: InboundMessage, signal?: AbortSignal) {
   const routed = route(message, app);
-  noteOwner(app, message);
+  rememberOwner(app, message);
   // A line of the terminal is not kept: after a crash nobody waits for the answer.
   if (message.channel !== "cli" && !app.inbox.add(routed)) return { done: Promise.resolve("") };
   return { done: enqueue(app, routed, signal) };
@@ -1233,23 +1236,24 @@ export function accept(app: App, message: InboundMessage, signal?: AbortSignal) 
 // Telegram sends the pictures of an album one by one, and its apps cut a long text in pieces. To
 // answer each would be silly. So the first part takes the place in line, and waits for the others
 // there; meanwhile each of them is in the inbox, in a file of its own.
-const QUIET = 600; // ms without another part, and a message in parts is whole
+const PART_GAP = 600; // ms without another part, and a message in parts is whole
 const groups = new Map<string, { parts: Routed[]; last: number; done: Promise<string> }>();
 
 /** Puts a message in line; a part of one joins the parts before it, if they still wait. */
 function enqueue(app: App, message: Routed, signal?: AbortSignal): Promise<string> {
   const { sessionKey, channel } = message;
-  if (channel === "cron") return inOrder(sessionKey, () => runJob(app, message, signal));
-  if (!message.part) return inOrder(sessionKey, () => handle(app, [message], signal));
+  if (channel === "cron") return runExclusive(sessionKey, () => runJob(app, message, signal));
+  if (!message.part) return runExclusive(sessionKey, () => handle(app, [message], signal));
   // What was begun before a crash is on record as it is; a part that came later is not in it.
-  const mark = `${message.part} ${(message.begun ?? 0) > 0}`;
+  const mark = `${message.part} ${(message.attempts ?? 0) > 0}`;
   const group = groups.get(mark) ?? { parts: [], last: 0, done: Promise.resolve("") };
   group.parts.push(message);
   group.last = Date.now();
   if (groups.has(mark)) return group.done;
   groups.set(mark, group);
-  group.done = inOrder(sessionKey, async () => {
-    for (let left = QUIET; left > 0; left = group.last + QUIET - Date.now()) await sleep(left);
+  group.done = runExclusive(sessionKey, async () => {
+    for (let left = PART_GAP; left > 0; left = group.last + PART_GAP - Date.now())
+      await sleep(left);
     groups.delete(mark);
     return handle(app, group.parts, signal);
   });
@@ -1272,21 +1276,21 @@ export async function handle(app: App, parts: Routed[], signal?: AbortSignal): P
   try {
     showTyping();
     const agent = app.agents.get(message.agentId);
-    answer = await serve(app, message, signal, (signal) => {
-      app.inbox.begin(parts);
+    answer = await runUserTurn(app, message, signal, (signal) => {
+      app.inbox.countAttempt(parts);
       return answerTo(message, app, { message, signal, onText, agent });
     });
   } catch (error) {
     if (message.channel === "cli") throw error; // the terminal says it
     if (error instanceof StoppingError) throw error; // it stays in the inbox
     warn(`${message.sessionKey}: ${error}`);
-    answer = text("I could not answer that. Try again in a moment, or begin anew with /new.");
+    answer = t("I could not answer that. Try again in a moment, or begin anew with /new.");
     about = { ...message, id: `${message.id}!` }; // a crash later there may be an answer after all
   } finally {
     clearInterval(timer);
   }
   if (!channel?.stream) await reply(app, about, answer);
-  app.inbox.finish(parts);
+  app.inbox.acknowledge(parts);
   return answer;
 }
 
@@ -1298,7 +1302,7 @@ async function answerTo(message: Routed, app: App, options: TurnOptions): Promis
     const session = app.store.current(message.sessionKey);
     return runTurn(session, message.text.toWellFormed(), { ...options, app });
   }
-  if (name === "help") return text("/new begins a new conversation.");
+  if (name === "help") return t("/new begins a new conversation.");
   return runCommand(message.text, { ...app, key: message.sessionKey }, options);
 }
 
@@ -1308,9 +1312,16 @@ async function answerTo(message: Routed, app: App, options: TurnOptions): Promis
  */
 export async function reply(app: App, { id, channel, peerId: to }: InboundMessage, answer: string) {
   const target = app.channels.get(channel);
-  const words = answer.trim() || text("(There is nothing to say.)");
+  const words = answer.trim() || t("(There is nothing to say.)");
   if (!target || target.stream) return target?.send(to, words);
-  const rest = { channel, to, at: Date.now(), next: Date.now(), tries: 0, begun: 0 };
+  const rest = {
+    channel,
+    to,
+    enqueuedAt: Date.now(),
+    nextAttemptAt: Date.now(),
+    failures: 0,
+    unfinished: 0,
+  };
   for (const [part, piece] of chunkMessage(words, target.limit).entries())
     app.queue.add({ id: `${id}#${part}`, text: piece, ...rest });
   app.delivery.wake(`${channel} ${to}`);
@@ -1323,13 +1334,13 @@ export class ChannelManager extends Map<string, Channel> {
   /** Resolves when all are ready or have failed; after 3 s at the latest. */
   async start(accept: Accept): Promise<void> {
     const starts = [...this.values()].map(async (channel) => {
-      this.states.set(channel.name, text("starting"));
-      const state = await channel.start(accept).then(() => text("ready"), String);
+      this.states.set(channel.name, t("starting"));
+      const state = await channel.start(accept).then(() => t("ready"), String);
       this.states.set(channel.name, state);
       info(`${channel.name}: ${state}`);
     });
     await Promise.race([Promise.all(starts), sleep(3_000)]);
-    const late = [...this.states].filter(([, state]) => state === text("starting"));
+    const late = [...this.states].filter(([, state]) => state === t("starting"));
     for (const [name] of late) warn(`${name}: not ready yet, still trying`);
   }
 
@@ -1384,7 +1395,7 @@ function admit(channel: Channel, message: InboundMessage, allowed: string, accep
   } else if (!strangers.has(chat)) {
     strangers.add(chat); // once: otherwise a stranger could make us send as much as they like
     warn(`A stranger wrote. ${channel.name.toUpperCase()}_ALLOWED_CHATS=${chat} lets them in.`);
-    const words = text(`I don't know this chat. Its id is ${chat}: my owner can let it in.`);
+    const words = t(`I don't know this chat. Its id is ${chat}: my owner can let it in.`);
     channel.send(message.peerId, words).catch(() => {});
   }
 }
@@ -1886,13 +1897,13 @@ export const METHODS: Record<string, Method> = {};
 function method(name: string, properties: object, optional: string[], run: Method): void {
   const schema = tool(name, "", properties, optional).input_schema;
   METHODS[name] = (params, app, connection) => {
-    const fields = asked(() => checkInput(schema, params));
+    const fields = orInvalidParams(() => checkInput(schema, params));
     return run(fields, app, connection);
   };
 }
 
 /** Runs a check of what a client has sent: what is wrong with it is the client's to mend. */
-function asked<T>(check: () => T): T {
+function orInvalidParams<T>(check: () => T): T {
   try {
     return check();
   } catch (error) {
@@ -2016,15 +2027,18 @@ method("send", SEND, Object.keys(FROM), async (params, app, connection) => {
   const isTheirs = /^(?!(cli|cron|heartbeat)$)\w+$/.test(place.channel);
   if (!isTheirs) throw rpcError(-32602, "channel: not this one");
   if (!inbound.text) throw rpcError(-32602, "text is empty");
-  const agent = agentId === undefined ? agentId : asked(() => app.agents.find(String(agentId)));
-  const message = asked(() => route(inbound, app, agent));
+  const agent =
+    agentId === undefined ? agentId : orInvalidParams(() => app.agents.find(String(agentId)));
+  const message = orInvalidParams(() => route(inbound, app, agent));
   connection.notify("typing", {});
   const onText = (piece: string) => piece && connection.notify("delta", { text: piece });
   const options = { message, onText, agent: app.agents.get(message.agentId) };
   const turn = () =>
-    serve(app, message, undefined, (signal) => answerTo(message, app, { ...options, signal }));
+    runUserTurn(app, message, undefined, (signal) =>
+      answerTo(message, app, { ...options, signal }),
+    );
   try {
-    const reply = await inOrder(message.sessionKey, turn);
+    const reply = await runExclusive(message.sessionKey, turn);
     return { agentId: message.agentId, sessionKey: message.sessionKey, reply };
   } catch (error) {
     throw rpcError(-32000, `the turn failed: ${error}`);
@@ -2036,7 +2050,7 @@ const BINDING = { agentId: string("who"), ...MATCH, priority: { type: "integer" 
 
 method("bindings.set", BINDING, ["priority"], (params, app) => {
   const { agentId, matchKey, matchValue, priority = 0 } = params;
-  const agent = asked(() => app.agents.find(String(agentId)));
+  const agent = orInvalidParams(() => app.agents.find(String(agentId)));
   const key = TIERS.find((tier) => tier === matchKey) ?? "default";
   const rest = { matchKey: key, matchValue: String(matchValue), priority: Number(priority) };
   return app.bindings.set({ agentId: agent.id, ...rest });
@@ -2084,7 +2098,7 @@ command("agents", "the agents", (_args, { agents }) =>
 command("agent", "<id>|off: who answers you here", (id, app) => {
   app.terminalAgent = id === "off" ? undefined : app.agents.find(id).id;
   app.key = TERMINAL_KEY.replace("luna", app.terminalAgent ?? "luna"); // a conversation of its own
-  return text(`From now on: ${app.terminalAgent ?? "as the bindings say"}.`);
+  return t(`From now on: ${app.terminalAgent ?? "as the bindings say"}.`);
 });
 
 command("sessions", "all conversations", (_args, { store }) =>
@@ -2092,7 +2106,7 @@ command("sessions", "all conversations", (_args, { store }) =>
 );
 
 command("gateway", "where programs can connect", (_args, { gateway }) =>
-  text(`${gateway.address || "(not listening)"}  ${gateway.sockets.clients.size} connected`),
+  t(`${gateway.address || "(not listening)"}  ${gateway.sockets.clients.size} connected`),
 );
 
 /**
@@ -2264,21 +2278,21 @@ export function promptLayers(options: TurnOptions) {
   return layers.map(({ name, text }) => ({ name, text: text({ agent, message, files }) }));
 }
 
-const MARK = { cache_control: { type: "ephemeral" as const } }; // "keep all up to here"
+const CACHE_BREAKPOINT = { cache_control: { type: "ephemeral" as const } }; // "keep all up to here"
 
 /** The system prompt, with a mark for the cache at its end. */
 export function buildSystemPrompt(options: TurnOptions): Anthropic.TextBlockParam[] {
   const texts = promptLayers(options).flatMap(({ text }) => text || []);
   // Where a long file was cut, half a character may be left.
-  return [{ type: "text", text: texts.join("\n\n").toWellFormed(), ...MARK }];
+  return [{ type: "text", text: texts.join("\n\n").toWellFormed(), ...CACHE_BREAKPOINT }];
 }
 
 /** Puts the other mark on the last block: the next request begins with all of this one. */
-function markLast(request: Entry[]): Entry[] {
+function withCacheBreakpoint(request: Entry[]): Entry[] {
   const last = request.at(-1);
   const block = last?.content.at(-1);
   if (!last || !block) return request;
-  const marked = { ...block, ...MARK } as Anthropic.ContentBlockParam; // the same, and the mark
+  const marked = { ...block, ...CACHE_BREAKPOINT } as Anthropic.ContentBlockParam; // the same, and the mark
   return [...request.slice(0, -1), { ...last, content: [...last.content.slice(0, -1), marked] }];
 }
 
@@ -2328,7 +2342,7 @@ function embed(content: string): Map<number, number> {
 const WEIGHTS = { words: 0.6, shape: 0.4 };
 const [K1, B] = [1.2, 0.75]; // BM25: how soon a repeated word is enough, how much length counts
 const HALF_LIFE = 30 * 24 * 3600 * 1000; // ms
-const OLD = 0.8; // what is left of the score of an entry, however old it is
+const MIN_RECENCY = 0.8; // what is left of the score of an entry, however old it is
 
 /**
  * What was noted from day to day, and the owner's MEMORY.md and USER.md. Each word and each bucket
@@ -2342,7 +2356,7 @@ export class MemoryStore {
   #having = new Map<string | number, Set<Indexed>>();
   #words = 0; // in all entries
   #read = new Map<string, { changed: number; entries: Indexed[] }>();
-  #logs = new Map<string, Log>();
+  #logs = new Map<string, JsonlFile>();
 
   /** `dir`: of the daily logs. `files`: what the owner writes; those that change are read again. */
   constructor(dir: string, files: string[], now = Date.now) {
@@ -2351,7 +2365,7 @@ export class MemoryStore {
     this.#now = now;
     fs.mkdirSync(dir, { recursive: true });
     for (const name of fs.readdirSync(dir).filter((one) => one.endsWith(".jsonl"))) {
-      const log = new Log(path.join(dir, name));
+      const log = new JsonlFile(path.join(dir, name));
       this.#logs.set(name, log);
       for (const { record } of log.read()) this.#load({ ...record }, name);
     }
@@ -2368,7 +2382,7 @@ export class MemoryStore {
   write(content: string, category: string, sessionKey: string): void {
     const at = new Date(this.#now()).toISOString();
     const name = `${at.slice(0, 10)}.jsonl`;
-    const log = this.#logs.get(name) ?? new Log(path.join(this.#dir, name));
+    const log = this.#logs.get(name) ?? new JsonlFile(path.join(this.#dir, name));
     this.#logs.set(name, log);
     log.append({ at, content, category, sessionKey });
     this.#load({ at, content, category, sessionKey }, name);
@@ -2444,28 +2458,28 @@ export class MemoryStore {
 
   /** Of two that fit as well, the younger one. But a name told two months ago is still a name. */
   #youth({ at = this.#now() }: Memory): number {
-    return OLD + (1 - OLD) * 0.5 ** (Math.max(0, this.#now() - at) / HALF_LIFE);
+    return MIN_RECENCY + (1 - MIN_RECENCY) * 0.5 ** (Math.max(0, this.#now() - at) / HALF_LIFE);
   }
 }
 
-const REPEAT = 0.8; // of its words are another's: then it is nearly the same entry
+const DUPLICATE = 0.8; // of its words are another's: then it is nearly the same entry
 
 /** Maximal marginal relevance, bluntly: the best, but none that nearly repeats a better one. */
 function diversify(hits: { it: Indexed; score: number }[], topK: number): Hit[] {
   const taken: typeof hits = [];
   for (const hit of hits.sort((a, b) => b.score - a.score)) {
     if (taken.length >= Math.min(topK, 50)) break; // each is compared with all that are taken
-    if (taken.every(({ it }) => likeness(it, hit.it) < REPEAT)) taken.push(hit);
+    if (taken.every(({ it }) => jaccard(it, hit.it) < DUPLICATE)) taken.push(hit);
   }
   return taken.map(({ it: { terms, size, vector, ...memory }, score }) => ({ ...memory, score }));
 }
 
-function likeness(a: Indexed, b: Indexed): number {
+function jaccard(a: Indexed, b: Indexed): number {
   const shared = [...a.terms.keys()].filter((term) => b.terms.has(term)).length;
   return shared / (a.terms.size + b.terms.size - shared || 1);
 }
 
-const RECALL_FROM = 0.17; // below it a score says more about our hash than about the question
+const MIN_SCORE = 0.17; // below it a score says more about our hash than about the question
 
 /**
  * What goes before the person's words and is stored with them: the time, and what we remember. In
@@ -2474,20 +2488,20 @@ const RECALL_FROM = 0.17; // below it a score says more about our hash than abou
 function contextFor(conversation: Conversation, input: string, options: TurnOptions): string {
   // What a heartbeat asks is the same each time, and not a person's question.
   const topK = options.message?.channel === "heartbeat" ? 0 : 3;
-  const about = { ...whose(conversation, options), topK };
+  const about = { ...memoryScope(conversation, options), topK };
   const hits = options.app?.memory.search(input, about) ?? [];
-  const found = hits.flatMap((hit) => (hit.score < RECALL_FROM ? [] : keepEnds(hit.text, 1_000)));
+  const found = hits.flatMap((hit) => (hit.score < MIN_SCORE ? [] : keepEnds(hit.text, 1_000)));
   if (found.length > 0) info(`  (remembered: ${oneLine(found.join(" · "))})`);
   const lines = [`It is ${new Date()}.`, ...found.map((one) => `You remember: ${one}`)];
   return `<context>\n${lines.join("\n").toWellFormed()}\n</context>`;
 }
 
-const whose = (conversation: Conversation, options: TurnOptions) => ({
+const memoryScope = (conversation: Conversation, options: TurnOptions) => ({
   sessionKey: conversation instanceof Session ? conversation.header.key : "",
   owner: isOwner(options),
 });
 
-const shown = (hits: Hit[]) =>
+const formatHits = (hits: Hit[]) =>
   hits.map((hit) => `${hit.score.toFixed(2)}  ${hit.source}  ${oneLine(hit.text.slice(0, 80))}`);
 
 const COUNT = { type: "integer", description: "How many at most; 5 if left out." };
@@ -2499,12 +2513,16 @@ TOOLS.push(
 
 Object.assign(HANDLERS, {
   memory_write: ({ content, category }, { app, conversation, ...options }) => {
-    app?.memory.write(String(content), String(category), whose(conversation, options).sessionKey);
+    app?.memory.write(
+      String(content),
+      String(category),
+      memoryScope(conversation, options).sessionKey,
+    );
     return "remembered";
   },
   memory_search: ({ query, topK = 5 }, { app, conversation, ...options }) => {
-    const about = { ...whose(conversation, options), topK: Number(topK) };
-    return shown(app?.memory.search(String(query), about) ?? []).join("\n") || "nothing found";
+    const about = { ...memoryScope(conversation, options), topK: Number(topK) };
+    return formatHits(app?.memory.search(String(query), about) ?? []).join("\n") || "nothing found";
   },
 } satisfies Record<string, Handler>);
 
@@ -2522,7 +2540,7 @@ command("skills", "what it has learned to do", (_args, app) => layerOf(app, "ski
 command("memory", "what it always knows of you", (_args, app) => layerOf(app, "memory"));
 command("bootstrap", "how it works", (_args, app) => layerOf(app, "bootstrap"));
 command("search", "<words>: what it remembers, the best first", (query, { memory, key }) =>
-  shown(memory.search(query, { sessionKey: key, owner: true })),
+  formatHits(memory.search(query, { sessionKey: key, owner: true })),
 );
 command("prompt", "the layers of its prompt, in characters", (_args, app) =>
   layersOf(app).map((it, i) => `${i + 1} ${it.name.padEnd(10)} ${it.text.length}`),
@@ -2635,8 +2653,8 @@ function timeOf(shown: number, wall: (at: number) => number): number {
 function readState(file: string): object {
   const state = fs.existsSync(file) ? parseObject(fs.readFileSync(file, "utf8")) : {};
   if (state) return state;
-  fs.renameSync(file, `${file}.broken`);
-  warn(`${file} was not readable and is set aside.`);
+  fs.renameSync(file, `${file}.quarantined`);
+  warn(`${file} was not readable and is quarantined.`);
   return {};
 }
 
@@ -2750,33 +2768,33 @@ export class CronService {
     if (state.errors >= MAX_ERRORS) state.due = undefined;
     this.#save();
     if (!error || state.due !== undefined) return "";
-    return text(`The job ${id} is off; errors in a row: ${state.errors}. Edit its entry to go on.`);
+    return t(`The job ${id} is off; errors in a row: ${state.errors}. Edit its entry to go on.`);
   }
 }
 
 // The turns of people that are under way. While there are any, nothing of our own begins.
-const serving = new Set<Promise<unknown>>();
+const activeTurns = new Set<Promise<unknown>>();
 
-function counted<T>(turn: Promise<T>): Promise<T> {
-  serving.add(turn);
-  turn.catch(() => {}).then(() => serving.delete(turn));
+function trackTurn<T>(turn: Promise<T>): Promise<T> {
+  activeTurns.add(turn);
+  turn.catch(() => {}).then(() => activeTurns.delete(turn));
   return turn;
 }
 
 /** A message that nobody has written. */
-const ownMessage = (channel: string, peerId: string, words: string, at: number) => ({
+const internalMessage = (channel: string, peerId: string, words: string, at: number) => ({
   id: `${channel}:${peerId}:${new Date(at).toISOString()}`,
   ...{ channel, accountId: "local", peerId, senderId: "owner", isGroup: false, media: [], at },
   text: words,
 });
 
 /** A run takes the road of all messages. Its id has the time when it was due: once is enough. */
-function beginJob(app: App, { id, payload, deliver }: Job, due: number): boolean {
+function enqueueJob(app: App, { id, payload, deliver }: Job, due: number): boolean {
   const isRun = ({ channel, peerId }: Routed) => channel === "cron" && peerId === id;
   if (app.inbox.pending().some(isRun)) return false; // or a slow one would pile up, and cost
   const words = payload.message ?? payload.text ?? "";
   const job = { isEvent: payload.kind === "system_event", deliver };
-  const { done } = accept(app, { ...ownMessage("cron", id, words, due), job });
+  const { done } = accept(app, { ...internalMessage("cron", id, words, due), job });
   done.catch((error) => warn(`cron: ${id}: ${error}`));
   return true;
 }
@@ -2788,17 +2806,17 @@ async function runJob(app: App, message: Routed, signal?: AbortSignal): Promise<
   const { sessionKey, peerId: id, job } = message;
   const options = { message, agent: app.agents.get(message.agentId), mode: "minimal" as const };
   const run = async (signal?: AbortSignal) => {
-    if (serving.size > 0) return undefined; // somebody came while it was in line
-    app.inbox.begin([message]);
+    if (activeTurns.size > 0) return undefined; // somebody came while it was in line
+    app.inbox.countAttempt([message]);
     if (job?.isEvent) return message.text;
-    return runAlone(sessionKey, message.text, app, { ...options, signal });
+    return runUnattended(sessionKey, message.text, app, { ...options, signal });
   };
   let answer: string | undefined;
   let about: InboundMessage = message;
   try {
     // It waits for people outside of the lane: in there a reset, or the clock, would end it.
     while (answer === undefined) {
-      while (serving.size > 0) await Promise.allSettled(serving);
+      while (activeTurns.size > 0) await Promise.allSettled(activeTurns);
       answer = await inLane("cron", app, sessionKey, run, signal);
     }
     app.cron.report(id);
@@ -2808,12 +2826,12 @@ async function runJob(app: App, message: Routed, signal?: AbortSignal): Promise<
     about = { ...message, id: `${message.id}!` }; // no answer, and not to be taken for one
   }
   if (answer) await tellOwner(app, about, answer, job?.deliver);
-  app.inbox.finish([message]);
+  app.inbox.acknowledge([message]);
   return answer;
 }
 
 /** A turn that nobody waits for. Throws if it was stopped or refused: that is no answer. */
-async function runAlone(key: string, input: string, app: App, options: TurnOptions) {
+async function runUnattended(key: string, input: string, app: App, options: TurnOptions) {
   app.store.prune(key.slice(0, -"2026-11-22T08:00:00.000Z".length), KEPT_RUNS - 1);
   const session = app.store.current(key);
   const answer = await runTurn(session, input.toWellFormed(), { ...options, app });
@@ -2826,7 +2844,7 @@ async function runAlone(key: string, input: string, app: App, options: TurnOptio
 const OWNER_FILE = path.join(STATE, "owner.json"); // where the owner wrote from last
 
 /** Remembers where the owner is to be found. */
-function noteOwner({ channels }: App, message: InboundMessage): void {
+function rememberOwner({ channels }: App, message: InboundMessage): void {
   const { channel, peerId: to } = message;
   if (channel === "cli" || !channels.has(channel) || !isOwner({ message })) return;
   const place = JSON.stringify({ channel, to });
@@ -2882,7 +2900,7 @@ export class HeartbeatRunner {
     if (LANES.isBusy("heartbeat")) return "under-way";
     if (!forced && this.next() > this.#now()) return "not-due";
     if (!forced && !isActive) return "quiet-hours";
-    if (serving.size > 0) return "requests-in-flight";
+    if (activeTurns.size > 0) return "requests-in-flight";
     if (LANES.isBusy("cron")) return "cron-in-progress";
     const lines = tasks.replace(/<!--[\s\S]*?-->/g, "").split("\n");
     return lines.every((line) => BLANK.test(line)) ? "empty-heartbeat-file" : "";
@@ -2898,7 +2916,7 @@ export class HeartbeatRunner {
     if (reason) return reason;
     this.#at = at;
     const ask = `${tasks}\n\nIf nothing needs the owner, answer HEARTBEAT_OK and nothing else.`;
-    const options = { message: ownMessage("heartbeat", "owner", ask, at), signal, agent };
+    const options = { message: internalMessage("heartbeat", "owner", ask, at), signal, agent };
     return this.#ask(app, options).catch((error) => {
       warn(`heartbeat: ${error}`);
       return "failed";
@@ -2907,8 +2925,9 @@ export class HeartbeatRunner {
 
   async #ask(app: App, options: { message: InboundMessage; agent: Agent; signal?: AbortSignal }) {
     const { message, agent } = options;
-    const key = `agent:${agent.id}:heartbeat:${time(message.at)}`.toLowerCase();
-    const turn = (signal: AbortSignal) => runAlone(key, message.text, app, { ...options, signal });
+    const key = `agent:${agent.id}:heartbeat:${formatTime(message.at)}`.toLowerCase();
+    const turn = (signal: AbortSignal) =>
+      runUnattended(key, message.text, app, { ...options, signal });
     const said = heartbeatText(await inLane("heartbeat", app, key, turn, options.signal));
     const before = { text: "", at: 0, ...readState(this.#file) };
     if (!said) return "ok";
@@ -2942,36 +2961,36 @@ function startTimer(app: App): void {
   setTimeout(startTimer, Math.min(60_000, ...waits.filter((ms) => ms > 0)), app);
 }
 
-const time = (at = Infinity) => (at < 8.64e15 ? new Date(at).toISOString() : "never");
+const formatTime = (at = Infinity) => (at < 8.64e15 ? new Date(at).toISOString() : "never");
 
-const statusOf = ({ heartbeat }: App) => {
-  return { ...heartbeat.settings, next: time(heartbeat.next()), last: heartbeat.last };
+const describeHeartbeat = ({ heartbeat }: App) => {
+  return { ...heartbeat.settings, next: formatTime(heartbeat.next()), last: heartbeat.last };
 };
 
-const jobsOf = ({ cron }: App) =>
+const describeJobs = ({ cron }: App) =>
   cron.read().map((job) => {
     const { due, errors } = cron.stateOf(job);
-    return { ...job, due: time(job.enabled ? due : undefined), errors };
+    return { ...job, due: formatTime(job.enabled ? due : undefined), errors };
   });
 
-method("cron.list", {}, [], (_params, app) => jobsOf(app));
-method("heartbeat.status", {}, [], (_params, app) => statusOf(app));
+method("cron.list", {}, [], (_params, app) => describeJobs(app));
+method("heartbeat.status", {}, [], (_params, app) => describeHeartbeat(app));
 
 command("heartbeat", "when it looks whether something needs you", (_args, app) =>
-  Object.entries(statusOf(app)).map(([name, value]) => `${name.padEnd(9)} ${value}`),
+  Object.entries(describeHeartbeat(app)).map(([name, value]) => `${name.padEnd(9)} ${value}`),
 );
 
 command("trigger", "a heartbeat now", (_, app, { signal }) => app.heartbeat.run(app, true, signal));
 
 command("cron", "the jobs", (_args, app) =>
-  jobsOf(app).map((job) => `${job.id}  ${job.due}  ${job.errors}  ${job.name ?? ""}`),
+  describeJobs(app).map((job) => `${job.id}  ${job.due}  ${job.errors}  ${job.name ?? ""}`),
 );
 
 command("cron-trigger", "<id>: run a job now", (id, app) => {
   const job = app.cron.read().find((one) => one.id === id);
   if (!job) throw new Error(`there is no job "${id}"; /cron shows them`);
-  beginJob(app, job, Date.now());
-  return text(`${id} is in line.`);
+  enqueueJob(app, job, Date.now());
+  return t(`${id} is in line.`);
 });
 
 /** A number of the settings. Throws if it makes no sense. */
@@ -2993,11 +3012,11 @@ export interface Delivery {
   channel: string;
   to: string;
   text: string;
-  at: number;
-  next: number; // not before
-  tries: number;
-  begun: number; // sends that began and did not come to an end
-  why?: string; // it failed for good
+  enqueuedAt: number;
+  nextAttemptAt: number; // not before
+  failures: number;
+  unfinished: number; // sends that began and did not come to an end
+  error?: string; // it failed for good
 }
 
 export interface App {
@@ -3007,7 +3026,13 @@ export interface App {
 
 const DIGITS = { type: "integer" };
 const PLACE = { id: WORDS, channel: WORDS, to: WORDS, text: WORDS };
-const DELIVERY = shape({ ...PLACE, at: DIGITS, next: DIGITS, tries: DIGITS, begun: DIGITS });
+const DELIVERY = shape({
+  ...PLACE,
+  enqueuedAt: DIGITS,
+  nextAttemptAt: DIGITS,
+  failures: DIGITS,
+  unfinished: DIGITS,
+});
 
 // Order counts for each recipient: nobody sees whether somebody else's reply came first. And the
 // parts of one reply belong together. Their ids say which: they are that of the message answered.
@@ -3021,8 +3046,8 @@ function readDelivery(file: string): Delivery[] {
       checkInput(DELIVERY, parseObject(fs.readFileSync(file, "utf8"))) as unknown as Delivery,
     ];
   } catch (error) {
-    fs.renameSync(file, `${file}.aside`);
-    warn(`${file} is set aside: ${error}`);
+    fs.renameSync(file, `${file}.quarantined`);
+    warn(`${file} is quarantined: ${error}`);
     return [];
   }
 }
@@ -3043,16 +3068,16 @@ export class DeliveryQueue {
   readonly files = new Map<string, string>(); // id → file
   #dir: string;
   #failed: string;
-  #log: Log;
-  #done: Set<string>;
+  #log: JsonlFile;
+  #processed: Set<string>;
   #next: number;
 
   constructor(dir: string) {
     this.#dir = dir;
     this.#failed = path.join(dir, "failed");
     fs.mkdirSync(this.#failed, { recursive: true });
-    this.#log = new Log(path.join(dir, "done.jsonl"));
-    this.#done = new Set(this.#log.read().map(({ record }) => (record as Delivery).id)); // ours
+    this.#log = new JsonlFile(path.join(dir, "processed.jsonl"));
+    this.#processed = new Set(this.#log.read().map(({ record }) => (record as Delivery).id)); // ours
     const names = [...numbered(dir), ...numbered(this.#failed)].sort();
     this.#next = Number.parseInt(names.at(-1) ?? "0", 10) + 1;
     for (const file of numbered(dir).map((name) => path.join(dir, name))) {
@@ -3062,7 +3087,8 @@ export class DeliveryQueue {
 
   #keep(delivery: Delivery, file: string): void {
     // The crash came between its id and its file: it is done. Or somebody has copied a file.
-    if (this.#done.has(delivery.id) || this.files.has(delivery.id)) return void fs.rmSync(file);
+    if (this.#processed.has(delivery.id) || this.files.has(delivery.id))
+      return void fs.rmSync(file);
     const line = this.waiting.get(recipientOf(delivery)) ?? [];
     line.push(delivery);
     this.waiting.set(recipientOf(delivery), line);
@@ -3071,7 +3097,7 @@ export class DeliveryQueue {
 
   /** On disk when it returns. What was here before, and may have been sent, is not taken again. */
   add(delivery: Delivery): void {
-    if (this.#done.has(delivery.id) || this.files.has(delivery.id)) return;
+    if (this.#processed.has(delivery.id) || this.files.has(delivery.id)) return;
     const file = path.join(this.#dir, `${String(this.#next++).padStart(12, "0")}.json`);
     replaceFile(file, JSON.stringify(delivery));
     this.#keep(delivery, file);
@@ -3086,20 +3112,20 @@ export class DeliveryQueue {
   }
 
   /** It was sent: the first of its recipient. The id first: a file without it is sent again. */
-  finish(delivery: Delivery): void {
+  acknowledge(delivery: Delivery): void {
     this.#log.append({ id: delivery.id });
-    this.#done.add(delivery.id);
+    this.#processed.add(delivery.id);
     fs.rmSync(this.#fileOf(delivery));
     this.#forget(recipientOf(delivery), [delivery]);
   }
 
   /** It can't be sent. Without this part the rest of the reply makes no sense: it goes too. */
-  fail(delivery: Delivery, why: string): Delivery[] {
+  deadLetter(delivery: Delivery, why: string): Delivery[] {
     const line = this.waiting.get(recipientOf(delivery)) ?? [];
     const parts = line.filter((one) => replyOf(one) === replyOf(delivery));
     // From the end: after a crash in here the first part is still there, and takes the rest along.
     for (const part of parts.toReversed()) {
-      this.save(Object.assign(part, { why }));
+      this.save(Object.assign(part, { error: why }));
       const file = this.#fileOf(part);
       fs.renameSync(file, path.join(this.#failed, path.basename(file)));
     }
@@ -3117,7 +3143,7 @@ export class DeliveryQueue {
   }
 
   /** What failed for good. */
-  failed(): Delivery[] {
+  deadLetters(): Delivery[] {
     return numbered(this.#failed).flatMap((name) => readDelivery(path.join(this.#failed, name)));
   }
 
@@ -3125,7 +3151,13 @@ export class DeliveryQueue {
   retry(now: number): number {
     const names = numbered(this.#failed);
     for (const file of names.map((name) => path.join(this.#failed, name))) {
-      const anew = { at: now, next: now, tries: 0, begun: 0, why: undefined };
+      const anew = {
+        enqueuedAt: now,
+        nextAttemptAt: now,
+        failures: 0,
+        unfinished: 0,
+        error: undefined,
+      };
       for (const old of readDelivery(file)) this.add({ ...old, ...anew });
       fs.rmSync(file, { force: true });
     }
@@ -3161,7 +3193,7 @@ export class DeliveryRunner {
   wake(recipient: string): void {
     clearTimeout(this.#timers.get(recipient));
     this.#timers.delete(recipient);
-    inOrder(`delivery ${recipient}`, () => this.#work(recipient)).catch((error) => {
+    runExclusive(`delivery ${recipient}`, () => this.#work(recipient)).catch((error) => {
       warn(`delivery: ${error}`); // a full disk, say
       this.#wakeLater(recipient, 60_000);
     });
@@ -3183,11 +3215,14 @@ export class DeliveryRunner {
       if (!first) return;
       const now = this.#now();
       // The clock was put back: it is due. And what gets too old need not wait for its turn.
-      const wait = first.at > now ? 0 : Math.min(first.next, first.at + EXPIRES + 1) - now;
+      const wait =
+        first.enqueuedAt > now
+          ? 0
+          : Math.min(first.nextAttemptAt, first.enqueuedAt + EXPIRES + 1) - now;
       if (wait > 0) return this.#wakeLater(recipient, wait);
       if (!this.#taken.has(first.id) && !(await this.#deliver(first))) continue;
       // If it can't be crossed off, the disk being full, it comes by here again, and is not sent.
-      this.#queue.finish(first);
+      this.#queue.acknowledge(first);
       this.#taken.delete(first.id);
       this.stats.sent++;
     }
@@ -3195,12 +3230,12 @@ export class DeliveryRunner {
 
   /** Whether the platform has taken it. If not, it waits, or is given up. */
   async #deliver(delivery: Delivery): Promise<boolean> {
-    const { id, channel, to, at, begun } = delivery;
+    const { id, channel, to, enqueuedAt: at, unfinished: begun } = delivery;
     if (this.#now() - at > EXPIRES) return this.#fail(delivery, "older than 24 hours");
     if (begun > 1) return this.#fail(delivery, "the program ended twice while this was sent");
     if (begun > 0) warn(`${id}: the program ended while this was sent. It may arrive twice.`);
-    this.#queue.save({ ...delivery, begun: begun + 1 });
-    delivery.begun++; // not before: if the disk is full, nothing has begun
+    this.#queue.save({ ...delivery, unfinished: begun + 1 });
+    delivery.unfinished++; // not before: if the disk is full, nothing has begun
     try {
       const target = this.#channels.get(channel);
       if (!target || isSimulated("delivery"))
@@ -3215,12 +3250,12 @@ export class DeliveryRunner {
   }
 
   #postpone(delivery: Delivery, { message, permanent, retryAfter = 0 }: SendError): false {
-    const wait = BACKOFF[delivery.tries++];
+    const wait = BACKOFF[delivery.failures++];
     if (permanent || !wait) return this.#fail(delivery, message);
     // Not all at once, when a platform is back: each waits up to a quarter longer.
     const seconds = Math.ceil(Math.max(wait * (1 + Math.random() / 4), retryAfter));
-    delivery.begun = 0;
-    delivery.next = this.#now() + seconds * 1000;
+    delivery.unfinished = 0;
+    delivery.nextAttemptAt = this.#now() + seconds * 1000;
     this.#queue.save(delivery);
     this.stats.retried++;
     warn(`${delivery.id}: not sent: ${message}. Again in ${seconds} s.`);
@@ -3228,7 +3263,7 @@ export class DeliveryRunner {
   }
 
   #fail(delivery: Delivery, why: string): false {
-    const parts = this.#queue.fail(delivery, why);
+    const parts = this.#queue.deadLetter(delivery, why);
     this.stats.failed += parts.length;
     warn(
       `${delivery.id}: not sent for good, ${parts.length} in failed/: ${why}. /retry sends them again.`,
@@ -3306,24 +3341,31 @@ method("delivery.status", {}, [], (_params, { queue, delivery }) => ({
   ...delivery.stats,
   waiting: queue.files.size,
   recipients: queue.waiting.size,
-  inFailed: queue.failed().length,
+  inFailed: queue.deadLetters().length,
 }));
 
-const lineOf = ({ id, to, tries, next, text, why }: Delivery) =>
-  `${id}  ${to}  ${tries}  ${why ?? time(next)}  ${JSON.stringify(text.slice(0, 40))}`;
+const formatDelivery = ({
+  id,
+  to,
+  failures: tries,
+  nextAttemptAt: next,
+  text,
+  error: why,
+}: Delivery) =>
+  `${id}  ${to}  ${tries}  ${why ?? formatTime(next)}  ${JSON.stringify(text.slice(0, 40))}`;
 
 command("queue", "what waits to be sent", (_args, { queue }) =>
-  [...queue.waiting.values()].flat().slice(0, 20).map(lineOf),
+  [...queue.waiting.values()].flat().slice(0, 20).map(formatDelivery),
 );
 
 command("failed", "what could not be sent", (_args, { queue }) =>
-  queue.failed().slice(-20).map(lineOf),
+  queue.deadLetters().slice(-20).map(formatDelivery),
 );
 
 command("retry", "send again what could not be sent", (_args, { queue, delivery }) => {
   const count = queue.retry(Date.now());
   delivery.start();
-  return text(`${count} in line again.`);
+  return t(`${count} in line again.`);
 });
 
 command("stats", "how many were sent, tried again, given up", (_args, { queue, delivery }) => {
@@ -3336,7 +3378,7 @@ command("simulate-failure", "<kind> [times]: the next ones fail", (args) => {
   if (!simulated.has(kind)) throw new Error(`kind: one of ${[...simulated.keys()].join(", ")}`);
   if (!/^\d{1,3}$/.test(times)) throw new Error("times: a number from 0 to 999");
   simulated.set(kind, Number(times));
-  return text(`The next ${simulated.get(kind)} of ${kind} will fail.`);
+  return t(`The next ${simulated.get(kind)} of ${kind} will fail.`);
 });
 
 // ---- s09 · Resilience ----
@@ -3442,7 +3484,7 @@ export class ProfileManager {
     const order = [...profiles.slice(this.#current), ...profiles.slice(0, this.#current)];
     const choices = models.flatMap((model) =>
       order.map((profile) => {
-        const at = Math.max(this.readyAt(model), this.readyAt(idOf(profile)));
+        const at = Math.max(this.readyAt(model), this.readyAt(cooldownId(profile)));
         return { model, profile, at };
       }),
     );
@@ -3482,12 +3524,13 @@ export class ProfileManager {
 }
 
 /** Another key under the same name is another one, and fresh. The key itself is in no file. */
-const idOf = ({ name, key }: AuthProfile) => `${name} ${sha256(key).digest("hex").slice(0, 8)}`;
+const cooldownId = ({ name, key }: AuthProfile) =>
+  `${name} ${sha256(key).digest("hex").slice(0, 8)}`;
 
 // ms that a turn may spend in all on waiting and on what failed. With two keys one of them is
 // always ready again when the other has been silent for a minute: without an end to this, a turn
 // would have none.
-const PATIENCE = 120_000;
+const RETRY_BUDGET = 120_000;
 
 export interface TurnOptions {
   client?: Anthropic;
@@ -3513,12 +3556,12 @@ export class ResilienceRunner {
 
   /** Runs `inner` with a key and a model, again and again. Throws what can't be mended here. */
   async run(options: TurnOptions, inner: (options: TurnOptions) => Promise<void>): Promise<void> {
-    let patience = PATIENCE;
+    let patience = RETRY_BUDGET;
     const models = [options.agent?.model ?? MODEL, ...this.fallbacks];
     for (let failed: unknown; ; ) {
       const { profile, model, at } = this.#profiles.choose(models);
       const wait = Math.max(0, at - this.#now());
-      if (wait > patience) throw failed ?? new Error(`nothing is ready before ${time(at)}`);
+      if (wait > patience) throw failed ?? new Error(`nothing is ready before ${formatTime(at)}`);
       if (wait > 0) info(`  (waiting ${Math.ceil(wait / 1000)} s)`);
       // Ctrl+C ends this, and then callModel, too.
       if (wait > 0) await sleep(wait, undefined, { signal: options.signal }).catch(() => {});
@@ -3527,17 +3570,17 @@ export class ResilienceRunner {
       try {
         await inner({ ...options, client, model });
         // After Ctrl+C nobody knows whether it would have worked.
-        if (!options.signal?.aborted) this.#profiles.succeed([idOf(profile), model]);
+        if (!options.signal?.aborted) this.#profiles.succeed([cooldownId(profile), model]);
         return;
       } catch (error) {
         const reason = classifyFailure(error);
         // Also what is not the API's, like a full disk: another key would not help.
         if (!(error instanceof Anthropic.AnthropicError) || !COOLDOWNS[reason]) throw error;
         failed = error;
-        patience -= wait + Math.min(this.#now() - began, SILENCE); // tools may have run for long
+        patience -= wait + Math.min(this.#now() - began, IDLE_TIMEOUT); // tools may have run for long
         info(`  (${reason}: ${profile.name}, ${model})`);
         // Too much to do at their end is nobody's key: it is the model that rests.
-        const id = ["overloaded", "model"].includes(reason) ? model : idOf(profile);
+        const id = ["overloaded", "model"].includes(reason) ? model : cooldownId(profile);
         this.#profiles.fail(id, reason, retryAfterOf(error));
       }
     }
@@ -3549,13 +3592,13 @@ function retryAfterOf(error: unknown): number {
   return error instanceof Anthropic.APIError ? Number(error.headers?.get("retry-after")) || 0 : 0;
 }
 
-const SILENCE = 60_000; // ms without a byte: a stream that is stuck never ends by itself
+const IDLE_TIMEOUT = 60_000; // ms without a byte: a stream that is stuck never ends by itself
 
 /**
  * A fetch that tells of every piece that arrives. The SDK has events for that, but none for a ping,
  * and pings may be all there is while the model writes a long file.
  */
-function heard(tell: () => void): typeof fetch {
+function withIdleTimeout(tell: () => void): typeof fetch {
   return async (...request) => {
     const response = await fetch(...request);
     const ear = new TransformStream<Uint8Array, Uint8Array>({
@@ -3591,23 +3634,23 @@ function throwSimulated(): void {
   }
 }
 
-const profilesOf = ({ profiles }: App) =>
+const describeProfiles = ({ profiles }: App) =>
   profiles.profiles.map((profile) => {
-    const { reason = "", count = 0 } = profiles.cooldowns.get(idOf(profile)) ?? {};
-    const at = profiles.readyAt(idOf(profile));
-    return { name: profile.name, ready: at ? time(at) : "now", reason, failures: count };
+    const { reason = "", count = 0 } = profiles.cooldowns.get(cooldownId(profile)) ?? {};
+    const at = profiles.readyAt(cooldownId(profile));
+    return { name: profile.name, ready: at ? formatTime(at) : "now", reason, failures: count };
   });
 
-method("profiles.list", {}, [], (_params, app) => profilesOf(app));
+method("profiles.list", {}, [], (_params, app) => describeProfiles(app));
 
 command("profiles", "the keys, and when they can be used", (_args, app) =>
-  profilesOf(app).map((it) => `${it.name}  ${it.ready}  ${it.failures} ${it.reason}`),
+  describeProfiles(app).map((it) => `${it.name}  ${it.ready}  ${it.failures} ${it.reason}`),
 );
 
 command("cooldowns", "[clear]: what rests, and why", (args, { profiles }) => {
   if (args === "clear") profiles.clear();
   const resting = [...profiles.cooldowns].filter(([id]) => profiles.readyAt(id));
-  return resting.map(([id, { reason, until }]) => `${id}  ${reason}  ${time(until)}`);
+  return resting.map(([id, { reason, until }]) => `${id}  ${reason}  ${formatTime(until)}`);
 });
 
 command("fallback", "the models that are tried, in order", (_args, { resilience }) => [
@@ -3780,7 +3823,7 @@ export class CommandQueue {
   }
 
   /** Begins no turn any more, and resolves when those that run have ended and are answered. */
-  async drain(): Promise<void> {
+  async shutDown(): Promise<void> {
     this.#isStopping = true;
     for (const { waiting } of this.named.flatMap((name) => this.lanes.get(name) ?? [])) {
       for (const { reject } of waiting) reject(new StoppingError("stopping"));
@@ -3808,22 +3851,22 @@ async function inLane<T>(lane: string, app: App, key: string, turn: Task<T>, sto
  * A person's turn. It counts from the moment when it is in line; and what counts is the lane's
  * promise, not the turn's own: that of a turn which hangs is never settled, and jobs wait for it.
  */
-const serve = (
+const runUserTurn = (
   app: App,
   { sessionKey }: Routed,
   stop: AbortSignal | undefined,
   turn: Task<string>,
-) => counted(inLane("main", app, sessionKey, turn, stop));
+) => trackTurn(inLane("main", app, sessionKey, turn, stop));
 
-const lanesOf = () =>
+const describeLanes = () =>
   [...LANES.lanes].map(([name, { limit, active, waiting, generation }]) => {
     return { name, limit, active, waiting: waiting.size, generation };
   });
 
-method("lanes.list", {}, [], lanesOf);
+method("lanes.list", {}, [], describeLanes);
 
 command("lanes", "what runs, and what waits", () =>
-  lanesOf()
+  describeLanes()
     .map(({ name, active, limit, waiting }) => `${name.padEnd(10)} ${active}/${limit}  +${waiting}`)
     .join("\n"),
 );
@@ -3837,7 +3880,7 @@ command("enqueue", "<lane> <text>: a turn in a lane; another name makes a lane",
     (answer) => info(`[${place}] ${answer}`),
     (error) => warn(`[${place}] ${error}`),
   );
-  return text(`${lane}: ${LANES.lanes.get(lane)?.waiting.size} waiting.`);
+  return t(`${lane}: ${LANES.lanes.get(lane)?.waiting.size} waiting.`);
 });
 
 command("concurrency", "<lane> <n>: how many run side by side", (args) => {
@@ -3848,18 +3891,16 @@ command("concurrency", "<lane> <n>: how many run side by side", (args) => {
   if (!/^[1-9]\d{0,2}$/.test(count ?? "")) throw new Error("n: a number from 1 to 999");
   lane.limit = Number(count);
   lane.pump();
-  return text(`${name}: ${lane.limit} side by side.`);
+  return t(`${name}: ${lane.limit} side by side.`);
 });
 
 command("generation", "how often each lane was reset", () =>
-  lanesOf()
+  describeLanes()
     .map(({ name, generation }) => `${name.padEnd(10)} ${generation}`)
     .join("\n"),
 );
 
-command("reset", "end the turns that run; what waits goes on", () =>
-  text(`${LANES.reset()} ended.`),
-);
+command("reset", "end the turns that run; what waits goes on", () => t(`${LANES.reset()} ended.`));
 
 // ---- All of it together ----
 
@@ -3889,7 +3930,7 @@ async function main(): Promise<void> {
     bindings: new BindingTable(BINDINGS),
     gateway: new GatewayServer(gatewayToken()),
     memory: new MemoryStore(path.join(STATE, "memory"), PRIVATE_FILES),
-    cron: new CronService(WORKSPACE, (job, due) => beginJob(app, job, due)),
+    cron: new CronService(WORKSPACE, (job, due) => enqueueJob(app, job, due)),
     heartbeat: new HeartbeatRunner(path.join(STATE, "heartbeat.json")),
   };
   const cli = new CliChannel((line, options) => runCommand(line, app, options));
@@ -3924,7 +3965,7 @@ async function main(): Promise<void> {
   }
   await app.channels.stop();
   // Whoever is being answered gets up to 10 s; what is not done by then is done after the restart.
-  if (serve || process.stdin.isTTY) await Promise.race([LANES.drain(), sleep(10_000)]);
+  if (serve || process.stdin.isTTY) await Promise.race([LANES.shutDown(), sleep(10_000)]);
   process.stdout.write("", () => process.exit(0)); // when the reader of a pipe has taken it all
 }
 
