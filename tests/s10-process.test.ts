@@ -134,7 +134,9 @@ describe.each(englishFrom("s10"))("$name", (section) => {
       expect(await world.telegramHears("club")).toBe("re: job a");
       expect((await world.program.end()).code).toBe(0);
       const left = world.inboxEntries();
-      expect(left.map(({ id, attempts = 0 }) => [id.slice(0, 7), attempts])).toEqual([["cron:b:", 0]]);
+      expect(left.map(({ id, attempts = 0 }) => [id.slice(0, 7), attempts])).toEqual([
+        ["cron:b:", 0],
+      ]);
       await world.start();
       expect(await world.telegramHears("club")).toBe("re: job b");
       await world.inboxDone();
