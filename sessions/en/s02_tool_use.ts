@@ -218,9 +218,15 @@ export type Handler = (input: Fields, turn: Turn) => string | Promise<string>;
 const string = (description: string) => ({ type: "string", description });
 const file = string("The path, relative to the workspace.");
 
+/** The JSON Schema of an object. Every property is required unless `optional` names it. */
+function objectSchema(properties: object, optional: string[] = []) {
+  const required = Object.keys(properties).filter((name) => !optional.includes(name));
+  return { type: "object" as const, properties, required };
+}
+
+/** An entry of `TOOLS`: the properties are those of the input that the model has to give. */
 function tool(name: string, description: string, properties: object, optional: string[] = []) {
-  const required = Object.keys(properties).filter((field) => !optional.includes(field));
-  return { name, description, input_schema: { type: "object" as const, properties, required } };
+  return { name, description, input_schema: objectSchema(properties, optional) };
 }
 
 /** What the model is told. It knows a tool by nothing but these words. */

@@ -221,9 +221,15 @@ export type Handler = (input: Fields, turn: Turn) => string | Promise<string>;
 const string = (description: string) => ({ type: "string", description });
 const file = string("The path, relative to the workspace.");
 
+/** The JSON Schema of an object. Every property is required unless `optional` names it. */
+function objectSchema(properties: object, optional: string[] = []) {
+  const required = Object.keys(properties).filter((name) => !optional.includes(name));
+  return { type: "object" as const, properties, required };
+}
+
+/** An entry of `TOOLS`: the properties are those of the input that the model has to give. */
 function tool(name: string, description: string, properties: object, optional: string[] = []) {
-  const required = Object.keys(properties).filter((field) => !optional.includes(field));
-  return { name, description, input_schema: { type: "object" as const, properties, required } };
+  return { name, description, input_schema: objectSchema(properties, optional) };
 }
 
 /** What the model is told. It knows a tool by nothing but these words. */
@@ -692,8 +698,7 @@ export class SessionStore {
     const id = fs.readFileSync(pointer, "utf8");
     if (/^[\w-]+$/.test(id) && fs.existsSync(this.#file(key, id)))
       return new Session(this.#file(key, id));
-    fs.renameSync(pointer, `${pointer}.quarantined`);
-    warn(`${pointer} named no session and is quarantined; going on with the newest one.`);
+    quarantine(pointer, t("it names no session. The newest one is used instead."));
     return this.list(key).at(-1);
   }
 
@@ -712,6 +717,16 @@ export class SessionStore {
 function replaceFile(file: string, content: string): void {
   fs.writeFileSync(`${file}.tmp`, content, { flush: true }); // on the disk before it has the name
   fs.renameSync(`${file}.tmp`, file);
+}
+
+/**
+ * Quarantine: what cannot be used is renamed and reported, so that it neither stops the program
+ * nor gets lost. The random part of the name makes sure that no older file is overwritten.
+ */
+function quarantine(file: string, why: string): void {
+  const name = `${file}.${crypto.randomUUID().slice(0, 8)}.quarantined`;
+  fs.renameSync(file, name);
+  warn(`${file} is quarantined (renamed to ${path.basename(name)}): ${why}`);
 }
 
 /** Two programs that append to one session would tear it. Throws if another one has `dir`. */

@@ -257,9 +257,15 @@ export type Handler = (input: Fields, turn: Turn) => string | Promise<string>;
 const string = (description: string) => ({ type: "string", description });
 const file = string("The path, relative to the workspace.");
 
+/** The JSON Schema of an object. Every property is required unless `optional` names it. */
+function objectSchema(properties: object, optional: string[] = []) {
+  const required = Object.keys(properties).filter((name) => !optional.includes(name));
+  return { type: "object" as const, properties, required };
+}
+
+/** An entry of `TOOLS`: the properties are those of the input that the model has to give. */
 function tool(name: string, description: string, properties: object, optional: string[] = []) {
-  const required = Object.keys(properties).filter((field) => !optional.includes(field));
-  return { name, description, input_schema: { type: "object" as const, properties, required } };
+  return { name, description, input_schema: objectSchema(properties, optional) };
 }
 
 /** What the model is told. It knows a tool by nothing but these words. */
@@ -741,8 +747,7 @@ export class SessionStore {
     const id = fs.readFileSync(pointer, "utf8");
     if (/^[\w-]+$/.test(id) && fs.existsSync(this.#file(key, id)))
       return new Session(this.#file(key, id));
-    fs.renameSync(pointer, `${pointer}.quarantined`);
-    warn(`${pointer} named no session and is quarantined; going on with the newest one.`);
+    quarantine(pointer, t("it names no session. The newest one is used instead."));
     return this.list(key).at(-1);
   }
 
@@ -778,6 +783,16 @@ function replaceFile(file: string, content: string): void {
   const folder = fs.openSync(path.dirname(file), "r");
   fs.fsyncSync(folder);
   fs.closeSync(folder);
+}
+
+/**
+ * Quarantine: what cannot be used is renamed and reported, so that it neither stops the program
+ * nor gets lost. The random part of the name makes sure that no older file is overwritten.
+ */
+function quarantine(file: string, why: string): void {
+  const name = `${file}.${crypto.randomUUID().slice(0, 8)}.quarantined`;
+  fs.renameSync(file, name);
+  warn(`${file} is quarantined (renamed to ${path.basename(name)}): ${why}`);
 }
 
 /** Two programs that append to one session would tear it. Throws if another one has `dir`. */
@@ -1868,7 +1883,7 @@ export const METHODS: Record<string, Method> = {};
 
 /** Adds a method whose parameters are checked like the input of a tool. */
 function method(name: string, properties: object, optional: string[], run: Method): void {
-  const schema = tool(name, "", properties, optional).input_schema;
+  const schema = objectSchema(properties, optional);
   METHODS[name] = (params, app, connection) => {
     const fields = orInvalidParams(() => checkInput(schema, params));
     return run(fields, app, connection);
@@ -2192,7 +2207,7 @@ export class SkillsManager {
 
 // Also without control characters: what a stranger wrote may come to be shown on our terminal.
 const oneLine = (words: unknown) => `${words}`.replace(/[\s\p{Cc}]+/gu, " ").trim();
-const SKILL = tool("", "", { name: string("…"), description: string("…") }).input_schema;
+const SKILL = objectSchema({ name: string("…"), description: string("…") });
 
 /** Throws if it is no skill: then the others are loaded all the same. */
 function readSkill(file: string): Skill {
@@ -2548,17 +2563,16 @@ export interface App {
   heartbeat: HeartbeatRunner;
 }
 
-const shape = (fields: object, optional?: string[]) => tool("", "", fields, optional).input_schema;
 const [WORDS, FLAG, OBJECT] = ["string", "boolean", "object"].map((type) => ({ type }));
 const MORE = { name: WORDS, deliver: OBJECT, deleteAfterRun: FLAG };
 const NEEDED = { id: WORDS, enabled: FLAG, schedule: OBJECT, payload: OBJECT };
-const JOB = shape({ ...NEEDED, ...MORE }, Object.keys(MORE));
+const JOB = objectSchema({ ...NEEDED, ...MORE }, Object.keys(MORE));
 const KINDS = new Map<unknown, Anthropic.Tool.InputSchema>([
-  ["schedule at", shape({ at: WORDS })],
-  ["schedule every", shape({ everySeconds: { type: "number" }, anchor: WORDS }, ["anchor"])],
-  ["schedule cron", shape({ expr: WORDS, tz: WORDS }, ["tz"])],
-  ["payload agent_turn", shape({ message: WORDS })],
-  ["payload system_event", shape({ text: WORDS })],
+  ["schedule at", objectSchema({ at: WORDS })],
+  ["schedule every", objectSchema({ everySeconds: { type: "number" }, anchor: WORDS }, ["anchor"])],
+  ["schedule cron", objectSchema({ expr: WORDS, tz: WORDS }, ["tz"])],
+  ["payload agent_turn", objectSchema({ message: WORDS })],
+  ["payload system_event", objectSchema({ text: WORDS })],
 ]);
 
 const HOUR = 3600 * 1000; // ms
@@ -2571,7 +2585,7 @@ function checkJob(raw: unknown): Job {
     if (!kind) throw new Error(`${part}.kind: there is no ${job[part]?.kind}`);
     checkInput(kind, job[part]);
   }
-  if (job.deliver) checkInput(shape({ channel: WORDS, to: WORDS }), job.deliver);
+  if (job.deliver) checkInput(objectSchema({ channel: WORDS, to: WORDS }), job.deliver);
   if (!/^[a-z\d_-]{1,64}$/.test(job.id)) throw new Error("id: a to z, 0 to 9, - and _, at most 64");
   nextRun(job.schedule, 0, 0); // throws if it makes no sense
   return job;
@@ -2989,7 +3003,7 @@ export interface App {
 
 const DIGITS = { type: "integer" };
 const PLACE = { id: WORDS, channel: WORDS, to: WORDS, text: WORDS };
-const DELIVERY = shape({
+const DELIVERY = objectSchema({
   ...PLACE,
   enqueuedAt: DIGITS,
   nextAttemptAt: DIGITS,
