@@ -187,13 +187,19 @@ export async function runTurn(conversation: Conversation, input: string, options
 
 // ---- All of it together ----
 
-async function main(): Promise<void> {
-  // The example of .env.example, copied and not filled in, is no key either.
-  if (!process.env.ANTHROPIC_API_KEY?.replace("sk-ant-your-key-here", "")) {
+/** Without an API key two lines say what to do, and the program ends with status 1. */
+function requireApiKey(): void {
+  const key = process.env.ANTHROPIC_API_KEY ?? "";
+  // A copy of .env.example that nobody has filled in contains this placeholder, which is no key.
+  if (key === "" || key === "sk-ant-your-key-here") {
     fail("ANTHROPIC_API_KEY is not set: copy .env.example to .env and put your key there.");
     fail("No key? `npm start` runs the same program offline, with a practice model.");
     process.exit(1);
   }
+}
+
+async function main(): Promise<void> {
+  requireApiKey();
   info(`Talking to ${MODEL}. Ctrl+C stops a reply, "quit" leaves.`);
   const conversation = new Conversation();
   await new Terminal().run((line, signal) => runTurn(conversation, line, { onText: say, signal }));

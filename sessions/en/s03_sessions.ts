@@ -984,24 +984,47 @@ const TERMINAL_KEY = "agent:luna:cli:direct:owner"; // agent, name, channel, kin
 
 // ---- All of it together ----
 
-async function main(): Promise<void> {
-  // The example of .env.example, copied and not filled in, is no key either.
-  if (!process.env.ANTHROPIC_API_KEY?.replace("sk-ant-your-key-here", "")) {
+/** Without an API key two lines say what to do, and the program ends with status 1. */
+function requireApiKey(): void {
+  const key = process.env.ANTHROPIC_API_KEY ?? "";
+  // A copy of .env.example that nobody has filled in contains this placeholder, which is no key.
+  if (key === "" || key === "sk-ant-your-key-here") {
     fail("ANTHROPIC_API_KEY is not set: copy .env.example to .env and put your key there.");
     fail("No key? `npm start` runs the same program offline, with a practice model.");
     process.exit(1);
   }
-  if (!(CONTEXT_TOKENS >= 1000)) throw new Error("CONTEXT_TOKENS must be a number from 1000 up");
-  lockFolder(STATE);
-  const app: App = { store: new SessionStore(path.join(STATE, "sessions")), key: TERMINAL_KEY };
-  const { id, messages } = app.store.current(app.key);
+}
+
+/** Creates the parts of the program from what is on disk. Nothing is running yet. */
+function createApp(): App {
+  const app: App = {
+    store: new SessionStore(path.join(STATE, "sessions")),
+    key: TERMINAL_KEY,
+  };
+  return app;
+}
+
+function greet({ store, key }: App): void {
+  const { id, messages } = store.current(key);
   info(`Talking to ${MODEL}. Ctrl+C stops a reply, "quit" leaves.`);
   info(`Session ${id}, ${messages.length} messages. /help lists the commands.`);
+}
+
+/** Answers lines and runs commands until the person at the terminal leaves. */
+async function runTerminal(app: App): Promise<void> {
   await new Terminal().run(async (line, signal) => {
-    const options = { onText: say, signal };
-    if (line.startsWith("/")) return info(await runCommand(line, app, options));
-    return runTurn(app.store.current(app.key), line, options);
+    if (line.startsWith("/")) return info(await runCommand(line, app, { signal }));
+    return runTurn(app.store.current(app.key), line, { onText: say, signal });
   });
+}
+
+async function main(): Promise<void> {
+  requireApiKey();
+  if (!(CONTEXT_TOKENS >= 1000)) throw new Error("CONTEXT_TOKENS must be a number from 1000 up");
+  lockFolder(STATE);
+  const app = createApp();
+  greet(app);
+  await runTerminal(app);
 }
 
 if (RUN) {

@@ -50,6 +50,13 @@ const CONTEXT_TOKENS = Number(process.env.CONTEXT_TOKENS || 180_000);
 type Setting = (name: string) => string; // "" for what is not set
 const env: Setting = (name) => process.env[name] ?? "";
 
+/** A whole number from 0 to `max` among the settings. Throws, naming the setting and its range. */
+function wholeNumber(name: string, otherwise: number, max: number): number {
+  const value = Number(env(name) || otherwise);
+  if (Number.isInteger(value) && value >= 0 && value <= max) return value;
+  throw new Error(`${name} must be a whole number from 0 to ${max}`);
+}
+
 // ---- Terminal ----
 
 let atLineStart = true;
@@ -2084,59 +2091,119 @@ function gatewayToken(): string {
 
 // ---- All of it together ----
 
-async function main(): Promise<void> {
-  // The example of .env.example, copied and not filled in, is no key either.
-  if (!process.env.ANTHROPIC_API_KEY?.replace("sk-ant-your-key-here", "")) {
+/** Without an API key two lines say what to do, and the program ends with status 1. */
+function requireApiKey(): void {
+  const key = process.env.ANTHROPIC_API_KEY ?? "";
+  // A copy of .env.example that nobody has filled in contains this placeholder, which is no key.
+  if (key === "" || key === "sk-ant-your-key-here") {
     fail("ANTHROPIC_API_KEY is not set: copy .env.example to .env and put your key there.");
     fail("No key? `npm start` runs the same program offline, with a practice model.");
     process.exit(1);
   }
+}
+
+/** What was set for this run, by the environment and on the command line. */
+interface Settings {
+  httpPort: number;
+  isServing: boolean; // with --serve nobody sits at the terminal
+}
+
+/** Step 1. Throws, naming the setting, before anything has started. */
+function readSettings(): Settings {
+  requireApiKey();
   if (!(CONTEXT_TOKENS >= 1000)) throw new Error("CONTEXT_TOKENS must be a number from 1000 up");
-  setGlobalDispatcher(new EnvHttpProxyAgent()); // HTTPS_PROXY counts for all that we call
-  lockFolder(STATE);
+  const httpPort = wholeNumber("HTTP_PORT", 8765, 65535);
+  return { httpPort, isServing: process.argv.includes("--serve") };
+}
+
+/** Step 2. Creates the parts of the program from what is on disk. Nothing is running yet. */
+function createApp(): App {
+  const channels = new ChannelManager();
+  if (env("TELEGRAM_BOT_TOKEN")) channels.set("telegram", new TelegramChannel(env));
+  if (env("FEISHU_APP_ID")) channels.set("feishu", new FeishuChannel(env));
   const app: App = {
     store: new SessionStore(path.join(STATE, "sessions")),
     key: TERMINAL_KEY,
     inbox: new Inbox(path.join(STATE, "inbox")),
-    channels: new ChannelManager(),
+    channels,
     agents: new AgentManager(AGENTS.map((agent) => [agent.id, agent])),
     bindings: new BindingTable(BINDINGS),
     gateway: new GatewayServer(gatewayToken()),
   };
-  const cli = new CliChannel((line, options) => runCommand(line, app, options));
-  if (env("TELEGRAM_BOT_TOKEN")) app.channels.set("telegram", new TelegramChannel(env));
-  if (env("FEISHU_APP_ID")) app.channels.set("feishu", new FeishuChannel(env));
-  const { id, messages } = app.store.current(app.key);
-  for (const { agentId } of BINDINGS) app.agents.find(agentId); // throws, naming it
+  // A binding to an agent that does not exist throws here, and the error names the agent.
+  for (const { agentId } of BINDINGS) app.agents.find(agentId);
+  return app;
+}
+
+function greet({ store, key }: App): void {
+  const { id, messages } = store.current(key);
   info(`Talking to ${MODEL}. Ctrl+C stops a reply, "quit" leaves.`);
   info(`Session ${id}, ${messages.length} messages. /help lists the commands.`);
-  const port = Number(env("HTTP_PORT") || 8765);
-  if (!(port >= 0 && port < 65536)) throw new Error("HTTP_PORT must be a number from 0 to 65535");
-  // Without a port no event can come in: then Feishu is not there.
-  const server = await startHttp(port);
+}
+
+/** Step 3. Starts everything that runs beside the terminal. */
+async function startApp(app: App, { httpPort }: Settings): Promise<void> {
+  // From here on every fetch of this process goes through HTTPS_PROXY or HTTP_PROXY, if one is set.
+  setGlobalDispatcher(new EnvHttpProxyAgent());
+  const server = await startHttp(httpPort);
+  // Feishu's events come in over HTTP, so without a port the channel could receive nothing.
   if (!server.listening) app.channels.delete("feishu");
   app.gateway.attach(server, app);
-  const isOurs = app.gateway.address && !env("GATEWAY_TOKEN");
-  if (isOurs) info(`gateway: ${app.gateway.address}?token=${gatewayToken()}`);
-  // What was left over comes first, so that nobody is answered out of order.
-  // Messages of a channel that is not set up now stay in the inbox until it is again.
-  for (const one of app.inbox.pending()) if (app.channels.has(one.channel)) void enqueue(app, one);
-  const serve = process.argv.includes("--serve");
-  const stopped = serve && Promise.race([once(process, "SIGTERM"), once(process, "SIGINT")]);
+  const hasOwnToken = app.gateway.address && !env("GATEWAY_TOKEN");
+  if (hasOwnToken) info(`gateway: ${app.gateway.address}?token=${gatewayToken()}`);
+  // Before the channels receive anything new, so that nobody is answered out of order.
+  resumeInbox(app);
   await app.channels.start((message, signal) => accept(app, message, signal));
-  if (serve) {
-    setInterval(() => {}, 60_000); // waiting for a signal alone would not keep Node running
-    await stopped;
-  } else {
-    app.channels.set("cli", cli);
-    await cli.start((message, signal) => accept(app, message, signal));
-    await cli.closed;
+}
+
+/**
+ * Goes on with the messages that an earlier run accepted and did not finish. One whose channel is
+ * not set up now stays in the inbox until it is again.
+ */
+function resumeInbox(app: App): void {
+  for (const message of app.inbox.pending()) {
+    if (app.channels.has(message.channel)) void enqueue(app, message);
   }
+}
+
+/** Answers lines and runs commands until the person at the terminal leaves. */
+async function runTerminal(app: App): Promise<void> {
+  const cli = new CliChannel((line, options) => runCommand(line, app, options));
+  app.channels.set("cli", cli);
+  await cli.start((message, signal) => accept(app, message, signal));
+  await cli.closed;
+}
+
+/** Resolves when a service manager or a person asks the program to stop. */
+async function stopSignal(): Promise<void> {
+  // Listening for signals alone does not keep Node running, but a timer does.
+  const keepAlive = setInterval(() => {}, 60_000);
+  await Promise.race([once(process, "SIGTERM"), once(process, "SIGINT")]);
+  clearInterval(keepAlive);
+}
+
+/**
+ * Step 4 is a graceful shutdown: no channel receives any more, and turns that are running get up
+ * to 10 s. What is not done by then is still in the inbox, so the next start goes on with it.
+ */
+async function shutDown(app: App, { isServing }: Settings): Promise<void> {
   await app.channels.stop();
-  // Whoever is being answered gets up to 10 s; what is not done by then is done after the restart.
-  if (serve || process.stdin.isTTY)
+  if (isServing || process.stdin.isTTY)
     await Promise.race([Promise.allSettled(tails.values()), sleep(10_000)]);
-  process.stdout.write("", () => process.exit(0)); // when the reader of a pipe has taken it all
+  // The callback runs when whoever reads our output through a pipe has taken all of it.
+  process.stdout.write("", () => process.exit(0));
+}
+
+async function main(): Promise<void> {
+  const settings = readSettings();
+  lockFolder(STATE);
+  const app = createApp();
+  greet(app);
+  // We listen for signals from here on, because one may arrive while the channels are starting.
+  const stopped = settings.isServing ? stopSignal() : undefined;
+  await startApp(app, settings);
+  await (stopped ?? runTerminal(app));
+  await shutDown(app, settings);
 }
 
 if (RUN) {
