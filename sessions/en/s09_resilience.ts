@@ -1082,6 +1082,8 @@ const TERMINAL_KEY = "agent:luna:cli:direct:owner"; // agent, name, channel, kin
 // The first is kept by a file that is written before the platform hears "got it"; the second by
 // a chain of promises for each conversation.
 
+// -- 1 · One envelope --
+
 /** What every platform's message becomes. `peerId` is where the answer goes, `at` is in ms. */
 export interface InboundMessage {
   id: string;
@@ -1143,6 +1145,63 @@ function toolsFor({ message }: TurnOptions): Anthropic.Tool[] {
   const trusted = !message || message.channel === "cli" || env("REMOTE_TOOLS") === "1";
   return trusted ? TOOLS : TOOLS.filter(({ name }) => !OWNER_TOOLS.includes(name));
 }
+
+/** The channels of a running program, by name. One that is down does not stop the others. */
+export class ChannelManager extends Map<string, Channel> {
+  readonly states = new Map<string, string>();
+
+  /** Resolves when all are ready or have failed; after 3 s at the latest. */
+  async start(accept: Accept): Promise<void> {
+    const starts = [...this.values()].map(async (channel) => {
+      this.states.set(channel.name, t("starting"));
+      const state = await channel.start(accept).then(() => t("ready"), String);
+      this.states.set(channel.name, state);
+      info(`${channel.name}: ${state}`);
+    });
+    await Promise.race([Promise.all(starts), sleep(3_000)]);
+    const late = [...this.states].filter(([, state]) => state === t("starting"));
+    for (const [name] of late) warn(`${name}: not ready yet, still trying`);
+  }
+
+  /** Resolves when all have stopped, or after 3 s: a platform out of reach can't be told. */
+  async stop(): Promise<void> {
+    const stops = [...this.values()].map((channel) => channel.stop().catch(() => {}));
+    await Promise.race([Promise.all(stops), sleep(3_000)]);
+  }
+}
+
+/** The terminal, as one channel among others. Its person sees a reply while it is made. */
+export class CliChannel implements Channel {
+  readonly name = "cli";
+  readonly limit = Number.MAX_SAFE_INTEGER;
+  closed = Promise.resolve(); // until it is started; then when the person leaves
+  #command: (line: string, options: TurnOptions) => Promise<string>;
+
+  constructor(command: (line: string, options: TurnOptions) => Promise<string>) {
+    this.#command = command;
+  }
+
+  async start(accept: Accept): Promise<void> {
+    const from = { channel: "cli", accountId: "local", peerId: "owner", senderId: "owner" };
+    this.closed = new Terminal().run(async (line, signal) => {
+      if (line.startsWith("/")) return info(await this.#command(line, { signal }));
+      const rest = { isGroup: false, text: line, media: [], at: Date.now() };
+      return accept({ id: `cli:${crypto.randomUUID()}`, ...from, ...rest }, signal).done;
+    });
+  }
+
+  stream(_to: string, delta: string): void {
+    say(delta);
+  }
+
+  async send(_to: string, line: string): Promise<void> {
+    info(line);
+  }
+
+  async stop(): Promise<void> {}
+}
+
+// -- 2 · Nothing lost, and in order --
 
 /**
  * What was accepted and is not answered yet: a file for each message. And the ids of those that
@@ -1341,60 +1400,7 @@ export async function reply(app: App, { id, channel, peerId: to }: InboundMessag
   app.delivery.wake(`${channel} ${to}`);
 }
 
-/** The channels of a running program, by name. One that is down does not stop the others. */
-export class ChannelManager extends Map<string, Channel> {
-  readonly states = new Map<string, string>();
-
-  /** Resolves when all are ready or have failed; after 3 s at the latest. */
-  async start(accept: Accept): Promise<void> {
-    const starts = [...this.values()].map(async (channel) => {
-      this.states.set(channel.name, t("starting"));
-      const state = await channel.start(accept).then(() => t("ready"), String);
-      this.states.set(channel.name, state);
-      info(`${channel.name}: ${state}`);
-    });
-    await Promise.race([Promise.all(starts), sleep(3_000)]);
-    const late = [...this.states].filter(([, state]) => state === t("starting"));
-    for (const [name] of late) warn(`${name}: not ready yet, still trying`);
-  }
-
-  /** Resolves when all have stopped, or after 3 s: a platform out of reach can't be told. */
-  async stop(): Promise<void> {
-    const stops = [...this.values()].map((channel) => channel.stop().catch(() => {}));
-    await Promise.race([Promise.all(stops), sleep(3_000)]);
-  }
-}
-
-/** The terminal, as one channel among others. Its person sees a reply while it is made. */
-export class CliChannel implements Channel {
-  readonly name = "cli";
-  readonly limit = Number.MAX_SAFE_INTEGER;
-  closed = Promise.resolve(); // until it is started; then when the person leaves
-  #command: (line: string, options: TurnOptions) => Promise<string>;
-
-  constructor(command: (line: string, options: TurnOptions) => Promise<string>) {
-    this.#command = command;
-  }
-
-  async start(accept: Accept): Promise<void> {
-    const from = { channel: "cli", accountId: "local", peerId: "owner", senderId: "owner" };
-    this.closed = new Terminal().run(async (line, signal) => {
-      if (line.startsWith("/")) return info(await this.#command(line, { signal }));
-      const rest = { isGroup: false, text: line, media: [], at: Date.now() };
-      return accept({ id: `cli:${crypto.randomUUID()}`, ...from, ...rest }, signal).done;
-    });
-  }
-
-  stream(_to: string, delta: string): void {
-    say(delta);
-  }
-
-  async send(_to: string, line: string): Promise<void> {
-    info(line);
-  }
-
-  async stop(): Promise<void> {}
-}
+// -- 3 · Telegram --
 
 // A bot can be found by anyone, and each answer costs money. So nobody is admitted by default.
 const strangers = new Set<string>();
@@ -1547,6 +1553,8 @@ function telegramPlace(to: string) {
   const [chat = "", thread] = to.split(":topic:");
   return { chat, thread: thread ? { message_thread_id: Number(thread) } : {} };
 }
+
+// -- 4 · HTTP and Feishu --
 
 // Feishu does not wait to be asked: it calls us. That needs a server, and a server needs care,
 // since anyone who finds the address can send anything.
