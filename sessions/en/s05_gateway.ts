@@ -11,7 +11,7 @@
 //           2. reply ─► Channel.send
 //           3. acknowledge: the message leaves the inbox
 //
-// The terminal and programs skip the Inbox, because after a crash nobody waits for an answer.
+// The terminal and programs skip the Inbox, because after a crash nobody waits for them.
 //
 //   InboundMessage ──► BindingTable: which agent? ──► buildSessionKey: whose conversation?
 //   WebSocket ──► JSON-RPC ──► METHODS: "send" takes a turn, "status" is answered at once

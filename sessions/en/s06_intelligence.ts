@@ -11,7 +11,7 @@
 //           2. reply ─► Channel.send
 //           3. acknowledge: the message leaves the inbox
 //
-// The terminal and programs skip the Inbox, because after a crash nobody waits for an answer.
+// The terminal and programs skip the Inbox, because after a crash nobody waits for them.
 //
 //   IDENTITY SOUL TOOLS skills/ MEMORY AGENTS … ──► system prompt ─┐  the same until a file changes
 //                                                                  ├──► callModel
