@@ -11,7 +11,7 @@
 //           2. reply ─► Channel.send
 //           3. acknowledge: the message leaves the inbox
 //
-// Lines of the terminal skip the Inbox, because after a crash nobody waits for them.
+// Lines of the terminal skip the Inbox: nobody waits for them after a crash.
 //
 // New here: three channels behind one interface, the inbox, order within a conversation, who may
 // write to the bot, one HTTP server, and a mode without a terminal: --serve.

@@ -11,7 +11,7 @@
 //           2. reply ─► Channel.send
 //           3. acknowledge: the message leaves the inbox
 //
-// The terminal and programs skip the Inbox, because after a crash nobody waits for them.
+// The terminal and programs skip the Inbox: nobody waits for them after a crash.
 //
 //   IDENTITY SOUL TOOLS skills/ MEMORY AGENTS … ──► system prompt ─┐  the same until a file changes
 //                                                                  ├──► callModel
