@@ -1,17 +1,17 @@
 // The agent loop
 //
-// An agent is a loop around one question to a model: what comes next?
+// An agent is a loop around one question to a language model: what comes next?
 //
-//   You > hi ──► append ──► callModel ──► append ──► why did it stop?
+//   You > hi ──► append ──► callModel ──► append ──► why did the model stop?
 //                               ▲                         │
-//                               └─────── go on ◄──────────┤
+//                               └──── not done yet ◄──────┤
 //                                                         └──► done: back to You >
 //
 // New here: a conversation (a list that we own), the loop, the stop reasons, a terminal.
 // Run it:   npm start -- s01                           offline, with a practice model
 //           npx tsx sessions/en/s01_agent_loop.ts      with your key in .env
-// Left out on purpose: remembering anything after the program ends, and trying again
-// with another key or another model. Both come later and change next to nothing here.
+// Left out on purpose: keeping the conversation after the program ends (s03), and trying again
+// with another key or another model (s09).
 
 // The Chinese and Japanese files are made from this one and from code.po: npm run translate.
 

@@ -1,19 +1,19 @@
 // Tools
 //
-// A tool is a name that the model may say and a function that we run: a list of schemas
-// goes out, a map of handlers waits at home.
+// A tool is a function that we run when the model asks for it. We send the model a list of schemas
+// that describe the tools; a table maps each name to the handler that does the work.
 //
 //   callModel ──► reply ── stop_reason "tool_use"? ──no──► done
 //      ▲                          │ yes
 //      │                          ▼
 //      └── append results ◄── runTool ◄── HANDLERS[name](input)
 //
-// New here: bash, read_file, write_file, edit_file; the walls round them; and the rule that
-// every call of a tool gets exactly one result, whatever happened to it.
+// New here: bash, read_file, write_file, edit_file; the checks that keep the file tools inside the
+// workspace; and the rule that every tool call gets exactly one result, whatever happened to it.
 // Run it:   npm start -- s02                         offline, with a practice model
 //           npx tsx sessions/en/s02_tool_use.ts      with your key in .env
-// Left out on purpose: asking the person before a command runs, a sandbox for bash,
-// background jobs, reading a file page by page.
+// Left out on purpose: asking the person before a command runs, a sandbox for bash, background
+// jobs, reading a file page by page.
 
 // The Chinese and Japanese files are made from this one and from code.po: npm run translate.
 

@@ -1,18 +1,18 @@
 // Sessions
 //
-// A conversation is a file that only ever gets longer. Replaying it gives back the history,
-// after a restart and after a crash.
+// A conversation is stored in an append-only log: a file to which lines are only ever added. The
+// program replays it after a restart or a crash, and gets the same history back.
 //
 //   append(message) ──► one more line in <key>/<id>.jsonl ──► and in memory
 //   start           ──► replay the lines ──► the same history
-//   too long?       ──► shorten tool results ──► summarise ──► say so
+//   too long?       ──► shorten tool results ──► summarise ──► give up with advice
 //
-// New here: the session store, slash commands, and the guard that keeps a long conversation
-// inside the model's context window.
+// New here: the session store, slash commands, middleware round the loop, and as its first layer
+// the context guard, which keeps a long conversation inside the model's context window.
 // Run it:   npm start -- s03                         offline, with a practice model
 //           npx tsx sessions/en/s03_sessions.ts      with your key in .env
-// Left out on purpose: a database, branching a conversation, deleting old sessions,
-// writing memories down before a compaction.
+// Left out on purpose: a database, branching a conversation, deleting old sessions, writing
+// memories down before a compaction.
 
 // The Chinese and Japanese files are made from this one and from code.po: npm run translate.
 

@@ -1,18 +1,25 @@
 // Channels
 //
-// Every platform is turned into the same message, and every message takes the same road.
+// A channel is an adapter: it translates the messages of one platform into our InboundMessage.
+// Every message then takes the same path, and what was accepted is not lost when the program dies.
 //
-//   terminal ──┐                 on disk before         one at a time
-//   Telegram ──┼──► accept ──► Inbox ──► inOrder ──► handle ──► runTurn ──► reply ──► done
-//   Feishu ────┘    (synchronous: what it took can no longer be lost)
+// The path of a message (all but runTurn and what is in it is new here):
 //
-// New here: three channels behind one interface, the inbox, order within a conversation,
-// who may write to us, one HTTP server, and a mode without a terminal: --serve.
+//   terminal · Telegram · Feishu
+//     └─► accept ─► Inbox ─► runExclusive ─► handle, which takes three steps:
+//           1. runTurn ─► context guard ─► continueTurn (model and tools)
+//           2. reply ─► Channel.send
+//           3. acknowledge: the message leaves the inbox
+//
+// Lines of the terminal skip the Inbox: nobody waits for them after a crash.
+//
+// New here: three channels behind one interface, the inbox, order within a conversation, who may
+// write to the bot, one HTTP server, and a mode without a terminal: --serve.
 // Run it:   npm start -- s04      offline; then `npm run phone -- telegram alice` beside it
 //           npx tsx sessions/en/s04_channels.ts [--serve]      with your keys in .env
-// Left out on purpose: downloading pictures, commands on the platforms other than /new and
-// /help, editing a message while it grows, a sent reply that survives a crash (section 8),
-// forgetting the ids of messages that were done long ago.
+// Left out on purpose: downloading pictures, commands on the platforms other than /new and /help,
+// editing a message while it grows, a sent reply that survives a crash (s08), deleting the ids of
+// processed messages.
 //
 // Regions: Configuration · Terminal · s01 The agent loop · s02 Tool use · s03 Sessions ·
 //          s04 Channels · All of it together

@@ -1,18 +1,27 @@
 // The gateway
 //
-// One program, several agents, many people: each message is routed once, to an agent and to a
-// conversation of its own. Programs connect by WebSocket.
+// One program serves several agents and many people. Each message is routed once, when it is
+// accepted: to an agent, and to a conversation of its own. Programs connect over WebSocket.
 //
-//   Telegram ──┐            which agent?      whose conversation?
-//   Feishu ────┼──► accept ──► BindingTable ──► buildSessionKey ──► Inbox ──► inOrder ──► …
-//   terminal ──┘                     ▲
-//   WebSocket ── JSON-RPC "send" ────┘            ("status" waits for nobody)
+// The path of a message (║…║ is new here):
+//
+//   terminal · Telegram · Feishu · ║program (JSON-RPC)║
+//     └─► accept ─► ║route: agent, conversation║ ─► Inbox ─► runExclusive ─► handle, three steps:
+//           1. runTurn ─► context guard ─► continueTurn (model and tools)
+//           2. reply ─► Channel.send
+//           3. acknowledge: the message leaves the inbox
+//
+// The terminal and programs skip the Inbox: nobody waits for them after a crash.
+//
+//   InboundMessage ──► BindingTable: which agent? ──► buildSessionKey: whose conversation?
+//   WebSocket ──► JSON-RPC ──► METHODS: "send" takes a turn, "status" is answered at once
 //
 // New here: agents, bindings in five tiers, session keys, and a JSON-RPC 2.0 gateway.
 // Run it:   npm start -- s05      offline; then `npm run rpc -- status` beside it
 //           npx tsx sessions/en/s05_gateway.ts [--serve]      with your keys in .env
 // Left out on purpose: bindings that outlive the program, roles and pairing of clients, numbered
-// events (so that a client sees a gap), forgetting the sessions of clients that left, TLS.
+// events (by which a client would notice a gap), forgetting the sessions of clients that have
+// left, TLS.
 //
 // Regions: Configuration · Terminal · s01 The agent loop · s02 Tool use · s03 Sessions ·
 //          s04 Channels · s05 Gateway and routing · All of it together

@@ -1,18 +1,30 @@
 // Intelligence
 //
-// The agent gets a character and a memory. Both are files: a prompt in eight layers is put together
-// from them, and what was noted is searched before each turn.
+// The agent's character and its memory are files. The system prompt is put together from eight
+// layers of them, and the memory is searched before each turn.
+//
+// The path of a message (║…║ is new here):
+//
+//   terminal · Telegram · Feishu · program (JSON-RPC)
+//     └─► accept ─► route ─► Inbox ─► runExclusive ─► handle, which takes three steps:
+//           1. runTurn ─► ║memory, prompt║ ─► context guard ─► continueTurn (model and tools)
+//           2. reply ─► Channel.send
+//           3. acknowledge: the message leaves the inbox
+//
+// The terminal and programs skip the Inbox: nobody waits for them after a crash.
 //
 //   IDENTITY SOUL TOOLS skills/ MEMORY AGENTS … ──► system prompt ─┐  the same until a file changes
 //                                                                  ├──► callModel
 //   the time ─────────────────┐                                    │
 //   memory/2026-11-22.jsonl ──┴─► search ──► a block before what the person said
 //
-// New here: prompt layers from files, skills, memory by words and by letters, marks for the cache.
+// New here: prompt layers from files, skills, hybrid search (BM25 and trigrams) over an inverted
+// index, and breakpoints for the prompt cache.
 // Run it:   npm start -- s06      offline
 //           npx tsx sessions/en/s06_intelligence.ts [--serve]      with your keys in .env
-// Left out on purpose: a real embedding (embed() is where it goes), an index on disk, forgetting a
-// memory, long memories cut in pieces, skills with scripts and requirements, files per channel.
+// Left out on purpose: a real embedding model (embed() is where it goes), an index on disk,
+// forgetting a memory, splitting long memories, skills with scripts and requirements, files per
+// channel.
 //
 // Regions: Configuration · Terminal · s01 The agent loop · s02 Tool use · s03 Sessions ·
 //          s04 Channels · s05 Gateway and routing · s06 Intelligence · All of it together

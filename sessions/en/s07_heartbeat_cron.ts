@@ -1,17 +1,28 @@
 // Heartbeat and cron
 //
-// The program works without being asked: jobs run at their times, and from time to time the agent
-// looks whether something needs its owner. No person waits for any of it.
+// The program also works without being asked. Cron jobs run at their times, and a heartbeat lets
+// the agent look from time to time whether something needs its owner. People never wait for
+// either.
 //
-//   one timer, ≤ 60 s ─┬─► CRON.json: what is due? ──► accept ──► Inbox ──► one job after the other
-//                      └─► a heartbeat? ──► skip, or ask ──► "HEARTBEAT_OK": say nothing
-//   people ──► … ──► while anyone is being answered, jobs wait, and a heartbeat is skipped
+// The path of a message (║…║ is new here):
 //
-// New here: a timer that looks at the clock again, cron with time zones, the heartbeat.
+//   terminal · Telegram · Feishu · program (JSON-RPC) · ║cron job║ · ║heartbeat║
+//     └─► accept ─► route ─► Inbox ─► runExclusive ─► handle or ║runJob║, which take three steps:
+//           1. runTurn ─► memory, prompt ─► context guard ─► continueTurn (model and tools)
+//           2. reply ─► Channel.send
+//           3. acknowledge: the message leaves the inbox
+//
+// The terminal, programs and heartbeats skip the Inbox: nobody waits for them after a crash.
+//
+//   one timer, ≤ 60 s ─┬─► CRON.json: what is due? ──► accept ──► Inbox ──► one job at a time
+//                      └─► heartbeat due? ──► a reason to skip it, or a turn
+//                                             └─► "HEARTBEAT_OK": nobody is told
+//
+// New here: a timer that reads the clock again, cron expressions with time zones, the heartbeat.
 // Run it:   npm start -- s07      offline
 //           npx tsx sessions/en/s07_heartbeat_cron.ts [--serve]      with your keys in .env
-// Left out on purpose: jobs that the agent makes, a log of all runs, waiting longer after each
-// error, a heartbeat for each agent, jobs whose time has long passed being dropped.
+// Left out on purpose: jobs that the agent creates, a log of all runs, longer waits after each
+// error of a job, a heartbeat for each agent, dropping jobs whose time is long past.
 //
 // Regions: Configuration · Terminal · s01 The agent loop · s02 Tool use · s03 Sessions ·
 //          s04 Channels · s05 Gateway and routing · s06 Intelligence ·

@@ -1,17 +1,30 @@
 // Delivery
 //
-// What is to be sent is a file before it is sent, and stays one until the platform has taken it.
+// Every part of a reply is written to a file before it is sent (write-ahead), and the file stays
+// until the platform has taken the message. So a crash can repeat a reply, but it can't lose one.
+//
+// The path of a message (║…║ is new here):
+//
+//   terminal · Telegram · Feishu · program (JSON-RPC) · cron job · heartbeat
+//     └─► accept ─► route ─► Inbox ─► runExclusive ─► handle or runJob, which take three steps:
+//           1. runTurn ─► memory, prompt ─► context guard ─► continueTurn (model and tools)
+//           2. reply ─► ║chunkMessage ─► DeliveryQueue ─► DeliveryRunner║ ─► Channel.send
+//           3. acknowledge: the message leaves the inbox
+//
+// The terminal, programs and heartbeats skip the Inbox: nobody waits for them after a crash.
 //
 //   reply ──► chunkMessage ──► DeliveryQueue ──► DeliveryRunner ──► Channel.send
-//                              a file a part      one loop for        │ taken: the file goes
-//                                                 each recipient      │ 429, 500: 5 s to 10 min
-//                                                                     └ 403, 400: failed/
+//                              one file a part   one loop for       │ taken: the file is removed
+//                                                each recipient     │ 429, 500: wait, then again
+//                                                                   └ 403, 400: dead letter
 //
-// New here: a queue on disk, back-off, order for each recipient, long texts cut with care.
+// New here: a queue on disk, exponential back-off with jitter, order for each recipient, dead
+// letters, and long texts cut where a reader would cut them.
 // Run it:   npm start -- s08      offline; `npm run practice -- fail telegram 500` beside it
 //           npx tsx sessions/en/s08_delivery.ts [--serve]      with your keys in .env
 // Left out on purpose: finding out whether a message arrived when the connection broke (it is sent
-// again), formatting (Markdown is sent as it is), pictures, forgetting the ids of what was sent.
+// again), formatting (Markdown is sent as it is), pictures, deleting the ids of delivered
+// messages.
 //
 // Regions: Configuration · Terminal · s01 The agent loop · s02 Tool use · s03 Sessions ·
 //          s04 Channels · s05 Gateway and routing · s06 Intelligence ·

@@ -1,18 +1,29 @@
 // Resilience
 //
-// A call can fail in many ways, and each wants another answer: another key, another model, a
-// shorter conversation, a moment's patience; or none, since the request itself is wrong.
+// A model call can fail in many ways, and each way needs another answer: another key, another
+// model, a shorter conversation, a pause, or none at all because the request itself is wrong.
+//
+// The path of a message (║…║ is new here):
+//
+//   terminal · Telegram · Feishu · program (JSON-RPC) · cron job · heartbeat
+//     └─► accept ─► route ─► Inbox ─► runExclusive ─► handle or runJob, which take three steps:
+//           1. runTurn ─► memory, prompt ─► ║failover║ ─► context guard ─► continueTurn
+//           2. reply ─► chunkMessage ─► DeliveryQueue ─► DeliveryRunner ─► Channel.send
+//           3. acknowledge: the message leaves the inbox
+//
+// The terminal, programs and heartbeats skip the Inbox: nobody waits for them after a crash.
 //
 //   finishTurn
 //   └─ ResilienceRunner   layer 1: which key, which model
-//      └─ ContextGuard    layer 2: too long? shorten it
+//      └─ ContextGuard    layer 2: is the conversation too long? then shorten it
 //         └─ continueTurn layer 3: the loop of calls and tools, from what is stored
 //
-// New here: failures by kind, keys with cooldowns, fallback models, a watch for silent streams.
+// New here: failures classified by type, keys with cooldowns, fallback models, an idle timeout for
+// streams.
 // Run it:   npm start -- s09      offline; three keys; `npm run practice -- fail 529` beside it
 //           npx tsx sessions/en/s09_resilience.ts [--serve]      with your keys in .env
 // Left out on purpose: keys for each agent or model, a key pinned to a conversation, OAuth, other
-// providers, trying a key that cools down before its time.
+// providers, trying a key before its cooldown ends.
 //
 // Regions: Configuration · Terminal · s01 The agent loop · s02 Tool use · s03 Sessions ·
 //          s04 Channels · s05 Gateway and routing · s06 Intelligence ·

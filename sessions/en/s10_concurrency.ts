@@ -1,18 +1,31 @@
 // Concurrency
 //
-// Lanes: what may run side by side, what waits for what, and who is sent away when it hangs.
+// A lane is a FIFO queue with a concurrency limit. Lanes decide which turns run side by side,
+// which wait for others, and which are stopped because they take too long.
+//
+// The path of a message (║…║ is new here):
+//
+//   terminal · Telegram · Feishu · program (JSON-RPC) · cron job · heartbeat
+//     └─► accept ─► route ─► Inbox ─► ║lane of the conversation║ ─► handle or runJob, three steps:
+//           1. ║lane main, cron or heartbeat║ ─► runTurn ─► memory, prompt ─► failover
+//              ─► context guard ─► continueTurn
+//           2. reply ─► chunkMessage ─► DeliveryQueue ─► DeliveryRunner ─► Channel.send
+//           3. acknowledge: the message leaves the inbox
+//
+// The terminal, programs and heartbeats skip the Inbox: nobody waits for them after a crash.
 //
 //   Ada's message ──► her lane (1) ──┐
 //   Bob's message ──► his lane (1) ──┼──► main (4) ──► a turn
 //   a program's   ──► its lane (1) ──┘
-//   a job ──────────────────────────────► cron (1) ──► a turn
-//   the time ───────────────────────────► heartbeat (1) ──► a turn
+//   a cron job ─────────────────────────► cron (1) ──► a turn
+//   a heartbeat ────────────────────────► heartbeat (1) ──► a turn
 //
-// New here: named lanes with a limit and a clock, generations, results as promises, an orderly end.
+// New here: named lanes with a concurrency limit and a timeout, generations, results as promises,
+// and a graceful shutdown that waits for the turns that are running.
 // Run it:   npm start -- s10      offline; `npm run practice -- slow 5s` beside it, then /lanes
 //           npx tsx sessions/en/s10_concurrency.ts [--serve]      with your keys in .env
-// Left out on purpose: a message that joins the turn under way, priorities within a lane, places
-// kept free for one kind of work, threads.
+// Left out on purpose: a message that joins the turn that is running, priorities within a lane,
+// places reserved for one kind of work, threads.
 //
 // Regions: Configuration · Terminal · s01 The agent loop · s02 Tool use · s03 Sessions ·
 //          s04 Channels · s05 Gateway and routing · s06 Intelligence ·
