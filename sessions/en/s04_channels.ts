@@ -39,7 +39,7 @@ import { setTimeout as sleep } from "node:timers/promises";
 import Anthropic from "@anthropic-ai/sdk";
 import dotenv from "dotenv";
 import { Bot, GrammyError } from "grammy";
-import type { Message as TelegramMessage } from "grammy/types";
+import type { Message as TelegramMessage, UserFromGetMe } from "grammy/types";
 import { EnvHttpProxyAgent, setGlobalDispatcher } from "undici";
 
 // ---- Configuration ----
@@ -1356,77 +1356,164 @@ export async function reply(app: App, { channel, peerId }: InboundMessage, answe
 
 // -- 3 · Telegram --
 
-// A bot can be found by anyone, and each answer costs money. So nobody is admitted by default.
-const strangers = new Set<string>();
+/** Stands between the chat and the thread in the peer of a topic: "-1001:topic:7". */
+const TOPIC = ":topic:";
 
-/** Lets a message in, if `allowed` has its chat. A stranger hears once what the owner can do. */
-function admit(channel: Channel, message: InboundMessage, allowed: string, accept: Accept): void {
-  const [chat = ""] = message.peerId.split(":topic:");
-  if (allowed.split(/[\s,]+/).includes(chat)) {
-    // As JSON, so that nobody can draw on our terminal with control characters.
+/** The conversation of a message. Each topic of a forum is a conversation of its own. */
+function peerOf({ chat, is_topic_message, message_thread_id }: TelegramMessage): string {
+  return is_topic_message ? `${chat.id}${TOPIC}${message_thread_id}` : String(chat.id);
+}
+
+/** The reverse of peerOf: what the Bot API has to be told to send something there. */
+function telegramAddress(peerId: string) {
+  const [chat = "", thread] = peerId.split(TOPIC);
+  return { chat, options: thread ? { message_thread_id: Number(thread) } : {} };
+}
+
+// Anyone can find a bot and write to it, and each answer costs its owner money. So the owner lists
+// the chats that may use it, and an empty list admits nobody.
+
+/** The chats that may use the bot of one platform. Its adapter passes each message through here. */
+class AllowList {
+  #chats: string[];
+  #informed = new Set<string>(); // strangers who have been told what their chat's id is
+
+  /** Takes the value of a setting: ids of chats, separated by blanks or commas. */
+  constructor(setting: string) {
+    this.#chats = setting.split(/[\s,]+/).filter((chat) => chat !== "");
+  }
+
+  /** Passes on a message from a chat of the list. Throws if the message can't be stored. */
+  admit(channel: Channel, message: InboundMessage, onMessage: Accept): void {
+    // The owner lists a forum once, by the id of its chat, and that admits all of its topics.
+    const [chat = ""] = message.peerId.split(TOPIC);
+    if (!this.#chats.includes(chat)) {
+      this.#inform(channel, message.peerId, chat);
+      return;
+    }
+    // JSON escapes control characters, with which a sender could overwrite lines of our terminal.
     info(`[${channel.name} ${message.peerId}] ${JSON.stringify(message.text.slice(0, 80))}`);
-    accept(message).done.catch((error) => warn(`${message.id}: ${error}`));
-  } else if (!strangers.has(chat)) {
-    strangers.add(chat); // once: otherwise a stranger could make us send as much as they like
+    onMessage(message).done.catch((error) => warn(`${message.id}: ${error}`));
+  }
+
+  /** Tells a stranger the id of the chat, and the owner the setting that would admit it. */
+  #inform(channel: Channel, peerId: string, chat: string): void {
+    // Only the first message of a chat is answered, because otherwise strangers could make the bot
+    // send as much as they like.
+    if (this.#informed.has(chat)) return;
+    this.#informed.add(chat);
     warn(`A stranger wrote. ${channel.name.toUpperCase()}_ALLOWED_CHATS=${chat} lets them in.`);
     const words = t(`I don't know this chat. Its id is ${chat}: my owner can let it in.`);
-    channel.send(message.peerId, words).catch(() => {});
+    channel.send(peerId, words).catch(() => {}); // the owner has read the id in the log already
   }
 }
 
-const MEDIA = ["photo", "video", "animation", "document", "audio", "voice", "sticker"] as const;
-const CUT_AT = 4_000; // the apps cut a text at 4096 units, or between two words before that
+/** The words of a message. Under a picture or a file they are called its caption. */
+const telegramText = ({ text, caption }: TelegramMessage) => text ?? caption ?? "";
 
-/** Node's fetch. grammY stops it by a signal of its own make, and that of Node 24 takes no such. */
+type Attachment = InboundMessage["media"][number];
+
+// Telegram also sets `document` for an animation, so the animation has to be looked for first.
+const FILE_KINDS = ["video", "animation", "document", "audio", "voice", "sticker"] as const;
+
+/** The picture or file that came with a message. Its id is Telegram's: we download nothing. */
+function attachmentOf(message: TelegramMessage): Attachment | undefined {
+  const largest = message.photo?.at(-1); // Telegram lists several sizes of a picture, in order
+  if (largest) return { kind: "photo", id: largest.file_id };
+  for (const kind of FILE_KINDS) {
+    const attached = message[kind];
+    if (attached) return { kind, id: attached.file_id };
+  }
+  return undefined;
+}
+
+/** Finds "@our_bot" in a text, also in "/help@our_bot", but not in "@our_bot2". */
+const mentionOf = (bot: UserFromGetMe) => new RegExp(`@${bot.username}\\b`, "gi");
+
+/** Whether a message is meant for the bot: in a group, only if it mentions or answers the bot. */
+function isAddressedTo(bot: UserFromGetMe, message: TelegramMessage): boolean {
+  if (message.chat.type === "private") return true;
+  const isReply = message.reply_to_message?.from?.id === bot.id;
+  return isReply || mentionOf(bot).test(telegramText(message));
+}
+
+/** A text as the model gets it: the kind of the attachment, and the words without our name. */
+function describeMessage(bot: UserFromGetMe, words: string, attachment?: Attachment): string {
+  const kind = attachment ? `[${attachment.kind}] ` : "";
+  const description = `${kind}${words.replaceAll(mentionOf(bot), "")}`.trim();
+  return description || words; // of a bare "@our_bot" nothing would be left, and no turn is empty
+}
+
+/** Makes a SendError of a failed call, which says whether another attempt can succeed. */
+function telegramError(error: unknown): SendError {
+  // If Telegram itself did not answer, the network failed, and a later attempt may succeed.
+  if (!(error instanceof GrammyError)) return sendError(String(error), false);
+  const { error_code: status, description, parameters } = error;
+  // 429 means that we send too fast. Any other refusal is permanent, for example 403, which says
+  // that the person blocked the bot, or 400, that there is no such chat.
+  const isTemporary = status === 429 || status >= 500;
+  return sendError(description, !isTemporary, parameters.retry_after);
+}
+
+/**
+ * The fetch of Node, for grammY. grammY stops a call by a signal of the package abort-controller,
+ * but the fetch of Node 24 takes only Node's own, so this one passes the stop on.
+ */
 const fetchForGrammy: typeof fetch = (url, init) => {
-  const control = new AbortController();
-  if (init?.signal?.aborted) control.abort();
-  init?.signal?.addEventListener("abort", () => control.abort());
-  return fetch(url, { ...init, signal: control.signal });
+  const controller = new AbortController();
+  const stop = () => controller.abort();
+  if (init?.signal?.aborted) stop();
+  init?.signal?.addEventListener("abort", stop);
+  return fetch(url, { ...init, signal: controller.signal });
 };
 
-/** Telegram, by long polling. Asking for new messages confirms the old: so they are kept first. */
+// The apps cut a long text at 4096 units, or between two words a little before that. A shorter
+// message is therefore either whole or the last piece of a text that was cut.
+const MIN_CUT_LENGTH = 4_000;
+
+/** The adapter for Telegram, which gets messages by long polling (see `#poll`). */
 export class TelegramChannel implements Channel {
   readonly name = "telegram";
   readonly limit = 4096;
   #setting: Setting;
   #bot: Bot;
   #stopped = false;
-  #cut = new Map<string, { next: number; part: string }>();
-  #ours = new Set<string>(); // marks of parts that were let in
+  #allowed: AllowList;
+  // By sender: the newest piece of a text that was cut, and the id that the next piece would have.
+  #lastPiece = new Map<string, { part: string; nextId: number }>();
+  #addressedParts = new Set<string>(); // the `part` of albums and long texts that are meant for us
 
   constructor(setting: Setting) {
     this.#setting = setting;
+    this.#allowed = new AllowList(setting("TELEGRAM_ALLOWED_CHATS"));
     this.#bot = this.#newBot();
   }
 
   #newBot(): Bot {
     const apiRoot = this.#setting("TELEGRAM_API_ROOT") || "https://api.telegram.org";
-    // Node's own fetch: the one that grammY brings does not go through a proxy.
+    // By default grammY uses node-fetch, which would ignore the proxy that is set for this program.
     const client = { apiRoot, timeoutSeconds: 60, fetch: fetchForGrammy };
     return new Bot(this.#setting("TELEGRAM_BOT_TOKEN"), { client });
   }
 
-  /** Rejects if the token is wrong. */
-  async start(accept: Accept): Promise<void> {
+  /** Resolves when Telegram has taken the token; rejects if it refuses it. */
+  async start(onMessage: Accept): Promise<void> {
     await this.#bot.init();
-    void this.#poll(accept);
+    void this.#poll(onMessage);
   }
 
-  /** Asks for new messages until it is stopped. grammY itself waits out a server that is down. */
-  async #poll(accept: Accept): Promise<void> {
+  /**
+   * Long polling: we ask for updates, and Telegram holds the request open until there are some.
+   * The next request names the first update that we don't have, which confirms all before it.
+   */
+  async #poll(onMessage: Accept): Promise<void> {
     while (!this.#stopped) {
-      this.#bot.on("message", ({ message }) => {
-        const inbound = this.#read(message);
-        if (inbound) admit(this, inbound, this.#setting("TELEGRAM_ALLOWED_CHATS"), accept);
-      });
-      // accept is synchronous, so when this returns, the message is on disk, and grammY may ask for
-      // the next ones. If it could not be kept (a full disk, say), nothing may be confirmed: the
-      // error ends this bot, and a new one gets the same messages again.
-      this.#bot.catch(({ error }) => Promise.reject(error));
+      this.#handleUpdates(onMessage);
       try {
         await this.#bot.start({ allowed_updates: ["message"] });
       } catch (error) {
+        // grammY itself waits for a server that is down. So this is a refusal, for example because
+        // another program asks with the same token, or a message that could not be stored.
         if (!this.#stopped) warn(`telegram: ${error}. Trying again in 5 s.`);
         await sleep(5_000);
         this.#bot = this.#newBot();
@@ -1434,66 +1521,74 @@ export class TelegramChannel implements Channel {
     }
   }
 
-  /** Undefined for what is not for us: other bots, service messages, talk in a group. */
+  #handleUpdates(onMessage: Accept): void {
+    // Telegram forgets what was confirmed, so a message has to be on disk before grammY asks for
+    // the next ones. It is, because `onMessage` is synchronous.
+    this.#bot.on("message", ({ message }) => {
+      const inbound = this.#read(message);
+      if (inbound) this.#allowed.admit(this, inbound, onMessage);
+    });
+    // If it could not be stored, for example on a full disk, nothing may be confirmed. The error
+    // therefore ends this bot, and the next one gets the same messages again.
+    this.#bot.catch(({ error }) => Promise.reject(error));
+  }
+
+  /** Undefined for other bots, for service messages, and for talk in a group that is not for us. */
   #read(message: TelegramMessage): InboundMessage | undefined {
-    const { chat, from, message_id, reply_to_message: answered } = message;
-    const { id: me, username } = this.#bot.botInfo;
-    const kind = MEDIA.find((name) => message[name]);
-    const file = kind && [message[kind]].flat().at(-1); // of a picture the largest of its sizes
-    const words = message.text ?? message.caption ?? "";
-    if (!from || from.is_bot || (!words && !kind)) return undefined;
-    // "@bot", and also "/command@bot". In a group only those who mean us are answered.
-    const name = new RegExp(`@${username}\\b`, "gi");
-    const isGroup = chat.type !== "private";
-    const part = this.#partOf(message, words);
-    const isMeant = name.test(words) || answered?.from?.id === me;
-    // Of an album, only one picture has the caption that mentions us.
-    if (isGroup && !isMeant && !this.#ours.has(part ?? "")) return undefined;
-    if (part) this.#ours.add(part);
-    const topic = message.is_topic_message ? `:topic:${message.message_thread_id}` : "";
+    const { chat, from, message_id } = message;
+    const bot = this.#bot.botInfo;
+    const words = telegramText(message);
+    const attachment = attachmentOf(message);
+    const isEmpty = !words && !attachment; // a service message, such as "Bob joined the group"
+    if (!from || from.is_bot || isEmpty) return undefined;
+    const part = this.#partOf(message);
+    // Only one picture of an album has the caption that mentions us, so the others follow it.
+    const follows = part !== undefined && this.#addressedParts.has(part);
+    if (!follows && !isAddressedTo(bot, message)) return undefined;
+    if (part !== undefined) this.#addressedParts.add(part);
     return {
-      id: `telegram:${me}:${chat.id}:${message_id}`,
+      id: `telegram:${bot.id}:${chat.id}:${message_id}`,
       channel: "telegram",
-      accountId: String(me),
-      peerId: `${chat.id}${topic}`,
+      accountId: String(bot.id),
+      peerId: peerOf(message),
       senderId: String(from.id),
-      guildId: topic ? String(chat.id) : undefined,
-      isGroup,
-      text: `${kind ? `[${kind}] ` : ""}${words.replaceAll(name, "")}`.trim() || words,
-      media: kind && file ? [{ kind, id: file.file_id }] : [],
-      at: message.date * 1000,
+      guildId: message.is_topic_message ? String(chat.id) : undefined,
+      isGroup: chat.type !== "private",
+      text: describeMessage(bot, words, attachment),
+      media: attachment ? [attachment] : [],
+      at: message.date * 1000, // Telegram counts seconds
       part,
     };
   }
 
-  /** The mark of an album, or of a long text that was cut: its pieces have adjoining numbers. */
-  #partOf({ chat, from, message_id, media_group_id }: TelegramMessage, words: string) {
+  /**
+   * The mark that all parts of one message share; undefined if it is whole. Telegram marks the
+   * parts of an album, but not the pieces of a long text: we know those by their ids in a row.
+   */
+  #partOf(message: TelegramMessage): string | undefined {
+    const { chat, from, message_id, media_group_id } = message;
     if (media_group_id) return `telegram ${chat.id} ${media_group_id}`;
     const sender = `telegram ${chat.id} ${from?.id}`;
-    const cut = this.#cut.get(sender);
-    const before = cut?.next === message_id ? cut.part : undefined;
-    // Shorter than that it is the last piece, if it is one at all.
-    if (words.length < CUT_AT) return before;
-    const part = before ?? `${sender} ${message_id}`;
-    this.#cut.set(sender, { next: message_id + 1, part });
+    const previous = this.#lastPiece.get(sender);
+    const continued = previous?.nextId === message_id ? previous.part : undefined;
+    if (telegramText(message).length < MIN_CUT_LENGTH) return continued;
+    const part = continued ?? `${sender} ${message_id}`;
+    this.#lastPiece.set(sender, { part, nextId: message_id + 1 });
     return part;
   }
 
-  async send(to: string, words: string): Promise<void> {
-    const { chat, thread } = telegramPlace(to);
+  async send(to: string, text: string): Promise<void> {
+    const { chat, options } = telegramAddress(to);
     try {
-      await this.#bot.api.sendMessage(chat, words, thread);
+      await this.#bot.api.sendMessage(chat, text, options);
     } catch (error) {
-      if (!(error instanceof GrammyError)) throw sendError(String(error), false);
-      // 403: the bot was blocked; 400: no such chat. Trying again would not help.
-      const { error_code: code, description, parameters } = error;
-      throw sendError(description, code < 500 && code !== 429, parameters.retry_after);
+      throw telegramError(error);
     }
   }
 
   typing(to: string): Promise<unknown> {
-    const { chat, thread } = telegramPlace(to);
-    return this.#bot.api.sendChatAction(chat, "typing", thread);
+    const { chat, options } = telegramAddress(to);
+    return this.#bot.api.sendChatAction(chat, "typing", options);
   }
 
   async stop(): Promise<void> {
@@ -1502,48 +1597,66 @@ export class TelegramChannel implements Channel {
   }
 }
 
-/** A topic of a forum is a place of its own: "<chat>:topic:<thread>". */
-function telegramPlace(to: string) {
-  const [chat = "", thread] = to.split(":topic:");
-  return { chat, thread: thread ? { message_thread_id: Number(thread) } : {} };
-}
-
 // -- 4 · HTTP and Feishu --
 
-// Feishu does not wait to be asked: it calls us. That needs a server, and a server needs care,
-// since anyone who finds the address can send anything.
+// Feishu doesn't wait for us to ask. It calls a webhook, an address of ours to which it sends each
+// event. Anyone who finds that address can send something there as well. So the server limits what
+// it reads, and the channel checks by secrets, which only Feishu and we know, who sent an event.
 
+/** What our HTTP server answers; the body is sent as JSON. */
 type Answer = { status: number; body: object };
-/** What can be asked of our HTTP server: "POST /path". The body comes byte by byte as sent. */
-export const ROUTES: Record<string, (body: Buffer, headers: http.IncomingHttpHeaders) => Answer> =
-  {};
 
-async function answerHttp(request: http.IncomingMessage): Promise<Answer> {
-  const place = `${request.method} ${request.url?.split("?")[0]}`;
-  const route = Object.hasOwn(ROUTES, place) && ROUTES[place];
-  if (!route) return { status: 404, body: { error: "not found" } };
+/** Gets the body byte for byte as it was sent, because a signature is a hash over these bytes. */
+type Route = (body: Buffer, headers: http.IncomingHttpHeaders) => Answer;
+
+/** To add a route to the HTTP server, set ROUTES["POST /path"] to a function of this type. */
+export const ROUTES: Record<string, Route> = {};
+
+const ACCEPTED: Answer = { status: 200, body: {} };
+const UNAUTHORIZED: Answer = { status: 401, body: { error: "this does not come from Feishu" } };
+const NOT_FOUND: Answer = { status: 404, body: { error: "not found" } };
+const TOO_LARGE: Answer = { status: 413, body: { error: "too large" } };
+// What went wrong is in the log, and only there, because the sender may be anyone.
+const INTERNAL_ERROR: Answer = { status: 500, body: { error: "internal error" } };
+
+const MAX_BODY = 1_000_000; // bytes: they are kept in memory before we know who sends them
+
+/** The whole body of a request, or undefined if it has more than MAX_BODY bytes. */
+async function readBody(request: http.IncomingMessage): Promise<Buffer | undefined> {
   const chunks: Buffer[] = [];
-  let left = 1_000_000; // bytes: whoever this is, they have not shown a token yet
+  let size = 0;
   for await (const chunk of request) {
-    left -= chunk.length;
-    if (left < 0) return { status: 413, body: { error: "too large" } };
+    size += chunk.length;
+    if (size > MAX_BODY) return undefined;
     chunks.push(chunk);
   }
-  return route(Buffer.concat(chunks), request.headers);
+  return Buffer.concat(chunks);
 }
 
-/** The one HTTP server, on loopback: what is to be reached from outside comes by a tunnel. */
+async function answerHttp(request: http.IncomingMessage): Promise<Answer> {
+  const [pathname] = request.url?.split("?") ?? [];
+  const handler = ROUTES[`${request.method} ${pathname}`];
+  if (!handler) return NOT_FOUND;
+  const body = await readBody(request);
+  return body ? handler(body, request.headers) : TOO_LARGE;
+}
+
+/**
+ * Starts the only HTTP server of the program. It listens on loopback, so Feishu reaches it through
+ * a tunnel or a reverse proxy. If the port is taken, the server that this gives is not listening.
+ */
 async function startHttp(port: number): Promise<http.Server> {
   const server = http.createServer(async (request, response) => {
     const { status, body } = await answerHttp(request).catch((error) => {
       warn(`http: ${error}`);
-      return { status: 500, body: { error: "internal error" } }; // and not a word about why
+      return INTERNAL_ERROR;
     });
     response.writeHead(status, { "content-type": "application/json" }).end(JSON.stringify(body));
   });
   try {
     await once(server.listen(port, "127.0.0.1"), "listening");
-    // It listens on TCP, so its address has a port.
+    // With HTTP_PORT=0 the system chooses the port, so we ask for it. The cast is right because an
+    // address has no port only if the server listens on a pipe.
     info(`http: listening on 127.0.0.1:${(server.address() as { port: number }).port}`);
   } catch (error) {
     warn(`http: ${error}. Choose another HTTP_PORT; the rest runs.`);
@@ -1551,33 +1664,126 @@ async function startHttp(port: number): Promise<http.Server> {
   return server;
 }
 
+/** An object from outside with strings under these names, any of which may be missing. */
 type Strings<Name extends string> = Partial<Record<Name, string>>;
 
-/** What we read of an event. Anyone can post here, so any of it may be missing. */
+type FeishuMention = Strings<"key" | "name"> & { id?: Strings<"open_id"> };
+
+type FeishuMessage = Strings<
+  "chat_id" | "chat_type" | "message_type" | "content" | "create_time"
+> & { mentions?: FeishuMention[] };
+
+/**
+ * What we read of a request to the webhook. If it is encrypted, it has only `encrypt`, and the rest
+ * is inside. Feishu tests a new webhook by `type`, `token` and `challenge`; events have the others.
+ */
 type FeishuEvent = Strings<"encrypt" | "type" | "token" | "challenge"> & {
   header?: Strings<"event_type" | "token" | "tenant_key">;
   event?: {
     sender?: Strings<"sender_type"> & { sender_id?: Strings<"open_id"> };
-    message?: Strings<"chat_id" | "chat_type" | "message_type" | "content" | "create_time"> & {
-      mentions?: { key: string; name: string; id?: Strings<"open_id"> }[];
-    };
+    message?: FeishuMessage;
   };
 };
 
-const FEISHU_BUSY = [99991400, 230020, 11232]; // too many requests
-const FEISHU_EXPIRED = [99991661, 99991663, 99991664]; // our access token is too old
+/** Undefined if the body is not encrypted with this key, or, without a key, if it is no JSON. */
+function decryptEvent(body: Buffer, encryptKey: string): FeishuEvent | undefined {
+  const event: FeishuEvent | undefined = parseObject(body.toString());
+  if (!event || !encryptKey) return event;
+  const bytes = Buffer.from(String(event.encrypt), "base64");
+  const iv = bytes.subarray(0, 16);
+  const encrypted = bytes.subarray(16);
+  try {
+    const decipher = crypto.createDecipheriv("aes-256-cbc", sha256(encryptKey).digest(), iv);
+    // We join bytes, because one character may have its bytes in both pieces.
+    const json = Buffer.concat([decipher.update(encrypted), decipher.final()]);
+    return parseObject(json.toString());
+  } catch {
+    return undefined;
+  }
+}
 
-/** Feishu, and Lark: events come by HTTP and are confirmed at once; the work is done later. */
+const MAX_EVENT_AGE = 3600; // seconds
+
+/**
+ * Whether the signature is right, a hash over the body and a key that only Feishu and we have.
+ * Feishu signs only what it encrypts, so without a key the verification token has to be enough.
+ */
+function isSigned(body: Buffer, headers: http.IncomingHttpHeaders, encryptKey: string): boolean {
+  if (!encryptKey) return true;
+  const time = headers["x-lark-request-timestamp"];
+  const nonce = headers["x-lark-request-nonce"];
+  const signature = sha256(`${time}${nonce}${encryptKey}${body}`).digest("hex");
+  // In a replay attack, somebody records a signed request and sends it again later. Its signature
+  // is still right, but the time in it, which is signed as well, shows how old it is.
+  const isFresh = Math.abs(Date.now() / 1000 - Number(time)) < MAX_EVENT_AGE;
+  return isFresh && headers["x-lark-signature"] === signature;
+}
+
+/** What people said: the words, and the pictures and files that came with them. */
+type FeishuContent = Pick<InboundMessage, "text" | "media">;
+
+const fileKeyOf = ({ file_key, image_key }: Fields) => file_key ?? image_key;
+
+/** Gives a link with its address, and a mention as the mark that Feishu uses: "@_user_1". */
+function textOfElement({ text, user_id, href }: Fields): string {
+  const words = String(text ?? user_id ?? "");
+  return href ? `${words} (${href})` : words;
+}
+
+/** The elements of a list from outside that are objects, so that their fields can be looked at. */
+const objectsOf = (list: unknown): Fields[] =>
+  Array.isArray(list) ? list.filter((item) => typeof item === "object" && item !== null) : [];
+
+/** A post is rich text: a title, and lines, each of which is a list of elements. */
+function readPost({ title, content }: Fields): FeishuContent {
+  const media: Attachment[] = [];
+  const lines = [title];
+  for (const elements of objectsOf(content)) {
+    let line = "";
+    for (const element of objectsOf(elements)) {
+      const key = fileKeyOf(element);
+      if (key) media.push({ kind: "image", id: String(key) });
+      line += key ? "[image]" : textOfElement(element);
+    }
+    lines.push(line);
+  }
+  return { text: lines.filter(Boolean).join("\n"), media };
+}
+
+/** A message that is one picture, file, recording or sticker. */
+function readAttachment(kind: string, content: Fields): FeishuContent {
+  return { text: `[${kind}]`, media: [{ kind, id: String(fileKeyOf(content)) }] };
+}
+
+/** Reads the content of a message: JSON, whose form depends on the type of the message. */
+function readFeishu(type: string, json: string): FeishuContent {
+  const content = (parseObject(json) ?? {}) as Fields; // the readers check the fields that they use
+  if (type === "post") return readPost(content);
+  if (fileKeyOf(content)) return readAttachment(type, content);
+  return { text: textOfElement(content), media: [] };
+}
+
+// -- 5 · The adapter for Feishu --
+
+/** What Feishu's API answers. `code` is 0 if it did what we asked, else it says why not. */
+type FeishuAnswer = { code: number; msg: string; expire?: number; tenant_access_token?: string };
+
+const FEISHU_BUSY = [99991400, 230020, 11232]; // codes for too many requests
+const FEISHU_EXPIRED = [99991661, 99991663, 99991664]; // codes for an access token that has expired
+
+/** The adapter for Feishu, and for Lark, its international edition. Events come by a webhook. */
 export class FeishuChannel implements Channel {
   readonly name = "feishu";
   readonly limit = 4000;
   #setting: Setting;
   #api: string;
-  #access = { token: "", until: 0 };
+  #allowed: AllowList;
+  #access = { token: "", expiresAt: 0 };
 
   /** Throws at a setting that makes no sense. */
   constructor(setting: Setting) {
     this.#setting = setting;
+    this.#allowed = new AllowList(setting("FEISHU_ALLOWED_CHATS"));
     const missing = ["FEISHU_APP_SECRET", "FEISHU_VERIFICATION_TOKEN"].find((it) => !setting(it));
     if (missing) throw new Error(`${missing} is not set, and FEISHU_APP_ID needs it`);
     const domain = setting("FEISHU_DOMAIN") || "feishu";
@@ -1587,130 +1793,126 @@ export class FeishuChannel implements Channel {
   }
 
   /** Rejects if the app's id or secret is wrong. */
-  async start(accept: Accept): Promise<void> {
-    ROUTES["POST /feishu/events"] = (body, headers) => this.#receive(body, headers, accept);
+  async start(onMessage: Accept): Promise<void> {
+    ROUTES["POST /feishu/events"] = (body, headers) => this.#receive(body, headers, onMessage);
     await this.#accessToken();
   }
 
-  /** Answers at once: after 3 s Feishu gives up and sends the event again. */
-  #receive(body: Buffer, headers: http.IncomingHttpHeaders, accept: Accept): Answer {
-    const event = this.#decrypt(body);
+  /**
+   * Answers as soon as the message is stored, without waiting for the model. If Feishu gets no
+   * answer within 3 s, it sends the event again, which is called a redelivery.
+   */
+  #receive(body: Buffer, headers: http.IncomingHttpHeaders, onMessage: Accept): Answer {
+    const encryptKey = this.#setting("FEISHU_ENCRYPT_KEY");
+    const event = decryptEvent(body, encryptKey);
     const token = event?.header?.token ?? event?.token;
-    const refused = { status: 401, body: { error: "this does not come from Feishu" } };
-    if (!event || token !== this.#setting("FEISHU_VERIFICATION_TOKEN")) return refused;
+    if (!event || token !== this.#setting("FEISHU_VERIFICATION_TOKEN")) return UNAUTHORIZED;
+    // When the owner registers the webhook, Feishu tests it: we have to send the challenge back.
     if (event.type === "url_verification")
       return { status: 200, body: { challenge: event.challenge } };
-    if (!this.#isSigned(body, headers)) return refused;
+    if (!isSigned(body, headers, encryptKey)) return UNAUTHORIZED;
     const inbound = this.#read(event);
-    if (inbound) admit(this, inbound, this.#setting("FEISHU_ALLOWED_CHATS"), accept);
-    return { status: 200, body: {} };
+    if (inbound) this.#allowed.admit(this, inbound, onMessage);
+    return ACCEPTED;
   }
 
-  /** Undefined if it makes no sense; also if it is in the clear and should not be. */
-  #decrypt(body: Buffer): FeishuEvent | undefined {
-    const event: FeishuEvent | undefined = parseObject(body.toString());
-    const encryptKey = this.#setting("FEISHU_ENCRYPT_KEY");
-    if (!encryptKey || !event) return event;
-    const key = sha256(encryptKey).digest();
-    const bytes = Buffer.from(String(event.encrypt), "base64");
-    try {
-      const cipher = crypto.createDecipheriv("aes-256-cbc", key, bytes.subarray(0, 16));
-      // Joined as bytes: between two blocks there may be half a character.
-      return parseObject(`${Buffer.concat([cipher.update(bytes.subarray(16)), cipher.final()])}`);
-    } catch {
-      return undefined; // another key, or no encryption at all
-    }
-  }
-
-  /** A hash over the body and a key that only Feishu and we have. */
-  #isSigned(body: Buffer, headers: http.IncomingHttpHeaders): boolean {
-    const encryptKey = this.#setting("FEISHU_ENCRYPT_KEY");
-    if (!encryptKey) return true; // what is not encrypted is not signed; the token was right
-    const time = headers["x-lark-request-timestamp"];
-    const hash = sha256(`${time}${headers["x-lark-request-nonce"]}${encryptKey}${body}`);
-    const fresh = Math.abs(Date.now() / 1000 - Number(time)) < 3600; // an old one is a replay
-    return fresh && headers["x-lark-signature"] === hash.digest("hex");
-  }
-
-  /** Undefined for what is no message, or not for us. */
+  /** Undefined for an event that is no message, or a message that is not meant for us. */
   #read({ header, event }: FeishuEvent): InboundMessage | undefined {
     const { sender, message } = event ?? {};
-    if (header?.event_type !== "im.message.receive_v1" || !message?.chat_id) return undefined;
-    if (sender?.sender_type !== "user") return undefined;
-    const { chat_id: peerId, create_time, content = "" } = message;
-    const mentions = message.mentions ?? [];
-    const accountId = this.#setting("FEISHU_APP_ID");
-    const isMe = ({ id }: { id?: Strings<"open_id"> }) =>
-      id?.open_id === (this.#setting("FEISHU_BOT_OPEN_ID") || null);
+    if (header?.event_type !== "im.message.receive_v1") return undefined;
+    if (!message?.chat_id || sender?.sender_type !== "user") return undefined;
+    const { chat_id: peerId, message_type: type = "", content = "", create_time } = message;
     const isGroup = message.chat_type !== "p2p";
-    if (isGroup && !mentions.some(isMe)) return undefined;
+    const mentions = message.mentions ?? [];
+    if (isGroup && !mentions.some((mention) => this.#isBot(mention))) return undefined;
+    const accountId = this.#setting("FEISHU_APP_ID");
     const senderId = sender.sender_id?.open_id ?? "";
-    const { words, media } = readFeishu(message.message_type ?? "", content);
-    let out = words;
-    // Backwards: "@_user_1" also begins "@_user_10".
-    for (const m of mentions.toReversed()) out = out.split(m.key).join(isMe(m) ? "" : `@${m.name}`);
-    // A redelivery may have a new message id, but never another sender, time or content.
-    const same = JSON.stringify([senderId, peerId, create_time, content]);
-    const id = `feishu:${accountId}:${sha256(same).digest("hex")}`;
-    const who = { channel: "feishu", accountId, peerId, senderId, guildId: header.tenant_key };
-    return { id, ...who, isGroup, text: out.trim() || words, media, at: Number(create_time) };
+    const { text, media } = readFeishu(type, content);
+    const words = text.trim() || `[${type}]`; // a location, for example, has no text
+    // The id is an idempotency key: a redelivery may come under a new message id, but never with
+    // another sender, time or content, so it gets the same hash, and the inbox drops it.
+    const fingerprint = JSON.stringify([senderId, peerId, create_time, content]);
+    return {
+      id: `feishu:${accountId}:${sha256(fingerprint).digest("hex")}`,
+      channel: "feishu",
+      accountId,
+      peerId,
+      senderId,
+      guildId: header.tenant_key,
+      isGroup,
+      text: this.#nameMentions(words, mentions).trim() || words,
+      media,
+      at: Number(create_time), // in ms already
+    };
   }
 
-  async send(to: string, words: string, again = false): Promise<void> {
-    const place = "/open-apis/im/v1/messages?receive_id_type=chat_id";
-    const body = { receive_id: to, msg_type: "text", content: JSON.stringify({ text: words }) };
-    const { code, msg } = await this.#post(place, body, await this.#accessToken());
-    if (FEISHU_EXPIRED.includes(code) && !again) {
-      this.#access.until = 0;
-      return this.send(to, words, true);
+  /** False for everybody if FEISHU_BOT_OPEN_ID is not set, so that no group is answered. */
+  #isBot({ id }: FeishuMention): boolean {
+    const botId = this.#setting("FEISHU_BOT_OPEN_ID");
+    return botId !== "" && id?.open_id === botId;
+  }
+
+  /** Puts names where the text has "@_user_1", and nothing where it mentions the bot. */
+  #nameMentions(text: string, mentions: FeishuMention[]): string {
+    let named = text;
+    // Backwards, because "@_user_1" is also the beginning of "@_user_10".
+    for (const mention of mentions.toReversed()) {
+      const name = this.#isBot(mention) ? "" : `@${mention.name}`;
+      if (mention.key) named = named.replaceAll(mention.key, () => name);
     }
+    return named;
+  }
+
+  async send(to: string, text: string): Promise<void> {
+    const content = JSON.stringify({ text });
+    const message = { receive_id: to, msg_type: "text", content };
+    let answer = await this.#postMessage(message);
+    // An access token can become invalid early. One retry with a new token is enough: if Feishu
+    // refuses that one, too, the token is not the problem.
+    if (FEISHU_EXPIRED.includes(answer.code)) {
+      this.#access.expiresAt = 0;
+      answer = await this.#postMessage(message);
+    }
+    const { code, msg } = answer;
     if (code !== 0) throw sendError(`${code} ${msg}`, !FEISHU_BUSY.includes(code));
   }
 
-  /** Good for about two hours; asked for again a minute before its end. */
+  async #postMessage(message: object): Promise<FeishuAnswer> {
+    const token = await this.#accessToken();
+    return this.#post("/open-apis/im/v1/messages?receive_id_type=chat_id", message, token);
+  }
+
+  /** Gives the same token for about two hours, and gets a new one a minute before it expires. */
   async #accessToken(): Promise<string> {
-    if (Date.now() < this.#access.until) return this.#access.token;
-    const [app_id, app_secret] = ["FEISHU_APP_ID", "FEISHU_APP_SECRET"].map(this.#setting);
-    const place = "/open-apis/auth/v3/tenant_access_token/internal";
-    const answer = await this.#post(place, { app_id, app_secret });
+    if (Date.now() < this.#access.expiresAt) return this.#access.token;
+    const app = {
+      app_id: this.#setting("FEISHU_APP_ID"),
+      app_secret: this.#setting("FEISHU_APP_SECRET"),
+    };
+    const answer = await this.#post("/open-apis/auth/v3/tenant_access_token/internal", app);
     if (answer.code !== 0) throw sendError(`${answer.code} ${answer.msg}`, true);
     const { tenant_access_token: token = "", expire = 0 } = answer;
-    this.#access = { token, until: Date.now() + (expire - 60) * 1000 };
+    this.#access = { token, expiresAt: Date.now() + (expire - 60) * 1000 };
     return token;
   }
 
-  async #post(place: string, body: object, token = ""): Promise<FeishuAnswer> {
+  /** Gives what Feishu answers, also if it refuses. Throws SendError if there is no answer. */
+  async #post(endpoint: string, body: object, token = ""): Promise<FeishuAnswer> {
     const headers = { "content-type": "application/json", authorization: `Bearer ${token}` };
     const signal = AbortSignal.timeout(10_000);
     const request = { method: "POST", headers, body: JSON.stringify(body), signal };
     try {
-      const response = await fetch(this.#api + place, request);
+      const response = await fetch(this.#api + endpoint, request);
       if (response.status === 429 || response.status >= 500) throw new Error(response.statusText);
-      return (await response.json()) as FeishuAnswer; // the refusals, too, have this form
+      return (await response.json()) as FeishuAnswer; // Feishu's refusals have this form, too
     } catch (error) {
       throw sendError(String(error), false);
     }
   }
 
-  stop = async () => void delete ROUTES["POST /feishu/events"];
-}
-
-type FeishuAnswer = { code: number; msg: string; expire?: number; tenant_access_token?: string };
-
-/** The words of a message, with its links; and the pictures and files in it. */
-function readFeishu(type: string, json: string) {
-  const media: { kind: string; id: string }[] = [];
-  const wordsOf = (item: Fields | null): string => {
-    const id = item?.file_key ?? item?.image_key;
-    if (!id) return `${item?.text ?? item?.user_id ?? ""}${item?.href ? ` (${item.href})` : ""}`;
-    media.push({ kind: type === "post" ? "image" : type, id: String(id) });
-    return `[${media.at(-1)?.kind}]`;
-  };
-  const content = (parseObject(json) ?? {}) as Fields; // what it says is looked at field by field
-  if (type !== "post") return { words: wordsOf(content).trim() || `[${type}]`, media };
-  const lines = Array.isArray(content.content) ? content.content : [];
-  const words = lines.map((line: Fields[]) => [line ?? []].flat().map(wordsOf).join(""));
-  return { words: [content.title, ...words].filter(Boolean).join("\n").trim() || "[post]", media };
+  async stop(): Promise<void> {
+    delete ROUTES["POST /feishu/events"];
+  }
 }
 
 command("channels", "the channels, and how they are", (_args, { channels }) =>
@@ -1718,8 +1920,9 @@ command("channels", "the channels, and how they are", (_args, { channels }) =>
 );
 
 command("accounts", "our accounts on the platforms", () => {
-  const shown = (name: string) => `${name}  ${(env(name) || "-").slice(0, 6)}`; // not all of it
-  return ["TELEGRAM_BOT_TOKEN", "FEISHU_APP_ID", "FEISHU_APP_SECRET"].map(shown);
+  // Only the beginning of each, because whoever reads a whole token can act as the bot.
+  const masked = (name: string) => `${name}  ${(env(name) || "-").slice(0, 6)}`;
+  return ["TELEGRAM_BOT_TOKEN", "FEISHU_APP_ID", "FEISHU_APP_SECRET"].map(masked);
 });
 
 // ---- All of it together ----
