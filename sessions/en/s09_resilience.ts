@@ -1475,7 +1475,7 @@ const FILE_KINDS = ["video", "animation", "document", "audio", "voice", "sticker
 
 /** The picture or file that came with a message. Its id is Telegram's: we download nothing. */
 function attachmentOf(message: TelegramMessage): Attachment | undefined {
-  const largest = message.photo?.at(-1); // Telegram lists several sizes of a picture, in order
+  const largest = message.photo?.at(-1); // Telegram lists the sizes of a picture, largest last
   if (largest) return { kind: "photo", id: largest.file_id };
   for (const kind of FILE_KINDS) {
     const attached = message[kind];
