@@ -1115,12 +1115,18 @@ export interface Channel {
 
 /** Why a text was not sent. `permanent`: it never will be. `retryAfter`: seconds to wait. */
 export class SendError extends Error {
-  permanent = false;
+  permanent: boolean;
   retryAfter?: number;
+
+  constructor(why: string, permanent = false, retryAfter?: number) {
+    super(why);
+    this.permanent = permanent;
+    this.retryAfter = retryAfter;
+  }
 }
 
 const sendError = (why: string, permanent: boolean, retryAfter?: number) =>
-  Object.assign(new SendError(why), { permanent, retryAfter });
+  new SendError(why, permanent, retryAfter);
 
 export interface App {
   channels: ChannelManager;
@@ -1140,10 +1146,23 @@ function toolsFor({ message }: TurnOptions): Anthropic.Tool[] {
   return isTrusted ? TOOLS : TOOLS.filter(({ name }) => !OWNER_TOOLS.includes(name));
 }
 
-/** The command in a direct chat on a platform, or "". In a group, anyone could end the talk. */
+/**
+ * The name of the command in a direct chat on a platform, or "". In a group it is plain text,
+ * because otherwise anybody there could end the conversation of all the others.
+ */
 function publicCommand({ channel, isGroup, text }: Routed): string {
   if (channel === "cli" || isGroup) return "";
   return /^\/(new|help)\b/.exec(text)?.[1] ?? "";
+}
+
+/** What is said to a message: by the model, or by one of the two commands for everybody. */
+async function answerTo(message: Routed, app: App, options: TurnOptions): Promise<string> {
+  const name = publicCommand(message);
+  if (name === "help") return t("/new begins a new conversation.");
+  if (name) return runCommand(message.text, { ...app, key: message.sessionKey }, options);
+  const session = app.store.current(message.sessionKey);
+  // A client can send half a surrogate pair, which would make this request and all later ones fail.
+  return runTurn(session, message.text.toWellFormed(), { ...options, app });
 }
 
 const CHANNEL_PATIENCE = 3_000; // ms that start and stop wait for a platform that is out of reach
@@ -1512,16 +1531,6 @@ export async function handle(app: App, parts: Routed[], signal?: AbortSignal): P
 function joinParts(parts: Routed[]): Routed {
   const text = parts.map((part) => part.text).join("\n");
   return { ...parts[0], text } as Routed; // a message has at least one part
-}
-
-/** What is said to a message: by the model, or by one of the two commands for everybody. */
-async function answerTo(message: Routed, app: App, options: TurnOptions): Promise<string> {
-  const name = publicCommand(message);
-  if (name === "help") return t("/new begins a new conversation.");
-  if (name) return runCommand(message.text, { ...app, key: message.sessionKey }, options);
-  const session = app.store.current(message.sessionKey);
-  // A client can send half a surrogate pair, which would make this request and all later ones fail.
-  return runTurn(session, message.text.toWellFormed(), { ...options, app });
 }
 
 // -- 3 · Telegram --

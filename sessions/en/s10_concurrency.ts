@@ -1094,7 +1094,7 @@ command("context", "how full the context window is", (_args, { store, key }) => 
 
 command("compact", "put a summary in the place of the older turns", async (_args, app, options) => {
   let done = false;
-  await app.resilience.run({ ...options, app }, async (more) => {
+  await app.resilience.run(options, async (more) => {
     done = await GUARD.summarise(app.store.current(app.key), more, KEPT);
   });
   return done ? t("Done.") : t("Nothing to summarise yet.");
@@ -1160,12 +1160,18 @@ export interface Channel {
 
 /** Why a text was not sent. `permanent`: it never will be. `retryAfter`: seconds to wait. */
 export class SendError extends Error {
-  permanent = false;
+  permanent: boolean;
   retryAfter?: number;
+
+  constructor(why: string, permanent = false, retryAfter?: number) {
+    super(why);
+    this.permanent = permanent;
+    this.retryAfter = retryAfter;
+  }
 }
 
 const sendError = (why: string, permanent: boolean, retryAfter?: number) =>
-  Object.assign(new SendError(why), { permanent, retryAfter });
+  new SendError(why, permanent, retryAfter);
 
 export interface App {
   channels: ChannelManager;
@@ -1185,10 +1191,23 @@ function toolsFor({ message }: TurnOptions): Anthropic.Tool[] {
   return isTrusted ? TOOLS : TOOLS.filter(({ name }) => !OWNER_TOOLS.includes(name));
 }
 
-/** The command in a direct chat on a platform, or "". In a group, anyone could end the talk. */
+/**
+ * The name of the command in a direct chat on a platform, or "". In a group it is plain text,
+ * because otherwise anybody there could end the conversation of all the others.
+ */
 function publicCommand({ channel, isGroup, text }: Routed): string {
   if (channel === "cli" || isGroup) return "";
   return /^\/(new|help)\b/.exec(text)?.[1] ?? "";
+}
+
+/** What is said to a message: by the model, or by one of the two commands for everybody. */
+async function answerTo(message: Routed, app: App, options: TurnOptions): Promise<string> {
+  const name = publicCommand(message);
+  if (name === "help") return t("/new begins a new conversation.");
+  if (name) return runCommand(message.text, { ...app, key: message.sessionKey }, options);
+  const session = app.store.current(message.sessionKey);
+  // A client can send half a surrogate pair, which would make this request and all later ones fail.
+  return runTurn(session, message.text.toWellFormed(), { ...options, app });
 }
 
 const CHANNEL_PATIENCE = 3_000; // ms that start and stop wait for a platform that is out of reach
@@ -1553,16 +1572,6 @@ export async function handle(app: App, parts: Routed[], signal?: AbortSignal): P
 function joinParts(parts: Routed[]): Routed {
   const text = parts.map((part) => part.text).join("\n");
   return { ...parts[0], text } as Routed; // a message has at least one part
-}
-
-/** What is said to a message: by the model, or by one of the two commands for everybody. */
-async function answerTo(message: Routed, app: App, options: TurnOptions): Promise<string> {
-  const name = publicCommand(message);
-  if (name === "help") return t("/new begins a new conversation.");
-  if (name) return runCommand(message.text, { ...app, key: message.sessionKey }, options);
-  const session = app.store.current(message.sessionKey);
-  // A client can send half a surrogate pair, which would make this request and all later ones fail.
-  return runTurn(session, message.text.toWellFormed(), { ...options, app });
 }
 
 // -- 3 · Telegram --
@@ -3221,8 +3230,16 @@ type Content = Pick<Delivery, "channel" | "to" | "text">;
 
 /** A delivery that is due at once. */
 function newDelivery(id: string, { channel, to, text }: Content, now = Date.now()): Delivery {
-  const times = { enqueuedAt: now, nextAttemptAt: now };
-  return { id, channel, to, text, ...times, failures: 0, unfinished: 0 };
+  return {
+    id,
+    channel,
+    to,
+    text,
+    enqueuedAt: now,
+    nextAttemptAt: now,
+    failures: 0,
+    unfinished: 0,
+  };
 }
 
 /**
@@ -3315,6 +3332,7 @@ export class DeliveryQueue extends Spool<Delivery> {
     return found;
   }
 
+  /** What was given up, the oldest first. */
   deadLetters(): Delivery[] {
     return this.#readDeadLetters().map(({ letter }) => letter);
   }
@@ -3323,6 +3341,8 @@ export class DeliveryQueue extends Spool<Delivery> {
   retry(now: number): number {
     const found = this.#readDeadLetters();
     for (const { file, letter } of found) {
+      // A crash between the two steps leaves both files. Because adding is idempotent, the next
+      // /retry then only removes the dead letter.
       this.add(newDelivery(letter.id, letter, now));
       fs.rmSync(file, { force: true });
     }
@@ -3354,7 +3374,7 @@ function dueAt({ enqueuedAt, nextAttemptAt }: Delivery, now: number): number {
   return Math.min(nextAttemptAt, enqueuedAt + EXPIRES + 1);
 }
 
-/** The kinds of failure that can be simulated. */
+/** The kinds of failure that can be simulated. To add one, push its name and ask `take` for it. */
 const SIMULATED_KINDS = ["delivery"];
 
 /** Failures that somebody ordered, to see what the program does about them. */
@@ -3474,13 +3494,13 @@ export class DeliveryRunner {
     this.#queue.save({ ...delivery, unfinished: unfinished + 1 });
     delivery.unfinished += 1; // only now, because on a full disk no send has begun
     const target = this.#channels.get(channel);
-    if (!target) return sendError("no channel", false);
-    if (this.#simulated.take("delivery")) return sendError("simulated", false);
+    if (!target) return new SendError("no channel", false);
+    if (this.#simulated.take("delivery")) return new SendError("simulated", false);
     try {
       await target.send(to, text);
       return undefined;
     } catch (error) {
-      return error instanceof SendError ? error : sendError(String(error), false);
+      return error instanceof SendError ? error : new SendError(String(error), false);
     }
   }
 
@@ -3537,9 +3557,9 @@ function nextPiece(text: string, limit: number, fence: string): string {
   return text.slice(0, cutAt(text, limit < MIN_FENCED ? room : room - CLOSING_ROOM));
 }
 
-/** Opens the code block in which a piece begins, and closes the one in which it ends. */
+/** A piece with the fences that open its first code block and close its last one. */
 function withFences(piece: string, before: string, after: string): string {
-  if (!before && !piece.trim()) return "";
+  if (!before && !piece.trim()) return ""; // no platform takes an empty message
   const opening = before ? `${before}\n` : "";
   const closing = after ? `\n${fenceMarks(after)}` : "";
   return `${opening}${piece.trimEnd()}${closing}`;
