@@ -107,7 +107,7 @@ describe.each(englishFrom("s08"))("$name", (section) => {
     const { telegram, program } = world;
     expect(await world.telegramHears("alice")).toBe("left over");
     for (const name of ["000000000001.json", "000000000002.json"])
-      expect(program.text).toMatch(new RegExp(`${name} is quarantined: .+`));
+      expect(program.text).toMatch(new RegExp(`${name} is quarantined \\(renamed to .+\\): .+`));
 
     telegram.fail({ kind: "403", chat: "alice" });
     await world.telegramSays("alice", "hello").confirmed;

@@ -128,7 +128,7 @@ describe.each(sectionsFrom("s09"))("$name, a failure", (file) => {
   });
 
   it("can be ordered, and is what the SDK itself would throw; nothing leaves", async () => {
-    const { section, model, type } = await openOnion(file);
+    const { app, section, model, type } = await openOnion(file);
     const kinds: [string, Reason, number][] = [
       ["rate_limit", "rate_limit", 429],
       ["overloaded", "overloaded", 529],
@@ -141,7 +141,7 @@ describe.each(sectionsFrom("s09"))("$name, a failure", (file) => {
     for (const [kind, reason, status] of kinds) {
       await type("simulate-failure", `${kind} 2`);
       for (const _ of [1, 2]) {
-        const error = await section.callModel(REQUEST, {}).catch((why) => why);
+        const error = await section.callModel(REQUEST, { app }).catch((why) => why);
         expect(error).toBeInstanceOf(Anthropic.APIError);
         expect(error.status).toBe(status);
         expect(section.classifyFailure(error), kind).toBe(reason);
@@ -149,7 +149,7 @@ describe.each(sectionsFrom("s09"))("$name, a failure", (file) => {
     }
     expect(model.log).toEqual([]);
     model.script(say("now"));
-    expect((await section.callModel(REQUEST, {})).content).toMatchObject([{ text: "now" }]);
+    expect((await section.callModel(REQUEST, { app })).content).toMatchObject([{ text: "now" }]);
   });
 });
 

@@ -541,14 +541,11 @@ class Torture {
         violations.push(`given up without a word: ${reply}`);
     }
     for (const { name } of aside) {
-      if (
-        !this.#output.includes(
-          `${name.replace(/(\.[\da-f]+)?\.quarantined$/, "")} of the inbox is quarantined`,
-        )
-      )
+      const before = name.replace(/\.[\da-f]{8}\.quarantined$/, "");
+      if (!this.#output.includes(`/inbox/${before} is quarantined (renamed to ${name}): `))
         violations.push(`set aside without a word: ${name}`);
     }
-    const moved = this.#output.match(/ of the inbox is quarantined/g)?.length ?? 0;
+    const moved = this.#output.match(/\/inbox\/\d+\.json is quarantined/g)?.length ?? 0;
     if (moved !== aside.length)
       violations.push(`${moved} set aside, but ${aside.length} are there`);
     violations.push(...this.#crowded.map((place) => `two sends under way: ${place}`));

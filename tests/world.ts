@@ -199,6 +199,7 @@ export function appOf(
     store: new section.SessionStore(at("sessions")),
     key: "agent:luna:cli:direct:owner",
     inbox: new section.Inbox(at("inbox")),
+    partGroups: new Set(),
     channels,
   };
   const has = section as unknown as Partial<S09>; // what it has of them shows which section it is
@@ -216,9 +217,12 @@ export function appOf(
     const cron = new has.CronService(workspace, () => true);
     Object.assign(app, { cron, heartbeat: new has.HeartbeatRunner(at("heartbeat.json")) });
   }
-  if (has.DeliveryQueue && has.DeliveryRunner) {
+  if (has.DeliveryQueue && has.DeliveryRunner && has.SimulatedFailures) {
     const queue = new has.DeliveryQueue(at("delivery"));
-    Object.assign(app, { queue, delivery: new has.DeliveryRunner(queue, channels) });
+    const simulatedFailures = new has.SimulatedFailures();
+    const theirs = channels as unknown as App09["channels"]; // the class of the same section
+    const delivery = new has.DeliveryRunner(queue, theirs, simulatedFailures);
+    Object.assign(app, { queue, delivery, simulatedFailures });
   }
   if (has.ProfileManager && has.ResilienceRunner) {
     const profile = { name: "ANTHROPIC_API_KEY", key: "test-key" };
@@ -236,7 +240,7 @@ export function appOf06(section: S06, folder?: string): App06 {
 /** Resolves when all replies have left: from s08 on they leave by a queue, after their turn. */
 export async function delivered(app: object): Promise<void> {
   const { queue } = app as Partial<App09>; // if it is s08 or later, it has one
-  while (queue && queue.files.size > 0) await new Promise((resolve) => setImmediate(resolve));
+  while (queue && queue.size > 0) await new Promise((resolve) => setImmediate(resolve));
 }
 
 /** The same, for a section that is s05 or later. */

@@ -1096,42 +1096,54 @@ const TERMINAL_KEY = "agent:luna:cli:direct:owner"; // agent, name, channel, kin
 
 // ---- s04 · Channels ----
 
-// From here on the program owes something to people who don't sit in front of it. Two promises:
-// what was accepted is not lost, and in a conversation one message is answered after the other.
-// The first is kept by a file that is written before the platform hears "got it"; the second by
-// a chain of promises for each conversation.
+// From here on people write to the program who don't sit in front of it, and it promises them two
+// things. A message that was accepted is not lost, because it is written to a file before the
+// platform hears that it arrived. And within a conversation messages are answered first in, first
+// out (FIFO), because each one waits for the promise of the one before it.
 
 // -- 1 · One envelope --
 
-/** What every platform's message becomes. `peerId` is where the answer goes, `at` is in ms. */
+/** What every platform's message becomes, so that the rest of the program knows no platform. */
 export interface InboundMessage {
-  id: string;
+  id: string; // the idempotency key: a message that a platform sends twice has the same id twice
   channel: string;
   accountId: string; // which of our own accounts it came to
-  peerId: string; // the chat
+  peerId: string; // the chat, which is where the answer goes
   senderId: string; // the person
   guildId?: string; // what the chat belongs to: a supergroup, a company
   isGroup: boolean;
   text: string;
   media: { kind: string; id: string }[];
-  at: number;
-  part?: string; // messages with the same mark are one: an album, a text that was cut
-  attempts?: number; // how often the work on it was begun, counted by the inbox
+  at: number; // when it was sent, in ms
+  part?: string; // messages with the same value are parts of one: an album, a text that was cut
+  attempts?: number; // how often the program began to answer it, counted by the inbox
 }
 
-/** A message with its place: whose conversation it belongs to. Settled once, when it comes in. */
+/** A message and the conversation it belongs to, which is settled once, when it comes in. */
 export interface Routed extends InboundMessage {
   sessionKey: string;
 }
 
-/** When it returns, the message is on disk. `done` gives what was answered, when it was. */
+/** Whose conversation a message belongs to. */
+export function route(message: InboundMessage, app: App, agent?: Agent): Routed {
+  const isTerminal = message.channel === "cli";
+  const chosen = isTerminal ? app.terminalAgent : agent?.id;
+  const agentId = chosen ?? app.bindings.resolve(message).agentId;
+  const key = buildSessionKey(agentId, message, app.agents.find(agentId).dmScope);
+  return { ...message, agentId, sessionKey: isTerminal ? app.key : key };
+}
+
+/**
+ * Takes a message from a channel. When it returns, the message is on disk. `done` resolves to the
+ * answer when that was sent, and to "" for a message that we already have.
+ */
 export type Accept = (message: InboundMessage, signal?: AbortSignal) => { done: Promise<string> };
 
 /** A platform: it gives us messages, and takes texts of at most `limit` UTF-16 units. */
 export interface Channel {
   readonly name: string;
   readonly limit: number;
-  start(accept: Accept): Promise<void>; // resolves when ready, rejects if it never will be
+  start(onMessage: Accept): Promise<void>; // resolves when ready, rejects if it never will be
   send(to: string, text: string): Promise<void>; // throws SendError
   stop(): Promise<void>;
   typing?(to: string): Promise<unknown>;
@@ -1140,15 +1152,20 @@ export interface Channel {
 
 /** Why a text was not sent. `permanent`: it never will be. `retryAfter`: seconds to wait. */
 export class SendError extends Error {
-  permanent = false;
+  permanent: boolean;
   retryAfter?: number;
+
+  constructor(why: string, permanent = false, retryAfter?: number) {
+    super(why);
+    this.permanent = permanent;
+    this.retryAfter = retryAfter;
+  }
 }
 
 const sendError = (why: string, permanent: boolean, retryAfter?: number) =>
-  Object.assign(new SendError(why), { permanent, retryAfter });
+  new SendError(why, permanent, retryAfter);
 
 export interface App {
-  inbox: Inbox;
   channels: ChannelManager;
 }
 
@@ -1156,36 +1173,61 @@ export interface TurnOptions {
   message?: InboundMessage; // what is being answered
 }
 
-// Whoever may write to the bot may not yet run programs on this machine.
-// Reading stays: the workspace is shared on purpose. REMOTE_TOOLS=1 gives them everything.
+// People who may write to the bot may not yet run programs on this machine. They may read files,
+// because the workspace is shared on purpose. REMOTE_TOOLS=1 gives them all tools.
 const OWNER_TOOLS = ["bash", "write_file", "edit_file"];
 
+/** The tools that the model is offered in this turn. */
 function toolsFor({ message }: TurnOptions): Anthropic.Tool[] {
-  const trusted = !message || message.channel === "cli" || env("REMOTE_TOOLS") === "1";
-  return trusted ? TOOLS : TOOLS.filter(({ name }) => !OWNER_TOOLS.includes(name));
+  const isTrusted = !message || message.channel === "cli" || env("REMOTE_TOOLS") === "1";
+  return isTrusted ? TOOLS : TOOLS.filter(({ name }) => !OWNER_TOOLS.includes(name));
 }
+
+/**
+ * The name of the command in a direct chat on a platform, or "". In a group it is plain text,
+ * because otherwise anybody there could end the conversation of all the others.
+ */
+function publicCommand({ channel, isGroup, text }: Routed): string {
+  if (channel === "cli" || isGroup) return "";
+  return /^\/(new|help)\b/.exec(text)?.[1] ?? "";
+}
+
+/** What is said to a message: by the model, or by one of the two commands for everybody. */
+async function answerTo(message: Routed, app: App, options: TurnOptions): Promise<string> {
+  const name = publicCommand(message);
+  if (name === "help") return t("/new begins a new conversation.");
+  if (name) return runCommand(message.text, { ...app, key: message.sessionKey }, options);
+  const session = app.store.current(message.sessionKey);
+  // A client can send half a surrogate pair, which would make this request and all later ones fail.
+  return runTurn(session, message.text.toWellFormed(), options);
+}
+
+const CHANNEL_PATIENCE = 3_000; // ms that start and stop wait for a platform that is out of reach
 
 /** The channels of a running program, by name. One that is down does not stop the others. */
 export class ChannelManager extends Map<string, Channel> {
   readonly states = new Map<string, string>();
 
-  /** Resolves when all are ready or have failed; after 3 s at the latest. */
-  async start(accept: Accept): Promise<void> {
-    const starts = [...this.values()].map(async (channel) => {
-      this.states.set(channel.name, t("starting"));
-      const state = await channel.start(accept).then(() => t("ready"), String);
-      this.states.set(channel.name, state);
-      info(`${channel.name}: ${state}`);
-    });
-    await Promise.race([Promise.all(starts), sleep(3_000)]);
-    const late = [...this.states].filter(([, state]) => state === t("starting"));
-    for (const [name] of late) warn(`${name}: not ready yet, still trying`);
+  /** Resolves when all are ready or have failed, but after 3 s at the latest. */
+  async start(onMessage: Accept): Promise<void> {
+    const starts = [...this.values()].map((channel) => this.#start(channel, onMessage));
+    await Promise.race([Promise.all(starts), sleep(CHANNEL_PATIENCE)]);
+    for (const [name, state] of this.states) {
+      if (state === t("starting")) warn(`${name}: not ready yet, still trying`);
+    }
   }
 
-  /** Resolves when all have stopped, or after 3 s: a platform out of reach can't be told. */
+  async #start(channel: Channel, onMessage: Accept): Promise<void> {
+    this.states.set(channel.name, t("starting"));
+    const state = await channel.start(onMessage).then(() => t("ready"), String);
+    this.states.set(channel.name, state);
+    info(`${channel.name}: ${state}`);
+  }
+
+  /** Resolves when all have stopped, or after 3 s. What fails here no longer matters. */
   async stop(): Promise<void> {
-    const stops = [...this.values()].map((channel) => channel.stop().catch(() => {}));
-    await Promise.race([Promise.all(stops), sleep(3_000)]);
+    const stops = [...this.values()].map((channel) => channel.stop());
+    await Promise.race([Promise.allSettled(stops), sleep(CHANNEL_PATIENCE)]);
   }
 }
 
@@ -1193,20 +1235,38 @@ export class ChannelManager extends Map<string, Channel> {
 export class CliChannel implements Channel {
   readonly name = "cli";
   readonly limit = Number.MAX_SAFE_INTEGER;
-  closed = Promise.resolve(); // until it is started; then when the person leaves
-  #command: (line: string, options: TurnOptions) => Promise<string>;
+  closed = Promise.resolve(); // from `start` on, it resolves when the person leaves
+  #onCommand: (line: string, options: TurnOptions) => Promise<string>;
 
-  constructor(command: (line: string, options: TurnOptions) => Promise<string>) {
-    this.#command = command;
+  /** `onCommand` runs a line that begins with a slash, and gives what to show. */
+  constructor(onCommand: (line: string, options: TurnOptions) => Promise<string>) {
+    this.#onCommand = onCommand;
   }
 
-  async start(accept: Accept): Promise<void> {
-    const from = { channel: "cli", accountId: "local", peerId: "owner", senderId: "owner" };
-    this.closed = new Terminal().run(async (line, signal) => {
-      if (line.startsWith("/")) return info(await this.#command(line, { signal }));
-      const rest = { isGroup: false, text: line, media: [], at: Date.now() };
-      return accept({ id: `cli:${crypto.randomUUID()}`, ...from, ...rest }, signal).done;
-    });
+  async start(onMessage: Accept): Promise<void> {
+    this.closed = new Terminal().run((line, signal) => this.#take(line, signal, onMessage));
+  }
+
+  async #take(line: string, signal: AbortSignal, onMessage: Accept): Promise<void> {
+    if (line.startsWith("/")) {
+      info(await this.#onCommand(line, { signal }));
+    } else {
+      await onMessage(this.#read(line), signal).done;
+    }
+  }
+
+  #read(line: string): InboundMessage {
+    return {
+      id: `cli:${crypto.randomUUID()}`,
+      channel: "cli",
+      accountId: "local",
+      peerId: "owner",
+      senderId: "owner",
+      isGroup: false,
+      text: line,
+      media: [],
+      at: Date.now(),
+    };
   }
 
   stream(_to: string, delta: string): void {
@@ -1220,194 +1280,294 @@ export class CliChannel implements Channel {
   async stop(): Promise<void> {}
 }
 
-// -- 2 · Nothing lost, and in order --
+/** Shows "typing" in a chat until the function that it gives is called. */
+function showTyping(channel: Channel | undefined, peerId: string): () => void {
+  const show = () => channel?.typing?.(peerId).catch(() => {});
+  show();
+  const timer = setInterval(show, 4_000); // because the platforms show it for 5 s
+  return () => clearInterval(timer);
+}
 
 /**
- * What was accepted and is not answered yet: a file for each message. And the ids of those that
- * are done, since a platform that heard no confirmation sends a message again, most often after
- * the very crash that would make us forget it.
+ * Sends the answer in pieces that the platform takes. One that fails is reported here, but lost for
+ * the person, because a reply has no queue of its own yet.
  */
-export class Inbox {
-  #dir: string;
-  #log: JsonlFile;
-  #processed: Set<string>;
-  #open = new Map<string, { file: string; message: Routed }>();
-  #next = 1;
+export async function reply(app: App, { channel, peerId: to }: InboundMessage, answer: string) {
+  const target = app.channels.get(channel);
+  const text = answer.trim() || t("(There is nothing to say.)");
+  if (!target) return;
+  // The limit counts UTF-16 units, and a character has up to two of them.
+  const pieces = text.match(new RegExp(`[^]{1,${Math.floor(target.limit / 2)}}`, "gu")) ?? [];
+  try {
+    for (const piece of pieces) await target.send(to, piece);
+  } catch (error) {
+    warn(`${channel} ${to}: a reply was not sent: ${error}`);
+  }
+}
 
-  constructor(dir: string) {
+// -- 2 · Nothing lost, and in order --
+
+export interface App {
+  inbox: Inbox;
+  partGroups: Set<PartGroup>; // messages of which more parts may come
+}
+
+/** The files "<number>.json" of a folder, in order. A "<number>.json.tmp" may be half a file. */
+function numberedFiles(folder: string): string[] {
+  const names = fs.readdirSync(folder).filter((name) => /^\d+\.json$/.test(name));
+  return names.sort().map((name) => path.join(folder, name));
+}
+
+const numberOf = (file: string) => Number.parseInt(path.basename(file), 10);
+
+/** The entry in a file. A file without a usable one is quarantined, and gives undefined. */
+function readEntry<T>(file: string, schema: Anthropic.Tool.InputSchema): T | undefined {
+  try {
+    const entry = checkInput(schema, parseObject(fs.readFileSync(file, "utf8")));
+    return entry as T; // the schema names the fields without which the program can't go on
+  } catch (error) {
+    quarantine(file, String(error));
+    return undefined;
+  }
+}
+
+/**
+ * A folder of entries that still have to be worked on, each in a numbered file of its own. It is a
+ * write-ahead log: an entry is flushed to the disk before anybody acts on it. The ids of processed
+ * entries stay in a file, which makes adding idempotent: an entry that comes again is not new.
+ */
+export class Spool<T extends { id: string }> {
+  protected nextNumber = 1;
+  protected readonly open = new Map<string, { entry: T; file: string }>(); // by id, oldest first
+  readonly #dir: string;
+  readonly #log: JsonlFile;
+  readonly #processed = new Set<string>(); // ids
+
+  /** Takes up what an earlier run has left in `dir`. The schema says what an entry has to have. */
+  constructor(dir: string, schema: Anthropic.Tool.InputSchema) {
     this.#dir = dir;
     fs.mkdirSync(dir, { recursive: true });
     this.#log = new JsonlFile(path.join(dir, "processed.jsonl"));
-    // We wrote them, so they have an id.
-    this.#processed = new Set(this.#log.read().map(({ record }) => (record as { id: string }).id));
-    for (const name of fs.readdirSync(dir).sort()) if (/^\d+\.json$/.test(name)) this.#load(name);
-  }
-
-  #load(name: string): void {
-    const file = path.join(this.#dir, name);
-    this.#next = Number.parseInt(name, 10) + 1;
-    const message = parseObject(fs.readFileSync(file, "utf8")) as Routed | undefined; // ours
-    if (message && this.#processed.has(message.id)) {
-      fs.rmSync(file);
-    } else if (message?.id && (message.attempts ?? 0) < 3) {
-      this.#open.set(message.id, { file, message });
-    } else {
-      fs.renameSync(file, `${file}.${crypto.randomUUID().slice(0, 8)}.quarantined`);
-      warn(
-        `${name} of the inbox is quarantined: unreadable, or attempted three times without success.`,
-      );
+    for (const { record } of this.#log.read()) {
+      this.#processed.add((record as { id: string }).id); // markProcessed wrote it
+    }
+    for (const file of numberedFiles(dir)) {
+      this.nextNumber = numberOf(file) + 1;
+      const entry = readEntry<T>(file, schema);
+      if (entry) this.#load(entry, file);
     }
   }
 
-  /** In the order in which they were accepted. */
-  pending = () => [...this.#open.values()].map(({ message }) => message);
+  #load(entry: T, file: string): void {
+    // A crash in markProcessed leaves a file that is done; a restored backup may add a second copy.
+    if (this.#isKnown(entry.id)) fs.rmSync(file);
+    else this.open.set(entry.id, { entry, file });
+  }
 
-  /** Keeps a message. False if it was here before: it is answered already, or will be. */
-  add(message: Routed): boolean {
-    if (this.#processed.has(message.id) || this.#open.has(message.id)) return false;
-    const file = path.join(this.#dir, `${String(this.#next++).padStart(12, "0")}.json`);
-    replaceFile(file, JSON.stringify(message));
-    this.#open.set(message.id, { file, message });
+  #isKnown(id: string): boolean {
+    return this.#processed.has(id) || this.open.has(id);
+  }
+
+  /** The entries that are not processed yet, in the order in which they were added. */
+  pending(): T[] {
+    return [...this.open.values()].map(({ entry }) => entry);
+  }
+
+  /** Keeps an entry, which is on disk when it returns. False if its id was added before. */
+  add(entry: T): boolean {
+    if (this.#isKnown(entry.id)) return false;
+    // The number is padded with zeros, so that the names sort as the numbers do.
+    const name = `${String(this.nextNumber).padStart(12, "0")}.json`;
+    const file = path.join(this.#dir, name);
+    this.nextNumber += 1;
+    replaceFile(file, JSON.stringify(entry));
+    this.open.set(entry.id, { entry, file });
     return true;
   }
 
-  /**
-   * Counts the attempts, before each one. A message that kills the program would otherwise come
-   * back at every start and kill it again.
-   */
-  countAttempt(messages: Routed[]): void {
-    for (const { file, message } of this.#find(messages)) {
-      message.attempts = (message.attempts ?? 0) + 1;
-      replaceFile(file, JSON.stringify(message));
-    }
+  /** Writes an entry that has changed. One that is not here is left alone. */
+  save(entry: T): void {
+    const kept = this.open.get(entry.id);
+    if (kept) replaceFile(kept.file, JSON.stringify(entry));
   }
 
-  /** The answer is sent: the files go, the ids stay. The first part goes last: its id counts. */
-  acknowledge(messages: Routed[]): void {
-    for (const { file, message } of this.#find(messages).reverse()) {
-      // The id first. A crash in between leaves a file, but one that is known to be done.
-      this.#log.append({ id: message.id });
-      this.#processed.add(message.id);
-      this.#open.delete(message.id);
-      fs.rmSync(file);
-    }
+  /** Removes an entry and remembers its id. One that is not here is left alone. */
+  protected markProcessed(id: string): void {
+    const kept = this.open.get(id);
+    if (!kept) return;
+    // The id is written first, so that a crash between the two steps leaves a file which the next
+    // start removes. In the other order nothing would know the id when the entry comes again.
+    this.#log.append({ id });
+    this.#processed.add(id);
+    fs.rmSync(kept.file, { force: true });
+    this.open.delete(id);
   }
-
-  #find = (messages: Routed[]) => messages.flatMap(({ id }) => this.#open.get(id) ?? []);
 }
 
-// A promise for each conversation that is at work: the end of what has been put in line so far.
+const STRING = { type: "string" };
+const ROUTED = objectSchema({
+  id: STRING,
+  channel: STRING,
+  peerId: STRING,
+  text: STRING,
+  sessionKey: STRING,
+});
+const MAX_ATTEMPTS = 3;
+
+/**
+ * The messages that were accepted and are not answered yet. A platform that heard no confirmation
+ * sends a message again, most often after the very crash that lost the confirmation; the inbox
+ * then knows its id and does not take it for a new one.
+ */
+export class Inbox extends Spool<Routed> {
+  constructor(dir: string) {
+    super(dir, ROUTED);
+    // A poison message kills the program, so without a limit it would do so at every start.
+    for (const [id, { entry, file }] of this.open) {
+      if ((entry.attempts ?? 0) < MAX_ATTEMPTS) continue;
+      quarantine(file, t("it was attempted three times and never came to its end"));
+      this.open.delete(id);
+    }
+  }
+
+  /** Counts an attempt before it begins, because the message may kill the program during it. */
+  countAttempt(messages: Routed[]): void {
+    for (const { id } of messages) {
+      const message = this.open.get(id)?.entry;
+      if (!message) continue; // a line of the terminal, which is not kept
+      message.attempts = (message.attempts ?? 0) + 1;
+      this.save(message);
+    }
+  }
+
+  /** The messages are answered. The first part goes last, because the session knows its id. */
+  acknowledge(messages: Routed[]): void {
+    for (const { id } of messages.toReversed()) this.markProcessed(id);
+  }
+}
+
+// For each conversation that is at work: the promise of its latest task.
 const tails = new Map<string, Promise<unknown>>();
 
 /** Runs the tasks of one conversation one after the other, those of different ones side by side. */
 export function runExclusive<T>(sessionKey: string, task: () => Promise<T>): Promise<T> {
-  // The second `task`: also if the one before failed, which is not our affair.
-  const result = (tails.get(sessionKey) ?? Promise.resolve()).then(task, task);
-  tails.set(sessionKey, result);
-  // The last one out clears the place, or the map would keep every conversation there ever was.
-  const forget = () => tails.get(sessionKey) === result && tails.delete(sessionKey);
-  result.then(forget, forget);
-  return result;
+  const previous = tails.get(sessionKey) ?? Promise.resolve();
+  // `task` stands here twice because it must also run if the task before it has failed.
+  const latest = previous.then(task, task);
+  tails.set(sessionKey, latest);
+  // Otherwise the map would keep an entry for every conversation that there ever was.
+  const forget = () => {
+    if (tails.get(sessionKey) === latest) tails.delete(sessionKey);
+  };
+  latest.then(forget, forget);
+  return latest;
 }
 
-/** Whose conversation a message belongs to. */
-export function route(message: InboundMessage, app: App, agent?: Agent): Routed {
-  const isTerminal = message.channel === "cli";
-  const chosen = isTerminal ? app.terminalAgent : agent?.id;
-  const agentId = chosen ?? app.bindings.resolve(message).agentId;
-  const key = buildSessionKey(agentId, message, app.agents.find(agentId).dmScope);
-  return { ...message, agentId, sessionKey: isTerminal ? app.key : key };
-}
-
-/** The door. Synchronous: when it returns, the platform may forget the message. */
+/**
+ * The entry point of every message. It is synchronous, so when it returns, a platform may forget
+ * the message. Delivery is at-least-once: what a crash interrupts is done again.
+ */
 export function accept(app: App, message: InboundMessage, signal?: AbortSignal) {
   const routed = route(message, app);
-  // A line of the terminal is not kept: after a crash nobody waits for the answer.
-  if (message.channel !== "cli" && !app.inbox.add(routed)) return { done: Promise.resolve("") };
+  // A line of the terminal is not kept, because after a crash nobody waits for its answer.
+  const isKept = message.channel !== "cli";
+  if (isKept && !app.inbox.add(routed)) return { done: Promise.resolve("") };
   return { done: enqueue(app, routed, signal) };
 }
 
-// Telegram sends the pictures of an album one by one, and its apps cut a long text in pieces. To
-// answer each would be silly. So the first part takes the place in line, and waits for the others
-// there; meanwhile each of them is in the inbox, in a file of its own.
-const PART_GAP = 600; // ms without another part, and a message in parts is whole
-const groups = new Map<string, { parts: Routed[]; last: number; done: Promise<string> }>();
+const PART_GAP = 600; // ms without another part, and a message in parts is complete
 
-/** Puts a message in line; a part of one joins the parts before it, if they still wait. */
-function enqueue(app: App, message: Routed, signal?: AbortSignal): Promise<string> {
-  const { sessionKey } = message;
-  if (!message.part) return runExclusive(sessionKey, () => handle(app, [message], signal));
-  // What was begun before a crash is on record as it is; a part that came later is not in it.
-  const mark = `${message.part} ${(message.attempts ?? 0) > 0}`;
-  const group = groups.get(mark) ?? { parts: [], last: 0, done: Promise.resolve("") };
-  group.parts.push(message);
-  group.last = Date.now();
-  if (groups.has(mark)) return group.done;
-  groups.set(mark, group);
-  group.done = runExclusive(sessionKey, async () => {
-    for (let left = PART_GAP; left > 0; left = group.last + PART_GAP - Date.now())
+/**
+ * The parts of one message. Telegram sends the pictures of an album one by one, and its apps cut a
+ * long text in pieces, but a person expects one answer. Each part is in the inbox at once.
+ */
+class PartGroup {
+  readonly parts: Routed[];
+  done = Promise.resolve(""); // the answer to all of them, from when the group is in the queue
+  #lastAt = Date.now();
+
+  constructor(first: Routed) {
+    this.parts = [first];
+  }
+
+  /**
+   * Whether `message` is another part. One that was attempted before a crash is in the session as
+   * it was then; a picture that arrives only after the crash can't be added to that.
+   */
+  accepts(message: Routed): boolean {
+    const [first] = this.parts;
+    const wasAttempted = (part?: Routed) => (part?.attempts ?? 0) > 0;
+    return first?.part === message.part && wasAttempted(first) === wasAttempted(message);
+  }
+
+  add(message: Routed): void {
+    this.parts.push(message);
+    this.#lastAt = Date.now();
+  }
+
+  /** A debounce: each part that arrives meanwhile makes the wait begin again. */
+  async complete(): Promise<void> {
+    let left = PART_GAP;
+    while (left > 0) {
       await sleep(left);
-    groups.delete(mark);
+      left = this.#lastAt + PART_GAP - Date.now();
+    }
+  }
+}
+
+/** Puts a message into the queue of its conversation. Gives the answer. */
+function enqueue(app: App, message: Routed, signal?: AbortSignal): Promise<string> {
+  if (message.part) return enqueuePart(app, message, signal);
+  return runExclusive(message.sessionKey, () => handle(app, [message], signal));
+}
+
+/** The first part takes the place in the queue, and waits there for the others. */
+function enqueuePart(app: App, part: Routed, signal?: AbortSignal): Promise<string> {
+  const open = [...app.partGroups].find((one) => one.accepts(part));
+  if (open) {
+    open.add(part);
+    return open.done;
+  }
+  const group = new PartGroup(part);
+  app.partGroups.add(group);
+  group.done = runExclusive(part.sessionKey, async () => {
+    await group.complete();
+    app.partGroups.delete(group);
     return handle(app, group.parts, signal);
   });
   return group.done;
 }
 
 /**
- * One turn for one message, or for the parts of one: from the inbox to the reply. Whatever happens
- * in it, it ends, and the person hears something. Only the death of the program brings it back.
+ * One turn for one message, or for the parts of one: from the inbox to the reply. If the turn
+ * fails, the person hears so and the message is done. Only the death of the program brings it back.
  */
 export async function handle(app: App, parts: Routed[], signal?: AbortSignal): Promise<string> {
-  // There is at least one part; the turn has the first one's id.
-  const message = { ...parts[0], text: parts.map((part) => part.text).join("\n") } as Routed;
+  const message = joinParts(parts);
   const channel = app.channels.get(message.channel);
-  const showTyping = () => channel?.typing?.(message.peerId).catch(() => {});
-  const timer = setInterval(showTyping, 4_000); // the platforms show it for 5 s
+  const stopTyping = showTyping(channel, message.peerId);
   const onText = (piece: string) => channel?.stream?.(message.peerId, piece);
   let answer: string;
   try {
-    showTyping();
     app.inbox.countAttempt(parts);
     const agent = app.agents.get(message.agentId);
     answer = await answerTo(message, app, { message, signal, onText, agent });
   } catch (error) {
-    if (message.channel === "cli") throw error; // the terminal says it
+    if (message.channel === "cli") throw error; // the terminal shows it
     warn(`${message.sessionKey}: ${error}`);
     answer = t("I could not answer that. Try again in a moment, or begin anew with /new.");
   } finally {
-    clearInterval(timer);
+    stopTyping();
   }
   if (!channel?.stream) await reply(app, message, answer);
   app.inbox.acknowledge(parts);
   return answer;
 }
 
-/** What is said to a message: by the model, or by one of the two commands for everybody. */
-async function answerTo(message: Routed, app: App, options: TurnOptions): Promise<string> {
-  const [, name] = /^\/(new|help)\b/.exec(message.text) ?? [];
-  if (message.channel === "cli" || message.isGroup || !name) {
-    // Half a character, which a client can send, would spoil this request and all that follow.
-    return runTurn(app.store.current(message.sessionKey), message.text.toWellFormed(), options);
-  }
-  if (name === "help") return t("/new begins a new conversation.");
-  return runCommand(message.text, { ...app, key: message.sessionKey }, options);
-}
-
-/**
- * Sends the answer in pieces that the platform takes. What fails is said here, and lost for the
- * person: for that, replies need a queue of their own.
- */
-export async function reply(app: App, { channel, peerId }: InboundMessage, answer: string) {
-  const target = app.channels.get(channel);
-  // The limit counts UTF-16 units, and a character has up to two of them.
-  const size = Math.floor((target?.limit ?? 2) / 2);
-  const words = answer.trim() || t("(There is nothing to say.)");
-  const pieces = words.match(new RegExp(`[^]{1,${size}}`, "gu")) ?? [];
-  try {
-    for (const piece of pieces) await target?.send(peerId, piece);
-  } catch (error) {
-    warn(`${channel} ${peerId}: a reply was not sent: ${error}`);
-  }
+/** One message with the id of the first part and the texts of all. */
+function joinParts(parts: Routed[]): Routed {
+  const text = parts.map((part) => part.text).join("\n");
+  return { ...parts[0], text } as Routed; // a message has at least one part
 }
 
 // -- 3 · Telegram --
@@ -2389,6 +2549,7 @@ function createApp(): App {
     store: new SessionStore(path.join(STATE, "sessions")),
     key: TERMINAL_KEY,
     inbox: new Inbox(path.join(STATE, "inbox")),
+    partGroups: new Set(),
     channels,
     agents: new AgentManager(AGENTS.map((agent) => [agent.id, agent])),
     bindings: new BindingTable(BINDINGS),

@@ -208,7 +208,7 @@ export function buildRequest({ messages }: Conversation, options: TurnOptions) {
 
 /** One call. Gives the reply, or what had arrived of it when it was aborted. Throws API errors. */
 export async function callModel(request: Anthropic.MessageStreamParams, options: TurnOptions) {
-  if (!options.signal?.aborted) throwSimulated();
+  if (!options.signal?.aborted) throwSimulated(options.app);
   const timer = setTimeout(() => stream.abort(), IDLE_TIMEOUT);
   const watched = { maxRetries: 0, fetch: withIdleTimeout(() => timer.refresh()) };
   // The SDK finds ANTHROPIC_API_KEY and ANTHROPIC_BASE_URL in the environment.
@@ -1125,42 +1125,54 @@ const TERMINAL_KEY = "agent:luna:cli:direct:owner"; // agent, name, channel, kin
 
 // ---- s04 · Channels ----
 
-// From here on the program owes something to people who don't sit in front of it. Two promises:
-// what was accepted is not lost, and in a conversation one message is answered after the other.
-// The first is kept by a file that is written before the platform hears "got it"; the second by
-// a chain of promises for each conversation.
+// From here on people write to the program who don't sit in front of it, and it promises them two
+// things. A message that was accepted is not lost, because it is written to a file before the
+// platform hears that it arrived. And within a conversation messages are answered first in, first
+// out (FIFO), because each one waits for the promise of the one before it.
 
 // -- 1 · One envelope --
 
-/** What every platform's message becomes. `peerId` is where the answer goes, `at` is in ms. */
+/** What every platform's message becomes, so that the rest of the program knows no platform. */
 export interface InboundMessage {
-  id: string;
+  id: string; // the idempotency key: a message that a platform sends twice has the same id twice
   channel: string;
   accountId: string; // which of our own accounts it came to
-  peerId: string; // the chat
+  peerId: string; // the chat, which is where the answer goes
   senderId: string; // the person
   guildId?: string; // what the chat belongs to: a supergroup, a company
   isGroup: boolean;
   text: string;
   media: { kind: string; id: string }[];
-  at: number;
-  part?: string; // messages with the same mark are one: an album, a text that was cut
-  attempts?: number; // how often the work on it was begun, counted by the inbox
+  at: number; // when it was sent, in ms
+  part?: string; // messages with the same value are parts of one: an album, a text that was cut
+  attempts?: number; // how often the program began to answer it, counted by the inbox
 }
 
-/** A message with its place: whose conversation it belongs to. Settled once, when it comes in. */
+/** A message and the conversation it belongs to, which is settled once, when it comes in. */
 export interface Routed extends InboundMessage {
   sessionKey: string;
 }
 
-/** When it returns, the message is on disk. `done` gives what was answered, when it was. */
+/** Whose conversation a message belongs to. */
+export function route(message: InboundMessage, app: App, agent?: Agent): Routed {
+  const isTerminal = message.channel === "cli";
+  const chosen = isTerminal ? app.terminalAgent : agent?.id;
+  const agentId = chosen ?? app.bindings.resolve(message).agentId;
+  const key = buildSessionKey(agentId, message, app.agents.find(agentId).dmScope);
+  return { ...message, agentId, sessionKey: isTerminal ? app.key : key };
+}
+
+/**
+ * Takes a message from a channel. When it returns, the message is on disk. `done` resolves to the
+ * answer when that was sent, and to "" for a message that we already have.
+ */
 export type Accept = (message: InboundMessage, signal?: AbortSignal) => { done: Promise<string> };
 
 /** A platform: it gives us messages, and takes texts of at most `limit` UTF-16 units. */
 export interface Channel {
   readonly name: string;
   readonly limit: number;
-  start(accept: Accept): Promise<void>; // resolves when ready, rejects if it never will be
+  start(onMessage: Accept): Promise<void>; // resolves when ready, rejects if it never will be
   send(to: string, text: string): Promise<void>; // throws SendError
   stop(): Promise<void>;
   typing?(to: string): Promise<unknown>;
@@ -1169,15 +1181,20 @@ export interface Channel {
 
 /** Why a text was not sent. `permanent`: it never will be. `retryAfter`: seconds to wait. */
 export class SendError extends Error {
-  permanent = false;
+  permanent: boolean;
   retryAfter?: number;
+
+  constructor(why: string, permanent = false, retryAfter?: number) {
+    super(why);
+    this.permanent = permanent;
+    this.retryAfter = retryAfter;
+  }
 }
 
 const sendError = (why: string, permanent: boolean, retryAfter?: number) =>
-  Object.assign(new SendError(why), { permanent, retryAfter });
+  new SendError(why, permanent, retryAfter);
 
 export interface App {
-  inbox: Inbox;
   channels: ChannelManager;
 }
 
@@ -1185,36 +1202,61 @@ export interface TurnOptions {
   message?: InboundMessage; // what is being answered
 }
 
-// Whoever may write to the bot may not yet run programs on this machine.
-// Reading stays: the workspace is shared on purpose. REMOTE_TOOLS=1 gives them everything.
+// People who may write to the bot may not yet run programs on this machine. They may read files,
+// because the workspace is shared on purpose. REMOTE_TOOLS=1 gives them all tools.
 const OWNER_TOOLS = ["bash", "write_file", "edit_file"];
 
+/** The tools that the model is offered in this turn. */
 function toolsFor({ message }: TurnOptions): Anthropic.Tool[] {
-  const trusted = !message || message.channel === "cli" || env("REMOTE_TOOLS") === "1";
-  return trusted ? TOOLS : TOOLS.filter(({ name }) => !OWNER_TOOLS.includes(name));
+  const isTrusted = !message || message.channel === "cli" || env("REMOTE_TOOLS") === "1";
+  return isTrusted ? TOOLS : TOOLS.filter(({ name }) => !OWNER_TOOLS.includes(name));
 }
+
+/**
+ * The name of the command in a direct chat on a platform, or "". In a group it is plain text,
+ * because otherwise anybody there could end the conversation of all the others.
+ */
+function publicCommand({ channel, isGroup, text }: Routed): string {
+  if (channel === "cli" || isGroup) return "";
+  return /^\/(new|help)\b/.exec(text)?.[1] ?? "";
+}
+
+/** What is said to a message: by the model, or by one of the two commands for everybody. */
+async function answerTo(message: Routed, app: App, options: TurnOptions): Promise<string> {
+  const name = publicCommand(message);
+  if (name === "help") return t("/new begins a new conversation.");
+  if (name) return runCommand(message.text, { ...app, key: message.sessionKey }, options);
+  const session = app.store.current(message.sessionKey);
+  // A client can send half a surrogate pair, which would make this request and all later ones fail.
+  return trackTurn(runTurn(session, message.text.toWellFormed(), { ...options, app }));
+}
+
+const CHANNEL_PATIENCE = 3_000; // ms that start and stop wait for a platform that is out of reach
 
 /** The channels of a running program, by name. One that is down does not stop the others. */
 export class ChannelManager extends Map<string, Channel> {
   readonly states = new Map<string, string>();
 
-  /** Resolves when all are ready or have failed; after 3 s at the latest. */
-  async start(accept: Accept): Promise<void> {
-    const starts = [...this.values()].map(async (channel) => {
-      this.states.set(channel.name, t("starting"));
-      const state = await channel.start(accept).then(() => t("ready"), String);
-      this.states.set(channel.name, state);
-      info(`${channel.name}: ${state}`);
-    });
-    await Promise.race([Promise.all(starts), sleep(3_000)]);
-    const late = [...this.states].filter(([, state]) => state === t("starting"));
-    for (const [name] of late) warn(`${name}: not ready yet, still trying`);
+  /** Resolves when all are ready or have failed, but after 3 s at the latest. */
+  async start(onMessage: Accept): Promise<void> {
+    const starts = [...this.values()].map((channel) => this.#start(channel, onMessage));
+    await Promise.race([Promise.all(starts), sleep(CHANNEL_PATIENCE)]);
+    for (const [name, state] of this.states) {
+      if (state === t("starting")) warn(`${name}: not ready yet, still trying`);
+    }
   }
 
-  /** Resolves when all have stopped, or after 3 s: a platform out of reach can't be told. */
+  async #start(channel: Channel, onMessage: Accept): Promise<void> {
+    this.states.set(channel.name, t("starting"));
+    const state = await channel.start(onMessage).then(() => t("ready"), String);
+    this.states.set(channel.name, state);
+    info(`${channel.name}: ${state}`);
+  }
+
+  /** Resolves when all have stopped, or after 3 s. What fails here no longer matters. */
   async stop(): Promise<void> {
-    const stops = [...this.values()].map((channel) => channel.stop().catch(() => {}));
-    await Promise.race([Promise.all(stops), sleep(3_000)]);
+    const stops = [...this.values()].map((channel) => channel.stop());
+    await Promise.race([Promise.allSettled(stops), sleep(CHANNEL_PATIENCE)]);
   }
 }
 
@@ -1222,20 +1264,38 @@ export class ChannelManager extends Map<string, Channel> {
 export class CliChannel implements Channel {
   readonly name = "cli";
   readonly limit = Number.MAX_SAFE_INTEGER;
-  closed = Promise.resolve(); // until it is started; then when the person leaves
-  #command: (line: string, options: TurnOptions) => Promise<string>;
+  closed = Promise.resolve(); // from `start` on, it resolves when the person leaves
+  #onCommand: (line: string, options: TurnOptions) => Promise<string>;
 
-  constructor(command: (line: string, options: TurnOptions) => Promise<string>) {
-    this.#command = command;
+  /** `onCommand` runs a line that begins with a slash, and gives what to show. */
+  constructor(onCommand: (line: string, options: TurnOptions) => Promise<string>) {
+    this.#onCommand = onCommand;
   }
 
-  async start(accept: Accept): Promise<void> {
-    const from = { channel: "cli", accountId: "local", peerId: "owner", senderId: "owner" };
-    this.closed = new Terminal().run(async (line, signal) => {
-      if (line.startsWith("/")) return info(await this.#command(line, { signal }));
-      const rest = { isGroup: false, text: line, media: [], at: Date.now() };
-      return accept({ id: `cli:${crypto.randomUUID()}`, ...from, ...rest }, signal).done;
-    });
+  async start(onMessage: Accept): Promise<void> {
+    this.closed = new Terminal().run((line, signal) => this.#take(line, signal, onMessage));
+  }
+
+  async #take(line: string, signal: AbortSignal, onMessage: Accept): Promise<void> {
+    if (line.startsWith("/")) {
+      info(await this.#onCommand(line, { signal }));
+    } else {
+      await onMessage(this.#read(line), signal).done;
+    }
+  }
+
+  #read(line: string): InboundMessage {
+    return {
+      id: `cli:${crypto.randomUUID()}`,
+      channel: "cli",
+      accountId: "local",
+      peerId: "owner",
+      senderId: "owner",
+      isGroup: false,
+      text: line,
+      media: [],
+      at: Date.now(),
+    };
   }
 
   stream(_to: string, delta: string): void {
@@ -1249,203 +1309,297 @@ export class CliChannel implements Channel {
   async stop(): Promise<void> {}
 }
 
-// -- 2 · Nothing lost, and in order --
+/** Shows "typing" in a chat until the function that it gives is called. */
+function showTyping(channel: Channel | undefined, peerId: string): () => void {
+  const show = () => channel?.typing?.(peerId).catch(() => {});
+  show();
+  const timer = setInterval(show, 4_000); // because the platforms show it for 5 s
+  return () => clearInterval(timer);
+}
 
 /**
- * What was accepted and is not answered yet: a file for each message. And the ids of those that
- * are done, since a platform that heard no confirmation sends a message again, most often after
- * the very crash that would make us forget it.
+ * Puts the answer into the delivery queue, in chunks that the platform takes; when it returns, they
+ * are on disk. It is idempotent, because the same answer after a crash has the same ids.
  */
-export class Inbox {
-  #dir: string;
-  #log: JsonlFile;
-  #processed: Set<string>;
-  #open = new Map<string, { file: string; message: Routed }>();
-  #next = 1;
+export async function reply(app: App, { id, channel, peerId: to }: InboundMessage, answer: string) {
+  const target = app.channels.get(channel);
+  const text = answer.trim() || t("(There is nothing to say.)");
+  if (!target) return;
+  // Whoever sees a reply while it is made sits in front of it, so nothing has to wait in a queue.
+  if (target.stream) return target.send(to, text);
+  for (const [part, piece] of chunkMessage(text, target.limit).entries()) {
+    app.queue.add(newDelivery(`${id}#${part}`, { channel, to, text: piece }));
+  }
+  app.delivery.wake(recipientOf({ channel, to }));
+}
 
-  constructor(dir: string) {
+// -- 2 · Nothing lost, and in order --
+
+export interface App {
+  inbox: Inbox;
+  partGroups: Set<PartGroup>; // messages of which more parts may come
+}
+
+/** The files "<number>.json" of a folder, in order. A "<number>.json.tmp" may be half a file. */
+function numberedFiles(folder: string): string[] {
+  const names = fs.readdirSync(folder).filter((name) => /^\d+\.json$/.test(name));
+  return names.sort().map((name) => path.join(folder, name));
+}
+
+const numberOf = (file: string) => Number.parseInt(path.basename(file), 10);
+
+/** The entry in a file. A file without a usable one is quarantined, and gives undefined. */
+function readEntry<T>(file: string, schema: Anthropic.Tool.InputSchema): T | undefined {
+  try {
+    const entry = checkInput(schema, parseObject(fs.readFileSync(file, "utf8")));
+    return entry as T; // the schema names the fields without which the program can't go on
+  } catch (error) {
+    quarantine(file, String(error));
+    return undefined;
+  }
+}
+
+/**
+ * A folder of entries that still have to be worked on, each in a numbered file of its own. It is a
+ * write-ahead log: an entry is flushed to the disk before anybody acts on it. The ids of processed
+ * entries stay in a file, which makes adding idempotent: an entry that comes again is not new.
+ */
+export class Spool<T extends { id: string }> {
+  protected nextNumber = 1;
+  protected readonly open = new Map<string, { entry: T; file: string }>(); // by id, oldest first
+  readonly #dir: string;
+  readonly #log: JsonlFile;
+  readonly #processed = new Set<string>(); // ids
+
+  /** Takes up what an earlier run has left in `dir`. The schema says what an entry has to have. */
+  constructor(dir: string, schema: Anthropic.Tool.InputSchema) {
     this.#dir = dir;
     fs.mkdirSync(dir, { recursive: true });
     this.#log = new JsonlFile(path.join(dir, "processed.jsonl"));
-    // We wrote them, so they have an id.
-    this.#processed = new Set(this.#log.read().map(({ record }) => (record as { id: string }).id));
-    for (const name of fs.readdirSync(dir).sort()) if (/^\d+\.json$/.test(name)) this.#load(name);
-  }
-
-  #load(name: string): void {
-    const file = path.join(this.#dir, name);
-    this.#next = Number.parseInt(name, 10) + 1;
-    const message = parseObject(fs.readFileSync(file, "utf8")) as Routed | undefined; // ours
-    if (message && this.#processed.has(message.id)) {
-      fs.rmSync(file);
-    } else if (message?.id && (message.attempts ?? 0) < 3) {
-      this.#open.set(message.id, { file, message });
-    } else {
-      fs.renameSync(file, `${file}.${crypto.randomUUID().slice(0, 8)}.quarantined`);
-      warn(
-        `${name} of the inbox is quarantined: unreadable, or attempted three times without success.`,
-      );
+    for (const { record } of this.#log.read()) {
+      this.#processed.add((record as { id: string }).id); // markProcessed wrote it
+    }
+    for (const file of numberedFiles(dir)) {
+      this.nextNumber = numberOf(file) + 1;
+      const entry = readEntry<T>(file, schema);
+      if (entry) this.#load(entry, file);
     }
   }
 
-  /** In the order in which they were accepted. */
-  pending = () => [...this.#open.values()].map(({ message }) => message);
+  #load(entry: T, file: string): void {
+    // A crash in markProcessed leaves a file that is done; a restored backup may add a second copy.
+    if (this.#isKnown(entry.id)) fs.rmSync(file);
+    else this.open.set(entry.id, { entry, file });
+  }
 
-  /** Keeps a message. False if it was here before: it is answered already, or will be. */
-  add(message: Routed): boolean {
-    if (this.#processed.has(message.id) || this.#open.has(message.id)) return false;
-    const file = path.join(this.#dir, `${String(this.#next++).padStart(12, "0")}.json`);
-    replaceFile(file, JSON.stringify(message));
-    this.#open.set(message.id, { file, message });
+  #isKnown(id: string): boolean {
+    return this.#processed.has(id) || this.open.has(id);
+  }
+
+  /** The entries that are not processed yet, in the order in which they were added. */
+  pending(): T[] {
+    return [...this.open.values()].map(({ entry }) => entry);
+  }
+
+  /** Keeps an entry, which is on disk when it returns. False if its id was added before. */
+  add(entry: T): boolean {
+    if (this.#isKnown(entry.id)) return false;
+    // The number is padded with zeros, so that the names sort as the numbers do.
+    const name = `${String(this.nextNumber).padStart(12, "0")}.json`;
+    const file = path.join(this.#dir, name);
+    this.nextNumber += 1;
+    replaceFile(file, JSON.stringify(entry));
+    this.open.set(entry.id, { entry, file });
     return true;
   }
 
-  /**
-   * Counts the attempts, before each one. A message that kills the program would otherwise come
-   * back at every start and kill it again.
-   */
-  countAttempt(messages: Routed[]): void {
-    for (const { file, message } of this.#find(messages)) {
-      message.attempts = (message.attempts ?? 0) + 1;
-      replaceFile(file, JSON.stringify(message));
-    }
+  /** Writes an entry that has changed. One that is not here is left alone. */
+  save(entry: T): void {
+    const kept = this.open.get(entry.id);
+    if (kept) replaceFile(kept.file, JSON.stringify(entry));
   }
 
-  /** The answer is sent: the files go, the ids stay. The first part goes last: its id counts. */
-  acknowledge(messages: Routed[]): void {
-    for (const { file, message } of this.#find(messages).reverse()) {
-      // The id first. A crash in between leaves a file, but one that is known to be done.
-      this.#log.append({ id: message.id });
-      this.#processed.add(message.id);
-      this.#open.delete(message.id);
-      fs.rmSync(file);
-    }
+  /** Removes an entry and remembers its id. One that is not here is left alone. */
+  protected markProcessed(id: string): void {
+    const kept = this.open.get(id);
+    if (!kept) return;
+    // The id is written first, so that a crash between the two steps leaves a file which the next
+    // start removes. In the other order nothing would know the id when the entry comes again.
+    this.#log.append({ id });
+    this.#processed.add(id);
+    fs.rmSync(kept.file, { force: true });
+    this.open.delete(id);
   }
-
-  #find = (messages: Routed[]) => messages.flatMap(({ id }) => this.#open.get(id) ?? []);
 }
 
-// A promise for each conversation that is at work: the end of what has been put in line so far.
+const STRING = { type: "string" };
+const ROUTED = objectSchema({
+  id: STRING,
+  channel: STRING,
+  peerId: STRING,
+  text: STRING,
+  sessionKey: STRING,
+});
+const MAX_ATTEMPTS = 3;
+
+/**
+ * The messages that were accepted and are not answered yet. A platform that heard no confirmation
+ * sends a message again, most often after the very crash that lost the confirmation; the inbox
+ * then knows its id and does not take it for a new one.
+ */
+export class Inbox extends Spool<Routed> {
+  constructor(dir: string) {
+    super(dir, ROUTED);
+    // A poison message kills the program, so without a limit it would do so at every start.
+    for (const [id, { entry, file }] of this.open) {
+      if ((entry.attempts ?? 0) < MAX_ATTEMPTS) continue;
+      quarantine(file, t("it was attempted three times and never came to its end"));
+      this.open.delete(id);
+    }
+  }
+
+  /** Counts an attempt before it begins, because the message may kill the program during it. */
+  countAttempt(messages: Routed[]): void {
+    for (const { id } of messages) {
+      const message = this.open.get(id)?.entry;
+      if (!message) continue; // a line of the terminal, which is not kept
+      message.attempts = (message.attempts ?? 0) + 1;
+      this.save(message);
+    }
+  }
+
+  /** The messages are answered. The first part goes last, because the session knows its id. */
+  acknowledge(messages: Routed[]): void {
+    for (const { id } of messages.toReversed()) this.markProcessed(id);
+  }
+}
+
+// For each conversation that is at work: the promise of its latest task.
 const tails = new Map<string, Promise<unknown>>();
 
 /** Runs the tasks of one conversation one after the other, those of different ones side by side. */
 export function runExclusive<T>(sessionKey: string, task: () => Promise<T>): Promise<T> {
-  // The second `task`: also if the one before failed, which is not our affair.
-  const result = (tails.get(sessionKey) ?? Promise.resolve()).then(task, task);
-  tails.set(sessionKey, result);
-  // The last one out clears the place, or the map would keep every conversation there ever was.
-  const forget = () => tails.get(sessionKey) === result && tails.delete(sessionKey);
-  result.then(forget, forget);
-  return result;
+  const previous = tails.get(sessionKey) ?? Promise.resolve();
+  // `task` stands here twice because it must also run if the task before it has failed.
+  const latest = previous.then(task, task);
+  tails.set(sessionKey, latest);
+  // Otherwise the map would keep an entry for every conversation that there ever was.
+  const forget = () => {
+    if (tails.get(sessionKey) === latest) tails.delete(sessionKey);
+  };
+  latest.then(forget, forget);
+  return latest;
 }
 
-/** Whose conversation a message belongs to. */
-export function route(message: InboundMessage, app: App, agent?: Agent): Routed {
-  const isTerminal = message.channel === "cli";
-  const chosen = isTerminal ? app.terminalAgent : agent?.id;
-  const agentId = chosen ?? app.bindings.resolve(message).agentId;
-  const key = buildSessionKey(agentId, message, app.agents.find(agentId).dmScope);
-  return { ...message, agentId, sessionKey: isTerminal ? app.key : key };
-}
-
-/** The door. Synchronous: when it returns, the platform may forget the message. */
+/**
+ * The entry point of every message. It is synchronous, so when it returns, a platform may forget
+ * the message. Delivery is at-least-once: what a crash interrupts is done again.
+ */
 export function accept(app: App, message: InboundMessage, signal?: AbortSignal) {
   const routed = route(message, app);
   rememberOwner(app, message);
-  // A line of the terminal is not kept: after a crash nobody waits for the answer.
-  if (message.channel !== "cli" && !app.inbox.add(routed)) return { done: Promise.resolve("") };
+  // A line of the terminal is not kept, because after a crash nobody waits for its answer.
+  const isKept = message.channel !== "cli";
+  if (isKept && !app.inbox.add(routed)) return { done: Promise.resolve("") };
   return { done: enqueue(app, routed, signal) };
 }
 
-// Telegram sends the pictures of an album one by one, and its apps cut a long text in pieces. To
-// answer each would be silly. So the first part takes the place in line, and waits for the others
-// there; meanwhile each of them is in the inbox, in a file of its own.
-const PART_GAP = 600; // ms without another part, and a message in parts is whole
-const groups = new Map<string, { parts: Routed[]; last: number; done: Promise<string> }>();
+const PART_GAP = 600; // ms without another part, and a message in parts is complete
 
-/** Puts a message in line; a part of one joins the parts before it, if they still wait. */
-function enqueue(app: App, message: Routed, signal?: AbortSignal): Promise<string> {
-  const { sessionKey, channel } = message;
-  if (channel === "cron") return runExclusive(channel, () => runJob(app, message, signal));
-  if (!message.part) return runExclusive(sessionKey, () => handle(app, [message], signal));
-  // What was begun before a crash is on record as it is; a part that came later is not in it.
-  const mark = `${message.part} ${(message.attempts ?? 0) > 0}`;
-  const group = groups.get(mark) ?? { parts: [], last: 0, done: Promise.resolve("") };
-  group.parts.push(message);
-  group.last = Date.now();
-  if (groups.has(mark)) return group.done;
-  groups.set(mark, group);
-  group.done = runExclusive(sessionKey, async () => {
-    for (let left = PART_GAP; left > 0; left = group.last + PART_GAP - Date.now())
+/**
+ * The parts of one message. Telegram sends the pictures of an album one by one, and its apps cut a
+ * long text in pieces, but a person expects one answer. Each part is in the inbox at once.
+ */
+class PartGroup {
+  readonly parts: Routed[];
+  done = Promise.resolve(""); // the answer to all of them, from when the group is in the queue
+  #lastAt = Date.now();
+
+  constructor(first: Routed) {
+    this.parts = [first];
+  }
+
+  /**
+   * Whether `message` is another part. One that was attempted before a crash is in the session as
+   * it was then; a picture that arrives only after the crash can't be added to that.
+   */
+  accepts(message: Routed): boolean {
+    const [first] = this.parts;
+    const wasAttempted = (part?: Routed) => (part?.attempts ?? 0) > 0;
+    return first?.part === message.part && wasAttempted(first) === wasAttempted(message);
+  }
+
+  add(message: Routed): void {
+    this.parts.push(message);
+    this.#lastAt = Date.now();
+  }
+
+  /** A debounce: each part that arrives meanwhile makes the wait begin again. */
+  async complete(): Promise<void> {
+    let left = PART_GAP;
+    while (left > 0) {
       await sleep(left);
-    groups.delete(mark);
+      left = this.#lastAt + PART_GAP - Date.now();
+    }
+  }
+}
+
+/** Puts a message into the queue of its conversation. Gives the answer. */
+function enqueue(app: App, message: Routed, signal?: AbortSignal): Promise<string> {
+  if (message.part) return enqueuePart(app, message, signal);
+  if (message.channel === "cron") return runExclusive("cron", () => runJob(app, message, signal));
+  return runExclusive(message.sessionKey, () => handle(app, [message], signal));
+}
+
+/** The first part takes the place in the queue, and waits there for the others. */
+function enqueuePart(app: App, part: Routed, signal?: AbortSignal): Promise<string> {
+  const open = [...app.partGroups].find((one) => one.accepts(part));
+  if (open) {
+    open.add(part);
+    return open.done;
+  }
+  const group = new PartGroup(part);
+  app.partGroups.add(group);
+  group.done = runExclusive(part.sessionKey, async () => {
+    await group.complete();
+    app.partGroups.delete(group);
     return handle(app, group.parts, signal);
   });
   return group.done;
 }
 
 /**
- * One turn for one message, or for the parts of one: from the inbox to the reply. Whatever happens
- * in it, it ends, and the person hears something. Only the death of the program brings it back.
+ * One turn for one message, or for the parts of one: from the inbox to the reply. If the turn
+ * fails, the person hears so and the message is done. Only the death of the program brings it back.
  */
 export async function handle(app: App, parts: Routed[], signal?: AbortSignal): Promise<string> {
-  // There is at least one part; the turn has the first one's id.
-  const message = { ...parts[0], text: parts.map((part) => part.text).join("\n") } as Routed;
+  const message = joinParts(parts);
   const channel = app.channels.get(message.channel);
-  const showTyping = () => channel?.typing?.(message.peerId).catch(() => {});
-  const timer = setInterval(showTyping, 4_000); // the platforms show it for 5 s
+  const stopTyping = showTyping(channel, message.peerId);
   const onText = (piece: string) => channel?.stream?.(message.peerId, piece);
+  let answered: InboundMessage = message;
   let answer: string;
-  let about: InboundMessage = message;
   try {
-    showTyping();
     app.inbox.countAttempt(parts);
     const agent = app.agents.get(message.agentId);
     answer = await answerTo(message, app, { message, signal, onText, agent });
   } catch (error) {
-    if (message.channel === "cli") throw error; // the terminal says it
+    if (message.channel === "cli") throw error; // the terminal shows it
     warn(`${message.sessionKey}: ${error}`);
     answer = t("I could not answer that. Try again in a moment, or begin anew with /new.");
-    about = { ...message, id: `${message.id}!` }; // a crash later there may be an answer after all
+    answered = { ...message, id: failureReplyId(message.id) };
   } finally {
-    clearInterval(timer);
+    stopTyping();
   }
-  if (!channel?.stream) await reply(app, about, answer);
+  if (!channel?.stream) await reply(app, answered, answer);
   app.inbox.acknowledge(parts);
   return answer;
 }
 
-/** What is said to a message: by the model, or by one of the two commands for everybody. */
-async function answerTo(message: Routed, app: App, options: TurnOptions): Promise<string> {
-  const [, name] = /^\/(new|help)\b/.exec(message.text) ?? [];
-  if (message.channel === "cli" || message.isGroup || !name) {
-    // Half a character, which a client can send, would spoil this request and all that follow.
-    const session = app.store.current(message.sessionKey);
-    return trackTurn(runTurn(session, message.text.toWellFormed(), { ...options, app }));
-  }
-  if (name === "help") return t("/new begins a new conversation.");
-  return runCommand(message.text, { ...app, key: message.sessionKey }, options);
-}
-
-/**
- * Puts the answer in line, in pieces that the platform takes; when it returns, they are on disk.
- * After a crash the same answer comes again, with the same ids: it is in line once.
- */
-export async function reply(app: App, { id, channel, peerId: to }: InboundMessage, answer: string) {
-  const target = app.channels.get(channel);
-  const words = answer.trim() || t("(There is nothing to say.)");
-  if (!target || target.stream) return target?.send(to, words);
-  const rest = {
-    channel,
-    to,
-    enqueuedAt: Date.now(),
-    nextAttemptAt: Date.now(),
-    failures: 0,
-    unfinished: 0,
-  };
-  for (const [part, piece] of chunkMessage(words, target.limit).entries())
-    app.queue.add({ id: `${id}#${part}`, text: piece, ...rest });
-  app.delivery.wake(`${channel} ${to}`);
+/** One message with the id of the first part and the texts of all. */
+function joinParts(parts: Routed[]): Routed {
+  const text = parts.map((part) => part.text).join("\n");
+  return { ...parts[0], text } as Routed; // a message has at least one part
 }
 
 // -- 3 · Telegram --
@@ -3086,7 +3240,7 @@ async function runJob(app: App, message: Routed, signal?: AbortSignal): Promise<
     app.cron.report(id);
   } catch (error) {
     answer = app.cron.report(id, error);
-    about = { ...message, id: `${message.id}!` }; // no answer, and not to be taken for one
+    about = { ...message, id: failureReplyId(message.id) }; // no answer, and not to be taken for one
   }
   if (answer) await tellOwner(app, about, answer, job?.deliver);
   app.inbox.acknowledge([message]);
@@ -3256,362 +3410,465 @@ command("cron-trigger", "<id>: run a job now", (id, app) => {
 
 // ---- s08 · Delivery ----
 
-// Until here a reply that could not be sent was lost. Now it is written down first, and crossed off
-// when the platform has taken it. A crash between the two sends it again: "at least once". Nobody
-// has "exactly once" without the platform's help; but we can know that it may be so, and say it.
+// Until here a reply that could not be sent was lost. Now it is written to an outbox before it is
+// sent (write-ahead), and leaves the outbox when the platform has taken it. Sending is therefore
+// at-least-once: after a crash between the two steps it is sent again. Exactly-once is impossible
+// without the platform's help, but a send that was under way is marked, so the log can name it.
 
-/** A part of a reply, on its way. Times in ms. */
+/** A part of a reply that is to be sent, as it stands in its file. Times are in ms. */
 export interface Delivery {
-  id: string; // of the message that it answers, "#", and the number of the part
+  id: string; // the id of the message that it answers, "#", and the number of the part
   channel: string;
   to: string;
   text: string;
   enqueuedAt: number;
   nextAttemptAt: number; // not before
   failures: number;
-  unfinished: number; // sends that began and did not come to an end
-  error?: string; // it failed for good
+  unfinished: number; // sends during which the program ended, so nobody knows what became of them
+  error?: string; // of a dead letter: why it was given up
 }
 
 export interface App {
   queue: DeliveryQueue;
   delivery: DeliveryRunner;
+  simulatedFailures: SimulatedFailures;
 }
 
-const DIGITS = { type: "integer" };
-const PLACE = { id: WORDS, channel: WORDS, to: WORDS, text: WORDS };
+const INTEGER = { type: "integer" };
 const DELIVERY = objectSchema({
-  ...PLACE,
-  enqueuedAt: DIGITS,
-  nextAttemptAt: DIGITS,
-  failures: DIGITS,
-  unfinished: DIGITS,
+  id: STRING,
+  channel: STRING,
+  to: STRING,
+  text: STRING,
+  enqueuedAt: INTEGER,
+  nextAttemptAt: INTEGER,
+  failures: INTEGER,
+  unfinished: INTEGER,
 });
 
-// Order counts for each recipient: nobody sees whether somebody else's reply came first. And the
-// parts of one reply belong together. Their ids say which: they are that of the message answered.
-const recipientOf = ({ channel, to }: Delivery) => `${channel} ${to}`;
-const replyOf = ({ id }: Delivery) => id.replace(/#\d+$/, "");
+type Content = Pick<Delivery, "channel" | "to" | "text">;
 
-/** The delivery in a file. One that makes no sense is set aside, and the others go on. */
-function readDelivery(file: string): Delivery[] {
-  try {
-    return [
-      checkInput(DELIVERY, parseObject(fs.readFileSync(file, "utf8"))) as unknown as Delivery,
-    ];
-  } catch (error) {
-    fs.renameSync(file, `${file}.quarantined`);
-    warn(`${file} is quarantined: ${error}`);
-    return [];
-  }
+/** A delivery that is due at once. */
+function newDelivery(id: string, { channel, to, text }: Content, now = Date.now()): Delivery {
+  return {
+    id,
+    channel,
+    to,
+    text,
+    enqueuedAt: now,
+    nextAttemptAt: now,
+    failures: 0,
+    unfinished: 0,
+  };
 }
 
-/** The files in a folder that are ours and whole: "….json.tmp" may be half of one. */
-const numbered = (folder: string) =>
-  fs
-    .readdirSync(folder)
-    .filter((name) => /^\d+\.json$/.test(name))
-    .sort();
+/**
+ * The id under which a person is told that a turn failed. After a crash the turn may have an answer
+ * after all, and under the same id the queue would drop that answer as a repetition.
+ */
+const failureReplyId = (messageId: string) => `${messageId}!`;
+
+// Order matters only for each recipient, because nobody sees when somebody else's reply came.
+const recipientOf = ({ channel, to }: Omit<Content, "text">) => `${channel} ${to}`;
+const replyOf = ({ id }: Delivery) => id.replace(/#\d+$/, ""); // the same for all parts of a reply
 
 /**
- * What is to be sent, by recipient, the oldest first; and a file for each. Of what was sent the ids
- * are kept: by them a reply that is made a second time, after a crash, is known.
+ * The outbox: a spool of deliveries that are also listed by recipient. Those that can't be sent are
+ * dead letters. Their files are moved to the folder "failed", from which /retry sends them again.
  */
-export class DeliveryQueue {
-  readonly waiting = new Map<string, Delivery[]>();
-  readonly files = new Map<string, string>(); // id → file
-  #dir: string;
-  #failed: string;
-  #log: JsonlFile;
-  #processed: Set<string>;
-  #next: number;
+export class DeliveryQueue extends Spool<Delivery> {
+  readonly waiting = new Map<string, Delivery[]>(); // by recipient, the oldest first
+  readonly #failed: string;
 
   constructor(dir: string) {
-    this.#dir = dir;
+    super(dir, DELIVERY);
     this.#failed = path.join(dir, "failed");
     fs.mkdirSync(this.#failed, { recursive: true });
-    this.#log = new JsonlFile(path.join(dir, "processed.jsonl"));
-    this.#processed = new Set(this.#log.read().map(({ record }) => (record as Delivery).id)); // ours
-    const names = [...numbered(dir), ...numbered(this.#failed)].sort();
-    this.#next = Number.parseInt(names.at(-1) ?? "0", 10) + 1;
-    for (const file of numbered(dir).map((name) => path.join(dir, name))) {
-      for (const delivery of readDelivery(file)) this.#keep(delivery, file);
-    }
+    // A dead letter keeps its file name, so no new delivery may get the same number.
+    const lastFailed = numberedFiles(this.#failed).at(-1);
+    if (lastFailed) this.nextNumber = Math.max(this.nextNumber, numberOf(lastFailed) + 1);
+    for (const delivery of this.pending()) this.#list(delivery);
   }
 
-  #keep(delivery: Delivery, file: string): void {
-    // The crash came between its id and its file: it is done. Or somebody has copied a file.
-    if (this.#processed.has(delivery.id) || this.files.has(delivery.id))
-      return void fs.rmSync(file);
-    const line = this.waiting.get(recipientOf(delivery)) ?? [];
-    line.push(delivery);
-    this.waiting.set(recipientOf(delivery), line);
-    this.files.set(delivery.id, file);
+  get size(): number {
+    return this.open.size;
   }
 
-  /** On disk when it returns. What was here before, and may have been sent, is not taken again. */
-  add(delivery: Delivery): void {
-    if (this.#processed.has(delivery.id) || this.files.has(delivery.id)) return;
-    const file = path.join(this.#dir, `${String(this.#next++).padStart(12, "0")}.json`);
-    replaceFile(file, JSON.stringify(delivery));
-    this.#keep(delivery, file);
-  }
-
-  save(delivery: Delivery): void {
-    replaceFile(this.#fileOf(delivery), JSON.stringify(delivery));
-  }
-
-  #fileOf({ id }: Delivery): string {
-    return this.files.get(id) ?? "";
-  }
-
-  /** It was sent: the first of its recipient. The id first: a file without it is sent again. */
-  acknowledge(delivery: Delivery): void {
-    this.#log.append({ id: delivery.id });
-    this.#processed.add(delivery.id);
-    fs.rmSync(this.#fileOf(delivery));
-    this.#forget(recipientOf(delivery), [delivery]);
-  }
-
-  /** It can't be sent. Without this part the rest of the reply makes no sense: it goes too. */
-  deadLetter(delivery: Delivery, why: string): Delivery[] {
-    const line = this.waiting.get(recipientOf(delivery)) ?? [];
-    const parts = line.filter((one) => replyOf(one) === replyOf(delivery));
-    // From the end: after a crash in here the first part is still there, and takes the rest along.
-    for (const part of parts.toReversed()) {
-      this.save(Object.assign(part, { error: why }));
-      const file = this.#fileOf(part);
-      fs.renameSync(file, path.join(this.#failed, path.basename(file)));
-    }
-    this.#forget(recipientOf(delivery), parts);
-    return parts;
-  }
-
-  #forget(recipient: string, gone: Delivery[]): void {
+  #list(delivery: Delivery): void {
+    const recipient = recipientOf(delivery);
     const line = this.waiting.get(recipient) ?? [];
-    for (const delivery of gone) {
-      this.files.delete(delivery.id);
-      line.splice(line.indexOf(delivery), 1); // most often the first
-    }
+    line.push(delivery);
+    this.waiting.set(recipient, line);
+  }
+
+  #unlist(delivery: Delivery): void {
+    const recipient = recipientOf(delivery);
+    const line = this.waiting.get(recipient) ?? [];
+    const place = line.findIndex(({ id }) => id === delivery.id); // most often 0
+    if (place >= 0) line.splice(place, 1);
     if (line.length === 0) this.waiting.delete(recipient);
   }
 
-  /** What failed for good. */
-  deadLetters(): Delivery[] {
-    return numbered(this.#failed).flatMap((name) => readDelivery(path.join(this.#failed, name)));
+  override add(delivery: Delivery): boolean {
+    const isNew = super.add(delivery);
+    if (isNew) this.#list(delivery);
+    return isNew;
   }
 
-  /** Puts all that failed in line again, as if it were new. Gives how many. */
+  /** The platform has taken it. */
+  acknowledge(delivery: Delivery): void {
+    this.markProcessed(delivery.id);
+    this.#unlist(delivery);
+  }
+
+  /** Gives up a reply, from the part `delivery` on. Gives all parts of which that is true. */
+  deadLetter(delivery: Delivery, why: string): Delivery[] {
+    const line = this.waiting.get(recipientOf(delivery)) ?? [];
+    // Without this part the rest of the reply would make no sense.
+    const parts = line.filter((one) => replyOf(one) === replyOf(delivery));
+    // The last part is moved first. After a crash in between, the first one is therefore still in
+    // the queue, and takes the others along when it is given up again.
+    for (const part of parts.toReversed()) this.#moveToDeadLetters(part, why);
+    return parts;
+  }
+
+  #moveToDeadLetters(delivery: Delivery, why: string): void {
+    const kept = this.open.get(delivery.id);
+    if (!kept) return;
+    delivery.error = why;
+    this.save(delivery);
+    fs.renameSync(kept.file, path.join(this.#failed, path.basename(kept.file)));
+    this.open.delete(delivery.id);
+    this.#unlist(delivery);
+  }
+
+  /** The dead letters. They are read each time, because a person may have deleted some. */
+  #readDeadLetters(): { file: string; letter: Delivery }[] {
+    const found: { file: string; letter: Delivery }[] = [];
+    for (const file of numberedFiles(this.#failed)) {
+      const letter = readEntry<Delivery>(file, DELIVERY);
+      if (letter) found.push({ file, letter });
+    }
+    return found;
+  }
+
+  /** What was given up, the oldest first. */
+  deadLetters(): Delivery[] {
+    return this.#readDeadLetters().map(({ letter }) => letter);
+  }
+
+  /** Puts all dead letters into the queue again, as if they were new. Gives how many. */
   retry(now: number): number {
-    const names = numbered(this.#failed);
-    for (const file of names.map((name) => path.join(this.#failed, name))) {
-      const anew = {
-        enqueuedAt: now,
-        nextAttemptAt: now,
-        failures: 0,
-        unfinished: 0,
-        error: undefined,
-      };
-      for (const old of readDelivery(file)) this.add({ ...old, ...anew });
+    const found = this.#readDeadLetters();
+    for (const { file, letter } of found) {
+      // A crash between the two steps leaves both files. Because adding is idempotent, the next
+      // /retry then only removes the dead letter.
+      this.add(newDelivery(letter.id, letter, now));
       fs.rmSync(file, { force: true });
     }
-    return names.length;
+    return found.length;
   }
 }
 
-const BACKOFF = [5, 25, 120, 600]; // s, after the first failure, the second, …; the fifth is the last
-const EXPIRES = 24 * 3600 * 1000; // ms: older than that, it would only puzzle people
+const BACKOFF = [5, 25, 120, 600]; // seconds to wait after the first failure, the second, …
+const EXPIRES = 24 * 3600 * 1000; // ms; an older reply would only puzzle people
 
-/** Sends what waits: in order for each recipient, and side by side for different ones. */
+/** Jitter: up to a quarter longer, so that not all deliveries are tried in the same second. */
+const withJitter = (seconds: number) => seconds * (1 + Math.random() / 4);
+
+/**
+ * Exponential back-off: how many seconds to wait after so many failures, or what the platform asks
+ * for, if that is longer. Undefined if there is to be no other attempt.
+ */
+function backoff(failures: number, retryAfter = 0): number | undefined {
+  const seconds = BACKOFF[failures - 1];
+  if (seconds === undefined) return undefined;
+  return Math.ceil(Math.max(withJitter(seconds), retryAfter));
+}
+
+/** When to do something about a delivery, in ms. */
+function dueAt({ enqueuedAt, nextAttemptAt }: Delivery, now: number): number {
+  // It was enqueued in the future, so somebody has put the clock back: its times mean nothing.
+  if (enqueuedAt > now) return now;
+  // If it expires before its next attempt, it is given up then, and what is behind it goes on.
+  return Math.min(nextAttemptAt, enqueuedAt + EXPIRES + 1);
+}
+
+/** The kinds of failure that can be simulated. To add one, push its name and ask `take` for it. */
+const SIMULATED_KINDS = ["delivery"];
+
+/** Failures that somebody ordered, to see what the program does about them. */
+export class SimulatedFailures {
+  readonly #left = new Map<string, number>(); // by kind
+
+  /** From now on the next `times` attempts of a kind fail. */
+  order(kind: string, times: number): void {
+    this.#left.set(kind, times);
+  }
+
+  /** Whether this attempt is to fail, which uses up one of those that were ordered. */
+  take(kind: string): boolean {
+    const left = this.#left.get(kind) ?? 0;
+    if (left === 0) return false;
+    this.#left.set(kind, left - 1);
+    return true;
+  }
+}
+
+/** Sends what is in the queue: in order for each recipient, and side by side for different ones. */
 export class DeliveryRunner {
   readonly stats = { sent: 0, retried: 0, failed: 0 };
   #queue: DeliveryQueue;
   #channels: ChannelManager;
+  #simulated: SimulatedFailures;
   #now: () => number;
-  #timers = new Map<string, NodeJS.Timeout>();
-  #taken = new Set<string>(); // by the platform, and not yet crossed off
+  #timers = new Map<string, NodeJS.Timeout>(); // by recipient
+  #taken = new Set<string>(); // ids that the platform has taken and that are still in the queue
 
-  constructor(queue: DeliveryQueue, channels: ChannelManager, now = Date.now) {
+  constructor(
+    queue: DeliveryQueue,
+    channels: ChannelManager,
+    simulated: SimulatedFailures,
+    now = Date.now,
+  ) {
     this.#queue = queue;
     this.#channels = channels;
+    this.#simulated = simulated;
     this.#now = now;
   }
 
-  /** Begins with all that waits. What is for a channel that is not set up now waits on. */
+  /** Begins with all that waits, but for channels that are not set up now: that waits on. */
   start(): void {
-    for (const [recipient, [first]] of this.#queue.waiting)
+    for (const [recipient, [first]] of this.#queue.waiting) {
       if (first && this.#channels.has(first.channel)) this.wake(recipient);
+    }
   }
 
-  /** Goes on with one recipient. However much waits behind the first: it is one timer. */
+  /** Goes on with one recipient. However much waits for them, it is one timer. */
   wake(recipient: string): void {
-    clearTimeout(this.#timers.get(recipient));
-    this.#timers.delete(recipient);
+    this.#clearTimer(recipient);
     runExclusive(`delivery ${recipient}`, () => this.#work(recipient)).catch((error) => {
-      warn(`delivery: ${error}`); // a full disk, say
+      warn(`delivery: ${error}`); // for example, because the disk is full
       this.#wakeLater(recipient, 60_000);
     });
   }
 
   #wakeLater(recipient: string, ms: number): void {
+    this.#clearTimer(recipient);
+    const timer = setTimeout(() => this.wake(recipient), ms);
+    this.#timers.set(recipient, timer);
+  }
+
+  #clearTimer(recipient: string): void {
     clearTimeout(this.#timers.get(recipient));
-    this.#timers.set(
-      recipient,
-      setTimeout(() => this.wake(recipient), ms),
-    );
+    this.#timers.delete(recipient);
   }
 
+  #firstFor(recipient: string): Delivery | undefined {
+    return this.#queue.waiting.get(recipient)?.[0];
+  }
+
+  /**
+   * Works on the first delivery of a recipient until there is none. If the first has to wait, all
+   * behind it wait too (head-of-line blocking), because parts must not overtake each other.
+   */
   async #work(recipient: string): Promise<void> {
-    // Always the first, and nothing else: if it has to wait for its next try, all behind it wait.
-    // A second part that overtakes the first is worse than one that is late.
-    for (;;) {
-      const [first] = this.#queue.waiting.get(recipient) ?? [];
-      if (!first) return;
+    let first = this.#firstFor(recipient);
+    while (first) {
       const now = this.#now();
-      // The clock was put back: it is due. And what gets too old need not wait for its turn.
-      const wait =
-        first.enqueuedAt > now
-          ? 0
-          : Math.min(first.nextAttemptAt, first.enqueuedAt + EXPIRES + 1) - now;
+      const wait = dueAt(first, now) - now;
       if (wait > 0) return this.#wakeLater(recipient, wait);
-      if (!this.#taken.has(first.id) && !(await this.#deliver(first))) continue;
-      // If it can't be crossed off, the disk being full, it comes by here again, and is not sent.
-      this.#queue.acknowledge(first);
-      this.#taken.delete(first.id);
-      this.stats.sent++;
+      await this.#process(first);
+      first = this.#firstFor(recipient);
     }
   }
 
-  /** Whether the platform has taken it. If not, it waits, or is given up. */
-  async #deliver(delivery: Delivery): Promise<boolean> {
-    const { id, channel, to, enqueuedAt: at, unfinished: begun } = delivery;
-    if (this.#now() - at > EXPIRES) return this.#fail(delivery, "older than 24 hours");
-    if (begun > 1) return this.#fail(delivery, "the program ended twice while this was sent");
-    if (begun > 0) warn(`${id}: the program ended while this was sent. It may arrive twice.`);
-    this.#queue.save({ ...delivery, unfinished: begun + 1 });
-    delivery.unfinished++; // not before: if the disk is full, nothing has begun
+  /** Sends a delivery. If that fails, it is postponed, or it becomes a dead letter. */
+  async #process(delivery: Delivery): Promise<void> {
+    // What was taken is not sent again, even if a full disk kept it from being acknowledged.
+    if (!this.#taken.has(delivery.id)) {
+      const why = this.#whyHopeless(delivery);
+      if (why) return this.#giveUp(delivery, why);
+      const failure = await this.#attempt(delivery);
+      if (failure) return this.#postpone(delivery, failure);
+      this.#taken.add(delivery.id);
+    }
+    this.#queue.acknowledge(delivery);
+    this.#taken.delete(delivery.id);
+    this.stats.sent += 1;
+  }
+
+  /** Why no attempt makes sense any more, or "". */
+  #whyHopeless({ enqueuedAt, unfinished }: Delivery): string {
+    if (this.#now() - enqueuedAt > EXPIRES) return "older than 24 hours";
+    // It may have arrived twice by now, and perhaps it is what kills the program.
+    if (unfinished > 1) return "the program ended twice while this was sent";
+    return "";
+  }
+
+  /** One attempt. Gives what went wrong, or undefined if the platform has taken the text. */
+  async #attempt(delivery: Delivery): Promise<SendError | undefined> {
+    const { id, channel, to, text, unfinished } = delivery;
+    if (unfinished > 0) warn(`${id}: the program ended while this was sent. It may arrive twice.`);
+    // In the file the send counts as unfinished until it has ended, one way or the other.
+    this.#queue.save({ ...delivery, unfinished: unfinished + 1 });
+    delivery.unfinished += 1; // only now, because on a full disk no send has begun
+    const target = this.#channels.get(channel);
+    if (!target) return new SendError("no channel", false);
+    if (this.#simulated.take("delivery")) return new SendError("simulated", false);
     try {
-      const target = this.#channels.get(channel);
-      if (!target || isSimulated("delivery"))
-        throw sendError(target ? "simulated" : "no channel", false);
-      await target.send(to, delivery.text);
-      this.#taken.add(id);
-      return true;
+      await target.send(to, text);
+      return undefined;
     } catch (error) {
-      const known = error instanceof SendError ? error : sendError(`${error}`, false);
-      return this.#postpone(delivery, known);
+      return error instanceof SendError ? error : new SendError(String(error), false);
     }
   }
 
-  #postpone(delivery: Delivery, { message, permanent, retryAfter = 0 }: SendError): false {
-    const wait = BACKOFF[delivery.failures++];
-    if (permanent || !wait) return this.#fail(delivery, message);
-    // Not all at once, when a platform is back: each waits up to a quarter longer.
-    const seconds = Math.ceil(Math.max(wait * (1 + Math.random() / 4), retryAfter));
+  #postpone(delivery: Delivery, { message, permanent, retryAfter }: SendError): void {
+    delivery.failures += 1;
+    const seconds = backoff(delivery.failures, retryAfter);
+    if (permanent || seconds === undefined) {
+      this.#giveUp(delivery, message);
+      return;
+    }
     delivery.unfinished = 0;
     delivery.nextAttemptAt = this.#now() + seconds * 1000;
     this.#queue.save(delivery);
-    this.stats.retried++;
+    this.stats.retried += 1;
     warn(`${delivery.id}: not sent: ${message}. Again in ${seconds} s.`);
-    return false;
   }
 
-  #fail(delivery: Delivery, why: string): false {
+  #giveUp(delivery: Delivery, why: string): void {
     const parts = this.#queue.deadLetter(delivery, why);
     this.stats.failed += parts.length;
     warn(
       `${delivery.id}: not sent for good, ${parts.length} in failed/: ${why}. /retry sends them again.`,
     );
-    return false;
   }
 }
 
-/** Resolves when nobody is left in any line. A turn that ends puts its reply in one: look again. */
+/** Resolves when no task is left. It looks again, because a turn that ends enqueues its reply. */
 async function drained(): Promise<void> {
   while (tails.size > 0) await Promise.allSettled(tails.values());
 }
-
-const FENCE = /^ {0,3}(`{3,8}(?!.*`)|~{3,8})/; // "```code``` and so on" is none
-const MIN_FENCED = 60; // in less room than that, code blocks are cut like everything else
-const ENDS = [/\n\s*\n/g, /\n/g, /[.!?](?=\s)|[。！？…]/g, /\s/g]; // where to cut, the best first
-const GRAPHEMES = new Intl.Segmenter("und", { granularity: "grapheme" });
 
 /**
  * Cuts a text into pieces of at most `limit` UTF-16 units: between paragraphs, else lines, else
  * sentences, else words, and never within what people see as one character. A code block that is
  * cut is closed, and opened again in the next piece.
  */
-export function chunkMessage(words: string, limit: number): string[] {
+export function chunkMessage(text: string, limit: number): string[] {
   const chunks: string[] = [];
-  const spare = limit < MIN_FENCED ? 0 : 9; // to close a code block
-  let open = ""; // the line that opened the code block that we are in
-  let isCut = false; // the last piece ended in the middle of a line
-  for (let rest = words; rest.trim(); ) {
-    const head = open && `${open}\n`;
-    const fits = head.length + rest.length <= limit;
-    const piece = rest.slice(0, fits ? rest.length : cutAt(rest, limit - head.length - spare));
+  let rest = text;
+  let fence = ""; // the line that opened the code block in which the last piece ended
+  let isMidLine = false; // the last piece ended in the middle of a line
+  while (rest.trim()) {
+    const piece = nextPiece(rest, limit, fence);
     rest = rest.slice(piece.length);
-    // What was cut off does not stand at the beginning of its line: it opens no code block.
-    for (const line of `${isCut ? "." : ""}${piece}`.split("\n"))
-      open = fenceAfter(open, line, limit);
-    isCut = !piece.endsWith("\n");
-    const close = open && rest ? `\n${FENCE.exec(open)?.[1]}` : "";
-    if (head || piece.trim()) chunks.push(`${head}${piece.trimEnd()}${close}`);
-    // Between two pieces nobody needs an empty line; but code keeps its own.
-    if (!open) rest = rest.replace(isCut ? /^\s*\n|^ / : /^\s*\n/, "");
+    const before = fence;
+    if (limit >= MIN_FENCED) fence = fenceAfter(piece, before, isMidLine);
+    isMidLine = !piece.endsWith("\n");
+    const chunk = withFences(piece, before, rest ? fence : "");
+    if (chunk) chunks.push(chunk);
+    if (!fence) rest = withoutGap(rest, isMidLine); // but code keeps its empty lines
   }
   return chunks;
 }
 
-/** The fence that is open after a line. */
-function fenceAfter(open: string, line: string, limit: number): string {
-  const marks = FENCE.exec(line)?.[1];
-  if (!marks || limit < MIN_FENCED) return open;
-  if (!open) return line.length < 30 ? line : marks; // a long one would leave no room
-  return line.trim() === marks && marks.startsWith(FENCE.exec(open)?.[1] ?? "") ? "" : open;
+/** What goes into the next chunk: all of it, if it fits. `fence` is repeated in front of it. */
+function nextPiece(text: string, limit: number, fence: string): string {
+  const room = fence ? limit - fence.length - 1 : limit;
+  if (text.length <= room) return text;
+  return text.slice(0, cutAt(text, limit < MIN_FENCED ? room : room - CLOSING_ROOM));
 }
 
-/**
- * How much of a text to take: `room` at most, but at least one character. A better place to cut is
- * of no use near the beginning: one line in a message, and the rest in the next.
- */
-function cutAt(words: string, room: number): number {
-  const head = words.slice(0, room);
-  for (const end of ENDS) {
-    const last = [...head.matchAll(end)].at(-1);
-    const size = last ? last.index + last[0].length : 0;
-    if (size > room / 3) return size; // else the piece would be too small
+/** A piece with the fences that open its first code block and close its last one. */
+function withFences(piece: string, before: string, after: string): string {
+  if (!before && !piece.trim()) return ""; // no platform takes an empty message
+  const opening = before ? `${before}\n` : "";
+  const closing = after ? `\n${fenceMarks(after)}` : "";
+  return `${opening}${piece.trimEnd()}${closing}`;
+}
+
+/** Between two messages nobody needs an empty line, nor the space at which a line was cut. */
+function withoutGap(rest: string, isMidLine: boolean): string {
+  const [emptyLines] = /^\s*\n/.exec(rest) ?? [];
+  if (emptyLines) return rest.slice(emptyLines.length);
+  return isMidLine && rest.startsWith(" ") ? rest.slice(1) : rest;
+}
+
+const MIN_FENCED = 60; // in less room than that, code blocks are cut like everything else
+const CLOSING_ROOM = 9; // a new line and the longest fence that we recognise
+const MAX_OPENING = 30; // of a longer line only the marks are repeated, since it leaves no room
+const FENCE = /^ {0,3}(`{3,8}|~{3,8})(.*)/;
+
+/** The marks of a line that opens or closes a code block, for example "~~~". Otherwise "". */
+function fenceMarks(line: string): string {
+  const [, marks = "", behind = ""] = FENCE.exec(line) ?? [];
+  // "```npm test``` runs them" is code within a line.
+  const isInline = marks.startsWith("`") && behind.includes("`");
+  return isInline ? "" : marks;
+}
+
+/** The line that opened the code block in which a piece ends, or "" if it ends in none. */
+function fenceAfter(piece: string, before: string, isMidLine: boolean): string {
+  const lines = piece.split("\n");
+  // Backticks are a fence only where a line begins, so the rest of a line that was cut has none.
+  if (isMidLine) lines.shift();
+  let open = before;
+  for (const line of lines) {
+    const marks = fenceMarks(line);
+    if (!marks) continue;
+    if (!open) open = line.length < MAX_OPENING ? line : marks;
+    else if (closesFence(line, open)) open = "";
   }
-  const size = GRAPHEMES.segment(words.slice(0, room + 50)).containing(room)?.index || room;
-  // A family of emoji may be longer than a very short limit. Then at least no half of one.
-  return /[\ud800-\udbff]$/.test(words.slice(0, size)) ? size - 1 || 2 : size;
+  return open;
 }
 
-/** Failures that somebody asked for: how many are left of each kind. */
-const simulated = new Map([["delivery", 0]]);
+/** Four backticks are not closed by three, nor by a line with more on it than its marks. */
+function closesFence(line: string, open: string): boolean {
+  const marks = fenceMarks(line);
+  return line.trim() === marks && marks.startsWith(fenceMarks(open));
+}
 
-function isSimulated(kind: string): boolean {
-  const left = simulated.get(kind) ?? 0;
-  if (left > 0) simulated.set(kind, left - 1);
-  return left > 0;
+// The places at which a text may be cut, the best first: paragraphs, lines, sentences, words.
+const BOUNDARIES = [/\n\s*\n/g, /\n/g, /[.!?](?=\s)|[。！？…]/g, /\s/g];
+const GRAPHEMES = new Intl.Segmenter("und", { granularity: "grapheme" });
+
+/** How much of a text to take: at most `room` units, but at least one character. */
+function cutAt(text: string, room: number): number {
+  const head = text.slice(0, room);
+  for (const boundary of BOUNDARIES) {
+    const last = [...head.matchAll(boundary)].at(-1);
+    const size = last ? last.index + last[0].length : 0;
+    // A boundary near the beginning would leave one line in a message, and the rest for the next.
+    if (size > room / 3) return size;
+  }
+  return cutBetweenGraphemes(text, room);
+}
+
+/** A grapheme cluster is what people see as one character; the emoji of a family has 11 units. */
+function cutBetweenGraphemes(text: string, room: number): number {
+  const cluster = GRAPHEMES.segment(text.slice(0, room + 50)).containing(room);
+  if (cluster && cluster.index > 0) return cluster.index;
+  // One cluster fills all the room, so it has to be cut, but not between two halves of a character.
+  const endsInHalf = /[\ud800-\udbff]$/.test(text.slice(0, room));
+  if (!endsInHalf) return room;
+  return room > 1 ? room - 1 : 2;
 }
 
 method("delivery.status", {}, [], (_params, { queue, delivery }) => ({
   ...delivery.stats,
-  waiting: queue.files.size,
+  waiting: queue.size,
   recipients: queue.waiting.size,
   inFailed: queue.deadLetters().length,
 }));
 
-const formatDelivery = ({
-  id,
-  to,
-  failures: tries,
-  nextAttemptAt: next,
-  text,
-  error: why,
-}: Delivery) =>
-  `${id}  ${to}  ${tries}  ${why ?? formatTime(next)}  ${JSON.stringify(text.slice(0, 40))}`;
+/** A line of /queue and /failed. */
+function formatDelivery({ id, to, failures, nextAttemptAt, error, text }: Delivery): string {
+  const state = error ?? formatTime(nextAttemptAt);
+  return `${id}  ${to}  ${failures}  ${state}  ${JSON.stringify(text.slice(0, 40))}`;
+}
 
 command("queue", "what waits to be sent", (_args, { queue }) =>
   [...queue.waiting.values()].flat().slice(0, 20).map(formatDelivery),
@@ -3628,16 +3885,19 @@ command("retry", "send again what could not be sent", (_args, { queue, delivery 
 });
 
 command("stats", "how many were sent, tried again, given up", (_args, { queue, delivery }) => {
-  const stats = { ...delivery.stats, waiting: queue.files.size };
+  const stats = { ...delivery.stats, waiting: queue.size };
   return Object.entries(stats).map(([name, count]) => `${name.padEnd(8)} ${count}`);
 });
 
-command("simulate-failure", "<kind> [times]: the next ones fail", (args) => {
+command("simulate-failure", "<kind> [times]: the next ones fail", (args, app) => {
   const [kind = "", times = "1"] = args.split(/\s+/);
-  if (!simulated.has(kind)) throw new Error(`kind: one of ${[...simulated.keys()].join(", ")}`);
+  if (!SIMULATED_KINDS.includes(kind)) {
+    throw new Error(`kind: one of ${SIMULATED_KINDS.join(", ")}`);
+  }
   if (!/^\d{1,3}$/.test(times)) throw new Error("times: a number from 0 to 999");
-  simulated.set(kind, Number(times));
-  return t(`The next ${simulated.get(kind)} of ${kind} will fail.`);
+  const count = Number(times);
+  app.simulatedFailures.order(kind, count);
+  return t(`The next ${count} of ${kind} will fail.`);
 });
 
 // ---- s09 · Resilience ----
@@ -3885,17 +4145,18 @@ const ERRORS: Record<string, [status: number, type: string, message: string]> = 
   overflow: [400, "invalid_request_error", "prompt is too long: simulated"],
   unknown: [500, "api_error", "simulated"],
 };
-for (const kind of Object.keys(ERRORS)) simulated.set(kind, 0);
+SIMULATED_KINDS.push(...Object.keys(ERRORS));
 
 /**
  * Throws what was asked for by /simulate-failure. It is the SDK's own error, made by the SDK, so
  * whatever tells failures apart is tried, and not a word that only we would know.
  */
-function throwSimulated(): void {
+function throwSimulated(app: App | undefined): void {
   for (const [kind, [status, type, message]] of Object.entries(ERRORS)) {
     const body = { type: "error", error: { type, message } };
-    if (isSimulated(kind))
+    if (app?.simulatedFailures.take(kind)) {
       throw Anthropic.APIError.generate(status, body, undefined, new Headers());
+    }
   }
 }
 
@@ -3966,12 +4227,14 @@ function createApp(): App {
   if (env("TELEGRAM_BOT_TOKEN")) channels.set("telegram", new TelegramChannel(env));
   if (env("FEISHU_APP_ID")) channels.set("feishu", new FeishuChannel(env));
   const queue = new DeliveryQueue(path.join(STATE, "delivery"));
+  const simulatedFailures = new SimulatedFailures();
   const profiles = new ProfileManager(profilesFrom(env), path.join(STATE, "profiles.json"));
   const fallbackModels = env("FALLBACK_MODELS").match(/[^\s,]+/g) ?? [];
   const app: App = {
     store: new SessionStore(path.join(STATE, "sessions")),
     key: TERMINAL_KEY,
     inbox: new Inbox(path.join(STATE, "inbox")),
+    partGroups: new Set(),
     channels,
     agents: new AgentManager(AGENTS.map((agent) => [agent.id, agent])),
     bindings: new BindingTable(BINDINGS),
@@ -3980,7 +4243,8 @@ function createApp(): App {
     cron: new CronService(WORKSPACE, (job, due) => enqueueJob(app, job, due)),
     heartbeat: new HeartbeatRunner(path.join(STATE, "heartbeat.json")),
     queue,
-    delivery: new DeliveryRunner(queue, channels),
+    delivery: new DeliveryRunner(queue, channels, simulatedFailures),
+    simulatedFailures,
     profiles,
     resilience: new ResilienceRunner(profiles, fallbackModels),
   };
