@@ -36,7 +36,7 @@ const thinking: fc.Arbitrary<ScriptedBlock> = fc.constantFrom(
   { type: "thinking", thinking: "Let me see what this is about.", signature: "c2ln" },
   { type: "redacted_thinking", data: "c2VjcmV0" },
 );
-const text: fc.Arbitrary<ScriptedBlock> = words.map((text) => ({ type: "text", text }));
+const text: fc.Arbitrary<ScriptedBlock> = words.map((said) => ({ type: "text", text: said }));
 const tool: fc.Arbitrary<ScriptedBlock> = fc.constantFrom(
   call("quick", {}),
   call("quick", { n: 1 }),
@@ -79,14 +79,14 @@ const reply = (withTools: boolean): fc.Arbitrary<Scripted> => {
       message: fc.constant("no"),
     }),
   });
-  const words = [plain, plain, cutThinking, broken, failed];
-  if (!withTools) return fc.oneof(...words);
+  const withoutCalls = [plain, plain, cutThinking, broken, failed];
+  if (!withTools) return fc.oneof(...withoutCalls);
   const used = fc.tuple(head, fc.array(tool, { minLength: 1, maxLength: 3 }));
   const tools: fc.Arbitrary<Scripted> = used.map(([a, b]) => ({ content: [...a, ...b] }));
   const cut = used.map(([a, b]) => ({ content: [...a, ...b], cutToolInput: true }));
   const refused = used.map(([a, b]) => ({ content: [...a, ...b], stopReason: "refusal" }));
   const paused = head.map((a) => ({ content: [...a, search], stopReason: "pause_turn" }));
-  return fc.oneof(...words, tools, tools, tools, cut, refused, paused);
+  return fc.oneof(...withoutCalls, tools, tools, tools, cut, refused, paused);
 };
 
 interface Step {

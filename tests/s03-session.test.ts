@@ -61,7 +61,7 @@ const filesIn = (dir: string) =>
 
 /** The file of a session. */
 function fileOf(dir: string, { id }: Session): string {
-  const name = filesIn(dir).find((name) => path.basename(name) === `${id}.jsonl`);
+  const name = filesIn(dir).find((file) => path.basename(file) === `${id}.jsonl`);
   if (!name) throw new Error(`there is no file of the session ${id}`);
   return path.join(dir, name);
 }

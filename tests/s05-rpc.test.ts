@@ -108,8 +108,8 @@ function connect(url: string, headers: Record<string, string> = {}): Promise<Cli
   const socket = new WebSocket(url, { headers });
   afterwards(() => socket.terminate());
   return new Promise((resolve) => {
-    const client = new Client(socket);
-    socket.once("open", () => resolve(client));
+    const connected = new Client(socket);
+    socket.once("open", () => resolve(connected));
     socket.once("unexpected-response", (_request, response) => {
       response.resume();
       resolve(response.statusCode ?? 0);
@@ -381,7 +381,7 @@ describe.each(englishFrom("s05"))("$name, who gets in, and how much", (section) 
     const world = await gatewayOnly(section, { GATEWAY_TOKEN: "a secret of ours" });
     const bare = `ws://127.0.0.1:${world.port}/`;
     expect(world.program.text).not.toContain("a secret of ours");
-    const bearer = (token: string) => ({ authorization: `Bearer ${token}` });
+    const bearer = (secret: string) => ({ authorization: `Bearer ${secret}` });
     const token = encodeURIComponent("a secret of ours");
     const refused: [string, Record<string, string>, number][] = [
       [bare, {}, 401],

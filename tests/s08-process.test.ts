@@ -96,10 +96,10 @@ describe.each(englishFrom("s08"))("$name", (section) => {
   );
 
   it("shows what waits and what failed, and goes on beside files that make no sense", async () => {
-    const prepare = ({ state, telegram }: World) => {
+    const prepare = ({ state, telegram: platform }: World) => {
       plant(state, "000000000001.json", "null");
       plant(state, "000000000002.json", { ...delivery("odd#0"), to: 7 });
-      const to = String(telegram.chatId("alice"));
+      const to = String(platform.chatId("alice"));
       plant(state, "000000000003.json", delivery("left#0", { to, text: "left over" }));
       plant(state, "000000000004.json.tmp", delivery("half#0", { to }));
     };

@@ -467,16 +467,16 @@ describe.each(sectionsFrom("s09"))("$name, commands", (file) => {
       `k-2 ${PRIMARY}`,
       `k-2 ${OTHER}`,
     ]);
-    const until = new Date(START + 600 * SECOND).toISOString();
+    const readyAt = new Date(START + 600 * SECOND).toISOString();
     expect(list()).toEqual([
-      { name: "K1", ready: until, reason: "auth", failures: 1 },
+      { name: "K1", ready: readyAt, reason: "auth", failures: 1 },
       { name: "K2", ready: "now", reason: "", failures: 0 },
       { name: "K3", ready: "now", reason: "", failures: 0 },
     ]);
-    expect(await type("profiles")).toMatch(new RegExp(`^K1 +${until} +1 auth\nK2 +now +0`));
+    expect(await type("profiles")).toMatch(new RegExp(`^K1 +${readyAt} +1 auth\nK2 +now +0`));
     const resting = (await type("cooldowns")).split("\n");
     expect(resting).toEqual([
-      expect.stringMatching(new RegExp(`^K1 \\S+ +auth +${until}$`)),
+      expect.stringMatching(new RegExp(`^K1 \\S+ +auth +${readyAt}$`)),
       expect.stringMatching(new RegExp(`^${PRIMARY} +overloaded +\\S+Z$`)),
     ]);
     for (const text of [...resting, await type("profiles")]) expect(text).not.toMatch(/k-[123]/);
