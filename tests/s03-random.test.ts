@@ -216,21 +216,31 @@ async function talks(section: SectionFile, given: Record<string, string>): Promi
       const name = names.find((one) => path.basename(one) === `${session.id}.jsonl`) ?? "";
       return path.join(dir, name);
     };
+    // As after kill -9 at any byte of what was written last, but not of the first line, because
+    // that one was on disk before anything was said.
+    const tear = (bytes: number) => {
+      const { size } = fs.statSync(file());
+      const [header = ""] = fs.readFileSync(file(), "utf8").split("\n");
+      fs.truncateSync(file(), Math.max(header.length + 1, size - bytes));
+    };
     return {
       turn: (line, signal) => runTurn(session, line, { signal }),
       history: () => session.messages,
       async after(what) {
         const guard = new ContextGuard(300); // small, so that it cuts among a few messages
-        if (what.do === "compact") await guard.summarise(session, {}, 0.3);
-        if (what.do === "shorten") guard.shortenResults(session);
-        // kill -9 at any byte of what was written last, but not of the first line: that one
-        // was on disk before anything was said.
-        const { size } = fs.statSync(file());
-        const [header = ""] = fs.readFileSync(file(), "utf8").split("\n");
-        if (what.do === "torn")
-          fs.truncateSync(file(), Math.max(header.length + 1, size - what.bytes));
-        if (what.do !== "restart" && what.do !== "torn") return;
-        session = new SessionStore(dir).current(key);
+        const restart = () => {
+          session = new SessionStore(dir).current(key);
+        };
+        const changes = {
+          compact: () => guard.summarise(session, {}, 0.3),
+          shorten: () => guard.shortenResults(session),
+          restart,
+          torn: () => {
+            tear(what.bytes);
+            restart();
+          },
+        };
+        await changes[what.do]();
       },
     };
   };
