@@ -298,32 +298,16 @@ export function breaches(request: { messages?: Param[]; system?: unknown }): str
   const messages = request.messages ?? [];
   const found: string[] = [];
   if (messages.length === 0) found.push("there are no messages");
-  const ids = new Set<string>();
+  const callIds = new Set<string>();
   messages.forEach((message, index) => {
-    const here = blocks(message);
-    const before = messages[index - 1];
-    const say = (what: string) => found.push(`message ${index}: ${what}`);
-    if (message.role !== (index % 2 === 0 ? "user" : "assistant")) {
-      say("the roles must take turns, the user first");
-    }
-    if (here.length === 0) say("it is empty");
-    for (const block of here) {
-      if (isBlank(block)) say(`a blank ${block.type}`);
-      if (block.type === "thinking" && !block.signature) say("thinking that was cut off");
-      if (block.type !== "tool_use" && block.type !== "server_tool_use") continue;
-      if (ids.has(block.id)) say(`the id ${block.id} is there twice`);
-      ids.add(block.id);
-    }
-    const asked = idsOf(before, "tool_use");
-    const answered = idsOf(message, "tool_result");
-    if (asked.join() !== answered.join()) {
-      say(`calls ${asked.join() || "none"}, but results ${answered.join() || "none"}`);
-    }
-    const first = here.findIndex(({ type }) => type !== "tool_result");
-    if (first >= 0 && here.slice(first).some(({ type }) => type === "tool_result")) {
-      say("results must come first");
-    }
-    if (here.at(-1)?.type.endsWith("thinking")) say("thinking must not come last");
+    const problems = [
+      ...(message.role === (index % 2 === 0 ? "user" : "assistant")
+        ? []
+        : ["the roles must take turns, the user first"]),
+      ...blocks(message).flatMap((block) => problemsOfBlock(block, callIds)),
+      ...problemsOfOrder(message, messages[index - 1]),
+    ];
+    found.push(...problems.map((what) => `message ${index}: ${what}`));
   });
   const last = messages.at(-1);
   const paused = blocks(last).at(-1)?.type ?? "";
@@ -332,6 +316,35 @@ export function breaches(request: { messages?: Param[]; system?: unknown }): str
   }
   if (idsOf(last, "tool_use").length > 0) found.push("the last message has open calls");
   if (!isWellFormed(request)) found.push("half a character");
+  return found;
+}
+
+/** `callIds` are those of the blocks before this one; its own is added. */
+function problemsOfBlock(block: Anthropic.ContentBlockParam, callIds: Set<string>): string[] {
+  const found: string[] = [];
+  if (isBlank(block)) found.push(`a blank ${block.type}`);
+  if (block.type === "thinking" && !block.signature) found.push("thinking that was cut off");
+  if (block.type !== "tool_use" && block.type !== "server_tool_use") return found;
+  if (callIds.has(block.id)) found.push(`the id ${block.id} is there twice`);
+  callIds.add(block.id);
+  return found;
+}
+
+/** Which blocks a message has to have, and in which order. */
+function problemsOfOrder(message: Param, before: Param | undefined): string[] {
+  const content = blocks(message);
+  const found: string[] = [];
+  if (content.length === 0) found.push("it is empty");
+  const asked = idsOf(before, "tool_use").join();
+  const answered = idsOf(message, "tool_result").join();
+  if (asked !== answered) {
+    found.push(`calls ${asked || "none"}, but results ${answered || "none"}`);
+  }
+  const first = content.findIndex(({ type }) => type !== "tool_result");
+  if (first >= 0 && content.slice(first).some(({ type }) => type === "tool_result")) {
+    found.push("results must come first");
+  }
+  if (content.at(-1)?.type.endsWith("thinking")) found.push("thinking must not come last");
   return found;
 }
 
@@ -393,9 +406,9 @@ export function brokenPrefixes(log: LoggedRequest[]): string[] {
   return log.slice(1).flatMap((after, index) => {
     const before = log[index];
     if (!before || beginsWith(after, before)) return [];
-    const [rows, start] = [rowOf(after), rowOf(before)];
-    const at = start.findIndex((block, place) => rows[place] !== block);
-    return [`request ${index + 2}, block ${at}: ${start[at]} became ${rows[at]}`.slice(0, 400)];
+    const [newRow, oldRow] = [rowOf(after), rowOf(before)];
+    const at = oldRow.findIndex((block, place) => newRow[place] !== block);
+    return [`request ${index + 2}, block ${at}: ${oldRow[at]} became ${newRow[at]}`.slice(0, 400)];
   });
 }
 

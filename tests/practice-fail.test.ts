@@ -270,8 +270,8 @@ describe("the fake platforms, by their knobs", () => {
   it("Feishu too", async () => {
     const server: FakeFeishu = await startFeishu();
     open.push(server);
-    const post = async (path: string, body: object, token = "") => {
-      const headers = { authorization: `Bearer ${token}` };
+    const post = async (path: string, body: object, bearer = "") => {
+      const headers = { authorization: `Bearer ${bearer}` };
       const request = { method: "POST", headers, body: JSON.stringify(body) };
       return (await fetch(`${server.url}/open-apis/${path}`, request)).json();
     };
