@@ -1,7 +1,7 @@
 /** How the fake Feishu brings its events to the bot's webhook: again and again, until it says 200. */
 
 import { type About, envelope, onTheWire, type Wire } from "./feishu-events.ts";
-import type { Changes, Fields } from "./web.ts";
+import type { ConditionVariable, Fields } from "./web.ts";
 
 export interface WebhookOptions {
   /** Where events go: `http://127.0.0.1:8765/feishu/events`. It can be set later, too. */
@@ -61,7 +61,7 @@ export class Webhook {
   private readonly options: WebhookOptions;
   private readonly appId: string;
   private readonly now: () => number;
-  private readonly changes: Changes;
+  private readonly changes: ConditionVariable;
   private readonly newMessage: (chat: string) => string;
   /** The last event of each chat: the next one waits until that was tried once. */
   private readonly lastOf = new Map<string, Promise<unknown>>();
@@ -71,7 +71,7 @@ export class Webhook {
   constructor(
     options: WebhookOptions,
     appId: string,
-    changes: Changes,
+    changes: ConditionVariable,
     newMessage: (chat: string) => string,
   ) {
     this.options = options;
@@ -153,7 +153,7 @@ export class Webhook {
     const attempt = await this.attempt(body, wire);
     pending.underWay = false;
     pending.attempts.push(attempt);
-    this.changes.announce();
+    this.changes.notifyAll();
     return attempt;
   }
 

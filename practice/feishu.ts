@@ -8,6 +8,7 @@
 
 import type { IncomingMessage, ServerResponse } from "node:http";
 import { sendJson } from "./exchange.ts";
+import type { Failure } from "./fault-injection.ts";
 import {
   type EventMessage,
   envelope,
@@ -19,7 +20,6 @@ import {
   type Wire,
 } from "./feishu-events.ts";
 import { type Attempt, type Delivery, Webhook, type WebhookOptions } from "./feishu-webhook.ts";
-import type { Failure } from "./orders.ts";
 import { FakePlatform } from "./platform.ts";
 import { type Fields, type PhoneInput, readFields } from "./web.ts";
 
@@ -349,14 +349,30 @@ export class FakeFeishu extends FakePlatform<Sent> {
     return parsed;
   }
 
+  /** Takes a message of the bot's. The same uuid within an hour is the same message. */
   private accept(chat: string, body: Fields, dropped: boolean, replyTo?: string): Fields {
     const content = this.checkContent(body);
-    const uuid = body.uuid === undefined ? undefined : String(body.uuid);
-    const before = uuid === undefined ? undefined : this.uuids.get(uuid);
-    // The same uuid within an hour is the same message.
+    if (body.uuid === undefined) return this.store(chat, body, content, dropped, replyTo);
+    const uuid = String(body.uuid);
+    const before = this.uuids.get(uuid);
     if (before && this.now() - before.at < HOUR) return before.data;
+    const at = this.now();
+    const data = this.store(chat, body, content, dropped, replyTo);
+    this.uuids.set(uuid, { at, data });
+    return data;
+  }
+
+  /** Keeps a message of the bot's and shows it on the phones. Gives what the API answers. */
+  private store(
+    chat: string,
+    body: Fields,
+    content: Fields,
+    dropped: boolean,
+    replyTo: string | undefined,
+  ): Fields {
     const root = replyTo === undefined ? undefined : (this.messages.get(replyTo)?.root ?? replyTo);
     const messageId = this.nextMessage(chat, root);
+    const uuid = body.uuid === undefined ? undefined : String(body.uuid);
     const at = this.now();
     const type = String(body.msg_type);
     const text = readable(type, content);
@@ -373,7 +389,6 @@ export class FakeFeishu extends FakePlatform<Sent> {
       sender: { id: this.appId, id_type: "app_id", sender_type: "app", tenant_key: TENANT },
       body: { content: body.content },
     };
-    if (uuid !== undefined) this.uuids.set(uuid, { at, data });
     this.phones.show(chat, { type: "sent", text });
     return data;
   }
@@ -416,7 +431,7 @@ export class FakeFeishu extends FakePlatform<Sent> {
       const method = methodOf(request.method ?? "", path);
       const call: Call = { method, path, parameters, at: this.now(), status: 0, code: 0 };
       this.log.push(call);
-      this.changes.announce();
+      this.changes.notifyAll();
       await this.handle(call, request, response);
     } catch (error) {
       if (response.destroyed) return; // the client hung up while its body was being read
@@ -427,7 +442,7 @@ export class FakeFeishu extends FakePlatform<Sent> {
         msg: isJson ? "Invalid parameter in JSON" : String(error),
       });
     }
-    this.changes.announce();
+    this.changes.notifyAll();
   }
 
   private async handle(
@@ -436,8 +451,8 @@ export class FakeFeishu extends FakePlatform<Sent> {
     response: ServerResponse,
   ): Promise<void> {
     try {
-      const failure = this.failing(call.method, this.namesOf(call));
-      if (failure && (await this.fails(failure, call, request, response))) return;
+      const failure = this.takeFailure(call.method, this.namesOf(call));
+      if (failure && (await this.failAs(failure, call, request, response))) return;
       const result = this.run(call, request, false);
       call.status = 200;
       sendJson(response, 200, { code: 0, ...result });
@@ -461,7 +476,7 @@ export class FakeFeishu extends FakePlatform<Sent> {
   }
 
   /** Does what was ordered; false if the request goes on afterwards. */
-  private async fails(
+  private async failAs(
     { kind, retryAfter = 1 }: Failure,
     call: Call,
     request: IncomingMessage,
@@ -477,10 +492,10 @@ export class FakeFeishu extends FakePlatform<Sent> {
       throw new Refusal(status, code, words, {}, code === 99991400 ? headers : {});
     }
     if (kind === "drop") this.run(call, request, true);
-    return await this.broken(kind, call, response);
+    return await this.breakConnection(kind, call, response);
   }
 
-  protected async typed(
+  protected async receiveFromPhone(
     { person, group, text, photos = 0 }: PhoneInput,
     answered?: Sent,
   ): Promise<void> {

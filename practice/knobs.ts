@@ -5,11 +5,18 @@
  */
 
 import { parseArgs } from "node:util";
-import { hasMarks, promptBlocks } from "./cache-marks.ts";
-import { duration, FAIL_HELP, FAIL_KINDS, FAIL_OPTIONS, readFail, wholeNumber } from "./fail.ts";
+import { hasBreakpoints, promptBlocks } from "./cache-breakpoints.ts";
+import {
+  duration,
+  FAIL_HELP,
+  FAIL_KINDS,
+  FAIL_OPTIONS,
+  readFail,
+  wholeNumber,
+} from "./fail-command.ts";
+import { keyNumber } from "./fault-injection.ts";
 import type { LoggedRequest } from "./model.ts";
-import { keyNumber } from "./orders.ts";
-import { isAlive, readWorld, startWorld, Trouble, theWorld, worldPath } from "./world.ts";
+import { isAlive, readWorld, requireWorld, startWorld, UserError, worldPath } from "./world.ts";
 
 const HELP = `npm run practice                         says which world runs; if none, starts a model
 ${FAIL_HELP}
@@ -28,7 +35,7 @@ async function main(): Promise<void> {
   else if (command === "drop") await fail(["drop"], values);
   else if (command === "slow") await slow(words[0]);
   else if (command === "log") await showLog(wholeNumber(values.last ?? "20", "--last"));
-  else throw new Trouble(`There is no "${command}".\n\n${HELP}`);
+  else throw new UserError(`There is no "${command}".\n\n${HELP}`);
 }
 
 function readArguments() {
@@ -37,7 +44,7 @@ function readArguments() {
   try {
     return parseArgs({ allowPositionals: true, options });
   } catch (error) {
-    throw new Trouble(`${error instanceof Error ? error.message : error}\n\n${HELP}`);
+    throw new UserError(`${error instanceof Error ? error.message : error}\n\n${HELP}`);
   }
 }
 
@@ -90,7 +97,7 @@ async function showLog(last: number): Promise<void> {
 
 /** For a request with cache marks: what became of its tokens. */
 function tokensOf({ request, usage }: LoggedRequest): string[] {
-  if (!usage || !hasMarks(promptBlocks(request))) return [];
+  if (!usage || !hasBreakpoints(promptBlocks(request))) return [];
   const { cache_read_input_tokens: cached, cache_creation_input_tokens: written } = usage;
   return [`${cached} cached, ${written} written, ${usage.input_tokens} fresh`];
 }
@@ -99,20 +106,20 @@ type Server = "model" | "telegram" | "feishu";
 
 async function send<Answer>(path: string, body?: object, to: Server = "model"): Promise<Answer> {
   const method = body ? "POST" : "GET";
-  const world = theWorld();
+  const world = requireWorld();
   const address = to === "model" ? world.url : world[to];
-  if (!address) throw new Trouble(`${world.user} has no channels yet: npm start -- s04 has.`);
+  if (!address) throw new UserError(`${world.user} has no channels yet: npm start -- s04 has.`);
   const url = `${address}/_practice/${path}`;
   const answer = await fetch(url, { method, body: body && JSON.stringify(body) });
   const result = (await answer.json()) as Answer & { error?: string }; // our own server's form
-  if (!answer.ok) throw new Trouble(result.error ?? `The practice world said ${answer.status}.`);
+  if (!answer.ok) throw new UserError(result.error ?? `The practice world said ${answer.status}.`);
   return result;
 }
 
 try {
   await main();
 } catch (error) {
-  if (!(error instanceof Trouble)) throw error;
+  if (!(error instanceof UserError)) throw error;
   console.error(error.message);
   process.exitCode = 1;
 }

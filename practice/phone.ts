@@ -6,7 +6,7 @@
 import { createInterface } from "node:readline";
 import { parseArgs } from "node:util";
 import { type PhoneEvent, type PhoneInput, watchPhone } from "./web.ts";
-import { Trouble, theWorld } from "./world.ts";
+import { requireWorld, UserError } from "./world.ts";
 
 const HELP = `npm run phone -- telegram alice           alice writes to the bot
 npm run phone -- telegram alice --group   alice writes in the group "family", where the bot
@@ -69,10 +69,10 @@ async function main(): Promise<void> {
   const options = { group: { type: "boolean" } } as const;
   const { values, positionals } = parseArgs({ options, allowPositionals: true, strict: false });
   const [platform = "", person = ""] = positionals;
-  if (!/^(telegram|feishu) [a-z]\w*$/i.test(`${platform} ${person}`)) throw new Trouble(HELP);
-  const world = theWorld();
+  if (!/^(telegram|feishu) [a-z]\w*$/i.test(`${platform} ${person}`)) throw new UserError(HELP);
+  const world = requireWorld();
   const url = platform === "telegram" ? world.telegram : world.feishu;
-  if (!url) throw new Trouble(`${world.user} has no channels yet: npm start -- s04 has.`);
+  if (!url) throw new UserError(`${world.user} has no channels yet: npm start -- s04 has.`);
   const group = values.group ? "family" : undefined;
   const query = new URLSearchParams({ person, ...(group && { group }) });
   const stream = await watchPhone(`${url}/_practice/stream?${query}`, show);

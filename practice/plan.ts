@@ -203,7 +203,7 @@ function program(path: string, text: string): string {
 
 function toCall(wish: Wish, tools: Tools, missing: Plan["missing"]): Call | undefined {
   const { what, on, command } = wish;
-  const offered = (name: string) => tools.find((tool) => "name" in tool && tool.name === name);
+  const offered = (name: string) => tools.find((one) => "name" in one && one.name === name);
   const tool = offered(wish.tool);
   if (tool) return { what, name: wish.tool, input: fill(wish.values, tool), on };
   const bash = command === undefined ? undefined : offered("bash");

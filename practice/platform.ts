@@ -1,18 +1,18 @@
 /** What the fake platforms have in common: how tests look at them, wait for them and break them. */
 
 import { createServer, type IncomingMessage, type Server, type ServerResponse } from "node:http";
-import { type Failure, Failures } from "./orders.ts";
+import { type Failure, FaultInjector } from "./fault-injection.ts";
 import {
-  Changes,
+  ConditionVariable,
   closeServer,
   type Fields,
-  Holds,
+  HeldRequests,
+  handleControl,
   listen,
   Outbox,
   type PhoneInput,
   Phones,
   sendBadGateway,
-  turnKnob,
 } from "./web.ts";
 
 interface Item {
@@ -23,19 +23,21 @@ interface Item {
 export abstract class FakePlatform<Sent extends Item> {
   url = "";
   protected readonly now: () => number;
-  protected readonly changes = new Changes();
+  protected readonly changes = new ConditionVariable();
   protected readonly outbox = new Outbox<Sent>(this.changes);
-  protected readonly holds = new Holds();
+  protected readonly holds = new HeldRequests();
   protected readonly phones = new Phones();
-  private readonly failures: Failures;
+  private readonly failures: FaultInjector;
   private readonly server: Server;
 
   constructor(kinds: string[], now: () => number = Date.now) {
     this.now = now;
-    this.failures = new Failures(kinds, now);
+    this.failures = new FaultInjector(kinds, now);
     this.server = createServer((request, response) => {
       const isKnob = request.url?.startsWith("/_practice/");
-      void (isKnob ? turnKnob(request, response, this.knobs) : this.serve(request, response));
+      void (isKnob
+        ? handleControl(request, response, this.controls)
+        : this.serve(request, response));
     });
     this.server.requestTimeout = 0; // a held request may outlast Node's five minutes
   }
@@ -57,7 +59,7 @@ export abstract class FakePlatform<Sent extends Item> {
   protected abstract serve(request: IncomingMessage, response: ServerResponse): Promise<void>;
 
   /** Something was typed on a phone. Throws what the person should hear. */
-  protected abstract typed(input: PhoneInput, answered?: Sent): unknown;
+  protected abstract receiveFromPhone(input: PhoneInput, answered?: Sent): unknown;
 
   /** What the bot has sent, in order. */
   get sent(): Sent[] {
@@ -82,16 +84,16 @@ export abstract class FakePlatform<Sent extends Item> {
 
   /** The next requests fail, or those that are meant. */
   fail(failure: Failure): void {
-    this.failures.order(failure);
+    this.failures.inject(failure);
   }
 
   /** As `npm run practice` says it; without a kind, the end of all failures. */
-  obey(order: Partial<Failure>): void {
-    this.failures.obey(order);
+  setFailure(order: Partial<Failure>): void {
+    this.failures.set(order);
   }
 
   /** No more failures. */
-  mend(): void {
+  clearFailures(): void {
     this.failures.clear();
   }
 
@@ -101,7 +103,10 @@ export abstract class FakePlatform<Sent extends Item> {
   }
 
   /** What was ordered for a request, if anything; `chats` are the names that its chat goes by. */
-  protected failing(method: string, chats: (string | number | undefined)[]): Failure | undefined {
+  protected takeFailure(
+    method: string,
+    chats: (string | number | undefined)[],
+  ): Failure | undefined {
     return this.failures.take(
       ({ method: wanted = "sendMessage", chat }) =>
         wanted.toLowerCase() === method.toLowerCase() &&
@@ -110,7 +115,7 @@ export abstract class FakePlatform<Sent extends Item> {
   }
 
   /** Does something to the connection; false if the request goes on afterwards. */
-  protected async broken(
+  protected async breakConnection(
     kind: string,
     call: { status: number },
     response: ServerResponse,
@@ -127,7 +132,7 @@ export abstract class FakePlatform<Sent extends Item> {
     return group ? this.groupId(group) : this.chatId(person);
   }
 
-  private readonly knobs = {
+  private readonly controls = {
     /** What `npm run phone` reads. */
     stream: (input: Fields, response: ServerResponse) => {
       const where = input as unknown as PhoneInput; // our phone's
@@ -138,9 +143,9 @@ export abstract class FakePlatform<Sent extends Item> {
       const chat = this.placeOf(input);
       const last = this.sent.findLast((one) => one.chat === chat);
       if (input.reply && !last) throw new Error("The bot has sent nothing here yet.");
-      await this.typed(input, input.reply ? last : undefined);
+      await this.receiveFromPhone(input, input.reply ? last : undefined);
     },
     /** An order; without a kind, the end of all orders. */
-    fail: (order: Fields) => this.obey(order),
+    fail: (order: Fields) => this.setFailure(order),
   };
 }

@@ -2,8 +2,8 @@
 
 import { createHash } from "node:crypto";
 import type Anthropic from "@anthropic-ai/sdk";
-import type { CacheUse } from "./cache.ts";
-import { hasMarks, promptBlocks } from "./cache-marks.ts";
+import { hasBreakpoints, promptBlocks } from "./cache-breakpoints.ts";
+import type { CacheUse } from "./prompt-cache.ts";
 import { countTokensIn } from "./tokens.ts";
 
 export type PracticeRequest = Anthropic.MessageCreateParams;
@@ -101,7 +101,7 @@ export function makeReply(
  */
 export function countRequest(request: PracticeRequest): number {
   const blocks = promptBlocks(request);
-  if (hasMarks(blocks)) return blocks.reduce((sum, { tokens }) => sum + tokens, 1);
+  if (hasBreakpoints(blocks)) return blocks.reduce((sum, { tokens }) => sum + tokens, 1);
   return countTokensIn([request.system, request.tools, request.messages]);
 }
 

@@ -4,7 +4,7 @@
  */
 
 import { WebSocket } from "ws";
-import { Trouble, theWorld } from "./world.ts";
+import { requireWorld, UserError } from "./world.ts";
 
 const HELP = `npm run rpc -- status
 npm run rpc -- send text="what time is it?" channel=telegram peerId=1001
@@ -28,7 +28,7 @@ const TEXTS = /^(text|query|channel|label)$|(Id|Key|Value)$/;
 function readParams(words: string[]): Record<string, unknown> {
   const pairs = words.map((word): [string, unknown] => {
     const [, name = "", value = ""] = /^([\w.]+)=(.*)$/s.exec(word) ?? [];
-    if (!name) throw new Trouble(`"${word}" is no parameter: say name=value.`);
+    if (!name) throw new UserError(`"${word}" is no parameter: say name=value.`);
     if (TEXTS.test(name)) return [name, value];
     try {
       return [name, JSON.parse(value)]; // a number, true, a list
@@ -42,9 +42,9 @@ function readParams(words: string[]): Record<string, unknown> {
 function findGateway(words: string[]): string {
   const given = words.find((word) => word.startsWith("--url="))?.slice("--url=".length);
   if (given) return given;
-  const world = theWorld();
+  const world = requireWorld();
   if (world.gateway) return world.gateway;
-  throw new Trouble(`${world.user} has no gateway yet: npm start -- s05 has.`);
+  throw new UserError(`${world.user} has no gateway yet: npm start -- s05 has.`);
 }
 
 /** Where the cursor is: a reply that streams in does not end its lines by itself. */
@@ -79,25 +79,25 @@ function call(url: string, method: string, params: Record<string, unknown>): Pro
       resolve(answer);
     });
     socket.once("error", (error) => {
-      reject(new Trouble(`The gateway at ${host} can't be reached: ${error.message || error}.`));
+      reject(new UserError(`The gateway at ${host} can't be reached: ${error.message || error}.`));
     });
     socket.once("close", (code) => {
-      reject(new Trouble(`The gateway at ${host} closed the connection (${code}).`));
+      reject(new UserError(`The gateway at ${host} closed the connection (${code}).`));
     });
   });
 }
 
 try {
   const [method, ...words] = process.argv.slice(2).filter((word) => !word.startsWith("--url="));
-  if (!method || method === "--help" || method === "-h") throw new Trouble(HELP);
+  if (!method || method === "--help" || method === "-h") throw new UserError(HELP);
   const { result, error } = await call(findGateway(process.argv), method, readParams(words));
   if (error) {
     const data = error.data === undefined ? "" : `\n${JSON.stringify(error.data, null, 2)}`;
-    throw new Trouble(`${error.code}: ${error.message}${data}`);
+    throw new UserError(`${error.code}: ${error.message}${data}`);
   }
   print(JSON.stringify(result, null, 2));
 } catch (error) {
-  if (!(error instanceof Trouble)) throw error;
+  if (!(error instanceof UserError)) throw error;
   if (midLine) console.log();
   console.error(error.message);
   process.exitCode = 1;

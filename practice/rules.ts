@@ -4,10 +4,10 @@
  */
 
 import type Anthropic from "@anthropic-ai/sdk";
+import { longText } from "./long-text.ts";
 import { LANGUAGES, type Language, type Patterns } from "./phrases.ts";
 import { type Call, findPaths, makePlan, type Plan, trimWords } from "./plan.ts";
 import type { PracticeRequest, Scripted } from "./reply.ts";
-import { longText } from "./tales.ts";
 import { countTokens } from "./tokens.ts";
 
 /** A text as long as this is a document, not a request. */
@@ -250,7 +250,7 @@ function inWords(now: Situation, plan: Plan): Scripted {
   const names = now.tools.flatMap((tool) => ("name" in tool ? [tool.name] : []));
   if (plan.missing.includes("tool")) return speak(say.noTool(names));
   if (plan.missing.includes("clock")) return speak(say.noClock);
-  // Asking comes before telling: "my name is Ada, what is my name?" is a question.
+  // CacheRequest comes before telling: "my name is Ada, what is my name?" is a question.
   // And "which tea do I like best?" is one that a memory may answer.
   const isQuestion = /[?？]|か。?$/.test(now.text);
   const [memory] = isQuestion ? now.remembered : [];

@@ -10,7 +10,7 @@ import { basename, join } from "node:path";
 import { createInterface } from "node:readline/promises";
 import { parseArgs } from "node:util";
 import { parse } from "dotenv";
-import { isAlive, ROOT, readWorld, startWorld, Trouble } from "./world.ts";
+import { isAlive, ROOT, readWorld, startWorld, UserError } from "./world.ts";
 
 const NAMES = `s01_agent_loop s02_tool_use s03_sessions s04_channels s05_gateway s06_intelligence
   s07_heartbeat_cron s08_delivery s09_resilience s10_concurrency`.split(/\s+/);
@@ -67,7 +67,7 @@ function readArguments() {
       },
     });
   } catch (error) {
-    throw new Trouble(`${error instanceof Error ? error.message : error}\n\n${HELP}`);
+    throw new UserError(`${error instanceof Error ? error.message : error}\n\n${HELP}`);
   }
 }
 
@@ -83,7 +83,7 @@ function sectionsOf(language: string): string[] {
 
 async function choose(wanted?: string, lang?: string): Promise<Choice | undefined> {
   if (lang && !LANGUAGES[lang]) {
-    throw new Trouble(
+    throw new UserError(
       `There is no language "${lang}"; there are: ${Object.keys(LANGUAGES).join(", ")}.`,
     );
   }
@@ -100,7 +100,7 @@ function findSection(wanted: string, language: string): string {
   const number = /^s?(\d{1,2})(?:_\w+)?$/i.exec(wanted)?.[1]?.padStart(2, "0");
   const name = NAMES.find((known) => known.startsWith(`s${number}`));
   if (!number || !name) {
-    throw new Trouble(`There is no section "${wanted}"; there are s01 to s10.`);
+    throw new UserError(`There is no section "${wanted}"; there are s01 to s10.`);
   }
   const there = sectionsOf(language);
   const section = there.find((known) => known.startsWith(`s${number}`));
@@ -108,7 +108,7 @@ function findSection(wanted: string, language: string): string {
   const others = Object.keys(LANGUAGES).filter((other) => sectionsOf(other).includes(name));
   const where = others.length > 0 ? `, but it is in ${others.join(" and ")}` : "";
   const rest = there.length > 0 ? ` There are: ${there.join(", ")}.` : "";
-  throw new Trouble(`s${number} is not there yet in ${LANGUAGES[language]}${where}.${rest}`);
+  throw new UserError(`s${number} is not there yet in ${LANGUAGES[language]}${where}.${rest}`);
 }
 
 /** A small menu; Enter takes the first, Ctrl+C and Ctrl+D leave. */
@@ -119,7 +119,7 @@ async function askPerson(lang?: string): Promise<Choice | undefined> {
   terminal.once("close", () => leave.abort());
   try {
     const known = Object.keys(LANGUAGES).sort((one, other) => ours(other) - ours(one));
-    const there = known.filter((language) => sectionsOf(language).length > 0);
+    const there = known.filter((name) => sectionsOf(name).length > 0);
     const language = lang ?? (await askLanguage(there, ask));
     const sections = sectionsOf(language);
     for (const section of sections)
@@ -160,7 +160,7 @@ async function askLanguage(
   const names = there.map((language) => `${language} ${LANGUAGES[language]}`).join(", ");
   const wanted = (await ask(`Language (${names}) [${first}]: `)).toLowerCase() || first;
   if (there.includes(wanted)) return wanted;
-  throw new Trouble(`There is no language "${wanted}" here; there are: ${there.join(", ")}.`);
+  throw new UserError(`There is no language "${wanted}" here; there are: ${there.join(", ")}.`);
 }
 
 // ---- The section as a child ----
@@ -179,7 +179,7 @@ function copyWorkspace(fresh: boolean): void {
   const copy = join(ROOT, ".practice", "workspace");
   const other = readWorld();
   if (fresh && other && isAlive(other.pid)) {
-    throw new Trouble(
+    throw new UserError(
       `${other.user} (process ${other.pid}) uses the practice copy: leave it first.`,
     );
   }
@@ -213,7 +213,7 @@ function run(file: string, settings: Record<string, string>): Promise<number> {
 try {
   process.exitCode = await main();
 } catch (error) {
-  if (!(error instanceof Trouble)) throw error;
+  if (!(error instanceof UserError)) throw error;
   console.error(error.message);
   process.exitCode = 1;
 }

@@ -2,7 +2,7 @@
 
 import type { ServerResponse } from "node:http";
 import { sendJson } from "./exchange.ts";
-import type { Changes, Fields } from "./web.ts";
+import type { ConditionVariable, Fields } from "./web.ts";
 
 export interface Call {
   method: string;
@@ -48,7 +48,7 @@ const WEBHOOK =
   "Conflict: can't use getUpdates method while webhook is active; use deleteWebhook to delete the webhook first";
 
 /** What Telegram says when it fails. */
-export const SENTENCES: Record<string, string> = {
+export const ERROR_DESCRIPTIONS: Record<string, string> = {
   "400": "Bad Request: chat not found",
   "401": "Unauthorized",
   "403": "Forbidden: bot was blocked by the user",
@@ -58,7 +58,7 @@ export const SENTENCES: Record<string, string> = {
 
 /** All failures that can be ordered; the last ones are done to the connection. */
 export const TELEGRAM_FAILURES = [
-  ...Object.keys(SENTENCES),
+  ...Object.keys(ERROR_DESCRIPTIONS),
   "429",
   "502",
   "drop",
@@ -88,12 +88,12 @@ interface Poll extends Exchange {
 export class UpdateQueue {
   readonly updates: QueuedUpdate[] = [];
   webhook = "";
-  private readonly changes: Changes;
+  private readonly changes: ConditionVariable;
   private allowed: string[] = [];
   private next = 500_001;
   private poll: Poll | undefined;
 
-  constructor(changes: Changes) {
+  constructor(changes: ConditionVariable) {
     this.changes = changes;
   }
 
@@ -173,6 +173,6 @@ export class UpdateQueue {
       const updates = batch.map((one) => one.update);
       answer(this.endPoll(this.poll), updates);
     }
-    this.changes.announce();
+    this.changes.notifyAll();
   }
 }

@@ -8,7 +8,7 @@
 
 import type { IncomingMessage, ServerResponse } from "node:http";
 import { sendJson } from "./exchange.ts";
-import type { Failure } from "./orders.ts";
+import type { Failure } from "./fault-injection.ts";
 import { FakePlatform } from "./platform.ts";
 import {
   type Chat,
@@ -23,10 +23,10 @@ import {
 import {
   answer,
   type Call,
+  ERROR_DESCRIPTIONS,
   type Exchange,
   type QueuedUpdate,
   Refusal,
-  SENTENCES,
   TELEGRAM_FAILURES,
   UpdateQueue,
 } from "./telegram-queue.ts";
@@ -287,7 +287,7 @@ export class FakeTelegram extends FakePlatform<Sent> {
     const thread = this.findThread(chat, parameters.message_thread_id);
     this.typing.push({ chat: chat.id, thread, action, at: this.now() });
     this.phones.show(String(chat.id), { type: "typing" });
-    this.changes.announce();
+    this.changes.notifyAll();
     return true;
   }
 
@@ -354,7 +354,7 @@ export class FakeTelegram extends FakePlatform<Sent> {
       const parameters = { ...Object.fromEntries(searchParams), ...body };
       const call: Call = { method, parameters, at: this.now(), status: 0 };
       this.log.push(call);
-      this.changes.announce();
+      this.changes.notifyAll();
       if (!token) return this.answer({ call, response }, new Refusal(404, "Not Found"));
       if (decodeURIComponent(token) !== this.token) {
         return this.answer({ call, response }, new Refusal(401, "Unauthorized"));
@@ -371,9 +371,9 @@ export class FakeTelegram extends FakePlatform<Sent> {
   private async handle(call: Call, response: ServerResponse): Promise<void> {
     const chat = this.directory.chat(Number(call.parameters.chat_id ?? 0));
     const names = [chat?.id, chat?.type === "private" ? chat.username : chat?.title];
-    const failure = this.failing(call.method, names);
+    const failure = this.takeFailure(call.method, names);
     try {
-      if (failure && (await this.fails(failure, call, response))) return;
+      if (failure && (await this.failAs(failure, call, response))) return;
       if (call.method.toLowerCase() === "getupdates") this.queue.getUpdates({ call, response });
       else this.answer({ call, response }, this.run(call));
     } catch (error) {
@@ -383,26 +383,29 @@ export class FakeTelegram extends FakePlatform<Sent> {
   }
 
   /** Does what was ordered; false if the request goes on afterwards. */
-  private async fails(failure: Failure, call: Call, response: ServerResponse): Promise<boolean> {
+  private async failAs(failure: Failure, call: Call, response: ServerResponse): Promise<boolean> {
     const { kind, retryAfter = 1 } = failure;
     if (kind === "429") {
       const words = `Too Many Requests: retry after ${retryAfter}`;
       throw new Refusal(429, words, { retry_after: retryAfter });
     }
-    const sentence = SENTENCES[kind];
+    const sentence = ERROR_DESCRIPTIONS[kind];
     if (sentence) throw new Refusal(Number(kind), sentence);
     // Accepted, and the connection breaks before the bot hears of it.
     const isSend = call.method.toLowerCase() === "sendmessage";
     if (kind === "drop" && isSend) this.sendMessage(call.parameters, true);
-    return await this.broken(kind, call, response);
+    return await this.breakConnection(kind, call, response);
   }
 
   private answer(exchange: Exchange, result: unknown): void {
     answer(exchange, result);
-    this.changes.announce();
+    this.changes.notifyAll();
   }
 
-  protected typed({ person, group, text, photos = 0 }: PhoneInput, answered?: Sent): void {
+  protected receiveFromPhone(
+    { person, group, text, photos = 0 }: PhoneInput,
+    answered?: Sent,
+  ): void {
     const options = { group, replyTo: answered?.messageId };
     if (photos > 1) this.album(person, new Array(photos).fill("photo"), text, options);
     else this.say(person, text, { ...options, media: photos === 1 ? "photo" : undefined });

@@ -65,31 +65,39 @@ function checkBlock(block: unknown, at: string, known?: string[]): Json {
   }
   const fields = BLOCK_FIELDS[type];
   if (fields) checkFields(block, `${at}.${type}.`, fields);
-  checkBlockOfType(type, block, `${at}.${type}`);
+  BLOCK_CHECKS[type]?.(block, `${at}.${type}`);
   return block;
 }
 
-function checkBlockOfType(type: string, block: Json, at: string): void {
-  if (type === "text") {
+/** The check of each type of block; a type without one is let through. */
+const BLOCK_CHECKS: Record<string, (block: Json, at: string) => void> = {
+  text(block, at) {
     checkString(block, `${at}.`, "text", 0);
     if (block.text === "" && isObject(block.cache_control)) {
       refuse(`${at}: cache_control cannot be set for empty text blocks`);
     }
-  } else if (type === "thinking") {
+  },
+  thinking(block, at) {
     checkString(block, `${at}.`, "thinking", 0);
     checkString(block, `${at}.`, "signature");
-  } else if (type === "redacted_thinking") {
-    checkString(block, `${at}.`, "data", 0);
-  } else if (type === "tool_use" || type === "server_tool_use") {
-    checkString(block, `${at}.`, "id", 1, TOOL_ID);
-    checkString(block, `${at}.`, "name", 1, TOOL_NAME);
-    if (block.input === undefined) refuse(`${at}.input: Field required`);
-    if (!isObject(block.input)) refuse(`${at}.input: Input should be a valid dictionary`);
-  } else if (type === "tool_result") {
-    checkToolResult(block, at);
-  } else if (type === "image" || type === "document") {
-    if (block.source === undefined) refuse(`${at}.source: Field required`);
-  }
+  },
+  redacted_thinking: (block, at) => checkString(block, `${at}.`, "data", 0),
+  tool_use: checkToolCall,
+  server_tool_use: checkToolCall,
+  tool_result: checkToolResult,
+  image: checkSource,
+  document: checkSource,
+};
+
+function checkToolCall(block: Json, at: string): void {
+  checkString(block, `${at}.`, "id", 1, TOOL_ID);
+  checkString(block, `${at}.`, "name", 1, TOOL_NAME);
+  if (block.input === undefined) refuse(`${at}.input: Field required`);
+  if (!isObject(block.input)) refuse(`${at}.input: Input should be a valid dictionary`);
+}
+
+function checkSource(block: Json, at: string): void {
+  if (block.source === undefined) refuse(`${at}.source: Field required`);
 }
 
 function checkToolResult(block: Json, at: string): void {

@@ -7,7 +7,7 @@
  * than the API teaches fears, one that is laxer hides bugs.
  */
 
-import { checkCacheMarks } from "./cache-marks.ts";
+import { checkCacheBreakpoints } from "./cache-breakpoints.ts";
 import {
   checkFields,
   checkString,
@@ -46,7 +46,7 @@ function checkRequest(request: unknown): void {
     refuse("stream: Input should be a valid boolean");
   }
   const messages = checkMessages(request.messages);
-  checkCacheMarks(request);
+  checkCacheBreakpoints(request);
   checkConversation(messages, String(request.model));
 }
 

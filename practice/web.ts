@@ -46,10 +46,10 @@ export async function readFields(request: IncomingMessage): Promise<Fields> {
 }
 
 /** Wakes those who wait for something to become true: no test needs to sleep. */
-export class Changes {
+export class ConditionVariable {
   private readonly checks = new Set<() => void>();
 
-  announce(): void {
+  notifyAll(): void {
     for (const check of [...this.checks]) check();
   }
 
@@ -73,15 +73,15 @@ export class Changes {
 export class Outbox<Item extends { chat: string | number }> {
   readonly all: Item[] = [];
   private readonly taken = new Set<Item>();
-  private readonly changes: Changes;
+  private readonly changes: ConditionVariable;
 
-  constructor(changes: Changes) {
+  constructor(changes: ConditionVariable) {
     this.changes = changes;
   }
 
   add(item: Item): void {
     this.all.push(item);
-    this.changes.announce();
+    this.changes.notifyAll();
   }
 
   /** The next one to a chat, or to any, that no call of this has given yet. */
@@ -97,7 +97,7 @@ export class Outbox<Item extends { chat: string | number }> {
 }
 
 /** Requests that hang until somebody lets them go on, or their client hangs up. */
-export class Holds {
+export class HeldRequests {
   private readonly held = new Set<() => void>();
 
   /** Gives whether the client is still there. */
@@ -125,13 +125,13 @@ export function sendBadGateway(response: ServerResponse): void {
 }
 
 /** What the knobs of a server do; what they give is the answer. */
-export type Knobs = Record<string, (input: Fields, response: ServerResponse) => unknown>;
+export type ControlHandlers = Record<string, (input: Fields, response: ServerResponse) => unknown>;
 
 /** `/_practice/<knob>`, for commands; an error of the knob's is told to whoever has turned it. */
-export async function turnKnob(
+export async function handleControl(
   request: IncomingMessage,
   response: ServerResponse,
-  knobs: Knobs,
+  knobs: ControlHandlers,
 ): Promise<void> {
   // A page in a browser can reach loopback too; it says where it comes from, a command does not.
   if (request.headers.origin) return sendJson(response, 403, { error: "not from a browser" });

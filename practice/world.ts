@@ -164,15 +164,15 @@ async function freePort(): Promise<number> {
 }
 
 /** Something to tell the person, in place of a stack. */
-export class Trouble extends Error {}
+export class UserError extends Error {}
 
 /** The world that runs. */
-export function theWorld(root = ROOT): WorldFile {
+export function requireWorld(root = ROOT): WorldFile {
   const world = readWorld(root);
-  if (!world) throw new Trouble("No practice world is running: start one with npm start.");
+  if (!world) throw new UserError("No practice world is running: start one with npm start.");
   if (isAlive(world.pid)) return world;
   const gone = `process ${world.pid} is gone and left ${worldPath(root)} behind`;
-  throw new Trouble(`No practice world is running (${gone}): start one with npm start.`);
+  throw new UserError(`No practice world is running (${gone}): start one with npm start.`);
 }
 
 /** What the file says, or undefined if there is none that can be read. */

@@ -7,8 +7,8 @@ import fs from "node:fs";
 import path from "node:path";
 import fc from "fast-check";
 import { describe, expect, it } from "vitest";
-import { FAILURES } from "../practice/failures.ts";
 import type { PracticeModel, Scripted, ScriptedBlock } from "../practice/model.ts";
+import { FAILURES } from "../practice/model-failures.ts";
 import {
   call,
   load,

@@ -49,7 +49,7 @@ describe.each(englishFrom("s08"))("$name", (section) => {
       const [first] = entriesOf(world.state);
       await inboxEmpty(world);
       await world.kill();
-      telegram.mend();
+      telegram.clearFailures();
 
       const program = await world.start();
       await telegram.until(() => telegram.textsTo("alice").length === 3);
@@ -71,7 +71,7 @@ describe.each(englishFrom("s08"))("$name", (section) => {
         telegram.log.slice(sends).some(({ method }) => method === "sendMessage"),
       );
       await world.kill();
-      telegram.mend();
+      telegram.clearFailures();
       const third = await world.start();
       expect(third.text).toContain("the program ended twice while this was sent");
       expect(entriesOf(world.state, "failed")).toHaveLength(3);

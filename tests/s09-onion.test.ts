@@ -233,7 +233,7 @@ describe.each(sectionsFrom("s09"))("$name, keys and models", (file) => {
       // Until then nothing is asked; what was said is kept, and answered later.
       await expect(turn("again")).rejects.toThrow();
       expect(keysUsed()).toHaveLength(3);
-      model.mend();
+      model.clearFailures();
       model.script(say("at last"));
       profiles.clear();
       expect(await turn("now")).toBe("at last");
@@ -390,7 +390,7 @@ describe.each(sectionsFrom("s09"))("$name, going round", (file) => {
     await section.runTurn(app.store.current(app.key), "newer", { app });
     expect(resting()).toEqual({ K1: 60 });
     // The order is used up; what was held is answered well.
-    model.mend();
+    model.clearFailures();
     held.release();
     await older;
     expect(resting()).toEqual({ K1: 60 });

@@ -334,7 +334,7 @@ class Torture {
   /** Nobody dies any more, and what is open is answered. */
   async lastLife(): Promise<void> {
     const { telegram, feishu, model } = this.#world;
-    for (const one of [telegram, feishu, model]) one.mend();
+    for (const one of [telegram, feishu, model]) one.clearFailures();
     await this.#start();
     for (const program of PROGRAMS) this.#send(program);
     await feishu.flush();
@@ -497,7 +497,7 @@ class Torture {
     const kind = kinds[what];
     // Not more than one at a time: while nobody asks, they would pile up, and then all the tries of
     // one send would meet one. It would wait for ten minutes, and everybody behind it.
-    for (const one of [telegram, feishu, model]) one.mend();
+    for (const one of [telegram, feishu, model]) one.clearFailures();
     if (kind) model.fail(kind);
     else if (what < 7) telegram.fail({ kind: what === 5 ? "500" : "429", retryAfter: 1 });
     else feishu.fail({ kind: "500" });

@@ -50,7 +50,7 @@ export function ttlOf(mark: Mark): "5m" | "1h" {
   return isObject(mark.value) && mark.value.ttl === "1h" ? "1h" : "5m";
 }
 
-export function hasMarks(blocks: PromptBlock[]): boolean {
+export function hasBreakpoints(blocks: PromptBlock[]): boolean {
   return blocks.some(({ marks }) => marks.length > 0);
 }
 
@@ -134,7 +134,7 @@ function automaticTarget(blocks: PromptBlock[]): PromptBlock | undefined {
 }
 
 /** At most four marks, of the right form, and those that live longer come first. */
-export function checkCacheMarks(prompt: Prompt): void {
+export function checkCacheBreakpoints(prompt: Prompt): void {
   checkForm(prompt.cache_control, "cache_control");
   const blocks = promptBlocks(prompt);
   const marks = blocks.flatMap((block) => block.marks);

@@ -20,7 +20,7 @@
  */
 
 import { createHash } from "node:crypto";
-import { hasMarks, type PromptBlock, promptBlocks, ttlOf } from "./cache-marks.ts";
+import { hasBreakpoints, type PromptBlock, promptBlocks, ttlOf } from "./cache-breakpoints.ts";
 import type { PracticeRequest } from "./reply.ts";
 
 /** What became of the tokens before the last mark; those after it are neither. */
@@ -31,7 +31,7 @@ export interface CacheUse {
 }
 
 /** One request, and where it stands among the others. */
-export interface Asking {
+export interface CacheRequest {
   key: string;
   request: PracticeRequest;
   startedAt: number;
@@ -69,10 +69,10 @@ export class PromptCache {
   private readonly entries = new Map<string, Entry>();
 
   /** Reads, refreshes and writes for a request whose answer begins now. */
-  use(asking: Asking): CacheUse {
+  use(asking: CacheRequest): CacheUse {
     const use = { read: 0, written5m: 0, written1h: 0 };
     const blocks = promptBlocks(asking.request);
-    if (!hasMarks(blocks)) return use;
+    if (!hasBreakpoints(blocks)) return use;
     this.forget(asking.startedAt);
     const hashes = prefixHashes(asking, blocks);
     const hit = this.search(asking, blocks, hashes);
@@ -89,7 +89,7 @@ export class PromptCache {
   }
 
   /** The index of the last block of the longest prefix that is stored, or -1. */
-  private search(asking: Asking, blocks: PromptBlock[], hashes: string[]): number {
+  private search(asking: CacheRequest, blocks: PromptBlock[], hashes: string[]): number {
     const places = positions(blocks);
     for (const mark of marked(blocks).reverse()) {
       for (let i = mark; i >= 0 && (places[mark] ?? 0) - (places[i] ?? 0) < POSITIONS; i--) {
@@ -101,7 +101,7 @@ export class PromptCache {
   }
 
   /** What was read has been used, and so has every shorter prefix of it. */
-  private refresh(asking: Asking, hashes: string[]): void {
+  private refresh(asking: CacheRequest, hashes: string[]): void {
     for (const hash of hashes) {
       const entry = this.entries.get(hash);
       if (entry) entry.usedAt = Math.max(entry.usedAt, asking.startedAt);
@@ -109,7 +109,7 @@ export class PromptCache {
   }
 
   private write(
-    asking: Asking,
+    asking: CacheRequest,
     blocks: PromptBlock[],
     hashes: string[],
     hit: number,
@@ -157,7 +157,7 @@ function positions(blocks: PromptBlock[]): number[] {
 }
 
 /** For each block a hash of all up to it, and of what else changes the prompt there. */
-function prefixHashes({ key, request }: Asking, blocks: PromptBlock[]): string[] {
+function prefixHashes({ key, request }: CacheRequest, blocks: PromptBlock[]): string[] {
   const { thinking, tool_choice: choice, output_config: output } = request;
   const speed = "speed" in request ? request.speed : undefined;
   const images = blocks.some(({ content }) => content.includes('"type":"image"'));
