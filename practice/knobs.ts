@@ -1,11 +1,10 @@
 /**
- * `npm run practice`: the knobs of the practice world that `npm start` has started in another
- * terminal. Without an argument it says which world is running; if none is, it starts a model
- * that stands by itself and prints the settings with which a section uses it.
+ * `npm run practice` controls the practice world that `npm start` has started in another terminal.
+ * Without an argument it says which world is running. If none is, it starts a model alone and prints
+ * the settings with which a section uses it.
  */
 
 import { parseArgs } from "node:util";
-import { hasBreakpoints, promptBlocks } from "./cache-breakpoints.ts";
 import {
   duration,
   FAIL_HELP,
@@ -14,7 +13,7 @@ import {
   readFail,
   wholeNumber,
 } from "./fail-command.ts";
-import { keyNumber } from "./fault-injection.ts";
+import { formatEntry } from "./log-format.ts";
 import type { LoggedRequest } from "./model.ts";
 import { isAlive, readWorld, requireWorld, startWorld, UserError, worldPath } from "./world.ts";
 
@@ -30,7 +29,7 @@ async function main(): Promise<void> {
   const { values, positionals } = readArguments();
   const [command, ...words] = positionals;
   if (values.help) console.log(HELP);
-  else if (command === undefined) await showOrStand();
+  else if (command === undefined) await showOrStartModel();
   else if (command === "fail") await fail(words, values);
   else if (command === "drop") await fail(["drop"], values);
   else if (command === "slow") await slow(words[0]);
@@ -48,7 +47,7 @@ function readArguments() {
   }
 }
 
-async function showOrStand(): Promise<void> {
+async function showOrStartModel(): Promise<void> {
   const world = readWorld();
   if (world && isAlive(world.pid)) {
     console.log(
@@ -58,18 +57,18 @@ async function showOrStand(): Promise<void> {
     return;
   }
   if (world) console.log(`(${worldPath()} is left from process ${world.pid}, which is gone.)`);
-  const standing = await startWorld("A model by itself");
+  const started = await startWorld("A model by itself");
   console.log("The practice model is running; Ctrl+C ends it. A section uses it with:\n");
   for (const name of ["ANTHROPIC_API_KEY", "ANTHROPIC_BASE_URL"]) {
-    console.log(`${name}=${standing.settings[name]}`);
+    console.log(`${name}=${started.settings[name]}`);
   }
   for (const signal of ["SIGINT", "SIGTERM"] as const) {
-    process.once(signal, () => void standing.stop());
+    process.once(signal, () => void started.stop());
   }
 }
 
-async function fail(...given: Parameters<typeof readFail>): Promise<void> {
-  const { where, failure, said } = readFail(...given);
+async function fail(...args: Parameters<typeof readFail>): Promise<void> {
+  const { where, failure, said } = readFail(...args);
   await send("fail", failure, where);
   console.log(said);
 }
@@ -84,26 +83,12 @@ async function showLog(last: number): Promise<void> {
   const log = await send<LoggedRequest[]>("log");
   if (log.length === 0) console.log("No requests yet.");
   const hasKeys = new Set(log.map(({ key }) => key)).size > 1;
-  for (const entry of log.slice(-last)) {
-    const time = new Date(entry.at).toTimeString().slice(0, 8);
-    const count = entry.request.messages?.length ?? 0;
-    const ending = entry.aborted ? "stopped by the client" : (entry.stopReason ?? "under way");
-    const result = entry.problem ?? entry.error ?? ending;
-    const messages = `${count} message${count === 1 ? "" : "s"}`;
-    const key = hasKeys ? [`key ${keyNumber(entry.key)}`] : [];
-    console.log([time, entry.model, ...key, messages, ...tokensOf(entry), result].join("  "));
-  }
-}
-
-/** For a request with cache marks: what became of its tokens. */
-function tokensOf({ request, usage }: LoggedRequest): string[] {
-  if (!usage || !hasBreakpoints(promptBlocks(request))) return [];
-  const { cache_read_input_tokens: cached, cache_creation_input_tokens: written } = usage;
-  return [`${cached} cached, ${written} written, ${usage.input_tokens} fresh`];
+  for (const entry of log.slice(-last)) console.log(formatEntry(entry, hasKeys));
 }
 
 type Server = "model" | "telegram" | "feishu";
 
+/** Sends a command to a server of the running world and gives its answer. */
 async function send<Answer>(path: string, body?: object, to: Server = "model"): Promise<Answer> {
   const method = body ? "POST" : "GET";
   const world = requireWorld();
@@ -111,7 +96,7 @@ async function send<Answer>(path: string, body?: object, to: Server = "model"): 
   if (!address) throw new UserError(`${world.user} has no channels yet: npm start -- s04 has.`);
   const url = `${address}/_practice/${path}`;
   const answer = await fetch(url, { method, body: body && JSON.stringify(body) });
-  const result = (await answer.json()) as Answer & { error?: string }; // our own server's form
+  const result = (await answer.json()) as Answer & { error?: string }; // handleControl sends it
   if (!answer.ok) throw new UserError(result.error ?? `The practice world said ${answer.status}.`);
   return result;
 }
