@@ -3,27 +3,28 @@
  * platform.claude.com, as of October 2026, and skills/claude-api/shared/prompt-caching.md in
  * github.com/anthropics/skills):
  *
- * - The prompt is tools, system, messages. A mark stores all of it up to its block, and only marks
- *   store. A request reads the longest stored prefix that it begins with, block by block.
- * - From each mark the search goes back over at most 20 positions, the mark's own included. Calls
- *   (`tool_use`) in a row are one position, and so are results in a row.
- * - Below the model's minimum nothing is stored, and nothing is said.
+ * - The prompt is tools, system, messages. Only a cache breakpoint stores something: all of the
+ *   prompt up to its block. A request reads the longest stored prefix that it begins with, block by
+ *   block.
+ * - From each breakpoint the search goes back over at most 20 positions, the breakpoint's own
+ *   included. Calls (`tool_use`) in a row are one position, and so are results in a row.
+ * - A prefix below the model's minimum is not stored, and no error says so.
  * - An entry lives for 5 minutes or an hour from the start of the request that wrote it or last
  *   read it. Requests that came before the answer of the writer had begun do not see it.
- * - It belongs to one organisation (here: one key) and one model. A change of `thinking`,
- *   `output_config`, `tool_choice`, or from no image to some loses the messages; one of `speed`
- *   loses the system prompt too.
+ * - An entry belongs to one organisation (here: one key) and one model. A change of `thinking`,
+ *   `output_config`, `tool_choice`, or from no image to some invalidates the messages; a change of
+ *   `speed` invalidates the system prompt, too.
  *
  * The documentation calls it model-specific whether the tools and system prompt survive a change
- * of `thinking`; here they do. How long an entry of 5 minutes lives once a mark asks for an hour
- * it leaves open; here it stays at 5 minutes.
+ * of `thinking`; here they do. It leaves open how long an entry of 5 minutes lives once a breakpoint
+ * asks for an hour; here it stays at 5 minutes.
  */
 
 import { createHash } from "node:crypto";
 import { hasBreakpoints, type PromptBlock, promptBlocks, ttlOf } from "./cache-breakpoints.ts";
 import type { PracticeRequest } from "./reply.ts";
 
-/** What became of the tokens before the last mark; those after it are neither. */
+/** What became of the tokens before the last breakpoint. Those after it are neither read nor written. */
 export interface CacheUse {
   read: number;
   written5m: number;
@@ -31,26 +32,26 @@ export interface CacheUse {
 }
 
 /** One request, and where it stands among the others. */
-export interface CacheRequest {
+export interface CacheLookup {
   key: string;
   request: PracticeRequest;
   startedAt: number;
-  /** The how-manieth request it is, from 1. */
+  /** The requests are numbered from 1 in the order in which they came. */
   number: number;
-  /** How many requests had come when its answer began. */
+  /** The number of the newest request when the answer to this one began. */
   arrived: number;
 }
 
 interface Entry {
   lifetime: number;
   usedAt: number;
-  /** The last request that came too early to see it. */
+  /** The number of the last request that came too early to see the entry. */
   hiddenUpTo: number;
 }
 
 const MINUTE = 60_000;
 const LIFETIMES = { "5m": 5 * MINUTE, "1h": 60 * MINUTE };
-const POSITIONS = 20;
+const MAX_LOOKBACK = 20;
 
 /** The smallest prefix that is stored, by the beginning of the model's name. */
 const MINIMUMS: [tokens: number, models: RegExp][] = [
@@ -65,20 +66,21 @@ export function minimumFor(model: string): number {
   return MINIMUMS.find(([, models]) => models.test(model))?.[0] ?? 1024;
 }
 
+/** The cache of a model. It knows prefixes by their hashes only. */
 export class PromptCache {
   private readonly entries = new Map<string, Entry>();
 
   /** Reads, refreshes and writes for a request whose answer begins now. */
-  use(asking: CacheRequest): CacheUse {
+  use(lookup: CacheLookup): CacheUse {
     const use = { read: 0, written5m: 0, written1h: 0 };
-    const blocks = promptBlocks(asking.request);
+    const blocks = promptBlocks(lookup.request);
     if (!hasBreakpoints(blocks)) return use;
-    this.forget(asking.startedAt);
-    const hashes = prefixHashes(asking, blocks);
-    const hit = this.search(asking, blocks, hashes);
+    this.forget(lookup.startedAt);
+    const hashes = prefixHashes(lookup, blocks);
+    const hit = this.search(lookup, blocks, hashes);
     use.read = prefixSizes(blocks)[hit] ?? 0;
-    this.refresh(asking, hashes.slice(0, hit + 1));
-    this.write(asking, blocks, hashes, hit, use);
+    this.refresh(lookup, hashes.slice(0, hit + 1));
+    this.write(lookup, blocks, hashes, hit, use);
     return use;
   }
 
@@ -89,64 +91,77 @@ export class PromptCache {
   }
 
   /** The index of the last block of the longest prefix that is stored, or -1. */
-  private search(asking: CacheRequest, blocks: PromptBlock[], hashes: string[]): number {
-    const places = positions(blocks);
-    for (const mark of marked(blocks).reverse()) {
-      for (let i = mark; i >= 0 && (places[mark] ?? 0) - (places[i] ?? 0) < POSITIONS; i--) {
-        const entry = this.entries.get(hashes[i] ?? "");
-        if (entry && asking.number > entry.hiddenUpTo) return i;
-      }
+  private search(lookup: CacheLookup, blocks: PromptBlock[], hashes: string[]): number {
+    const positions = positionsOf(blocks);
+    const isVisible = (hash: string): boolean => {
+      const entry = this.entries.get(hash);
+      return entry !== undefined && lookup.number > entry.hiddenUpTo;
+    };
+    for (const breakpoint of breakpointsIn(blocks).reverse()) {
+      const first = (positions[breakpoint] ?? 0) - MAX_LOOKBACK + 1;
+      const hit = hashes.findLastIndex((hash, index) => {
+        const isInReach = index <= breakpoint && (positions[index] ?? 0) >= first;
+        return isInReach && isVisible(hash);
+      });
+      if (hit >= 0) return hit;
     }
     return -1;
   }
 
-  /** What was read has been used, and so has every shorter prefix of it. */
-  private refresh(asking: CacheRequest, hashes: string[]): void {
+  /** What is read lives longer, and so does every stored prefix of it. */
+  private refresh(lookup: CacheLookup, hashes: string[]): void {
     for (const hash of hashes) {
       const entry = this.entries.get(hash);
-      if (entry) entry.usedAt = Math.max(entry.usedAt, asking.startedAt);
+      if (entry) entry.usedAt = Math.max(entry.usedAt, lookup.startedAt);
     }
   }
 
+  /** Stores the prefix of each breakpoint behind the hit, and notes in `use` how many tokens. */
   private write(
-    asking: CacheRequest,
+    lookup: CacheLookup,
     blocks: PromptBlock[],
     hashes: string[],
     hit: number,
     use: CacheUse,
   ): void {
-    const minimum = minimumFor(asking.request.model);
+    const minimum = minimumFor(lookup.request.model);
     const sizes = prefixSizes(blocks);
-    let done = use.read;
-    for (const index of marked(blocks)) {
+    let counted = use.read;
+    for (const index of breakpointsIn(blocks)) {
       const tokens = sizes[index] ?? 0;
-      const mark = blocks[index]?.marks.at(-1);
-      if (index <= hit || tokens < minimum || !mark) continue;
-      const ttl = ttlOf(mark);
-      use[ttl === "1h" ? "written1h" : "written5m"] += tokens - done;
-      done = tokens;
+      const breakpoint = blocks[index]?.breakpoints.at(-1);
+      if (index <= hit || tokens < minimum || !breakpoint) continue;
+      const ttl = ttlOf(breakpoint);
+      use[ttl === "1h" ? "written1h" : "written5m"] += tokens - counted;
+      counted = tokens;
       const hash = hashes[index] ?? "";
-      const other = this.entries.get(hash); // of a request at the same time: it stays
+      // A request at the same time may have stored the same prefix: then the better values stay.
+      const other = this.entries.get(hash);
       this.entries.set(hash, {
         lifetime: Math.max(LIFETIMES[ttl], other?.lifetime ?? 0),
-        usedAt: Math.max(asking.startedAt, other?.usedAt ?? 0),
-        hiddenUpTo: Math.min(asking.arrived, other?.hiddenUpTo ?? asking.arrived),
+        usedAt: Math.max(lookup.startedAt, other?.usedAt ?? 0),
+        hiddenUpTo: Math.min(lookup.arrived, other?.hiddenUpTo ?? lookup.arrived),
       });
     }
   }
 }
 
-function marked(blocks: PromptBlock[]): number[] {
-  return [...blocks.keys()].filter((index) => blocks[index]?.marks.length);
+/** The indexes of the blocks with a breakpoint. */
+function breakpointsIn(blocks: PromptBlock[]): number[] {
+  return [...blocks.keys()].filter((index) => blocks[index]?.breakpoints.length);
 }
 
 /** For each block the sum of the tokens up to it. */
 function prefixSizes(blocks: PromptBlock[]): number[] {
   let sum = 0;
-  return blocks.map(({ tokens }) => (sum += tokens));
+  return blocks.map(({ tokens }) => {
+    sum += tokens;
+    return sum;
+  });
 }
 
-function positions(blocks: PromptBlock[]): number[] {
+/** For each block its position, by which the search counts. */
+function positionsOf(blocks: PromptBlock[]): number[] {
   let position = 0;
   return blocks.map(({ type }, index) => {
     const inRow =
@@ -156,8 +171,8 @@ function positions(blocks: PromptBlock[]): number[] {
   });
 }
 
-/** For each block a hash of all up to it, and of what else changes the prompt there. */
-function prefixHashes({ key, request }: CacheRequest, blocks: PromptBlock[]): string[] {
+/** For each block a hash of the prompt up to it and of the settings that change it. */
+function prefixHashes({ key, request }: CacheLookup, blocks: PromptBlock[]): string[] {
   const { thinking, tool_choice: choice, output_config: output } = request;
   const speed = "speed" in request ? request.speed : undefined;
   const images = blocks.some(({ content }) => content.includes('"type":"image"'));
