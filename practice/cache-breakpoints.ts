@@ -1,7 +1,7 @@
 /**
  * A request as the prompt cache sees it: a list of blocks (tools, then system, then messages), some
- * of them with a cache breakpoint. Also what the API refuses about breakpoints; prompt-cache.ts names
- * the sources.
+ * of them with a cache breakpoint. Also what the API refuses about breakpoints; prompt-cache.ts
+ * names the sources.
  */
 
 import { countTokensIn } from "./tokens.ts";
@@ -18,7 +18,9 @@ export interface Prompt {
 export interface PromptBlock {
   part: "tools" | "system" | "messages";
   type: string;
-  /** What has to be the same for a hit: the role of the message and the block without breakpoints. */
+  /**
+   * What has to be the same for a hit: the role of the message and the block without breakpoints.
+   */
   content: string;
   tokens: number;
   breakpoints: Breakpoint[];
@@ -35,7 +37,9 @@ interface Breakpoint {
 /** The types of blocks that can't have a breakpoint. */
 const UNCACHEABLE = ["thinking", "redacted_thinking"];
 
-/** All blocks in the order of the prompt. An automatic breakpoint stands at the block that it marks. */
+/**
+ * All blocks in the order of the prompt. An automatic breakpoint stands at the block that it marks.
+ */
 export function promptBlocks(prompt: Prompt): PromptBlock[] {
   const blocks = [...toolBlocks(prompt.tools), ...systemBlocks(prompt.system)];
   for (const [index, message] of listOf(prompt.messages).entries()) {
@@ -116,9 +120,9 @@ function readBlock(
 }
 
 /**
- * The block without breakpoints and with its own fields sorted, because the API makes the prompt from
- * the fields whatever their order. What is inside them, such as a tool's schema or a call's input,
- * goes into the prompt as it was sent, so its order stays.
+ * The block without breakpoints and with its own fields sorted, because the API makes the prompt
+ * from the fields whatever their order. What is inside them, such as a tool's schema or a call's
+ * input, goes into the prompt as it was sent, so its order stays.
  */
 function plain(block: Json): Json {
   const names = Object.keys(block).filter((name) => name !== "cache_control");

@@ -88,7 +88,9 @@ export class Exchange {
     this.response.writeHead(200, { ...headers, "request-id": this.id });
   }
 
-  /** Resolves when the event was written, because a connection that is cut earlier would lose it. */
+  /**
+   * Resolves when the event was written, because a connection that is cut earlier would lose it.
+   */
   event(event: StreamEvent): Promise<void> {
     return new Promise((resolve) => {
       const text = `event: ${event.type}\ndata: ${JSON.stringify(event)}\n\n`;

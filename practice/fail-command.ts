@@ -1,4 +1,6 @@
-/** The command line of `npm run practice -- fail …`: which server fails, how, how often, for whom. */
+/**
+ * The command line of `npm run practice -- fail …`: which server fails, how, how often, for whom.
+ */
 
 import { parseArgs } from "node:util";
 import type { Failure } from "./fault-injection.ts";

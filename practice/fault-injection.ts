@@ -1,4 +1,6 @@
-/** Fault injection: the next requests to the model or to a fake platform fail as they are told to. */
+/**
+ * Fault injection: the next requests to the model or to a fake platform fail as they are told to.
+ */
 
 export interface Failure {
   /** One of the server's kinds. */

@@ -1,7 +1,7 @@
 /**
  * `npm run practice` controls the practice world that `npm start` has started in another terminal.
- * Without an argument it says which world is running. If none is, it starts a model alone and prints
- * the settings with which a section uses it.
+ * Without an argument it says which world is running. If none is, it starts a model alone and
+ * prints the settings with which a section uses it.
  */
 
 import { parseArgs } from "node:util";

@@ -2,7 +2,9 @@
 
 import type { Language } from "./phrases.ts";
 
-/** In UTF-16 units, as Telegram counts: more than one of its messages, and less than 8192 tokens. */
+/**
+ * In UTF-16 units, as Telegram counts: more than one of its messages, and less than 8192 tokens.
+ */
 const MIN_LENGTH = 5000;
 const SENTENCES_PER_PARAGRAPH = 6;
 const CODE_LINES = 40;

@@ -5,7 +5,7 @@
  * world, uses these addresses of the same server:
  *
  *   GET  /_practice/log           the requests so far, oldest first
- *   POST /_practice/fail {kind,…} the next requests fail: see fault-injection.ts; kinds: model-failures.ts
+ *   POST /_practice/fail {kind,…} the next requests fail: a `Failure` of fault-injection.ts
  *   POST /_practice/fail {}       no more failures
  *   POST /_practice/slow {ms}     a pause before every event of a stream; 0 ends it
  */

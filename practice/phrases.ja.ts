@@ -1,4 +1,6 @@
-/** Japanese: what the practice model understands and says. The form of the table is in phrases.ts. */
+/**
+ * Japanese: what the practice model understands and says. The form of the table is in phrases.ts.
+ */
 
 import type { Kind, Language, Patterns, Sentences } from "./phrases.ts";
 

@@ -12,7 +12,9 @@ export interface Call {
 }
 
 export interface Plan {
-  /** Each step is one reply: its calls run in parallel, and the next step waits for their results. */
+  /**
+   * Each step is one reply: its calls run in parallel, and the next step waits for their results.
+   */
   steps: Call[][];
   /** What the request asks for although no offered tool can do it. */
   missing: ("tool" | "clock" | "memory")[];
@@ -44,7 +46,9 @@ interface Wish {
   command?: string;
 }
 
-/** Plans a request. `before` is the file that was named last, for a request like "read it again". */
+/**
+ * Plans a request. `before` is the file that was named last, for a request like "read it again".
+ */
 export function makePlan(text: string, tools: Tools, language: Language, before: string): Plan {
   const plan: Plan = { steps: [], missing: [] };
   let here = "";
@@ -90,7 +94,9 @@ export function trimWords(text: string, language: Language): string {
   return rest.replace(language.after, "");
 }
 
-/** The paths in a text: words with a dot or a slash, and, if `quoted`, what is in quotation marks. */
+/**
+ * The paths in a text: words with a dot or a slash, and, if `quoted`, what is in quotation marks.
+ */
 export function findPaths(text: string, quoted = false): string[] {
   const word = /(?:\.{1,2}\/|~\/|\/)?[\w@-][\w@./-]{0,99}\.\w{1,8}|[\w@.~-]{0,99}\/[\w@./-]*/;
   const pattern = quoted

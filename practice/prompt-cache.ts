@@ -15,8 +15,8 @@
  *   `output_config`, `tool_choice`, or from no image to some invalidates the messages; a change of
  *   `speed` invalidates the system prompt, too.
  *
- * The documentation calls it model-specific whether the tools and system prompt survive a change
- * of `thinking`; here they do. It leaves open how long an entry of 5 minutes lives once a breakpoint
+ * The documentation calls it model-specific whether the tools and system prompt survive a change of
+ * `thinking`; here they do. It leaves open how long an entry of 5 minutes lives once a breakpoint
  * asks for an hour; here it stays at 5 minutes.
  */
 
@@ -24,7 +24,10 @@ import { createHash } from "node:crypto";
 import { hasBreakpoints, type PromptBlock, promptBlocks, ttlOf } from "./cache-breakpoints.ts";
 import type { PracticeRequest } from "./reply.ts";
 
-/** What became of the tokens before the last breakpoint. Those after it are neither read nor written. */
+/**
+ * What became of the tokens before the last breakpoint. Those after it are neither read nor
+ * written.
+ */
 export interface CacheUse {
   read: number;
   written5m: number;

@@ -48,7 +48,9 @@ export interface Usage extends Record<string, unknown> {
   cache_read_input_tokens: number;
 }
 
-/** Completes what was scripted with ids, signatures, usage and the fields that the API always sends. */
+/**
+ * Completes what was scripted with ids, signatures, usage and the fields that the API always sends.
+ */
 export function makeReply(
   request: PracticeRequest,
   scripted: Scripted,
@@ -106,8 +108,9 @@ export function countRequest(request: PracticeRequest): number {
 }
 
 /**
- * Makes ids from the request and not from a counter, because a stored conversation that goes on with
- * a newly started model must not get an id that it already has. The same test gets the same ids.
+ * Makes ids from the request and not from a counter, because a stored conversation that goes on
+ * with a newly started model must not get an id that it already has. The same test gets the same
+ * ids.
  */
 function idMaker(request: PracticeRequest, number: number): () => string {
   let made = 0;

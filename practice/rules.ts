@@ -100,7 +100,9 @@ function readSituation(request: PracticeRequest): Situation {
   };
 }
 
-/** A block that a program puts before the user's words in their message: the user did not say it. */
+/**
+ * A block that a program puts before the user's words in their message: the user did not say it.
+ */
 const CONTEXT = /^<context>\n/;
 
 /** "It is Mon Jan 05 2026 10:05:00 GMT+0000 …" */

@@ -182,7 +182,9 @@ function hasKey(): boolean {
   return key.trim() !== "" && key.trim() !== PLACEHOLDER;
 }
 
-/** Makes the copy in which practice works, so that what the agent does leaves the original alone. */
+/**
+ * Makes the copy in which practice works, so that what the agent does leaves the original alone.
+ */
 function copyWorkspace(fresh: boolean): void {
   const from = join(ROOT, "workspace");
   const copy = join(ROOT, ".practice", "workspace");

@@ -5,7 +5,7 @@ import { checkFields, checkString, isObject, type Json, refuse } from "./validat
 const TOOL_ID = /^[a-zA-Z0-9_-]+$/;
 const TOOL_NAME = /^[a-zA-Z0-9_-]{1,128}$/;
 
-/** The fields of the blocks that the sections use; other blocks are let through unread. */
+/** The fields of the blocks that the sections use. The fields of other blocks are not checked. */
 const BLOCK_FIELDS: Record<string, string> = {
   text: "type text cache_control citations",
   thinking: "type thinking signature",
@@ -44,7 +44,7 @@ function checkMessage(message: unknown, at: string): ReadMessage {
   checkFields(message, `${at}.`, "role content");
   const role = String(message.role);
   if (typeof message.content === "string") {
-    // A string is short for one text block, but "" counts as no content at all.
+    // A string is short for one text block, but the API treats "" as no content at all.
     const text = message.content;
     return { role, blocks: text === "" ? [] : [{ type: "text", text }] };
   }
@@ -119,11 +119,11 @@ function checkToolResult(block: Json, at: string): void {
   }
 }
 
-/** What holds between blocks and messages, once each of them has the right form. */
+/** Checks how blocks and messages follow each other. The form of each was checked before. */
 export function checkConversation(messages: ReadMessage[], model: string): void {
   messages.forEach((message, index) => {
     checkContent(message, index, index === messages.length - 1);
-    checkPlaces(message, index);
+    checkRoles(message, index);
   });
   checkSystemMessages(messages, model);
   const turns = combine(messages);
@@ -146,7 +146,7 @@ function checkContent(message: ReadMessage, index: number, last: boolean): void 
   if (texts.some((block) => block.text === "")) {
     refuse("messages: text content blocks must be non-empty");
   }
-  // Measured by others: one blank block beside a real one passes, blank ones alone do not.
+  // As others have measured, a blank block passes beside one with text, but not alone.
   if (texts.length > 0 && texts.every((block) => String(block.text).trim() === "")) {
     refuse("messages: text content blocks must contain non-whitespace text");
   }
@@ -156,8 +156,8 @@ function checkContent(message: ReadMessage, index: number, last: boolean): void 
   }
 }
 
-/** Which block may stand in whose message. */
-function checkPlaces(message: ReadMessage, index: number): void {
+/** Which blocks may be in a message of which role. */
+function checkRoles(message: ReadMessage, index: number): void {
   const onlyIn: Record<string, string> = {
     tool_use: "assistant",
     server_tool_use: "assistant",
@@ -180,7 +180,7 @@ function checkPlaces(message: ReadMessage, index: number): void {
   }
 }
 
-/** Newer models take a system message in mid-conversation, after a user's. */
+/** Newer models accept a system message in the middle of a conversation, after a user's. */
 function checkSystemMessages(messages: ReadMessage[], model: string): void {
   messages.forEach((message, index) => {
     if (message.role !== "system") return;
@@ -196,7 +196,9 @@ interface Turn {
   blocks: { at: string; message: number; block: Json }[];
 }
 
-/** Consecutive messages of one role are one turn for the API; system messages stand outside. */
+/**
+ * The API joins consecutive messages of one role to one turn; system messages are not part of it.
+ */
 function combine(messages: ReadMessage[]): Turn[] {
   const turns: Turn[] = [];
   messages.forEach(({ role, blocks }, message) => {
@@ -220,7 +222,7 @@ function checkUniqueIds(turns: Turn[]): void {
   }
 }
 
-/** Every call is answered at the beginning of the next message, before any other block. */
+/** Every tool call is answered at the beginning of the next message, before any other block. */
 function checkCalls(turn: Turn, next: Turn | undefined): void {
   const calls = turn.blocks.filter(({ block }) => block.type === "tool_use");
   const answers = next?.blocks ?? [];
@@ -274,7 +276,7 @@ function checkServerCalls(turns: Turn[]): void {
           "`server_tool_use` block before it.",
       );
     }
-    // With a call of ours beside it, the API finishes its own part after our results.
+    // If the turn also calls a tool of the program, the API ends its own call after the results.
     const mixed = turn.blocks.some(({ block }) => block.type === "tool_use");
     const open = openServerCall(turn);
     if (!open || mixed || index === turns.length - 1) return;
@@ -295,7 +297,7 @@ function isServerResult(block: Json): boolean {
   return block.type !== "tool_result" && /_tool_result$/.test(String(block.type));
 }
 
-/** A request ends with the user's message; only a paused reply may come last and goes on. */
+/** A request ends with a user's message. Only a reply that the API paused may be last instead. */
 function checkLastReply(turn: Turn, model: string): void {
   const last = turn.blocks.at(-1)?.block;
   if (last && (last.type === "server_tool_use" || isServerResult(last))) return;
@@ -310,7 +312,9 @@ function checkLastReply(turn: Turn, model: string): void {
   }
 }
 
-/** claude-sonnet-5-5 is 5.5, claude-sonnet-4-20250514 is 4; a name of another form is new. */
+/**
+ * 5.5 for claude-sonnet-5-5, 4 for claude-sonnet-4-20250514, Infinity for names of another form.
+ */
 function version(model: string): number {
   const match = /^claude-(?:[a-z]+-)?(\d+)(?:-(\d)(?!\d))?/.exec(model);
   return match ? Number(`${match[1]}.${match[2] ?? 0}`) : Number.POSITIVE_INFINITY;

@@ -1,6 +1,7 @@
 /**
- * What the servers of the practice world have in common: they listen on loopback, let tests wait for
- * a condition instead of sleeping, take the commands of `npm run practice`, and stream to phones.
+ * What the servers of the practice world have in common: they listen on loopback, let tests wait
+ * for a condition instead of sleeping, take the commands of `npm run practice`, and stream to
+ * phones.
  */
 
 import { once } from "node:events";

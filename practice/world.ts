@@ -2,8 +2,8 @@
  * The practice world is what a section talks to when there is no key: the practice model, and from
  * s04 on a fake Telegram and a fake Feishu.
  *
- * A running world writes its addresses to `.practice/world.json`, where knobs.ts, phone.ts and rpc.ts
- * find them.
+ * A running world writes its addresses to `.practice/world.json`, where knobs.ts, phone.ts and
+ * rpc.ts find them.
  */
 
 import { randomBytes } from "node:crypto";
@@ -18,7 +18,10 @@ import { closeServer, listen } from "./web.ts";
 /** The folder of the whole tutorial. */
 export const ROOT = join(import.meta.dirname, "..");
 
-/** The delay between two events of a stream, in ms, so that people see the text grow and can stop it. */
+/**
+ * The delay between two events of a stream, in ms, so that people see the text grow and can stop
+ * it.
+ */
 const EVENT_DELAY = 20;
 
 export interface WorldFile {
@@ -54,8 +57,8 @@ export const SETTINGS =
   ANTHROPIC_API_KEY_7 ANTHROPIC_API_KEY_8 ANTHROPIC_API_KEY_9 FALLBACK_MODELS`.split(/\s+/);
 
 /**
- * Heartbeats at every hour, and so often that people see one. HEARTBEAT_INTERVAL is the only setting
- * that the shell may give to a section in practice.
+ * Heartbeats at every hour, and so often that people see one. HEARTBEAT_INTERVAL is the only
+ * setting that the shell may give to a section in practice.
  */
 const HEARTBEAT = {
   HEARTBEAT_INTERVAL: process.env.HEARTBEAT_INTERVAL || "60",

@@ -84,7 +84,9 @@ export function englishFrom(first: SectionId): SectionFile[] {
 
 // ---- What later sections change on purpose ----
 
-/** A case asserts what holds in all later sections. Where one of them means to differ, it is here. */
+/**
+ * A case asserts what holds in all later sections. Where one of them means to differ, it is here.
+ */
 export interface Change {
   /** The first section that differs. */
   since: SectionId;

@@ -1,4 +1,6 @@
-/** `npm start` and `npm run practice` as processes of their own, in a small copy of the tutorial. */
+/**
+ * `npm start` and `npm run practice` as processes of their own, in a small copy of the tutorial.
+ */
 
 import { type ChildProcess, spawn } from "node:child_process";
 import {

@@ -1,4 +1,6 @@
-/** s03: sessions on disk: replay, torn files, the pointer to the current one, keys, and the lock. */
+/**
+ * s03: sessions on disk: replay, torn files, the pointer to the current one, keys, and the lock.
+ */
 
 import { type ChildProcess, spawn } from "node:child_process";
 import fs from "node:fs";

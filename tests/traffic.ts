@@ -3,9 +3,9 @@
  * terminal, programs at the gateway, jobs every few seconds, tools, and failures now and then. At
  * the end, what was said, asked and answered is compared.
  *
- * The random numbers are seeded: they decide who says what, what fails, and how long each life lasts.
- * How far the program comes in that time depends on the machine, so no two runs are the same, but
- * every run has to be right.
+ * The random numbers are seeded: they decide who says what, what fails, and how long each life
+ * lasts. How far the program comes in that time depends on the machine, so no two runs are the
+ * same, but every run has to be right.
  */
 
 import { cpSync, existsSync, readdirSync, readFileSync, writeFileSync } from "node:fs";
@@ -90,9 +90,11 @@ const JOB_IDS = Object.keys(JOBS) as JobId[]; // its own keys
 // of Feishu), because then kills fall into the middle of work on a slow machine, too.
 const CALLS_PER_LIFE = 80; // at most
 const IDLE_TIMEOUT = 3_000; // ms without enough calls, after which the program is killed anyway
-const TIMER_INTERVAL = 2_000; // ms: how often the program checks what is due; the jobs come about as often
+/** How often the program checks what is due, in ms. The jobs are due about as often. */
+const TIMER_INTERVAL = 2_000;
 const BACKLOG = 10; // unanswered messages, from which on people wait before they write more
-const SETTLE_TIMEOUT = 240_000; // ms for what is open at the end, because a delivery may have failed three times
+/** Time for what is open at the end, in ms, because a delivery may have failed three times. */
+const SETTLE_TIMEOUT = 240_000;
 const CONTEXT = 24_000; // tokens: so few that every conversation is compacted now and then
 
 /** One send by JSON-RPC, over one connection. */
@@ -696,7 +698,7 @@ class Torture {
 
   /** All that arrived in a chat, at a program or from a job. */
   #textsAt(place: string): string[] {
-    if (place.startsWith("cron:")) return this.#textsOfJob(place.slice(5) as JobId); // as #leaks builds it
+    if (place.startsWith("cron:")) return this.#textsOfJob(place.slice(5) as JobId); // see #leaks
     if (!place.startsWith("ws:")) return this.#textsTo(place);
     const sends = this.#sent.filter(({ program }) => place === `ws:${program}`);
     return sends.flatMap(({ answer = "", deltas }) => [answer, deltas]);
