@@ -1,7 +1,6 @@
 /**
  * The set that measures memory search: that it is well formed, that its halves are what they claim,
- * and that nobody has changed it. No search is looked at here: the set was frozen before there was
- * one.
+ * and that nobody has changed it. No search is looked at here: the set was frozen before there was one.
  *
  * Each half is proven by the stricter reading. A question that shares must have a content word of
  * its fact: no word of the closed list below counts. One that doesn't share may have none of its
@@ -56,9 +55,7 @@ const englishWords = (text: string) =>
     word.replace(/['’]s?$/, "").replace(/['’]/, ""),
   );
 
-/**
- * One form for singular and plural: "trains" and "train", "buses" and "bus", "berries" and "berry".
- */
+/** One form for singular and plural: "trains" and "train", "buses" and "bus", "berries" and "berry". */
 const singular = (word: string) =>
   word
     .replace(/(?<=..)ies$/, "y")

@@ -1,6 +1,4 @@
-/**
- * s04, Telegram: the real grammY of a section against the fake Bot API, and what it makes of it.
- */
+/** s04, Telegram: the real grammY of a section against the fake Bot API, and what it makes of it. */
 
 import { describe, expect, it, vi } from "vitest";
 import { MEDIA_KINDS } from "../practice/telegram.ts";

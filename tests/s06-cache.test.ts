@@ -1,7 +1,7 @@
 /**
  * s06, what is paid: each request begins with the one before it, block by block, marks aside. Then
- * the API reads it from its cache. What may break that is a compaction, a refusal, another agent,
- * or a file of the prompt that has changed; nothing else.
+ * the API reads it from its cache. What may break that is a compaction, a refusal, another agent, or
+ * a file of the prompt that has changed; nothing else.
  */
 
 import { mkdirSync, writeFileSync } from "node:fs";

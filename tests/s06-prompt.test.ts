@@ -1,6 +1,4 @@
-/**
- * s06, the prompt: layers from files, in order, for the right eyes, and the same until one changes.
- */
+/** s06, the prompt: layers from files, in order, for the right eyes, and the same until one changes. */
 
 import { mkdirSync, rmSync, writeFileSync } from "node:fs";
 import { dirname, join } from "node:path";
