@@ -399,7 +399,7 @@ async function queueTime(section: Newest, count: number): Promise<number> {
   return median(times);
 }
 
-async function idle(): Promise<void> {
+async function besideIdle(): Promise<void> {
   const name = existingSections(ROOT, "en").at(-1) ?? "";
   const { href } = pathToFileURL(path.join(ROOT, sectionPath("en", name)));
   const section = (await import(href)) as Newest; // the newest one has them
@@ -459,7 +459,7 @@ async function main(): Promise<void> {
       digest: { type: "boolean", default: false },
     },
   });
-  if (positionals.join() === "idle") return idle();
+  if (positionals.join() === "idle") return besideIdle();
   if (positionals.join() !== "memory") throw new Error(HELP);
   await memory(values.misses, values.digest);
 }

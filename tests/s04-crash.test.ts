@@ -121,6 +121,6 @@ describe.each(englishFrom("s04"))("$name, after a crash", (section) => {
     expect(world.requestsAbout("poison")).toHaveLength(asked);
     expect(program.text.match(/is quarantined \(renamed to .*\.quarantined\): ./g)).toHaveLength(7);
     await world.inboxDone();
-    expect(world.inboxFiles().filter((name) => name.endsWith(".quarantined"))).toHaveLength(7);
+    expect(world.inboxFiles().filter((file) => file.endsWith(".quarantined"))).toHaveLength(7);
   });
 });

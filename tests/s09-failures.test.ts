@@ -120,8 +120,12 @@ describe.each(sectionsFrom("s09"))("$name, a failure", (file) => {
       response.writeHead(status, html).end("<h1>429 rate_limit_error</h1>");
     expect(await reasonOf(unwell(502))).toBe("unknown");
     expect(await reasonOf(unwell(529))).toBe("overloaded");
-    expect(await reasonOf((it) => it.writeHead(200, stream).end("<html>"))).toBe("timeout");
-    expect(await reasonOf((it) => it.writeHead(200, stream).end(start))).toBe("timeout");
+    expect(await reasonOf((response) => response.writeHead(200, stream).end("<html>"))).toBe(
+      "timeout",
+    );
+    expect(await reasonOf((response) => response.writeHead(200, stream).end(start))).toBe(
+      "timeout",
+    );
     server.close();
     server.closeAllConnections();
     expect(await reasonOf(() => {})).toBe("timeout");
