@@ -3,6 +3,7 @@ import { codeLines, commentShare, kept, lineAt, parse } from "./code.ts";
 import { over, Report } from "./report.ts";
 import type { Language, Languages } from "./sections.ts";
 import { exists, longName, messageOf, read, SECTIONS, sectionPath, short } from "./sections.ts";
+import { checkStops } from "./stops.ts";
 
 const PACKAGES = ["@anthropic-ai/sdk", "cron-parser", "dotenv", "grammy", "undici", "ws", "yaml"];
 const MAY_IMPORT = new RegExp(`^(node:|(${PACKAGES.join("|")})(/|$))`);
@@ -47,7 +48,7 @@ interface Section {
 
 /** The rules for the English files; the other languages are made from them. */
 export function checkSections(root: string, language?: Language, report = new Report()): Report {
-  const rules = [checkImports, checkComments, checkBanners, checkBudget, checkKept];
+  const rules = [checkImports, checkComments, checkBanners, checkStopsOf, checkBudget, checkKept];
   const sections = new Map<string, Section>();
   for (const [i, name] of SECTIONS.entries()) {
     const file = sectionPath("en", name);
@@ -129,6 +130,8 @@ function checkImports({ file, source }: Section): string[] {
     return MAY_IMPORT.test(name) ? [] : [problem];
   });
 }
+
+const checkStopsOf = ({ id, file, source }: Section) => checkStops(file, source, id);
 
 const banners = (source = ""): string[] => source.match(/^\/\/ ---- .+ ----$/gm) ?? [];
 
