@@ -66,7 +66,7 @@ const ON_DISK: SectionFile[] = LANGUAGES.flatMap((lang) => {
     if (!/^s(0[1-9]|10)_\w+\.ts$/.test(file)) return [];
     const id = file.slice(0, 3) as SectionId; // as the expression above says
     // A translation counts when its language claims it: until then it may lag behind.
-    if (lang !== "en" && !claims.get(lang)?.sections.includes(id)) return [];
+    if (lang !== "en" && !claims.get(lang)?.code.includes(id)) return [];
     if (!isWanted(lang, /^\D+$/) || !isWanted(id, /^s\d\d$/)) return [];
     return [{ id, lang, name: `${lang}/${file.slice(0, -3)}`, file: join(folder, file) }];
   });
