@@ -2255,80 +2255,105 @@ function gatewayToken(): string {
 
 // ---- s06 · Intelligence ----
 
-// The agent's character is in files, and so is what it knows. The prompt is put together from them
-// anew for every call, and comes out the same, byte by byte, until a file changes. That is worth
-// money: the API keeps what it has read and asks a tenth for it, but only for an exact beginning.
+// The agent's character is in files, and so is what it knows. The system prompt is put together
+// from them for each call, and comes out the same, byte by byte, until one of the files changes.
+// This saves money by prompt caching: the API keeps what it has read and charges a tenth for it the
+// next time, but only as far as a request begins exactly like an earlier one.
 
 export interface TurnOptions {
   app?: App;
-  mode?: "full" | "minimal" | "none"; // the prompt: all; for a job without a person; one line
+  mode?: "full" | "minimal" | "none"; // all of the prompt; what a job needs; the identity alone
 }
 
 export interface App {
   memory: MemoryStore;
 }
 
-/** The owner is whoever sits at the terminal, and the direct chat listed first for a channel. */
+/** Whether only the owner reads the answer. Without a message it is a command at the terminal. */
 export function isOwner({ message }: TurnOptions): boolean {
-  if (!message || message.channel === "cli") return true;
-  const listed = env(`${message.channel.toUpperCase()}_ALLOWED_CHATS`).split(/[\s,]+/);
-  // Telegram's groups are below zero.
-  const first = listed.find((chat) => chat && !chat.startsWith("-"));
-  // A client of the gateway can name any peer. That does not make it one.
-  return !message.isGroup && !message.id.startsWith("ws:") && message.peerId === first;
+  if (!message) return true;
+  // A client of the gateway may name the owner's chat as its own, and that proves nothing.
+  if (message.isGroup || message.id.startsWith("ws:")) return false;
+  return isOwnersChat(message.channel, message.peerId);
+}
+
+/** The owner's are the terminal and, on each platform, the direct chat that is listed first. */
+function isOwnersChat(channel: string, peerId: string): boolean {
+  if (channel === "cli") return true;
+  const listed = env(`${channel.toUpperCase()}_ALLOWED_CHATS`).split(/[\s,]+/);
+  // Telegram's groups have negative numbers. An empty setting is split into one empty string.
+  const firstDirectChat = listed.find((chat) => chat !== "" && !chat.startsWith("-"));
+  return peerId === firstDirectChat;
 }
 
 const PRIVATE = ["MEMORY.md", "USER.md"];
 const PRIVATE_FILES = PRIVATE.map((name) => path.join(WORKSPACE, name));
 
-/** What is the owner's is not for others, by whatever path or link they ask for it. */
-function checkPrivate({ path: asked }: Fields, turn: Turn): void {
-  if (typeof asked !== "string" || isOwner(turn)) return;
-  const real = safePath(asked, WORKSPACE);
-  const isPrivate = [asked, real].some((one) => /^(memory|user)\.md$/i.test(path.basename(one)));
-  const files = PRIVATE_FILES.filter((one) => fs.existsSync(one)); // they may be links themselves
-  if (isPrivate || files.some((one) => fs.realpathSync.native(one) === real))
-    throw new Error(`${asked} is the owner's`);
+/** Throws if a tool asks for a file of the owner's in a turn of somebody else's. */
+function checkPrivate({ path: requested }: Fields, turn: Turn): void {
+  if (typeof requested !== "string" || isOwner(turn)) return;
+  const real = safePath(requested, WORKSPACE);
+  // Both names count, because a link may have a harmless name and lead to a private file.
+  const hasPrivateName = isPrivateName(requested) || isPrivateName(real);
+  // MEMORY.md may itself be a link. Then the file that it leads to is private, whatever its name.
+  const existing = PRIVATE_FILES.filter((one) => fs.existsSync(one));
+  const isPrivateFile = existing.some((one) => fs.realpathSync.native(one) === real);
+  if (hasPrivateName || isPrivateFile) throw new Error(`${requested} is the owner's`);
 }
 
-const complained = new Set<string>();
+/** Upper and lower case are the same here, because they are on macOS and Windows. */
+function isPrivateName(place: string): boolean {
+  const name = path.basename(place).toLowerCase();
+  return PRIVATE.some((one) => one.toLowerCase() === name);
+}
 
-/** What `read` gives; if it throws, that is said once, and `otherwise` is given. */
-function readOrSay<T>(file: string, otherwise: T, read: (file: string) => T): T {
+// The problems that were printed already. A broken file is read again for every prompt, but a
+// person wants to be told once. This belongs to the terminal and not to one App: the prompt is also
+// made where there is no App, for example when ContextGuard estimates its size.
+const reportedProblems = new Set<string>();
+
+/** What `read` gives. If it throws, that is said once, and `otherwise` is given. */
+function readOrSay<T>(place: string, otherwise: T, read: (place: string) => T): T {
   try {
-    return fs.existsSync(file) ? read(file) : otherwise;
+    return fs.existsSync(place) ? read(place) : otherwise;
   } catch (error) {
-    if (!complained.has(`${file} ${error}`)) warn(`${file} is left out: ${error}`);
-    complained.add(`${file} ${error}`);
+    const problem = `${place} ${error}`;
+    if (!reportedProblems.has(problem)) warn(`${place} is left out: ${error}`);
+    reportedProblems.add(problem);
     return otherwise;
   }
 }
 
 const FILE_LIMIT = 20_000; // characters of one file in the prompt
-const ALL_LIMIT = 60_000; // and of all together
+const TOTAL_LIMIT = 60_000; // characters of all files together
 
 /**
- * An agent's files, by name: its own where it has them, else the common ones. Long ones lose their
- * middle. `names` in the order in which they get their share of the room that there is.
+ * Gives an agent's files by name: its own where it has one, else the common one. A long file loses
+ * its middle. Earlier `names` have precedence when the limit of all files together is reached.
  */
 export function loadBootstrap(agentId: string, names: string[], root = WORKSPACE) {
-  let left = ALL_LIMIT;
   const files = new Map<string, string>();
+  let room = TOTAL_LIMIT;
   for (const name of names) {
-    const places = [path.join(root, "agents", agentId, name), path.join(root, name)];
-    // Not "the file is there": an empty one of its own would leave the agent without any.
-    const [found = ""] = places.flatMap((file) => readOrSay(file, "", readText).trim() || []);
-    const kept = left > 0 ? keepEnds(found, Math.min(left, FILE_LIMIT)) : "";
+    const whole = readAgentFile(agentId, name, root);
+    const kept = room > 0 ? keepEnds(whole, Math.min(room, FILE_LIMIT)) : "";
     files.set(name, kept);
-    left -= kept.length;
+    room -= kept.length;
   }
   return files;
 }
 
-/** `file` is relative to the workspace: the model reads the rest there, when it needs it. */
+/** Both files are read, because one that is broken should be reported even if it is not needed. */
+function readAgentFile(agentId: string, name: string, root: string): string {
+  const own = readOrSay(path.join(root, "agents", agentId, name), "", readText).trim();
+  const common = readOrSay(path.join(root, name), "", readText).trim();
+  return own || common; // an empty file of its own would leave the agent without any
+}
+
+/** `file` is relative to the workspace: the model reads the whole skill there when it needs it. */
 export type Skill = { name: string; description: string; file: string };
 
-/** The skills in some folders. Of two with one name, the one in the earlier folder counts. */
+/** The skills in some folders. If two have the same name, the one in the earlier folder counts. */
 export class SkillsManager {
   #folders: string[];
 
@@ -2336,154 +2361,231 @@ export class SkillsManager {
     this.#folders = folders;
   }
 
+  /** Reads the folders anew. A skill that can't be read is reported and left out. */
   list(): Skill[] {
-    const skills = new Map<string, Skill>();
-    for (const folder of this.#folders) {
-      for (const name of readOrSay(folder, [], (it) => fs.readdirSync(it)).sort()) {
-        const skill = readOrSay(path.join(folder, name, "SKILL.md"), undefined, readSkill);
-        if (skill && !skills.has(skill.name)) skills.set(skill.name, skill);
-      }
+    const byName = new Map<string, Skill>();
+    for (const skill of this.#folders.flatMap(skillsIn)) {
+      if (!byName.has(skill.name)) byName.set(skill.name, skill);
     }
-    return [...skills.values()];
+    return [...byName.values()];
   }
 }
 
-// Also without control characters: what a stranger wrote may come to be shown on our terminal.
-const oneLine = (words: unknown) => `${words}`.replace(/[\s\p{Cc}]+/gu, " ").trim();
-const SKILL = objectSchema({ name: string("…"), description: string("…") });
-
-/** Throws if it is no skill: then the others are loaded all the same. */
-function readSkill(file: string): Skill {
-  const [, front = "{}"] = /^\uFEFF?---\r?\n([\s\S]{0,20000}?)\r?\n---/.exec(readText(file)) ?? [];
-  // In YAML a thing can be named once and used often. A few lines of that can fill all memory.
-  const fields: unknown = parseYaml(front, { maxAliasCount: 20, logLevel: "error" });
-  const { name, description } = checkInput(SKILL, fields);
-  if (!oneLine(name)) throw new Error("name is empty");
-  const short = path.relative(WORKSPACE, file).split(path.sep).join("/");
-  return { name: oneLine(name), description: oneLine(description), file: short };
+function skillsIn(folder: string): Skill[] {
+  const names = readOrSay(folder, [], (place) => fs.readdirSync(place)).sort();
+  const skills = names.map((name) =>
+    readOrSay(path.join(folder, name, "SKILL.md"), undefined, readSkill),
+  );
+  return skills.filter((skill) => skill !== undefined);
 }
 
-type Parts = { agent: Agent; message?: InboundMessage; files: Map<string, string> };
+// Control characters become blanks, too, because a stranger may have written what is shown on our
+// terminal, and a control sequence could clear it or draw over it.
+const oneLine = (words: unknown) => `${words}`.replace(/[\s\p{Cc}]+/gu, " ").trim();
 
-const fromFiles =
-  (...names: string[]) =>
-  ({ files }: Parts) =>
-    names.flatMap((name) => files.get(name) || []).join("\n\n");
+const SKILL = objectSchema({
+  name: string("What the skill is called in the list."),
+  description: string("When to use it."),
+});
+// The front matter: YAML between two lines of dashes, where the file begins. Editors on Windows may
+// put a byte order mark before it.
+const FRONT_MATTER = /^\uFEFF?---\r?\n([\s\S]{0,20000}?)\r?\n---/;
 
-/** The layers of the prompt, in order. */
-export const PROMPT_LAYERS: { name: string; text(parts: Parts): string }[] = [
+/** Reads a SKILL.md. Throws if it has no name or no description. */
+function readSkill(skillFile: string): Skill {
+  const [, yaml = "{}"] = FRONT_MATTER.exec(readText(skillFile)) ?? [];
+  // YAML can name a part and repeat it. A few lines of repeated repetitions, known as "billion
+  // laughs", would otherwise fill all memory.
+  const fields: unknown = parseYaml(yaml, { maxAliasCount: 20, logLevel: "error" });
+  const { name, description } = checkInput(SKILL, fields);
+  if (!oneLine(name)) throw new Error("name is empty");
+  const relative = path.relative(WORKSPACE, skillFile).split(path.sep).join("/");
+  return { name: oneLine(name), description: oneLine(description), file: relative };
+}
+
+/** What the layers of the prompt are made from. `files` are those that this person may see. */
+type PromptParts = { agent: Agent; message?: InboundMessage; files: Map<string, string> };
+
+/**
+ * The layers of the system prompt, in order. To add a layer, add its name and a function that gives
+ * its text. The text must not change from turn to turn, or nothing behind it would be cached.
+ */
+export const PROMPT_LAYERS: { name: string; text(parts: PromptParts): string }[] = [
   { name: "identity", text: ({ agent, files }) => files.get("IDENTITY.md") || agent.system },
-  { name: "soul", text: fromFiles("SOUL.md") },
-  { name: "tools", text: fromFiles("TOOLS.md") },
+  { name: "soul", text: ({ files }) => joinFiles(files, ["SOUL.md"]) },
+  { name: "tools", text: ({ files }) => joinFiles(files, ["TOOLS.md"]) },
   { name: "skills", text: skillsText },
-  { name: "memory", text: fromFiles(...PRIVATE) },
-  { name: "bootstrap", text: fromFiles("AGENTS.md", "BOOTSTRAP.md") },
+  { name: "memory", text: ({ files }) => joinFiles(files, PRIVATE) },
+  { name: "bootstrap", text: ({ files }) => joinFiles(files, ["AGENTS.md", "BOOTSTRAP.md"]) },
   { name: "runtime", text: ({ agent }) => `# Runtime\n\nYour id: ${agent.id}` },
   { name: "channel", text: channelText },
 ];
 
-const MINIMAL = ["identity", "tools", "runtime", "channel"]; // for a job without a person
+const MINIMAL = ["identity", "tools", "runtime", "channel"]; // for a job, without a person
 
-function channelText({ message }: Parts): string {
+function joinFiles(files: Map<string, string>, names: string[]): string {
+  const texts = names.map((name) => files.get(name) ?? "");
+  return texts.filter((text) => text !== "").join("\n\n");
+}
+
+function channelText({ message }: PromptParts): string {
   return `# Channel\n\n${message?.channel ?? "cli"}, ${message?.isGroup ? "a group" : "one person"}`;
 }
 
-function skillsText({ agent }: Parts): string {
+function skillsText({ agent }: PromptParts): string {
   const folders = [`agents/${agent.id}/skills`, "skills"].map((one) => path.join(WORKSPACE, one));
   const skills = new SkillsManager(folders).list();
+  if (skills.length === 0) return "";
   const lines = skills.map((skill) => `- ${skill.name}: ${skill.description} (${skill.file})`);
   const all = ["# Skills\n\nRead the file before you use one.\n", ...lines].join("\n");
-  return lines.length > 0 ? keepEnds(all, FILE_LIMIT) : "";
+  return keepEnds(all, FILE_LIMIT);
 }
 
-/** Each layer with its text. Nothing in it changes from turn to turn: no time, no counters. */
-export function promptLayers(options: TurnOptions) {
-  const { agent = AGENTS[0] as Agent, message, mode = "full" } = options; // there is at least one
-  const names = ["IDENTITY.md", "SOUL.md", "TOOLS.md", "AGENTS.md", "BOOTSTRAP.md"];
-  const files = loadBootstrap(agent.id, isOwner(options) ? [...names, ...PRIVATE] : names);
+/** Each layer of the prompt with its text. It may be empty. */
+export function promptLayers(options: TurnOptions): { name: string; text: string }[] {
+  const { agent = AGENTS[0], message, mode = "full" } = options;
   if (mode === "none") return [{ name: "identity", text: agent.system }];
+  const names = ["IDENTITY.md", "SOUL.md", "TOOLS.md", "AGENTS.md", "BOOTSTRAP.md"];
+  const visible = isOwner(options) ? [...names, ...PRIVATE] : names;
+  const parts = { agent, message, files: loadBootstrap(agent.id, visible) };
   const layers = PROMPT_LAYERS.filter(({ name }) => mode === "full" || MINIMAL.includes(name));
-  return layers.map(({ name, text }) => ({ name, text: text({ agent, message, files }) }));
+  return layers.map((layer) => ({ name: layer.name, text: layer.text(parts) }));
 }
 
-const CACHE_BREAKPOINT = { cache_control: { type: "ephemeral" as const } }; // "keep all up to here"
+// A breakpoint tells the API to cache the request up to and including this block. We set two: the
+// one behind the system prompt serves all conversations, the one on the last message serves the
+// next call of this one.
+const CACHE_BREAKPOINT = { cache_control: { type: "ephemeral" as const } };
 
-/** The system prompt, with a mark for the cache at its end. */
+/** The system prompt: all layers that have a text, and a breakpoint for the cache at the end. */
 export function buildSystemPrompt(options: TurnOptions): Anthropic.TextBlockParam[] {
-  const texts = promptLayers(options).flatMap(({ text }) => text || []);
-  // Where a long file was cut, half a character may be left.
-  return [{ type: "text", text: texts.join("\n\n").toWellFormed(), ...CACHE_BREAKPOINT }];
+  const texts = promptLayers(options).map(({ text }) => text);
+  const prompt = texts.filter((text) => text !== "").join("\n\n");
+  // A cut through a long file may leave half of a surrogate pair, which the API would refuse.
+  return [{ type: "text", text: prompt.toWellFormed(), ...CACHE_BREAKPOINT }];
 }
 
-/** Puts the other mark on the last block: the next request begins with all of this one. */
+/** The same request with a breakpoint on its last block. The next request begins with all of it. */
 function withCacheBreakpoint(request: Entry[]): Entry[] {
   const last = request.at(-1);
   const block = last?.content.at(-1);
   if (!last || !block) return request;
-  const marked = { ...block, ...CACHE_BREAKPOINT } as Anthropic.ContentBlockParam; // the same, and the mark
-  return [...request.slice(0, -1), { ...last, content: [...last.content.slice(0, -1), marked] }];
+  // TypeScript forgets which kind of block it was, but it still is one of the same kind.
+  const marked = { ...block, ...CACHE_BREAKPOINT } as Anthropic.ContentBlockParam;
+  const content = [...last.content.slice(0, -1), marked];
+  return [...request.slice(0, -1), { ...last, content }];
 }
 
-/** Something to be found. Without `at` (ms) it never ages; without a key it is the owner's. */
+/** Something that was noted. Without `at` (ms) it never ages; without a key it is the owner's. */
 export type Memory = { text: string; source: string; at?: number; sessionKey?: string };
-/** `terms`: word → how often. `vector`: bucket → weight. */
-type Indexed = Memory & { terms: Map<string, number>; size: number; vector: Map<number, number> };
 export type Hit = Memory & { score: number }; // 0 to 1
 
-const SEGMENTS = new Intl.Segmenter("und", { granularity: "word" });
-const WIDE = /[\p{sc=Han}\p{sc=Hiragana}\p{sc=Katakana}\p{sc=Hangul}]/u;
-// In a small store these are rare, and would count for as much as a name.
-const FILLERS =
-  /^(an?|and|are|at|did|do|does|for|how|i|in|is|it|my|of|on|the|to|wh(at|en|ere|o|y))$/;
-// Only so much of a text: the words of a megabyte, which anyone may send, would fill all memory.
-const folded = (content: string) => content.slice(0, 4_000).normalize("NFKC").toLowerCase();
+/** A memory with what the search needs to know of its text. */
+type IndexedMemory = {
+  memory: Memory;
+  length: number; // in terms
+  termFrequencies: Map<string, number>; // term → how often it occurs
+  vector: Map<number, number>; // bucket → weight
+};
 
-/** The words of a text. Chinese and Japanese have no spaces: there a dictionary finds them. */
+const SEGMENTER = new Intl.Segmenter("und", { granularity: "word" });
+const WIDE = /[\p{sc=Han}\p{sc=Hiragana}\p{sc=Katakana}\p{sc=Hangul}]/u;
+// In a store of few texts these words are rare, and so BM25 would take them for important.
+const STOP_WORDS =
+  /^(an?|and|are|at|did|do|does|for|how|i|in|is|it|my|of|on|the|to|wh(at|en|ere|o|y))$/;
+
+/** One spelling for all. Anyone may send a megabyte, so only the beginning of a text is indexed. */
+const normalise = (content: string) => content.slice(0, 4_000).normalize("NFKC").toLowerCase();
+
+/** The words that a text can be found by. A dictionary splits Chinese and Japanese into words. */
 function termsOf(content: string): string[] {
-  return [...SEGMENTS.segment(folded(content))].flatMap(({ segment }) => {
-    if (!/[\p{L}\p{N}]/u.test(segment) || FILLERS.test(segment)) return [];
-    // "teas" is "tea". More of grammar than that is left to the letters below.
-    return WIDE.test(segment) ? segment : segment.replace(/(?<=\p{L}{3})s$/u, "");
-  });
+  const segments = [...SEGMENTER.segment(normalise(content))].map(({ segment }) => segment);
+  return segments.filter(isTerm).map(stem);
+}
+
+/** Between the words, the segmenter also gives blanks and punctuation. */
+const isTerm = (segment: string) => /[\p{L}\p{N}]/u.test(segment) && !STOP_WORDS.test(segment);
+
+/** Stemming in its simplest form: "teas" becomes "tea". The trigrams find the other endings. */
+const stem = (word: string) => (WIDE.test(word) ? word : word.replace(/(?<=\p{L}{3})s$/u, ""));
+
+function countEach<T>(items: T[]): Map<T, number> {
+  const counts = new Map<T, number>();
+  for (const item of items) counts.set(item, (counts.get(item) ?? 0) + 1);
+  return counts;
 }
 
 /**
- * A text as a vector of length 1: its runs of three letters (two, in Chinese and Japanese), hashed
- * into buckets. It finds "allergies" by "allergic", and knows nothing of meanings. A real
- * embedding, made by a model, goes here and nowhere else.
+ * The overlapping pieces of three characters that a word is made of: " te", "tea", "ea " for "tea".
+ * A Chinese or Japanese word often has only two, so there a piece has two characters.
+ */
+function trigrams(word: string): string[] {
+  const isWide = WIDE.test(word);
+  const size = isWide ? 2 : 3;
+  const padded = isWide ? word : ` ${word} `; // the blanks tell a beginning or an end apart
+  const grams = [padded.slice(0, size)]; // also of a single character, which is shorter than that
+  for (let start = 1; start + size <= padded.length; start++) {
+    grams.push(padded.slice(start, start + size));
+  }
+  return grams;
+}
+
+/** The hash FNV-1a, in 32 bits. Unlike a random one it gives the same in every process. */
+function fnv1a(words: string): number {
+  let hash = 0x811c9dc5; // the offset basis of FNV
+  for (const character of words) {
+    const mixed = hash ^ (character.codePointAt(0) ?? 0);
+    hash = Math.imul(mixed, 0x01000193); // the prime of FNV
+  }
+  return hash >>> 0; // as an unsigned number
+}
+
+/** The dimension of the vector that a trigram counts for: 13 bits of the hash, so one of 8,192. */
+const bucketOf = (gram: string) => fnv1a(gram) >>> 19;
+
+/**
+ * The embedding of a text: a vector of length 1 that counts its trigrams. By it "allergic" finds
+ * "allergies", but it knows nothing of meanings. A model's embedding would replace this function.
  */
 function embed(content: string): Map<number, number> {
-  const vector = new Map<number, number>();
-  for (const run of folded(content).match(/[\p{L}\p{N}]+/gu) ?? []) {
-    const [size, word] = WIDE.test(run) ? [2, run] : [3, ` ${run} `];
-    for (let start = 0; start === 0 || start + size <= word.length; start++) {
-      let hash = 0x811c9dc5; // FNV-1a: the same number in every process
-      for (const unit of word.slice(start, start + size))
-        hash = Math.imul(hash ^ (unit.codePointAt(0) ?? 0), 0x01000193);
-      vector.set(hash >>> 19, (vector.get(hash >>> 19) ?? 0) + 1);
-    }
-  }
-  const length = Math.hypot(...vector.values()) || 1;
-  return new Map([...vector].map(([bucket, weight]) => [bucket, weight / length]));
+  const words = normalise(content).match(/[\p{L}\p{N}]+/gu) ?? [];
+  const buckets = words.flatMap((word) => trigrams(word).map(bucketOf));
+  const counts = countEach(buckets);
+  const length = Math.hypot(...counts.values()) || 1; // a text without words has no trigrams
+  return new Map([...counts].map(([bucket, count]) => [bucket, count / length]));
 }
 
-const WEIGHTS = { words: 0.6, shape: 0.4 };
-const [K1, B] = [1.2, 0.75]; // BM25: how soon a repeated word is enough, how much length counts
+const WEIGHTS = { keyword: 0.6, vector: 0.4 }; // the two scores, from 0 to 1 each, add up to 1
+const K1 = 1.2; // of BM25: the lower, the sooner it stops to matter that a word is repeated
+const B = 0.75; // of BM25: how far a text's length counts against it, from 0 to 1
 const HALF_LIFE = 30 * 24 * 3600 * 1000; // ms
-const MIN_RECENCY = 0.8; // what is left of the score of an entry, however old it is
+const MIN_RECENCY = 0.8; // however old an entry is, it keeps this share of its score
 
 /**
- * What was noted from day to day, and the owner's MEMORY.md and USER.md. Each word and each bucket
- * leads to the entries that have it: a search looks at those, and at no file.
+ * BM25, the usual score of keyword search. It rises with the term frequency, but ever more slowly,
+ * up to `idf * (K1 + 1)`. A long text needs a word more often than a short one.
+ */
+function bm25(termFrequency: number, lengthNorm: number, idf: number): number {
+  return (idf * termFrequency * (K1 + 1)) / (termFrequency + K1 * lengthNorm);
+}
+
+/** Adds points to the score of an entry. */
+type AddScore = (entry: IndexedMemory, points: number) => void;
+
+/**
+ * What was noted from day to day, and the owner's MEMORY.md and USER.md. Search is hybrid: BM25
+ * finds words, and the cosine of two vectors of trigrams finds what is spelled alike.
  */
 export class MemoryStore {
   #dir: string;
   #files: string[];
   #now: () => number;
-  #entries = new Set<Indexed>();
-  #having = new Map<string | number, Set<Indexed>>();
-  #words = 0; // in all entries
-  #read = new Map<string, { changed: number; entries: Indexed[] }>();
+  #entries = new Set<IndexedMemory>();
+  // The inverted index leads from each term, and from each bucket of a vector, to the entries that
+  // have it. A search looks only at those and not at all entries, and it reads no file.
+  #postings = new Map<string | number, Set<IndexedMemory>>();
+  #totalLength = 0; // of all entries, in terms
+  #loaded = new Map<string, { mtime: number; entries: IndexedMemory[] }>();
   #logs = new Map<string, JsonlFile>();
 
   /** `dir`: of the daily logs. `files`: what the owner writes; those that change are read again. */
@@ -2493,140 +2595,200 @@ export class MemoryStore {
     this.#now = now;
     fs.mkdirSync(dir, { recursive: true });
     for (const name of fs.readdirSync(dir).filter((one) => one.endsWith(".jsonl"))) {
-      const log = new JsonlFile(path.join(dir, name));
-      this.#logs.set(name, log);
-      for (const { record } of log.read()) this.#load({ ...record }, name);
+      for (const { record } of this.#log(name).read()) this.#addNote({ ...record }, name);
     }
   }
 
-  /** Only what is whole: a line written by hand may lack anything. */
-  #load({ content, sessionKey, at, category }: Fields, name: string): void {
+  #log(name: string): JsonlFile {
+    const log = this.#logs.get(name) ?? new JsonlFile(path.join(this.#dir, name));
+    this.#logs.set(name, log);
+    return log;
+  }
+
+  /** Adds a line of a log. One that was written by hand may lack anything; then it is skipped. */
+  #addNote({ content, sessionKey, at, category }: Fields, name: string): void {
     if (typeof content !== "string" || typeof sessionKey !== "string") return;
     const source = `${name} ${category}`;
     this.#add({ text: content, source, at: Date.parse(String(at)) || 0, sessionKey });
   }
 
-  /** Notes something for one conversation. On disk when it returns. */
+  /** Notes something for one conversation. It is on disk when this returns. */
   write(content: string, category: string, sessionKey: string): void {
     const at = new Date(this.#now()).toISOString();
     const name = `${at.slice(0, 10)}.jsonl`;
-    const log = this.#logs.get(name) ?? new JsonlFile(path.join(this.#dir, name));
-    this.#logs.set(name, log);
-    log.append({ at, content, category, sessionKey });
-    this.#load({ at, content, category, sessionKey }, name);
+    const record = { at, content, category, sessionKey };
+    this.#log(name).append(record);
+    this.#addNote(record, name);
   }
 
-  #add(memory: Memory): Indexed {
-    const list = termsOf(memory.text);
-    const terms = new Map<string, number>();
-    for (const term of list) terms.set(term, (terms.get(term) ?? 0) + 1);
-    const entry = { ...memory, terms, size: list.length, vector: embed(memory.text) };
-    for (const key of [...terms.keys(), ...entry.vector.keys()])
-      this.#having.set(key, (this.#having.get(key) ?? new Set()).add(entry));
+  #add(memory: Memory): IndexedMemory {
+    const terms = termsOf(memory.text);
+    const termFrequencies = countEach(terms);
+    const vector = embed(memory.text);
+    const entry = { memory, length: terms.length, termFrequencies, vector };
+    for (const key of indexKeys(entry)) {
+      const posting = this.#postings.get(key) ?? new Set();
+      this.#postings.set(key, posting.add(entry));
+    }
     this.#entries.add(entry);
-    this.#words += entry.size;
+    this.#totalLength += entry.length;
     return entry;
   }
 
-  #remove(entry: Indexed): void {
-    for (const key of [...entry.terms.keys(), ...entry.vector.keys()])
-      this.#having.get(key)?.delete(entry);
+  #remove(entry: IndexedMemory): void {
+    for (const key of indexKeys(entry)) this.#postings.get(key)?.delete(entry);
     this.#entries.delete(entry);
-    this.#words -= entry.size;
+    this.#totalLength -= entry.length;
   }
 
-  /** Takes in those of the owner's files that have changed, a line a fact. */
+  /** Reads those of the owner's files again that have changed. */
   #refresh(): void {
-    for (const file of this.#files) {
-      const changed = fs.statSync(file, { throwIfNoEntry: false })?.mtimeMs ?? 0;
-      const before = this.#read.get(file) ?? { changed: 0, entries: [] };
-      if (before.changed === changed) continue;
+    for (const ownersFile of this.#files) {
+      const mtime = fs.statSync(ownersFile, { throwIfNoEntry: false })?.mtimeMs ?? 0;
+      const before = this.#loaded.get(ownersFile) ?? { mtime: 0, entries: [] };
+      if (before.mtime === mtime) continue;
       for (const entry of before.entries) this.#remove(entry);
-      const lines = `\n${readOrSay(file, "", readText)}`.split(/\r?\n[-*\s]*/);
-      // No headings or comments, and no "Name:" that nobody has filled in.
-      const facts = lines.filter((line) => /^[^#<].*[^\s:]\s*$/.test(line));
-      const entries = facts.map((text) => this.#add({ text, source: path.basename(file) }));
-      this.#read.set(file, { changed, entries });
+      const source = path.basename(ownersFile);
+      const facts = factsIn(readOrSay(ownersFile, "", readText));
+      const entries = facts.map((text) => this.#add({ text, source }));
+      this.#loaded.set(ownersFile, { mtime, entries });
     }
   }
 
-  /** The best of one conversation's entries; and of the owner's files, if the owner asks. */
+  /** The best of one conversation's entries, and of the owner's files if the owner asks. */
   search(query: string, { sessionKey = "", owner = false, topK = 5, weights = WEIGHTS } = {}) {
     this.#refresh();
-    const scores = new Map<Indexed, number>();
-    // Whose an entry is, is looked at before it is counted: nothing of others can get this far. Of
-    // theirs only how rare a word is comes in.
-    const count = (entry: Indexed, points: number) => {
-      const isTheirs = entry.sessionKey === undefined ? owner : entry.sessionKey === sessionKey;
-      if (isTheirs) scores.set(entry, (scores.get(entry) ?? 0) + points);
+    const scores = new Map<IndexedMemory, number>();
+    // What others noted is left out here, before it has a score, so it can't come any further. It
+    // only has a part in how rare a word is.
+    const add: AddScore = (entry, points) => {
+      const { memory } = entry;
+      const isVisible = memory.sessionKey === undefined ? owner : memory.sessionKey === sessionKey;
+      if (isVisible) scores.set(entry, (scores.get(entry) ?? 0) + points);
     };
-    const terms = new Map(termsOf(query).map((term) => [term, this.#rarity(term)]));
-    // What an entry would score that has nothing but these words, again and again.
-    const most = [...terms.values()].reduce((sum, rarity) => sum + rarity, 0) * (K1 + 1);
-    for (const [term, rarity] of terms) {
-      for (const entry of this.#having.get(term) ?? []) {
-        const often = entry.terms.get(term) ?? 0;
-        const long = 1 - B + (B * entry.size * this.#entries.size) / this.#words;
-        count(entry, (weights.words * rarity * often * (K1 + 1)) / (often + K1 * long) / most);
-      }
-    }
-    for (const [bucket, weight] of embed(query)) {
-      for (const entry of this.#having.get(bucket) ?? [])
-        count(entry, weights.shape * weight * (entry.vector.get(bucket) ?? 0));
-    }
-    const hits = [...scores].map(([it, points]) => ({ it, score: points * this.#youth(it) }));
+    this.#scoreKeywords(query, (entry, score) => add(entry, weights.keyword * score));
+    this.#scoreVectors(query, (entry, score) => add(entry, weights.vector * score));
+    const hits = [...scores].map(([entry, score]) => ({
+      entry,
+      score: score * this.#recency(entry.memory),
+    }));
     return diversify(hits, topK);
   }
 
-  /** BM25: a word that few entries have says more than one that all have. */
-  #rarity(term: string): number {
-    const having = this.#having.get(term)?.size ?? 0;
+  /** The keyword channel: the BM25 scores of all terms of the query, scaled to 0 to 1. */
+  #scoreKeywords(query: string, add: AddScore): void {
+    const idfs = new Map(termsOf(query).map((term) => [term, this.#idf(term)]));
+    const sumOfIdfs = [...idfs.values()].reduce((sum, idf) => sum + idf, 0);
+    const maxScore = sumOfIdfs * (K1 + 1); // of a text that has only these terms, again and again
+    const averageLength = this.#totalLength / this.#entries.size;
+    for (const [term, idf] of idfs) {
+      for (const entry of this.#postings.get(term) ?? []) {
+        const termFrequency = entry.termFrequencies.get(term) ?? 0;
+        const lengthNorm = 1 - B + B * (entry.length / averageLength);
+        add(entry, bm25(termFrequency, lengthNorm, idf) / maxScore);
+      }
+    }
+  }
+
+  /**
+   * The vector channel: the cosine similarity of two texts, which is 1 if they have the same
+   * trigrams. Both vectors have the length 1, so it is the sum of the products bucket by bucket.
+   */
+  #scoreVectors(query: string, add: AddScore): void {
+    for (const [bucket, weight] of embed(query)) {
+      for (const entry of this.#postings.get(bucket) ?? []) {
+        add(entry, weight * (entry.vector.get(bucket) ?? 0));
+      }
+    }
+  }
+
+  /** Inverse document frequency: a term that few entries have says more than one that all have. */
+  #idf(term: string): number {
+    const having = this.#postings.get(term)?.size ?? 0;
     return Math.log(1 + (this.#entries.size - having + 0.5) / (having + 0.5));
   }
 
-  /** Of two that fit as well, the younger one. But a name told two months ago is still a name. */
-  #youth({ at = this.#now() }: Memory): number {
-    return MIN_RECENCY + (1 - MIN_RECENCY) * 0.5 ** (Math.max(0, this.#now() - at) / HALF_LIFE);
+  /** From 1 down to MIN_RECENCY: a younger entry is preferred, but an old name is still a name. */
+  #recency({ at = this.#now() }: Memory): number {
+    const age = Math.max(0, this.#now() - at);
+    return MIN_RECENCY + (1 - MIN_RECENCY) * 0.5 ** (age / HALF_LIFE);
   }
 }
 
-const DUPLICATE = 0.8; // of its words are another's: then it is nearly the same entry
+/** What leads to an entry in the inverted index: words are terms, numbers are buckets. */
+const indexKeys = ({ termFrequencies, vector }: IndexedMemory) => [
+  ...termFrequencies.keys(),
+  ...vector.keys(),
+];
 
-/** Maximal marginal relevance, bluntly: the best, but none that nearly repeats a better one. */
-function diversify(hits: { it: Indexed; score: number }[], topK: number): Hit[] {
-  const taken: typeof hits = [];
-  for (const hit of hits.sort((a, b) => b.score - a.score)) {
-    if (taken.length >= Math.min(topK, 50)) break; // each is compared with all that are taken
-    if (taken.every(({ it }) => jaccard(it, hit.it) < DUPLICATE)) taken.push(hit);
-  }
-  return taken.map(({ it: { terms, size, vector, ...memory }, score }) => ({ ...memory, score }));
+/** The facts in a file of the owner's: one in each line, without the mark of a list before it. */
+function factsIn(content: string): string[] {
+  const lines = content.split(/\r?\n/).map((line) => line.replace(/^[-*\s]+/, ""));
+  return lines.filter(isFact);
 }
 
-function jaccard(a: Indexed, b: Indexed): number {
-  const shared = [...a.terms.keys()].filter((term) => b.terms.has(term)).length;
-  return shared / (a.terms.size + b.terms.size - shared || 1);
+/** Whether a line says something. A heading, a comment and a field left empty ("Name:") do not. */
+function isFact(line: string): boolean {
+  const words = line.trimEnd();
+  const isHeading = words.startsWith("#");
+  const isComment = words.startsWith("<");
+  const isEmptyField = words.endsWith(":");
+  return words.length > 1 && !isHeading && !isComment && !isEmptyField;
 }
 
-const MIN_SCORE = 0.17; // below it a score says more about our hash than about the question
+const DUPLICATE = 0.8; // two entries that share this part of their terms say nearly the same
 
 /**
- * What goes before the person's words and is stored with them: the time, and what we remember. In
- * the system prompt it would change the beginning of every request, and nothing would be cached.
+ * Maximal marginal relevance, in its simplest form: the best hits, but none that repeats a better
+ * one. The full form weighs how relevant a hit is against how much it resembles the others.
  */
-function contextFor(conversation: Conversation, input: string, options: TurnOptions): string {
+function diversify(hits: { entry: IndexedMemory; score: number }[], topK: number): Hit[] {
+  const limit = Math.min(topK, 50); // because each hit is compared with all that were chosen
+  const chosen: typeof hits = [];
+  for (const hit of hits.sort((a, b) => b.score - a.score)) {
+    if (chosen.length >= limit) break;
+    const isNew = chosen.every(({ entry }) => jaccard(entry, hit.entry) < DUPLICATE);
+    if (isNew) chosen.push(hit);
+  }
+  return chosen.map(({ entry, score }) => ({ ...entry.memory, score }));
+}
+
+/** The Jaccard index: how many of the terms that either entry has are in both, from 0 to 1. */
+function jaccard(a: IndexedMemory, b: IndexedMemory): number {
+  const ofBoth = [...a.termFrequencies.keys()].filter((term) => b.termFrequencies.has(term));
+  const shared = ofBoth.length;
+  const all = a.termFrequencies.size + b.termFrequencies.size - shared;
+  return all === 0 ? 0 : shared / all;
+}
+
+const MIN_SCORE = 0.17; // a lower one comes from a few trigrams that any two texts share by chance
+
+/** At most three memories that belong to what the person says, the best first. */
+function recall(conversation: Conversation, input: string, options: TurnOptions): string[] {
   const about = { ...memoryScope(conversation, options), topK: 3 };
   const hits = options.app?.memory.search(input, about) ?? [];
-  const found = hits.flatMap((hit) => (hit.score < MIN_SCORE ? [] : keepEnds(hit.text, 1_000)));
+  const relevant = hits.filter(({ score }) => score >= MIN_SCORE);
+  return relevant.map(({ text }) => keepEnds(text, 1_000));
+}
+
+/**
+ * What stands before the person's words and is stored with them: the time, and what we remember. In
+ * the system prompt it would change how each request begins, so nothing could be cached.
+ */
+function contextFor(conversation: Conversation, input: string, options: TurnOptions): string {
+  const found = recall(conversation, input, options);
   if (found.length > 0) info(`  (remembered: ${oneLine(found.join(" · "))})`);
   const lines = [`It is ${new Date()}.`, ...found.map((one) => `You remember: ${one}`)];
   return `<context>\n${lines.join("\n").toWellFormed()}\n</context>`;
 }
 
+/** Whose memories a conversation may use: its own, and the owner's files if it is the owner's. */
 const memoryScope = (conversation: Conversation, options: TurnOptions) => ({
   sessionKey: conversation instanceof Session ? conversation.header.key : "",
   owner: isOwner(options),
 });
 
+/** A line for each hit: its score, where it is from, and how it begins. */
 const formatHits = (hits: Hit[]) =>
   hits.map((hit) => `${hit.score.toFixed(2)}  ${hit.source}  ${oneLine(hit.text.slice(0, 80))}`);
 
@@ -2638,38 +2800,44 @@ TOOLS.push(
 );
 
 Object.assign(HANDLERS, {
-  memory_write: ({ content, category }, { app, conversation, ...options }) => {
-    app?.memory.write(
-      String(content),
-      String(category),
-      memoryScope(conversation, options).sessionKey,
-    );
+  memory_write: ({ content, category }, turn) => {
+    const { sessionKey } = memoryScope(turn.conversation, turn);
+    turn.app?.memory.write(String(content), String(category), sessionKey);
     return "remembered";
   },
-  memory_search: ({ query, topK = 5 }, { app, conversation, ...options }) => {
-    const about = { ...memoryScope(conversation, options), topK: Number(topK) };
-    return formatHits(app?.memory.search(String(query), about) ?? []).join("\n") || "nothing found";
+  memory_search: ({ query, topK = 5 }, turn) => {
+    const about = { ...memoryScope(turn.conversation, turn), topK: Number(topK) };
+    const hits = turn.app?.memory.search(String(query), about) ?? [];
+    return formatHits(hits).join("\n") || "nothing found";
   },
 } satisfies Record<string, Handler>);
 
-const SEARCH = { query: string("…"), topK: COUNT, sessionKey: string("whose memory") };
+const SEARCH = {
+  query: string("The words to search for."),
+  topK: COUNT,
+  sessionKey: string("The conversation whose memories are searched."),
+};
 method("memory.search", SEARCH, ["topK", "sessionKey"], (params, app) => {
   const { query, topK = 5, sessionKey = "" } = params;
   return app.memory.search(String(query), { topK: Number(topK), sessionKey: String(sessionKey) });
 });
 
-const layersOf = (app: App) => promptLayers({ agent: app.agents.get(app.terminalAgent ?? "luna") });
-const layerOf = (app: App, it: string) => layersOf(app).find((l) => l.name === it)?.text || "-";
+/** The prompt as it is for the owner at the terminal. */
+const ownersLayers = (app: App) =>
+  promptLayers({ agent: app.agents.get(app.terminalAgent ?? AGENTS[0].id) });
 
-command("soul", "how it talks", (_args, app) => layerOf(app, "soul"));
-command("skills", "what it has learned to do", (_args, app) => layerOf(app, "skills"));
-command("memory", "what it always knows of you", (_args, app) => layerOf(app, "memory"));
-command("bootstrap", "how it works", (_args, app) => layerOf(app, "bootstrap"));
+const layerText = (app: App, name: string) =>
+  ownersLayers(app).find((layer) => layer.name === name)?.text || "-";
+
+command("soul", "how it talks", (_args, app) => layerText(app, "soul"));
+command("skills", "what it has learned to do", (_args, app) => layerText(app, "skills"));
+command("memory", "what it always knows of you", (_args, app) => layerText(app, "memory"));
+command("bootstrap", "how it works", (_args, app) => layerText(app, "bootstrap"));
 command("search", "<words>: what it remembers, the best first", (query, { memory, key }) =>
   formatHits(memory.search(query, { sessionKey: key, owner: true })),
 );
 command("prompt", "the layers of its prompt, in characters", (_args, app) =>
-  layersOf(app).map((it, i) => `${i + 1} ${it.name.padEnd(10)} ${it.text.length}`),
+  ownersLayers(app).map(({ name, text }, i) => `${i + 1} ${name.padEnd(10)} ${text.length}`),
 );
 
 // ---- All of it together ----
