@@ -84,8 +84,8 @@ export function storeOf(
 // ---- Recall ----
 
 export const CHANNELS = {
-  keyword: { words: 1, shape: 0 },
-  vector: { words: 0, shape: 1 },
+  keyword: { keyword: 1, vector: 0 },
+  vector: { keyword: 0, vector: 1 },
   hybrid: undefined, // as the section weighs them
 };
 export type Channel = keyof typeof CHANNELS;
@@ -137,7 +137,7 @@ export async function askAll(): Promise<{ section: string; answers: Answer[]; di
   const { name: section, MemoryStore } = await newestMemory();
   return inFolder((folder) => {
     const store = storeOf(MemoryStore, folder, evalSet().facts);
-    const nothing = { sessionKey: KEY, weights: { words: 0, shape: 0 } };
+    const nothing = { sessionKey: KEY, weights: { keyword: 0, vector: 0 } };
     if (store.search("Lisbon", nothing).some(({ score }) => score > 0)) {
       throw new Error(`${section}: search takes no weights, so its channels cannot be told apart.`);
     }

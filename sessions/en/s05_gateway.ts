@@ -2143,11 +2143,12 @@ command("accounts", "our accounts on the platforms", () => {
 
 // ---- s05 · Gateway and routing ----
 
-// Two questions for each message. Which agent answers it? And whose conversation does it belong
-// to? The bindings settle the first, the agent's dmScope the second, once, before the message is
-// put into the inbox: what is decided later about others does not move it.
+// Each message raises two questions. Which agent answers it, and to whose conversation does it
+// belong? The bindings answer the first one, and the agent's dmScope answers the second. `accept`
+// asks both once, before the message is stored in the inbox. A binding that changes later therefore
+// applies to later messages only, and a message that is replayed keeps its agent.
 
-/** `dmScope` says who shares a conversation in direct chats: all, or one person, or finer yet. */
+/** `dmScope` says which direct chats share a conversation: all, those of a person, or none. */
 export interface Agent {
   id: string;
   system: string;
@@ -2175,15 +2176,15 @@ export interface App {
 const LUNA = "You are Luna, a warm and brief assistant. Answer plainly.";
 const SAGE = "You are Sage, a calm and thorough assistant. Give your reasons.";
 
-/** Who can answer. The first one does where no binding says otherwise. */
-export const AGENTS: Agent[] = [
+/** Who can answer. The type asks for at least one, because the first is the default. */
+export const AGENTS: [Agent, ...Agent[]] = [
   { id: "luna", system: LUNA, dmScope: "per-channel-peer" },
   { id: "sage", system: SAGE, dmScope: "per-channel-peer" },
 ];
 
 /** The agents by id. */
 export class AgentManager extends Map<string, Agent> {
-  /** Throws, naming those that there are. */
+  /** Throws if there is no such agent; the error names those that exist. */
   find(id: string): Agent {
     const agent = this.get(id);
     if (!agent) throw new Error(`no such agentId: ${id}; there are ${[...this.keys()].join(", ")}`);
@@ -2191,14 +2192,17 @@ export class AgentManager extends Map<string, Agent> {
   }
 }
 
-// The tiers, the most particular first: a chat, what it belongs to, our account, the platform.
+// The tiers in their order of precedence: a chat comes before the group of chats that it belongs
+// to, then our own account, the platform, and last what applies to every message.
 const TIERS = ["peerId", "guildId", "accountId", "channel", "default"] as const;
 
-/** "What comes from there is answered by this agent." Within a tier the higher priority wins. */
+type Tier = (typeof TIERS)[number];
+
+/** "This agent answers what comes from there." Within a tier the higher priority has precedence. */
 export interface Binding {
   agentId: string;
   tier: number; // 1 to 5
-  matchKey: (typeof TIERS)[number];
+  matchKey: Tier;
   matchValue: string; // of a peer also "telegram:1001"
   priority: number;
 }
@@ -2208,86 +2212,122 @@ export const BINDINGS: Omit<Binding, "tier">[] = [
 ];
 
 /**
- * The bindings, found by look-up in a map for each tier: what a message costs does not grow with
- * their number. They last until the program ends.
+ * Has a map from value to binding for each tier, because a look-up takes the same time however many
+ * bindings there are. The bindings last until the program ends.
  */
 export class BindingTable {
-  #byKey = new Map<string, Map<string, Binding>>(TIERS.map((key) => [key, new Map()]));
+  #byTier = new Map<string, Map<string, Binding>>(TIERS.map((key) => [key, new Map()]));
 
   constructor(bindings: Omit<Binding, "tier">[]) {
     for (const binding of bindings) this.set(binding);
   }
 
-  /** Replaces a binding with the same key and value. */
+  /** Adds a binding, or replaces the one with the same key and value. */
   set(binding: Omit<Binding, "tier">): Binding {
     const complete = { ...binding, tier: TIERS.indexOf(binding.matchKey) + 1 };
-    this.#byKey.get(binding.matchKey)?.set(binding.matchValue.toLowerCase(), complete);
+    this.#byTier.get(binding.matchKey)?.set(binding.matchValue.toLowerCase(), complete);
     return complete;
   }
 
+  /** Gives false if there was no such binding. */
   remove(matchKey: string, matchValue: string): boolean {
-    return this.#byKey.get(matchKey)?.delete(matchValue.toLowerCase()) ?? false;
+    return this.#byTier.get(matchKey)?.delete(matchValue.toLowerCase()) ?? false;
   }
 
   list(): Binding[] {
-    return [...this.#byKey.values()].flatMap((bindings) => [...bindings.values()]);
+    return [...this.#byTier.values()].flatMap((bindings) => [...bindings.values()]);
   }
 
-  /**
-   * The agent for a message, and why: the first tier that has a binding decides. A peer may be
-   * bound as "telegram:1001", since another platform may have the same number.
-   */
+  /** The agent for a message, and the binding that decided: one of the first tier that has any. */
   resolve(message: InboundMessage): { agentId: string; binding?: Binding } {
-    for (const key of TIERS) {
-      const value = key === "default" ? "*" : message[key];
-      if (!value) continue;
-      const values = key === "peerId" ? [`${message.channel}:${value}`, value] : [value];
-      const found = values.flatMap((one) => this.#byKey.get(key)?.get(one.toLowerCase()) ?? []);
-      const [binding] = found.sort((a, b) => b.priority - a.priority);
+    for (const tier of TIERS) {
+      const binding = this.#lookUp(tier, message);
       if (binding) return { agentId: binding.agentId, binding };
     }
-    return { agentId: AGENTS[0]?.id ?? "" };
+    return { agentId: AGENTS[0].id };
+  }
+
+  #lookUp(tier: Tier, message: InboundMessage): Binding | undefined {
+    const values = matchValues(tier, message).map((value) => value.toLowerCase());
+    const found = values.map((value) => this.#byTier.get(tier)?.get(value));
+    const bindings = found.filter((binding) => binding !== undefined);
+    return bindings.sort((a, b) => b.priority - a.priority)[0];
   }
 }
 
+/** What a binding of this tier has to name to apply to the message. */
+function matchValues(tier: Tier, message: InboundMessage): string[] {
+  if (tier === "default") return ["*"];
+  const value = message[tier];
+  if (!value) return [];
+  // Two platforms may give the same number to two people, so a peer can be bound by both names:
+  // "telegram:1001", or just "1001" for whoever has it.
+  if (tier === "peerId") return [`${message.channel}:${value}`, value];
+  return [value];
+}
+
 /**
- * Whose conversation this is. In lower case, since platforms differ about case and file systems
- * do too. Throws if the key gets longer than any honest one.
+ * The key of the conversation that a message belongs to. It is in lower case, because platforms and
+ * file systems disagree about case. Throws if it is longer than the key of any real peer.
  */
 export function buildSessionKey(agentId: string, message: InboundMessage, dmScope: DmScope) {
+  const key = `agent:${agentId}:${conversationPlace(message, dmScope)}`.toLowerCase();
+  if (key.length > 150) throw new Error(`peerId is too long: ${key.length} characters in the key`);
+  return key;
+}
+
+/** Where the message was said, which is the part of its session key behind the agent. */
+function conversationPlace(message: InboundMessage, dmScope: DmScope): string {
   const { channel, accountId, peerId, isGroup } = message;
-  // "main" puts everybody who writes directly into one conversation. That is for an agent with one
-  // owner: with two people, each would read what the other said.
+  if (isGroup) return `${channel}:group:${peerId}`;
   const direct = {
+    // All direct chats are one conversation. That suits an agent with one owner; if two people
+    // wrote to it, each could ask for what the other said.
     main: "main",
     "per-peer": `direct:${peerId}`,
     "per-channel-peer": `${channel}:direct:${peerId}`,
     "per-account-channel-peer": `${channel}:${accountId}:direct:${peerId}`,
   };
-  const rest = isGroup ? `${channel}:group:${peerId}` : direct[dmScope];
-  const key = `agent:${agentId}:${rest}`.toLowerCase();
-  if (key.length > 150) throw new Error(`peerId is too long: ${key.length} characters in the key`);
-  return key;
+  return direct[dmScope];
 }
 
-/** An error of JSON-RPC 2.0: -32700 not JSON, -32600 no request, -32601 no such method, … */
+// The error codes of JSON-RPC 2.0 by the names that its specification gives them.
+const PARSE_ERROR = -32700;
+const INVALID_REQUEST = -32600;
+const METHOD_NOT_FOUND = -32601;
+const INVALID_PARAMS = -32602;
+const INTERNAL_ERROR = -32603;
+const SERVER_ERROR = -32000; // the first of those that each server may use as it likes
+
+/** An error that the client is told. Any other error stays in our log: it may hold private data. */
 class RpcError extends Error {
-  code = 0;
+  readonly code: number;
+
+  constructor(code: number, message: string) {
+    super(message);
+    this.code = code;
+  }
 }
 
-const rpcError = (code: number, why: string) => Object.assign(new RpcError(why), { code });
-
-/** Who asks: a peer of its own, and a way to tell it something before the answer is there. */
+/**
+ * The client that a method works for. `notify` sends it a notification before the response is
+ * there, and does nothing if the request has no id that the notification could refer to.
+ */
 export interface Connection {
-  peerId: string;
+  peerId: string; // each connection is a peer of its own
   notify(method: string, params: object): void;
 }
 
+/** Gives the result. What it throws becomes the error of the response. */
 export type Method = (params: Fields, app: App, connection: Connection) => unknown;
-/** What a client can ask of the gateway. */
+
+/**
+ * What a client can ask of the gateway. To add a method, call `method` with its name, its
+ * parameters, the names of those that may be left out, and a function that gives the result.
+ */
 export const METHODS: Record<string, Method> = {};
 
-/** Adds a method whose parameters are checked like the input of a tool. */
+/** Adds a method. Its parameters are checked as the input of a tool is, before `run` gets them. */
 function method(name: string, properties: object, optional: string[], run: Method): void {
   const schema = objectSchema(properties, optional);
   METHODS[name] = (params, app, connection) => {
@@ -2296,155 +2336,259 @@ function method(name: string, properties: object, optional: string[], run: Metho
   };
 }
 
-/** Runs a check of what a client has sent: what is wrong with it is the client's to mend. */
+/** Runs a check of what a client sent. Its error becomes one that the client is told. */
 function orInvalidParams<T>(check: () => T): T {
   try {
     return check();
   } catch (error) {
-    throw rpcError(-32602, error instanceof Error ? error.message : String(error));
+    throw new RpcError(INVALID_PARAMS, error instanceof Error ? error.message : String(error));
   }
 }
 
-const MAX_FRAME = 1024 * 1024; // bytes: of one message, and of what may pile up for a slow client
+const MAX_FRAME = 1024 * 1024; // bytes: of one message, and of what a client may leave unread
 
 /**
- * JSON-RPC 2.0 over WebSocket, on the one HTTP server. Whoever has the token can do what a person
- * on a channel can, and change the bindings. They are not the owner: bash is not offered to them.
+ * JSON-RPC 2.0 over WebSocket, on the one HTTP server. Whoever has the token may do what a person
+ * on a channel may do, and change the bindings. Clients are not the owner, so they get no bash.
  */
 export class GatewayServer {
-  address = ""; // once it is attached
-  #token: string;
+  address = ""; // "ws://…", once it is attached to a server that listens
   readonly sockets = new WebSocketServer({ noServer: true, maxPayload: MAX_FRAME });
+  #token: string;
 
   constructor(token: string) {
     this.#token = token;
   }
 
-  /** Takes over what asks for a WebSocket at "/". */
+  /** From now on, whoever asks this server for a WebSocket at "/" talks to the gateway. */
   attach(server: http.Server, app: App): void {
     const address = server.address();
     if (typeof address === "object" && address) this.address = `ws://127.0.0.1:${address.port}/`;
     server.on("upgrade", (request: http.IncomingMessage, socket: Duplex, head: Buffer) => {
-      socket.on("error", () => {}); // gone before we answered
-      const refused = this.#refusal(request);
-      if (refused) socket.end(`HTTP/1.1 ${refused}\r\nConnection: close\r\n\r\n`);
-      else this.sockets.handleUpgrade(request, socket, head, (client) => this.#serve(client, app));
+      // A client may be gone before we answer. Without a listener that error would end the program.
+      socket.on("error", () => {});
+      const refusal = this.#refusalOf(request);
+      if (refusal) {
+        socket.end(`HTTP/1.1 ${refusal}\r\nConnection: close\r\n\r\n`);
+        return;
+      }
+      this.sockets.handleUpgrade(request, socket, head, (client) => this.#listenTo(client, app));
     });
   }
 
-  /** Before the handshake: after it, anyone could send. "" lets it in. */
-  #refusal({ url = "", headers, socket }: http.IncomingMessage): string {
-    const [place, query] = url.split("?");
+  /**
+   * A WebSocket begins with a handshake, an HTTP request to upgrade the connection. It is refused
+   * with the HTTP status that this gives: once it is accepted, the client could send.
+   */
+  #refusalOf(request: http.IncomingMessage): string | undefined {
+    const [place, query] = (request.url ?? "").split("?");
     if (place !== "/") return "404 Not Found";
-    // Pages in the owner's browser reach loopback too. They can't hide where they come from.
-    const own = [`http://localhost:${socket.localPort}`, `http://127.0.0.1:${socket.localPort}`];
-    if (headers.origin && !own.includes(headers.origin)) return "403 Forbidden";
-    const asked = headers.authorization?.replace(/^Bearer /i, "");
-    const token = asked ?? new URLSearchParams(query).get("token") ?? "";
-    // Comparing hashes takes the same time however much of a guess is right.
-    const same = crypto.timingSafeEqual(sha256(token).digest(), sha256(this.#token).digest());
-    return same ? "" : "401 Unauthorized";
+    if (isForeignPage(request)) return "403 Forbidden";
+    const bearer = request.headers.authorization?.replace(/^Bearer /i, "");
+    const token = bearer ?? new URLSearchParams(query).get("token") ?? "";
+    if (!isSameSecret(token, this.#token)) return "401 Unauthorized";
+    return undefined;
   }
 
-  #serve(socket: WebSocket, app: App): void {
-    const peerId = crypto.randomUUID();
-    const push = (message: object) => {
-      if (socket.readyState === socket.OPEN) socket.send(JSON.stringify(message));
-      // A client that doesn't read would have us keep everything for it.
-      if (socket.bufferedAmount > MAX_FRAME) socket.terminate();
-    };
-    socket.on("error", (error) => info(`gateway: ${error.message}`)); // a frame over the limit, say
+  #listenTo(socket: WebSocket, app: App): void {
+    const push = (message: object) => pushTo(socket, message);
+    const client = { peerId: crypto.randomUUID(), push };
+    socket.on("error", (error) => info(`gateway: ${error.message}`)); // e.g. a frame over the limit
     socket.on("message", async (data) => {
-      const answer = await answerRpc(String(data), app, { peerId, push });
-      if (answer) push(answer);
+      const response = await answerRpc(String(data), app, client);
+      if (response) client.push(response);
     });
   }
 }
 
+/**
+ * Every web page in the owner's browser can connect to loopback, but the browser adds the page's
+ * origin to the request, and a page can't change it. Programs that are no browsers send none.
+ */
+function isForeignPage({ headers, socket }: http.IncomingMessage): boolean {
+  if (!headers.origin) return false;
+  const own = [`http://localhost:${socket.localPort}`, `http://127.0.0.1:${socket.localPort}`];
+  return !own.includes(headers.origin);
+}
+
+/**
+ * Compares in constant time. `===` stops at the first difference, so the time that it takes would
+ * tell an attacker how much of a guess is right. The hashes have one length, as the function needs.
+ */
+function isSameSecret(given: string, secret: string): boolean {
+  return crypto.timingSafeEqual(sha256(given).digest(), sha256(secret).digest());
+}
+
+/**
+ * Sends a message, if the client is still there. Backpressure: what a client does not read piles up
+ * in our memory, so we drop a client that leaves too much of it unread.
+ */
+function pushTo(socket: WebSocket, message: object): void {
+  if (socket.readyState === socket.OPEN) socket.send(JSON.stringify(message));
+  if (socket.bufferedAmount > MAX_FRAME) socket.terminate();
+}
+
+/** The other end of one connection. */
 type Client = { peerId: string; push(message: object): void };
 
-/** The answer to a request or to a batch of them; none, if it has only notifications. */
+type RpcId = string | number | null;
+/** Without an id it is a notification, to which JSON-RPC gives no response, not even an error. */
+type RpcRequest = { id?: RpcId; method: string; params: unknown };
+type ResultResponse = { jsonrpc: "2.0"; id: RpcId; result: unknown };
+type ErrorResponse = { jsonrpc: "2.0"; id: RpcId; error: { code: number; message: string } };
+
+const errorResponse = (id: RpcId, { code, message }: RpcError): ErrorResponse => ({
+  jsonrpc: "2.0",
+  id,
+  error: { code, message },
+});
+
+/** The response to what a client sent, or undefined where there is none to give. */
 async function answerRpc(json: string, app: App, client: Client) {
   let message: unknown;
   try {
     message = JSON.parse(json);
   } catch {
-    return { jsonrpc: "2.0", id: null, error: { code: -32700, message: "this is not JSON" } };
+    return errorResponse(null, new RpcError(PARSE_ERROR, "this is not JSON"));
   }
-  if (!Array.isArray(message) || message.length === 0) return callMethod(message, app, client);
-  const answers = await Promise.all(message.map((one) => callMethod(one, app, client)));
-  const said = answers.filter((answer) => answer !== undefined);
-  return said.length > 0 ? said : undefined;
+  // By the specification an empty array is one invalid request, and not a batch without any.
+  if (Array.isArray(message) && message.length > 0) return answerBatch(message, app, client);
+  return answerMessage(message, app, client);
+}
+
+/** The responses to all requests of a batch; undefined if it has only notifications. */
+async function answerBatch(batch: unknown[], app: App, client: Client) {
+  const all = await Promise.all(batch.map((message) => answerMessage(message, app, client)));
+  const responses = all.filter((response) => response !== undefined);
+  return responses.length > 0 ? responses : undefined;
 }
 
 /**
- * The answer to one request; none to a notification, whatever comes of it. Requests don't wait for
- * each other: "status" is answered while a "send" is still with the model.
+ * Requests do not wait for each other: "status" is answered while a "send" still waits for the
+ * model. The client tells the responses apart by their ids.
  */
-async function callMethod(message: unknown, app: App, { peerId, push }: Client) {
-  const fields = typeof message === "object" && !Array.isArray(message) ? message : {};
-  const { jsonrpc, id, method, params = {} } = { ...fields } as Fields; // looked at one by one
+async function answerMessage(message: unknown, app: App, client: Client) {
+  const parsed = parseRequest(message);
+  if ("error" in parsed) return parsed;
+  const response = await dispatch(parsed, app, client);
+  const isNotification = parsed.id === undefined;
+  return isNotification ? undefined : response;
+}
+
+/** The request in a message, or the error response to a message that is no request. */
+function parseRequest(message: unknown): RpcRequest | ErrorResponse {
+  const isObject = typeof message === "object" && message !== null && !Array.isArray(message);
+  const { jsonrpc, id, method: name, params = {} }: Fields = isObject ? { ...message } : {};
   const isId = id === null || typeof id === "string" || typeof id === "number";
-  const isRequest = jsonrpc === "2.0" && typeof method === "string" && (isId || id === undefined);
-  const answer = { jsonrpc: "2.0", id: isId ? id : null };
+  const hasGoodId = isId || id === undefined;
+  const isRequest = jsonrpc === "2.0" && typeof name === "string" && hasGoodId;
+  if (isRequest) return { id, method: name, params };
+  const error = new RpcError(INVALID_REQUEST, "this is no request of JSON-RPC 2.0");
+  return errorResponse(isId ? id : null, error);
+}
+
+/** Runs the method that a request names. It never rejects: an error becomes the response. */
+async function dispatch(request: RpcRequest, app: App, client: Client) {
+  const { id, method: name, params } = request;
   const notify = (about: string, more: object) => {
-    if (isId) push({ jsonrpc: "2.0", method: about, params: { id, ...more } });
+    if (id !== undefined) client.push({ jsonrpc: "2.0", method: about, params: { id, ...more } });
   };
   try {
-    if (!isRequest) throw rpcError(-32600, "this is no request of JSON-RPC 2.0");
-    const run = Object.hasOwn(METHODS, method) ? METHODS[method] : undefined;
-    if (!run) throw rpcError(-32601, `there is no method ${method}`);
-    const result = await run(params as Fields, app, { peerId, notify }); // run checks them
-    return isId ? { ...answer, result } : undefined;
+    // Every object inherits "constructor" and "toString", and these are no methods of ours.
+    const run = Object.hasOwn(METHODS, name) ? METHODS[name] : undefined;
+    if (!run) throw new RpcError(METHOD_NOT_FOUND, `there is no method ${name}`);
+    // `params` may still be anything. Each method checks it against its schema.
+    const given = await run(params as Fields, app, { peerId: client.peerId, notify });
+    return { jsonrpc: "2.0", id: id ?? null, result: given } satisfies ResultResponse;
   } catch (error) {
-    if (isRequest && !isId) return undefined; // a notification: nobody asked to be told
-    if (error instanceof RpcError) {
-      return { ...answer, error: { code: error.code, message: error.message } };
-    }
-    warn(`gateway: ${method}: ${error}`);
-    return { ...answer, error: { code: -32603, message: "internal error" } };
+    if (error instanceof RpcError) return errorResponse(id ?? null, error);
+    warn(`gateway: ${name}: ${error}`);
+    return errorResponse(id ?? null, new RpcError(INTERNAL_ERROR, "internal error"));
   }
 }
 
-const FROM = { channel: string("telegram, …"), peerId: string("the chat"), agentId: string("who") };
-const SEND = { text: string("…"), ...FROM };
+// Only the owner and the program itself write on these channels, so no client may name them.
+const INTERNAL_CHANNELS = ["cli", "cron", "heartbeat"];
 
-// A send does not enter the inbox. After a crash its connection is gone, and nobody waits for the
-// answer; what was said is in the session all the same.
-method("send", SEND, Object.keys(FROM), async (params, app, connection) => {
-  const { text, channel = "ws", peerId = connection.peerId, agentId } = params;
-  const id = `ws:${crypto.randomUUID()}`;
-  const from = { accountId: "local", senderId: connection.peerId, isGroup: false, media: [] };
-  const place = { channel: String(channel).toLowerCase(), peerId: String(peerId) };
-  const inbound = { id, ...from, ...place, text: String(text).trim(), at: Date.now() };
-  // Whoever comes by the network is not the owner, whatever they say they are.
-  const isTheirs = /^(?!(cli|cron|heartbeat)$)\w+$/.test(place.channel);
-  if (!isTheirs) throw rpcError(-32602, "channel: not this one");
-  if (!inbound.text) throw rpcError(-32602, "text is empty");
-  const agent =
-    agentId === undefined ? agentId : orInvalidParams(() => app.agents.find(String(agentId)));
+const SENDER = {
+  channel: string("The channel that decides about route and session key; ws if left out."),
+  peerId: string("The chat on it; if left out, one that only this connection has."),
+  agentId: string("The agent that answers; if left out, the bindings decide."),
+};
+const SEND = { text: string("What the person says."), ...SENDER };
+
+// The message of a `send` does not enter the inbox, because after a crash the connection is gone,
+// and nobody is left to get the answer. What was said is in the session all the same.
+method("send", SEND, Object.keys(SENDER), async (params, app, connection) => {
+  const inbound = messageFromClient(params, connection);
+  const agent = requestedAgent(params, app);
   const message = orInvalidParams(() => route(inbound, app, agent));
   connection.notify("typing", {});
-  const onText = (piece: string) => piece && connection.notify("delta", { text: piece });
-  const turn = () =>
-    answerTo(message, app, { message, onText, agent: app.agents.get(message.agentId) });
   try {
-    const reply = await runExclusive(message.sessionKey, turn);
-    return { agentId: message.agentId, sessionKey: message.sessionKey, reply };
+    const answer = await answerClient(message, app, connection);
+    return { agentId: message.agentId, sessionKey: message.sessionKey, reply: answer };
   } catch (error) {
-    throw rpcError(-32000, `the turn failed: ${error}`);
+    throw new RpcError(SERVER_ERROR, `the turn failed: ${error}`);
   }
 });
 
-const MATCH = { matchKey: { type: "string", enum: TIERS }, matchValue: string("…") };
-const BINDING = { agentId: string("who"), ...MATCH, priority: { type: "integer" } };
+/** The message that a `send` stands for. Throws an RpcError that names the wrong parameter. */
+function messageFromClient(params: Fields, connection: Connection): InboundMessage {
+  const { channel: named = "ws", peerId = connection.peerId } = params;
+  const channel = String(named).toLowerCase();
+  const isInternal = INTERNAL_CHANNELS.includes(channel);
+  if (isInternal || !/^\w+$/.test(channel)) {
+    throw new RpcError(INVALID_PARAMS, "channel: not this one");
+  }
+  const text = String(params.text).trim();
+  if (!text) throw new RpcError(INVALID_PARAMS, "text is empty");
+  return {
+    id: `ws:${crypto.randomUUID()}`,
+    channel,
+    accountId: "local",
+    peerId: String(peerId),
+    senderId: connection.peerId,
+    isGroup: false,
+    text,
+    media: [],
+    at: Date.now(),
+  };
+}
+
+/** The agent that a client asks for; undefined if the bindings are to decide. */
+function requestedAgent({ agentId }: Fields, app: App): Agent | undefined {
+  if (agentId === undefined) return undefined;
+  return orInvalidParams(() => app.agents.find(String(agentId)));
+}
+
+/** Runs the turn, and passes the pieces of the reply on to the client as they arrive. */
+function answerClient(message: Routed, app: App, connection: Connection): Promise<string> {
+  const onText = (piece: string) => {
+    if (piece) connection.notify("delta", { text: piece });
+  };
+  const options = { message, onText, agent: app.agents.get(message.agentId) };
+  return runExclusive(message.sessionKey, () => answerTo(message, app, options));
+}
+
+const MATCH = {
+  matchKey: { type: "string", enum: TIERS },
+  matchValue: string("The value that a message must have there; * for the default."),
+};
+const BINDING = {
+  agentId: string("The agent that answers."),
+  ...MATCH,
+  priority: { type: "integer", description: "The highest in a tier wins; 0 if left out." },
+};
 
 method("bindings.set", BINDING, ["priority"], (params, app) => {
   const { agentId, matchKey, matchValue, priority = 0 } = params;
   const agent = orInvalidParams(() => app.agents.find(String(agentId)));
-  const key = TIERS.find((tier) => tier === matchKey) ?? "default";
-  const rest = { matchKey: key, matchValue: String(matchValue), priority: Number(priority) };
-  return app.bindings.set({ agentId: agent.id, ...rest });
+  return app.bindings.set({
+    agentId: agent.id,
+    matchKey: matchKey as Tier, // the schema lets nothing else through
+    matchValue: String(matchValue),
+    priority: Number(priority),
+  });
 });
 
 method("bindings.remove", MATCH, [], ({ matchKey, matchValue }, app) => ({
@@ -2475,8 +2619,8 @@ command("bindings", "who answers what", (_args, { bindings }) =>
 
 command("route", "<channel> <peer> [account] [guild]: who would answer, and why", (args, app) => {
   const [channel = "", peerId = "", accountId = "", guildId] = args.split(/\s+/);
-  const rest = { id: "", senderId: "", isGroup: false, text: "", media: [], at: 0 };
-  const message = { channel, peerId, accountId, guildId, ...rest };
+  const nothingSaid = { id: "", senderId: "", isGroup: false, text: "", media: [], at: 0 };
+  const message = { ...nothingSaid, channel, peerId, accountId, guildId };
   const { binding } = app.bindings.resolve(message);
   const { agentId, sessionKey } = route(message, app);
   return `${agentId}  ${sessionKey}  (${binding?.tier ?? 5} ${binding?.matchKey ?? "default"})`;
@@ -2488,7 +2632,8 @@ command("agents", "the agents", (_args, { agents }) =>
 
 command("agent", "<id>|off: who answers you here", (id, app) => {
   app.terminalAgent = id === "off" ? undefined : app.agents.find(id).id;
-  app.key = TERMINAL_KEY.replace("luna", app.terminalAgent ?? "luna"); // a conversation of its own
+  // The agent is a part of the key, so with each agent the terminal has another conversation.
+  app.key = TERMINAL_KEY.replace("luna", app.terminalAgent ?? "luna");
   return t(`From now on: ${app.terminalAgent ?? "as the bindings say"}.`);
 });
 
@@ -2501,15 +2646,17 @@ command("gateway", "where programs can connect", (_args, { gateway }) =>
 );
 
 /**
- * The token of the settings, or one that we make and keep. Loopback is no protection: every program
- * and every page on this machine can reach it.
+ * The token that clients must show: that of the settings, or one that we make and keep. Listening
+ * on loopback only is no protection: every program and web page on this machine can reach it.
  */
 function gatewayToken(): string {
-  const file = path.join(STATE, "gateway-token");
-  const kept = fs.existsSync(file) ? fs.readFileSync(file, "utf8") : "";
-  if (env("GATEWAY_TOKEN") || /^[\w-]{32}$/.test(kept)) return env("GATEWAY_TOKEN") || kept;
-  const token = crypto.randomBytes(24).toString("base64url");
-  fs.writeFileSync(file, token, { mode: 0o600 }); // only this user may read it
+  const given = env("GATEWAY_TOKEN");
+  if (given) return given;
+  const tokenFile = path.join(STATE, "gateway-token");
+  const kept = fs.existsSync(tokenFile) ? fs.readFileSync(tokenFile, "utf8") : "";
+  if (/^[\w-]{32}$/.test(kept)) return kept;
+  const token = crypto.randomBytes(24).toString("base64url"); // 32 characters
+  fs.writeFileSync(tokenFile, token, { mode: 0o600 }); // only this user may read it
   return token;
 }
 

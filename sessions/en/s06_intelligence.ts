@@ -2150,11 +2150,12 @@ command("accounts", "our accounts on the platforms", () => {
 
 // ---- s05 · Gateway and routing ----
 
-// Two questions for each message. Which agent answers it? And whose conversation does it belong
-// to? The bindings settle the first, the agent's dmScope the second, once, before the message is
-// put into the inbox: what is decided later about others does not move it.
+// Each message raises two questions. Which agent answers it, and to whose conversation does it
+// belong? The bindings answer the first one, and the agent's dmScope answers the second. `accept`
+// asks both once, before the message is stored in the inbox. A binding that changes later therefore
+// applies to later messages only, and a message that is replayed keeps its agent.
 
-/** `dmScope` says who shares a conversation in direct chats: all, or one person, or finer yet. */
+/** `dmScope` says which direct chats share a conversation: all, those of a person, or none. */
 export interface Agent {
   id: string;
   system: string;
@@ -2182,15 +2183,15 @@ export interface App {
 const LUNA = "You are Luna, a warm and brief assistant. Answer plainly.";
 const SAGE = "You are Sage, a calm and thorough assistant. Give your reasons.";
 
-/** Who can answer. The first one does where no binding says otherwise. */
-export const AGENTS: Agent[] = [
+/** Who can answer. The type asks for at least one, because the first is the default. */
+export const AGENTS: [Agent, ...Agent[]] = [
   { id: "luna", system: LUNA, dmScope: "per-channel-peer" },
   { id: "sage", system: SAGE, dmScope: "per-channel-peer" },
 ];
 
 /** The agents by id. */
 export class AgentManager extends Map<string, Agent> {
-  /** Throws, naming those that there are. */
+  /** Throws if there is no such agent; the error names those that exist. */
   find(id: string): Agent {
     const agent = this.get(id);
     if (!agent) throw new Error(`no such agentId: ${id}; there are ${[...this.keys()].join(", ")}`);
@@ -2198,14 +2199,17 @@ export class AgentManager extends Map<string, Agent> {
   }
 }
 
-// The tiers, the most particular first: a chat, what it belongs to, our account, the platform.
+// The tiers in their order of precedence: a chat comes before the group of chats that it belongs
+// to, then our own account, the platform, and last what applies to every message.
 const TIERS = ["peerId", "guildId", "accountId", "channel", "default"] as const;
 
-/** "What comes from there is answered by this agent." Within a tier the higher priority wins. */
+type Tier = (typeof TIERS)[number];
+
+/** "This agent answers what comes from there." Within a tier the higher priority has precedence. */
 export interface Binding {
   agentId: string;
   tier: number; // 1 to 5
-  matchKey: (typeof TIERS)[number];
+  matchKey: Tier;
   matchValue: string; // of a peer also "telegram:1001"
   priority: number;
 }
@@ -2215,86 +2219,122 @@ export const BINDINGS: Omit<Binding, "tier">[] = [
 ];
 
 /**
- * The bindings, found by look-up in a map for each tier: what a message costs does not grow with
- * their number. They last until the program ends.
+ * Has a map from value to binding for each tier, because a look-up takes the same time however many
+ * bindings there are. The bindings last until the program ends.
  */
 export class BindingTable {
-  #byKey = new Map<string, Map<string, Binding>>(TIERS.map((key) => [key, new Map()]));
+  #byTier = new Map<string, Map<string, Binding>>(TIERS.map((key) => [key, new Map()]));
 
   constructor(bindings: Omit<Binding, "tier">[]) {
     for (const binding of bindings) this.set(binding);
   }
 
-  /** Replaces a binding with the same key and value. */
+  /** Adds a binding, or replaces the one with the same key and value. */
   set(binding: Omit<Binding, "tier">): Binding {
     const complete = { ...binding, tier: TIERS.indexOf(binding.matchKey) + 1 };
-    this.#byKey.get(binding.matchKey)?.set(binding.matchValue.toLowerCase(), complete);
+    this.#byTier.get(binding.matchKey)?.set(binding.matchValue.toLowerCase(), complete);
     return complete;
   }
 
+  /** Gives false if there was no such binding. */
   remove(matchKey: string, matchValue: string): boolean {
-    return this.#byKey.get(matchKey)?.delete(matchValue.toLowerCase()) ?? false;
+    return this.#byTier.get(matchKey)?.delete(matchValue.toLowerCase()) ?? false;
   }
 
   list(): Binding[] {
-    return [...this.#byKey.values()].flatMap((bindings) => [...bindings.values()]);
+    return [...this.#byTier.values()].flatMap((bindings) => [...bindings.values()]);
   }
 
-  /**
-   * The agent for a message, and why: the first tier that has a binding decides. A peer may be
-   * bound as "telegram:1001", since another platform may have the same number.
-   */
+  /** The agent for a message, and the binding that decided: one of the first tier that has any. */
   resolve(message: InboundMessage): { agentId: string; binding?: Binding } {
-    for (const key of TIERS) {
-      const value = key === "default" ? "*" : message[key];
-      if (!value) continue;
-      const values = key === "peerId" ? [`${message.channel}:${value}`, value] : [value];
-      const found = values.flatMap((one) => this.#byKey.get(key)?.get(one.toLowerCase()) ?? []);
-      const [binding] = found.sort((a, b) => b.priority - a.priority);
+    for (const tier of TIERS) {
+      const binding = this.#lookUp(tier, message);
       if (binding) return { agentId: binding.agentId, binding };
     }
-    return { agentId: AGENTS[0]?.id ?? "" };
+    return { agentId: AGENTS[0].id };
+  }
+
+  #lookUp(tier: Tier, message: InboundMessage): Binding | undefined {
+    const values = matchValues(tier, message).map((value) => value.toLowerCase());
+    const found = values.map((value) => this.#byTier.get(tier)?.get(value));
+    const bindings = found.filter((binding) => binding !== undefined);
+    return bindings.sort((a, b) => b.priority - a.priority)[0];
   }
 }
 
+/** What a binding of this tier has to name to apply to the message. */
+function matchValues(tier: Tier, message: InboundMessage): string[] {
+  if (tier === "default") return ["*"];
+  const value = message[tier];
+  if (!value) return [];
+  // Two platforms may give the same number to two people, so a peer can be bound by both names:
+  // "telegram:1001", or just "1001" for whoever has it.
+  if (tier === "peerId") return [`${message.channel}:${value}`, value];
+  return [value];
+}
+
 /**
- * Whose conversation this is. In lower case, since platforms differ about case and file systems
- * do too. Throws if the key gets longer than any honest one.
+ * The key of the conversation that a message belongs to. It is in lower case, because platforms and
+ * file systems disagree about case. Throws if it is longer than the key of any real peer.
  */
 export function buildSessionKey(agentId: string, message: InboundMessage, dmScope: DmScope) {
+  const key = `agent:${agentId}:${conversationPlace(message, dmScope)}`.toLowerCase();
+  if (key.length > 150) throw new Error(`peerId is too long: ${key.length} characters in the key`);
+  return key;
+}
+
+/** Where the message was said, which is the part of its session key behind the agent. */
+function conversationPlace(message: InboundMessage, dmScope: DmScope): string {
   const { channel, accountId, peerId, isGroup } = message;
-  // "main" puts everybody who writes directly into one conversation. That is for an agent with one
-  // owner: with two people, each would read what the other said.
+  if (isGroup) return `${channel}:group:${peerId}`;
   const direct = {
+    // All direct chats are one conversation. That suits an agent with one owner; if two people
+    // wrote to it, each could ask for what the other said.
     main: "main",
     "per-peer": `direct:${peerId}`,
     "per-channel-peer": `${channel}:direct:${peerId}`,
     "per-account-channel-peer": `${channel}:${accountId}:direct:${peerId}`,
   };
-  const rest = isGroup ? `${channel}:group:${peerId}` : direct[dmScope];
-  const key = `agent:${agentId}:${rest}`.toLowerCase();
-  if (key.length > 150) throw new Error(`peerId is too long: ${key.length} characters in the key`);
-  return key;
+  return direct[dmScope];
 }
 
-/** An error of JSON-RPC 2.0: -32700 not JSON, -32600 no request, -32601 no such method, … */
+// The error codes of JSON-RPC 2.0 by the names that its specification gives them.
+const PARSE_ERROR = -32700;
+const INVALID_REQUEST = -32600;
+const METHOD_NOT_FOUND = -32601;
+const INVALID_PARAMS = -32602;
+const INTERNAL_ERROR = -32603;
+const SERVER_ERROR = -32000; // the first of those that each server may use as it likes
+
+/** An error that the client is told. Any other error stays in our log: it may hold private data. */
 class RpcError extends Error {
-  code = 0;
+  readonly code: number;
+
+  constructor(code: number, message: string) {
+    super(message);
+    this.code = code;
+  }
 }
 
-const rpcError = (code: number, why: string) => Object.assign(new RpcError(why), { code });
-
-/** Who asks: a peer of its own, and a way to tell it something before the answer is there. */
+/**
+ * The client that a method works for. `notify` sends it a notification before the response is
+ * there, and does nothing if the request has no id that the notification could refer to.
+ */
 export interface Connection {
-  peerId: string;
+  peerId: string; // each connection is a peer of its own
   notify(method: string, params: object): void;
 }
 
+/** Gives the result. What it throws becomes the error of the response. */
 export type Method = (params: Fields, app: App, connection: Connection) => unknown;
-/** What a client can ask of the gateway. */
+
+/**
+ * What a client can ask of the gateway. To add a method, call `method` with its name, its
+ * parameters, the names of those that may be left out, and a function that gives the result.
+ */
 export const METHODS: Record<string, Method> = {};
 
-/** Adds a method whose parameters are checked like the input of a tool. */
+/** Adds a method. Its parameters are checked as the input of a tool is, before `run` gets them. */
 function method(name: string, properties: object, optional: string[], run: Method): void {
   const schema = objectSchema(properties, optional);
   METHODS[name] = (params, app, connection) => {
@@ -2303,155 +2343,259 @@ function method(name: string, properties: object, optional: string[], run: Metho
   };
 }
 
-/** Runs a check of what a client has sent: what is wrong with it is the client's to mend. */
+/** Runs a check of what a client sent. Its error becomes one that the client is told. */
 function orInvalidParams<T>(check: () => T): T {
   try {
     return check();
   } catch (error) {
-    throw rpcError(-32602, error instanceof Error ? error.message : String(error));
+    throw new RpcError(INVALID_PARAMS, error instanceof Error ? error.message : String(error));
   }
 }
 
-const MAX_FRAME = 1024 * 1024; // bytes: of one message, and of what may pile up for a slow client
+const MAX_FRAME = 1024 * 1024; // bytes: of one message, and of what a client may leave unread
 
 /**
- * JSON-RPC 2.0 over WebSocket, on the one HTTP server. Whoever has the token can do what a person
- * on a channel can, and change the bindings. They are not the owner: bash is not offered to them.
+ * JSON-RPC 2.0 over WebSocket, on the one HTTP server. Whoever has the token may do what a person
+ * on a channel may do, and change the bindings. Clients are not the owner, so they get no bash.
  */
 export class GatewayServer {
-  address = ""; // once it is attached
-  #token: string;
+  address = ""; // "ws://…", once it is attached to a server that listens
   readonly sockets = new WebSocketServer({ noServer: true, maxPayload: MAX_FRAME });
+  #token: string;
 
   constructor(token: string) {
     this.#token = token;
   }
 
-  /** Takes over what asks for a WebSocket at "/". */
+  /** From now on, whoever asks this server for a WebSocket at "/" talks to the gateway. */
   attach(server: http.Server, app: App): void {
     const address = server.address();
     if (typeof address === "object" && address) this.address = `ws://127.0.0.1:${address.port}/`;
     server.on("upgrade", (request: http.IncomingMessage, socket: Duplex, head: Buffer) => {
-      socket.on("error", () => {}); // gone before we answered
-      const refused = this.#refusal(request);
-      if (refused) socket.end(`HTTP/1.1 ${refused}\r\nConnection: close\r\n\r\n`);
-      else this.sockets.handleUpgrade(request, socket, head, (client) => this.#serve(client, app));
+      // A client may be gone before we answer. Without a listener that error would end the program.
+      socket.on("error", () => {});
+      const refusal = this.#refusalOf(request);
+      if (refusal) {
+        socket.end(`HTTP/1.1 ${refusal}\r\nConnection: close\r\n\r\n`);
+        return;
+      }
+      this.sockets.handleUpgrade(request, socket, head, (client) => this.#listenTo(client, app));
     });
   }
 
-  /** Before the handshake: after it, anyone could send. "" lets it in. */
-  #refusal({ url = "", headers, socket }: http.IncomingMessage): string {
-    const [place, query] = url.split("?");
+  /**
+   * A WebSocket begins with a handshake, an HTTP request to upgrade the connection. It is refused
+   * with the HTTP status that this gives: once it is accepted, the client could send.
+   */
+  #refusalOf(request: http.IncomingMessage): string | undefined {
+    const [place, query] = (request.url ?? "").split("?");
     if (place !== "/") return "404 Not Found";
-    // Pages in the owner's browser reach loopback too. They can't hide where they come from.
-    const own = [`http://localhost:${socket.localPort}`, `http://127.0.0.1:${socket.localPort}`];
-    if (headers.origin && !own.includes(headers.origin)) return "403 Forbidden";
-    const asked = headers.authorization?.replace(/^Bearer /i, "");
-    const token = asked ?? new URLSearchParams(query).get("token") ?? "";
-    // Comparing hashes takes the same time however much of a guess is right.
-    const same = crypto.timingSafeEqual(sha256(token).digest(), sha256(this.#token).digest());
-    return same ? "" : "401 Unauthorized";
+    if (isForeignPage(request)) return "403 Forbidden";
+    const bearer = request.headers.authorization?.replace(/^Bearer /i, "");
+    const token = bearer ?? new URLSearchParams(query).get("token") ?? "";
+    if (!isSameSecret(token, this.#token)) return "401 Unauthorized";
+    return undefined;
   }
 
-  #serve(socket: WebSocket, app: App): void {
-    const peerId = crypto.randomUUID();
-    const push = (message: object) => {
-      if (socket.readyState === socket.OPEN) socket.send(JSON.stringify(message));
-      // A client that doesn't read would have us keep everything for it.
-      if (socket.bufferedAmount > MAX_FRAME) socket.terminate();
-    };
-    socket.on("error", (error) => info(`gateway: ${error.message}`)); // a frame over the limit, say
+  #listenTo(socket: WebSocket, app: App): void {
+    const push = (message: object) => pushTo(socket, message);
+    const client = { peerId: crypto.randomUUID(), push };
+    socket.on("error", (error) => info(`gateway: ${error.message}`)); // e.g. a frame over the limit
     socket.on("message", async (data) => {
-      const answer = await answerRpc(String(data), app, { peerId, push });
-      if (answer) push(answer);
+      const response = await answerRpc(String(data), app, client);
+      if (response) client.push(response);
     });
   }
 }
 
+/**
+ * Every web page in the owner's browser can connect to loopback, but the browser adds the page's
+ * origin to the request, and a page can't change it. Programs that are no browsers send none.
+ */
+function isForeignPage({ headers, socket }: http.IncomingMessage): boolean {
+  if (!headers.origin) return false;
+  const own = [`http://localhost:${socket.localPort}`, `http://127.0.0.1:${socket.localPort}`];
+  return !own.includes(headers.origin);
+}
+
+/**
+ * Compares in constant time. `===` stops at the first difference, so the time that it takes would
+ * tell an attacker how much of a guess is right. The hashes have one length, as the function needs.
+ */
+function isSameSecret(given: string, secret: string): boolean {
+  return crypto.timingSafeEqual(sha256(given).digest(), sha256(secret).digest());
+}
+
+/**
+ * Sends a message, if the client is still there. Backpressure: what a client does not read piles up
+ * in our memory, so we drop a client that leaves too much of it unread.
+ */
+function pushTo(socket: WebSocket, message: object): void {
+  if (socket.readyState === socket.OPEN) socket.send(JSON.stringify(message));
+  if (socket.bufferedAmount > MAX_FRAME) socket.terminate();
+}
+
+/** The other end of one connection. */
 type Client = { peerId: string; push(message: object): void };
 
-/** The answer to a request or to a batch of them; none, if it has only notifications. */
+type RpcId = string | number | null;
+/** Without an id it is a notification, to which JSON-RPC gives no response, not even an error. */
+type RpcRequest = { id?: RpcId; method: string; params: unknown };
+type ResultResponse = { jsonrpc: "2.0"; id: RpcId; result: unknown };
+type ErrorResponse = { jsonrpc: "2.0"; id: RpcId; error: { code: number; message: string } };
+
+const errorResponse = (id: RpcId, { code, message }: RpcError): ErrorResponse => ({
+  jsonrpc: "2.0",
+  id,
+  error: { code, message },
+});
+
+/** The response to what a client sent, or undefined where there is none to give. */
 async function answerRpc(json: string, app: App, client: Client) {
   let message: unknown;
   try {
     message = JSON.parse(json);
   } catch {
-    return { jsonrpc: "2.0", id: null, error: { code: -32700, message: "this is not JSON" } };
+    return errorResponse(null, new RpcError(PARSE_ERROR, "this is not JSON"));
   }
-  if (!Array.isArray(message) || message.length === 0) return callMethod(message, app, client);
-  const answers = await Promise.all(message.map((one) => callMethod(one, app, client)));
-  const said = answers.filter((answer) => answer !== undefined);
-  return said.length > 0 ? said : undefined;
+  // By the specification an empty array is one invalid request, and not a batch without any.
+  if (Array.isArray(message) && message.length > 0) return answerBatch(message, app, client);
+  return answerMessage(message, app, client);
+}
+
+/** The responses to all requests of a batch; undefined if it has only notifications. */
+async function answerBatch(batch: unknown[], app: App, client: Client) {
+  const all = await Promise.all(batch.map((message) => answerMessage(message, app, client)));
+  const responses = all.filter((response) => response !== undefined);
+  return responses.length > 0 ? responses : undefined;
 }
 
 /**
- * The answer to one request; none to a notification, whatever comes of it. Requests don't wait for
- * each other: "status" is answered while a "send" is still with the model.
+ * Requests do not wait for each other: "status" is answered while a "send" still waits for the
+ * model. The client tells the responses apart by their ids.
  */
-async function callMethod(message: unknown, app: App, { peerId, push }: Client) {
-  const fields = typeof message === "object" && !Array.isArray(message) ? message : {};
-  const { jsonrpc, id, method, params = {} } = { ...fields } as Fields; // looked at one by one
+async function answerMessage(message: unknown, app: App, client: Client) {
+  const parsed = parseRequest(message);
+  if ("error" in parsed) return parsed;
+  const response = await dispatch(parsed, app, client);
+  const isNotification = parsed.id === undefined;
+  return isNotification ? undefined : response;
+}
+
+/** The request in a message, or the error response to a message that is no request. */
+function parseRequest(message: unknown): RpcRequest | ErrorResponse {
+  const isObject = typeof message === "object" && message !== null && !Array.isArray(message);
+  const { jsonrpc, id, method: name, params = {} }: Fields = isObject ? { ...message } : {};
   const isId = id === null || typeof id === "string" || typeof id === "number";
-  const isRequest = jsonrpc === "2.0" && typeof method === "string" && (isId || id === undefined);
-  const answer = { jsonrpc: "2.0", id: isId ? id : null };
+  const hasGoodId = isId || id === undefined;
+  const isRequest = jsonrpc === "2.0" && typeof name === "string" && hasGoodId;
+  if (isRequest) return { id, method: name, params };
+  const error = new RpcError(INVALID_REQUEST, "this is no request of JSON-RPC 2.0");
+  return errorResponse(isId ? id : null, error);
+}
+
+/** Runs the method that a request names. It never rejects: an error becomes the response. */
+async function dispatch(request: RpcRequest, app: App, client: Client) {
+  const { id, method: name, params } = request;
   const notify = (about: string, more: object) => {
-    if (isId) push({ jsonrpc: "2.0", method: about, params: { id, ...more } });
+    if (id !== undefined) client.push({ jsonrpc: "2.0", method: about, params: { id, ...more } });
   };
   try {
-    if (!isRequest) throw rpcError(-32600, "this is no request of JSON-RPC 2.0");
-    const run = Object.hasOwn(METHODS, method) ? METHODS[method] : undefined;
-    if (!run) throw rpcError(-32601, `there is no method ${method}`);
-    const result = await run(params as Fields, app, { peerId, notify }); // run checks them
-    return isId ? { ...answer, result } : undefined;
+    // Every object inherits "constructor" and "toString", and these are no methods of ours.
+    const run = Object.hasOwn(METHODS, name) ? METHODS[name] : undefined;
+    if (!run) throw new RpcError(METHOD_NOT_FOUND, `there is no method ${name}`);
+    // `params` may still be anything. Each method checks it against its schema.
+    const given = await run(params as Fields, app, { peerId: client.peerId, notify });
+    return { jsonrpc: "2.0", id: id ?? null, result: given } satisfies ResultResponse;
   } catch (error) {
-    if (isRequest && !isId) return undefined; // a notification: nobody asked to be told
-    if (error instanceof RpcError) {
-      return { ...answer, error: { code: error.code, message: error.message } };
-    }
-    warn(`gateway: ${method}: ${error}`);
-    return { ...answer, error: { code: -32603, message: "internal error" } };
+    if (error instanceof RpcError) return errorResponse(id ?? null, error);
+    warn(`gateway: ${name}: ${error}`);
+    return errorResponse(id ?? null, new RpcError(INTERNAL_ERROR, "internal error"));
   }
 }
 
-const FROM = { channel: string("telegram, …"), peerId: string("the chat"), agentId: string("who") };
-const SEND = { text: string("…"), ...FROM };
+// Only the owner and the program itself write on these channels, so no client may name them.
+const INTERNAL_CHANNELS = ["cli", "cron", "heartbeat"];
 
-// A send does not enter the inbox. After a crash its connection is gone, and nobody waits for the
-// answer; what was said is in the session all the same.
-method("send", SEND, Object.keys(FROM), async (params, app, connection) => {
-  const { text, channel = "ws", peerId = connection.peerId, agentId } = params;
-  const id = `ws:${crypto.randomUUID()}`;
-  const from = { accountId: "local", senderId: connection.peerId, isGroup: false, media: [] };
-  const place = { channel: String(channel).toLowerCase(), peerId: String(peerId) };
-  const inbound = { id, ...from, ...place, text: String(text).trim(), at: Date.now() };
-  // Whoever comes by the network is not the owner, whatever they say they are.
-  const isTheirs = /^(?!(cli|cron|heartbeat)$)\w+$/.test(place.channel);
-  if (!isTheirs) throw rpcError(-32602, "channel: not this one");
-  if (!inbound.text) throw rpcError(-32602, "text is empty");
-  const agent =
-    agentId === undefined ? agentId : orInvalidParams(() => app.agents.find(String(agentId)));
+const SENDER = {
+  channel: string("The channel that decides about route and session key; ws if left out."),
+  peerId: string("The chat on it; if left out, one that only this connection has."),
+  agentId: string("The agent that answers; if left out, the bindings decide."),
+};
+const SEND = { text: string("What the person says."), ...SENDER };
+
+// The message of a `send` does not enter the inbox, because after a crash the connection is gone,
+// and nobody is left to get the answer. What was said is in the session all the same.
+method("send", SEND, Object.keys(SENDER), async (params, app, connection) => {
+  const inbound = messageFromClient(params, connection);
+  const agent = requestedAgent(params, app);
   const message = orInvalidParams(() => route(inbound, app, agent));
   connection.notify("typing", {});
-  const onText = (piece: string) => piece && connection.notify("delta", { text: piece });
-  const turn = () =>
-    answerTo(message, app, { message, onText, agent: app.agents.get(message.agentId) });
   try {
-    const reply = await runExclusive(message.sessionKey, turn);
-    return { agentId: message.agentId, sessionKey: message.sessionKey, reply };
+    const answer = await answerClient(message, app, connection);
+    return { agentId: message.agentId, sessionKey: message.sessionKey, reply: answer };
   } catch (error) {
-    throw rpcError(-32000, `the turn failed: ${error}`);
+    throw new RpcError(SERVER_ERROR, `the turn failed: ${error}`);
   }
 });
 
-const MATCH = { matchKey: { type: "string", enum: TIERS }, matchValue: string("…") };
-const BINDING = { agentId: string("who"), ...MATCH, priority: { type: "integer" } };
+/** The message that a `send` stands for. Throws an RpcError that names the wrong parameter. */
+function messageFromClient(params: Fields, connection: Connection): InboundMessage {
+  const { channel: named = "ws", peerId = connection.peerId } = params;
+  const channel = String(named).toLowerCase();
+  const isInternal = INTERNAL_CHANNELS.includes(channel);
+  if (isInternal || !/^\w+$/.test(channel)) {
+    throw new RpcError(INVALID_PARAMS, "channel: not this one");
+  }
+  const text = String(params.text).trim();
+  if (!text) throw new RpcError(INVALID_PARAMS, "text is empty");
+  return {
+    id: `ws:${crypto.randomUUID()}`,
+    channel,
+    accountId: "local",
+    peerId: String(peerId),
+    senderId: connection.peerId,
+    isGroup: false,
+    text,
+    media: [],
+    at: Date.now(),
+  };
+}
+
+/** The agent that a client asks for; undefined if the bindings are to decide. */
+function requestedAgent({ agentId }: Fields, app: App): Agent | undefined {
+  if (agentId === undefined) return undefined;
+  return orInvalidParams(() => app.agents.find(String(agentId)));
+}
+
+/** Runs the turn, and passes the pieces of the reply on to the client as they arrive. */
+function answerClient(message: Routed, app: App, connection: Connection): Promise<string> {
+  const onText = (piece: string) => {
+    if (piece) connection.notify("delta", { text: piece });
+  };
+  const options = { message, onText, agent: app.agents.get(message.agentId) };
+  return runExclusive(message.sessionKey, () => answerTo(message, app, options));
+}
+
+const MATCH = {
+  matchKey: { type: "string", enum: TIERS },
+  matchValue: string("The value that a message must have there; * for the default."),
+};
+const BINDING = {
+  agentId: string("The agent that answers."),
+  ...MATCH,
+  priority: { type: "integer", description: "The highest in a tier wins; 0 if left out." },
+};
 
 method("bindings.set", BINDING, ["priority"], (params, app) => {
   const { agentId, matchKey, matchValue, priority = 0 } = params;
   const agent = orInvalidParams(() => app.agents.find(String(agentId)));
-  const key = TIERS.find((tier) => tier === matchKey) ?? "default";
-  const rest = { matchKey: key, matchValue: String(matchValue), priority: Number(priority) };
-  return app.bindings.set({ agentId: agent.id, ...rest });
+  return app.bindings.set({
+    agentId: agent.id,
+    matchKey: matchKey as Tier, // the schema lets nothing else through
+    matchValue: String(matchValue),
+    priority: Number(priority),
+  });
 });
 
 method("bindings.remove", MATCH, [], ({ matchKey, matchValue }, app) => ({
@@ -2482,8 +2626,8 @@ command("bindings", "who answers what", (_args, { bindings }) =>
 
 command("route", "<channel> <peer> [account] [guild]: who would answer, and why", (args, app) => {
   const [channel = "", peerId = "", accountId = "", guildId] = args.split(/\s+/);
-  const rest = { id: "", senderId: "", isGroup: false, text: "", media: [], at: 0 };
-  const message = { channel, peerId, accountId, guildId, ...rest };
+  const nothingSaid = { id: "", senderId: "", isGroup: false, text: "", media: [], at: 0 };
+  const message = { ...nothingSaid, channel, peerId, accountId, guildId };
   const { binding } = app.bindings.resolve(message);
   const { agentId, sessionKey } = route(message, app);
   return `${agentId}  ${sessionKey}  (${binding?.tier ?? 5} ${binding?.matchKey ?? "default"})`;
@@ -2495,7 +2639,8 @@ command("agents", "the agents", (_args, { agents }) =>
 
 command("agent", "<id>|off: who answers you here", (id, app) => {
   app.terminalAgent = id === "off" ? undefined : app.agents.find(id).id;
-  app.key = TERMINAL_KEY.replace("luna", app.terminalAgent ?? "luna"); // a conversation of its own
+  // The agent is a part of the key, so with each agent the terminal has another conversation.
+  app.key = TERMINAL_KEY.replace("luna", app.terminalAgent ?? "luna");
   return t(`From now on: ${app.terminalAgent ?? "as the bindings say"}.`);
 });
 
@@ -2508,93 +2653,120 @@ command("gateway", "where programs can connect", (_args, { gateway }) =>
 );
 
 /**
- * The token of the settings, or one that we make and keep. Loopback is no protection: every program
- * and every page on this machine can reach it.
+ * The token that clients must show: that of the settings, or one that we make and keep. Listening
+ * on loopback only is no protection: every program and web page on this machine can reach it.
  */
 function gatewayToken(): string {
-  const file = path.join(STATE, "gateway-token");
-  const kept = fs.existsSync(file) ? fs.readFileSync(file, "utf8") : "";
-  if (env("GATEWAY_TOKEN") || /^[\w-]{32}$/.test(kept)) return env("GATEWAY_TOKEN") || kept;
-  const token = crypto.randomBytes(24).toString("base64url");
-  fs.writeFileSync(file, token, { mode: 0o600 }); // only this user may read it
+  const given = env("GATEWAY_TOKEN");
+  if (given) return given;
+  const tokenFile = path.join(STATE, "gateway-token");
+  const kept = fs.existsSync(tokenFile) ? fs.readFileSync(tokenFile, "utf8") : "";
+  if (/^[\w-]{32}$/.test(kept)) return kept;
+  const token = crypto.randomBytes(24).toString("base64url"); // 32 characters
+  fs.writeFileSync(tokenFile, token, { mode: 0o600 }); // only this user may read it
   return token;
 }
 
 // ---- s06 · Intelligence ----
 
-// The agent's character is in files, and so is what it knows. The prompt is put together from them
-// anew for every call, and comes out the same, byte by byte, until a file changes. That is worth
-// money: the API keeps what it has read and asks a tenth for it, but only for an exact beginning.
+// The agent's character is in files, and so is what it knows. The system prompt is put together
+// from them for each call, and comes out the same, byte by byte, until one of the files changes.
+// This saves money by prompt caching: the API keeps what it has read and charges a tenth for it the
+// next time, but only as far as a request begins exactly like an earlier one.
 
 export interface TurnOptions {
-  mode?: "full" | "minimal" | "none"; // the prompt: all; for a job without a person; one line
+  mode?: "full" | "minimal" | "none"; // all of the prompt; what a job needs; the identity alone
 }
 
 export interface App {
   memory: MemoryStore;
 }
 
-/** The owner is whoever sits at the terminal, and the direct chat listed first for a channel. */
+/** Whether only the owner reads the answer. Without a message it is a command at the terminal. */
 export function isOwner({ message }: TurnOptions): boolean {
-  if (!message || message.channel === "cli") return true;
-  const listed = env(`${message.channel.toUpperCase()}_ALLOWED_CHATS`).split(/[\s,]+/);
-  // Telegram's groups are below zero.
-  const first = listed.find((chat) => chat && !chat.startsWith("-"));
-  // A client of the gateway can name any peer. That does not make it one.
-  return !message.isGroup && !message.id.startsWith("ws:") && message.peerId === first;
+  if (!message) return true;
+  // A client of the gateway may name the owner's chat as its own, and that proves nothing.
+  if (message.isGroup || message.id.startsWith("ws:")) return false;
+  return isOwnersChat(message.channel, message.peerId);
+}
+
+/** The owner's are the terminal and, on each platform, the direct chat that is listed first. */
+function isOwnersChat(channel: string, peerId: string): boolean {
+  if (channel === "cli") return true;
+  const listed = env(`${channel.toUpperCase()}_ALLOWED_CHATS`).split(/[\s,]+/);
+  // Telegram's groups have negative numbers. An empty setting is split into one empty string.
+  const firstDirectChat = listed.find((chat) => chat !== "" && !chat.startsWith("-"));
+  return peerId === firstDirectChat;
 }
 
 const PRIVATE = ["MEMORY.md", "USER.md"];
 const PRIVATE_FILES = PRIVATE.map((name) => path.join(WORKSPACE, name));
 
-/** What is the owner's is not for others, by whatever path or link they ask for it. */
-function checkPrivate({ path: asked }: Fields, turn: Turn): void {
-  if (typeof asked !== "string" || isOwner(turn)) return;
-  const real = safePath(asked, WORKSPACE);
-  const isPrivate = [asked, real].some((one) => /^(memory|user)\.md$/i.test(path.basename(one)));
-  const files = PRIVATE_FILES.filter((one) => fs.existsSync(one)); // they may be links themselves
-  if (isPrivate || files.some((one) => fs.realpathSync.native(one) === real))
-    throw new Error(`${asked} is the owner's`);
+/** Throws if a tool asks for a file of the owner's in a turn of somebody else's. */
+function checkPrivate({ path: requested }: Fields, turn: Turn): void {
+  if (typeof requested !== "string" || isOwner(turn)) return;
+  const real = safePath(requested, WORKSPACE);
+  // Both names count, because a link may have a harmless name and lead to a private file.
+  const hasPrivateName = isPrivateName(requested) || isPrivateName(real);
+  // MEMORY.md may itself be a link. Then the file that it leads to is private, whatever its name.
+  const existing = PRIVATE_FILES.filter((one) => fs.existsSync(one));
+  const isPrivateFile = existing.some((one) => fs.realpathSync.native(one) === real);
+  if (hasPrivateName || isPrivateFile) throw new Error(`${requested} is the owner's`);
 }
 
-const complained = new Set<string>();
+/** Upper and lower case are the same here, because they are on macOS and Windows. */
+function isPrivateName(place: string): boolean {
+  const name = path.basename(place).toLowerCase();
+  return PRIVATE.some((one) => one.toLowerCase() === name);
+}
 
-/** What `read` gives; if it throws, that is said once, and `otherwise` is given. */
-function readOrSay<T>(file: string, otherwise: T, read: (file: string) => T): T {
+// The problems that were printed already. A broken file is read again for every prompt, but a
+// person wants to be told once. This belongs to the terminal and not to one App: the prompt is also
+// made where there is no App, for example when ContextGuard estimates its size.
+const reportedProblems = new Set<string>();
+
+/** What `read` gives. If it throws, that is said once, and `otherwise` is given. */
+function readOrSay<T>(place: string, otherwise: T, read: (place: string) => T): T {
   try {
-    return fs.existsSync(file) ? read(file) : otherwise;
+    return fs.existsSync(place) ? read(place) : otherwise;
   } catch (error) {
-    if (!complained.has(`${file} ${error}`)) warn(`${file} is left out: ${error}`);
-    complained.add(`${file} ${error}`);
+    const problem = `${place} ${error}`;
+    if (!reportedProblems.has(problem)) warn(`${place} is left out: ${error}`);
+    reportedProblems.add(problem);
     return otherwise;
   }
 }
 
 const FILE_LIMIT = 20_000; // characters of one file in the prompt
-const ALL_LIMIT = 60_000; // and of all together
+const TOTAL_LIMIT = 60_000; // characters of all files together
 
 /**
- * An agent's files, by name: its own where it has them, else the common ones. Long ones lose their
- * middle. `names` in the order in which they get their share of the room that there is.
+ * Gives an agent's files by name: its own where it has one, else the common one. A long file loses
+ * its middle. Earlier `names` have precedence when the limit of all files together is reached.
  */
 export function loadBootstrap(agentId: string, names: string[], root = WORKSPACE) {
-  let left = ALL_LIMIT;
   const files = new Map<string, string>();
+  let room = TOTAL_LIMIT;
   for (const name of names) {
-    const places = [path.join(root, "agents", agentId, name), path.join(root, name)];
-    // Not "the file is there": an empty one of its own would leave the agent without any.
-    const [found = ""] = places.flatMap((file) => readOrSay(file, "", readText).trim() || []);
-    const kept = left > 0 ? keepEnds(found, Math.min(left, FILE_LIMIT)) : "";
+    const whole = readAgentFile(agentId, name, root);
+    const kept = room > 0 ? keepEnds(whole, Math.min(room, FILE_LIMIT)) : "";
     files.set(name, kept);
-    left -= kept.length;
+    room -= kept.length;
   }
   return files;
 }
 
-/** `file` is relative to the workspace: the model reads the rest there, when it needs it. */
+/** Both files are read, because one that is broken should be reported even if it is not needed. */
+function readAgentFile(agentId: string, name: string, root: string): string {
+  const own = readOrSay(path.join(root, "agents", agentId, name), "", readText).trim();
+  const common = readOrSay(path.join(root, name), "", readText).trim();
+  return own || common; // an empty file of its own would leave the agent without any
+}
+
+/** `file` is relative to the workspace: the model reads the whole skill there when it needs it. */
 export type Skill = { name: string; description: string; file: string };
 
-/** The skills in some folders. Of two with one name, the one in the earlier folder counts. */
+/** The skills in some folders. If two have the same name, the one in the earlier folder counts. */
 export class SkillsManager {
   #folders: string[];
 
@@ -2602,154 +2774,231 @@ export class SkillsManager {
     this.#folders = folders;
   }
 
+  /** Reads the folders anew. A skill that can't be read is reported and left out. */
   list(): Skill[] {
-    const skills = new Map<string, Skill>();
-    for (const folder of this.#folders) {
-      for (const name of readOrSay(folder, [], (it) => fs.readdirSync(it)).sort()) {
-        const skill = readOrSay(path.join(folder, name, "SKILL.md"), undefined, readSkill);
-        if (skill && !skills.has(skill.name)) skills.set(skill.name, skill);
-      }
+    const byName = new Map<string, Skill>();
+    for (const skill of this.#folders.flatMap(skillsIn)) {
+      if (!byName.has(skill.name)) byName.set(skill.name, skill);
     }
-    return [...skills.values()];
+    return [...byName.values()];
   }
 }
 
-// Also without control characters: what a stranger wrote may come to be shown on our terminal.
-const oneLine = (words: unknown) => `${words}`.replace(/[\s\p{Cc}]+/gu, " ").trim();
-const SKILL = objectSchema({ name: string("…"), description: string("…") });
-
-/** Throws if it is no skill: then the others are loaded all the same. */
-function readSkill(file: string): Skill {
-  const [, front = "{}"] = /^\uFEFF?---\r?\n([\s\S]{0,20000}?)\r?\n---/.exec(readText(file)) ?? [];
-  // In YAML a thing can be named once and used often. A few lines of that can fill all memory.
-  const fields: unknown = parseYaml(front, { maxAliasCount: 20, logLevel: "error" });
-  const { name, description } = checkInput(SKILL, fields);
-  if (!oneLine(name)) throw new Error("name is empty");
-  const short = path.relative(WORKSPACE, file).split(path.sep).join("/");
-  return { name: oneLine(name), description: oneLine(description), file: short };
+function skillsIn(folder: string): Skill[] {
+  const names = readOrSay(folder, [], (place) => fs.readdirSync(place)).sort();
+  const skills = names.map((name) =>
+    readOrSay(path.join(folder, name, "SKILL.md"), undefined, readSkill),
+  );
+  return skills.filter((skill) => skill !== undefined);
 }
 
-type Parts = { agent: Agent; message?: InboundMessage; files: Map<string, string> };
+// Control characters become blanks, too, because a stranger may have written what is shown on our
+// terminal, and a control sequence could clear it or draw over it.
+const oneLine = (words: unknown) => `${words}`.replace(/[\s\p{Cc}]+/gu, " ").trim();
 
-const fromFiles =
-  (...names: string[]) =>
-  ({ files }: Parts) =>
-    names.flatMap((name) => files.get(name) || []).join("\n\n");
+const SKILL = objectSchema({
+  name: string("What the skill is called in the list."),
+  description: string("When to use it."),
+});
+// The front matter: YAML between two lines of dashes, where the file begins. Editors on Windows may
+// put a byte order mark before it.
+const FRONT_MATTER = /^\uFEFF?---\r?\n([\s\S]{0,20000}?)\r?\n---/;
 
-/** The layers of the prompt, in order. */
-export const PROMPT_LAYERS: { name: string; text(parts: Parts): string }[] = [
+/** Reads a SKILL.md. Throws if it has no name or no description. */
+function readSkill(skillFile: string): Skill {
+  const [, yaml = "{}"] = FRONT_MATTER.exec(readText(skillFile)) ?? [];
+  // YAML can name a part and repeat it. A few lines of repeated repetitions, known as "billion
+  // laughs", would otherwise fill all memory.
+  const fields: unknown = parseYaml(yaml, { maxAliasCount: 20, logLevel: "error" });
+  const { name, description } = checkInput(SKILL, fields);
+  if (!oneLine(name)) throw new Error("name is empty");
+  const relative = path.relative(WORKSPACE, skillFile).split(path.sep).join("/");
+  return { name: oneLine(name), description: oneLine(description), file: relative };
+}
+
+/** What the layers of the prompt are made from. `files` are those that this person may see. */
+type PromptParts = { agent: Agent; message?: InboundMessage; files: Map<string, string> };
+
+/**
+ * The layers of the system prompt, in order. To add a layer, add its name and a function that gives
+ * its text. The text must not change from turn to turn, or nothing behind it would be cached.
+ */
+export const PROMPT_LAYERS: { name: string; text(parts: PromptParts): string }[] = [
   { name: "identity", text: ({ agent, files }) => files.get("IDENTITY.md") || agent.system },
-  { name: "soul", text: fromFiles("SOUL.md") },
-  { name: "tools", text: fromFiles("TOOLS.md") },
+  { name: "soul", text: ({ files }) => joinFiles(files, ["SOUL.md"]) },
+  { name: "tools", text: ({ files }) => joinFiles(files, ["TOOLS.md"]) },
   { name: "skills", text: skillsText },
-  { name: "memory", text: fromFiles(...PRIVATE) },
-  { name: "bootstrap", text: fromFiles("AGENTS.md", "BOOTSTRAP.md") },
+  { name: "memory", text: ({ files }) => joinFiles(files, PRIVATE) },
+  { name: "bootstrap", text: ({ files }) => joinFiles(files, ["AGENTS.md", "BOOTSTRAP.md"]) },
   { name: "runtime", text: ({ agent }) => `# Runtime\n\nYour id: ${agent.id}` },
   { name: "channel", text: channelText },
 ];
 
-const MINIMAL = ["identity", "tools", "runtime", "channel"]; // for a job without a person
+const MINIMAL = ["identity", "tools", "runtime", "channel"]; // for a job, without a person
 
-function channelText({ message }: Parts): string {
+function joinFiles(files: Map<string, string>, names: string[]): string {
+  const texts = names.map((name) => files.get(name) ?? "");
+  return texts.filter((text) => text !== "").join("\n\n");
+}
+
+function channelText({ message }: PromptParts): string {
   return `# Channel\n\n${message?.channel ?? "cli"}, ${message?.isGroup ? "a group" : "one person"}`;
 }
 
-function skillsText({ agent }: Parts): string {
+function skillsText({ agent }: PromptParts): string {
   const folders = [`agents/${agent.id}/skills`, "skills"].map((one) => path.join(WORKSPACE, one));
   const skills = new SkillsManager(folders).list();
+  if (skills.length === 0) return "";
   const lines = skills.map((skill) => `- ${skill.name}: ${skill.description} (${skill.file})`);
   const all = ["# Skills\n\nRead the file before you use one.\n", ...lines].join("\n");
-  return lines.length > 0 ? keepEnds(all, FILE_LIMIT) : "";
+  return keepEnds(all, FILE_LIMIT);
 }
 
-/** Each layer with its text. Nothing in it changes from turn to turn: no time, no counters. */
-export function promptLayers(options: TurnOptions) {
-  const { agent = AGENTS[0] as Agent, message, mode = "full" } = options; // there is at least one
-  const names = ["IDENTITY.md", "SOUL.md", "TOOLS.md", "AGENTS.md", "BOOTSTRAP.md"];
-  const files = loadBootstrap(agent.id, isOwner(options) ? [...names, ...PRIVATE] : names);
+/** Each layer of the prompt with its text. It may be empty. */
+export function promptLayers(options: TurnOptions): { name: string; text: string }[] {
+  const { agent = AGENTS[0], message, mode = "full" } = options;
   if (mode === "none") return [{ name: "identity", text: agent.system }];
+  const names = ["IDENTITY.md", "SOUL.md", "TOOLS.md", "AGENTS.md", "BOOTSTRAP.md"];
+  const visible = isOwner(options) ? [...names, ...PRIVATE] : names;
+  const parts = { agent, message, files: loadBootstrap(agent.id, visible) };
   const layers = PROMPT_LAYERS.filter(({ name }) => mode === "full" || MINIMAL.includes(name));
-  return layers.map(({ name, text }) => ({ name, text: text({ agent, message, files }) }));
+  return layers.map((layer) => ({ name: layer.name, text: layer.text(parts) }));
 }
 
-const CACHE_BREAKPOINT = { cache_control: { type: "ephemeral" as const } }; // "keep all up to here"
+// A breakpoint tells the API to cache the request up to and including this block. We set two: the
+// one behind the system prompt serves all conversations, the one on the last message serves the
+// next call of this one.
+const CACHE_BREAKPOINT = { cache_control: { type: "ephemeral" as const } };
 
-/** The system prompt, with a mark for the cache at its end. */
+/** The system prompt: all layers that have a text, and a breakpoint for the cache at the end. */
 export function buildSystemPrompt(options: TurnOptions): Anthropic.TextBlockParam[] {
-  const texts = promptLayers(options).flatMap(({ text }) => text || []);
-  // Where a long file was cut, half a character may be left.
-  return [{ type: "text", text: texts.join("\n\n").toWellFormed(), ...CACHE_BREAKPOINT }];
+  const texts = promptLayers(options).map(({ text }) => text);
+  const prompt = texts.filter((text) => text !== "").join("\n\n");
+  // A cut through a long file may leave half of a surrogate pair, which the API would refuse.
+  return [{ type: "text", text: prompt.toWellFormed(), ...CACHE_BREAKPOINT }];
 }
 
-/** Puts the other mark on the last block: the next request begins with all of this one. */
+/** The same request with a breakpoint on its last block. The next request begins with all of it. */
 function withCacheBreakpoint(request: Entry[]): Entry[] {
   const last = request.at(-1);
   const block = last?.content.at(-1);
   if (!last || !block) return request;
-  const marked = { ...block, ...CACHE_BREAKPOINT } as Anthropic.ContentBlockParam; // the same, and the mark
-  return [...request.slice(0, -1), { ...last, content: [...last.content.slice(0, -1), marked] }];
+  // TypeScript forgets which kind of block it was, but it still is one of the same kind.
+  const marked = { ...block, ...CACHE_BREAKPOINT } as Anthropic.ContentBlockParam;
+  const content = [...last.content.slice(0, -1), marked];
+  return [...request.slice(0, -1), { ...last, content }];
 }
 
-/** Something to be found. Without `at` (ms) it never ages; without a key it is the owner's. */
+/** Something that was noted. Without `at` (ms) it never ages; without a key it is the owner's. */
 export type Memory = { text: string; source: string; at?: number; sessionKey?: string };
-/** `terms`: word → how often. `vector`: bucket → weight. */
-type Indexed = Memory & { terms: Map<string, number>; size: number; vector: Map<number, number> };
 export type Hit = Memory & { score: number }; // 0 to 1
 
-const SEGMENTS = new Intl.Segmenter("und", { granularity: "word" });
-const WIDE = /[\p{sc=Han}\p{sc=Hiragana}\p{sc=Katakana}\p{sc=Hangul}]/u;
-// In a small store these are rare, and would count for as much as a name.
-const FILLERS =
-  /^(an?|and|are|at|did|do|does|for|how|i|in|is|it|my|of|on|the|to|wh(at|en|ere|o|y))$/;
-// Only so much of a text: the words of a megabyte, which anyone may send, would fill all memory.
-const folded = (content: string) => content.slice(0, 4_000).normalize("NFKC").toLowerCase();
+/** A memory with what the search needs to know of its text. */
+type IndexedMemory = {
+  memory: Memory;
+  length: number; // in terms
+  termFrequencies: Map<string, number>; // term → how often it occurs
+  vector: Map<number, number>; // bucket → weight
+};
 
-/** The words of a text. Chinese and Japanese have no spaces: there a dictionary finds them. */
+const SEGMENTER = new Intl.Segmenter("und", { granularity: "word" });
+const WIDE = /[\p{sc=Han}\p{sc=Hiragana}\p{sc=Katakana}\p{sc=Hangul}]/u;
+// In a store of few texts these words are rare, and so BM25 would take them for important.
+const STOP_WORDS =
+  /^(an?|and|are|at|did|do|does|for|how|i|in|is|it|my|of|on|the|to|wh(at|en|ere|o|y))$/;
+
+/** One spelling for all. Anyone may send a megabyte, so only the beginning of a text is indexed. */
+const normalise = (content: string) => content.slice(0, 4_000).normalize("NFKC").toLowerCase();
+
+/** The words that a text can be found by. A dictionary splits Chinese and Japanese into words. */
 function termsOf(content: string): string[] {
-  return [...SEGMENTS.segment(folded(content))].flatMap(({ segment }) => {
-    if (!/[\p{L}\p{N}]/u.test(segment) || FILLERS.test(segment)) return [];
-    // "teas" is "tea". More of grammar than that is left to the letters below.
-    return WIDE.test(segment) ? segment : segment.replace(/(?<=\p{L}{3})s$/u, "");
-  });
+  const segments = [...SEGMENTER.segment(normalise(content))].map(({ segment }) => segment);
+  return segments.filter(isTerm).map(stem);
+}
+
+/** Between the words, the segmenter also gives blanks and punctuation. */
+const isTerm = (segment: string) => /[\p{L}\p{N}]/u.test(segment) && !STOP_WORDS.test(segment);
+
+/** Stemming in its simplest form: "teas" becomes "tea". The trigrams find the other endings. */
+const stem = (word: string) => (WIDE.test(word) ? word : word.replace(/(?<=\p{L}{3})s$/u, ""));
+
+function countEach<T>(items: T[]): Map<T, number> {
+  const counts = new Map<T, number>();
+  for (const item of items) counts.set(item, (counts.get(item) ?? 0) + 1);
+  return counts;
 }
 
 /**
- * A text as a vector of length 1: its runs of three letters (two, in Chinese and Japanese), hashed
- * into buckets. It finds "allergies" by "allergic", and knows nothing of meanings. A real
- * embedding, made by a model, goes here and nowhere else.
+ * The overlapping pieces of three characters that a word is made of: " te", "tea", "ea " for "tea".
+ * A Chinese or Japanese word often has only two, so there a piece has two characters.
+ */
+function trigrams(word: string): string[] {
+  const isWide = WIDE.test(word);
+  const size = isWide ? 2 : 3;
+  const padded = isWide ? word : ` ${word} `; // the blanks tell a beginning or an end apart
+  const grams = [padded.slice(0, size)]; // also of a single character, which is shorter than that
+  for (let start = 1; start + size <= padded.length; start++) {
+    grams.push(padded.slice(start, start + size));
+  }
+  return grams;
+}
+
+/** The hash FNV-1a, in 32 bits. Unlike a random one it gives the same in every process. */
+function fnv1a(words: string): number {
+  let hash = 0x811c9dc5; // the offset basis of FNV
+  for (const character of words) {
+    const mixed = hash ^ (character.codePointAt(0) ?? 0);
+    hash = Math.imul(mixed, 0x01000193); // the prime of FNV
+  }
+  return hash >>> 0; // as an unsigned number
+}
+
+/** The dimension of the vector that a trigram counts for: 13 bits of the hash, so one of 8,192. */
+const bucketOf = (gram: string) => fnv1a(gram) >>> 19;
+
+/**
+ * The embedding of a text: a vector of length 1 that counts its trigrams. By it "allergic" finds
+ * "allergies", but it knows nothing of meanings. A model's embedding would replace this function.
  */
 function embed(content: string): Map<number, number> {
-  const vector = new Map<number, number>();
-  for (const run of folded(content).match(/[\p{L}\p{N}]+/gu) ?? []) {
-    const [size, word] = WIDE.test(run) ? [2, run] : [3, ` ${run} `];
-    for (let start = 0; start === 0 || start + size <= word.length; start++) {
-      let hash = 0x811c9dc5; // FNV-1a: the same number in every process
-      for (const unit of word.slice(start, start + size))
-        hash = Math.imul(hash ^ (unit.codePointAt(0) ?? 0), 0x01000193);
-      vector.set(hash >>> 19, (vector.get(hash >>> 19) ?? 0) + 1);
-    }
-  }
-  const length = Math.hypot(...vector.values()) || 1;
-  return new Map([...vector].map(([bucket, weight]) => [bucket, weight / length]));
+  const words = normalise(content).match(/[\p{L}\p{N}]+/gu) ?? [];
+  const buckets = words.flatMap((word) => trigrams(word).map(bucketOf));
+  const counts = countEach(buckets);
+  const length = Math.hypot(...counts.values()) || 1; // a text without words has no trigrams
+  return new Map([...counts].map(([bucket, count]) => [bucket, count / length]));
 }
 
-const WEIGHTS = { words: 0.6, shape: 0.4 };
-const [K1, B] = [1.2, 0.75]; // BM25: how soon a repeated word is enough, how much length counts
+const WEIGHTS = { keyword: 0.6, vector: 0.4 }; // the two scores, from 0 to 1 each, add up to 1
+const K1 = 1.2; // of BM25: the lower, the sooner it stops to matter that a word is repeated
+const B = 0.75; // of BM25: how far a text's length counts against it, from 0 to 1
 const HALF_LIFE = 30 * 24 * 3600 * 1000; // ms
-const MIN_RECENCY = 0.8; // what is left of the score of an entry, however old it is
+const MIN_RECENCY = 0.8; // however old an entry is, it keeps this share of its score
 
 /**
- * What was noted from day to day, and the owner's MEMORY.md and USER.md. Each word and each bucket
- * leads to the entries that have it: a search looks at those, and at no file.
+ * BM25, the usual score of keyword search. It rises with the term frequency, but ever more slowly,
+ * up to `idf * (K1 + 1)`. A long text needs a word more often than a short one.
+ */
+function bm25(termFrequency: number, lengthNorm: number, idf: number): number {
+  return (idf * termFrequency * (K1 + 1)) / (termFrequency + K1 * lengthNorm);
+}
+
+/** Adds points to the score of an entry. */
+type AddScore = (entry: IndexedMemory, points: number) => void;
+
+/**
+ * What was noted from day to day, and the owner's MEMORY.md and USER.md. Search is hybrid: BM25
+ * finds words, and the cosine of two vectors of trigrams finds what is spelled alike.
  */
 export class MemoryStore {
   #dir: string;
   #files: string[];
   #now: () => number;
-  #entries = new Set<Indexed>();
-  #having = new Map<string | number, Set<Indexed>>();
-  #words = 0; // in all entries
-  #read = new Map<string, { changed: number; entries: Indexed[] }>();
+  #entries = new Set<IndexedMemory>();
+  // The inverted index leads from each term, and from each bucket of a vector, to the entries that
+  // have it. A search looks only at those and not at all entries, and it reads no file.
+  #postings = new Map<string | number, Set<IndexedMemory>>();
+  #totalLength = 0; // of all entries, in terms
+  #loaded = new Map<string, { mtime: number; entries: IndexedMemory[] }>();
   #logs = new Map<string, JsonlFile>();
 
   /** `dir`: of the daily logs. `files`: what the owner writes; those that change are read again. */
@@ -2759,140 +3008,200 @@ export class MemoryStore {
     this.#now = now;
     fs.mkdirSync(dir, { recursive: true });
     for (const name of fs.readdirSync(dir).filter((one) => one.endsWith(".jsonl"))) {
-      const log = new JsonlFile(path.join(dir, name));
-      this.#logs.set(name, log);
-      for (const { record } of log.read()) this.#load({ ...record }, name);
+      for (const { record } of this.#log(name).read()) this.#addNote({ ...record }, name);
     }
   }
 
-  /** Only what is whole: a line written by hand may lack anything. */
-  #load({ content, sessionKey, at, category }: Fields, name: string): void {
+  #log(name: string): JsonlFile {
+    const log = this.#logs.get(name) ?? new JsonlFile(path.join(this.#dir, name));
+    this.#logs.set(name, log);
+    return log;
+  }
+
+  /** Adds a line of a log. One that was written by hand may lack anything; then it is skipped. */
+  #addNote({ content, sessionKey, at, category }: Fields, name: string): void {
     if (typeof content !== "string" || typeof sessionKey !== "string") return;
     const source = `${name} ${category}`;
     this.#add({ text: content, source, at: Date.parse(String(at)) || 0, sessionKey });
   }
 
-  /** Notes something for one conversation. On disk when it returns. */
+  /** Notes something for one conversation. It is on disk when this returns. */
   write(content: string, category: string, sessionKey: string): void {
     const at = new Date(this.#now()).toISOString();
     const name = `${at.slice(0, 10)}.jsonl`;
-    const log = this.#logs.get(name) ?? new JsonlFile(path.join(this.#dir, name));
-    this.#logs.set(name, log);
-    log.append({ at, content, category, sessionKey });
-    this.#load({ at, content, category, sessionKey }, name);
+    const record = { at, content, category, sessionKey };
+    this.#log(name).append(record);
+    this.#addNote(record, name);
   }
 
-  #add(memory: Memory): Indexed {
-    const list = termsOf(memory.text);
-    const terms = new Map<string, number>();
-    for (const term of list) terms.set(term, (terms.get(term) ?? 0) + 1);
-    const entry = { ...memory, terms, size: list.length, vector: embed(memory.text) };
-    for (const key of [...terms.keys(), ...entry.vector.keys()])
-      this.#having.set(key, (this.#having.get(key) ?? new Set()).add(entry));
+  #add(memory: Memory): IndexedMemory {
+    const terms = termsOf(memory.text);
+    const termFrequencies = countEach(terms);
+    const vector = embed(memory.text);
+    const entry = { memory, length: terms.length, termFrequencies, vector };
+    for (const key of indexKeys(entry)) {
+      const posting = this.#postings.get(key) ?? new Set();
+      this.#postings.set(key, posting.add(entry));
+    }
     this.#entries.add(entry);
-    this.#words += entry.size;
+    this.#totalLength += entry.length;
     return entry;
   }
 
-  #remove(entry: Indexed): void {
-    for (const key of [...entry.terms.keys(), ...entry.vector.keys()])
-      this.#having.get(key)?.delete(entry);
+  #remove(entry: IndexedMemory): void {
+    for (const key of indexKeys(entry)) this.#postings.get(key)?.delete(entry);
     this.#entries.delete(entry);
-    this.#words -= entry.size;
+    this.#totalLength -= entry.length;
   }
 
-  /** Takes in those of the owner's files that have changed, a line a fact. */
+  /** Reads those of the owner's files again that have changed. */
   #refresh(): void {
-    for (const file of this.#files) {
-      const changed = fs.statSync(file, { throwIfNoEntry: false })?.mtimeMs ?? 0;
-      const before = this.#read.get(file) ?? { changed: 0, entries: [] };
-      if (before.changed === changed) continue;
+    for (const ownersFile of this.#files) {
+      const mtime = fs.statSync(ownersFile, { throwIfNoEntry: false })?.mtimeMs ?? 0;
+      const before = this.#loaded.get(ownersFile) ?? { mtime: 0, entries: [] };
+      if (before.mtime === mtime) continue;
       for (const entry of before.entries) this.#remove(entry);
-      const lines = `\n${readOrSay(file, "", readText)}`.split(/\r?\n[-*\s]*/);
-      // No headings or comments, and no "Name:" that nobody has filled in.
-      const facts = lines.filter((line) => /^[^#<].*[^\s:]\s*$/.test(line));
-      const entries = facts.map((text) => this.#add({ text, source: path.basename(file) }));
-      this.#read.set(file, { changed, entries });
+      const source = path.basename(ownersFile);
+      const facts = factsIn(readOrSay(ownersFile, "", readText));
+      const entries = facts.map((text) => this.#add({ text, source }));
+      this.#loaded.set(ownersFile, { mtime, entries });
     }
   }
 
-  /** The best of one conversation's entries; and of the owner's files, if the owner asks. */
+  /** The best of one conversation's entries, and of the owner's files if the owner asks. */
   search(query: string, { sessionKey = "", owner = false, topK = 5, weights = WEIGHTS } = {}) {
     this.#refresh();
-    const scores = new Map<Indexed, number>();
-    // Whose an entry is, is looked at before it is counted: nothing of others can get this far. Of
-    // theirs only how rare a word is comes in.
-    const count = (entry: Indexed, points: number) => {
-      const isTheirs = entry.sessionKey === undefined ? owner : entry.sessionKey === sessionKey;
-      if (isTheirs) scores.set(entry, (scores.get(entry) ?? 0) + points);
+    const scores = new Map<IndexedMemory, number>();
+    // What others noted is left out here, before it has a score, so it can't come any further. It
+    // only has a part in how rare a word is.
+    const add: AddScore = (entry, points) => {
+      const { memory } = entry;
+      const isVisible = memory.sessionKey === undefined ? owner : memory.sessionKey === sessionKey;
+      if (isVisible) scores.set(entry, (scores.get(entry) ?? 0) + points);
     };
-    const terms = new Map(termsOf(query).map((term) => [term, this.#rarity(term)]));
-    // What an entry would score that has nothing but these words, again and again.
-    const most = [...terms.values()].reduce((sum, rarity) => sum + rarity, 0) * (K1 + 1);
-    for (const [term, rarity] of terms) {
-      for (const entry of this.#having.get(term) ?? []) {
-        const often = entry.terms.get(term) ?? 0;
-        const long = 1 - B + (B * entry.size * this.#entries.size) / this.#words;
-        count(entry, (weights.words * rarity * often * (K1 + 1)) / (often + K1 * long) / most);
-      }
-    }
-    for (const [bucket, weight] of embed(query)) {
-      for (const entry of this.#having.get(bucket) ?? [])
-        count(entry, weights.shape * weight * (entry.vector.get(bucket) ?? 0));
-    }
-    const hits = [...scores].map(([it, points]) => ({ it, score: points * this.#youth(it) }));
+    this.#scoreKeywords(query, (entry, score) => add(entry, weights.keyword * score));
+    this.#scoreVectors(query, (entry, score) => add(entry, weights.vector * score));
+    const hits = [...scores].map(([entry, score]) => ({
+      entry,
+      score: score * this.#recency(entry.memory),
+    }));
     return diversify(hits, topK);
   }
 
-  /** BM25: a word that few entries have says more than one that all have. */
-  #rarity(term: string): number {
-    const having = this.#having.get(term)?.size ?? 0;
+  /** The keyword channel: the BM25 scores of all terms of the query, scaled to 0 to 1. */
+  #scoreKeywords(query: string, add: AddScore): void {
+    const idfs = new Map(termsOf(query).map((term) => [term, this.#idf(term)]));
+    const sumOfIdfs = [...idfs.values()].reduce((sum, idf) => sum + idf, 0);
+    const maxScore = sumOfIdfs * (K1 + 1); // of a text that has only these terms, again and again
+    const averageLength = this.#totalLength / this.#entries.size;
+    for (const [term, idf] of idfs) {
+      for (const entry of this.#postings.get(term) ?? []) {
+        const termFrequency = entry.termFrequencies.get(term) ?? 0;
+        const lengthNorm = 1 - B + B * (entry.length / averageLength);
+        add(entry, bm25(termFrequency, lengthNorm, idf) / maxScore);
+      }
+    }
+  }
+
+  /**
+   * The vector channel: the cosine similarity of two texts, which is 1 if they have the same
+   * trigrams. Both vectors have the length 1, so it is the sum of the products bucket by bucket.
+   */
+  #scoreVectors(query: string, add: AddScore): void {
+    for (const [bucket, weight] of embed(query)) {
+      for (const entry of this.#postings.get(bucket) ?? []) {
+        add(entry, weight * (entry.vector.get(bucket) ?? 0));
+      }
+    }
+  }
+
+  /** Inverse document frequency: a term that few entries have says more than one that all have. */
+  #idf(term: string): number {
+    const having = this.#postings.get(term)?.size ?? 0;
     return Math.log(1 + (this.#entries.size - having + 0.5) / (having + 0.5));
   }
 
-  /** Of two that fit as well, the younger one. But a name told two months ago is still a name. */
-  #youth({ at = this.#now() }: Memory): number {
-    return MIN_RECENCY + (1 - MIN_RECENCY) * 0.5 ** (Math.max(0, this.#now() - at) / HALF_LIFE);
+  /** From 1 down to MIN_RECENCY: a younger entry is preferred, but an old name is still a name. */
+  #recency({ at = this.#now() }: Memory): number {
+    const age = Math.max(0, this.#now() - at);
+    return MIN_RECENCY + (1 - MIN_RECENCY) * 0.5 ** (age / HALF_LIFE);
   }
 }
 
-const DUPLICATE = 0.8; // of its words are another's: then it is nearly the same entry
+/** What leads to an entry in the inverted index: words are terms, numbers are buckets. */
+const indexKeys = ({ termFrequencies, vector }: IndexedMemory) => [
+  ...termFrequencies.keys(),
+  ...vector.keys(),
+];
 
-/** Maximal marginal relevance, bluntly: the best, but none that nearly repeats a better one. */
-function diversify(hits: { it: Indexed; score: number }[], topK: number): Hit[] {
-  const taken: typeof hits = [];
-  for (const hit of hits.sort((a, b) => b.score - a.score)) {
-    if (taken.length >= Math.min(topK, 50)) break; // each is compared with all that are taken
-    if (taken.every(({ it }) => jaccard(it, hit.it) < DUPLICATE)) taken.push(hit);
-  }
-  return taken.map(({ it: { terms, size, vector, ...memory }, score }) => ({ ...memory, score }));
+/** The facts in a file of the owner's: one in each line, without the mark of a list before it. */
+function factsIn(content: string): string[] {
+  const lines = content.split(/\r?\n/).map((line) => line.replace(/^[-*\s]+/, ""));
+  return lines.filter(isFact);
 }
 
-function jaccard(a: Indexed, b: Indexed): number {
-  const shared = [...a.terms.keys()].filter((term) => b.terms.has(term)).length;
-  return shared / (a.terms.size + b.terms.size - shared || 1);
+/** Whether a line says something. A heading, a comment and a field left empty ("Name:") do not. */
+function isFact(line: string): boolean {
+  const words = line.trimEnd();
+  const isHeading = words.startsWith("#");
+  const isComment = words.startsWith("<");
+  const isEmptyField = words.endsWith(":");
+  return words.length > 1 && !isHeading && !isComment && !isEmptyField;
 }
 
-const MIN_SCORE = 0.17; // below it a score says more about our hash than about the question
+const DUPLICATE = 0.8; // two entries that share this part of their terms say nearly the same
 
 /**
- * What goes before the person's words and is stored with them: the time, and what we remember. In
- * the system prompt it would change the beginning of every request, and nothing would be cached.
+ * Maximal marginal relevance, in its simplest form: the best hits, but none that repeats a better
+ * one. The full form weighs how relevant a hit is against how much it resembles the others.
  */
-function contextFor(conversation: Conversation, input: string, options: TurnOptions): string {
+function diversify(hits: { entry: IndexedMemory; score: number }[], topK: number): Hit[] {
+  const limit = Math.min(topK, 50); // because each hit is compared with all that were chosen
+  const chosen: typeof hits = [];
+  for (const hit of hits.sort((a, b) => b.score - a.score)) {
+    if (chosen.length >= limit) break;
+    const isNew = chosen.every(({ entry }) => jaccard(entry, hit.entry) < DUPLICATE);
+    if (isNew) chosen.push(hit);
+  }
+  return chosen.map(({ entry, score }) => ({ ...entry.memory, score }));
+}
+
+/** The Jaccard index: how many of the terms that either entry has are in both, from 0 to 1. */
+function jaccard(a: IndexedMemory, b: IndexedMemory): number {
+  const ofBoth = [...a.termFrequencies.keys()].filter((term) => b.termFrequencies.has(term));
+  const shared = ofBoth.length;
+  const all = a.termFrequencies.size + b.termFrequencies.size - shared;
+  return all === 0 ? 0 : shared / all;
+}
+
+const MIN_SCORE = 0.17; // a lower one comes from a few trigrams that any two texts share by chance
+
+/** At most three memories that belong to what the person says, the best first. */
+function recall(conversation: Conversation, input: string, options: TurnOptions): string[] {
   const about = { ...memoryScope(conversation, options), topK: 3 };
   const hits = options.app?.memory.search(input, about) ?? [];
-  const found = hits.flatMap((hit) => (hit.score < MIN_SCORE ? [] : keepEnds(hit.text, 1_000)));
+  const relevant = hits.filter(({ score }) => score >= MIN_SCORE);
+  return relevant.map(({ text }) => keepEnds(text, 1_000));
+}
+
+/**
+ * What stands before the person's words and is stored with them: the time, and what we remember. In
+ * the system prompt it would change how each request begins, so nothing could be cached.
+ */
+function contextFor(conversation: Conversation, input: string, options: TurnOptions): string {
+  const found = recall(conversation, input, options);
   if (found.length > 0) info(`  (remembered: ${oneLine(found.join(" · "))})`);
   const lines = [`It is ${new Date()}.`, ...found.map((one) => `You remember: ${one}`)];
   return `<context>\n${lines.join("\n").toWellFormed()}\n</context>`;
 }
 
+/** Whose memories a conversation may use: its own, and the owner's files if it is the owner's. */
 const memoryScope = (conversation: Conversation, options: TurnOptions) => ({
   sessionKey: conversation instanceof Session ? conversation.header.key : "",
   owner: isOwner(options),
 });
 
+/** A line for each hit: its score, where it is from, and how it begins. */
 const formatHits = (hits: Hit[]) =>
   hits.map((hit) => `${hit.score.toFixed(2)}  ${hit.source}  ${oneLine(hit.text.slice(0, 80))}`);
 
@@ -2904,38 +3213,44 @@ TOOLS.push(
 );
 
 Object.assign(HANDLERS, {
-  memory_write: ({ content, category }, { app, conversation, ...options }) => {
-    app?.memory.write(
-      String(content),
-      String(category),
-      memoryScope(conversation, options).sessionKey,
-    );
+  memory_write: ({ content, category }, turn) => {
+    const { sessionKey } = memoryScope(turn.conversation, turn);
+    turn.app?.memory.write(String(content), String(category), sessionKey);
     return "remembered";
   },
-  memory_search: ({ query, topK = 5 }, { app, conversation, ...options }) => {
-    const about = { ...memoryScope(conversation, options), topK: Number(topK) };
-    return formatHits(app?.memory.search(String(query), about) ?? []).join("\n") || "nothing found";
+  memory_search: ({ query, topK = 5 }, turn) => {
+    const about = { ...memoryScope(turn.conversation, turn), topK: Number(topK) };
+    const hits = turn.app?.memory.search(String(query), about) ?? [];
+    return formatHits(hits).join("\n") || "nothing found";
   },
 } satisfies Record<string, Handler>);
 
-const SEARCH = { query: string("…"), topK: COUNT, sessionKey: string("whose memory") };
+const SEARCH = {
+  query: string("The words to search for."),
+  topK: COUNT,
+  sessionKey: string("The conversation whose memories are searched."),
+};
 method("memory.search", SEARCH, ["topK", "sessionKey"], (params, app) => {
   const { query, topK = 5, sessionKey = "" } = params;
   return app.memory.search(String(query), { topK: Number(topK), sessionKey: String(sessionKey) });
 });
 
-const layersOf = (app: App) => promptLayers({ agent: app.agents.get(app.terminalAgent ?? "luna") });
-const layerOf = (app: App, it: string) => layersOf(app).find((l) => l.name === it)?.text || "-";
+/** The prompt as it is for the owner at the terminal. */
+const ownersLayers = (app: App) =>
+  promptLayers({ agent: app.agents.get(app.terminalAgent ?? AGENTS[0].id) });
 
-command("soul", "how it talks", (_args, app) => layerOf(app, "soul"));
-command("skills", "what it has learned to do", (_args, app) => layerOf(app, "skills"));
-command("memory", "what it always knows of you", (_args, app) => layerOf(app, "memory"));
-command("bootstrap", "how it works", (_args, app) => layerOf(app, "bootstrap"));
+const layerText = (app: App, name: string) =>
+  ownersLayers(app).find((layer) => layer.name === name)?.text || "-";
+
+command("soul", "how it talks", (_args, app) => layerText(app, "soul"));
+command("skills", "what it has learned to do", (_args, app) => layerText(app, "skills"));
+command("memory", "what it always knows of you", (_args, app) => layerText(app, "memory"));
+command("bootstrap", "how it works", (_args, app) => layerText(app, "bootstrap"));
 command("search", "<words>: what it remembers, the best first", (query, { memory, key }) =>
   formatHits(memory.search(query, { sessionKey: key, owner: true })),
 );
 command("prompt", "the layers of its prompt, in characters", (_args, app) =>
-  layersOf(app).map((it, i) => `${i + 1} ${it.name.padEnd(10)} ${it.text.length}`),
+  ownersLayers(app).map(({ name, text }, i) => `${i + 1} ${name.padEnd(10)} ${text.length}`),
 );
 
 // ---- All of it together ----
