@@ -1833,7 +1833,7 @@ const UNAUTHORIZED: Answer = { status: 401, body: { error: "this does not come f
 const NOT_FOUND: Answer = { status: 404, body: { error: "not found" } };
 const TOO_LARGE: Answer = { status: 413, body: { error: "too large" } };
 // What went wrong is in the log, and only there, because the sender may be anyone.
-const INTERNAL_ERROR: Answer = { status: 500, body: { error: "internal error" } };
+const SERVER_FAILED: Answer = { status: 500, body: { error: "internal error" } };
 
 const MAX_BODY = 1_000_000; // bytes: they are kept in memory before we know who sends them
 
@@ -1865,7 +1865,7 @@ async function startHttp(port: number): Promise<http.Server> {
   const server = http.createServer(async (request, response) => {
     const { status, body } = await answerHttp(request).catch((error) => {
       warn(`http: ${error}`);
-      return INTERNAL_ERROR;
+      return SERVER_FAILED;
     });
     response.writeHead(status, { "content-type": "application/json" }).end(JSON.stringify(body));
   });
