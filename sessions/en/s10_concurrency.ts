@@ -2368,12 +2368,12 @@ function isPrivateName(place: string): boolean {
 const reportedProblems = new Set<string>();
 
 /** What `read` gives. If it throws, that is said once, and `otherwise` is given. */
-function readOrSay<T>(place: string, otherwise: T, read: (place: string) => T): T {
+function readOrSay<T>(file: string, otherwise: T, read: (file: string) => T): T {
   try {
-    return fs.existsSync(place) ? read(place) : otherwise;
+    return fs.existsSync(file) ? read(file) : otherwise;
   } catch (error) {
-    const problem = `${place} ${error}`;
-    if (!reportedProblems.has(problem)) warn(`${place} is left out: ${error}`);
+    const problem = `${file} ${error}`;
+    if (!reportedProblems.has(problem)) warn(`${file} is left out: ${error}`);
     reportedProblems.add(problem);
     return otherwise;
   }
