@@ -2144,9 +2144,9 @@ command("accounts", "our accounts on the platforms", () => {
 // ---- s05 · Gateway and routing ----
 
 // Each message raises two questions. Which agent answers it, and to whose conversation does it
-// belong? The bindings answer the first one, and the agent's dmScope answers the second. `accept`
-// asks both once, before the message is stored in the inbox. A binding that changes later therefore
-// applies to later messages only, and a message that is replayed keeps its agent.
+// belong? The bindings answer the first one, and the agent's dmScope answers the second. Both are
+// answered once, before the message is stored in the inbox. A binding that changes later therefore
+// applies to later messages only, and a message that is replayed after a crash keeps its agent.
 
 /** `dmScope` says which direct chats share a conversation: all, those of a person, or none. */
 export interface Agent {
@@ -2207,13 +2207,14 @@ export interface Binding {
   priority: number;
 }
 
+/** The bindings at the start. Clients of the gateway can set others, until the program ends. */
 export const BINDINGS: Omit<Binding, "tier">[] = [
   { agentId: "luna", matchKey: "default", matchValue: "*", priority: 0 },
 ];
 
 /**
- * Has a map from value to binding for each tier, because a look-up takes the same time however many
- * bindings there are. The bindings last until the program ends.
+ * Finds the agent for a message. Each tier is a map from value to binding, because a look-up takes
+ * the same time however many bindings there are.
  */
 export class BindingTable {
   #byTier = new Map<string, Map<string, Binding>>(TIERS.map((key) => [key, new Map()]));
@@ -2377,8 +2378,8 @@ export class GatewayServer {
   }
 
   /**
-   * A WebSocket begins with a handshake, an HTTP request to upgrade the connection. It is refused
-   * with the HTTP status that this gives: once it is accepted, the client could send.
+   * A WebSocket begins with a handshake, which is an HTTP request to upgrade the connection. Gives
+   * the status that refuses it. After the handshake it would be too late: the client could send.
    */
   #refusalOf(request: http.IncomingMessage): string | undefined {
     const [place, query] = (request.url ?? "").split("?");
@@ -2464,8 +2465,8 @@ async function answerBatch(batch: unknown[], app: App, client: Client) {
 }
 
 /**
- * Requests do not wait for each other: "status" is answered while a "send" still waits for the
- * model. The client tells the responses apart by their ids.
+ * The response to one message; undefined to a notification. Requests do not wait for each other, so
+ * a "status" is answered while a "send" still waits for the model.
  */
 async function answerMessage(message: unknown, app: App, client: Client) {
   const parsed = parseRequest(message);
@@ -2498,8 +2499,8 @@ async function dispatch(request: RpcRequest, app: App, client: Client) {
     const run = Object.hasOwn(METHODS, name) ? METHODS[name] : undefined;
     if (!run) throw new RpcError(METHOD_NOT_FOUND, `there is no method ${name}`);
     // `params` may still be anything. Each method checks it against its schema.
-    const given = await run(params as Fields, app, { peerId: client.peerId, notify });
-    return { jsonrpc: "2.0", id: id ?? null, result: given } satisfies ResultResponse;
+    const value = await run(params as Fields, app, { peerId: client.peerId, notify });
+    return { jsonrpc: "2.0", id: id ?? null, result: value } satisfies ResultResponse;
   } catch (error) {
     if (error instanceof RpcError) return errorResponse(id ?? null, error);
     warn(`gateway: ${name}: ${error}`);
@@ -2507,7 +2508,8 @@ async function dispatch(request: RpcRequest, app: App, client: Client) {
   }
 }
 
-// Only the owner and the program itself write on these channels, so no client may name them.
+// Only the owner and the program itself write on these channels, so no client may name them. (Jobs
+// and heartbeats are sections of their own.)
 const INTERNAL_CHANNELS = ["cli", "cron", "heartbeat"];
 
 const SENDER = {

@@ -2166,9 +2166,9 @@ command("accounts", "our accounts on the platforms", () => {
 // ---- s05 · Gateway and routing ----
 
 // Each message raises two questions. Which agent answers it, and to whose conversation does it
-// belong? The bindings answer the first one, and the agent's dmScope answers the second. `accept`
-// asks both once, before the message is stored in the inbox. A binding that changes later therefore
-// applies to later messages only, and a message that is replayed keeps its agent.
+// belong? The bindings answer the first one, and the agent's dmScope answers the second. Both are
+// answered once, before the message is stored in the inbox. A binding that changes later therefore
+// applies to later messages only, and a message that is replayed after a crash keeps its agent.
 
 /** `dmScope` says which direct chats share a conversation: all, those of a person, or none. */
 export interface Agent {
@@ -2229,13 +2229,14 @@ export interface Binding {
   priority: number;
 }
 
+/** The bindings at the start. Clients of the gateway can set others, until the program ends. */
 export const BINDINGS: Omit<Binding, "tier">[] = [
   { agentId: "luna", matchKey: "default", matchValue: "*", priority: 0 },
 ];
 
 /**
- * Has a map from value to binding for each tier, because a look-up takes the same time however many
- * bindings there are. The bindings last until the program ends.
+ * Finds the agent for a message. Each tier is a map from value to binding, because a look-up takes
+ * the same time however many bindings there are.
  */
 export class BindingTable {
   #byTier = new Map<string, Map<string, Binding>>(TIERS.map((key) => [key, new Map()]));
@@ -2400,8 +2401,8 @@ export class GatewayServer {
   }
 
   /**
-   * A WebSocket begins with a handshake, an HTTP request to upgrade the connection. It is refused
-   * with the HTTP status that this gives: once it is accepted, the client could send.
+   * A WebSocket begins with a handshake, which is an HTTP request to upgrade the connection. Gives
+   * the status that refuses it. After the handshake it would be too late: the client could send.
    */
   #refusalOf(request: http.IncomingMessage): string | undefined {
     const [place, query] = (request.url ?? "").split("?");
@@ -2487,8 +2488,8 @@ async function answerBatch(batch: unknown[], app: App, client: Client) {
 }
 
 /**
- * Requests do not wait for each other: "status" is answered while a "send" still waits for the
- * model. The client tells the responses apart by their ids.
+ * The response to one message; undefined to a notification. Requests do not wait for each other, so
+ * a "status" is answered while a "send" still waits for the model.
  */
 async function answerMessage(message: unknown, app: App, client: Client) {
   const parsed = parseRequest(message);
@@ -2521,8 +2522,8 @@ async function dispatch(request: RpcRequest, app: App, client: Client) {
     const run = Object.hasOwn(METHODS, name) ? METHODS[name] : undefined;
     if (!run) throw new RpcError(METHOD_NOT_FOUND, `there is no method ${name}`);
     // `params` may still be anything. Each method checks it against its schema.
-    const given = await run(params as Fields, app, { peerId: client.peerId, notify });
-    return { jsonrpc: "2.0", id: id ?? null, result: given } satisfies ResultResponse;
+    const value = await run(params as Fields, app, { peerId: client.peerId, notify });
+    return { jsonrpc: "2.0", id: id ?? null, result: value } satisfies ResultResponse;
   } catch (error) {
     if (error instanceof RpcError) return errorResponse(id ?? null, error);
     warn(`gateway: ${name}: ${error}`);
@@ -2530,7 +2531,8 @@ async function dispatch(request: RpcRequest, app: App, client: Client) {
   }
 }
 
-// Only the owner and the program itself write on these channels, so no client may name them.
+// Only the owner and the program itself write on these channels, so no client may name them. (Jobs
+// and heartbeats are sections of their own.)
 const INTERNAL_CHANNELS = ["cli", "cron", "heartbeat"];
 
 const SENDER = {
@@ -2719,7 +2721,7 @@ function isOwnersChat(channel: string, peerId: string): boolean {
   return peerId === firstDirectChat;
 }
 
-const PRIVATE = ["MEMORY.md", "USER.md"];
+const PRIVATE = ["MEMORY.md", "USER.md"]; // what the owner wrote about themselves
 const PRIVATE_FILES = PRIVATE.map((name) => path.join(WORKSPACE, name));
 
 /** Throws if a tool asks for a file of the owner's in a turn of somebody else's. */
@@ -2746,12 +2748,12 @@ function isPrivateName(place: string): boolean {
 const reportedProblems = new Set<string>();
 
 /** What `read` gives. If it throws, that is said once, and `otherwise` is given. */
-function readOrSay<T>(place: string, otherwise: T, read: (place: string) => T): T {
+function readOrSay<T>(file: string, otherwise: T, read: (file: string) => T): T {
   try {
-    return fs.existsSync(place) ? read(place) : otherwise;
+    return fs.existsSync(file) ? read(file) : otherwise;
   } catch (error) {
-    const problem = `${place} ${error}`;
-    if (!reportedProblems.has(problem)) warn(`${place} is left out: ${error}`);
+    const problem = `${file} ${error}`;
+    if (!reportedProblems.has(problem)) warn(`${file} is left out: ${error}`);
     reportedProblems.add(problem);
     return otherwise;
   }
@@ -2783,7 +2785,7 @@ function readAgentFile(agentId: string, name: string, root: string): string {
   return own || common; // an empty file of its own would leave the agent without any
 }
 
-/** `file` is relative to the workspace: the model reads the whole skill there when it needs it. */
+/** `file` is relative to the workspace. The model reads the whole skill there when it needs it. */
 export type Skill = { name: string; description: string; file: string };
 
 /** The skills in some folders. If two have the same name, the one in the earlier folder counts. */
@@ -2854,7 +2856,7 @@ export const PROMPT_LAYERS: { name: string; text(parts: PromptParts): string }[]
   { name: "channel", text: channelText },
 ];
 
-const MINIMAL = ["identity", "tools", "runtime", "channel"]; // for a job, without a person
+const MINIMAL_LAYERS = ["identity", "tools", "runtime", "channel"]; // for a job, without a person
 
 function joinFiles(files: Map<string, string>, names: string[]): string {
   const texts = names.map((name) => files.get(name) ?? "");
@@ -2881,7 +2883,9 @@ export function promptLayers(options: TurnOptions): { name: string; text: string
   const names = ["IDENTITY.md", "SOUL.md", "TOOLS.md", "AGENTS.md", "BOOTSTRAP.md"];
   const visible = isOwner(options) ? [...names, ...PRIVATE] : names;
   const parts = { agent, message, files: loadBootstrap(agent.id, visible) };
-  const layers = PROMPT_LAYERS.filter(({ name }) => mode === "full" || MINIMAL.includes(name));
+  const layers = PROMPT_LAYERS.filter(
+    ({ name }) => mode === "full" || MINIMAL_LAYERS.includes(name),
+  );
   return layers.map((layer) => ({ name: layer.name, text: layer.text(parts) }));
 }
 
@@ -2911,7 +2915,8 @@ function withCacheBreakpoint(request: Entry[]): Entry[] {
 
 /** Something that was noted. Without `at` (ms) it never ages; without a key it is the owner's. */
 export type Memory = { text: string; source: string; at?: number; sessionKey?: string };
-export type Hit = Memory & { score: number }; // 0 to 1
+/** A memory that a search has found. Its score is from 0 to 1. */
+export type Hit = Memory & { score: number };
 
 /** A memory with what the search needs to know of its text. */
 type IndexedMemory = {
@@ -3089,7 +3094,10 @@ export class MemoryStore {
   }
 
   /** The best of one conversation's entries, and of the owner's files if the owner asks. */
-  search(query: string, { sessionKey = "", owner = false, topK = 5, weights = WEIGHTS } = {}) {
+  search(
+    query: string,
+    { sessionKey = "", owner = false, topK = 5, weights = WEIGHTS } = {},
+  ): Hit[] {
     this.#refresh();
     const scores = new Map<IndexedMemory, number>();
     // What others noted is left out here, before it has a score, so it can't come any further. It
@@ -3176,9 +3184,10 @@ const DUPLICATE = 0.8; // two entries that share this part of their terms say ne
  * one. The full form weighs how relevant a hit is against how much it resembles the others.
  */
 function diversify(hits: { entry: IndexedMemory; score: number }[], topK: number): Hit[] {
+  const ranked = hits.toSorted((a, b) => b.score - a.score);
   const limit = Math.min(topK, 50); // because each hit is compared with all that were chosen
   const chosen: typeof hits = [];
-  for (const hit of hits.sort((a, b) => b.score - a.score)) {
+  for (const hit of ranked) {
     if (chosen.length >= limit) break;
     const isNew = chosen.every(({ entry }) => jaccard(entry, hit.entry) < DUPLICATE);
     if (isNew) chosen.push(hit);
@@ -3200,8 +3209,8 @@ const MIN_SCORE = 0.17; // a lower one comes from a few trigrams that any two te
 function recall(conversation: Conversation, input: string, options: TurnOptions): string[] {
   // A heartbeat asks the same each time, so it would recall the same three memories each time.
   if (options.message?.channel === "heartbeat") return [];
-  const about = { ...memoryScope(conversation, options), topK: 3 };
-  const hits = options.app?.memory.search(input, about) ?? [];
+  const scope = { ...memoryScope(conversation, options), topK: 3 };
+  const hits = options.app?.memory.search(input, scope) ?? [];
   const relevant = hits.filter(({ score }) => score >= MIN_SCORE);
   return relevant.map(({ text }) => keepEnds(text, 1_000));
 }
@@ -3241,8 +3250,8 @@ Object.assign(HANDLERS, {
     return "remembered";
   },
   memory_search: ({ query, topK = 5 }, turn) => {
-    const about = { ...memoryScope(turn.conversation, turn), topK: Number(topK) };
-    const hits = turn.app?.memory.search(String(query), about) ?? [];
+    const scope = { ...memoryScope(turn.conversation, turn), topK: Number(topK) };
+    const hits = turn.app?.memory.search(String(query), scope) ?? [];
     return formatHits(hits).join("\n") || "nothing found";
   },
 } satisfies Record<string, Handler>);
