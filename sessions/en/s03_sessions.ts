@@ -748,10 +748,17 @@ export class SessionStore {
   }
 }
 
-/** Writes a small file so that a crash leaves the old one or the new one, never half of it. */
+/**
+ * Writes a small file so that a crash leaves the old one or the new one, never half of it. When
+ * it returns, it is on the disk and not in the system's memory: it survives a power cut too.
+ */
 function replaceFile(file: string, content: string): void {
   fs.writeFileSync(`${file}.tmp`, content, { flush: true }); // on the disk before it has the name
   fs.renameSync(`${file}.tmp`, file);
+  if (WINDOWS) return; // where a folder can't be flushed
+  const folder = fs.openSync(path.dirname(file), "r");
+  fs.fsyncSync(folder);
+  fs.closeSync(folder);
 }
 
 /**
@@ -1039,6 +1046,12 @@ function requireApiKey(): void {
   }
 }
 
+/** Throws, naming the setting, before anything has started. */
+function checkSettings(): void {
+  requireApiKey();
+  if (!(CONTEXT_TOKENS >= 1000)) throw new Error("CONTEXT_TOKENS must be a number from 1000 up");
+}
+
 /** Creates the parts of the program from what is on disk. Nothing is running yet. */
 function createApp(): App {
   const app: App = {
@@ -1063,8 +1076,7 @@ async function runTerminal(app: App): Promise<void> {
 }
 
 async function main(): Promise<void> {
-  requireApiKey();
-  if (!(CONTEXT_TOKENS >= 1000)) throw new Error("CONTEXT_TOKENS must be a number from 1000 up");
+  checkSettings();
   lockFolder(STATE);
   const app = createApp();
   greet(app);
