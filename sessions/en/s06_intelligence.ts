@@ -2121,14 +2121,21 @@ export interface App {
   memory: MemoryStore;
 }
 
-/** The owner is whoever sits at the terminal, and the direct chat listed first for a channel. */
+/** Whether only the owner reads the answer. Without a message it is a command at the terminal. */
 export function isOwner({ message }: TurnOptions): boolean {
-  if (!message || message.channel === "cli") return true;
-  const listed = env(`${message.channel.toUpperCase()}_ALLOWED_CHATS`).split(/[\s,]+/);
-  // Telegram's groups are below zero.
-  const first = listed.find((chat) => chat && !chat.startsWith("-"));
-  // A client of the gateway can name any peer. That does not make it one.
-  return !message.isGroup && !message.id.startsWith("ws:") && message.peerId === first;
+  if (!message) return true;
+  // A client of the gateway may name the owner's chat as its own, and that proves nothing.
+  if (message.isGroup || message.id.startsWith("ws:")) return false;
+  return isOwnersChat(message.channel, message.peerId);
+}
+
+/** The owner's are the terminal and, on each platform, the direct chat that is listed first. */
+function isOwnersChat(channel: string, peerId: string): boolean {
+  if (channel === "cli") return true;
+  const listed = env(`${channel.toUpperCase()}_ALLOWED_CHATS`).split(/[\s,]+/);
+  // Telegram's groups have negative numbers. An empty setting is split into one empty string.
+  const firstDirectChat = listed.find((chat) => chat !== "" && !chat.startsWith("-"));
+  return peerId === firstDirectChat;
 }
 
 const PRIVATE = ["MEMORY.md", "USER.md"];

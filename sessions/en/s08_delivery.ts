@@ -771,11 +771,15 @@ export class SessionStore {
     return this.list(key).at(-1);
   }
 
-  /** Deletes the conversations whose key begins with `prefix`, but for the `keep` last of them. */
+  /**
+   * Deletes the conversations whose key begins with `prefix`, except the last `keep` of them. The
+   * keys end with a time, so by name the oldest comes first.
+   */
   prune(prefix: string, keep: number): void {
-    const names = fs.existsSync(this.#dir) ? fs.readdirSync(this.#dir) : [];
-    const ours = names.filter((name) => name.startsWith(encodeURIComponent(prefix))).sort();
-    for (const name of ours.slice(0, -keep)) {
+    if (!fs.existsSync(this.#dir)) return;
+    const start = encodeURIComponent(prefix.toLowerCase());
+    const folders = fs.readdirSync(this.#dir).filter((name) => name.startsWith(start));
+    for (const name of folders.sort().slice(0, -keep)) {
       fs.rmSync(path.join(this.#dir, name), { recursive: true });
       this.#open.delete(decodeURIComponent(name));
     }
@@ -1308,7 +1312,9 @@ async function answerTo(message: Routed, app: App, options: TurnOptions): Promis
   if (message.channel === "cli" || message.isGroup || !name) {
     // Half a character, which a client can send, would spoil this request and all that follow.
     const session = app.store.current(message.sessionKey);
-    return trackTurn(runTurn(session, message.text.toWellFormed(), { ...options, app }));
+    return app.activeTurns.track(
+      runTurn(session, message.text.toWellFormed(), { ...options, app }),
+    );
   }
   if (name === "help") return t("/new begins a new conversation.");
   return runCommand(message.text, { ...app, key: message.sessionKey }, options);
@@ -2142,17 +2148,25 @@ export interface App {
   memory: MemoryStore;
 }
 
-/** The owner is whoever sits at the terminal, and the direct chat listed first for a channel. */
+/** Whether only the owner reads the answer. Without a message it is a command at the terminal. */
 export function isOwner({ message }: TurnOptions): boolean {
-  if (!message || ["cli", "heartbeat"].includes(message.channel)) return true;
-  // A job is the owner's; but what it says may be for others.
-  const { channel, to } = message.job?.deliver ?? { channel: "cli", to: "" };
-  if (message.job) return isOwner({ message: { ...message, job: undefined, channel, peerId: to } });
-  const listed = env(`${message.channel.toUpperCase()}_ALLOWED_CHATS`).split(/[\s,]+/);
-  // Telegram's groups are below zero.
-  const first = listed.find((chat) => chat && !chat.startsWith("-"));
-  // A client of the gateway can name any peer. That does not make it one.
-  return !message.isGroup && !message.id.startsWith("ws:") && message.peerId === first;
+  if (!message) return true;
+  // A client of the gateway may name the owner's chat as its own, and that proves nothing.
+  if (message.isGroup || message.id.startsWith("ws:")) return false;
+  // A job is always the owner's, but its answer may go to somebody else.
+  const { job } = message;
+  if (job) return !job.deliver || isOwnersChat(job.deliver.channel, job.deliver.to);
+  return isOwnersChat(message.channel, message.peerId);
+}
+
+/** The owner's are the terminal and, on each platform, the direct chat that is listed first. */
+function isOwnersChat(channel: string, peerId: string): boolean {
+  if (channel === "cli") return true;
+  if (channel === "heartbeat") return true; // in which the program asks on the owner's behalf
+  const listed = env(`${channel.toUpperCase()}_ALLOWED_CHATS`).split(/[\s,]+/);
+  // Telegram's groups have negative numbers. An empty setting is split into one empty string.
+  const firstDirectChat = listed.find((chat) => chat !== "" && !chat.startsWith("-"));
+  return peerId === firstDirectChat;
 }
 
 const PRIVATE = ["MEMORY.md", "USER.md"];
@@ -2553,217 +2567,400 @@ command("prompt", "the layers of its prompt, in characters", (_args, app) =>
 
 // ---- s07 · Heartbeat and cron ----
 
-// The program gets a life of its own: at times nobody has written, and it works all the same. Two
-// rules keep that bearable. A person never waits for it. And a time that was due is in a file
-// before it is crossed off, so no crash and no sleeping laptop loses it.
+// From here on the program also begins turns that nobody asked for: cron jobs run at their times,
+// and a heartbeat looks whether something needs the owner. Two rules hold for both.
+//
+// A person never waits for them, because they begin only while nobody is being answered. And a job
+// is run at least once for each due time (at-least-once). Its run is written to the inbox before
+// the due time counts as done (write-ahead), so a crash between the two writes can't lose it. The
+// next start writes the run again, but the inbox drops it, because it knows the run by its
+// idempotency key, `cron:<job>:<due>`.
 
-/** A job of CRON.json. The owner writes that file; this program only reads it. */
+/** A place to which a text can be sent: a channel, and a chat on it. */
+export interface Place {
+  channel: string;
+  to: string;
+}
+
+/** A job of CRON.json. The owner writes that file, and this program only reads it. */
 export interface Job {
   id: string;
   name?: string;
   enabled: boolean;
   schedule: Schedule;
   payload: { kind: "agent_turn" | "system_event"; message?: string; text?: string };
-  deliver?: { channel: string; to: string };
+  deliver?: Place;
   deleteAfterRun?: boolean;
 }
 
-/** Once; every so many seconds, counted from `anchor`; or as cron has it. Times are ISO 8601. */
+/** When a job is due: once, at a fixed interval, or by a cron expression. Times are ISO 8601. */
 export type Schedule =
   | { kind: "at"; at: string }
-  | { kind: "every"; everySeconds: number; anchor?: string }
+  | { kind: "every"; everySeconds: number; anchor?: string } // counted from `anchor`
   | { kind: "cron"; expr: string; tz?: string };
 
 export interface InboundMessage {
-  job?: { isEvent: boolean; deliver?: Job["deliver"] }; // of a message on the channel "cron"
+  job?: { isEvent: boolean; deliver?: Place }; // only on the channel "cron"
 }
 
 export interface App {
+  activeTurns: ActiveTurns;
   cron: CronService;
   heartbeat: HeartbeatRunner;
 }
 
-const [WORDS, FLAG, OBJECT] = ["string", "boolean", "object"].map((type) => ({ type }));
-const MORE = { name: WORDS, deliver: OBJECT, deleteAfterRun: FLAG };
-const NEEDED = { id: WORDS, enabled: FLAG, schedule: OBJECT, payload: OBJECT };
-const JOB = objectSchema({ ...NEEDED, ...MORE }, Object.keys(MORE));
-const KINDS = new Map<unknown, Anthropic.Tool.InputSchema>([
-  ["schedule at", objectSchema({ at: WORDS })],
-  ["schedule every", objectSchema({ everySeconds: { type: "number" }, anchor: WORDS }, ["anchor"])],
-  ["schedule cron", objectSchema({ expr: WORDS, tz: WORDS }, ["tz"])],
-  ["payload agent_turn", objectSchema({ message: WORDS })],
-  ["payload system_event", objectSchema({ text: WORDS })],
-]);
+// Helpers of this section and of the later ones.
 
 const HOUR = 3600 * 1000; // ms
+const LAST_DATE = 8.64e15; // ms; JavaScript has no date beyond it, and toISOString throws
 
-/** Throws, naming the field, unless it is a job that can be run. */
-function checkJob(raw: unknown): Job {
-  const job = checkInput(JOB, raw) as unknown as Job; // and its parts:
-  for (const part of ["schedule", "payload"] as const) {
-    const kind = KINDS.get(`${part} ${job[part]?.kind}`);
-    if (!kind) throw new Error(`${part}.kind: there is no ${job[part]?.kind}`);
-    checkInput(kind, job[part]);
-  }
-  if (job.deliver) checkInput(objectSchema({ channel: WORDS, to: WORDS }), job.deliver);
-  if (!/^[a-z\d_-]{1,64}$/.test(job.id)) throw new Error("id: a to z, 0 to 9, - and _, at most 64");
-  nextRun(job.schedule, 0, 0); // throws if it makes no sense
-  return job;
+/** A time in ms as ISO 8601, or "never" if there is none. */
+function formatTime(at = Infinity): string {
+  return at < LAST_DATE ? new Date(at).toISOString() : "never";
 }
 
-/**
- * The first time after `now` (ms). An "every" is counted from its anchor, or else from `since`, so
- * it never drifts. A time that is past is still the time of an "at".
- */
-export function nextRun(schedule: Schedule, now: number, since: number): number {
-  if (schedule.kind === "cron") return nextCron(schedule.expr, schedule.tz, now);
-  const words = schedule.kind === "at" ? schedule.at : schedule.anchor;
-  const start = words === undefined ? since : Date.parse(words);
-  if (Number.isNaN(start)) throw new Error(`${words}: not a time like 2027-03-14T09:00:00Z`);
-  if (schedule.kind === "at") return start;
-  const step = schedule.everySeconds * 1000;
-  if (!(step >= 1000 && step <= 1e12)) throw new Error("everySeconds must be from 1 to 1e9");
-  const steps = Math.floor((now - start) / step) + 1;
-  return start + Math.max(steps, schedule.anchor ? 0 : steps) * step; // not before its anchor
-}
-
-// Where clocks are put forward and back, a time of day may be missing, or come twice. The library
-// stumbles there. So it counts on a wall whose clock is never moved, and we say when that time is.
-function nextCron(expr: string, timeZone: string | undefined, now: number): number {
-  // With fewer fields the library takes what it likes, and an "H" is another time at each look.
-  if (!/^(?!.*\bH\b)(\S+\s+){4,5}\S+$/.test(expr.trim()))
-    throw new Error(`expr: "${expr}" has not the 5 fields of cron`);
-  // What a clock on the wall shows there, as if it were UTC.
-  const wall = (at: number) => Date.parse(`${new Date(at).toLocaleString("sv", { timeZone })}Z`);
-  const times = CronExpressionParser.parse(expr, { currentDate: wall(now), tz: "UTC" });
-  const isHourly = expr.trim().split(/\s+/).at(-4)?.startsWith("*");
-  for (;;) {
-    const shown = times.next().getTime();
-    const left = shown - wall(now);
-    // What comes every hour comes also in the hour that comes twice. Nothing else does.
-    const at = isHourly && left <= HOUR ? now - (now % 1000) + left : timeOf(shown, wall);
-    if (at > now) return at;
-  }
-}
-
-/** When a wall shows that, the first time; if it never does, when it would, were it not moved. */
-function timeOf(shown: number, wall: (at: number) => number): number {
-  const before = shown - (wall(shown - 24 * HOUR) - (shown - 24 * HOUR)); // as it was a day ago
-  const after = shown - (wall(before) - before); // as it is by then
-  return wall(before) !== shown && wall(after) === shown ? after : before;
-}
-
-/** A small file that we keep. One that can't be read is set aside, and things start afresh. */
+/** The object in a JSON file of `.state`. Gives {} if there is no file, or none that is usable. */
 function readState(file: string): object {
-  const state = fs.existsSync(file) ? parseObject(fs.readFileSync(file, "utf8")) : {};
+  if (!fs.existsSync(file)) return {};
+  const state = parseObject(fs.readFileSync(file, "utf8"));
   if (state) return state;
-  fs.renameSync(file, `${file}.quarantined`);
-  warn(`${file} was not readable and is quarantined.`);
+  quarantine(file, t("it holds no JSON object. The program goes on without it."));
   return {};
 }
 
+/** The turns of people that are running now. Jobs and heartbeats begin only if there are none. */
+export class ActiveTurns {
+  #turns = new Set<Promise<unknown>>();
+
+  get size(): number {
+    return this.#turns.size;
+  }
+
+  /** Counts a turn until it has ended, successfully or not. Gives the same promise back. */
+  track<T>(turn: Promise<T>): Promise<T> {
+    const forget = () => this.#turns.delete(turn);
+    this.#turns.add(turn);
+    turn.then(forget, forget);
+    return turn;
+  }
+
+  /**
+   * Resolves when no turn is running. It looks again after each wait, because somebody else may
+   * have written meanwhile. So while people write without a pause, jobs wait (starvation).
+   */
+  async idle(): Promise<void> {
+    while (this.#turns.size > 0) await Promise.allSettled(this.#turns);
+  }
+}
+
+// What CRON.json may contain.
+
+const STRING = { type: "string" };
+const BOOLEAN = { type: "boolean" };
+const OBJECT = { type: "object" };
+
+const PLACE_SCHEMA = objectSchema({ channel: STRING, to: STRING });
+
+const JOB_SCHEMA = objectSchema(
+  {
+    id: STRING,
+    name: STRING,
+    enabled: BOOLEAN,
+    schedule: OBJECT,
+    payload: OBJECT,
+    deliver: OBJECT,
+    deleteAfterRun: BOOLEAN,
+  },
+  ["name", "deliver", "deleteAfterRun"],
+);
+
+type SchemasByKind = Map<unknown, Anthropic.Tool.InputSchema>;
+
+// To add a kind of schedule: an entry here, one in the type `Schedule`, and its case in `nextRun`.
+// Both tables are a Map, because an object would also have an entry for the kind "constructor".
+const SCHEDULE_SCHEMAS: SchemasByKind = new Map([
+  ["at", objectSchema({ at: STRING })],
+  ["every", objectSchema({ everySeconds: { type: "number" }, anchor: STRING }, ["anchor"])],
+  ["cron", objectSchema({ expr: STRING, tz: STRING }, ["tz"])],
+]);
+
+// To add a kind of payload: an entry here, one in the interface `Job`, and its case in `answerJob`.
+const PAYLOAD_SCHEMAS: SchemasByKind = new Map([
+  ["agent_turn", objectSchema({ message: STRING })],
+  ["system_event", objectSchema({ text: STRING })],
+]);
+
+// The id becomes a part of the session key, and so of a folder's name.
+const JOB_ID = /^[a-z\d_-]{1,64}$/;
+
+/** Gives the job. Throws, naming the field, unless it is one that can be run. */
+function checkJob(raw: unknown): Job {
+  const job = checkInput(JOB_SCHEMA, raw) as unknown as Job; // the parts of it are checked next
+  checkKind("schedule", SCHEDULE_SCHEMAS, job.schedule);
+  checkKind("payload", PAYLOAD_SCHEMAS, job.payload);
+  if (job.deliver) checkInput(PLACE_SCHEMA, job.deliver);
+  if (!JOB_ID.test(job.id)) throw new Error("id: a to z, 0 to 9, - and _, at most 64");
+  // A schedule of the right shape may still make no sense, for example the 30th of February.
+  nextRun(job.schedule, 0, 0);
+  return job;
+}
+
+/** Throws unless `value` has a `kind` that there is, and the fields which that kind requires. */
+function checkKind(part: string, schemas: SchemasByKind, value: { kind: string } | null): void {
+  const schema = schemas.get(value?.kind);
+  if (!schema) throw new Error(`${part}.kind: there is no ${value?.kind}`);
+  checkInput(schema, value);
+}
+
+/** Jobs that can be run, or undefined if the file as a whole can't be used; and what is wrong. */
+interface ParsedJobs {
+  jobs?: Job[];
+  problems: string[];
+}
+
+/** Reads a CRON.json. Never throws. A file that does not exist has no jobs, which is no problem. */
+function parseJobs(file: string): ParsedJobs {
+  if (!fs.existsSync(file)) return { jobs: [], problems: [] };
+  try {
+    const json = readText(file).replace(/^\uFEFF/, ""); // some editors put a byte order mark there
+    const content: { jobs?: unknown } | null = JSON.parse(json);
+    if (Array.isArray(content?.jobs)) return checkJobs(content.jobs);
+    return { problems: [t('"jobs" must be a list. Those from before go on.')] };
+  } catch (error) {
+    return { problems: [t(`not readable. The jobs from before go on. ${error}`)] };
+  }
+}
+
+/** One job that makes no sense is left out and named by its number. The others are run. */
+function checkJobs(list: unknown[]): ParsedJobs {
+  const jobs = new Map<string, Job>();
+  const problems: string[] = [];
+  for (const [index, raw] of list.entries()) {
+    try {
+      const job = checkJob(raw);
+      if (jobs.has(job.id)) throw new Error(`id: ${job.id} is there twice`);
+      jobs.set(job.id, job);
+    } catch (error) {
+      problems.push(t(`job ${index + 1} is left out: ${error}`));
+    }
+  }
+  return { jobs: [...jobs.values()], problems };
+}
+
+// When a job is due.
+
 /**
- * What we keep of a job. `entry`: the job as it was; if it is another now, it starts afresh. Times
- * in ms: `due`, which a job that will not run again does not have, and `from`, when that was worked
- * out. `errors`: in a row.
+ * The first time after `now` at which the schedule is due. All times are in ms. For an "at" it is
+ * that one time, also if it is past, because a missed run is made up. `since`, when the job was
+ * first seen, is the anchor of an "every" without one. Throws if the schedule makes no sense.
  */
-type JobState = { entry: string; since: number; due?: number; from?: number; errors: number };
+export function nextRun(schedule: Schedule, now: number, since: number): number {
+  switch (schedule.kind) {
+    case "at":
+      return parseTime(schedule.at);
+    case "every":
+      return nextInterval(schedule.everySeconds, schedule.anchor, now, since);
+    case "cron":
+      return nextCron(schedule.expr, schedule.tz, now);
+  }
+}
+
+function parseTime(iso: string): number {
+  const time = Date.parse(iso);
+  if (Number.isNaN(time)) throw new Error(`${iso}: not a time like 2027-03-14T09:00:00Z`);
+  return time;
+}
+
+// An interval is counted from a fixed time, its anchor, and not from the last run. Otherwise each
+// run that begins late, because a person is being answered, would make all later ones late.
+function nextInterval(
+  everySeconds: number,
+  anchor: string | undefined,
+  now: number,
+  since: number,
+) {
+  const step = everySeconds * 1000;
+  const isSensible = step >= 1000 && step <= 1e12; // false for NaN, too
+  if (!isSensible) throw new Error("everySeconds must be from 1 to 1e9");
+  const start = anchor === undefined ? since : parseTime(anchor);
+  const steps = Math.floor((now - start) / step) + 1;
+  // An anchor in the future is the first time. But `since` is in the future only if the clock was
+  // put back, and then the job must not wait until the clock has caught up.
+  if (anchor !== undefined && steps < 0) return start;
+  return start + steps * step;
+}
+
+// Daylight saving time (DST) makes a local time ambiguous. In Berlin on 2027-03-28 the clocks go
+// from 02:00 to 03:00, so a job for 02:30 has no such time. On 2027-10-31 they go from 03:00 back
+// to 02:00, so it has two. The library loses or repeats runs there. We let it count in UTC, where
+// clocks never change, as if a wall clock showed UTC, and find the instant of a wall time ourselves.
+
+/** Gives a function from an instant to what a clock on the wall there shows, as if it were UTC. */
+function wallClockIn(timeZone: string | undefined): (instant: number) => number {
+  // The Swedish format is close to ISO 8601: 2027-03-28 03:30:00.
+  return (instant) => Date.parse(`${new Date(instant).toLocaleString("sv", { timeZone })}Z`);
+}
+
+function nextCron(expr: string, timeZone: string | undefined, now: number): number {
+  const { hours } = parseCronFields(expr);
+  const wallClock = wallClockIn(timeZone);
+  const wallNow = wallClock(now);
+  const wallTimes = CronExpressionParser.parse(expr, { currentDate: wallNow, tz: "UTC" });
+  let due: number;
+  do {
+    const wallTime = wallTimes.next().getTime();
+    const wait = wallTime - wallNow;
+    // A job of every hour runs in both passes of a repeated hour: so it waits by elapsed time. All
+    // others, for example one for 02:30, run in the first pass alone.
+    const isHourly = hours.startsWith("*") && wait <= HOUR;
+    due = isHourly ? now - (now % 1000) + wait : instantOf(wallTime, wallClock);
+    // In the second pass of a repeated hour, 02:30 still comes on the wall, but its run is over.
+  } while (due <= now);
+  return due;
+}
+
+/** Throws unless the expression has five fields, or six with the seconds in front. */
+function parseCronFields(expr: string): { hours: string } {
+  const fields = expr.trim().split(/\s+/);
+  // The library fills up what is missing with values of its own.
+  const hasAll = fields.length === 5 || fields.length === 6;
+  // For an "H" it picks another random time whenever it is asked.
+  const hasRandom = /\bH\b/.test(expr);
+  if (!hasAll || hasRandom) throw new Error(`expr: "${expr}" has not the 5 fields of cron`);
+  return { hours: fields.at(-4) ?? "" };
+}
+
+/** The instant, in ms, at which a clock on the wall shows `wallTime`. */
+function instantOf(wallTime: number, wallClock: (instant: number) => number): number {
+  const offsetAt = (instant: number) => wallClock(instant) - instant;
+  // With the offset from UTC of the day before.
+  const byOldOffset = wallTime - offsetAt(wallTime - 24 * HOUR);
+  // The normal case. Also a repeated hour: the old offset gives the first of its two passes. A job
+  // for 02:30 in Berlin runs on 2027-10-31 at 00:30 UTC, and not at 01:30 UTC again.
+  if (wallClock(byOldOffset) === wallTime) return byOldOffset;
+  // The clocks have changed since the day before: 09:00 on 2027-03-28 is 07:00 UTC, and not 08:00.
+  const byNewOffset = wallTime - offsetAt(byOldOffset);
+  if (wallClock(byNewOffset) === wallTime) return byNewOffset;
+  // A skipped time. The job runs when it would have without the change: 02:30 on 2027-03-28 is
+  // 01:30 UTC, when the clocks show 03:30.
+  return byOldOffset;
+}
+
+/** What `.state/cron.json` keeps of each job. Times are in ms. */
+interface JobState {
+  entry: string; // the job as JSON; a job whose entry changes starts afresh
+  since: number; // when this entry was first seen
+  due?: number; // missing if the job will not run again
+  computedAt?: number; // the time from which `due` was computed
+  errors: number; // in a row
+}
+
 const MAX_ERRORS = 5;
+
+/** Somebody may have edited the file: a job with {"due":"soon"} would never run, so it is dropped. */
+function isUsable(state: JobState | null): boolean {
+  return state?.due === undefined || state.due >= 0;
+}
 
 /** The jobs of CRON.json, and when each is due. */
 export class CronService {
   jobs: Job[] = [];
-  #file: string;
+  readonly #file: string;
   readonly #stateFile: string;
-  #states: Map<string, JobState>;
-  #begin: (job: Job, due: number) => boolean;
-  #now: () => number;
-  #changed = 0;
+  readonly #states: Map<string, JobState>;
+  readonly #begin: (job: Job, due: number) => boolean;
+  readonly #now: () => number;
+  #modified = 0; // the time (mtime) of the file when it was last read; 0 if there was none
 
-  /** `begin` keeps the run in a file, and drops one that it knows. It may give false: not now. */
+  /**
+   * `begin` is told of each due run. It writes the run to a file before it returns, and drops one
+   * that it knows by job and due time. It gives false if the run can't begin now.
+   */
   constructor(workspace: string, begin: (job: Job, due: number) => boolean, now = Date.now) {
     this.#file = path.join(workspace, "CRON.json");
     this.#stateFile = path.join(workspace, ".state/cron.json");
-    const states = Object.entries(readState(this.#stateFile));
-    this.#states = new Map(states.filter(([, one]) => (one?.due ?? 0) >= 0)); // not {"due":"soon"}
+    const states: [string, JobState][] = Object.entries(readState(this.#stateFile));
+    this.#states = new Map(states.filter(([, state]) => isUsable(state)));
     this.#begin = begin;
     this.#now = now;
   }
 
-  /** Begins what is due. Throws none of it: one that can't be begun does not stop the others. */
+  /** Begins each run that is due. A job that can't be begun does not stop the others. */
   tick(): void {
     for (const job of this.read()) {
       try {
         this.#beginIfDue(job);
       } catch (error) {
-        warn(`cron: ${job.id}: ${error}`); // a full disk, say
+        warn(`cron: ${job.id}: ${error}`); // for example because the disk is full
       }
     }
   }
 
-  /** A time is crossed off when its run is in a file, and nowhere else. */
   #beginIfDue(job: Job): void {
     const state = this.stateOf(job);
-    if (!job.enabled || !state.due || state.due > this.#now()) return;
+    const now = this.#now();
+    if (!job.enabled || state.due === undefined || state.due > now) return;
     if (!this.#begin(job, state.due)) return;
-    // From now and not from `due`: a week of missed runs is made up by one.
+    // Only now, since the run is in a file, may its due time be replaced. The next one is after
+    // `now` and not after `due`, so that one run makes up for all that a week of sleep missed
+    // (coalescing).
     const isLast = job.schedule.kind === "at" || job.deleteAfterRun;
-    state.from = this.#now();
-    state.due = isLast ? undefined : nextRun(job.schedule, state.from, state.since);
+    state.due = isLast ? undefined : nextRun(job.schedule, now, state.since);
+    state.computedAt = now;
     this.#save();
   }
 
-  /** When the next job is due, in ms. */
+  /** When the next job is due, in ms; Infinity if none is. */
   next(): number {
-    const dueOf = (job: Job) => (job.enabled && this.stateOf(job).due) || Infinity;
-    return Math.min(...this.jobs.map(dueOf));
+    const enabled = this.jobs.filter((job) => job.enabled);
+    return Math.min(...enabled.map((job) => this.stateOf(job).due ?? Infinity));
   }
 
+  /** What is kept of a job, with its due time. */
   stateOf(job: Job): JobState {
-    const entry = JSON.stringify(job);
     const now = this.#now();
+    const entry = JSON.stringify(job);
     const known = this.#states.get(job.id);
-    const state = known?.entry === entry ? known : { entry, since: now, errors: 0, due: Infinity };
-    const { due = 0, since, from = Infinity } = state;
-    // If the clock was put back, this may be too late. What ran before is not begun twice: `begin`
-    // knows it. (Asked anew at each look, it would give the hour that comes twice a second time.)
-    if (due > now && now < from)
-      Object.assign(state, { due: Math.min(due, nextRun(job.schedule, now, since)), from: now });
+    const isNew = known?.entry !== entry;
+    const state = isNew ? { entry, since: now, errors: 0 } : known;
+    if (isNew || this.#isTooLate(known, now)) {
+      const next = nextRun(job.schedule, now, state.since);
+      state.due = Math.min(state.due ?? Infinity, next);
+      state.computedAt = now;
+    }
     this.#states.set(job.id, state);
     return state;
+  }
+
+  // If the clock was a day ahead and is put right, a due time that was computed meanwhile is a day
+  // too late. Computing it again may give one that has had its run, but `begin` drops that. It is
+  // not computed at each look, because an hour that comes twice would then give its run twice.
+  #isTooLate({ due = 0, computedAt = Infinity }: JobState, now: number): boolean {
+    const clockWentBack = now < computedAt;
+    return clockWentBack && due > now;
   }
 
   #save(): void {
     replaceFile(this.#stateFile, JSON.stringify(Object.fromEntries(this.#states)));
   }
 
-  /** The jobs as the file has them now. One that makes no sense leaves things as they were. */
+  /** The jobs as CRON.json has them now. They stay as they were while the file can't be used. */
   read(): Job[] {
-    const changed = fs.statSync(this.#file, { throwIfNoEntry: false })?.mtimeMs ?? 0;
-    if (changed === this.#changed) return this.jobs;
-    this.#changed = changed;
-    const parse = (it: string): Fields => ({ ...JSON.parse(readText(it).replace(/^\uFEFF/, "")) });
-    const { jobs } = readOrSay(this.#file, { jobs: changed ? this.jobs : [] }, parse);
-    const list: unknown[] = Array.isArray(jobs) ? jobs : this.jobs;
-    if (list !== jobs) warn(`${this.#file}: "jobs" must be a list. Those from before go on.`);
-    const checked = new Map<string, Job>();
-    for (const [index, raw] of list.entries()) {
-      try {
-        const job = checkJob(raw);
-        if (checked.has(job.id)) throw new Error(`id: ${job.id} is there twice`);
-        checked.set(job.id, job);
-      } catch (error) {
-        warn(`${this.#file}, job ${index + 1} is left out: ${error}`);
-      }
-    }
-    this.jobs = [...checked.values()];
-    // Of jobs that are gone, too: an editor may take the file away and bring it back.
-    for (const job of this.jobs) this.stateOf(job);
+    const modified = fs.statSync(this.#file, { throwIfNoEntry: false })?.mtimeMs ?? 0;
+    if (modified === this.#modified) return this.jobs;
+    this.#modified = modified;
+    const { jobs, problems } = parseJobs(this.#file);
+    for (const problem of problems) warn(`${this.#file}: ${problem}`);
+    if (!jobs) return this.jobs;
+    this.jobs = jobs;
+    for (const job of jobs) this.stateOf(job);
+    // The states of jobs that are gone stay, too, because an editor may delete the file and write
+    // it again a moment later. A job with deleteAfterRun would otherwise run a second time.
     this.#save();
-    return this.jobs;
+    return jobs;
   }
 
-  /** Counts how it went. Gives what the owner should hear: that it failed and won't run again. */
+  /** Counts how a run went. Gives what the owner should be told, or "": that the job is off. */
   report(id: string, error?: unknown): string {
     const state = this.#states.get(id);
     if (!state) return "";
@@ -2771,54 +2968,53 @@ export class CronService {
     if (error) warn(`cron: ${id} failed, ${state.errors} in a row: ${error}`);
     if (state.errors >= MAX_ERRORS) state.due = undefined;
     this.#save();
-    if (!error || state.due !== undefined) return "";
+    // An "at" has no due time any more, so the owner hears of its first error.
+    const isOff = error && state.due === undefined;
+    if (!isOff) return "";
     return t(`The job ${id} is off; errors in a row: ${state.errors}. Edit its entry to go on.`);
   }
 }
 
-// The turns of people that are under way. While there are any, nothing of our own begins.
-const activeTurns = new Set<Promise<unknown>>();
+// How a job is run.
 
-function trackTurn<T>(turn: Promise<T>): Promise<T> {
-  activeTurns.add(turn);
-  turn.catch(() => {}).then(() => activeTurns.delete(turn));
-  return turn;
+/** A message that no person wrote, but this program. `at` is in ms and makes its id unique. */
+function internalMessage(channel: string, peerId: string, text: string, at: number) {
+  return {
+    id: `${channel}:${peerId}:${new Date(at).toISOString()}`,
+    channel,
+    accountId: "local",
+    peerId,
+    senderId: "owner",
+    isGroup: false,
+    text,
+    media: [],
+    at,
+  };
 }
 
-/** A message that nobody has written. */
-const internalMessage = (channel: string, peerId: string, words: string, at: number) => ({
-  id: `${channel}:${peerId}:${new Date(at).toISOString()}`,
-  ...{ channel, accountId: "local", peerId, senderId: "owner", isGroup: false, media: [], at },
-  text: words,
-});
-
-/** A run takes the road of all messages. Its id has the time when it was due: once is enough. */
-function enqueueJob(app: App, { id, payload, deliver }: Job, due: number): boolean {
-  const isRun = ({ channel, peerId }: Routed) => channel === "cron" && peerId === id;
-  if (app.inbox.pending().some(isRun)) return false; // or a slow one would pile up, and cost
-  const words = payload.message ?? payload.text ?? "";
-  const job = { isEvent: payload.kind === "system_event", deliver };
-  const { done } = accept(app, { ...internalMessage("cron", id, words, due), job });
-  done.catch((error) => warn(`cron: ${id}: ${error}`));
+/**
+ * Puts a run into the inbox, as if somebody had written it. It is on disk when this returns, under
+ * the idempotency key `cron:<job>:<due>`. False if an earlier run of the job is still in there: a
+ * job that takes longer than its interval would otherwise pile up and cost more and more.
+ */
+function enqueueJob(app: App, job: Job, due: number): boolean {
+  const { id, payload, deliver } = job;
+  const isOfThisJob = ({ channel, peerId }: Routed) => channel === "cron" && peerId === id;
+  if (app.inbox.pending().some(isOfThisJob)) return false;
+  const text = payload.message ?? payload.text ?? "";
+  const isEvent = payload.kind === "system_event";
+  const message = { ...internalMessage("cron", id, text, due), job: { isEvent, deliver } };
+  accept(app, message).done.catch((error) => warn(`cron: ${id}: ${error}`));
   return true;
 }
 
-const KEPT_RUNS = 20;
-
-/** Runs a job. What fails is an error and no answer: it is counted, and nobody is written to. */
+/** Runs a job. An error is counted by `report` and not sent as an answer. Gives what was said. */
 async function runJob(app: App, message: Routed, signal?: AbortSignal): Promise<string> {
-  const { sessionKey, peerId: id, job } = message;
-  const options = { message, agent: app.agents.get(message.agentId), mode: "minimal" as const };
-  const run = async (signal?: AbortSignal) => {
-    while (activeTurns.size > 0) await Promise.allSettled(activeTurns);
-    app.inbox.countAttempt([message]);
-    if (job?.isEvent) return message.text;
-    return runUnattended(sessionKey, message.text, app, { ...options, signal });
-  };
+  const { peerId: id, job } = message;
   let answer: string;
   let about: InboundMessage = message;
   try {
-    answer = await run(signal);
+    answer = await answerWhenIdle(app, message, signal);
     app.cron.report(id);
   } catch (error) {
     answer = app.cron.report(id, error);
@@ -2829,109 +3025,187 @@ async function runJob(app: App, message: Routed, signal?: AbortSignal): Promise<
   return answer;
 }
 
-/** A turn that nobody waits for. Throws if it was stopped or refused: that is no answer. */
-async function runUnattended(key: string, input: string, app: App, options: TurnOptions) {
-  app.store.prune(key.slice(0, -"2026-11-22T08:00:00.000Z".length), KEPT_RUNS - 1);
-  const session = app.store.current(key);
-  const answer = await runTurn(session, input.toWellFormed(), { ...options, app });
+/** People go first: the job begins when nobody is being answered. */
+async function answerWhenIdle(app: App, message: Routed, signal?: AbortSignal): Promise<string> {
+  await app.activeTurns.idle();
+  return answerJob(app, message, signal);
+}
+
+const KEPT_RUNS = 20; // conversations of each job, and of the heartbeat
+
+/** What a job has to say. An event is its own text, which costs no call to the model. */
+async function answerJob(app: App, message: Routed, signal?: AbortSignal): Promise<string> {
+  const { agentId, peerId: id, sessionKey, job } = message;
+  app.inbox.countAttempt([message]);
+  if (job?.isEvent) return message.text;
+  app.store.prune(`agent:${agentId}:cron:${id}:`, KEPT_RUNS - 1);
+  const agent = app.agents.get(agentId);
+  return runUnattended(app, sessionKey, { message, agent, mode: "minimal", signal });
+}
+
+/** The options of a turn that has a message. */
+type MessageOptions = TurnOptions & { message: InboundMessage };
+
+/**
+ * A turn that nobody waits for, in the conversation `sessionKey`. Throws if it was stopped or
+ * refused, because what the model said until then is not an answer.
+ */
+async function runUnattended(app: App, sessionKey: string, options: MessageOptions) {
+  const session = app.store.current(sessionKey);
+  const text = options.message.text.toWellFormed();
+  const answer = await runTurn(session, text, { ...options, app });
   const last = session.messages.at(-1);
-  const reason = last && "stop_reason" in last ? last.stop_reason : "";
-  if (reason && reason !== "refusal") return answer;
-  throw new Error(`the model gave no answer: ${reason || "stopped"}`);
+  const reason = last && "stop_reason" in last ? last.stop_reason : undefined;
+  if (!reason) throw new Error("the model gave no answer: stopped");
+  if (reason === "refusal") throw new Error("the model gave no answer: refusal");
+  return answer;
 }
 
-const OWNER_FILE = path.join(STATE, "owner.json"); // where the owner wrote from last
+// Where the owner is told something.
 
-/** Remembers where the owner is to be found. */
-function rememberOwner({ channels }: App, message: InboundMessage): void {
+const OWNER_FILE = path.join(STATE, "owner.json"); // holds the Place from which they wrote last
+
+/** Remembers the chat from which the owner wrote, so that jobs and heartbeats can answer there. */
+function rememberOwner(app: App, message: InboundMessage): void {
   const { channel, peerId: to } = message;
-  if (channel === "cli" || !channels.has(channel) || !isOwner({ message })) return;
+  if (channel === "cli" || !app.channels.has(channel) || !isOwner({ message })) return;
   const place = JSON.stringify({ channel, to });
-  if (JSON.stringify(readState(OWNER_FILE)) !== place) replaceFile(OWNER_FILE, place);
+  const known = JSON.stringify(readState(OWNER_FILE));
+  if (known !== place) replaceFile(OWNER_FILE, place);
 }
 
-/** Says it where the job wants it, or where the owner wrote from last; else in the terminal. */
-async function tellOwner(app: App, about: InboundMessage, words: string, deliver?: Job["deliver"]) {
-  const { channel, to } = { channel: "", to: "", ...(deliver ?? readState(OWNER_FILE)) };
-  const message = { ...about, job: undefined, channel, peerId: to };
-  // Whom the settings no longer name as the owner is none, whatever the file says.
-  if (!app.channels.has(channel) || !(deliver || isOwner({ message }))) return info(words);
-  await reply(app, message, words);
+/** The chat from which the owner wrote last. Undefined if there is none that is still theirs. */
+function ownerPlace(): Place | undefined {
+  const place: Partial<Place> = readState(OWNER_FILE);
+  const { channel = "", to = "" } = place;
+  // The settings may have changed since, and somebody else may have that chat now.
+  return isOwnersChat(channel, to) ? { channel, to } : undefined;
 }
 
-const BLANK = /^\s*(#.*|[-*+]\s*(\[.?\])?\s*|```.*)?$/; // a heading, an empty item, a fence
-const AROUND = String.raw`(?:</?\w+>|[^<\p{L}\p{N}])*`; // it likes to make it bold, or code
-const OK = new RegExp(`^${AROUND}HEARTBEAT_OK\\b${AROUND}|\\bHEARTBEAT_OK${AROUND}$`, "gu");
+/**
+ * Sends a text to `deliver`, where the job wants it, or to the chat from which the owner wrote
+ * last. Prints it in the terminal if neither exists. `about` is the message that it belongs to.
+ */
+async function tellOwner(app: App, about: InboundMessage, text: string, deliver?: Place) {
+  const place = deliver ?? ownerPlace();
+  if (!place || !app.channels.has(place.channel)) return info(text);
+  const { channel, to: peerId } = place;
+  await reply(app, { ...about, job: undefined, channel, peerId }, text);
+}
 
-/** What an answer to a heartbeat tells: nothing, if it says in a few words that all is well. */
+// The heartbeat.
+
+const MAX_OK_LENGTH = 300; // characters beside HEARTBEAT_OK; a longer answer is news
+// The model likes to write it bold, as code, or in a tag: whatever holds no letter and no digit.
+const AROUND = String.raw`(?:</?\w+>|[^<\p{L}\p{N}])*`;
+const OK_FIRST = new RegExp(`^${AROUND}HEARTBEAT_OK\\b${AROUND}`, "u");
+const OK_LAST = new RegExp(`\\bHEARTBEAT_OK${AROUND}$`, "u");
+
+/** What the owner should hear of an answer: "" if it says, in a few words, that all is well. */
 export function heartbeatText(answer: string): string {
-  const rest = answer.trim().replace(OK, "").trim();
-  return rest.length < answer.trim().length && rest.length <= 300 ? "" : rest;
+  const whole = answer.trim();
+  const text = whole.replace(OK_FIRST, "").replace(OK_LAST, "").trim();
+  const saysOk = text.length < whole.length;
+  return saysOk && text.length <= MAX_OK_LENGTH ? "" : text;
+}
+
+// Lines of HEARTBEAT.md that ask for nothing.
+const EMPTY_LINES = [
+  /^\s*$/,
+  /^\s*#/, // a heading
+  /^\s*[-*+]\s*(\[.?\])?\s*$/, // an item of a list, or a check box, without words
+  /^\s*```/, // a fence
+];
+
+/** Whether a HEARTBEAT.md asks for something. If not, a heartbeat would cost a call for nothing. */
+function hasTasks(markdown: string): boolean {
+  const lines = markdown.replace(/<!--[\s\S]*?-->/g, "").split("\n");
+  return lines.some((line) => !EMPTY_LINES.some((pattern) => pattern.test(line)));
 }
 
 /** Asks the agent from time to time whether something needs the owner. */
 export class HeartbeatRunner {
-  last = ""; // what came of it
+  last = ""; // what came of the last one that was due: "ok", or a reason to skip it
   readonly settings: { interval: number; start: number; end: number }; // seconds; hours
-  #at: number;
-  #file: string;
-  #now: () => number;
+  readonly #file: string; // keeps what the owner was told last
+  readonly #now: () => number;
+  #lastRun: number;
 
   /** Throws at a setting that makes no sense. */
   constructor(file: string, now = Date.now) {
     const interval = wholeNumber("HEARTBEAT_INTERVAL", 1800, 2_000_000);
     const start = wholeNumber("HEARTBEAT_ACTIVE_START", 9, 24);
-    this.settings = { interval, start, end: wholeNumber("HEARTBEAT_ACTIVE_END", 22, 24) };
+    const end = wholeNumber("HEARTBEAT_ACTIVE_END", 22, 24);
+    this.settings = { interval, start, end };
     this.#file = file;
     this.#now = now;
-    this.#at = now();
+    this.#lastRun = now(); // so the first one comes after an interval, and not at each start
   }
 
+  /** When the next one is due, in ms. An interval of 0 switches the heartbeat off. */
   next(): number {
-    return this.#at + (this.settings.interval * 1000 || Infinity);
+    const { interval } = this.settings;
+    return interval === 0 ? Infinity : this.#lastRun + interval * 1000;
   }
 
-  /** Why there is to be none now, or "". `forced`: by hand, whatever the time. */
-  #reason(tasks: string, forced: boolean): string {
+  /** Why there is no heartbeat now: the first reason that holds, or "". */
+  #reason(app: App, tasks: string, isForced: boolean): string {
+    const reasons: [reason: string, holds: boolean][] = [
+      ["under-way", tails.has("heartbeat")],
+      ["not-due", !isForced && this.next() > this.#now()],
+      ["quiet-hours", !isForced && !this.#isActiveHour()],
+      ["requests-in-flight", app.activeTurns.size > 0],
+      ["cron-in-progress", tails.has("cron")],
+      ["empty-heartbeat-file", !hasTasks(tasks)],
+    ];
+    const first = reasons.find(([, holds]) => holds);
+    return first?.[0] ?? "";
+  }
+
+  #isActiveHour(): boolean {
     const { start, end } = this.settings;
     const hour = new Date(this.#now()).getHours();
-    const isActive = start < end ? hour >= start && hour < end : hour >= start || hour < end;
-    if (tails.has("heartbeat")) return "under-way";
-    if (!forced && this.next() > this.#now()) return "not-due";
-    if (!forced && !isActive) return "quiet-hours";
-    if (activeTurns.size > 0) return "requests-in-flight";
-    if (tails.has("cron")) return "cron-in-progress";
-    const lines = tasks.replace(/<!--[\s\S]*?-->/g, "").split("\n");
-    return lines.every((line) => BLANK.test(line)) ? "empty-heartbeat-file" : "";
+    if (start < end) return start <= hour && hour < end;
+    return start <= hour || hour < end; // across midnight, for example from 22 to 6
   }
 
-  /** Gives what came of it. Never throws. */
-  async run(app: App, forced = false, signal?: AbortSignal): Promise<string> {
+  /** Gives what came of it, or why there was none. `isForced`: whatever the time. Never throws. */
+  async run(app: App, isForced = false, signal?: AbortSignal): Promise<string> {
     const at = this.#now();
-    this.#at = Math.min(this.#at, at); // the clock was put back
-    const [agent = AGENTS[0] as Agent] = app.agents.values(); // there is one
+    // If the clock was put back by a day, the last one may not make us wait for a day.
+    this.#lastRun = Math.min(this.#lastRun, at);
+    const agent = app.agents.find(AGENTS[0]?.id ?? "");
     const tasks = loadBootstrap(agent.id, ["HEARTBEAT.md"]).get("HEARTBEAT.md") ?? "";
-    const reason = this.#reason(tasks, forced);
+    const reason = this.#reason(app, tasks, isForced);
     if (reason) return reason;
-    this.#at = at;
+    this.#lastRun = at;
     const ask = `${tasks}\n\nIf nothing needs the owner, answer HEARTBEAT_OK and nothing else.`;
-    const options = { message: internalMessage("heartbeat", "owner", ask, at), signal, agent };
+    const options = { message: internalMessage("heartbeat", "owner", ask, at), agent, signal };
     return runExclusive("heartbeat", () => this.#ask(app, options)).catch((error) => {
       warn(`heartbeat: ${error}`);
       return "failed";
     });
   }
 
-  async #ask(app: App, options: { message: InboundMessage; agent: Agent; signal?: AbortSignal }) {
+  /** Each heartbeat has a conversation of its own, so old answers don't make it longer. */
+  async #ask(app: App, options: MessageOptions & { agent: Agent }): Promise<string> {
     const { message, agent } = options;
-    const key = `agent:${agent.id}:heartbeat:${formatTime(message.at)}`.toLowerCase();
-    const said = heartbeatText(await runUnattended(key, message.text, app, options));
-    const before = { text: "", at: 0, ...readState(this.#file) };
-    if (!said) return "ok";
-    if (said === before.text && message.at - before.at < 24 * HOUR) return "duplicate";
-    await tellOwner(app, message, said);
-    replaceFile(this.#file, JSON.stringify({ text: said, at: message.at }));
+    const prefix = `agent:${agent.id}:heartbeat:`;
+    const key = `${prefix}${formatTime(message.at)}`.toLowerCase();
+    app.store.prune(prefix, KEPT_RUNS - 1);
+    const answer = await runUnattended(app, key, options);
+    const text = heartbeatText(answer);
+    if (!text) return "ok";
+    if (this.#wasToldLately(text, message.at)) return "duplicate";
+    await tellOwner(app, message, text);
+    replaceFile(this.#file, JSON.stringify({ text, at: message.at }));
     return "delivered";
+  }
+
+  /** Whether the owner was told the same within 24 hours. */
+  #wasToldLately(text: string, now: number): boolean {
+    const told = { text: "", at: 0, ...readState(this.#file) };
+    return told.text === text && now - told.at < 24 * HOUR;
   }
 
   async tick(app: App): Promise<void> {
@@ -2940,25 +3214,30 @@ export class HeartbeatRunner {
   }
 }
 
+const MAX_SLEEP = 60_000; // ms
+
 /**
- * The one timer. It never sleeps longer than a minute, and then it looks at the clock and at
- * CRON.json again. That settles a laptop that slept, a clock that was put right, an edited file,
- * and waits of more than 24.8 days, which would make setTimeout fire at once.
+ * The one timer. It never sleeps longer than a minute, and then it reads the clock and CRON.json
+ * again. That covers a laptop that slept, a clock that was put right, an edited file, and waits of
+ * more than 24.8 days, for which setTimeout would fire at once.
  */
 function startTimer(app: App): void {
-  const began = Date.now(); // what falls due while we look is seen the next time
+  const now = Date.now(); // taken first: what becomes due during the ticks is seen the next time
   let waits: number[] = [];
   try {
     app.cron.tick();
     void app.heartbeat.tick(app);
-    waits = [app.cron.next(), app.heartbeat.next()].map((at) => at - began);
+    waits = [app.cron.next(), app.heartbeat.next()].map((at) => at - now);
   } catch (error) {
     warn(`timer: ${error}`); // whatever it is, the timer goes on
   }
-  setTimeout(startTimer, Math.min(60_000, ...waits.filter((ms) => ms > 0)), app);
+  // What is due, but could not begin, has a wait of 0 or less, and is tried again with the next
+  // look. If the timer fired for it at once, it would do nothing else.
+  const ahead = waits.filter((ms) => ms > 0);
+  setTimeout(startTimer, Math.min(MAX_SLEEP, ...ahead), app);
 }
 
-const formatTime = (at = Infinity) => (at < 8.64e15 ? new Date(at).toISOString() : "never");
+// What RPC and the terminal show.
 
 const describeHeartbeat = ({ heartbeat }: App) => {
   return { ...heartbeat.settings, next: formatTime(heartbeat.next()), last: heartbeat.last };
@@ -3015,7 +3294,7 @@ export interface App {
 }
 
 const DIGITS = { type: "integer" };
-const PLACE = { id: WORDS, channel: WORDS, to: WORDS, text: WORDS };
+const PLACE = { id: STRING, channel: STRING, to: STRING, text: STRING };
 const DELIVERY = objectSchema({
   ...PLACE,
   enqueuedAt: DIGITS,
@@ -3418,6 +3697,7 @@ function createApp(): App {
     bindings: new BindingTable(BINDINGS),
     gateway: new GatewayServer(gatewayToken()),
     memory: new MemoryStore(path.join(STATE, "memory"), PRIVATE_FILES),
+    activeTurns: new ActiveTurns(),
     cron: new CronService(WORKSPACE, (job, due) => enqueueJob(app, job, due)),
     heartbeat: new HeartbeatRunner(path.join(STATE, "heartbeat.json")),
     queue,
