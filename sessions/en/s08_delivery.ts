@@ -1312,9 +1312,8 @@ async function answerTo(message: Routed, app: App, options: TurnOptions): Promis
   if (message.channel === "cli" || message.isGroup || !name) {
     // Half a character, which a client can send, would spoil this request and all that follow.
     const session = app.store.current(message.sessionKey);
-    return app.activeTurns.track(
-      runTurn(session, message.text.toWellFormed(), { ...options, app }),
-    );
+    const turn = runTurn(session, message.text.toWellFormed(), { ...options, app });
+    return app.activeTurns.track(turn);
   }
   if (name === "help") return t("/new begins a new conversation.");
   return runCommand(message.text, { ...app, key: message.sessionKey }, options);
@@ -2568,19 +2567,18 @@ command("prompt", "the layers of its prompt, in characters", (_args, app) =>
 // ---- s07 · Heartbeat and cron ----
 
 // From here on the program also begins turns that nobody asked for: cron jobs run at their times,
-// and a heartbeat looks whether something needs the owner. Two rules hold for both.
+// and a heartbeat looks whether something needs the owner. Two rules hold.
 //
-// A person never waits for them, because they begin only while nobody is being answered. And a job
-// is run at least once for each due time (at-least-once). Its run is written to the inbox before
-// the due time counts as done (write-ahead), so a crash between the two writes can't lose it. The
-// next start writes the run again, but the inbox drops it, because it knows the run by its
-// idempotency key, `cron:<job>:<due>`.
+// A person never waits for either. They begin only while nobody is being answered, and whoever
+// writes later is answered beside them, because each of them has a conversation of its own.
+//
+// A job runs at least once for each due time (at-least-once). Its run is written to the inbox
+// before the due time counts as done (write-ahead), so a crash between the two can't lose it. The
+// next start finds the time still due and begins the run again, but the inbox drops it, because it
+// knows the run by its idempotency key, `cron:<job>:<due>`.
 
 /** A place to which a text can be sent: a channel, and a chat on it. */
-export interface Place {
-  channel: string;
-  to: string;
-}
+export type Place = { channel: string; to: string };
 
 /** A job of CRON.json. The owner writes that file, and this program only reads it. */
 export interface Job {
@@ -2596,8 +2594,10 @@ export interface Job {
 /** When a job is due: once, at a fixed interval, or by a cron expression. Times are ISO 8601. */
 export type Schedule =
   | { kind: "at"; at: string }
-  | { kind: "every"; everySeconds: number; anchor?: string } // counted from `anchor`
+  | Interval
   | { kind: "cron"; expr: string; tz?: string };
+
+type Interval = { kind: "every"; everySeconds: number; anchor?: string }; // counted from `anchor`
 
 export interface InboundMessage {
   job?: { isEvent: boolean; deliver?: Place }; // only on the channel "cron"
@@ -2612,12 +2612,9 @@ export interface App {
 // Helpers of this section and of the later ones.
 
 const HOUR = 3600 * 1000; // ms
-const LAST_DATE = 8.64e15; // ms; JavaScript has no date beyond it, and toISOString throws
 
-/** A time in ms as ISO 8601, or "never" if there is none. */
-function formatTime(at = Infinity): string {
-  return at < LAST_DATE ? new Date(at).toISOString() : "never";
-}
+/** A time in ms as ISO 8601, or "never" if there is none. Dates end at 8.64e15 ms. */
+const formatTime = (at = Infinity) => (at < 8.64e15 ? new Date(at).toISOString() : "never");
 
 /** The object in a JSON file of `.state`. Gives {} if there is no file, or none that is usable. */
 function readState(file: string): object {
@@ -2629,18 +2626,11 @@ function readState(file: string): object {
 }
 
 /** The turns of people that are running now. Jobs and heartbeats begin only if there are none. */
-export class ActiveTurns {
-  #turns = new Set<Promise<unknown>>();
-
-  get size(): number {
-    return this.#turns.size;
-  }
-
+export class ActiveTurns extends Set<Promise<unknown>> {
   /** Counts a turn until it has ended, successfully or not. Gives the same promise back. */
   track<T>(turn: Promise<T>): Promise<T> {
-    const forget = () => this.#turns.delete(turn);
-    this.#turns.add(turn);
-    turn.then(forget, forget);
+    this.add(turn);
+    turn.catch(() => {}).finally(() => this.delete(turn)); // its error is the caller's affair
     return turn;
   }
 
@@ -2649,7 +2639,7 @@ export class ActiveTurns {
    * have written meanwhile. So while people write without a pause, jobs wait (starvation).
    */
   async idle(): Promise<void> {
-    while (this.#turns.size > 0) await Promise.allSettled(this.#turns);
+    while (this.size > 0) await Promise.allSettled(this);
   }
 }
 
@@ -2661,18 +2651,9 @@ const OBJECT = { type: "object" };
 
 const PLACE_SCHEMA = objectSchema({ channel: STRING, to: STRING });
 
-const JOB_SCHEMA = objectSchema(
-  {
-    id: STRING,
-    name: STRING,
-    enabled: BOOLEAN,
-    schedule: OBJECT,
-    payload: OBJECT,
-    deliver: OBJECT,
-    deleteAfterRun: BOOLEAN,
-  },
-  ["name", "deliver", "deleteAfterRun"],
-);
+const JOB_REQUIRED = { id: STRING, enabled: BOOLEAN, schedule: OBJECT, payload: OBJECT };
+const JOB_OPTIONAL = { name: STRING, deliver: OBJECT, deleteAfterRun: BOOLEAN };
+const JOB_SCHEMA = objectSchema({ ...JOB_REQUIRED, ...JOB_OPTIONAL }, Object.keys(JOB_OPTIONAL));
 
 type SchemasByKind = Map<unknown, Anthropic.Tool.InputSchema>;
 
@@ -2690,16 +2671,15 @@ const PAYLOAD_SCHEMAS: SchemasByKind = new Map([
   ["system_event", objectSchema({ text: STRING })],
 ]);
 
-// The id becomes a part of the session key, and so of a folder's name.
-const JOB_ID = /^[a-z\d_-]{1,64}$/;
-
 /** Gives the job. Throws, naming the field, unless it is one that can be run. */
 function checkJob(raw: unknown): Job {
   const job = checkInput(JOB_SCHEMA, raw) as unknown as Job; // the parts of it are checked next
   checkKind("schedule", SCHEDULE_SCHEMAS, job.schedule);
   checkKind("payload", PAYLOAD_SCHEMAS, job.payload);
   if (job.deliver) checkInput(PLACE_SCHEMA, job.deliver);
-  if (!JOB_ID.test(job.id)) throw new Error("id: a to z, 0 to 9, - and _, at most 64");
+  // The id becomes a part of the session key, and so of a folder's name.
+  const isName = /^[a-z\d_-]{1,64}$/.test(job.id);
+  if (!isName) throw new Error("id: a to z, 0 to 9, - and _, at most 64");
   // A schedule of the right shape may still make no sense, for example the 30th of February.
   nextRun(job.schedule, 0, 0);
   return job;
@@ -2713,10 +2693,7 @@ function checkKind(part: string, schemas: SchemasByKind, value: { kind: string }
 }
 
 /** Jobs that can be run, or undefined if the file as a whole can't be used; and what is wrong. */
-interface ParsedJobs {
-  jobs?: Job[];
-  problems: string[];
-}
+type ParsedJobs = { jobs?: Job[]; problems: string[] };
 
 /** Reads a CRON.json. Never throws. A file that does not exist has no jobs, which is no problem. */
 function parseJobs(file: string): ParsedJobs {
@@ -2755,14 +2732,9 @@ function checkJobs(list: unknown[]): ParsedJobs {
  * first seen, is the anchor of an "every" without one. Throws if the schedule makes no sense.
  */
 export function nextRun(schedule: Schedule, now: number, since: number): number {
-  switch (schedule.kind) {
-    case "at":
-      return parseTime(schedule.at);
-    case "every":
-      return nextInterval(schedule.everySeconds, schedule.anchor, now, since);
-    case "cron":
-      return nextCron(schedule.expr, schedule.tz, now);
-  }
+  if (schedule.kind === "at") return parseTime(schedule.at);
+  if (schedule.kind === "every") return nextInterval(schedule, now, since);
+  return nextCron(schedule.expr, schedule.tz, now);
 }
 
 function parseTime(iso: string): number {
@@ -2773,15 +2745,10 @@ function parseTime(iso: string): number {
 
 // An interval is counted from a fixed time, its anchor, and not from the last run. Otherwise each
 // run that begins late, because a person is being answered, would make all later ones late.
-function nextInterval(
-  everySeconds: number,
-  anchor: string | undefined,
-  now: number,
-  since: number,
-) {
+function nextInterval({ everySeconds, anchor }: Interval, now: number, since: number): number {
   const step = everySeconds * 1000;
-  const isSensible = step >= 1000 && step <= 1e12; // false for NaN, too
-  if (!isSensible) throw new Error("everySeconds must be from 1 to 1e9");
+  // Not `step < 1000 || step > 1e12`, which is false for NaN.
+  if (!(step >= 1000 && step <= 1e12)) throw new Error("everySeconds must be from 1 to 1e9");
   const start = anchor === undefined ? since : parseTime(anchor);
   const steps = Math.floor((now - start) / step) + 1;
   // An anchor in the future is the first time. But `since` is in the future only if the clock was
@@ -2792,46 +2759,44 @@ function nextInterval(
 
 // Daylight saving time (DST) makes a local time ambiguous. In Berlin on 2027-03-28 the clocks go
 // from 02:00 to 03:00, so a job for 02:30 has no such time. On 2027-10-31 they go from 03:00 back
-// to 02:00, so it has two. The library loses or repeats runs there. We let it count in UTC, where
-// clocks never change, as if a wall clock showed UTC, and find the instant of a wall time ourselves.
-
-/** Gives a function from an instant to what a clock on the wall there shows, as if it were UTC. */
-function wallClockIn(timeZone: string | undefined): (instant: number) => number {
-  // The Swedish format is close to ISO 8601: 2027-03-28 03:30:00.
-  return (instant) => Date.parse(`${new Date(instant).toLocaleString("sv", { timeZone })}Z`);
-}
-
+// to 02:00, so it has two. The library loses or repeats runs there. So we let it count wall times,
+// which is what a clock on the wall shows, as if they were UTC, where clocks never change. Then we
+// find the instant at which the clock in the job's time zone shows that wall time.
 function nextCron(expr: string, timeZone: string | undefined, now: number): number {
-  const { hours } = parseCronFields(expr);
-  const wallClock = wallClockIn(timeZone);
-  const wallNow = wallClock(now);
+  // The Swedish format is close to ISO 8601: 2027-03-28 03:30:00.
+  const wallClock: WallClock = (instant) =>
+    Date.parse(`${new Date(instant).toLocaleString("sv", { timeZone })}Z`);
+  const isHourly = cronFields(expr).at(-4)?.startsWith("*"); // the field of the hours
+  const wallNow = wallClock(now); // without fractions of a second, so we drop them from `now`, too
+  const lastSecond = now - (now % 1000);
   const wallTimes = CronExpressionParser.parse(expr, { currentDate: wallNow, tz: "UTC" });
   let due: number;
   do {
     const wallTime = wallTimes.next().getTime();
     const wait = wallTime - wallNow;
-    // A job of every hour runs in both passes of a repeated hour: so it waits by elapsed time. All
-    // others, for example one for 02:30, run in the first pass alone.
-    const isHourly = hours.startsWith("*") && wait <= HOUR;
-    due = isHourly ? now - (now % 1000) + wait : instantOf(wallTime, wallClock);
-    // In the second pass of a repeated hour, 02:30 still comes on the wall, but its run is over.
+    // A job of every hour also runs in the second pass of a repeated hour, so it waits by elapsed
+    // time. All others run in the first pass alone.
+    due = isHourly && wait <= HOUR ? lastSecond + wait : instantOf(wallTime, wallClock);
+    // At 02:15 of the second pass, 02:30 is still to come on the wall, but its run was in the first
+    // pass. So we go on to the next wall time.
   } while (due <= now);
   return due;
 }
 
-/** Throws unless the expression has five fields, or six with the seconds in front. */
-function parseCronFields(expr: string): { hours: string } {
+/** The fields of a cron expression. Throws unless there are five, or six with the seconds first. */
+function cronFields(expr: string): string[] {
   const fields = expr.trim().split(/\s+/);
-  // The library fills up what is missing with values of its own.
-  const hasAll = fields.length === 5 || fields.length === 6;
-  // For an "H" it picks another random time whenever it is asked.
-  const hasRandom = /\bH\b/.test(expr);
-  if (!hasAll || hasRandom) throw new Error(`expr: "${expr}" has not the 5 fields of cron`);
-  return { hours: fields.at(-4) ?? "" };
+  // The library fills up missing fields, and takes another random time for "H" at each look.
+  const isSupported = (fields.length === 5 || fields.length === 6) && !/\bH\b/.test(expr);
+  if (!isSupported) throw new Error(`expr: "${expr}" has not the 5 fields of cron`);
+  return fields;
 }
 
+/** From an instant to what a clock on the wall shows then, both in ms. */
+type WallClock = (instant: number) => number;
+
 /** The instant, in ms, at which a clock on the wall shows `wallTime`. */
-function instantOf(wallTime: number, wallClock: (instant: number) => number): number {
+function instantOf(wallTime: number, wallClock: WallClock): number {
   const offsetAt = (instant: number) => wallClock(instant) - instant;
   // With the offset from UTC of the day before.
   const byOldOffset = wallTime - offsetAt(wallTime - 24 * HOUR);
@@ -2857,10 +2822,8 @@ interface JobState {
 
 const MAX_ERRORS = 5;
 
-/** Somebody may have edited the file: a job with {"due":"soon"} would never run, so it is dropped. */
-function isUsable(state: JobState | null): boolean {
-  return state?.due === undefined || state.due >= 0;
-}
+// Somebody may have edited the file. A job with {"due":"soon"} would never run.
+const isUsable = (state: JobState | null) => state?.due === undefined || state.due >= 0;
 
 /** The jobs of CRON.json, and when each is due. */
 export class CronService {
@@ -2922,22 +2885,18 @@ export class CronService {
     const entry = JSON.stringify(job);
     const known = this.#states.get(job.id);
     const isNew = known?.entry !== entry;
-    const state = isNew ? { entry, since: now, errors: 0 } : known;
-    if (isNew || this.#isTooLate(known, now)) {
-      const next = nextRun(job.schedule, now, state.since);
-      state.due = Math.min(state.due ?? Infinity, next);
+    const state: JobState = isNew ? { entry, since: now, errors: 0 } : known;
+    // If the clock was a day ahead and is put right, a due time that was computed meanwhile is a
+    // day too late. Computing it again may give one that has had its run, but `begin` drops that.
+    // It is not computed at each look, because in an hour that comes twice the result changes.
+    const clockWentBack = now < (state.computedAt ?? Infinity);
+    const isAhead = state.due !== undefined && state.due > now;
+    if (isNew || (clockWentBack && isAhead)) {
+      state.due = Math.min(state.due ?? Infinity, nextRun(job.schedule, now, state.since));
       state.computedAt = now;
     }
     this.#states.set(job.id, state);
     return state;
-  }
-
-  // If the clock was a day ahead and is put right, a due time that was computed meanwhile is a day
-  // too late. Computing it again may give one that has had its run, but `begin` drops that. It is
-  // not computed at each look, because an hour that comes twice would then give its run twice.
-  #isTooLate({ due = 0, computedAt = Infinity }: JobState, now: number): boolean {
-    const clockWentBack = now < computedAt;
-    return clockWentBack && due > now;
   }
 
   #save(): void {
@@ -2951,16 +2910,15 @@ export class CronService {
     this.#modified = modified;
     const { jobs, problems } = parseJobs(this.#file);
     for (const problem of problems) warn(`${this.#file}: ${problem}`);
-    if (!jobs) return this.jobs;
-    this.jobs = jobs;
-    for (const job of jobs) this.stateOf(job);
+    this.jobs = jobs ?? this.jobs;
+    for (const job of this.jobs) this.stateOf(job);
     // The states of jobs that are gone stay, too, because an editor may delete the file and write
     // it again a moment later. A job with deleteAfterRun would otherwise run a second time.
     this.#save();
-    return jobs;
+    return this.jobs;
   }
 
-  /** Counts how a run went. Gives what the owner should be told, or "": that the job is off. */
+  /** Counts the errors in a row. Gives a sentence for the owner if the job is off now, else "". */
   report(id: string, error?: unknown): string {
     const state = this.#states.get(id);
     if (!state) return "";
@@ -2977,19 +2935,13 @@ export class CronService {
 
 // How a job is run.
 
-/** A message that no person wrote, but this program. `at` is in ms and makes its id unique. */
+// What all messages that this program writes to itself have in common.
+const INTERNAL = { accountId: "local", senderId: "owner", isGroup: false, media: [] };
+
+/** A message of this program to itself. `at`, in ms, makes its id unique. */
 function internalMessage(channel: string, peerId: string, text: string, at: number) {
-  return {
-    id: `${channel}:${peerId}:${new Date(at).toISOString()}`,
-    channel,
-    accountId: "local",
-    peerId,
-    senderId: "owner",
-    isGroup: false,
-    text,
-    media: [],
-    at,
-  };
+  const id = `${channel}:${peerId}:${new Date(at).toISOString()}`;
+  return { ...INTERNAL, id, channel, peerId, text, at };
 }
 
 /**
@@ -2997,8 +2949,7 @@ function internalMessage(channel: string, peerId: string, text: string, at: numb
  * the idempotency key `cron:<job>:<due>`. False if an earlier run of the job is still in there: a
  * job that takes longer than its interval would otherwise pile up and cost more and more.
  */
-function enqueueJob(app: App, job: Job, due: number): boolean {
-  const { id, payload, deliver } = job;
+function enqueueJob(app: App, { id, payload, deliver }: Job, due: number): boolean {
   const isOfThisJob = ({ channel, peerId }: Routed) => channel === "cron" && peerId === id;
   if (app.inbox.pending().some(isOfThisJob)) return false;
   const text = payload.message ?? payload.text ?? "";
@@ -3014,7 +2965,8 @@ async function runJob(app: App, message: Routed, signal?: AbortSignal): Promise<
   let answer: string;
   let about: InboundMessage = message;
   try {
-    answer = await answerWhenIdle(app, message, signal);
+    await app.activeTurns.idle(); // people go first
+    answer = await answerJob(app, message, signal);
     app.cron.report(id);
   } catch (error) {
     answer = app.cron.report(id, error);
@@ -3023,12 +2975,6 @@ async function runJob(app: App, message: Routed, signal?: AbortSignal): Promise<
   if (answer) await tellOwner(app, about, answer, job?.deliver);
   app.inbox.acknowledge([message]);
   return answer;
-}
-
-/** People go first: the job begins when nobody is being answered. */
-async function answerWhenIdle(app: App, message: Routed, signal?: AbortSignal): Promise<string> {
-  await app.activeTurns.idle();
-  return answerJob(app, message, signal);
 }
 
 const KEPT_RUNS = 20; // conversations of each job, and of the heartbeat
@@ -3055,10 +3001,10 @@ async function runUnattended(app: App, sessionKey: string, options: MessageOptio
   const text = options.message.text.toWellFormed();
   const answer = await runTurn(session, text, { ...options, app });
   const last = session.messages.at(-1);
+  // A reply that was stopped, by Ctrl+C for example, has no reason of the model's own.
   const reason = last && "stop_reason" in last ? last.stop_reason : undefined;
-  if (!reason) throw new Error("the model gave no answer: stopped");
-  if (reason === "refusal") throw new Error("the model gave no answer: refusal");
-  return answer;
+  if (reason && reason !== "refusal") return answer;
+  throw new Error(`the model gave no answer: ${reason || "stopped"}`);
 }
 
 // Where the owner is told something.
@@ -3075,11 +3021,11 @@ function rememberOwner(app: App, message: InboundMessage): void {
 }
 
 /** The chat from which the owner wrote last. Undefined if there is none that is still theirs. */
-function ownerPlace(): Place | undefined {
-  const place: Partial<Place> = readState(OWNER_FILE);
-  const { channel = "", to = "" } = place;
-  // The settings may have changed since, and somebody else may have that chat now.
-  return isOwnersChat(channel, to) ? { channel, to } : undefined;
+function ownerPlace(app: App): Place | undefined {
+  const { channel = "", to = "" }: Partial<Place> = readState(OWNER_FILE);
+  // The settings may have changed since, so that the owner's chat is another one now.
+  const isTheirs = app.channels.has(channel) && isOwnersChat(channel, to);
+  return isTheirs ? { channel, to } : undefined;
 }
 
 /**
@@ -3087,7 +3033,7 @@ function ownerPlace(): Place | undefined {
  * last. Prints it in the terminal if neither exists. `about` is the message that it belongs to.
  */
 async function tellOwner(app: App, about: InboundMessage, text: string, deliver?: Place) {
-  const place = deliver ?? ownerPlace();
+  const place = deliver ?? ownerPlace(app);
   if (!place || !app.channels.has(place.channel)) return info(text);
   const { channel, to: peerId } = place;
   await reply(app, { ...about, job: undefined, channel, peerId }, text);
@@ -3109,13 +3055,9 @@ export function heartbeatText(answer: string): string {
   return saysOk && text.length <= MAX_OK_LENGTH ? "" : text;
 }
 
-// Lines of HEARTBEAT.md that ask for nothing.
-const EMPTY_LINES = [
-  /^\s*$/,
-  /^\s*#/, // a heading
-  /^\s*[-*+]\s*(\[.?\])?\s*$/, // an item of a list, or a check box, without words
-  /^\s*```/, // a fence
-];
+// Lines of HEARTBEAT.md that ask for nothing: a blank one or a heading; an item of a list, perhaps
+// with a check box, without words; a code fence.
+const EMPTY_LINES = [/^\s*(#|$)/, /^\s*[-*+]\s*(\[.?\])?\s*$/, /^\s*```/];
 
 /** Whether a HEARTBEAT.md asks for something. If not, a heartbeat would cost a call for nothing. */
 function hasTasks(markdown: string): boolean {
@@ -3148,7 +3090,7 @@ export class HeartbeatRunner {
     return interval === 0 ? Infinity : this.#lastRun + interval * 1000;
   }
 
-  /** Why there is no heartbeat now: the first reason that holds, or "". */
+  /** Why there can be no heartbeat now: the first reason in this list that holds, or "". */
   #reason(app: App, tasks: string, isForced: boolean): string {
     const reasons: [reason: string, holds: boolean][] = [
       ["under-way", tails.has("heartbeat")],
@@ -3158,8 +3100,7 @@ export class HeartbeatRunner {
       ["cron-in-progress", tails.has("cron")],
       ["empty-heartbeat-file", !hasTasks(tasks)],
     ];
-    const first = reasons.find(([, holds]) => holds);
-    return first?.[0] ?? "";
+    return reasons.find(([, holds]) => holds)?.[0] ?? "";
   }
 
   #isActiveHour(): boolean {
@@ -3169,7 +3110,10 @@ export class HeartbeatRunner {
     return start <= hour || hour < end; // across midnight, for example from 22 to 6
   }
 
-  /** Gives what came of it, or why there was none. `isForced`: whatever the time. Never throws. */
+  /**
+   * Gives what came of it, or why there was none. Never throws. `isForced`: a person asks for it,
+   * so it is neither too early nor too late in the day.
+   */
   async run(app: App, isForced = false, signal?: AbortSignal): Promise<string> {
     const at = this.#now();
     // If the clock was put back by a day, the last one may not make us wait for a day.
@@ -3196,16 +3140,11 @@ export class HeartbeatRunner {
     const answer = await runUnattended(app, key, options);
     const text = heartbeatText(answer);
     if (!text) return "ok";
-    if (this.#wasToldLately(text, message.at)) return "duplicate";
+    const told = { text: "", at: 0, ...readState(this.#file) };
+    if (text === told.text && message.at - told.at < 24 * HOUR) return "duplicate";
     await tellOwner(app, message, text);
     replaceFile(this.#file, JSON.stringify({ text, at: message.at }));
     return "delivered";
-  }
-
-  /** Whether the owner was told the same within 24 hours. */
-  #wasToldLately(text: string, now: number): boolean {
-    const told = { text: "", at: 0, ...readState(this.#file) };
-    return told.text === text && now - told.at < 24 * HOUR;
   }
 
   async tick(app: App): Promise<void> {
@@ -3223,18 +3162,18 @@ const MAX_SLEEP = 60_000; // ms
  */
 function startTimer(app: App): void {
   const now = Date.now(); // taken first: what becomes due during the ticks is seen the next time
-  let waits: number[] = [];
+  let wait = MAX_SLEEP;
   try {
     app.cron.tick();
     void app.heartbeat.tick(app);
-    waits = [app.cron.next(), app.heartbeat.next()].map((at) => at - now);
+    // What is due, but could not begin, has a wait of 0 or less. It is tried again with the next
+    // look, because a timer that fired for it at once would do nothing else.
+    const waits = [app.cron.next() - now, app.heartbeat.next() - now].filter((ms) => ms > 0);
+    wait = Math.min(MAX_SLEEP, ...waits);
   } catch (error) {
     warn(`timer: ${error}`); // whatever it is, the timer goes on
   }
-  // What is due, but could not begin, has a wait of 0 or less, and is tried again with the next
-  // look. If the timer fired for it at once, it would do nothing else.
-  const ahead = waits.filter((ms) => ms > 0);
-  setTimeout(startTimer, Math.min(MAX_SLEEP, ...ahead), app);
+  setTimeout(startTimer, wait, app);
 }
 
 // What RPC and the terminal show.
