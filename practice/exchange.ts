@@ -1,4 +1,4 @@
-/** One request over HTTP, its answer, and its line in the log. */
+/** One request to the model over HTTP, its answer, and its entry in the log. */
 
 import type { IncomingMessage, ServerResponse } from "node:http";
 import type { PracticeRequest, StreamEvent, Usage } from "./reply.ts";
@@ -16,11 +16,11 @@ export interface LoggedRequest {
   stopReason?: string;
   /** What the answer says, or began to say, about its tokens. */
   usage?: Usage;
-  /** The client hung up before the end. */
+  /** Whether the client hung up before the end of the answer. */
   aborted?: boolean;
 }
 
-/** One request and its answer: what is sent goes into the log as well. */
+/** One request and its answer. What is sent is noted in the log entry as well. */
 export class Exchange {
   readonly entry: LoggedRequest;
   readonly id: string;
@@ -29,7 +29,6 @@ export class Exchange {
   readonly parsed: boolean;
   /** Resolves when the client is gone, or everything was sent. */
   readonly hungUp: Promise<void>;
-  answered = false;
   ended = false;
   private readonly response: ServerResponse;
 
@@ -47,12 +46,12 @@ export class Exchange {
     this.id = `req_practice${String(number).padStart(6, "0")}`;
     this.version = String(headers["anthropic-version"] ?? "");
     this.parsed = json !== undefined;
-    const read = json as PracticeRequest | undefined; // not checked yet: the validator comes next
+    const read = json as PracticeRequest | undefined; // the validator checks it later
     this.entry = {
       at,
       key: String(headers["x-api-key"] ?? headers.authorization ?? "").replace(/^Bearer /i, ""),
       model: String(read?.model ?? ""),
-      request: read ?? ({} as PracticeRequest), // the body was no JSON: there is nothing to show
+      request: read ?? ({} as PracticeRequest), // the body was no JSON, so there is nothing to show
       status: 0,
     };
     this.hungUp = new Promise((resolve) => {
@@ -64,21 +63,19 @@ export class Exchange {
   }
 
   send(status: number, body: unknown): void {
-    this.answered = true;
     this.ended = true;
     this.entry.status = status;
     sendJson(this.response, status, body, { "request-id": this.id });
   }
 
   refuse(status: number, type: string, message: string, headers?: Record<string, string>): void {
-    this.answered = true;
     this.ended = true;
     this.entry.status = status;
     if (!this.entry.problem) this.entry.error = `${type}: ${message}`;
     sendError(this.response, status, type, message, headers ?? {}, this.id);
   }
 
-  /** A success that has nothing in it. */
+  /** Answers 200 with an empty body. */
   sendNothing(): void {
     this.beginStream();
     this.entry.error = "an empty body";
@@ -86,13 +83,14 @@ export class Exchange {
   }
 
   beginStream(): void {
-    this.answered = true;
     this.entry.status = 200;
     const headers = { "content-type": "text/event-stream", "cache-control": "no-cache" };
     this.response.writeHead(200, { ...headers, "request-id": this.id });
   }
 
-  /** Resolves when the event has left, so that a connection cut afterwards does not swallow it. */
+  /**
+   * Resolves when the event was written, because a connection that is cut earlier would lose it.
+   */
   event(event: StreamEvent): Promise<void> {
     return new Promise((resolve) => {
       const text = `event: ${event.type}\ndata: ${JSON.stringify(event)}\n\n`;
@@ -105,15 +103,15 @@ export class Exchange {
     this.response.end();
   }
 
-  /** The connection breaks, and it is not the client's doing. */
+  /** Breaks the connection from the server's side. */
   drop(): void {
-    this.answered = true;
     this.ended = true;
     this.entry.error = "connection dropped";
     this.response.destroy();
   }
 }
 
+/** Answers with a body in JSON. */
 export function sendJson(
   response: ServerResponse,
   status: number,
@@ -124,6 +122,7 @@ export function sendJson(
   response.end(JSON.stringify(body));
 }
 
+/** Answers with an error as the Messages API writes it. */
 export function sendError(
   response: ServerResponse,
   status: number,
@@ -136,6 +135,7 @@ export function sendError(
   sendJson(response, status, body, { "request-id": id, ...headers });
 }
 
+/** The body of a request as UTF-8. */
 export async function readBody(request: IncomingMessage): Promise<string> {
   const chunks: Buffer[] = [];
   for await (const chunk of request) chunks.push(chunk);

@@ -1,31 +1,32 @@
-/** What the fake Feishu sends to a webhook: the envelopes, their encryption and their signature. */
+/** The bodies that the fake Feishu posts to a webhook, their encryption and their signature. */
 
 import { createCipheriv, createHash } from "node:crypto";
 import type { Fields } from "./web.ts";
 
 export const TENANT = "practice_tenant";
 
-/** How an event travels, if not in the right way. */
+/** What is different about an event that is not sent in the usual way, or is forged. */
 export interface Wire {
-  /** false: in the clear although there is a key. */
+  /** With false it is sent unencrypted although there is a key. */
   encrypt?: boolean;
   /** Another key than the app's, for the encryption and for the signature. */
   key?: string;
-  /** none: without the headers; wrong: with a signature that does not fit. */
+  /** "none" sends no headers of a signature; "wrong" sends a signature that does not match. */
   sign?: "right" | "wrong" | "none";
-  /** Another verification token than the app's; empty: no token at all. */
+  /** Another verification token than the app's; "" sends none. */
   token?: string;
-  /** Seconds since 1970, for the header: an old one is what a replay has. */
+  /** The time in the header, in seconds since 1970. A replayed event has an old one. */
   timestamp?: number;
-  /** The old form of events, without a schema. */
+  /** 1 is the old form of events, which has no field "schema". */
   schema?: 1 | 2;
 }
 
-/** The text that is posted, and its headers. */
+/** The text of a body as it is posted, and its headers. */
 export function onTheWire(body: Fields, appKey: string, nonce: string, wire: Wire, now: number) {
   const key = wire.key ?? appKey;
   const plain = JSON.stringify(body);
-  const raw = key && wire.encrypt !== false ? JSON.stringify({ encrypt: seal(plain, key) }) : plain;
+  const raw =
+    key && wire.encrypt !== false ? JSON.stringify({ encrypt: encrypt(plain, key) }) : plain;
   const headers: Record<string, string> = { "content-type": "application/json; charset=utf-8" };
   if (!key || wire.sign === "none") return { raw, headers };
   const timestamp = String(wire.timestamp ?? Math.floor(now / 1000));
@@ -36,9 +37,9 @@ export function onTheWire(body: Fields, appKey: string, nonce: string, wire: Wir
   return { raw, headers };
 }
 
-/** AES-256-CBC with the hash of the key, the initial vector in front. */
-function seal(plain: string, key: string): string {
-  // Real ones are random; this one repeats, so that a recording is the same each time.
+/** AES-256-CBC with the hash of the key, in Base64; the initialisation vector stands in front. */
+function encrypt(plain: string, key: string): string {
+  // A real vector is random. This one depends on the text, so that a recording is always the same.
   const vector = sha256(plain).subarray(0, 16);
   const cipher = createCipheriv("aes-256-cbc", sha256(key), vector);
   return Buffer.concat([vector, cipher.update(plain, "utf8"), cipher.final()]).toString("base64");
@@ -55,7 +56,7 @@ export interface About {
   now: number;
 }
 
-/** The envelope of today's events. */
+/** The body of an event in the form of today. */
 export function envelope(type: string, event: unknown, about: About): Fields {
   const { eventId: event_id, appId: app_id, token, now } = about;
   const create_time = String(now);
@@ -63,7 +64,7 @@ export function envelope(type: string, event: unknown, about: About): Fields {
   return { schema: "2.0", header, event };
 }
 
-/** The envelope of the old ones. */
+/** The body of an event in the old form. */
 export function oldEnvelope(event: Fields, about: About): Fields {
   const ts = (about.now / 1000).toFixed(6);
   return { uuid: about.eventId, token: about.token, ts, type: "event_callback", event };
@@ -93,9 +94,9 @@ export function received(openId: string, message: EventMessage, senderType = "us
   return { sender, message };
 }
 
-/** The same message as the first version of the API told it. */
+/** The same message in the old form. */
 export function oldMessage(openId: string, message: EventMessage, appId: string): Fields {
-  const { text = "" } = JSON.parse(message.content) as { text?: string }; // we wrote it
+  const { text = "" } = JSON.parse(message.content) as { text?: string }; // FakeFeishu.say makes it
   return {
     type: "message",
     app_id: appId,
@@ -113,7 +114,7 @@ export function oldMessage(openId: string, message: EventMessage, appId: string)
   };
 }
 
-/** What a message of each kind says of itself. */
+/** An example of the content of each type of message. */
 export const CONTENTS: Record<string, Fields> = {
   text: { text: "hello" },
   post: {

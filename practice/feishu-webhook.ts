@@ -1,17 +1,17 @@
-/** How the fake Feishu brings its events to the bot's webhook: again and again, until it says 200. */
+/** The fake Feishu posts an event to the bot's webhook again and again until that answers 200. */
 
 import { type About, envelope, onTheWire, type Wire } from "./feishu-events.ts";
-import type { Changes, Fields } from "./web.ts";
+import type { ConditionVariable, Fields } from "./web.ts";
 
 export interface WebhookOptions {
-  /** Where events go: `http://127.0.0.1:8765/feishu/events`. It can be set later, too. */
+  /** The bot's address, such as `http://127.0.0.1:8765/feishu/events`. It can be set later. */
   webhook?: string;
-  /** Empty: events travel in the clear, without a signature. */
+  /** Without a key, events are sent unencrypted and unsigned. */
   encryptKey?: string;
   verificationToken?: string;
-  /** How long the webhook has for its 200, in ms. */
+  /** How long the webhook has for its answer, in ms. */
   patience?: number;
-  /** The waits before each redelivery, in ms. */
+  /** The delays before each redelivery, in ms. */
   redeliverAfter?: number[];
   /** A redelivery has a new event id and message id. */
   newIds?: boolean;
@@ -20,7 +20,7 @@ export interface WebhookOptions {
 
 export interface Attempt {
   at: number;
-  /** 0: no answer at all. */
+  /** The HTTP status of the answer; 0 if there was none. */
   status: number;
   body: string;
 }
@@ -37,10 +37,11 @@ export interface Delivery {
   delivered: Promise<void>;
 }
 
+/** Makes the body of an event with the ids of this attempt. */
 type Make = (about: About, messageId: string) => Fields;
 
 interface Pending extends Delivery {
-  /** When it happened; a redelivery has the same time. */
+  /** When the event happened. A redelivery has the same time. */
   at: number;
   make: Make;
   wire: Wire;
@@ -50,9 +51,10 @@ interface Pending extends Delivery {
 
 const MINUTE = 60_000;
 
-/** As the real one does. */
-const WAITS = [MINUTE / 4, 5 * MINUTE, 60 * MINUTE, 360 * MINUTE];
+/** The delays of the real Feishu. */
+const REDELIVERY_DELAYS = [MINUTE / 4, 5 * MINUTE, 60 * MINUTE, 360 * MINUTE];
 
+/** The events for one bot, and the attempts to deliver them. */
 export class Webhook {
   address: string;
   readonly encryptKey: string;
@@ -61,9 +63,9 @@ export class Webhook {
   private readonly options: WebhookOptions;
   private readonly appId: string;
   private readonly now: () => number;
-  private readonly changes: Changes;
+  private readonly changes: ConditionVariable;
   private readonly newMessage: (chat: string) => string;
-  /** The last event of each chat: the next one waits until that was tried once. */
+  /** The first attempt of the last event of each chat. The next event waits for it. */
   private readonly lastOf = new Map<string, Promise<unknown>>();
   private events = 0;
   private stopped = false;
@@ -71,7 +73,7 @@ export class Webhook {
   constructor(
     options: WebhookOptions,
     appId: string,
-    changes: Changes,
+    changes: ConditionVariable,
     newMessage: (chat: string) => string,
   ) {
     this.options = options;
@@ -93,11 +95,15 @@ export class Webhook {
     return this.deliver("", "", wire, (about) => envelope(type, event, about));
   }
 
-  /** What `make` gives sets out at once; one conversation's events go one after the other. */
+  /**
+   * Delivers the event that `make` gives. Of one chat, an event waits until the one before was
+   * tried.
+   */
   deliver(chat: string, messageId: string, wire: Wire, make: Make): Delivery {
     const attempts: Attempt[] = [];
-    const isTaken = (): true | undefined => attempts.some((one) => one.status === 200) || undefined;
-    const delivered = this.changes.until(isTaken).then(() => {});
+    const isDelivered = (): true | undefined =>
+      attempts.some((one) => one.status === 200) || undefined;
+    const delivered = this.changes.until(isDelivered).then(() => {});
     const before = this.lastOf.get(chat) ?? Promise.resolve();
     const first = before.then(() => this.tryOnce(pending, false));
     const ids = { eventId: this.nextEvent(), messageId, chat };
@@ -109,20 +115,21 @@ export class Webhook {
     return pending;
   }
 
-  /** Posts an event again, whatever came of it. */
+  /** Posts an event again, also one that was delivered. */
   async again(delivery: Delivery, newIds: boolean): Promise<Attempt> {
     const pending = this.deliveries.find((one) => one === delivery);
     if (!pending) throw new Error("That event was never sent here.");
     return await this.tryOnce(pending, newIds);
   }
 
-  /** Tries now whatever was not delivered, in order. */
+  /** Posts at once, in order, what was tried and not delivered. */
   async flush(): Promise<void> {
     const open = this.deliveries.filter((one) => !one.underWay && !isOver(one));
-    for (const one of open) if (one.attempts.length > 0) await this.redeliver(one);
+    const tried = open.filter((one) => one.attempts.length > 0);
+    for (const one of tried) await this.redeliver(one);
   }
 
-  /** Posts a body, once. */
+  /** Posts a body once and gives the answer. */
   async attempt(body: Fields, wire: Wire): Promise<Attempt> {
     const { patience = 3000 } = this.options;
     const at = this.now();
@@ -143,6 +150,7 @@ export class Webhook {
     return `ev_practice_${this.events}`;
   }
 
+  /** One attempt to deliver an event, which is noted in it. */
   private async tryOnce(pending: Pending, newIds: boolean): Promise<Attempt> {
     const { wire, at: now, chat } = pending;
     const eventId = newIds ? this.nextEvent() : pending.eventId;
@@ -153,12 +161,12 @@ export class Webhook {
     const attempt = await this.attempt(body, wire);
     pending.underWay = false;
     pending.attempts.push(attempt);
-    this.changes.announce();
+    this.changes.notifyAll();
     return attempt;
   }
 
   private planNext(pending: Pending): void {
-    const wait = (this.options.redeliverAfter ?? WAITS)[pending.attempts.length - 1];
+    const wait = (this.options.redeliverAfter ?? REDELIVERY_DELAYS)[pending.attempts.length - 1];
     if (isOver(pending) || wait === undefined || this.stopped) return;
     pending.timer = setTimeout(() => void this.redeliver(pending), wait);
     pending.timer.unref();
@@ -171,7 +179,7 @@ export class Webhook {
   }
 }
 
-/** Taken; or forged, and a forger does not try again. */
+/** Whether there are no more attempts: it is delivered, or forged, and a forger does not retry. */
 function isOver({ attempts, wire }: Pending): boolean {
   const isForged = wire.key ?? wire.sign ?? wire.token ?? wire.timestamp;
   return isForged !== undefined || attempts.some((one) => one.status === 200);

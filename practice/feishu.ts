@@ -1,13 +1,14 @@
 /**
  * A fake of the Feishu (Lark) open platform, as far as a bot needs it.
  *
- * It is both sides of the conversation: `/open-apis/…` takes what the bot sends, with the real
- * checks and error codes; and what people say is posted as events to the bot's webhook, encrypted
- * and signed, and posted again if it does not answer 200 in time.
+ * It is both sides of the conversation. `/open-apis/…` takes what the bot sends, with the real
+ * checks and error codes. What people say is posted as events to the bot's webhook, encrypted and
+ * signed, and posted again if the webhook does not answer 200 in time.
  */
 
 import type { IncomingMessage, ServerResponse } from "node:http";
 import { sendJson } from "./exchange.ts";
+import type { Failure } from "./fault-injection.ts";
 import {
   type EventMessage,
   envelope,
@@ -19,7 +20,6 @@ import {
   type Wire,
 } from "./feishu-events.ts";
 import { type Attempt, type Delivery, Webhook, type WebhookOptions } from "./feishu-webhook.ts";
-import type { Failure } from "./orders.ts";
 import { FakePlatform } from "./platform.ts";
 import { type Fields, type PhoneInput, readFields } from "./web.ts";
 
@@ -41,9 +41,9 @@ export interface SayOptions {
   replyTo?: string;
   /** text, unless it is another one of `CONTENTS`. */
   type?: string;
-  /** What the message says of itself, if not the text. */
+  /** The content of a message that is no text. */
   content?: Fields;
-  /** Who sends: user, or app for another bot. */
+  /** What sends it: "user", or "app" for another bot. */
   senderType?: string;
   /** More fields of the message, or other values. */
   fields?: Fields;
@@ -61,7 +61,7 @@ export interface Sent {
   replyTo?: string;
   uuid?: string;
   at: number;
-  /** Feishu has it, but the bot was never told. */
+  /** Feishu has it, but the connection broke before the bot was told. */
   dropped: boolean;
 }
 
@@ -75,43 +75,45 @@ export interface Call {
   code: number;
 }
 
-/** An answer that says no: a code in the body, besides the HTTP status. */
+/** An error answer: it has a code of Feishu's in the body, besides the HTTP status. */
 class Refusal extends Error {
   readonly status: number;
   readonly code: number;
-  readonly more: Fields;
+  /** What the field "error" of the body says about the reason. */
+  readonly details: Fields;
   readonly headers: Record<string, string>;
 
-  constructor(status: number, code: number, words: string, more: Fields = {}, headers = {}) {
-    super(words);
+  constructor(status: number, code: number, message: string, details: Fields = {}, headers = {}) {
+    super(message);
     this.status = status;
     this.code = code;
-    this.more = more;
+    this.details = details;
     this.headers = headers;
   }
 }
 
 const INVALID = "Your request contains an invalid request parameter, ext=";
-const TOKEN = "Invalid access token for authorization. Please make a request with token attached.";
-const MISSING =
+const TOKEN_INVALID =
+  "Invalid access token for authorization. Please make a request with token attached.";
+const TOKEN_MISSING =
   "Missing access token for authorization. Please make a request with token attached.";
 
-/** kind: HTTP status, code, sentence. */
+/** HTTP status, code and message of each kind of failure. */
 const REFUSALS: Record<string, [number, number, string]> = {
   "400": [400, 230001, `${INVALID}invalid receive_id`],
   "403": [400, 230013, "Bot has NO availability to this user."],
   "429": [429, 99991400, "request trigger frequency limit"],
   "500": [500, 2200, "Internal Error"],
-  "99991663": [400, 99991663, TOKEN],
+  "99991663": [400, 99991663, TOKEN_INVALID],
   "230002": [400, 230002, "Bot/User can NOT be out of the chat."],
   "230020": [400, 230020, "This operation triggers the frequency limit."],
 };
 
 export const FEISHU_FAILURES = [...Object.keys(REFUSALS), "502", "drop", "refuse", "hang"];
 
-/** Bytes of the content, by its kind. */
-const LONGEST: Record<string, number> = { text: 150 * 1024 };
-const LONGEST_CARD = 30 * 1024;
+/** How many bytes the content may have, by its type. */
+const MAX_BYTES: Record<string, number> = { text: 150 * 1024 };
+const MAX_CARD_BYTES = 30 * 1024;
 
 const HOUR = 3_600_000;
 
@@ -171,7 +173,7 @@ export class FakeFeishu extends FakePlatform<Sent> {
     this.events.address = address;
   }
 
-  // ---- Who is there ----
+  // ---- People and chats ----
 
   openId(person: string): string {
     return `ou_${person}`;
@@ -250,17 +252,17 @@ export class FakeFeishu extends FakePlatform<Sent> {
     return this.events.attempt(body, { sign: "none", ...wire });
   }
 
-  /** Posts an event again, whatever came of it; with new ids if wanted. */
+  /** Posts an event again, also one that was delivered; with new ids if wanted. */
   again(delivery: Delivery, newIds = false): Promise<Attempt> {
     return this.events.again(delivery, newIds);
   }
 
-  /** Tries now whatever was not delivered, instead of waiting for its time. */
+  /** Posts at once what was not delivered, instead of waiting for its next attempt. */
   flush(): Promise<void> {
     return this.events.flush();
   }
 
-  /** All tokens given out so far are worth nothing any more. */
+  /** Makes all tokens that were given out invalid. */
   expireTokens(): void {
     this.tokens = [];
   }
@@ -296,7 +298,7 @@ export class FakeFeishu extends FakePlatform<Sent> {
     if (secret !== this.appSecret) throw new Refusal(200, 10014, "app secret invalid");
     const now = this.now();
     let current = this.tokens.at(-1);
-    // With half an hour or more to live, the old one is given again.
+    // As at Feishu, a token that is valid for another half an hour or more is given again.
     if (!current || current.until - now < HOUR / 2) {
       this.counts.token += 1;
       const until = now + (this.options.tokenSeconds ?? 7200) * 1000;
@@ -309,9 +311,9 @@ export class FakeFeishu extends FakePlatform<Sent> {
 
   private checkToken(request: IncomingMessage): void {
     const [, token] = /^Bearer (.+)$/.exec(request.headers.authorization ?? "") ?? [];
-    if (!token) throw new Refusal(400, 99991661, MISSING);
+    if (!token) throw new Refusal(400, 99991661, TOKEN_MISSING);
     const known = this.tokens.find((one) => one.token === token);
-    if (!known || known.until <= this.now()) throw new Refusal(400, 99991663, TOKEN);
+    if (!known || known.until <= this.now()) throw new Refusal(400, 99991663, TOKEN_INVALID);
   }
 
   private chatFor(type: unknown, id: string): string {
@@ -323,13 +325,9 @@ export class FakeFeishu extends FakePlatform<Sent> {
     return chat;
   }
 
+  /** Checks a message of the bot's, in the order of the real API, and gives its content. */
   private checkContent({ msg_type: type, content, uuid }: Fields): Fields {
-    const required = { content, msg_type: type };
-    for (const [field, value] of Object.entries(required)) {
-      if (value !== undefined && value !== "") continue;
-      const field_violations = [{ field, description: `${field} is required` }];
-      throw new Refusal(400, 99992402, "field validation failed", { field_violations });
-    }
+    checkRequired({ content, msg_type: type });
     if (uuid !== undefined && String(uuid).length > 50) {
       throw new Refusal(400, 230001, `${INVALID}uuid is too long`);
     }
@@ -337,26 +335,37 @@ export class FakeFeishu extends FakePlatform<Sent> {
     if (!parsed) {
       throw new Refusal(400, 230001, `${INVALID}content is not a string in json format`);
     }
-    if (!["text", "post", "interactive", "image"].includes(String(type))) {
-      throw new Refusal(400, 230001, `${INVALID}invalid msg_type`);
-    }
-    if (type === "text" && (typeof parsed.text !== "string" || parsed.text === "")) {
-      throw new Refusal(400, 230001, `${INVALID}text content is empty`);
-    }
-    if (Buffer.byteLength(String(content)) > (LONGEST[String(type)] ?? LONGEST_CARD)) {
+    checkType(String(type), parsed);
+    if (Buffer.byteLength(String(content)) > (MAX_BYTES[String(type)] ?? MAX_CARD_BYTES)) {
       throw new Refusal(400, 230025, "The length of the message content reaches its limit.");
     }
     return parsed;
   }
 
+  /** Takes a message of the bot's. The same uuid within an hour is the same message. */
   private accept(chat: string, body: Fields, dropped: boolean, replyTo?: string): Fields {
     const content = this.checkContent(body);
-    const uuid = body.uuid === undefined ? undefined : String(body.uuid);
-    const before = uuid === undefined ? undefined : this.uuids.get(uuid);
-    // The same uuid within an hour is the same message.
+    if (body.uuid === undefined) return this.store(chat, body, content, dropped, replyTo);
+    const uuid = String(body.uuid);
+    const before = this.uuids.get(uuid);
     if (before && this.now() - before.at < HOUR) return before.data;
+    const at = this.now();
+    const data = this.store(chat, body, content, dropped, replyTo);
+    this.uuids.set(uuid, { at, data });
+    return data;
+  }
+
+  /** Keeps a message of the bot's and shows it on the phones. Gives what the API answers. */
+  private store(
+    chat: string,
+    body: Fields,
+    content: Fields,
+    dropped: boolean,
+    replyTo: string | undefined,
+  ): Fields {
     const root = replyTo === undefined ? undefined : (this.messages.get(replyTo)?.root ?? replyTo);
     const messageId = this.nextMessage(chat, root);
+    const uuid = body.uuid === undefined ? undefined : String(body.uuid);
     const at = this.now();
     const type = String(body.msg_type);
     const text = readable(type, content);
@@ -373,7 +382,6 @@ export class FakeFeishu extends FakePlatform<Sent> {
       sender: { id: this.appId, id_type: "app_id", sender_type: "app", tenant_key: TENANT },
       body: { content: body.content },
     };
-    if (uuid !== undefined) this.uuids.set(uuid, { at, data });
     this.phones.show(chat, { type: "sent", text });
     return data;
   }
@@ -416,7 +424,7 @@ export class FakeFeishu extends FakePlatform<Sent> {
       const method = methodOf(request.method ?? "", path);
       const call: Call = { method, path, parameters, at: this.now(), status: 0, code: 0 };
       this.log.push(call);
-      this.changes.announce();
+      this.changes.notifyAll();
       await this.handle(call, request, response);
     } catch (error) {
       if (response.destroyed) return; // the client hung up while its body was being read
@@ -427,7 +435,7 @@ export class FakeFeishu extends FakePlatform<Sent> {
         msg: isJson ? "Invalid parameter in JSON" : String(error),
       });
     }
-    this.changes.announce();
+    this.changes.notifyAll();
   }
 
   private async handle(
@@ -436,16 +444,17 @@ export class FakeFeishu extends FakePlatform<Sent> {
     response: ServerResponse,
   ): Promise<void> {
     try {
-      const failure = this.failing(call.method, this.namesOf(call));
-      if (failure && (await this.fails(failure, call, request, response))) return;
+      const failure = this.takeFailure(call.method, this.namesOf(call));
+      if (failure && (await this.failAs(failure, call, request, response))) return;
       const result = this.run(call, request, false);
       call.status = 200;
       sendJson(response, 200, { code: 0, ...result });
     } catch (error) {
       if (!(error instanceof Refusal)) throw error;
-      const { status, code, message: msg, more, headers } = error;
-      Object.assign(call, { status, code });
-      const body = { code, msg, error: { log_id: `practice-${this.log.length}`, ...more } };
+      const { status, code, message: msg, details, headers } = error;
+      call.status = status;
+      call.code = code;
+      const body = { code, msg, error: { log_id: `practice-${this.log.length}`, ...details } };
       sendJson(response, status, body, headers);
     }
   }
@@ -456,12 +465,12 @@ export class FakeFeishu extends FakePlatform<Sent> {
       const { chat } = this.destination(call);
       return [chat, this.chats.get(chat)?.name ?? ""];
     } catch {
-      return []; // it will be refused for that
+      return []; // a wrong destination is refused later, by `run`
     }
   }
 
-  /** Does what was ordered; false if the request goes on afterwards. */
-  private async fails(
+  /** Fails as injected. Gives false if the request goes on afterwards. */
+  private async failAs(
     { kind, retryAfter = 1 }: Failure,
     call: Call,
     request: IncomingMessage,
@@ -477,10 +486,10 @@ export class FakeFeishu extends FakePlatform<Sent> {
       throw new Refusal(status, code, words, {}, code === 99991400 ? headers : {});
     }
     if (kind === "drop") this.run(call, request, true);
-    return await this.broken(kind, call, response);
+    return await this.breakConnection(kind, call, response);
   }
 
-  protected async typed(
+  protected async receiveFromPhone(
     { person, group, text, photos = 0 }: PhoneInput,
     answered?: Sent,
   ): Promise<void> {
@@ -495,6 +504,23 @@ export class FakeFeishu extends FakePlatform<Sent> {
     const bad = answers.find((answer) => answer.status !== 200);
     if (!bad) return;
     throw new Error(`The event was not taken: ${bad.status || "no answer"} from ${this.webhook}.`);
+  }
+}
+
+function checkRequired(fields: Fields): void {
+  for (const [field, value] of Object.entries(fields)) {
+    if (value !== undefined && value !== "") continue;
+    const field_violations = [{ field, description: `${field} is required` }];
+    throw new Refusal(400, 99992402, "field validation failed", { field_violations });
+  }
+}
+
+function checkType(type: string, content: Fields): void {
+  if (!["text", "post", "interactive", "image"].includes(type)) {
+    throw new Refusal(400, 230001, `${INVALID}invalid msg_type`);
+  }
+  if (type === "text" && (typeof content.text !== "string" || content.text === "")) {
+    throw new Refusal(400, 230001, `${INVALID}text content is empty`);
   }
 }
 
@@ -513,11 +539,11 @@ function parse(text: string): Fields | undefined {
   }
 }
 
-/** What a person reads: of a post the lines, of a card what is in it. */
+/** What a person reads of a message: of a post the lines, of anything else its JSON. */
 function readable(type: string, content: Fields): string {
   if (type === "text") return String(content.text);
   if (type !== "post") return JSON.stringify(content);
-  // One for each language, and we read the first.
+  // A post has a version for each language, and we read the first.
   const [post = {}] = Object.values(content) as { title?: string; content?: Fields[][] }[];
   const lines = (post.content ?? []).map((line) => line.map((tag) => tag.text ?? "").join(""));
   return [post.title, ...lines].filter(Boolean).join("\n");

@@ -1,15 +1,21 @@
 /**
- * `npm run practice`: the knobs of the practice world that `npm start` has started in another
- * terminal. Without an argument it says which world is running; if none is, it starts a model
- * that stands by itself and prints the settings with which a section uses it.
+ * `npm run practice` controls the practice world that `npm start` has started in another terminal.
+ * Without an argument it says which world is running. If none is, it starts a model alone and
+ * prints the settings with which a section uses it.
  */
 
 import { parseArgs } from "node:util";
-import { hasMarks, promptBlocks } from "./cache-marks.ts";
-import { duration, FAIL_HELP, FAIL_KINDS, FAIL_OPTIONS, readFail, wholeNumber } from "./fail.ts";
+import {
+  duration,
+  FAIL_HELP,
+  FAIL_KINDS,
+  FAIL_OPTIONS,
+  readFail,
+  wholeNumber,
+} from "./fail-command.ts";
+import { formatEntry } from "./log-format.ts";
 import type { LoggedRequest } from "./model.ts";
-import { keyNumber } from "./orders.ts";
-import { isAlive, readWorld, startWorld, Trouble, theWorld, worldPath } from "./world.ts";
+import { isAlive, readWorld, requireWorld, startWorld, UserError, worldPath } from "./world.ts";
 
 const HELP = `npm run practice                         says which world runs; if none, starts a model
 ${FAIL_HELP}
@@ -23,12 +29,12 @@ async function main(): Promise<void> {
   const { values, positionals } = readArguments();
   const [command, ...words] = positionals;
   if (values.help) console.log(HELP);
-  else if (command === undefined) await showOrStand();
+  else if (command === undefined) await showOrStartModel();
   else if (command === "fail") await fail(words, values);
   else if (command === "drop") await fail(["drop"], values);
   else if (command === "slow") await slow(words[0]);
   else if (command === "log") await showLog(wholeNumber(values.last ?? "20", "--last"));
-  else throw new Trouble(`There is no "${command}".\n\n${HELP}`);
+  else throw new UserError(`There is no "${command}".\n\n${HELP}`);
 }
 
 function readArguments() {
@@ -37,11 +43,11 @@ function readArguments() {
   try {
     return parseArgs({ allowPositionals: true, options });
   } catch (error) {
-    throw new Trouble(`${error instanceof Error ? error.message : error}\n\n${HELP}`);
+    throw new UserError(`${error instanceof Error ? error.message : error}\n\n${HELP}`);
   }
 }
 
-async function showOrStand(): Promise<void> {
+async function showOrStartModel(): Promise<void> {
   const world = readWorld();
   if (world && isAlive(world.pid)) {
     console.log(
@@ -51,18 +57,18 @@ async function showOrStand(): Promise<void> {
     return;
   }
   if (world) console.log(`(${worldPath()} is left from process ${world.pid}, which is gone.)`);
-  const standing = await startWorld("A model by itself");
+  const started = await startWorld("A model by itself");
   console.log("The practice model is running; Ctrl+C ends it. A section uses it with:\n");
   for (const name of ["ANTHROPIC_API_KEY", "ANTHROPIC_BASE_URL"]) {
-    console.log(`${name}=${standing.settings[name]}`);
+    console.log(`${name}=${started.settings[name]}`);
   }
   for (const signal of ["SIGINT", "SIGTERM"] as const) {
-    process.once(signal, () => void standing.stop());
+    process.once(signal, () => void started.stop());
   }
 }
 
-async function fail(...given: Parameters<typeof readFail>): Promise<void> {
-  const { where, failure, said } = readFail(...given);
+async function fail(...args: Parameters<typeof readFail>): Promise<void> {
+  const { where, failure, said } = readFail(...args);
   await send("fail", failure, where);
   console.log(said);
 }
@@ -77,42 +83,28 @@ async function showLog(last: number): Promise<void> {
   const log = await send<LoggedRequest[]>("log");
   if (log.length === 0) console.log("No requests yet.");
   const hasKeys = new Set(log.map(({ key }) => key)).size > 1;
-  for (const entry of log.slice(-last)) {
-    const time = new Date(entry.at).toTimeString().slice(0, 8);
-    const count = entry.request.messages?.length ?? 0;
-    const ending = entry.aborted ? "stopped by the client" : (entry.stopReason ?? "under way");
-    const result = entry.problem ?? entry.error ?? ending;
-    const messages = `${count} message${count === 1 ? "" : "s"}`;
-    const key = hasKeys ? [`key ${keyNumber(entry.key)}`] : [];
-    console.log([time, entry.model, ...key, messages, ...tokensOf(entry), result].join("  "));
-  }
-}
-
-/** For a request with cache marks: what became of its tokens. */
-function tokensOf({ request, usage }: LoggedRequest): string[] {
-  if (!usage || !hasMarks(promptBlocks(request))) return [];
-  const { cache_read_input_tokens: cached, cache_creation_input_tokens: written } = usage;
-  return [`${cached} cached, ${written} written, ${usage.input_tokens} fresh`];
+  for (const entry of log.slice(-last)) console.log(formatEntry(entry, hasKeys));
 }
 
 type Server = "model" | "telegram" | "feishu";
 
+/** Sends a command to a server of the running world and gives its answer. */
 async function send<Answer>(path: string, body?: object, to: Server = "model"): Promise<Answer> {
   const method = body ? "POST" : "GET";
-  const world = theWorld();
+  const world = requireWorld();
   const address = to === "model" ? world.url : world[to];
-  if (!address) throw new Trouble(`${world.user} has no channels yet: npm start -- s04 has.`);
+  if (!address) throw new UserError(`${world.user} has no channels yet: npm start -- s04 has.`);
   const url = `${address}/_practice/${path}`;
   const answer = await fetch(url, { method, body: body && JSON.stringify(body) });
-  const result = (await answer.json()) as Answer & { error?: string }; // our own server's form
-  if (!answer.ok) throw new Trouble(result.error ?? `The practice world said ${answer.status}.`);
+  const result = (await answer.json()) as Answer & { error?: string }; // handleControl sends it
+  if (!answer.ok) throw new UserError(result.error ?? `The practice world said ${answer.status}.`);
   return result;
 }
 
 try {
   await main();
 } catch (error) {
-  if (!(error instanceof Trouble)) throw error;
+  if (!(error instanceof UserError)) throw error;
   console.error(error.message);
   process.exitCode = 1;
 }

@@ -1,12 +1,13 @@
 /**
- * `npm run phone -- telegram alice [--group]`: a second terminal that is a person's phone. What is
- * typed is said to the bot, and what the bot sends there is shown.
+ * `npm run phone -- telegram alice [--group]` makes a second terminal a person's phone. What is
+ * typed goes to the bot, and what the bot sends to this chat is shown.
  */
 
 import { createInterface } from "node:readline";
 import { parseArgs } from "node:util";
+import { readPhoneLine } from "./phone-line.ts";
 import { type PhoneEvent, type PhoneInput, watchPhone } from "./web.ts";
-import { Trouble, theWorld } from "./world.ts";
+import { requireWorld, UserError } from "./world.ts";
 
 const HELP = `npm run phone -- telegram alice           alice writes to the bot
 npm run phone -- telegram alice --group   alice writes in the group "family", where the bot
@@ -15,28 +16,34 @@ npm run phone -- feishu bob               the same on Feishu
 
 /photo [caption]  /album [caption]  /long (a text of several messages)  /reply <text>  quit`;
 
-/** In a pipe the prompt waits for the bot: for a sign of it, while it types, for another part. */
-const WAITS = { start: 2000, typing: 10_000, sent: 300 };
+/**
+ * In a pipe: ms to wait for a sign of the bot, while it types, and for another part after a
+ * message.
+ */
+const TIMEOUTS = { start: 2000, typing: 10_000, sent: 300 };
 
 const { stdin, stdout } = process;
 const inTerminal = stdin.isTTY === true && stdout.isTTY === true;
 const terminal = createInterface({ input: stdin, output: stdout, terminal: inTerminal });
-const lines = terminal[Symbol.asyncIterator](); // at once: it keeps what comes before we read
+// Created at once, because the iterator keeps the lines that come before they are read.
+const lines = terminal[Symbol.asyncIterator]();
 
 let name = "";
 let typing = false;
 let closed = false;
-terminal.once("close", () => (closed = true));
-/** Runs while the prompt waits. */
+terminal.once("close", () => {
+  closed = true;
+});
+/** Runs while the prompt waits for the bot. */
 let timer: NodeJS.Timeout | undefined;
-let quiet = (): void => {};
+let onTimeout = (): void => {};
 
-function wait(ms: number): void {
+function startTimer(ms: number): void {
   clearTimeout(timer);
-  timer = setTimeout(() => quiet(), ms);
+  timer = setTimeout(() => onTimeout(), ms);
 }
 
-/** In a pipe the input may be at its end, which the interface would not forgive. */
+/** In a pipe the input may have ended, and then the readline interface would throw. */
 function prompt(): void {
   if (!inTerminal) stdout.write(`${name} > `);
   else if (!closed) terminal.prompt(true);
@@ -44,10 +51,14 @@ function prompt(): void {
 
 /** Prints above the line that is being typed, which may have wrapped. */
 function print(text: string): void {
-  if (timer) return void stdout.write(`${text}\n`);
+  if (timer) {
+    stdout.write(`${text}\n`);
+    return;
+  }
   const { rows } = inTerminal ? terminal.getCursorPos() : { rows: 0 };
-  const start = inTerminal ? `${rows > 0 ? `\x1b[${rows}A` : ""}\r\x1b[J` : "\n";
-  stdout.write(`${start}${text}\n${"\n".repeat(rows)}`);
+  const up = rows > 0 ? `\x1b[${rows}A` : "";
+  const clear = inTerminal ? `${up}\r\x1b[J` : "\n";
+  stdout.write(`${clear}${text}\n${"\n".repeat(rows)}`);
   prompt();
 }
 
@@ -55,24 +66,17 @@ function show(event: PhoneEvent): void {
   if (event.type === "sent") print(`bot > ${event.text}`);
   else if (!typing) print("bot is typing …");
   typing = event.type === "typing";
-  if (timer) wait(WAITS[event.type]);
-}
-
-/** A line as what it stands for: a text, or one of the few commands. */
-function read(line: string): Omit<PhoneInput, "person" | "group"> {
-  const [, command = "", rest = ""] = /^\/(photo|album|long|reply)\b\s*(.*)$/s.exec(line) ?? [];
-  const text = command === "long" ? "This text is very long. ".repeat(250) : command ? rest : line;
-  return { text, photos: { photo: 1, album: 3 }[command], reply: command === "reply" };
+  if (timer) startTimer(TIMEOUTS[event.type]);
 }
 
 async function main(): Promise<void> {
   const options = { group: { type: "boolean" } } as const;
   const { values, positionals } = parseArgs({ options, allowPositionals: true, strict: false });
   const [platform = "", person = ""] = positionals;
-  if (!/^(telegram|feishu) [a-z]\w*$/i.test(`${platform} ${person}`)) throw new Trouble(HELP);
-  const world = theWorld();
+  if (!/^(telegram|feishu) [a-z]\w*$/i.test(`${platform} ${person}`)) throw new UserError(HELP);
+  const world = requireWorld();
   const url = platform === "telegram" ? world.telegram : world.feishu;
-  if (!url) throw new Trouble(`${world.user} has no channels yet: npm start -- s04 has.`);
+  if (!url) throw new UserError(`${world.user} has no channels yet: npm start -- s04 has.`);
   const group = values.group ? "family" : undefined;
   const query = new URLSearchParams({ person, ...(group && { group }) });
   const stream = await watchPhone(`${url}/_practice/stream?${query}`, show);
@@ -85,7 +89,7 @@ async function main(): Promise<void> {
   prompt();
   for await (const line of lines) {
     if (["quit", "exit"].includes(line.trim())) break;
-    if (line.trim()) await say(url, { person, group, ...read(line) });
+    if (line.trim()) await say(url, { person, group, ...readPhoneLine(line) });
     prompt();
   }
   closed = true;
@@ -94,11 +98,13 @@ async function main(): Promise<void> {
 
 async function say(url: string, input: PhoneInput): Promise<void> {
   typing = false;
-  const answered = new Promise<void>((resolve) => (quiet = resolve));
-  if (!inTerminal) wait(WAITS.start);
+  const answered = new Promise<void>((resolve) => {
+    onTimeout = resolve;
+  });
+  if (!inTerminal) startTimer(TIMEOUTS.start);
   const body = JSON.stringify(input);
   const answer = await fetch(`${url}/_practice/say`, { method: "POST", body });
-  const { error } = (await answer.json()) as { error?: string }; // our own server's form
+  const { error } = (await answer.json()) as { error?: string }; // handleControl sends it
   if (error) print(error);
   else if (!inTerminal) await answered;
   clearTimeout(timer);

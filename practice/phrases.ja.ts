@@ -1,4 +1,6 @@
-/** Japanese: what the practice model understands and says. The form of the table is in phrases.ts. */
+/**
+ * Japanese: what the practice model understands and says. The form of the table is in phrases.ts.
+ */
 
 import type { Kind, Language, Patterns, Sentences } from "./phrases.ts";
 
@@ -153,20 +155,21 @@ const PATTERNS: Patterns = {
   capital: patterns("(?<place>\\p{L}+?)の首都"),
 };
 
-const value = (more = "") => `(?<value>(?!${WHAT}|わか|知|覚)[^、。！!？?;；\\s「」${more}]+?)`;
+const valueGroup = (more = "") =>
+  `(?<value>(?!${WHAT}|わか|知|覚)[^、。！!？?;；\\s「」${more}]+?)`;
 const regex = (source: string) => new RegExp(source, "iu");
 
 const FACTS: Language["facts"] = [
   {
     key: "名前",
     tell: [
-      regex(`(?:${I}|ユーザー)の名前は、?${value()}${IS}`),
-      regex(`${I}は、?${value("のをにで")}(?:といいます|と言います|と申します)`),
+      regex(`(?:${I}|ユーザー)の名前は、?${valueGroup()}${IS}`),
+      regex(`${I}は、?${valueGroup("のをにで")}(?:といいます|と言います|と申します)`),
       regex(
-        `${I}は、?(?!元気)${value("のをにでが")}(?<!エンジニア|学生|[者師員人家])です(?=[、。！!]|$)`,
+        `${I}は、?(?!元気)${valueGroup("のをにでが")}(?<!エンジニア|学生|[者師員人家])です(?=[、。！!]|$)`,
       ),
-      regex(`(?:こんにちは|こんばんは|はじめまして)[、。！!\\s]*${value("のをにで")}${IS}`),
-      regex(`${value("のをにで")}(?:と|って)呼んで`),
+      regex(`(?:こんにちは|こんばんは|はじめまして)[、。！!\\s]*${valueGroup("のをにで")}${IS}`),
+      regex(`${valueGroup("のをにで")}(?:と|って)呼んで`),
     ],
     ask: [
       regex(`${I}の名前(?:は|って|を)?(?!.*${IS}).*(?:${WHAT}|覚え|知って|わか|言って|教えて)`),
@@ -177,16 +180,16 @@ const FACTS: Language["facts"] = [
   {
     key: "住まい",
     tell: [
-      regex(`${value("は")}(?<!ど)に住んでい?(?:ます|る)(?!か|[?？])`),
-      regex(`ユーザーの住まいは${value()}${IS}`),
+      regex(`${valueGroup("は")}(?<!ど)に住んでい?(?:ます|る)(?!か|[?？])`),
+      regex(`ユーザーの住まいは${valueGroup()}${IS}`),
     ],
     ask: [regex(`^(?:${I}(?:は|って|が))?(?:今|いま)?、?どこに住んで`)], // not where Mira lives
   },
   {
     key: "仕事",
     tell: [
-      regex(`${value("は")}(?<!どこ)で働いてい?(?:ます|る)(?!か|[?？])`),
-      regex(`(?:${I}|ユーザー)の(?:仕事|職業)は${value()}${IS}`),
+      regex(`${valueGroup("は")}(?<!どこ)で働いてい?(?:ます|る)(?!か|[?？])`),
+      regex(`(?:${I}|ユーザー)の(?:仕事|職業)は${valueGroup()}${IS}`),
     ],
     ask: [
       regex(`^(?:${I}(?:は|って|が))?(?:今|いま)?、?どこで働いて`),
@@ -196,16 +199,16 @@ const FACTS: Language["facts"] = [
   {
     key: "好み",
     tell: [
-      regex(`${value("は")}が(?:大)?好き(?!な)(?!ですか)`),
-      regex(`ユーザーの好みは${value()}${IS}`),
+      regex(`${valueGroup("は")}が(?:大)?好き(?!な)(?!ですか)`),
+      regex(`ユーザーの好みは${valueGroup()}${IS}`),
     ],
     ask: [regex("(?:何|なに)が(?:大)?好き")],
   },
   {
     // Anything else: 「私の猫の名前はタマです」.
     tell: [
-      regex(`(?:${I}|うち)の(?<key>[^、。！!？?\\s]{1,20}?)は、?${value()}${IS}`),
-      regex(`ユーザーの(?<key>[^、。！!？?\\s]{1,20}?)は${value()}${IS}`),
+      regex(`(?:${I}|うち)の(?<key>[^、。！!？?\\s]{1,20}?)は、?${valueGroup()}${IS}`),
+      regex(`ユーザーの(?<key>[^、。！!？?\\s]{1,20}?)は${valueGroup()}${IS}`),
     ],
     ask: [
       regex(

@@ -1,4 +1,4 @@
-/** Which tools a request plainly asks for, in which steps. */
+/** Which tool calls a request asks for in plain words, and in which steps. */
 
 import type Anthropic from "@anthropic-ai/sdk";
 import type { Kind, Language } from "./phrases.ts";
@@ -12,17 +12,19 @@ export interface Call {
 }
 
 export interface Plan {
-  /** Each step is a round: its calls run in parallel, the next step waits for their results. */
+  /**
+   * Each step is one reply: its calls run in parallel, and the next step waits for their results.
+   */
   steps: Call[][];
-  /** What was asked for and no offered tool can do. */
+  /** What the request asks for although no offered tool can do it. */
   missing: ("tool" | "clock" | "memory")[];
 }
 
 type Tools = readonly Anthropic.ToolUnion[];
 type Groups = Record<string, string | undefined>;
 
-/** The parameter names differ from program to program: the schema that was sent decides. */
-const PARAMETERS: Record<string, string[]> = {
+/** The names that a parameter may have; programs differ, so the schema of the tool decides. */
+const PARAMETER_NAMES: Record<string, string[]> = {
   path: ["path", "file_path", "filename", "file", "directory", "dir"],
   content: ["content", "text", "contents"],
   old: ["old_text", "old_string", "old", "find"],
@@ -32,18 +34,21 @@ const PARAMETERS: Record<string, string[]> = {
   query: ["query", "q", "text"],
 };
 
+/** A tool call that a request asks for, before it is known whether the tool is offered. */
 interface Wish {
   what: Call["what"];
   tool: string;
   values: Groups;
   on: string;
-  /** What to say is missing; a search of the memory can also be answered in words. */
+  /** What is missing without the tool; a search of the memory can also be answered in words. */
   missing?: Plan["missing"][number];
-  /** What does the job too, if the first tool is not offered. */
+  /** A shell command that does the same, if the tool is not offered. */
   command?: string;
 }
 
-/** `before` is the file that was named last, for "read it again". */
+/**
+ * Plans a request. `before` is the file that was named last, for a request like "read it again".
+ */
 export function makePlan(text: string, tools: Tools, language: Language, before: string): Plan {
   const plan: Plan = { steps: [], missing: [] };
   let here = "";
@@ -53,14 +58,14 @@ export function makePlan(text: string, tools: Tools, language: Language, before:
     here = wishes.at(-1)?.values.path ?? findPaths(part.text).at(-1) ?? here;
     const calls = wishes.flatMap((wish) => toCall(wish, tools, plan.missing) ?? []);
     const step = plan.steps.at(-1);
-    // What refers to the result of the part before has to wait for it, whatever word joins them.
+    // A part that refers to the part before, as "read it" does, has to wait for its result.
     if (step && !part.waits && !refers) step.push(...calls);
     else if (calls.length > 0) plan.steps.push(calls);
   }
   return plan;
 }
 
-/** The parts of a request, without the words round them; quotations are never cut apart. */
+/** The parts of a request, without polite words around them. Quotations stay whole. */
 function splitRequest(text: string, language: Language): { text: string; waits: boolean }[] {
   const masked = text.replace(
     /`[^`]*`|"[^"]*"|「[^」]*」|(?<=^|\s)'[^']*'(?=$|[\s.,!?])/g,
@@ -78,16 +83,20 @@ function splitRequest(text: string, language: Language): { text: string; waits: 
   return parts.map((part) => ({ ...part, text: trimWords(part.text, language) }));
 }
 
+/** A text without the words that mean nothing before and after a request. */
 export function trimWords(text: string, language: Language): string {
+  let before = "";
   let rest = text.trim();
-  for (let next = ""; next !== rest; ) {
-    next = rest;
+  while (rest !== before) {
+    before = rest;
     rest = rest.replace(language.before, "");
   }
   return rest.replace(language.after, "");
 }
 
-/** Words with a dot or a slash in them, and, if wanted, whatever stands in quotation marks. */
+/**
+ * The paths in a text: words with a dot or a slash, and, if `quoted`, what is in quotation marks.
+ */
 export function findPaths(text: string, quoted = false): string[] {
   const word = /(?:\.{1,2}\/|~\/|\/)?[\w@-][\w@./-]{0,99}\.\w{1,8}|[\w@.~-]{0,99}\/[\w@./-]*/;
   const pattern = quoted
@@ -109,7 +118,10 @@ interface Around {
 
 type Maker = (found: Groups, around: Around) => Omit<Wish, "what">[];
 
-/** One maker for each kind of request; the first whose pattern matches makes the wishes. */
+/**
+ * Makes the wishes of each kind of request; the first kind wins that makes any. To add a kind, add
+ * it to PATTERN_NAMES and `Kind` in phrases.ts, its patterns to each language, and an entry here.
+ */
 const MAKERS: [Kind, Maker][] = [
   ["edit", edit],
   ["list", list],
@@ -175,7 +187,7 @@ function read(found: Groups, around: Around): Omit<Wish, "what">[] {
     : findPaths(found.paths ?? "", true);
   const paths = named.length > 0 ? named : [last];
   return paths.filter(Boolean).flatMap((path) => {
-    // "the files in notes/": their names are all that one step can find out.
+    // One step can't read "the files in notes/", because it does not know their names yet.
     if (path.endsWith("/")) return list({ path }, around);
     return { tool: "read_file", values: { path }, on: path, missing: "tool" };
   });
@@ -203,7 +215,7 @@ function program(path: string, text: string): string {
 
 function toCall(wish: Wish, tools: Tools, missing: Plan["missing"]): Call | undefined {
   const { what, on, command } = wish;
-  const offered = (name: string) => tools.find((tool) => "name" in tool && tool.name === name);
+  const offered = (name: string) => tools.find((one) => "name" in one && one.name === name);
   const tool = offered(wish.tool);
   if (tool) return { what, name: wish.tool, input: fill(wish.values, tool), on };
   const bash = command === undefined ? undefined : offered("bash");
@@ -213,13 +225,13 @@ function toCall(wish: Wish, tools: Tools, missing: Plan["missing"]): Call | unde
   return undefined;
 }
 
-/** Only parameters that the tool has: what its schema does not know it would have to refuse. */
+/** The input, with the parameters that the tool's schema has; it would refuse any other. */
 function fill(values: Groups, tool: Anthropic.ToolUnion): Record<string, string> {
   const schema = "input_schema" in tool ? tool.input_schema : undefined;
   const known = Object.keys(schema?.properties ?? {});
   const input: Record<string, string> = {};
   for (const [kind, value] of Object.entries(values)) {
-    const name = (PARAMETERS[kind] ?? [kind]).find((candidate) => known.includes(candidate));
+    const name = (PARAMETER_NAMES[kind] ?? [kind]).find((candidate) => known.includes(candidate));
     if (name && value !== undefined) input[name] = value;
   }
   return input;

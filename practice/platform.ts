@@ -1,18 +1,18 @@
-/** What the fake platforms have in common: how tests look at them, wait for them and break them. */
+/** What both fake platforms offer to tests and commands: looking, waiting and fault injection. */
 
 import { createServer, type IncomingMessage, type Server, type ServerResponse } from "node:http";
-import { type Failure, Failures } from "./orders.ts";
+import { type Failure, FaultInjector } from "./fault-injection.ts";
 import {
-  Changes,
+  ConditionVariable,
   closeServer,
   type Fields,
-  Holds,
+  HeldRequests,
+  handleControl,
   listen,
   Outbox,
   type PhoneInput,
   Phones,
   sendBadGateway,
-  turnKnob,
 } from "./web.ts";
 
 interface Item {
@@ -23,19 +23,21 @@ interface Item {
 export abstract class FakePlatform<Sent extends Item> {
   url = "";
   protected readonly now: () => number;
-  protected readonly changes = new Changes();
+  protected readonly changes = new ConditionVariable();
   protected readonly outbox = new Outbox<Sent>(this.changes);
-  protected readonly holds = new Holds();
+  protected readonly holds = new HeldRequests();
   protected readonly phones = new Phones();
-  private readonly failures: Failures;
+  private readonly failures: FaultInjector;
   private readonly server: Server;
 
   constructor(kinds: string[], now: () => number = Date.now) {
     this.now = now;
-    this.failures = new Failures(kinds, now);
+    this.failures = new FaultInjector(kinds, now);
     this.server = createServer((request, response) => {
-      const isKnob = request.url?.startsWith("/_practice/");
-      void (isKnob ? turnKnob(request, response, this.knobs) : this.serve(request, response));
+      const isControl = request.url?.startsWith("/_practice/");
+      void (isControl
+        ? handleControl(request, response, this.controls)
+        : this.serve(request, response));
     });
     this.server.requestTimeout = 0; // a held request may outlast Node's five minutes
   }
@@ -51,13 +53,13 @@ export abstract class FakePlatform<Sent extends Item> {
   /** The id of a person's direct chat or of a group, as a section's settings want it. */
   abstract chatId(name: string | number): Sent["chat"];
 
-  /** The id of a group, which is there as soon as somebody asks. */
+  /** The id of a group, which is created if there is none of this name. */
   protected abstract groupId(name: string): Sent["chat"];
 
   protected abstract serve(request: IncomingMessage, response: ServerResponse): Promise<void>;
 
-  /** Something was typed on a phone. Throws what the person should hear. */
-  protected abstract typed(input: PhoneInput, answered?: Sent): unknown;
+  /** Handles what was typed on a phone. Throws what the person should be told. */
+  protected abstract receiveFromPhone(input: PhoneInput, answered?: Sent): unknown;
 
   /** What the bot has sent, in order. */
   get sent(): Sent[] {
@@ -75,33 +77,36 @@ export abstract class FakePlatform<Sent extends Item> {
     return this.outbox.next(chat === undefined ? undefined : this.chatId(chat));
   }
 
-  /** Resolves when this has become true, looked at after every request and answer. */
+  /** Resolves when the condition is true. It is checked after every request and every answer. */
   until(condition: () => boolean): Promise<true> {
     return this.changes.until(() => condition() || undefined);
   }
 
-  /** The next requests fail, or those that are meant. */
+  /** The next requests fail, or those that the failure names. */
   fail(failure: Failure): void {
-    this.failures.order(failure);
+    this.failures.inject(failure);
   }
 
-  /** As `npm run practice` says it; without a kind, the end of all failures. */
-  obey(order: Partial<Failure>): void {
-    this.failures.obey(order);
+  /** Injects a failure; without a kind, ends all of them. */
+  setFailure(failure: Partial<Failure>): void {
+    this.failures.set(failure);
   }
 
-  /** No more failures. */
-  mend(): void {
+  /** Ends all failures. */
+  clearFailures(): void {
     this.failures.clear();
   }
 
-  /** Lets the requests that hang go on. */
+  /** Lets the requests go on that hang. */
   release(): void {
     this.holds.release();
   }
 
-  /** What was ordered for a request, if anything; `chats` are the names that its chat goes by. */
-  protected failing(method: string, chats: (string | number | undefined)[]): Failure | undefined {
+  /** The failure that was injected for a request; `chats` are the id and the name of its chat. */
+  protected takeFailure(
+    method: string,
+    chats: (string | number | undefined)[],
+  ): Failure | undefined {
     return this.failures.take(
       ({ method: wanted = "sendMessage", chat }) =>
         wanted.toLowerCase() === method.toLowerCase() &&
@@ -109,8 +114,8 @@ export abstract class FakePlatform<Sent extends Item> {
     );
   }
 
-  /** Does something to the connection; false if the request goes on afterwards. */
-  protected async broken(
+  /** Breaks or holds the connection. Gives false if the request goes on afterwards. */
+  protected async breakConnection(
     kind: string,
     call: { status: number },
     response: ServerResponse,
@@ -119,28 +124,29 @@ export abstract class FakePlatform<Sent extends Item> {
     if (kind === "502") {
       call.status = 502;
       sendBadGateway(response);
-    } else response.destroy();
+    } else {
+      response.destroy();
+    }
     return true;
   }
 
-  private placeOf({ person, group }: Pick<PhoneInput, "person" | "group">): Sent["chat"] {
+  private chatOf({ person, group }: Pick<PhoneInput, "person" | "group">): Sent["chat"] {
     return group ? this.groupId(group) : this.chatId(person);
   }
 
-  private readonly knobs = {
-    /** What `npm run phone` reads. */
-    stream: (input: Fields, response: ServerResponse) => {
-      const where = input as unknown as PhoneInput; // our phone's
-      this.phones.watch(response, String(this.placeOf(where)));
+  private readonly controls = {
+    /** The stream that `npm run phone` reads. */
+    stream: (fields: Fields, response: ServerResponse) => {
+      const input = fields as unknown as PhoneInput; // phone.ts sends its fields
+      this.phones.watch(response, String(this.chatOf(input)));
     },
     say: async (fields: Fields) => {
-      const input = fields as unknown as PhoneInput; // our phone's
-      const chat = this.placeOf(input);
+      const input = fields as unknown as PhoneInput; // phone.ts sends them
+      const chat = this.chatOf(input);
       const last = this.sent.findLast((one) => one.chat === chat);
       if (input.reply && !last) throw new Error("The bot has sent nothing here yet.");
-      await this.typed(input, input.reply ? last : undefined);
+      await this.receiveFromPhone(input, input.reply ? last : undefined);
     },
-    /** An order; without a kind, the end of all orders. */
-    fail: (order: Fields) => this.obey(order),
+    fail: (failure: Fields) => this.setFailure(failure),
   };
 }

@@ -1,9 +1,9 @@
-/** From what the model shall say to what goes over the wire: a message, or a stream's events. */
+/** Turns what the model says into what is sent: a message, or the events of a stream. */
 
 import { createHash } from "node:crypto";
 import type Anthropic from "@anthropic-ai/sdk";
-import type { CacheUse } from "./cache.ts";
-import { hasMarks, promptBlocks } from "./cache-marks.ts";
+import { hasBreakpoints, promptBlocks } from "./cache-breakpoints.ts";
+import type { CacheUse } from "./prompt-cache.ts";
 import { countTokensIn } from "./tokens.ts";
 
 export type PracticeRequest = Anthropic.MessageCreateParams;
@@ -19,16 +19,16 @@ export interface Scripted {
   content?: ScriptedBlock[];
   /** Default: "tool_use" if the content has a tool_use, else "end_turn". */
   stopReason?: string;
-  /** Refused before the stream. */
+  /** The request is refused, before any stream. */
   error?: { status: number; type: string; message: string; headers?: Record<string, string> };
-  /** So many events are sent, then the socket is destroyed. */
+  /** The connection breaks after so many events. */
   breakAfter?: number;
   /** An `error` event inside the stream, after so many events. */
   errorAfter?: { events: number; type: string; message: string };
   /** After so many events the stream waits until release(), or until the client hangs up. */
   holdAfter?: number;
   usage?: { input_tokens?: number; output_tokens?: number };
-  /** max_tokens inside a tool call: the JSON of the last call's input stops in the middle. */
+  /** The JSON of the last call's input stops in the middle, as at max_tokens inside a tool call. */
   cutToolInput?: boolean;
 }
 
@@ -40,7 +40,7 @@ export interface Reply {
   cutToolInput: boolean;
 }
 
-/** The API's own count. What was read from the cache or written to it is not in input_tokens. */
+/** Tokens as the API counts them: input_tokens does not include what the cache read or wrote. */
 export interface Usage extends Record<string, unknown> {
   input_tokens: number;
   output_tokens: number;
@@ -48,7 +48,9 @@ export interface Usage extends Record<string, unknown> {
   cache_read_input_tokens: number;
 }
 
-/** Completes what was scripted: ids, signatures, the fields that the API always sends, usage. */
+/**
+ * Completes what was scripted with ids, signatures, usage and the fields that the API always sends.
+ */
 export function makeReply(
   request: PracticeRequest,
   scripted: Scripted,
@@ -59,9 +61,9 @@ export function makeReply(
   const content = finishServerCall(request, scripted.content ?? []).map(
     (block) => completeBlock(block as Block, id), // every kind of ScriptedBlock is a plain object
   );
-  const calls = content.some((block) => block.type === "tool_use");
-  const cut = scripted.cutToolInput === true && calls;
-  const stop = scripted.stopReason ?? (cut ? "max_tokens" : calls ? "tool_use" : "end_turn");
+  const hasCalls = content.some((block) => block.type === "tool_use");
+  const cut = scripted.cutToolInput === true && hasCalls;
+  const stopReason = scripted.stopReason ?? defaultStopReason(hasCalls, cut);
   const written = cache.written5m + cache.written1h;
   const fresh = Math.max(0, countRequest(request) - cache.read - written);
   const message = {
@@ -70,10 +72,10 @@ export function makeReply(
     role: "assistant",
     model: String(request.model),
     content,
-    stop_reason: stop,
+    stop_reason: stopReason,
     stop_sequence: null,
     stop_details:
-      stop === "refusal" ? { type: "refusal", category: null, explanation: null } : null,
+      stopReason === "refusal" ? { type: "refusal", category: null, explanation: null } : null,
     container: null,
     diagnostics: null,
     usage: {
@@ -96,28 +98,35 @@ export function makeReply(
 }
 
 /**
- * All tokens of the prompt, cached or not. With cache marks they are counted by blocks: a mark
- * costs nothing, and a string as much as the block that it is short for.
+ * All tokens of the prompt, cached or not. With cache breakpoints they are counted by blocks, so
+ * that a breakpoint costs nothing, and a string as much as the block that it is short for.
  */
 export function countRequest(request: PracticeRequest): number {
   const blocks = promptBlocks(request);
-  if (hasMarks(blocks)) return blocks.reduce((sum, { tokens }) => sum + tokens, 1);
+  if (hasBreakpoints(blocks)) return blocks.reduce((sum, { tokens }) => sum + tokens, 1);
   return countTokensIn([request.system, request.tools, request.messages]);
 }
 
 /**
- * Ids come from the request, not from a counter: a stored conversation that is continued with a
- * newly started model never meets an id it already has, and the same test gives the same ids.
+ * Makes ids from the request and not from a counter, because a stored conversation that goes on
+ * with a newly started model must not get an id that it already has. The same test gets the same
+ * ids.
  */
 function idMaker(request: PracticeRequest, number: number): () => string {
   let made = 0;
-  // Not when: from s06 on a message says the time, and a second later the request is the same.
+  // The time is left out, which a message says from s06 on: a second later the ids are the same.
   const asked = JSON.stringify(request.messages).replace(/It is \w+ \w+ \d+ \d+ [\d:]+/g, "");
   const base = createHash("sha256").update(asked).digest("hex");
   return () => {
-    const hash = createHash("sha256").update(`${base} ${number} ${made++}`).digest("base64");
+    const hash = createHash("sha256").update(`${base} ${number} ${made}`).digest("base64");
+    made += 1;
     return `01${hash.replace(/[^a-zA-Z0-9]/g, "").slice(0, 22)}`;
   };
+}
+
+function defaultStopReason(hasCalls: boolean, cut: boolean): string {
+  if (cut) return "max_tokens";
+  return hasCalls ? "tool_use" : "end_turn";
 }
 
 function completeBlock(block: Block, id: () => string): Block {
@@ -177,9 +186,9 @@ export function toEvents(reply: Reply): StreamEvent[] {
   return [...begin, ...blocks, end, { type: "message_stop" }];
 }
 
-/** One block: it starts empty, grows by deltas, and stops. */
+/** The events of one block: it starts empty, grows by deltas, and stops. */
 function blockEvents(block: Block, index: number, cut: boolean): StreamEvent[] {
-  const { empty, deltas } = takeApart(block, cut);
+  const { empty, deltas } = splitIntoDeltas(block, cut);
   return [
     { type: "content_block_start", index, content_block: empty },
     ...deltas.map((delta) => ({ type: "content_block_delta", index, delta })),
@@ -187,7 +196,8 @@ function blockEvents(block: Block, index: number, cut: boolean): StreamEvent[] {
   ];
 }
 
-function takeApart(block: Block, cut: boolean): { empty: Block; deltas: Block[] } {
+/** A block as it is when it starts, and the deltas that complete it. */
+function splitIntoDeltas(block: Block, cut: boolean): { empty: Block; deltas: Block[] } {
   if (block.type === "text") {
     const deltas = pieces(String(block.text)).map((text) => ({ type: "text_delta", text }));
     return { empty: { ...block, text: "" }, deltas };
@@ -209,7 +219,7 @@ function takeApart(block: Block, cut: boolean): { empty: Block; deltas: Block[] 
   return { empty: block, deltas: [] };
 }
 
-/** Several small parts, cut between characters but not between words, as tokens are. */
+/** Small parts of a text. As with tokens, a word may be cut, but never a character. */
 function pieces(text: string): string[] {
   const characters = [...text];
   const size = Math.min(16, Math.max(1, Math.ceil(characters.length / 2)));

@@ -4,19 +4,19 @@
  */
 
 import type Anthropic from "@anthropic-ai/sdk";
+import { longText } from "./long-text.ts";
 import { LANGUAGES, type Language, type Patterns } from "./phrases.ts";
 import { type Call, findPaths, makePlan, type Plan, trimWords } from "./plan.ts";
 import type { PracticeRequest, Scripted } from "./reply.ts";
-import { longText } from "./tales.ts";
 import { countTokens } from "./tokens.ts";
 
-/** A text as long as this is a document, not a request. */
-const LONG = 2000;
+/** A text of more characters is a document, so its request is looked for at its end only. */
+const MAX_REQUEST = 2000;
 
 type Block = Anthropic.ContentBlockParam;
 type Groups = Record<string, string | undefined>;
 
-/** What the rules look at. */
+/** What the rules decide by. */
 interface Situation {
   /** The request; of a long text its end, where the question is. */
   text: string;
@@ -25,10 +25,11 @@ interface Situation {
   language: Language;
   /** What the user said before that, oldest first. */
   earlier: string[];
-  /** What the program remembered, of all turns; and for this one. */
+  /** What the program remembered, in all turns. */
   memories: string[];
+  /** What it remembered for this turn. */
   remembered: string[];
-  /** What the program says of the time, as "10:05". */
+  /** The time that the program gave, as "10:05"; empty if it gave none. */
   clock: string;
   /** The blocks after the text: calls and their results. */
   after: Block[];
@@ -39,8 +40,9 @@ interface Situation {
   tools: readonly Anthropic.ToolUnion[];
 }
 
+/** The reply of the practice model to a request. The same request always gets the same reply. */
 export function answer(request: PracticeRequest): Scripted {
-  return cutAt(request.max_tokens, decide(look(request)));
+  return cutAt(request.max_tokens, decide(readSituation(request)));
 }
 
 function decide(now: Situation): Scripted {
@@ -51,37 +53,45 @@ function decide(now: Situation): Scripted {
   const plan = planFor(now);
   const calls = nextCalls(plan, now);
   if (calls.length > 0) return callTools(calls, now);
-  if (now.after.some((block) => block.type === "tool_result")) return speak(report(now));
-  return inWords(now, plan);
+  if (now.after.some((block) => block.type === "tool_result")) return speak(reportResults(now));
+  return answerInWords(now, plan);
 }
 
-function look(request: PracticeRequest): Situation {
-  const said = request.messages.flatMap(({ role, content }, message) => {
+interface PlacedBlock {
+  role: string;
+  block: Block;
+  /** The index of its message. */
+  message: number;
+}
+
+function blocksOf(request: PracticeRequest): PlacedBlock[] {
+  return request.messages.flatMap(({ role, content }, message) => {
     const text = { type: "text" as const, text: String(content) };
     const blocks: Block[] = typeof content === "string" ? [text] : content;
     return blocks.map((block) => ({ role, block, message }));
   });
-  const last = said.findLastIndex(({ role, block }) => role === "user" && block.type === "text");
-  const after = said.slice(last + 1);
+}
+
+function readSituation(request: PracticeRequest): Situation {
+  const all = blocksOf(request);
+  const last = all.findLastIndex(({ role, block }) => role === "user" && block.type === "text");
+  const after = all.slice(last + 1);
   const calls = after.filter(({ block }) => block.type === "tool_use");
-  const whole = textOf(said[last]?.block);
-  const text = whole.length > LONG ? whole.slice(-500) : whole;
+  const whole = textOf(all[last]?.block);
+  const text = whole.length > MAX_REQUEST ? whole.slice(-500) : whole;
   const { system } = request;
-  const before = said.slice(0, Math.max(0, last)).filter(({ role }) => role === "user");
+  const before = all.slice(0, Math.max(0, last)).filter(({ role }) => role === "user");
   const contexts = before.filter(({ block }) => CONTEXT.test(textOf(block)));
-  const here = contexts.filter(({ message }) => message === said[last]?.message);
+  const contextsOfTurn = contexts.filter(({ message }) => message === all[last]?.message);
+  const requests = before.filter(({ block }) => block.type === "text" && !CONTEXT.test(block.text));
   return {
     text,
     whole,
     language: LANGUAGES.findLast(({ script }) => script.test(text)) ?? firstLanguage(),
-    earlier: before.flatMap(({ block }) => {
-      return block.type === "text" && !CONTEXT.test(block.text)
-        ? [block.text.slice(0, 2 * LONG)]
-        : [];
-    }),
+    earlier: requests.map(({ block }) => textOf(block).slice(0, 2 * MAX_REQUEST)),
     memories: contexts.flatMap(({ block }) => memoriesIn(textOf(block))),
-    remembered: here.flatMap(({ block }) => memoriesIn(textOf(block))),
-    clock: here.map(({ block }) => CLOCK.exec(textOf(block))?.[1] ?? "").join(""),
+    remembered: contextsOfTurn.flatMap(({ block }) => memoriesIn(textOf(block))),
+    clock: contextsOfTurn.map(({ block }) => CLOCK.exec(textOf(block))?.[1] ?? "").join(""),
     after: after.map(({ block }) => block),
     rounds: new Set(calls.map(({ message }) => message)).size,
     paused: request.messages.at(-1)?.role === "assistant",
@@ -90,7 +100,9 @@ function look(request: PracticeRequest): Situation {
   };
 }
 
-/** What a program puts before the user's words in their message: it is not of the user's saying. */
+/**
+ * A block that a program puts before the user's words in their message: the user did not say it.
+ */
 const CONTEXT = /^<context>\n/;
 
 /** "It is Mon Jan 05 2026 10:05:00 GMT+0000 …" */
@@ -114,7 +126,7 @@ function speak(text: string): Scripted {
   return { content: [{ type: "text", text }] };
 }
 
-/** A reply that is longer than max_tokens allows ends in the middle, and says so. */
+/** A reply that is longer than max_tokens allows ends in the middle; its stop reason says so. */
 function cutAt(limit: number, scripted: Scripted): Scripted {
   if (limit === 0) return { content: [], stopReason: "max_tokens" };
   const [first, ...others] = scripted.content ?? [];
@@ -126,27 +138,43 @@ function cutAt(limit: number, scripted: Scripted): Scripted {
 
 // ---- Heartbeats ----
 
-/** The last line asks for HEARTBEAT_OK; but one line that asks for a tool only talks about it. */
+/**
+ * Whether the last line asks for HEARTBEAT_OK. But a single line that also asks for a tool, for
+ * example to write HEARTBEAT_OK into a file, is an ordinary request.
+ */
 function isHeartbeat(now: Situation): boolean {
   if (!/(?:^|\n)[^\n`"“「]*HEARTBEAT_OK[^\n`"”」?？]{0,60}\s*$/.test(now.whole)) return false;
   return now.whole.includes("\n") || planFor(now).steps.length === 0;
 }
 
-/** Says what a task plainly asks for, like "Tell the owner: …"; what takes judgement it leaves. */
+/** Says what the tasks ask for in plain words, like "Tell the owner: …"; other tasks it ignores. */
 function heartbeat({ whole, clock }: Situation): string {
   const said = whole.split("\n").flatMap((line) => {
     const task = line.replace(/^[\s\-*+]*(?:\d+\.\s+)?(?:\[.?\]\s*)?/, "").trim();
-    for (const { patterns, say } of LANGUAGES) {
-      for (const pattern of patterns.tell) {
-        const found: Groups | undefined = pattern.exec(task)?.groups;
-        if (!found) continue;
-        const { content, greeting = "", name = "" } = found;
-        return isTime(clock, found) ? (content ?? say.greet(greeting, name)) : [];
-      }
-    }
-    return [];
+    return tell(task, clock) ?? [];
   });
   return said.join("\n") || "HEARTBEAT_OK";
+}
+
+/** What one task says, in the first language that understands it, if it is time for it. */
+function tell(task: string, clock: string): string | undefined {
+  for (const { patterns, say } of LANGUAGES) {
+    const found = firstMatch(patterns.tell, task);
+    if (!found) continue;
+    if (!isTime(clock, found)) return undefined;
+    const { content, greeting = "", name = "" } = found;
+    return content ?? say.greet(greeting, name);
+  }
+  return undefined;
+}
+
+/** The named groups of the first pattern that matches. */
+function firstMatch(patterns: RegExp[], text: string): Groups | undefined {
+  for (const pattern of patterns) {
+    const match = pattern.exec(text);
+    if (match) return { ...match.groups };
+  }
+  return undefined;
 }
 
 function isTime(clock: string, { after, before }: Groups): boolean {
@@ -155,7 +183,7 @@ function isTime(clock: string, { after, before }: Groups): boolean {
     return hours * 60 + rest;
   };
   if (after === undefined && before === undefined) return true;
-  if (clock === "") return false; // nobody has said how late it is
+  if (clock === "") return false; // the program gave no time
   const now = minutes(clock);
   return now >= minutes(after ?? "0") && now < minutes(before ?? "24");
 }
@@ -164,7 +192,7 @@ function isTime(clock: string, { after, before }: Groups): boolean {
 
 function planFor(now: Situation): Plan {
   const { text, tools, language } = now;
-  if (now.whole.length > LONG) return { steps: [], missing: [] };
+  if (now.whole.length > MAX_REQUEST) return { steps: [], missing: [] };
   const before = now.earlier.flatMap((earlier) => findPaths(earlier)).at(-1) ?? "";
   return makePlan(text.replace(language.forever, ""), tools, language, before);
 }
@@ -183,8 +211,8 @@ function callTools(calls: Call[], now: Situation): Scripted {
   return { content: quiet ? uses : [{ type: "text", text }, ...uses] };
 }
 
-/** What the tools said, in the order of the calls. */
-function report(now: Situation): string {
+/** What the tools gave, in the order of the calls. */
+function reportResults(now: Situation): string {
   const { say } = now.language;
   const results = now.after.filter((block) => block.type === "tool_result");
   const sentences = results.map((result) => {
@@ -219,7 +247,11 @@ function shorten(text: string): string {
 
 type Rule = (now: Situation, found: Groups) => string | Scripted | undefined;
 
-/** What is answered in words, in this order; a rule may decline by giving undefined. */
+/**
+ * What is answered in words. The first rule wins whose pattern matches and that does not decline
+ * by giving undefined. To add a rule, add a name to PATTERN_NAMES in phrases.ts, its patterns to
+ * each language, and an entry here.
+ */
 const RULES: [keyof Patterns, Rule][] = [
   ["identity", (now) => now.language.say.identity(/\bYou are (\p{Lu}\w+)/u.exec(now.system)?.[1])],
   ["calculate", (now, { expression = "" }) => calculate(expression, now.language)],
@@ -235,7 +267,7 @@ const RULES: [keyof Patterns, Rule][] = [
       short || name ? say.greet(content, name) : content,
   ],
   ["haiku", (now) => now.language.say.haiku],
-  ["long", (now, found) => longText(now.language, wantedOf(now, found))],
+  ["long", (now, found) => longText(now.language, longTextOptions(now, found))],
   ["story", (now) => story(now.language)],
   ["joke", (now) => now.language.say.joke],
   ["explain", (now) => now.language.explanations.find(([word]) => word.test(now.text))?.[1]],
@@ -245,82 +277,95 @@ const RULES: [keyof Patterns, Rule][] = [
   ["thanks", (now) => now.language.say.thanks],
 ];
 
-function inWords(now: Situation, plan: Plan): Scripted {
-  const { say, patterns } = now.language;
+function answerInWords(now: Situation, plan: Plan): Scripted {
+  const { say } = now.language;
   const names = now.tools.flatMap((tool) => ("name" in tool ? [tool.name] : []));
   if (plan.missing.includes("tool")) return speak(say.noTool(names));
   if (plan.missing.includes("clock")) return speak(say.noClock);
-  // Asking comes before telling: "my name is Ada, what is my name?" is a question.
-  // And "which tea do I like best?" is one that a memory may answer.
+  // A question like "which tea do I like best?" can be answered by what the program remembered.
   const isQuestion = /[?？]|か。?$/.test(now.text);
   const [memory] = isQuestion ? now.remembered : [];
-  const fact = asked(now) ?? (memory ? undefined : told(now));
+  // A question about a fact comes before a statement of one, because "my name is Ada, what is my
+  // name?" is a question.
+  const fact = answerFact(now) ?? (memory ? undefined : acknowledgeFact(now));
   if (fact) return speak(fact);
   if (plan.missing.includes("memory")) return speak(say.noMemory);
+  const ruled = applyRules(now);
+  if (ruled) return ruled;
+  return speak(memory ? say.remembered(memory) : say.help(names));
+}
+
+function applyRules(now: Situation): Scripted | undefined {
   for (const [name, rule] of RULES) {
-    const found = find(patterns[name], now);
+    const found = findRequest(now.language.patterns[name], now);
     const result = found && rule(now, found);
     if (result) return typeof result === "string" ? speak(result) : result;
   }
-  if (memory) return speak(say.remembered(memory));
-  return speak(say.help(names));
-}
-
-/** With and without the words round the request: "hello" is one of them, and a request too. */
-function find(patterns: RegExp[], now: Situation): Groups | undefined {
-  const bare = now.text.trim().replace(now.language.after, "");
-  for (const text of [trimWords(now.text, now.language), bare]) {
-    for (const pattern of patterns) {
-      const match = pattern.exec(text);
-      if (match) return { ...match.groups };
-    }
-  }
   return undefined;
 }
 
-function asked(now: Situation): string | undefined {
+/**
+ * Looks for a pattern in the request without the words around it, and then in all of it, because
+ * "hello" is such a word, and a request as well.
+ */
+function findRequest(patterns: RegExp[], { text, language }: Situation): Groups | undefined {
+  const whole = text.trim().replace(language.after, "");
+  return firstMatch(patterns, trimWords(text, language)) ?? firstMatch(patterns, whole);
+}
+
+/** The answer to a question about a fact, if this is one: what the user told, or a memory. */
+function answerFact(now: Situation): string | undefined {
   const { facts, say } = now.language;
   for (const fact of facts) {
-    for (const pattern of fact.ask) {
-      const match = pattern.exec(now.text.trim());
-      if (!match) continue;
-      const key = fact.key ?? match.groups?.key?.toLowerCase() ?? "";
-      const told = [...now.memories, ...now.earlier, now.text];
-      const value = collectFacts(told, now.language).get(key);
-      if (value) return say.known(key, value);
-      const [memory] = now.remembered;
-      return memory ? say.remembered(memory) : say.unknown(key);
-    }
+    const found = firstMatch(fact.ask, now.text.trim());
+    if (!found) continue;
+    const key = fact.key ?? found.key?.toLowerCase() ?? "";
+    const value = collectFacts(textsWithFacts(now), now.language).get(key);
+    if (value) return say.known(key, value);
+    const [memory] = now.remembered;
+    return memory ? say.remembered(memory) : say.unknown(key);
   }
   return undefined;
 }
 
-function told(now: Situation): string | undefined {
+/** All that may hold facts about the user, the newest last. */
+function textsWithFacts({ memories, earlier, text }: Situation): string[] {
+  return [...memories, ...earlier, text];
+}
+
+/** What is said to a fact that the user tells, if this request tells one. */
+function acknowledgeFact(now: Situation): string | undefined {
   const [fact] = collectFacts([now.text], now.language);
   return fact && now.language.say.told(...fact);
 }
 
-/** Everything that the user told, the newest wins. */
+/** The facts that the texts tell, by key. Of two values for one key the newer one counts. */
 function collectFacts(texts: string[], language: Language): Map<string, string> {
   return new Map(texts.flatMap((text) => [...factsIn(text, language)]));
 }
 
-/** The table's last entry takes any key, so what an entry before it found stays as it is. */
+/**
+ * The facts that one text tells. The last entry of the table takes any key, so it must not
+ * overwrite what an entry before it found.
+ */
 function factsIn(text: string, language: Language): Map<string, string> {
   const found = new Map<string, string>();
-  for (const { key, tell } of language.facts) {
-    for (const pattern of tell) {
-      for (const { groups } of text.matchAll(new RegExp(pattern, `${pattern.flags}g`))) {
-        const name = key ?? groups?.key?.toLowerCase() ?? "";
-        const value = cleanValue(groups?.value ?? "");
-        if (value && (key || !found.has(name))) found.set(name, value);
-      }
+  for (const { key, tell: patterns } of language.facts) {
+    for (const { groups = {} } of patterns.flatMap((pattern) => allMatches(pattern, text))) {
+      const name = key ?? groups.key?.toLowerCase() ?? "";
+      const value = cleanValue(groups.value ?? "");
+      const isFree = key !== undefined || !found.has(name);
+      if (value && isFree) found.set(name, value);
     }
   }
   return found;
 }
 
-/** "blue and I live in Paris" is the value "blue". */
+function allMatches(pattern: RegExp, text: string): RegExpExecArray[] {
+  return [...text.matchAll(new RegExp(pattern, `${pattern.flags}g`))];
+}
+
+/** Of "blue and I live in Paris" only "blue" is the value. */
 function cleanValue(value: string): string {
   return value.replace(/\s+(?:and|but|so)\s+(?:i|my|you|please|what|tell)\b.*$/i, "").trim();
 }
@@ -345,12 +390,15 @@ function count(from: number, to: number): string {
   return numbers.map((_, index) => String(from + index)).join(" ");
 }
 
-function wantedOf({ text, language }: Situation, { list }: Groups) {
+function longTextOptions({ text, language }: Situation, { list }: Groups) {
   const code = language.patterns.code.some((pattern) => pattern.test(text));
   return { list: list !== undefined, code };
 }
 
-/** A job reminds; a person has to be told that it takes a job. */
+/**
+ * In a cron job the model reminds of something. A person who asks for it is told that it takes a
+ * job, because nobody wakes the model later.
+ */
 function remind(now: Situation, { what = "", why = "", question }: Groups): string {
   const { say } = now.language;
   const [, channel = "cron"] = /^# Channel\n\n(\w+)/m.exec(now.system) ?? [];
@@ -363,7 +411,10 @@ function story(language: Language): string {
   );
 }
 
-/** Two passes, for multiplication and division come first. */
+/**
+ * Calculates a sum such as "2 plus 3 times 4". Multiplications and divisions are done while the
+ * terms are read, and then the terms are added, because multiplication binds more strongly.
+ */
 function calculate(expression: string, language: Language): string | undefined {
   const plain = language.operators.reduce(
     (text, [word, sign]) => text.replace(word, sign),
@@ -398,12 +449,12 @@ function wantsSummary(now: Situation): boolean {
   );
 }
 
-/** A summary that a program put into the conversation is not a request of the user's. */
+/** What the user asked, without the summaries that a program put into the conversation. */
 function requestsOf({ earlier, language }: Situation): string[] {
   return earlier.filter((text) => !language.isSummary.test(text));
 }
 
-/** Keeps what a later question may need: what the user told, the files, the last requests. */
+/** A summary that keeps what a later question may need: facts, files and the last requests. */
 function summarise(now: Situation): string {
   const texts = [...now.earlier, now.whole];
   const line = /^[^\w\n]{0,9}(?:user|human)[^\w\n]{0,9}?[:\]] *([^\s[].+)$/gim;

@@ -1,6 +1,7 @@
 /**
- * `npm start [-- s02] [--lang zh] [--fresh]`: runs a section of the tutorial. Without a key it
- * runs in the practice world: the real SDK over the real wire format, with a stand-in model.
+ * `npm start [-- s02] [--lang zh] [--fresh]` runs a section of the tutorial. Without a key it runs
+ * in the practice world: the section uses the real SDK and the real wire format, but a practice
+ * model answers.
  */
 
 import { spawn } from "node:child_process";
@@ -10,13 +11,13 @@ import { basename, join } from "node:path";
 import { createInterface } from "node:readline/promises";
 import { parseArgs } from "node:util";
 import { parse } from "dotenv";
-import { isAlive, ROOT, readWorld, startWorld, Trouble } from "./world.ts";
+import { isAlive, ROOT, readWorld, startWorld, UserError } from "./world.ts";
 
 const NAMES = `s01_agent_loop s02_tool_use s03_sessions s04_channels s05_gateway s06_intelligence
   s07_heartbeat_cron s08_delivery s09_resilience s10_concurrency`.split(/\s+/);
 const LANGUAGES: Record<string, string> = { en: "English", zh: "中文", ja: "日本語" };
 
-/** The key as .env.example has it: a file that was copied and not filled in. */
+/** The key of .env.example. Whoever copied the file and did not fill it in has no key. */
 const PLACEHOLDER = "sk-ant-your-key-here";
 
 const HELP = `npm start                     choose a section
@@ -67,13 +68,13 @@ function readArguments() {
       },
     });
   } catch (error) {
-    throw new Trouble(`${error instanceof Error ? error.message : error}\n\n${HELP}`);
+    throw new UserError(`${error instanceof Error ? error.message : error}\n\n${HELP}`);
   }
 }
 
 // ---- Which section ----
 
-/** The sections of a language that are there, in order. */
+/** The sections that exist in a language, in order. */
 function sectionsOf(language: string): string[] {
   const folder = join(ROOT, "sessions", language);
   const files = existsSync(folder) ? readdirSync(folder) : [];
@@ -83,12 +84,12 @@ function sectionsOf(language: string): string[] {
 
 async function choose(wanted?: string, lang?: string): Promise<Choice | undefined> {
   if (lang && !LANGUAGES[lang]) {
-    throw new Trouble(
+    throw new UserError(
       `There is no language "${lang}"; there are: ${Object.keys(LANGUAGES).join(", ")}.`,
     );
   }
-  const asks = process.stdin.isTTY && process.stdout.isTTY && !process.env.CI;
-  if (wanted || !asks) {
+  const isInteractive = process.stdin.isTTY && process.stdout.isTTY && !process.env.CI;
+  if (wanted || !isInteractive) {
     const language = lang ?? "en";
     return { section: findSection(wanted ?? "s01", language), language };
   }
@@ -100,7 +101,7 @@ function findSection(wanted: string, language: string): string {
   const number = /^s?(\d{1,2})(?:_\w+)?$/i.exec(wanted)?.[1]?.padStart(2, "0");
   const name = NAMES.find((known) => known.startsWith(`s${number}`));
   if (!number || !name) {
-    throw new Trouble(`There is no section "${wanted}"; there are s01 to s10.`);
+    throw new UserError(`There is no section "${wanted}"; there are s01 to s10.`);
   }
   const there = sectionsOf(language);
   const section = there.find((known) => known.startsWith(`s${number}`));
@@ -108,26 +109,19 @@ function findSection(wanted: string, language: string): string {
   const others = Object.keys(LANGUAGES).filter((other) => sectionsOf(other).includes(name));
   const where = others.length > 0 ? `, but it is in ${others.join(" and ")}` : "";
   const rest = there.length > 0 ? ` There are: ${there.join(", ")}.` : "";
-  throw new Trouble(`s${number} is not there yet in ${LANGUAGES[language]}${where}.${rest}`);
+  throw new UserError(`s${number} is not there yet in ${LANGUAGES[language]}${where}.${rest}`);
 }
 
-/** A small menu; Enter takes the first, Ctrl+C and Ctrl+D leave. */
+/** A small menu. Enter takes the first entry; Ctrl+C and Ctrl+D leave and give undefined. */
 async function askPerson(lang?: string): Promise<Choice | undefined> {
   const terminal = createInterface({ input: process.stdin, output: process.stdout });
   const leave = new AbortController();
   terminal.once("SIGINT", () => leave.abort());
   terminal.once("close", () => leave.abort());
   try {
-    const known = Object.keys(LANGUAGES).sort((one, other) => ours(other) - ours(one));
-    const there = known.filter((language) => sectionsOf(language).length > 0);
-    const language = lang ?? (await askLanguage(there, ask));
+    const language = lang ?? (await askLanguage(availableLanguages(), ask));
     const sections = sectionsOf(language);
-    for (const section of sections)
-      console.log(`  ${section.replace("_", "  ").replaceAll("_", " ")}`);
-    const missing = NAMES.filter((name) => !sections.some((s) => s.startsWith(name.slice(0, 3))));
-    if (missing.length > 0) {
-      console.log(`  not there yet: ${missing.map((name) => name.slice(0, 3)).join(" ")}`);
-    }
+    printSections(sections);
     const first = sections[0]?.slice(0, 3) ?? "s01";
     const wanted = await ask(`Section [${first}]: `);
     return { section: findSection(wanted || first, language), language };
@@ -144,11 +138,26 @@ async function askPerson(lang?: string): Promise<Choice | undefined> {
   }
 }
 
-/** 1 for the language of this machine. Where the shell says nothing, as on Windows, Node knows. */
-function ours(language: string): number {
+/** The languages that have sections, the one of this machine first. */
+function availableLanguages(): string[] {
+  const available = Object.keys(LANGUAGES).filter((name) => sectionsOf(name).length > 0);
+  return available.sort((a, b) => Number(isMachineLanguage(b)) - Number(isMachineLanguage(a)));
+}
+
+function printSections(sections: string[]): void {
+  for (const section of sections) {
+    console.log(`  ${section.replace("_", "  ").replaceAll("_", " ")}`);
+  }
+  const numbers = NAMES.map((name) => name.slice(0, 3));
+  const missing = numbers.filter((number) => !sections.some((name) => name.startsWith(number)));
+  if (missing.length > 0) console.log(`  not there yet: ${missing.join(" ")}`);
+}
+
+/** Node knows the language where the shell does not name it, as on Windows. */
+function isMachineLanguage(language: string): boolean {
   const { LC_ALL, LC_MESSAGES, LANG } = process.env;
   const locale = LC_ALL || LC_MESSAGES || LANG || new Intl.NumberFormat().resolvedOptions().locale;
-  return Number(new RegExp(`^${language}(?![a-z])`, "i").test(locale));
+  return new RegExp(`^${language}(?![a-z])`, "i").test(locale);
 }
 
 async function askLanguage(
@@ -160,12 +169,12 @@ async function askLanguage(
   const names = there.map((language) => `${language} ${LANGUAGES[language]}`).join(", ");
   const wanted = (await ask(`Language (${names}) [${first}]: `)).toLowerCase() || first;
   if (there.includes(wanted)) return wanted;
-  throw new Trouble(`There is no language "${wanted}" here; there are: ${there.join(", ")}.`);
+  throw new UserError(`There is no language "${wanted}" here; there are: ${there.join(", ")}.`);
 }
 
 // ---- The section as a child ----
 
-/** As in the sections: the environment beats .env, and empty is unset. */
+/** Whether there is a key. As in the sections, the environment beats .env, and empty is unset. */
 function hasKey(): boolean {
   const path = join(ROOT, ".env");
   const file = existsSync(path) ? parse(readFileSync(path)) : {};
@@ -173,13 +182,15 @@ function hasKey(): boolean {
   return key.trim() !== "" && key.trim() !== PLACEHOLDER;
 }
 
-/** Practice works in a copy, so that trying things out does not change the tutorial's files. */
+/**
+ * Makes the copy in which practice works, so that what the agent does leaves the original alone.
+ */
 function copyWorkspace(fresh: boolean): void {
   const from = join(ROOT, "workspace");
   const copy = join(ROOT, ".practice", "workspace");
   const other = readWorld();
   if (fresh && other && isAlive(other.pid)) {
-    throw new Trouble(
+    throw new UserError(
       `${other.user} (process ${other.pid}) uses the practice copy: leave it first.`,
     );
   }
@@ -190,14 +201,15 @@ function copyWorkspace(fresh: boolean): void {
   cpSync(from, copy, { recursive: true, filter: (path) => basename(path) !== ".state" });
 }
 
+/** Runs a section as a child process and gives its exit code. */
 function run(file: string, settings: Record<string, string>): Promise<number> {
   const child = spawn(process.execPath, ["--import", "tsx", file], {
     cwd: ROOT,
     stdio: "inherit",
     env: { ...process.env, ...settings },
   });
-  // Ctrl+C reaches the whole foreground group, so the child has it already: it decides. The other
-  // signals come to this process alone and are handed on.
+  // Ctrl+C goes to all processes of the terminal, so the child has received it and decides what to
+  // do. The other signals come to this process alone and are passed on.
   process.on("SIGINT", () => {});
   for (const signal of ["SIGTERM", "SIGHUP"] as const) {
     process.on(signal, () => child.kill(signal));
@@ -213,7 +225,7 @@ function run(file: string, settings: Record<string, string>): Promise<number> {
 try {
   process.exitCode = await main();
 } catch (error) {
-  if (!(error instanceof Trouble)) throw error;
+  if (!(error instanceof UserError)) throw error;
   console.error(error.message);
   process.exitCode = 1;
 }

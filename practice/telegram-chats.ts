@@ -1,9 +1,9 @@
-/** Who and what there is on the fake Telegram, and the messages that people write there. */
+/** The people and chats of the fake Telegram, and the messages that people write there. */
 
 import type { Fields } from "./web.ts";
 
 /** Telegram's limit for a text, in UTF-16 units. */
-export const LONGEST_TEXT = 4096;
+export const MAX_TEXT = 4096;
 
 export interface Person {
   id: number;
@@ -30,7 +30,7 @@ export interface Message extends Fields {
   text?: string;
 }
 
-/** The same number for the same name, always: ids must not depend on who spoke first. */
+/** A number that depends on the name only, so that ids do not depend on who wrote first. */
 export function numberOf(name: string): number {
   let hash = 7;
   for (const character of name) hash = (hash * 31 + (character.codePointAt(0) ?? 0)) % 90_000;
@@ -55,7 +55,7 @@ export class Directory {
     this.group("news", { type: "channel" });
   }
 
-  /** alice, bob, or anybody: a person is there as soon as somebody asks. */
+  /** A person by name, who is created if there is none of this name. */
   person(name: string): Person {
     const known = this.people.get(name);
     if (known) return known;
@@ -69,7 +69,7 @@ export class Directory {
     return person;
   }
 
-  /** A group by its name; with topics it is a forum. Without options, the one that is there. */
+  /** A group by its name, created if there is none. With topics it is a forum. */
   group(
     name: string,
     options: { type?: "group" | "supergroup" | "channel"; topics?: Record<number, string> } = {},
@@ -85,7 +85,7 @@ export class Directory {
     this.chats.set(id, chat);
     this.names.set(name, id);
     const numbered = Object.entries(topics ?? {}).map(([key, title]) => [Number(key), title]);
-    this.topics.set(id, new Map(numbered as [number, string][])); // made one line above
+    this.topics.set(id, new Map(numbered as [number, string][])); // pairs, as the line above makes
     return chat;
   }
 
@@ -94,7 +94,7 @@ export class Directory {
     return this.chats.get(id);
   }
 
-  /** The name of a topic; General, number 1, has none of its own. */
+  /** The name of a topic. The topic General, number 1, is not listed. */
   topic(chat: Chat, thread: number): string | undefined {
     return this.topics.get(chat.id)?.get(thread);
   }
@@ -106,7 +106,7 @@ const ENTITIES: [string, RegExp][] = [
   ["url", /https?:\/\/[^\s]+/g],
 ];
 
-/** What Telegram marks in a text; places are counted in UTF-16 units, as in JavaScript. */
+/** The entities that Telegram marks in a text; offsets are in UTF-16 units, as in JavaScript. */
 export function entitiesOf(text: string): { type: string; offset: number; length: number }[] {
   const found = ENTITIES.flatMap(([type, pattern]) =>
     [...text.matchAll(pattern)].map(({ index, 0: { length } }) => ({
@@ -118,13 +118,13 @@ export function entitiesOf(text: string): { type: string; offset: number; length
   return found.sort((a, b) => a.offset - b.offset);
 }
 
-/** The app cuts what is too long for one message, and the server trims every piece. */
+/** Cuts a text as the app does if it is too long for one message; the server trims every part. */
 export function cutText(text: string): string[] {
   const parts: string[] = [];
   let rest = text.trim();
-  while (rest.length > LONGEST_TEXT) {
-    const splitsPair = /[\uD800-\uDBFF]/.test(rest.charAt(LONGEST_TEXT - 1));
-    const at = splitsPair ? LONGEST_TEXT - 1 : LONGEST_TEXT;
+  while (rest.length > MAX_TEXT) {
+    const splitsPair = /[\uD800-\uDBFF]/.test(rest.charAt(MAX_TEXT - 1));
+    const at = splitsPair ? MAX_TEXT - 1 : MAX_TEXT;
     parts.push(rest.slice(0, at).trimEnd());
     rest = rest.slice(at).trimStart();
   }
@@ -188,12 +188,12 @@ export const MEDIA_KINDS = Object.keys(MEDIA) as Media[]; // the keys of the tab
 
 const WITH_CAPTION = "photo document voice audio video animation".split(" ");
 
-/** The fields that make a message a text or a medium; a caption where there can be one. */
+/** The content fields of a message: a text, or a medium with its caption if it can have one. */
 export function contentOf(text: string, media: Media | undefined, id: number): Fields {
   const entities = entitiesOf(text);
   if (!media) return { text, ...(entities.length > 0 && { entities }) };
   const content: Fields = { [media]: MEDIA[media](id) };
-  // A venue has its place twice, and an animation is a document too, for old programs.
+  // For old clients Telegram adds the location to a venue, and a document to an animation.
   if (media === "venue") content.location = PLACE;
   if (media === "animation") content.document = MEDIA.document(id);
   if (text === "" || !WITH_CAPTION.includes(media)) return content;

@@ -1,14 +1,14 @@
-/** getUpdates of the fake Telegram: what waits for the bot, and the request that waits for it. */
+/** Long polling of the fake Telegram: the updates, and the getUpdates request that is held open. */
 
 import type { ServerResponse } from "node:http";
 import { sendJson } from "./exchange.ts";
-import type { Changes, Fields } from "./web.ts";
+import type { ConditionVariable, Fields } from "./web.ts";
 
 export interface Call {
   method: string;
   parameters: Fields;
   at: number;
-  /** 0 while it is under way, or if it never got an answer. */
+  /** The HTTP status of the answer; 0 if there is none yet, or never was. */
   status: number;
 }
 
@@ -17,7 +17,7 @@ export interface Exchange {
   response: ServerResponse;
 }
 
-/** An answer that says no. */
+/** An error answer of the Bot API. */
 export class Refusal extends Error {
   readonly code: number;
   readonly parameters: Fields | undefined;
@@ -29,7 +29,7 @@ export class Refusal extends Error {
   }
 }
 
-/** Answers with a result, or with a refusal. */
+/** Answers with a result, or with the error of a Refusal. */
 export function answer({ call, response }: Exchange, result: unknown): void {
   if (result instanceof Refusal) {
     const { code, message: description, parameters } = result;
@@ -47,8 +47,8 @@ const CONFLICT =
 const WEBHOOK =
   "Conflict: can't use getUpdates method while webhook is active; use deleteWebhook to delete the webhook first";
 
-/** What Telegram says when it fails. */
-export const SENTENCES: Record<string, string> = {
+/** Telegram's error description for each status. */
+export const ERROR_DESCRIPTIONS: Record<string, string> = {
   "400": "Bad Request: chat not found",
   "401": "Unauthorized",
   "403": "Forbidden: bot was blocked by the user",
@@ -56,9 +56,9 @@ export const SENTENCES: Record<string, string> = {
   "500": "Internal Server Error",
 };
 
-/** All failures that can be ordered; the last ones are done to the connection. */
+/** All failures that can be injected. The last three break or hold the connection. */
 export const TELEGRAM_FAILURES = [
-  ...Object.keys(SENTENCES),
+  ...Object.keys(ERROR_DESCRIPTIONS),
   "429",
   "502",
   "drop",
@@ -66,8 +66,8 @@ export const TELEGRAM_FAILURES = [
   "hang",
 ];
 
-/** These come only to those who name them. */
-const ON_REQUEST = ["chat_member", "message_reaction", "message_reaction_count"];
+/** Kinds of updates that a bot gets only if it names them in allowed_updates. */
+const OPT_IN_KINDS = ["chat_member", "message_reaction", "message_reaction_count"];
 
 export interface Update extends Fields {
   update_id: number;
@@ -75,29 +75,31 @@ export interface Update extends Fields {
 
 export interface QueuedUpdate {
   update: Update;
-  /** How often it was handed out. */
+  /** How often the bot has received it. */
   given: number;
   confirmed: boolean;
 }
 
+/** A getUpdates request that is held open until there are updates or its time is over. */
 interface Poll extends Exchange {
   limit: number;
   timer: NodeJS.Timeout;
 }
 
+/** The updates of a bot, and its long polling. */
 export class UpdateQueue {
   readonly updates: QueuedUpdate[] = [];
   webhook = "";
-  private readonly changes: Changes;
+  private readonly changes: ConditionVariable;
   private allowed: string[] = [];
   private next = 500_001;
   private poll: Poll | undefined;
 
-  constructor(changes: Changes) {
+  constructor(changes: ConditionVariable) {
     this.changes = changes;
   }
 
-  /** Adds updates, all before one of them is handed out; gives their numbers. */
+  /** Adds several updates before the held request gets any of them; gives their numbers. */
   add(list: [kind: string, body: unknown][], force: boolean): number[] {
     const wanted = list.filter(([kind]) => force || this.isAllowed(kind));
     const numbers = wanted.map(([kind, body]) => {
@@ -114,7 +116,7 @@ export class UpdateQueue {
     return this.updates.filter((one) => !one.confirmed);
   }
 
-  /** Nothing waits, and the bot asks for more. */
+  /** Whether all updates are confirmed and the bot is polling for more. */
   isIdle(): boolean {
     return this.poll !== undefined && this.waiting().length === 0;
   }
@@ -134,7 +136,7 @@ export class UpdateQueue {
       call,
       response,
       limit: Math.min(100, Math.max(1, Number(limit ?? 100))),
-      // The real one holds a request for at most 50 seconds.
+      // The real Telegram holds a request for at most 50 seconds.
       timer: setTimeout(() => this.answerPoll(true), Math.min(50, Number(timeout ?? 0)) * 1000),
     };
     poll.timer.unref();
@@ -150,13 +152,15 @@ export class UpdateQueue {
   }
 
   private isAllowed(kind: string): boolean {
-    return this.allowed.length > 0 ? this.allowed.includes(kind) : !ON_REQUEST.includes(kind);
+    return this.allowed.length > 0 ? this.allowed.includes(kind) : !OPT_IN_KINDS.includes(kind);
   }
 
-  /** An offset confirms all that is older; a negative one, all but the last ones. */
+  /** An offset confirms all older updates; a negative one counts from the end of the queue. */
   private confirm(offset: number): void {
     const first = offset < 0 ? this.next + offset : offset;
-    for (const one of this.updates) one.confirmed ||= one.update.update_id < first;
+    for (const one of this.updates) {
+      if (one.update.update_id < first) one.confirmed = true;
+    }
   }
 
   private endPoll(poll: Poll): Poll {
@@ -165,14 +169,14 @@ export class UpdateQueue {
     return poll;
   }
 
-  /** Answers the request that is held, if there is something to say or its time is over. */
-  private answerPoll(now: boolean): void {
+  /** Answers the held request if there are updates, or with none if `isDue`. */
+  private answerPoll(isDue: boolean): void {
     const batch = this.waiting().slice(0, this.poll?.limit);
-    if (this.poll && (batch.length > 0 || now)) {
+    if (this.poll && (batch.length > 0 || isDue)) {
       for (const one of batch) one.given += 1;
       const updates = batch.map((one) => one.update);
       answer(this.endPoll(this.poll), updates);
     }
-    this.changes.announce();
+    this.changes.notifyAll();
   }
 }

@@ -1,15 +1,17 @@
-/** An example of every kind of update that the Bot API has, and of one that it has not yet. */
+/**
+ * An example of every kind of update of the Bot API, and of an invented one that may come later.
+ */
 
 import type { Update } from "grammy/types";
 import type { FakeTelegram } from "./telegram.ts";
 
 type Kind = Exclude<keyof Update, "update_id">;
 
-/** tsc says if grammY learns of a new kind that is missing here. */
+/** The compiler names a new kind that grammY knows and that is missing here. */
 type Examples = { [kind in Kind]-?: unknown } & { hologram: unknown };
 
-/** Fields that any message of today has, but for its content. */
-const about = (telegram: FakeTelegram) => {
+/** The person and the chats of the examples. */
+const setting = (telegram: FakeTelegram) => {
   const alice = telegram.person("alice");
   return { alice, chat: telegram.directory.chat(alice.id), group: telegram.group("family") };
 };
@@ -19,7 +21,7 @@ export function exampleUpdates(telegram: FakeTelegram): Examples {
 }
 
 function messages(telegram: FakeTelegram) {
-  const { alice, chat, group } = about(telegram);
+  const { alice, chat, group } = setting(telegram);
   const message = telegram.write("alice", "hello");
   const post = telegram.write("alice", "news of the day", { group: "news" });
   const edit_date = message.date + 1;
@@ -61,7 +63,7 @@ function messages(telegram: FakeTelegram) {
 }
 
 function queries(telegram: FakeTelegram) {
-  const { alice } = about(telegram);
+  const { alice } = setting(telegram);
   const message = telegram.write("alice", "choose");
   const from = alice;
   const poll = telegram.write("alice", "", { media: "poll" }).poll;
@@ -91,7 +93,7 @@ function queries(telegram: FakeTelegram) {
 }
 
 function members(telegram: FakeTelegram) {
-  const { alice, group } = about(telegram);
+  const { alice, group } = setting(telegram);
   const date = telegram.write("alice", "hi").date;
   const { bot } = telegram.directory;
   const change = { chat: group, from: alice, date };
@@ -117,7 +119,7 @@ function members(telegram: FakeTelegram) {
   };
 }
 
-/** Messages that nobody wrote: what happened in a chat. Each is a content, for `fields` of say. */
+/** Service messages: what happened in a chat. Each is a content for the option `fields` of say. */
 export const SERVICE: Record<string, unknown> = {
   new_chat_members: [{ id: 1002, is_bot: false, first_name: "Bob" }],
   left_chat_member: { id: 1002, is_bot: false, first_name: "Bob" },

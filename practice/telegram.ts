@@ -1,21 +1,21 @@
 /**
  * A fake of the Telegram Bot API, so that the real grammY runs without an account.
  *
- * `/bot<token>/<method>` answers as api.telegram.org does, with its checks and its sentences.
- * Tests make people speak with `say` and the like, look at `sent`, and order failures; a person
- * uses `npm run phone`, which comes in by `/_practice/`.
+ * `/bot<token>/<method>` answers as api.telegram.org does, with its checks and its error messages.
+ * Tests let people write with `say` and the like, look at `sent`, and inject failures. A person
+ * uses `npm run phone`, which talks to `/_practice/`.
  */
 
 import type { IncomingMessage, ServerResponse } from "node:http";
 import { sendJson } from "./exchange.ts";
-import type { Failure } from "./orders.ts";
+import type { Failure } from "./fault-injection.ts";
 import { FakePlatform } from "./platform.ts";
 import {
   type Chat,
   contentOf,
   cutText,
   Directory,
-  LONGEST_TEXT,
+  MAX_TEXT,
   type Media,
   type Message,
   type Person,
@@ -23,10 +23,10 @@ import {
 import {
   answer,
   type Call,
+  ERROR_DESCRIPTIONS,
   type Exchange,
   type QueuedUpdate,
   Refusal,
-  SENTENCES,
   TELEGRAM_FAILURES,
   UpdateQueue,
 } from "./telegram-queue.ts";
@@ -40,7 +40,10 @@ export interface TelegramOptions {
   token?: string;
   /** For the dates of messages, in ms. */
   now?: () => number;
-  /** Messages are numbered from here. A workspace outlives a world, and drops a number it knows. */
+  /**
+   * The number of the first message. A workspace outlives a world, and a section ignores a message
+   * whose number it has already processed, so each world needs new numbers.
+   */
   firstMessage?: number;
 }
 
@@ -51,13 +54,13 @@ export interface SayOptions {
   topic?: number;
   /** The number of the message that this one answers. */
   replyTo?: number;
-  /** What the message is; the text becomes its caption, if it can have one. */
+  /** What the message consists of. The text becomes its caption, if it can have one. */
   media?: Media;
-  /** More fields of the message, or other values for those that it has. */
+  /** Fields that are added to the message or replace its own. */
   fields?: Fields;
 }
 
-/** What somebody has written: a long text and an album are several messages. */
+/** What somebody wrote. A long text and an album are several messages. */
 export interface Said {
   chat: number;
   messages: number[];
@@ -73,7 +76,7 @@ export interface Sent {
   thread?: number;
   replyTo?: number;
   at: number;
-  /** Telegram has it, but the bot was never told. */
+  /** Telegram has it, but the connection broke before the bot was told. */
   dropped: boolean;
   /** All that the bot has passed. */
   parameters: Fields;
@@ -82,6 +85,7 @@ export interface Sent {
 const ACTIONS = `typing upload_photo record_video upload_video record_voice upload_voice
   upload_document choose_sticker find_location record_video_note upload_video_note`.split(/\s+/);
 
+/** Starts a fake Telegram on loopback; its `url` is the bot's API root. */
 export async function startTelegram(options: TelegramOptions = {}): Promise<FakeTelegram> {
   const telegram = new FakeTelegram(options);
   await telegram.listen(options.port);
@@ -101,14 +105,15 @@ export class FakeTelegram extends FakePlatform<Sent> {
   private readonly counters = new Map<number, number>();
   private readonly blocked = new Set<number>();
   private albums = 0;
-  private readonly before: number;
+  /** The number before the first message. */
+  private readonly numberBefore: number;
 
   constructor(options: TelegramOptions) {
     super(TELEGRAM_FAILURES, options.now);
     this.token = options.token ?? "123456:practice-token-of-the-fake-telegram";
     this.botId = Number(this.token.split(":")[0]);
     this.directory = new Directory(this.botId);
-    this.before = (options.firstMessage ?? 1) - 1;
+    this.numberBefore = (options.firstMessage ?? 1) - 1;
   }
 
   override close(): Promise<void> {
@@ -116,12 +121,12 @@ export class FakeTelegram extends FakePlatform<Sent> {
     return super.close();
   }
 
-  /** Every update, with how often it was handed out. */
+  /** Every update, and how often the bot has received it. */
   get updates(): QueuedUpdate[] {
     return this.queue.updates;
   }
 
-  /** A bot with a webhook can't poll. */
+  /** The bot's webhook. While there is one, getUpdates is refused. */
   get webhook(): string {
     return this.queue.webhook;
   }
@@ -130,7 +135,7 @@ export class FakeTelegram extends FakePlatform<Sent> {
     this.queue.webhook = url;
   }
 
-  // ---- Who is there ----
+  // ---- People and chats ----
 
   person(name: string): Person {
     return this.directory.person(name);
@@ -157,7 +162,7 @@ export class FakeTelegram extends FakePlatform<Sent> {
     return this.publish(messages.map((message) => ["message", message]));
   }
 
-  /** Several media sent as one: an update each, with one media_group_id. */
+  /** Several media sent together: one update each, all with one media_group_id. */
   album(person: string, media: Media[], caption = "", options: SayOptions = {}): Said {
     this.albums += 1;
     const media_group_id = String(13_000_000_000 + this.albums);
@@ -168,7 +173,7 @@ export class FakeTelegram extends FakePlatform<Sent> {
     return this.publish(messages.map((message) => ["message", message]));
   }
 
-  /** Somebody changes what they wrote. */
+  /** Somebody edits a message. */
   edit(chat: string | number, messageId: number, text: string): Said {
     const before = this.message(this.chatId(chat), messageId);
     if (!before) throw new Error(`There is no message ${messageId} in ${chat}.`);
@@ -179,7 +184,7 @@ export class FakeTelegram extends FakePlatform<Sent> {
     return this.publish([["edited_message", message]]);
   }
 
-  /** Blocks the bot: it is told, and can't write there any more. */
+  /** Somebody blocks the bot, which gets an update and can't write there any more. */
   block(person: string): Said {
     const from = this.person(person);
     this.blocked.add(from.id);
@@ -195,20 +200,20 @@ export class FakeTelegram extends FakePlatform<Sent> {
   }
 
   /**
-   * Any update at all. It comes even if the bot has not allowed its kind, as it really does when
-   * the update is older than the request that says so.
+   * Publishes any update, also of a kind that the bot does not want. The real Telegram does so with
+   * an update that is older than the getUpdates request that names the kinds.
    */
   push(kind: string, body: unknown): Said {
     return this.publish([[kind, body]], true);
   }
 
-  /** A message that is not handed out yet: for updates made by hand, like a channel post. */
+  /** Makes a message without an update, for tests that put it into one of their own. */
   write(person: string, text: string, options: SayOptions = {}): Message {
     const chat = options.group ? this.group(options.group) : undefined;
     const from = this.person(person);
     const place = chat ?? this.directory.chat(from.id);
     if (!place) throw new Error(`There is no chat with ${person}.`);
-    const message_id = this.count(place);
+    const message_id = this.nextNumber(place);
     const message: Message = {
       message_id,
       ...(place.type !== "channel" && { from }),
@@ -237,7 +242,7 @@ export class FakeTelegram extends FakePlatform<Sent> {
   // ---- Updates ----
 
   private publish(list: [string, unknown][], force = false): Said {
-    const messages = list.map(([, body]) => body as Partial<Message>); // not all of them are
+    const messages = list.map(([, body]) => body as Partial<Message>); // some are no messages
     const updates = this.queue.add(list, force);
     const isDone = (): boolean =>
       this.updates.every((one) => one.confirmed || !updates.includes(one.update.update_id));
@@ -257,11 +262,11 @@ export class FakeTelegram extends FakePlatform<Sent> {
     if (!text.isWellFormed())
       throw new Refusal(400, "Bad Request: strings must be encoded in UTF-8");
     if (text === "") throw new Refusal(400, "Bad Request: message text is empty");
-    if (text.length > LONGEST_TEXT) throw new Refusal(400, "Bad Request: message is too long");
+    if (text.length > MAX_TEXT) throw new Refusal(400, "Bad Request: message is too long");
     const thread = this.findThread(chat, parameters.message_thread_id);
     const reply = this.findReply(chat, parameters);
     const message: Message = {
-      message_id: this.count(chat),
+      message_id: this.nextNumber(chat),
       from: this.directory.bot,
       chat,
       date: Math.floor(this.now() / 1000),
@@ -287,7 +292,7 @@ export class FakeTelegram extends FakePlatform<Sent> {
     const thread = this.findThread(chat, parameters.message_thread_id);
     this.typing.push({ chat: chat.id, thread, action, at: this.now() });
     this.phones.show(String(chat.id), { type: "typing" });
-    this.changes.announce();
+    this.changes.notifyAll();
     return true;
   }
 
@@ -306,7 +311,7 @@ export class FakeTelegram extends FakePlatform<Sent> {
   }
 
   private findReply(chat: Chat, parameters: Fields): Message | undefined {
-    const reply = parameters.reply_parameters as Fields | undefined; // grammY and we send an object
+    const reply = parameters.reply_parameters as Fields | undefined; // grammY and the sections send an object
     const id = reply?.message_id ?? parameters.reply_to_message_id;
     if (id === undefined) return undefined;
     const message = this.message(chat.id, Number(id));
@@ -354,7 +359,7 @@ export class FakeTelegram extends FakePlatform<Sent> {
       const parameters = { ...Object.fromEntries(searchParams), ...body };
       const call: Call = { method, parameters, at: this.now(), status: 0 };
       this.log.push(call);
-      this.changes.announce();
+      this.changes.notifyAll();
       if (!token) return this.answer({ call, response }, new Refusal(404, "Not Found"));
       if (decodeURIComponent(token) !== this.token) {
         return this.answer({ call, response }, new Refusal(401, "Unauthorized"));
@@ -371,9 +376,9 @@ export class FakeTelegram extends FakePlatform<Sent> {
   private async handle(call: Call, response: ServerResponse): Promise<void> {
     const chat = this.directory.chat(Number(call.parameters.chat_id ?? 0));
     const names = [chat?.id, chat?.type === "private" ? chat.username : chat?.title];
-    const failure = this.failing(call.method, names);
+    const failure = this.takeFailure(call.method, names);
     try {
-      if (failure && (await this.fails(failure, call, response))) return;
+      if (failure && (await this.failAs(failure, call, response))) return;
       if (call.method.toLowerCase() === "getupdates") this.queue.getUpdates({ call, response });
       else this.answer({ call, response }, this.run(call));
     } catch (error) {
@@ -382,27 +387,30 @@ export class FakeTelegram extends FakePlatform<Sent> {
     }
   }
 
-  /** Does what was ordered; false if the request goes on afterwards. */
-  private async fails(failure: Failure, call: Call, response: ServerResponse): Promise<boolean> {
+  /** Fails as injected. Gives false if the request goes on afterwards. */
+  private async failAs(failure: Failure, call: Call, response: ServerResponse): Promise<boolean> {
     const { kind, retryAfter = 1 } = failure;
     if (kind === "429") {
       const words = `Too Many Requests: retry after ${retryAfter}`;
       throw new Refusal(429, words, { retry_after: retryAfter });
     }
-    const sentence = SENTENCES[kind];
+    const sentence = ERROR_DESCRIPTIONS[kind];
     if (sentence) throw new Refusal(Number(kind), sentence);
-    // Accepted, and the connection breaks before the bot hears of it.
+    // With "drop" the message is accepted, but the connection breaks before the bot is told.
     const isSend = call.method.toLowerCase() === "sendmessage";
     if (kind === "drop" && isSend) this.sendMessage(call.parameters, true);
-    return await this.broken(kind, call, response);
+    return await this.breakConnection(kind, call, response);
   }
 
   private answer(exchange: Exchange, result: unknown): void {
     answer(exchange, result);
-    this.changes.announce();
+    this.changes.notifyAll();
   }
 
-  protected typed({ person, group, text, photos = 0 }: PhoneInput, answered?: Sent): void {
+  protected receiveFromPhone(
+    { person, group, text, photos = 0 }: PhoneInput,
+    answered?: Sent,
+  ): void {
     const options = { group, replyTo: answered?.messageId };
     if (photos > 1) this.album(person, new Array(photos).fill("photo"), text, options);
     else this.say(person, text, { ...options, media: photos === 1 ? "photo" : undefined });
@@ -410,11 +418,11 @@ export class FakeTelegram extends FakePlatform<Sent> {
 
   // ---- Messages ----
 
-  private count(chat: Chat): number {
-    // Supergroups and channels count by themselves; all the others share the bot's own count.
+  private nextNumber(chat: Chat): number {
+    // Supergroups and channels have a count of their own; all other chats share the bot's count.
     const key = ["supergroup", "channel"].includes(chat.type) ? chat.id : 0;
-    // A forum's topics are messages too, so its first ones are taken.
-    const number = (this.counters.get(key) ?? this.before + (chat.is_forum ? 10 : 0)) + 1;
+    // The topics of a forum are messages as well, so the first ten numbers are taken.
+    const number = (this.counters.get(key) ?? this.numberBefore + (chat.is_forum ? 10 : 0)) + 1;
     this.counters.set(key, number);
     return number;
   }
@@ -427,14 +435,14 @@ export class FakeTelegram extends FakePlatform<Sent> {
     this.messages.set(`${message.chat.id}:${message.message_id}`, message);
   }
 
-  /** In a topic every message that answers no other one is a reply to the topic's beginning. */
+  /** The fields of a message in a topic. It is a reply to the topic's first message by default. */
   private inTopic(chat: Chat, thread: number | undefined): Fields {
     const name = thread === undefined ? undefined : this.directory.topic(chat, thread);
     if (thread === undefined || name === undefined) return {};
     const topic = { message_thread_id: thread, is_topic_message: true };
     const from = this.person("alice");
     const forum_topic_created = { name, icon_color: 7_322_096 };
-    const beginning = { message_id: thread, from, chat, date: 1_767_600_000 };
-    return { ...topic, reply_to_message: { ...beginning, ...topic, forum_topic_created } };
+    const firstMessage = { message_id: thread, from, chat, date: 1_767_600_000 };
+    return { ...topic, reply_to_message: { ...firstMessage, ...topic, forum_topic_created } };
   }
 }

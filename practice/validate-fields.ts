@@ -1,10 +1,11 @@
-/** The small checks that the request and its messages share. */
+/** The checks of single fields, for the request and for its messages. */
 
 export type Json = Record<string, unknown>;
 
-/** Carries the sentence out of the nested checks. */
+/** What a check throws; its message is the API's sentence. */
 export class Refusal extends Error {}
 
+/** Throws a Refusal. */
 export function refuse(sentence: string): never {
   throw new Refusal(sentence);
 }
@@ -13,7 +14,7 @@ export function isObject(value: unknown): value is Json {
   return typeof value === "object" && value !== null && !Array.isArray(value);
 }
 
-/** Fields that the API does not know are refused, in the request and in every block. */
+/** Refuses fields that the API does not know. `allowed` names the others, separated by spaces. */
 export function checkFields(object: Json, at: string, allowed: string): void {
   const names = allowed.split(/\s+/);
   for (const name of Object.keys(object)) {
@@ -21,12 +22,19 @@ export function checkFields(object: Json, at: string, allowed: string): void {
   }
 }
 
-export function checkString(object: Json, at: string, name: string, min = 1, form?: RegExp): void {
+/** A required string of at least `min` characters that fits the pattern, if there is one. */
+export function checkString(
+  object: Json,
+  at: string,
+  name: string,
+  min = 1,
+  pattern?: RegExp,
+): void {
   const value = object[name];
   if (value === undefined) refuse(`${at}${name}: Field required`);
   if (typeof value !== "string") refuse(`${at}${name}: Input should be a valid string`);
   if (value.length < min) refuse(`${at}${name}: String should have at least ${min} character`);
-  if (form && !form.test(value)) {
-    refuse(`${at}${name}: String should match pattern '${form.source}'`);
+  if (pattern && !pattern.test(value)) {
+    refuse(`${at}${name}: String should match pattern '${pattern.source}'`);
   }
 }

@@ -5,7 +5,7 @@ import { checkFields, checkString, isObject, type Json, refuse } from "./validat
 const TOOL_ID = /^[a-zA-Z0-9_-]+$/;
 const TOOL_NAME = /^[a-zA-Z0-9_-]{1,128}$/;
 
-/** The fields of the blocks that the sections use; other blocks are let through unread. */
+/** The fields of the blocks that the sections use. The fields of other blocks are not checked. */
 const BLOCK_FIELDS: Record<string, string> = {
   text: "type text cache_control citations",
   thinking: "type thinking signature",
@@ -44,7 +44,7 @@ function checkMessage(message: unknown, at: string): ReadMessage {
   checkFields(message, `${at}.`, "role content");
   const role = String(message.role);
   if (typeof message.content === "string") {
-    // A string is short for one text block, but "" counts as no content at all.
+    // A string is short for one text block, but the API treats "" as no content at all.
     const text = message.content;
     return { role, blocks: text === "" ? [] : [{ type: "text", text }] };
   }
@@ -65,31 +65,39 @@ function checkBlock(block: unknown, at: string, known?: string[]): Json {
   }
   const fields = BLOCK_FIELDS[type];
   if (fields) checkFields(block, `${at}.${type}.`, fields);
-  checkBlockOfType(type, block, `${at}.${type}`);
+  BLOCK_CHECKS[type]?.(block, `${at}.${type}`);
   return block;
 }
 
-function checkBlockOfType(type: string, block: Json, at: string): void {
-  if (type === "text") {
+/** The check of each type of block; a type without one is let through. */
+const BLOCK_CHECKS: Record<string, (block: Json, at: string) => void> = {
+  text(block, at) {
     checkString(block, `${at}.`, "text", 0);
     if (block.text === "" && isObject(block.cache_control)) {
       refuse(`${at}: cache_control cannot be set for empty text blocks`);
     }
-  } else if (type === "thinking") {
+  },
+  thinking(block, at) {
     checkString(block, `${at}.`, "thinking", 0);
     checkString(block, `${at}.`, "signature");
-  } else if (type === "redacted_thinking") {
-    checkString(block, `${at}.`, "data", 0);
-  } else if (type === "tool_use" || type === "server_tool_use") {
-    checkString(block, `${at}.`, "id", 1, TOOL_ID);
-    checkString(block, `${at}.`, "name", 1, TOOL_NAME);
-    if (block.input === undefined) refuse(`${at}.input: Field required`);
-    if (!isObject(block.input)) refuse(`${at}.input: Input should be a valid dictionary`);
-  } else if (type === "tool_result") {
-    checkToolResult(block, at);
-  } else if (type === "image" || type === "document") {
-    if (block.source === undefined) refuse(`${at}.source: Field required`);
-  }
+  },
+  redacted_thinking: (block, at) => checkString(block, `${at}.`, "data", 0),
+  tool_use: checkToolCall,
+  server_tool_use: checkToolCall,
+  tool_result: checkToolResult,
+  image: checkSource,
+  document: checkSource,
+};
+
+function checkToolCall(block: Json, at: string): void {
+  checkString(block, `${at}.`, "id", 1, TOOL_ID);
+  checkString(block, `${at}.`, "name", 1, TOOL_NAME);
+  if (block.input === undefined) refuse(`${at}.input: Field required`);
+  if (!isObject(block.input)) refuse(`${at}.input: Input should be a valid dictionary`);
+}
+
+function checkSource(block: Json, at: string): void {
+  if (block.source === undefined) refuse(`${at}.source: Field required`);
 }
 
 function checkToolResult(block: Json, at: string): void {
@@ -111,11 +119,11 @@ function checkToolResult(block: Json, at: string): void {
   }
 }
 
-/** What holds between blocks and messages, once each of them has the right form. */
+/** Checks how blocks and messages follow each other. The form of each was checked before. */
 export function checkConversation(messages: ReadMessage[], model: string): void {
   messages.forEach((message, index) => {
     checkContent(message, index, index === messages.length - 1);
-    checkPlaces(message, index);
+    checkRoles(message, index);
   });
   checkSystemMessages(messages, model);
   const turns = combine(messages);
@@ -138,7 +146,7 @@ function checkContent(message: ReadMessage, index: number, last: boolean): void 
   if (texts.some((block) => block.text === "")) {
     refuse("messages: text content blocks must be non-empty");
   }
-  // Measured by others: one blank block beside a real one passes, blank ones alone do not.
+  // As others have measured, a blank block passes beside one with text, but not alone.
   if (texts.length > 0 && texts.every((block) => String(block.text).trim() === "")) {
     refuse("messages: text content blocks must contain non-whitespace text");
   }
@@ -148,8 +156,8 @@ function checkContent(message: ReadMessage, index: number, last: boolean): void 
   }
 }
 
-/** Which block may stand in whose message. */
-function checkPlaces(message: ReadMessage, index: number): void {
+/** Which blocks may be in a message of which role. */
+function checkRoles(message: ReadMessage, index: number): void {
   const onlyIn: Record<string, string> = {
     tool_use: "assistant",
     server_tool_use: "assistant",
@@ -172,7 +180,7 @@ function checkPlaces(message: ReadMessage, index: number): void {
   }
 }
 
-/** Newer models take a system message in mid-conversation, after a user's. */
+/** Newer models accept a system message in the middle of a conversation, after a user's. */
 function checkSystemMessages(messages: ReadMessage[], model: string): void {
   messages.forEach((message, index) => {
     if (message.role !== "system") return;
@@ -188,7 +196,9 @@ interface Turn {
   blocks: { at: string; message: number; block: Json }[];
 }
 
-/** Consecutive messages of one role are one turn for the API; system messages stand outside. */
+/**
+ * The API joins consecutive messages of one role to one turn; system messages are not part of it.
+ */
 function combine(messages: ReadMessage[]): Turn[] {
   const turns: Turn[] = [];
   messages.forEach(({ role, blocks }, message) => {
@@ -212,7 +222,7 @@ function checkUniqueIds(turns: Turn[]): void {
   }
 }
 
-/** Every call is answered at the beginning of the next message, before any other block. */
+/** Every tool call is answered at the beginning of the next message, before any other block. */
 function checkCalls(turn: Turn, next: Turn | undefined): void {
   const calls = turn.blocks.filter(({ block }) => block.type === "tool_use");
   const answers = next?.blocks ?? [];
@@ -266,7 +276,7 @@ function checkServerCalls(turns: Turn[]): void {
           "`server_tool_use` block before it.",
       );
     }
-    // With a call of ours beside it, the API finishes its own part after our results.
+    // If the turn also calls a tool of the program, the API ends its own call after the results.
     const mixed = turn.blocks.some(({ block }) => block.type === "tool_use");
     const open = openServerCall(turn);
     if (!open || mixed || index === turns.length - 1) return;
@@ -287,7 +297,7 @@ function isServerResult(block: Json): boolean {
   return block.type !== "tool_result" && /_tool_result$/.test(String(block.type));
 }
 
-/** A request ends with the user's message; only a paused reply may come last and goes on. */
+/** A request ends with a user's message. Only a reply that the API paused may be last instead. */
 function checkLastReply(turn: Turn, model: string): void {
   const last = turn.blocks.at(-1)?.block;
   if (last && (last.type === "server_tool_use" || isServerResult(last))) return;
@@ -302,7 +312,9 @@ function checkLastReply(turn: Turn, model: string): void {
   }
 }
 
-/** claude-sonnet-5-5 is 5.5, claude-sonnet-4-20250514 is 4; a name of another form is new. */
+/**
+ * 5.5 for claude-sonnet-5-5, 4 for claude-sonnet-4-20250514, Infinity for names of another form.
+ */
 function version(model: string): number {
   const match = /^claude-(?:[a-z]+-)?(\d+)(?:-(\d)(?!\d))?/.exec(model);
   return match ? Number(`${match[1]}.${match[2] ?? 0}`) : Number.POSITIVE_INFINITY;

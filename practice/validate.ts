@@ -1,13 +1,13 @@
 /**
- * What the Messages API refuses, refused here with the same kind of sentence, and nothing else.
+ * Refuses what the Messages API refuses, with the same kind of sentence, and nothing else.
  *
  * The wording follows answers of the real API (version 2026-10-21) as people quote them in public
- * bug reports; where no quotation was found, the sentence has the API's usual form. Rules of our
- * own that go further belong in tests over the request log, not here: a stand-in that is stricter
- * than the API teaches fears, one that is laxer hides bugs.
+ * bug reports; where no quotation was found, the sentence has the API's usual form. Stricter rules
+ * of this project belong in tests over the request log and not here: with a model that is stricter
+ * than the API readers would learn rules that do not exist, and one that is laxer would hide bugs.
  */
 
-import { checkCacheMarks } from "./cache-marks.ts";
+import { checkCacheBreakpoints } from "./cache-breakpoints.ts";
 import {
   checkFields,
   checkString,
@@ -34,7 +34,7 @@ const FIELDS = `model messages max_tokens system tools tool_choice stream stop_s
 
 function checkRequest(request: unknown): void {
   if (!isObject(request)) refuse("Input should be a valid dictionary");
-  // temperature, top_p and top_k are not in the list: this API version has removed them.
+  // FIELDS lacks temperature, top_p and top_k, because this version of the API has removed them.
   checkFields(request, "", FIELDS);
   checkString(request, "", "model");
   checkMaxTokens(request.max_tokens);
@@ -46,14 +46,14 @@ function checkRequest(request: unknown): void {
     refuse("stream: Input should be a valid boolean");
   }
   const messages = checkMessages(request.messages);
-  checkCacheMarks(request);
+  checkCacheBreakpoints(request);
   checkConversation(messages, String(request.model));
 }
 
 function checkMaxTokens(value: unknown): void {
   if (value === undefined) refuse("max_tokens: Field required");
   if (!Number.isInteger(value)) refuse("max_tokens: Input should be a valid integer");
-  // 0 is allowed: it fills the prompt cache without an answer.
+  // 0 is allowed, because it fills the prompt cache without an answer.
   if (Number(value) < 0) refuse("max_tokens: Input should be greater than or equal to 0");
 }
 
@@ -78,7 +78,7 @@ function checkTools(tools: unknown): void {
   if (!Array.isArray(tools)) refuse("tools: Input should be a valid list");
   for (const [index, tool] of tools.entries()) {
     if (!isObject(tool)) refuse(`tools.${index}: Input should be a valid dictionary`);
-    // A tool with another type runs on the API's side and has no schema of ours.
+    // A tool of another type runs on the API's side, so the request has no schema for it.
     if (tool.type === undefined || tool.type === null || tool.type === "custom") {
       checkCustomTool(tool, `tools.${index}.custom.`);
     }

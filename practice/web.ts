@@ -1,6 +1,7 @@
 /**
- * What the servers of the practice world are made of: loopback, something to wait for instead of
- * sleeping, the knobs, and the stream that `npm run phone` reads.
+ * What the servers of the practice world have in common: they listen on loopback, let tests wait
+ * for a condition instead of sleeping, take the commands of `npm run practice`, and stream to
+ * phones.
  */
 
 import { once } from "node:events";
@@ -9,20 +10,21 @@ import type { AddressInfo } from "node:net";
 import { createInterface } from "node:readline";
 import { readBody, sendJson } from "./exchange.ts";
 
-/** Fields of a request or an update whose form is the platform's business. */
+/** The fields of a JSON object whose form the platform's own code knows. */
 export type Fields = Record<string, unknown>;
 
-/** Resolves with the server's address. */
+/** Starts a server on loopback and gives its address. Port 0 picks a free one. */
 export function listen(server: Server, port = 0): Promise<string> {
   return new Promise((resolve, reject) => {
     server.once("error", reject);
     server.listen(port, "127.0.0.1", () => {
-      const { port: chosen } = server.address() as AddressInfo; // a TCP server's is one
+      const { port: chosen } = server.address() as AddressInfo; // a string only for a Unix socket
       resolve(`http://127.0.0.1:${chosen}`);
     });
   });
 }
 
+/** Stops a server at once: connections that are open are cut. */
 export function closeServer(server: Server): Promise<void> {
   return new Promise((resolve) => {
     server.close(() => resolve());
@@ -30,7 +32,7 @@ export function closeServer(server: Server): Promise<void> {
   });
 }
 
-/** A body as an object: JSON, a form, or nothing. */
+/** The body of a request as an object: JSON, a form, or nothing. Throws a SyntaxError. */
 export async function readFields(request: IncomingMessage): Promise<Fields> {
   const type = request.headers["content-type"] ?? "";
   if (type.includes("form")) {
@@ -45,15 +47,18 @@ export async function readFields(request: IncomingMessage): Promise<Fields> {
   throw new SyntaxError("the body is no JSON object");
 }
 
-/** Wakes those who wait for something to become true: no test needs to sleep. */
-export class Changes {
+/**
+ * A condition variable: `until` waits for a condition, and whoever changes something calls
+ * `notifyAll`, so that it is checked again. No test has to sleep for a guessed time.
+ */
+export class ConditionVariable {
   private readonly checks = new Set<() => void>();
 
-  announce(): void {
+  notifyAll(): void {
     for (const check of [...this.checks]) check();
   }
 
-  /** Resolves with what `find` gives, as soon as that is not undefined. */
+  /** Resolves with what `find` gives, as soon as it gives something. */
   until<T>(find: () => T | undefined): Promise<T> {
     const now = find();
     if (now !== undefined) return Promise.resolve(now);
@@ -69,22 +74,22 @@ export class Changes {
   }
 }
 
-/** What the bot has sent, in order. */
+/** The messages that the bot has sent, in order. */
 export class Outbox<Item extends { chat: string | number }> {
   readonly all: Item[] = [];
   private readonly taken = new Set<Item>();
-  private readonly changes: Changes;
+  private readonly changes: ConditionVariable;
 
-  constructor(changes: Changes) {
+  constructor(changes: ConditionVariable) {
     this.changes = changes;
   }
 
   add(item: Item): void {
     this.all.push(item);
-    this.changes.announce();
+    this.changes.notifyAll();
   }
 
-  /** The next one to a chat, or to any, that no call of this has given yet. */
+  /** The next message to a chat, or to any, that no call of this method has given yet. */
   next(chat?: string | number): Promise<Item> {
     return this.changes.until(() => {
       const found = this.all.find(
@@ -96,58 +101,60 @@ export class Outbox<Item extends { chat: string | number }> {
   }
 }
 
-/** Requests that hang until somebody lets them go on, or their client hangs up. */
-export class Holds {
+/** Requests that hang until `release` is called or their client hangs up. */
+export class HeldRequests {
   private readonly held = new Set<() => void>();
 
-  /** Gives whether the client is still there. */
+  /** Resolves when the request may go on; with false if its client has hung up. */
   async wait(response: ServerResponse): Promise<boolean> {
     await new Promise<void>((resolve) => {
-      const goOn = (): void => {
-        this.held.delete(goOn);
+      const resume = (): void => {
+        this.held.delete(resume);
         resolve();
       };
-      this.held.add(goOn);
-      response.once("close", goOn);
+      this.held.add(resume);
+      response.once("close", resume);
     });
     return !response.destroyed;
   }
 
   release(): void {
-    for (const goOn of this.held) goOn();
+    for (const resume of this.held) resume();
   }
 }
 
-/** The servers in front of the real platforms speak HTML. */
+/** A 502 as the proxies in front of the real platforms send it: in HTML, and not in JSON. */
 export function sendBadGateway(response: ServerResponse): void {
   response.writeHead(502, { "content-type": "text/html" });
   response.end("<html><head><title>502 Bad Gateway</title></head></html>");
 }
 
-/** What the knobs of a server do; what they give is the answer. */
-export type Knobs = Record<string, (input: Fields, response: ServerResponse) => unknown>;
+/** What a server does for each command of `npm run practice`; the result is sent as JSON. */
+export type ControlHandlers = Record<string, (input: Fields, response: ServerResponse) => unknown>;
 
-/** `/_practice/<knob>`, for commands; an error of the knob's is told to whoever has turned it. */
-export async function turnKnob(
+/** Serves `/_practice/<name>`. What the handler throws goes to the command that called it. */
+export async function handleControl(
   request: IncomingMessage,
   response: ServerResponse,
-  knobs: Knobs,
+  handlers: ControlHandlers,
 ): Promise<void> {
-  // A page in a browser can reach loopback too; it says where it comes from, a command does not.
+  // A web page that is open in a browser can reach loopback as well. Browsers name its origin in a
+  // header, and our commands send none.
   if (request.headers.origin) return sendJson(response, 403, { error: "not from a browser" });
   const { pathname, searchParams } = new URL(request.url ?? "/", "http://localhost");
-  const [, knob] = Object.entries(knobs).find(([name]) => pathname === `/_practice/${name}`) ?? [];
-  if (!knob) return sendJson(response, 404, { error: `there is no ${pathname}` });
+  const [, handle] =
+    Object.entries(handlers).find(([name]) => pathname === `/_practice/${name}`) ?? [];
+  if (!handle) return sendJson(response, 404, { error: `there is no ${pathname}` });
   try {
     const input = { ...Object.fromEntries(searchParams), ...(await readFields(request)) };
-    const result = await knob(input, response);
+    const result = await handle(input, response);
     if (!response.headersSent) sendJson(response, 200, result ?? {});
   } catch (error) {
     sendJson(response, 400, { error: error instanceof Error ? error.message : String(error) });
   }
 }
 
-/** What a person's phone shows. */
+/** What is sent to a phone, to be shown there. */
 export type PhoneEvent = { type: "typing" } | { type: "sent"; text: string };
 
 /** What a person types on the phone, the same for both platforms. */
@@ -156,11 +163,11 @@ export interface PhoneInput {
   group?: string;
   text: string;
   photos?: number;
-  /** An answer to the bot's last message there. */
+  /** Whether it answers the bot's last message in this chat. */
   reply?: boolean;
 }
 
-/** The phones that look on: one connection each, kept open, one line of JSON an event. */
+/** The phones that show a chat. Each keeps a connection open and gets one line of JSON an event. */
 export class Phones {
   private readonly open = new Map<ServerResponse, string>();
 
@@ -172,20 +179,21 @@ export class Phones {
   }
 
   show(chat: string, event: PhoneEvent): void {
-    for (const [response, shown] of this.open) {
-      if (shown === chat) response.write(`${JSON.stringify(event)}\n`);
+    for (const [response, shownChat] of this.open) {
+      if (shownChat === chat) response.write(`${JSON.stringify(event)}\n`);
     }
   }
 }
 
-/** The other end: shows what comes, for as long as the world is there. */
+/** The phone's side of the stream: calls `show` with each event, for as long as the world runs. */
 export async function watchPhone(
   url: string,
   show: (event: PhoneEvent) => void,
 ): Promise<IncomingMessage> {
-  const [response] = (await once(get(url), "response")) as [IncomingMessage]; // what http gives
+  const [response] = (await once(get(url), "response")) as [IncomingMessage]; // the event has one argument
   const events = createInterface({ input: response.setEncoding("utf8") });
   events.on("line", (line) => show(JSON.parse(line)));
-  for (const source of [events, response]) source.on("error", () => {}); // its close says it, too
+  // After an error comes a close, to which the caller listens.
+  for (const source of [events, response]) source.on("error", () => {});
   return response;
 }

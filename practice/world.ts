@@ -1,9 +1,9 @@
 /**
- * The practice world: what a section talks to when there is no key. It is the model, and from s04
- * on a fake Telegram and a fake Feishu.
+ * The practice world is what a section talks to when there is no key: the practice model, and from
+ * s04 on a fake Telegram and a fake Feishu.
  *
- * A running world leaves its addresses in `.practice/world.json`, where the knobs, the phone and
- * the JSON-RPC client find them.
+ * A running world writes its addresses to `.practice/world.json`, where knobs.ts, phone.ts and
+ * rpc.ts find them.
  */
 
 import { randomBytes } from "node:crypto";
@@ -18,8 +18,11 @@ import { closeServer, listen } from "./web.ts";
 /** The folder of the whole tutorial. */
 export const ROOT = join(import.meta.dirname, "..");
 
-/** Between two events of a stream, in ms: so that people see the text grow, and can stop it. */
-const PACE = 20;
+/**
+ * The delay between two events of a stream, in ms, so that people see the text grow and can stop
+ * it.
+ */
+const EVENT_DELAY = 20;
 
 export interface WorldFile {
   pid: number;
@@ -53,14 +56,17 @@ export const SETTINGS =
   ANTHROPIC_API_KEY_3 ANTHROPIC_API_KEY_4 ANTHROPIC_API_KEY_5 ANTHROPIC_API_KEY_6
   ANTHROPIC_API_KEY_7 ANTHROPIC_API_KEY_8 ANTHROPIC_API_KEY_9 FALLBACK_MODELS`.split(/\s+/);
 
-/** At every hour, and soon enough to see one. It is the only setting that the shell may give. */
+/**
+ * Heartbeats at every hour, and so often that people see one. HEARTBEAT_INTERVAL is the only
+ * setting that the shell may give to a section in practice.
+ */
 const HEARTBEAT = {
   HEARTBEAT_INTERVAL: process.env.HEARTBEAT_INTERVAL || "60",
   HEARTBEAT_ACTIVE_START: "0",
   HEARTBEAT_ACTIVE_END: "24",
 };
 
-/** Its number is how the log and `npm run practice -- fail 401 --key 2` tell a key from others. */
+/** The log and `npm run practice -- fail 401 --key 2` name a key by the number at its end. */
 const MORE_KEYS = {
   ANTHROPIC_API_KEY_2: "practice-2",
   ANTHROPIC_API_KEY_3: "practice-3",
@@ -70,10 +76,13 @@ const MORE_KEYS = {
 /** Who may write to the bot; the first is the owner. mallory may not. */
 const ALLOWED = ["alice", "bob", "family"];
 
-/** `section` is the number of the section that will use it: it decides what there is. */
+/**
+ * Starts a world for the section of this number, which decides what there is: platforms from s04
+ * on, a gateway token from s05, heartbeats from s07, more keys from s09.
+ */
 export async function startWorld(user: string, section = 1, root = ROOT): Promise<World> {
   const model = await startModel({ noSdkRetry: false });
-  model.slow(PACE);
+  model.slow(EVENT_DELAY);
   const path = worldPath(root);
   const channels = section >= 4 ? await startChannels(section) : undefined;
   const file: WorldFile = {
@@ -84,13 +93,13 @@ export async function startWorld(user: string, section = 1, root = ROOT): Promis
     ...channels?.addresses,
   };
   mkdirSync(join(root, ".practice"), { recursive: true });
-  // The gateway's token is in it: nobody else has to read that.
+  // Only the user may read the file, because the gateway's token is in it.
   writeFileSync(path, `${JSON.stringify(file, null, 2)}\n`, { mode: 0o600 });
-  const forget = (): void => {
-    // A world that was started later has its own address in the file: leave that alone.
+  const removeFile = (): void => {
+    // A world that was started later has overwritten the file with its own addresses.
     if (readWorld(root)?.pid === process.pid) rmSync(path, { force: true });
   };
-  process.once("exit", forget);
+  process.once("exit", removeFile);
   return {
     model,
     telegram: channels?.telegram,
@@ -109,13 +118,16 @@ export async function startWorld(user: string, section = 1, root = ROOT): Promis
       NO_PROXY: ["127.0.0.1,localhost", process.env.NO_PROXY].filter(Boolean).join(","),
     },
     async stop() {
-      forget();
+      removeFile();
       await Promise.all([model.close(), channels?.telegram.close(), channels?.feishu.close()]);
     },
   };
 }
 
-/** The fake platforms. The section gets its port from here, so that both sides know it. */
+/**
+ * Starts the fake platforms. They choose the port of the section's HTTP server, because Feishu must
+ * know where to post its events before the section runs.
+ */
 async function startChannels(section: number) {
   const port = await freePort();
   const token = section >= 5 ? randomBytes(16).toString("hex") : "";
@@ -135,6 +147,7 @@ async function startChannels(section: number) {
   };
 }
 
+/** The settings with which a section talks to this Telegram. */
 export function telegramSettings(telegram: FakeTelegram): Record<string, string> {
   return {
     TELEGRAM_BOT_TOKEN: telegram.token,
@@ -143,6 +156,7 @@ export function telegramSettings(telegram: FakeTelegram): Record<string, string>
   };
 }
 
+/** The settings with which a section talks to this Feishu. */
 export function feishuSettings(feishu: FakeFeishu): Record<string, string> {
   return {
     FEISHU_APP_ID: feishu.appId,
@@ -155,7 +169,7 @@ export function feishuSettings(feishu: FakeFeishu): Record<string, string> {
   };
 }
 
-/** A port that nobody has at this moment. */
+/** A port that is free at this moment. */
 async function freePort(): Promise<number> {
   const server = createServer();
   const url = await listen(server);
@@ -163,19 +177,19 @@ async function freePort(): Promise<number> {
   return Number(new URL(url).port);
 }
 
-/** Something to tell the person, in place of a stack. */
-export class Trouble extends Error {}
+/** An error whose message is for the person: it is printed without a stack. */
+export class UserError extends Error {}
 
-/** The world that runs. */
-export function theWorld(root = ROOT): WorldFile {
+/** The world that is running. Throws a UserError if there is none. */
+export function requireWorld(root = ROOT): WorldFile {
   const world = readWorld(root);
-  if (!world) throw new Trouble("No practice world is running: start one with npm start.");
+  if (!world) throw new UserError("No practice world is running: start one with npm start.");
   if (isAlive(world.pid)) return world;
   const gone = `process ${world.pid} is gone and left ${worldPath(root)} behind`;
-  throw new Trouble(`No practice world is running (${gone}): start one with npm start.`);
+  throw new UserError(`No practice world is running (${gone}): start one with npm start.`);
 }
 
-/** What the file says, or undefined if there is none that can be read. */
+/** What the world file says, or undefined if there is none that can be read. */
 export function readWorld(root = ROOT): WorldFile | undefined {
   try {
     return JSON.parse(readFileSync(worldPath(root), "utf8"));
@@ -184,17 +198,18 @@ export function readWorld(root = ROOT): WorldFile | undefined {
   }
 }
 
-/** A process that was killed could not remove its file. */
+/** Whether a process is alive. A world that was killed could not remove its file. */
 export function isAlive(pid: number): boolean {
   try {
     process.kill(pid, 0);
     return true;
   } catch (error) {
-    // EPERM: it lives, but belongs to somebody else.
+    // EPERM means that the process lives, but belongs to another user.
     return error instanceof Error && "code" in error && error.code === "EPERM";
   }
 }
 
+/** The path of the world file. */
 export function worldPath(root = ROOT): string {
   return join(root, ".practice", "world.json");
 }

@@ -84,8 +84,8 @@ export function storeOf(
 // ---- Recall ----
 
 export const CHANNELS = {
-  keyword: { words: 1, shape: 0 },
-  vector: { words: 0, shape: 1 },
+  keyword: { keyword: 1, vector: 0 },
+  vector: { keyword: 0, vector: 1 },
   hybrid: undefined, // as the section weighs them
 };
 export type Channel = keyof typeof CHANNELS;
@@ -137,7 +137,7 @@ export async function askAll(): Promise<{ section: string; answers: Answer[]; di
   const { name: section, MemoryStore } = await newestMemory();
   return inFolder((folder) => {
     const store = storeOf(MemoryStore, folder, evalSet().facts);
-    const nothing = { sessionKey: KEY, weights: { words: 0, shape: 0 } };
+    const nothing = { sessionKey: KEY, weights: { keyword: 0, vector: 0 } };
     if (store.search("Lisbon", nothing).some(({ score }) => score > 0)) {
       throw new Error(`${section}: search takes no weights, so its channels cannot be told apart.`);
     }
@@ -322,12 +322,12 @@ const QUICK = existsSync("/dev/shm") ? "/dev/shm" : tmpdir();
 
 /** Deliveries beside `count` that wait for later; gives what sends one and takes its time. */
 function deliveries(section: Newest, folder: string, count: number): () => Promise<number> {
-  const { ChannelManager, DeliveryQueue, DeliveryRunner } = section;
+  const { ChannelManager, DeliveryQueue, DeliveryRunner, SimulatedFailures } = section;
   const queue = new DeliveryQueue(folder);
   const channels = new ChannelManager();
   const done = async () => {};
   channels.set("telegram", { name: "telegram", limit: 4096, start: done, send: done, stop: done });
-  const runner = new DeliveryRunner(queue, channels);
+  const runner = new DeliveryRunner(queue, channels, new SimulatedFailures());
   const add = (to: string, id: string, nextAttemptAt: number) => {
     const rest = { text: "a reply", enqueuedAt: Date.now(), failures: 0, unfinished: 0 };
     queue.add({ id: `${id}#0`, channel: "telegram", to, nextAttemptAt, ...rest });
@@ -399,7 +399,7 @@ async function queueTime(section: Newest, count: number): Promise<number> {
   return median(times);
 }
 
-async function idle(): Promise<void> {
+async function besideIdle(): Promise<void> {
   const name = existingSections(ROOT, "en").at(-1) ?? "";
   const { href } = pathToFileURL(path.join(ROOT, sectionPath("en", name)));
   const section = (await import(href)) as Newest; // the newest one has them
@@ -459,7 +459,7 @@ async function main(): Promise<void> {
       digest: { type: "boolean", default: false },
     },
   });
-  if (positionals.join() === "idle") return idle();
+  if (positionals.join() === "idle") return besideIdle();
   if (positionals.join() !== "memory") throw new Error(HELP);
   await memory(values.misses, values.digest);
 }

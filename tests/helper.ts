@@ -66,7 +66,7 @@ const ON_DISK: SectionFile[] = LANGUAGES.flatMap((lang) => {
     if (!/^s(0[1-9]|10)_\w+\.ts$/.test(file)) return [];
     const id = file.slice(0, 3) as SectionId; // as the expression above says
     // A translation counts when its language claims it: until then it may lag behind.
-    if (lang !== "en" && !claims.get(lang)?.sections.includes(id)) return [];
+    if (lang !== "en" && !claims.get(lang)?.code.includes(id)) return [];
     if (!isWanted(lang, /^\D+$/) || !isWanted(id, /^s\d\d$/)) return [];
     return [{ id, lang, name: `${lang}/${file.slice(0, -3)}`, file: join(folder, file) }];
   });
@@ -84,7 +84,9 @@ export function englishFrom(first: SectionId): SectionFile[] {
 
 // ---- What later sections change on purpose ----
 
-/** A case asserts what holds in all later sections. Where one of them means to differ, it is here. */
+/**
+ * A case asserts what holds in all later sections. Where one of them means to differ, it is here.
+ */
 export interface Change {
   /** The first section that differs. */
   since: SectionId;
@@ -107,7 +109,7 @@ export const CHANGES: Change[] = [
   {
     since: "s09",
     what: "own retries",
-    why: "The SDK tries once; the program tries again, and lets the key or the model rest before.",
+    why: "The SDK tries once; the program retries, after a cooldown of the key or the model.",
   },
   {
     since: "s10",
@@ -161,12 +163,12 @@ export function settings(model?: PracticeModel, more: Settings = {}): Settings {
   };
 }
 
-// In memory, where the system has such a place: sections wait for the disk at every message, and
-// here nobody pulls the plug.
+// In memory, where the system has such a folder, because sections flush every message to the disk,
+// and a test does not survive a power cut anyway.
 const SCRATCH = existsSync("/dev/shm") ? "/dev/shm" : tmpdir();
 const folders: string[] = [];
 
-/** An empty folder, by its real path, that goes after the test. */
+/** An empty folder, by its real path, that is removed after the test. */
 export function temporaryFolder(): string {
   const folder = realpathSync(mkdtempSync(join(SCRATCH, "claw0-test-")));
   folders.push(folder);
@@ -175,14 +177,14 @@ export function temporaryFolder(): string {
 
 // ---- A section, imported ----
 
-/** The shape that a section and all after it have. A later section adds its line here. */
+/** The exports that a section and all later ones have. */
 interface Modules {
   s01: typeof import("../sessions/en/s01_agent_loop.ts");
   s02: typeof import("../sessions/en/s02_tool_use.ts");
   s03: typeof import("../sessions/en/s03_sessions.ts");
 }
 
-/** Imports a section afresh: it reads some settings when it is loaded, some when it is used. */
+/** Imports a section anew, because it reads some settings when it is loaded. */
 export async function load<Since extends keyof Modules>(
   _since: Since,
   section: SectionFile,
@@ -202,13 +204,13 @@ let output: string[] = [];
 /** What the section has printed into this process. */
 export const printed = () => output.join("");
 
-/** Makes the SDK's waiting between two attempts pass at once. */
+/** Makes the SDK retry without its back-off. */
 export function retryAtOnce(): void {
   const wait = globalThis.setTimeout;
   const quick = (run: () => void, ms = 0, ...args: []) =>
     wait(run, ms >= 300 && ms <= 5000 ? 0 : ms, ...args);
   vi.spyOn(globalThis, "setTimeout").mockImplementation(
-    quick as typeof setTimeout, // it has a property more, which nobody here uses
+    quick as typeof setTimeout, // without __promisify__, which nobody uses here
   );
 }
 
@@ -298,32 +300,16 @@ export function breaches(request: { messages?: Param[]; system?: unknown }): str
   const messages = request.messages ?? [];
   const found: string[] = [];
   if (messages.length === 0) found.push("there are no messages");
-  const ids = new Set<string>();
+  const callIds = new Set<string>();
   messages.forEach((message, index) => {
-    const here = blocks(message);
-    const before = messages[index - 1];
-    const say = (what: string) => found.push(`message ${index}: ${what}`);
-    if (message.role !== (index % 2 === 0 ? "user" : "assistant")) {
-      say("the roles must take turns, the user first");
-    }
-    if (here.length === 0) say("it is empty");
-    for (const block of here) {
-      if (isBlank(block)) say(`a blank ${block.type}`);
-      if (block.type === "thinking" && !block.signature) say("thinking that was cut off");
-      if (block.type !== "tool_use" && block.type !== "server_tool_use") continue;
-      if (ids.has(block.id)) say(`the id ${block.id} is there twice`);
-      ids.add(block.id);
-    }
-    const asked = idsOf(before, "tool_use");
-    const answered = idsOf(message, "tool_result");
-    if (asked.join() !== answered.join()) {
-      say(`calls ${asked.join() || "none"}, but results ${answered.join() || "none"}`);
-    }
-    const first = here.findIndex(({ type }) => type !== "tool_result");
-    if (first >= 0 && here.slice(first).some(({ type }) => type === "tool_result")) {
-      say("results must come first");
-    }
-    if (here.at(-1)?.type.endsWith("thinking")) say("thinking must not come last");
+    const problems = [
+      ...(message.role === (index % 2 === 0 ? "user" : "assistant")
+        ? []
+        : ["the roles must take turns, the user first"]),
+      ...blocks(message).flatMap((block) => problemsOfBlock(block, callIds)),
+      ...problemsOfOrder(message, messages[index - 1]),
+    ];
+    found.push(...problems.map((what) => `message ${index}: ${what}`));
   });
   const last = messages.at(-1);
   const paused = blocks(last).at(-1)?.type ?? "";
@@ -332,6 +318,35 @@ export function breaches(request: { messages?: Param[]; system?: unknown }): str
   }
   if (idsOf(last, "tool_use").length > 0) found.push("the last message has open calls");
   if (!isWellFormed(request)) found.push("half a character");
+  return found;
+}
+
+/** `callIds` are those of the blocks before this one; its own is added. */
+function problemsOfBlock(block: Anthropic.ContentBlockParam, callIds: Set<string>): string[] {
+  const found: string[] = [];
+  if (isBlank(block)) found.push(`a blank ${block.type}`);
+  if (block.type === "thinking" && !block.signature) found.push("thinking that was cut off");
+  if (block.type !== "tool_use" && block.type !== "server_tool_use") return found;
+  if (callIds.has(block.id)) found.push(`the id ${block.id} is there twice`);
+  callIds.add(block.id);
+  return found;
+}
+
+/** Which blocks a message has to have, and in which order. */
+function problemsOfOrder(message: Param, before: Param | undefined): string[] {
+  const content = blocks(message);
+  const found: string[] = [];
+  if (content.length === 0) found.push("it is empty");
+  const asked = idsOf(before, "tool_use").join();
+  const answered = idsOf(message, "tool_result").join();
+  if (asked !== answered) {
+    found.push(`calls ${asked || "none"}, but results ${answered || "none"}`);
+  }
+  const first = content.findIndex(({ type }) => type !== "tool_result");
+  if (first >= 0 && content.slice(first).some(({ type }) => type === "tool_result")) {
+    found.push("results must come first");
+  }
+  if (content.at(-1)?.type.endsWith("thinking")) found.push("thinking must not come last");
   return found;
 }
 
@@ -393,9 +408,9 @@ export function brokenPrefixes(log: LoggedRequest[]): string[] {
   return log.slice(1).flatMap((after, index) => {
     const before = log[index];
     if (!before || beginsWith(after, before)) return [];
-    const [rows, start] = [rowOf(after), rowOf(before)];
-    const at = start.findIndex((block, place) => rows[place] !== block);
-    return [`request ${index + 2}, block ${at}: ${start[at]} became ${rows[at]}`.slice(0, 400)];
+    const [newRow, oldRow] = [rowOf(after), rowOf(before)];
+    const at = oldRow.findIndex((block, place) => newRow[place] !== block);
+    return [`request ${index + 2}, block ${at}: ${oldRow[at]} became ${newRow[at]}`.slice(0, 400)];
   });
 }
 
@@ -419,12 +434,12 @@ export const SEVERAL = { timeout: 4 * PATIENCE };
 
 const programs = new Set<Program>();
 
-/** A section that runs. Nothing here sleeps: it waits for what the section prints. */
+/** A running section. Its methods wait for what the section prints, and never for a fixed time. */
 export class Program {
   code: number | undefined;
-  /** All that was printed, without what only moves the cursor or sets a colour. */
+  /** All that was printed, without control sequences for cursor and colours. */
   text = "";
-  /** The same as it came. */
+  /** All that was printed, as it came. */
   raw = "";
   readonly #pipes: Pipes;
   readonly #watchers = new Set<() => void>();
@@ -441,7 +456,7 @@ export class Program {
 
   heard(piece: string): void {
     this.raw += piece;
-    // The end of the chunk may be in the middle of a sequence; the rest comes with the next one.
+    // A chunk may end within a control sequence, whose rest then comes with the next chunk.
     const whole = this.raw.replace(UNFINISHED, "");
     this.text = stripVTControlCharacters(whole).replace(/\r+\n/g, "\n");
     for (const watch of this.#watchers) watch();
@@ -487,14 +502,14 @@ export class Program {
     if (this.code === undefined) this.#pipes.kill(signal);
   }
 
-  /** Closes its input and waits for its end. */
+  /** Closes the program's input and waits until it has ended. */
   async finish(input = ""): Promise<{ code: number; text: string }> {
     if (input) this.write(input);
     this.#pipes.end();
     return this.end();
   }
 
-  /** Waits for its end. */
+  /** Waits until the program has ended. */
   async end(): Promise<{ code: number; text: string }> {
     const code = await this.#wait("its end", () => this.code);
     return { code, text: this.text };
@@ -521,27 +536,28 @@ export class Program {
   }
 }
 
-/** Nothing of the environment that could change what a section does. */
+/** An environment without settings that could change what a section does. */
 function bareEnvironment(): Settings {
   const kept = "PATH HOME USER LANG TMPDIR TEMP TMP SystemRoot ComSpec PATHEXT USERPROFILE APPDATA";
   return Object.fromEntries(kept.split(" ").map((name) => [name, process.env[name] ?? ""]));
 }
 
-/** How a section is started: by tsx, as readers do, or in half the time of that. */
+/** How a section is started: by tsx, as readers do it, or by Node alone, in half the time. */
 export type Runner = "tsx" | "fast";
 
 function command({ file }: SectionFile, runner: Runner): string[] {
   return runner === "tsx" ? ["--import", import.meta.resolve("tsx"), file] : [withoutTypes(file)];
 }
 
-// esbuild belongs to tsx, which takes out the types by it.
+// esbuild is a dependency of tsx, which removes the types with it.
 const ofTsx = createRequire(createRequire(import.meta.url).resolve("tsx"));
 const esbuild: { transformSync(code: string, options: object): { code: string } } =
   ofTsx("esbuild");
 
 /**
- * The same code without its types, for Node alone: taking them out at every start would double the
- * time of it. It is named by its content, and lies where it finds the packages.
+ * The path of the same code without its types, which Node runs alone. Removing the types at every
+ * start would take twice the time, so the result is cached, named by the hash of its source. It is
+ * inside node_modules, where it finds its packages.
  */
 function withoutTypes(file: string): string {
   const source = readFileSync(file, "utf8");
@@ -558,7 +574,7 @@ function withoutTypes(file: string): string {
 
 export interface StartOptions {
   runner?: Runner;
-  /** Words behind the file, like --serve. */
+  /** Arguments after the file, such as --serve. */
   words?: string[];
 }
 
@@ -575,7 +591,7 @@ export function start(
     for (const stream of [child.stdout, child.stderr]) {
       stream?.setEncoding("utf8").on("data", (piece: string) => program.heard(piece));
     }
-    child.stdin?.on("error", () => {}); // it may be gone before a line reaches it
+    child.stdin?.on("error", () => {}); // the program may have ended before a line reaches it
     child.on("close", (code, signal) => program.ended(code ?? (signal ? 128 : 1)));
     return {
       pid: child.pid,
@@ -586,7 +602,7 @@ export function start(
   });
 }
 
-/** Starts a section in a terminal of its own, so many columns wide. */
+/** Starts a section in a pseudo-terminal of so many columns. */
 export function startInTerminal(section: SectionFile, given: Settings, cols = 100): Program {
   const env = { ...bareEnvironment(), ...given, TERM: "xterm-256color" };
   return new Program((program) => {
@@ -613,7 +629,7 @@ beforeEach(() => {
   environment = { ...process.env };
   atExit = process.listeners("exit");
   output = [];
-  // A section prints into this process; a test looks at it, and a person need not see it.
+  // What an imported section prints is kept for the test and not shown in the terminal.
   vi.spyOn(process.stdout, "write").mockImplementation((piece) => {
     output.push(String(piece));
     return true;
@@ -629,7 +645,7 @@ afterEach(async () => {
   models.clear();
   vi.restoreAllMocks();
   vi.useRealTimers();
-  // What a section would do at its end is not for this process.
+  // A section's listeners for its own end must not run when the test process ends.
   for (const listener of process.listeners("exit")) {
     if (!atExit.includes(listener)) process.off("exit", listener);
   }

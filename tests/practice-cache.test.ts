@@ -1,7 +1,7 @@
 import Anthropic from "@anthropic-ai/sdk";
 import { afterEach, beforeEach, describe, expect, it } from "vitest";
-import { minimumFor } from "../practice/cache.ts";
 import { type PracticeModel, startModel } from "../practice/model.ts";
+import { minimumFor } from "../practice/prompt-cache.ts";
 import { countRequest } from "../practice/reply.ts";
 
 type Params = Anthropic.MessageCreateParamsNonStreaming;

@@ -3,11 +3,11 @@
 import Anthropic from "@anthropic-ai/sdk";
 import { Bot, type GrammyError, HttpError } from "grammy";
 import { afterEach, describe, expect, it } from "vitest";
-import { readFail, readFailLine } from "../practice/fail.ts";
-import { MODEL_FAILURES } from "../practice/failures.ts";
+import { readFail, readFailLine } from "../practice/fail-command.ts";
+import { FaultInjector, keyNumber } from "../practice/fault-injection.ts";
 import { type FakeFeishu, FEISHU_FAILURES, startFeishu } from "../practice/feishu.ts";
 import { type ModelOptions, type PracticeModel, startModel } from "../practice/model.ts";
-import { Failures, keyNumber } from "../practice/orders.ts";
+import { MODEL_FAILURES } from "../practice/model-failures.ts";
 import { type FakeTelegram, startTelegram, TELEGRAM_FAILURES } from "../practice/telegram.ts";
 
 type Params = Anthropic.MessageCreateParamsNonStreaming;
@@ -56,33 +56,33 @@ async function outcome(sdk: Anthropic, more: Partial<Params> = {}): Promise<unkn
 describe("an order", () => {
   it("counts, or lasts, or both", () => {
     let now = 0;
-    const failures = new Failures(["529"], () => now);
+    const failures = new FaultInjector(["529"], () => now);
     const all = () => failures.take(() => true)?.kind;
-    failures.order({ kind: "529" });
+    failures.inject({ kind: "529" });
     expect([all(), all()]).toEqual(["529", undefined]);
-    failures.order({ kind: "529", seconds: 60 });
+    failures.inject({ kind: "529", seconds: 60 });
     now = 59_999;
     expect([all(), all(), all()]).toEqual(["529", "529", "529"]);
     now = 60_000;
     expect(all()).toBeUndefined();
-    failures.order({ kind: "529", seconds: 60, times: 1 });
+    failures.inject({ kind: "529", seconds: 60, times: 1 });
     expect([all(), all()]).toEqual(["529", undefined]);
-    failures.order({ kind: "529", seconds: 60, times: 1 });
+    failures.inject({ kind: "529", seconds: 60, times: 1 });
     now = 120_001;
     expect(all()).toBeUndefined();
   });
 
   it("that does not mean a request lets the next order have it", () => {
-    const failures = new Failures(["401", "529"]);
-    failures.order({ kind: "401", key: "2" });
-    failures.order({ kind: "529" });
+    const failures = new FaultInjector(["401", "529"]);
+    failures.inject({ kind: "401", key: "2" });
+    failures.inject({ kind: "529" });
     expect(failures.take(({ key }) => key === undefined)?.kind).toBe("529");
     expect(failures.take(({ key }) => key === "2")?.kind).toBe("401");
   });
 
   it("is forgotten when things are mended", () => {
-    const failures = new Failures(["529"]);
-    failures.order({ kind: "529", times: 9 });
+    const failures = new FaultInjector(["529"]);
+    failures.inject({ kind: "529", times: 9 });
     failures.clear();
     expect(failures.take(() => true)).toBeUndefined();
   });
@@ -207,7 +207,7 @@ describe("the model", () => {
     const server = await model();
     server.fail({ kind: "500", seconds: 600 });
     expect(await outcome(client(server))).toBe("api_error");
-    server.mend();
+    server.clearFailures();
     expect(await outcome(client(server))).toBe("ok");
   });
 });
@@ -270,8 +270,8 @@ describe("the fake platforms, by their knobs", () => {
   it("Feishu too", async () => {
     const server: FakeFeishu = await startFeishu();
     open.push(server);
-    const post = async (path: string, body: object, token = "") => {
-      const headers = { authorization: `Bearer ${token}` };
+    const post = async (path: string, body: object, bearer = "") => {
+      const headers = { authorization: `Bearer ${bearer}` };
       const request = { method: "POST", headers, body: JSON.stringify(body) };
       return (await fetch(`${server.url}/open-apis/${path}`, request)).json();
     };
@@ -368,9 +368,9 @@ describe("npm run practice -- fail, in words", () => {
     const server = await model();
     const { where, failure } = readFailLine("529 --for 10m --model claude-sonnet-5-5");
     expect([where, failure]).toEqual(["model", { kind: "529", seconds: 600, model: ask().model }]);
-    server.obey(failure);
+    server.setFailure(failure);
     expect(await outcome(client(server))).toBe("overloaded_error");
-    server.obey(readFailLine("off").failure);
+    server.setFailure(readFailLine("off").failure);
     expect(await outcome(client(server))).toBe("ok");
     expect(() => readFailLine("529 --often 3")).toThrow("--often");
   });

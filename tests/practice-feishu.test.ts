@@ -57,7 +57,7 @@ async function start(options: FeishuOptions = {}): Promise<void> {
   feishu = await startFeishu({ webhook: address, redeliverAfter: [0, 0, 0, 0], ...options });
 }
 
-const sha256 = (text: string): Buffer => createHash("sha256").update(text).digest();
+const sha256 = (bytes: string): Buffer => createHash("sha256").update(bytes).digest();
 
 function isSigned({ headers, raw }: Request, key = KEY): boolean {
   const parts = ["timestamp", "nonce"].map((name) => headers[`x-lark-request-${name}`]);
@@ -171,7 +171,7 @@ describe("events", () => {
 
   it("of one chat set out in order", async () => {
     await start();
-    const said = ["one", "two", "three", "four"].map((text) => feishu.say("alice", text));
+    const said = ["one", "two", "three", "four"].map((words) => feishu.say("alice", words));
     await Promise.all(said.map((one) => one.delivered));
     const texts = messages().map((one) => JSON.parse(String(one.content)).text);
     expect(texts).toEqual(["one", "two", "three", "four"]);

@@ -15,7 +15,7 @@ const later = [tool("list_directory", "path"), tool("get_current_time")];
 
 /** The words, and the calls as [name, input], after these lines of the user's. */
 function say(lines: string[], more: Partial<Params> = {}) {
-  const messages = lines.map((content) => ({ role: "user" as const, content }));
+  const messages = lines.map((line) => ({ role: "user" as const, content: line }));
   const request = { model: "claude-sonnet-5-5", max_tokens: 8192, messages, ...more };
   const { content = [] } = answer(request);
   const words = content.flatMap((block) => (block.type === "text" ? [String(block.text)] : []));

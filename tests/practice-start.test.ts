@@ -1,4 +1,6 @@
-/** `npm start` and `npm run practice` as processes of their own, in a small copy of the tutorial. */
+/**
+ * `npm start` and `npm run practice` as processes of their own, in a small copy of the tutorial.
+ */
 
 import { type ChildProcess, spawn } from "node:child_process";
 import {
@@ -114,8 +116,7 @@ function launch(script: string, args: string[], env: Record<string, string> = {}
   const says = (wanted: string | RegExp): Promise<string> =>
     new Promise((resolve, reject) => {
       const watch = (): void => {
-        const found = typeof wanted === "string" ? output.includes(wanted) : wanted.test(output);
-        if (found) resolve(output);
+        if (isIn(output, wanted)) resolve(output);
         else if (!running.has(child)) reject(new Error(`"${wanted}" never came in:\n${output}`));
         else return;
         watchers.delete(watch);
@@ -124,6 +125,10 @@ function launch(script: string, args: string[], env: Record<string, string> = {}
       watch();
     });
   return { child, done, says };
+}
+
+function isIn(output: string, wanted: string | RegExp): boolean {
+  return typeof wanted === "string" ? output.includes(wanted) : wanted.test(output);
 }
 
 function start(args: string[], input = "", env: Record<string, string> = {}) {

@@ -16,7 +16,7 @@ const ALL = [
 
 /** What the model says to the last of these lines, and the calls as [name, input]. */
 function say(lines: string | string[], more: Partial<PracticeRequest> = {}) {
-  const messages = [lines].flat().map((content) => ({ role: "user" as const, content }));
+  const messages = [lines].flat().map((line) => ({ role: "user" as const, content: line }));
   const request = {
     model: "claude-sonnet-5-5",
     max_tokens: 1000,

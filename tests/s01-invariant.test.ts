@@ -81,8 +81,8 @@ describe("the log", () => {
     const model = await practice();
     const body = JSON.stringify({ model: "m", max_tokens: 9, messages: [hi, user(text("and?"))] });
     const headers = { "x-api-key": "k", "anthropic-version": "2026-10-21" };
-    const send = (text: string) =>
-      fetch(`${model.url}/v1/messages`, { method: "POST", body: text, headers });
+    const send = (bytes: string) =>
+      fetch(`${model.url}/v1/messages`, { method: "POST", body: bytes, headers });
     await send(body);
     await send(body.replace('"max_tokens":9', '"max_tokens":"9"'));
     const [first, second] = model.log;

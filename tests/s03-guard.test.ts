@@ -71,6 +71,19 @@ async function chat(opened: Awaited<ReturnType<typeof open>>, ...names: string[]
   }
 }
 
+type Opened = Awaited<ReturnType<typeof open>>;
+type Session = Opened["session"];
+type Message = Session["messages"][number];
+
+/** That a history cut before `start` begins with a person's message and makes a valid request. */
+function expectWholeTurns({ toRequest }: Opened, messages: Session["messages"], start: Message) {
+  const from = messages.indexOf(start);
+  expect(messages[from]?.role).toBe("user");
+  expect(withoutContext(blocks(messages[from]))).toMatchObject([{ type: "text" }]);
+  const problems = breaches({ messages: toRequest(messages.slice(from)) });
+  expect(problems.filter((what) => !what.includes("last message"))).toEqual([]);
+}
+
 describe.each(sectionsFrom("s03"))("$name", (section) => {
   const scripted = (contextTokens?: number) =>
     practice({ rules: false, ...(contextTokens && { contextTokens }) });
@@ -451,16 +464,8 @@ describe.each(sectionsFrom("s03"))("$name", (section) => {
         };
         model.script(say("A summary."));
         await new opened.ContextGuard(limit).summarise(session, {}, 0.3);
-        for (const first of kept) {
-          if (first === undefined) continue;
-          const from = session.messages.indexOf(first as (typeof session.messages)[number]); // it is one
-          const start = session.messages[from];
-          expect(start?.role).toBe("user");
-          expect(withoutContext(blocks(start))).toMatchObject([{ type: "text" }]);
-          const request = { messages: opened.toRequest(session.messages.slice(from)) };
-          const said = breaches(request).filter((what) => !what.includes("last message"));
-          expect(said).toEqual([]);
-        }
+        const starts = kept.filter((start) => start !== undefined);
+        for (const start of starts) expectWholeTurns(opened, session.messages, start as Message); // it is one
         model.script();
       }
       expect(blocks(model.log.at(-1)?.request.messages[0])).toHaveLength(1);

@@ -7,8 +7,8 @@ import fs from "node:fs";
 import path from "node:path";
 import fc from "fast-check";
 import { describe, expect, it } from "vitest";
-import { FAILURES } from "../practice/failures.ts";
 import type { PracticeModel, Scripted, ScriptedBlock } from "../practice/model.ts";
+import { FAILURES } from "../practice/model-failures.ts";
 import {
   call,
   load,
@@ -36,7 +36,7 @@ const thinking: fc.Arbitrary<ScriptedBlock> = fc.constantFrom(
   { type: "thinking", thinking: "Let me see what this is about.", signature: "c2ln" },
   { type: "redacted_thinking", data: "c2VjcmV0" },
 );
-const text: fc.Arbitrary<ScriptedBlock> = words.map((text) => ({ type: "text", text }));
+const text: fc.Arbitrary<ScriptedBlock> = words.map((said) => ({ type: "text", text: said }));
 const tool: fc.Arbitrary<ScriptedBlock> = fc.constantFrom(
   call("quick", {}),
   call("quick", { n: 1 }),
@@ -79,14 +79,14 @@ const reply = (withTools: boolean): fc.Arbitrary<Scripted> => {
       message: fc.constant("no"),
     }),
   });
-  const words = [plain, plain, cutThinking, broken, failed];
-  if (!withTools) return fc.oneof(...words);
+  const withoutCalls = [plain, plain, cutThinking, broken, failed];
+  if (!withTools) return fc.oneof(...withoutCalls);
   const used = fc.tuple(head, fc.array(tool, { minLength: 1, maxLength: 3 }));
   const tools: fc.Arbitrary<Scripted> = used.map(([a, b]) => ({ content: [...a, ...b] }));
   const cut = used.map(([a, b]) => ({ content: [...a, ...b], cutToolInput: true }));
   const refused = used.map(([a, b]) => ({ content: [...a, ...b], stopReason: "refusal" }));
   const paused = head.map((a) => ({ content: [...a, search], stopReason: "pause_turn" }));
-  return fc.oneof(...words, tools, tools, tools, cut, refused, paused);
+  return fc.oneof(...withoutCalls, tools, tools, tools, cut, refused, paused);
 };
 
 interface Step {
@@ -216,21 +216,31 @@ async function talks(section: SectionFile, given: Record<string, string>): Promi
       const name = names.find((one) => path.basename(one) === `${session.id}.jsonl`) ?? "";
       return path.join(dir, name);
     };
+    // As after kill -9 at any byte of what was written last, but not of the first line, because
+    // that one was on disk before anything was said.
+    const tear = (bytes: number) => {
+      const { size } = fs.statSync(file());
+      const [header = ""] = fs.readFileSync(file(), "utf8").split("\n");
+      fs.truncateSync(file(), Math.max(header.length + 1, size - bytes));
+    };
     return {
       turn: (line, signal) => runTurn(session, line, { signal }),
       history: () => session.messages,
       async after(what) {
         const guard = new ContextGuard(300); // small, so that it cuts among a few messages
-        if (what.do === "compact") await guard.summarise(session, {}, 0.3);
-        if (what.do === "shorten") guard.shortenResults(session);
-        // kill -9 at any byte of what was written last, but not of the first line: that one
-        // was on disk before anything was said.
-        const { size } = fs.statSync(file());
-        const [header = ""] = fs.readFileSync(file(), "utf8").split("\n");
-        if (what.do === "torn")
-          fs.truncateSync(file(), Math.max(header.length + 1, size - what.bytes));
-        if (what.do !== "restart" && what.do !== "torn") return;
-        session = new SessionStore(dir).current(key);
+        const restart = () => {
+          session = new SessionStore(dir).current(key);
+        };
+        const changes = {
+          compact: () => guard.summarise(session, {}, 0.3),
+          shorten: () => guard.shortenResults(session),
+          restart,
+          torn: () => {
+            tear(what.bytes);
+            restart();
+          },
+        };
+        await changes[what.do]();
       },
     };
   };

@@ -1,4 +1,6 @@
-/** s03: sessions on disk: replay, torn files, the pointer to the current one, keys, and the lock. */
+/**
+ * s03: sessions on disk: replay, torn files, the pointer to the current one, keys, and the lock.
+ */
 
 import { type ChildProcess, spawn } from "node:child_process";
 import fs from "node:fs";
@@ -61,7 +63,7 @@ const filesIn = (dir: string) =>
 
 /** The file of a session. */
 function fileOf(dir: string, { id }: Session): string {
-  const name = filesIn(dir).find((name) => path.basename(name) === `${id}.jsonl`);
+  const name = filesIn(dir).find((file) => path.basename(file) === `${id}.jsonl`);
   if (!name) throw new Error(`there is no file of the session ${id}`);
   return path.join(dir, name);
 }
@@ -78,6 +80,43 @@ const stateOf = (session: Session) => {
   const { id, messages, summary, rewritten } = session;
   return plain({ id, messages, summary, rewritten });
 };
+
+type Change =
+  | { do: "turn" | "tool" | "fail"; text: string }
+  | { do: "compact" | "shorten"; at: number };
+type Step = Change | { do: "restart" };
+
+function change(session: Session, step: Change): void {
+  if ("text" in step) appendTurn(session, step.do, step.text);
+  else if (step.do === "compact") compactAllBut(session, step.at);
+  else shortenNewest(session, step.at);
+}
+
+/** Summarises what is older than the newest turns. */
+function compactAllBut(session: Session, newestTurns: number): void {
+  const starts = session.messages.filter(
+    ({ role, content }) => role === "user" && content[0]?.type === "text",
+  );
+  session.compact(`summary ${newestTurns}`, starts.at(-newestTurns));
+}
+
+function shortenNewest(session: Session, count: number): void {
+  const blocks = session.messages.flatMap(({ role, content }) => (role === "user" ? content : []));
+  const results = blocks.filter((block) => block.type === "tool_result");
+  session.shorten(results.slice(-count).map((block) => block.tool_use_id));
+}
+
+/** A turn as the loop appends it: one that fails has no reply, one with a tool has two calls. */
+function appendTurn(session: Session, kind: "turn" | "tool" | "fail", words: string): void {
+  session.append(user(`u ${words}`));
+  if (kind === "fail") return;
+  if (kind === "tool") {
+    const ids = [`t${++made}`, `t${++made}`];
+    session.append(called(...ids));
+    session.append(answered(`r ${words}`, ...ids));
+  }
+  session.append(said(`a ${words}`));
+}
 
 describe.each(sectionsFrom("s03"))("$name", (section) => {
   describe("replay", () => {
@@ -107,7 +146,7 @@ describe.each(sectionsFrom("s03"))("$name", (section) => {
     it("is the same as memory after any appends, shortenings, compactions and restarts", async () => {
       const { restart, toRequest } = await open(section);
       const text = fc.oneof(fc.string({ unit: "grapheme" }), fc.string({ maxLength: 5000 }));
-      const step = fc.oneof(
+      const step: fc.Arbitrary<Step> = fc.oneof(
         { weight: 5, arbitrary: fc.record({ do: fc.constant("turn" as const), text }) },
         { weight: 3, arbitrary: fc.record({ do: fc.constant("tool" as const), text }) },
         { weight: 1, arbitrary: fc.record({ do: fc.constant("fail" as const), text }) },
@@ -121,28 +160,7 @@ describe.each(sectionsFrom("s03"))("$name", (section) => {
         let session = restart().create(key);
         for (const one of steps) {
           if (one.do === "restart") session = restart().current(key);
-          else if (one.do === "compact") {
-            const starts = session.messages.filter(
-              ({ role, content }) => role === "user" && content[0]?.type === "text",
-            );
-            session.compact(`summary ${one.at}`, starts.at(-one.at));
-          } else if (one.do === "shorten") {
-            const ids = session.messages.flatMap(({ role, content }) =>
-              role === "user"
-                ? content.flatMap((b) => (b.type === "tool_result" ? [b.tool_use_id] : []))
-                : [],
-            );
-            session.shorten(ids.slice(-one.at));
-          } else {
-            session.append(user(`u ${one.text}`));
-            if (one.do === "fail") continue;
-            if (one.do === "tool") {
-              const ids = [`t${++made}`, `t${++made}`];
-              session.append(called(...ids));
-              session.append(answered(`r ${one.text}`, ...ids));
-            }
-            session.append(said(`a ${one.text}`));
-          }
+          else change(session, one);
         }
         const again = restart().current(key);
         expect(stateOf(again)).toEqual(stateOf(session));

@@ -99,7 +99,7 @@ describe.each(englishFrom("s04"))("$name, after a crash", (section) => {
     expect(await world.telegramHears("alice")).toBe("re: [photo] trip\n[photo]");
     expect(await world.telegramHears("alice")).toBe("re: [photo]");
 
-    // Three times begun, never ended: set aside and said, and the next one is answered.
+    // Three times begun, never ended: quarantined and said, and the next one is answered.
     const poison = model.hold();
     world.telegramSays("alice", "poison");
     await poison.waiting;
@@ -119,8 +119,8 @@ describe.each(englishFrom("s04"))("$name, after a crash", (section) => {
     const program = await world.start();
     expect(await world.telegramHears("alice")).toBe("re: after it");
     expect(world.requestsAbout("poison")).toHaveLength(asked);
-    expect(program.text.match(/quarantined/g)).toHaveLength(7);
+    expect(program.text.match(/is quarantined \(renamed to .*\.quarantined\): ./g)).toHaveLength(7);
     await world.inboxDone();
-    expect(world.inboxFiles().filter((name) => name.endsWith(".quarantined"))).toHaveLength(7);
+    expect(world.inboxFiles().filter((file) => file.endsWith(".quarantined"))).toHaveLength(7);
   });
 });

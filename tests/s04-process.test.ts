@@ -224,7 +224,7 @@ describe.each(englishFrom("s04"))("$name, when something is wrong at the start",
   it("waits for a Telegram that is down, and answers the others meanwhile", async () => {
     const world = await openWorld(section, {
       settings: { FEISHU_APP_SECRET: "wrong" },
-      prepare: ({ telegram }) => telegram.fail({ kind: "hang", method: "getMe" }),
+      prepare: (opening) => opening.telegram.fail({ kind: "hang", method: "getMe" }),
     });
     const { telegram } = world;
     expect(world.program.text).toMatch(/feishu: .*10014/);

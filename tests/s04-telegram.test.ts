@@ -309,8 +309,8 @@ describe.each(sectionsFrom("s04"))("$name, when Telegram or the disk fails", (se
     await Promise.all([first.confirmed, second.confirmed]);
     expect(got.map(({ text }) => text)).toEqual(["one", "two"]);
     expect(accept.mock.calls.length).toBeGreaterThanOrEqual(3);
-    const update = telegram.updates.find(({ update }) => update.update_id === first.updates[0]);
-    expect(update?.given).toBe(2);
+    const queued = telegram.updates.find(({ update }) => update.update_id === first.updates[0]);
+    expect(queued?.given).toBe(2);
   });
 
   it("goes on after another program took its updates, or its token was refused", async () => {

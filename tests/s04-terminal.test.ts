@@ -9,35 +9,38 @@ function screen(raw: string, columns: number): string[] {
   const rows: string[][] = [[]];
   let [row, column] = [0, 0];
   const esc = String.fromCharCode(27);
-  const pieces = raw.match(new RegExp(`${esc}\\[([?\\d;]*)([A-Za-z])|[^]`, "gu")) ?? [];
   const line = () => {
     while (rows.length <= row) rows.push([]);
     return rows[row] ?? [];
   };
-  for (const piece of pieces) {
-    const [, numbers = "", letter] =
-      new RegExp(`^${esc}\\[([?\\d;]*)([A-Za-z])$`).exec(piece) ?? [];
-    const count = Number(numbers || 1);
-    if (letter === "A") row = Math.max(0, row - count);
-    else if (letter === "B") row += count;
-    else if (letter === "C") column += count;
-    else if (letter === "D") column = Math.max(0, column - count);
-    else if (letter === "G") column = count - 1;
-    else if (letter === "K") line().splice(column);
-    else if (letter === "J") {
+  /** The control sequences that move the cursor or erase, by their last letter. */
+  const sequences: Record<string, (count: number) => void> = {
+    A: (count) => (row = Math.max(0, row - count)),
+    B: (count) => (row += count),
+    C: (count) => (column += count),
+    D: (count) => (column = Math.max(0, column - count)),
+    G: (count) => (column = count - 1),
+    K: () => line().splice(column),
+    J: () => {
       line().splice(column);
       rows.splice(row + 1);
-    } else if (letter) continue;
+    },
+  };
+  const put = (character: string) => {
+    // The cursor of a real terminal waits at the edge until the next character comes.
+    if (column >= columns) [row, column] = [row + 1, 0];
+    const cells = line();
+    while (cells.length < column) cells.push(" ");
+    cells[column] = character;
+    column += 1;
+  };
+  for (const piece of raw.match(new RegExp(`${esc}\\[([?\\d;]*)([A-Za-z])|[^]`, "gu")) ?? []) {
+    const [, numbers = "", letter] =
+      new RegExp(`^${esc}\\[([?\\d;]*)([A-Za-z])$`).exec(piece) ?? [];
+    if (letter) sequences[letter]?.(Number(numbers || 1));
     else if (piece === "\r") column = 0;
     else if (piece === "\n") row += 1;
-    else if (piece >= " ") {
-      // The cursor of a real terminal waits at the edge until the next character comes.
-      if (column >= columns) [row, column] = [row + 1, 0];
-      const cells = line();
-      while (cells.length < column) cells.push(" ");
-      cells[column] = piece;
-      column += 1;
-    }
+    else if (piece >= " ") put(piece);
   }
   return rows.map((cells) => cells.join("").trimEnd());
 }

@@ -108,8 +108,8 @@ function connect(url: string, headers: Record<string, string> = {}): Promise<Cli
   const socket = new WebSocket(url, { headers });
   afterwards(() => socket.terminate());
   return new Promise((resolve) => {
-    const client = new Client(socket);
-    socket.once("open", () => resolve(client));
+    const connected = new Client(socket);
+    socket.once("open", () => resolve(connected));
     socket.once("unexpected-response", (_request, response) => {
       response.resume();
       resolve(response.statusCode ?? 0);
@@ -129,6 +129,17 @@ const gatewayOnly = (section: SectionFile, settings = {}) =>
 
 const request = (more: object) => JSON.stringify({ jsonrpc: "2.0", ...more });
 
+/** That the notifications about a request came before its reply, and gave the same text. */
+function expectNotified(who: Client, id: unknown, reply: Said): void {
+  const notes = who.about(id);
+  expect(notes[0]?.method).toBe("typing");
+  const deltas = notes.filter(({ method }) => method === "delta");
+  expect(deltas.map(({ params }) => params?.text).join("")).toBe(reply.result?.reply);
+  for (const note of notes) expect(note).not.toHaveProperty("id");
+  const last = notes.at(-1);
+  expect(who.heard.indexOf(reply)).toBeGreaterThan(last ? who.heard.indexOf(last) : -1);
+}
+
 describe.each(englishFrom("s05"))("$name, JSON-RPC 2.0", (section) => {
   it("answers what it should, and nothing else, and stays open", async () => {
     const world = await gatewayOnly(section);
@@ -138,19 +149,13 @@ describe.each(englishFrom("s05"))("$name, JSON-RPC 2.0", (section) => {
       id,
       error: { code, message: expect.any(String) },
     });
+    const expectEach = async (texts: string[], answer: object) => {
+      for (const text of texts) expect(await one.raw(text), text).toEqual(answer);
+    };
 
-    for (const text of [
-      "",
-      "{",
-      "no json",
-      '{"jsonrpc":"2.0","id":1,"method":"status"',
-      "\u0000",
-    ]) {
-      expect(await one.raw(text), text).toEqual(error(-32700));
-    }
-    for (const text of ["7", '"text"', "null", "true", "[]", "{}"]) {
-      expect(await one.raw(text), text).toEqual(error(-32600));
-    }
+    const noJson = ["", "{", "no json", '{"jsonrpc":"2.0","id":1,"method":"status"', "\u0000"];
+    await expectEach(noJson, error(-32700));
+    await expectEach(["7", '"text"', "null", "true", "[]", "{}"], error(-32600));
     const status = { id: 1, method: "status" };
     const invalid: [object, unknown][] = [
       [{ ...status, jsonrpc: "1.0" }, 1],
@@ -164,19 +169,10 @@ describe.each(englishFrom("s05"))("$name, JSON-RPC 2.0", (section) => {
       [{ id: true, method: "status" }, null],
       [{ method: 7 }, null],
     ];
-    for (const [more, id] of invalid) {
-      expect(await one.raw(request(more)), JSON.stringify(more)).toEqual(error(-32600, id));
-    }
-    for (const method of [
-      "nothing",
-      "",
-      "constructor",
-      "__proto__",
-      "toString",
-      "hasOwnProperty",
-    ]) {
-      expect(await one.raw(request({ id: "m", method })), method).toEqual(error(-32601, "m"));
-    }
+    for (const [more, id] of invalid) await expectEach([request(more)], error(-32600, id));
+    const unknown = ["nothing", "", "constructor", "__proto__", "toString", "hasOwnProperty"];
+    const toUnknown = unknown.map((method) => request({ id: "m", method }));
+    await expectEach(toUnknown, error(-32601, "m"));
     for (const id of ["text", "", 0, -1, 2.5, 1e15, null]) {
       expect(await one.raw(request({ ...status, id }))).toMatchObject({ jsonrpc: "2.0", id });
     }
@@ -258,18 +254,10 @@ describe.each(englishFrom("s05"))("$name, JSON-RPC 2.0", (section) => {
       [one, "eight", next],
       [two, 7, quick],
     ] as const) {
-      const notes = who.about(id);
-      expect(notes[0]?.method).toBe("typing");
-      const deltas = notes.filter(({ method }) => method === "delta");
-      expect(deltas.map(({ params }) => params?.text).join("")).toBe(reply.result?.reply);
-      for (const note of notes) expect(note).not.toHaveProperty("id");
-      const last = notes.at(-1);
-      expect(who.heard.indexOf(reply)).toBeGreaterThan(last ? who.heard.indexOf(last) : -1);
+      expectNotified(who, id, reply);
     }
-    for (const who of [one, two]) {
-      const mark = who === one ? "§two§" : "§one§";
-      expect(JSON.stringify(who.heard)).not.toContain(mark);
-    }
+    expect(JSON.stringify(one.heard)).not.toContain("§two§");
+    expect(JSON.stringify(two.heard)).not.toContain("§one§");
 
     // Nobody comes from the terminal, or from a cron job, over the network.
     for (const channel of ["cli", "CLI", "Cli", "cron", "CRON", "heartbeat", " cli"]) {
@@ -381,7 +369,7 @@ describe.each(englishFrom("s05"))("$name, who gets in, and how much", (section) 
     const world = await gatewayOnly(section, { GATEWAY_TOKEN: "a secret of ours" });
     const bare = `ws://127.0.0.1:${world.port}/`;
     expect(world.program.text).not.toContain("a secret of ours");
-    const bearer = (token: string) => ({ authorization: `Bearer ${token}` });
+    const bearer = (secret: string) => ({ authorization: `Bearer ${secret}` });
     const token = encodeURIComponent("a secret of ours");
     const refused: [string, Record<string, string>, number][] = [
       [bare, {}, 401],

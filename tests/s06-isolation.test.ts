@@ -48,8 +48,8 @@ async function open(section: SectionFile, more: Record<string, string> = {}) {
   const app = appOf06(s06, join(workspace, ".state"));
   for (const name of ["telegram", "feishu"]) app.channels.set(name, silentChannel(name));
   /** Runs a tool as in a turn of this message; without one it is the terminal's. */
-  const use = async (name: string, input: object, more?: Inbound) => {
-    const message = more && inbound(more);
+  const use = async (name: string, input: object, from?: Inbound) => {
+    const message = from && inbound(from);
     const key = message ? `agent:luna:${message.channel}:direct:${message.peerId}` : app.key;
     const block = {
       type: "tool_use",

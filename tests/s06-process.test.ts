@@ -68,9 +68,9 @@ describe.each(englishFrom("s06"))("$name", (section) => {
     expect(about()).toContain("You remember: My favourite tea is oolong.");
 
     // Alice is the owner on the phone. Her notes there are not those of the terminal.
-    const asks = async (person: string, text: string, group?: string) => {
-      telegram.say(person, text, { group });
-      await telegram.nextSent(group ?? person);
+    const asks = async (person: string, text: string, inGroup?: string) => {
+      telegram.say(person, text, { group: inGroup });
+      await telegram.nextSent(inGroup ?? person);
       const { system, messages } = model.log.at(-1)?.request ?? { system: "", messages: [] };
       return {
         prompt: JSON.stringify(system),

@@ -160,18 +160,18 @@ describe.each(sectionsFrom("s07"))("$name, a job", (file) => {
     writeCron(world.workspace, [mine]);
     app.cron.tick();
     const errors = () => app.cron.stateOf(mine).errors;
-    async function once(answer: object, expected: number): Promise<void> {
+    async function runsInto(answer: object, expected: number): Promise<void> {
       model.script(answer);
       clock.at += MINUTE;
       app.cron.tick();
       await world.settled();
       expect(errors()).toBe(expected);
     }
-    await once(ILL, 1);
-    await once({ content: [{ type: "text", text: "no" }], stopReason: "refusal" }, 2);
+    await runsInto(ILL, 1);
+    await runsInto({ content: [{ type: "text", text: "no" }], stopReason: "refusal" }, 2);
     expect(printed()).toContain("the model is ill");
-    await once(say("It works."), 0);
-    for (let count = 1; count <= 5; count++) await once(ILL, count);
+    await runsInto(say("It works."), 0);
+    for (let count = 1; count <= 5; count++) await runsInto(ILL, count);
     const said = await heard(world);
     expect(said).toHaveLength(2); // what worked, and that it is off now
     expect(said[0]).toBe(`${OWNER}: It works.`);

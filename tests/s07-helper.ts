@@ -1,6 +1,6 @@
 /**
- * For the cases of s07: a section with a clock that only moves when a case moves it, a CRON.json
- * that is certain to look edited, and a phone that takes what is sent.
+ * For the tests of s07: a section whose clock moves only when a test moves it, a CRON.json whose
+ * time of change always differs, and a channel that keeps what is sent.
  */
 
 import { readdirSync, readFileSync, utimesSync, writeFileSync } from "node:fs";
@@ -27,7 +27,7 @@ export class Clock {
   at: number;
   now = () => this.at;
 
-  /** Ten in the morning of a Monday, wherever the test runs: heartbeats are active then. */
+  /** By default a Monday at 10:00 local time, when heartbeats are active. */
   constructor(at = new Date(2027, 0, 4, 10).getTime()) {
     this.at = at;
   }
@@ -37,7 +37,10 @@ export const iso = (at: number) => new Date(at).toISOString();
 
 let edits = 0;
 
-/** Writes CRON.json. Two edits within a tick of the file system would have the same time. */
+/**
+ * Writes CRON.json with a time of its own, because two edits within one tick of the file system's
+ * clock would have the same time, and the section would not see the second one.
+ */
 export function writeCron(workspace: string, content: unknown[] | string): void {
   const file = join(workspace, "CRON.json");
   writeFileSync(file, typeof content === "string" ? content : JSON.stringify({ jobs: content }));
@@ -55,7 +58,7 @@ export function quarantined(folder: string, name: string): string[] {
     .map((file) => readFileSync(join(folder, file), "utf8"));
 }
 
-/** A job that tells something. */
+/** A job that sends a text without asking the model. */
 export const event = (id: string, schedule: Job["schedule"], more: Partial<Job> = {}): Job => ({
   id,
   enabled: true,
@@ -83,14 +86,14 @@ export const once = (at: number | string): Job["schedule"] => ({
   at: typeof at === "number" ? iso(at) : at,
 });
 
-/** A service on a workspace, and what it has begun, as "id time". */
+/** A CronService on a workspace, and the runs that it has begun, as "id time". */
 export function service(section: S07, workspace: string, clock: Clock) {
   const begun: string[] = [];
   const begin = (job: Job, due: number) => begun.push(`${job.id} ${iso(due)}`) > 0;
   return { cron: new section.CronService(workspace, begin, clock.now), begun };
 }
 
-/** A channel of which every message counts. */
+/** A channel that keeps every message, and on which a test can wait for messages. */
 export class Phone {
   readonly limit = 4096;
   readonly name: string;
@@ -109,7 +112,7 @@ export class Phone {
     for (const watch of this.#watchers) watch();
   }
 
-  /** Resolves when so many have come, with all of them. */
+  /** Resolves with all messages when there are at least `count`. */
   until(count: number): Promise<string[]> {
     return new Promise((resolve) => {
       const watch = () => {
@@ -136,13 +139,13 @@ export interface Own {
   app: App07;
   /** Begins a run, as the program does. */
   begin(job: Job, due?: number): Promise<string>;
-  /** All runs that the service has begun have come to their end. */
+  /** Resolves when all runs that the service has begun have ended. */
   settled(): Promise<unknown>;
   /** The same workspace after a restart. */
   again(): Own;
 }
 
-/** All that takes part in a run, put together as `main` does it. */
+/** Opens a section with all that takes part in a run, put together as `main` does it. */
 export async function own(file: SectionFile, more: Settings = {}): Promise<Own> {
   const model = await practice({ rules: false });
   const given = settings(model, { TELEGRAM_ALLOWED_CHATS: `${OWNER}, 1002`, ...more });
@@ -194,10 +197,10 @@ export async function shownBy({ section, app }: Own, name: string, args = ""): P
 
 /** What the gateway answers. */
 export async function viaRpc({ section, app }: Own, method: string): Promise<unknown> {
-  return section.METHODS[method]?.({}, app, undefined as never); // these ask nothing of it
+  return section.METHODS[method]?.({}, app, undefined as never); // these methods do not use the connection
 }
 
-/** The message that a run is. */
+/** A run as the message that the inbox gets. */
 function runOf({ id, payload, deliver }: Job, due: number): Message07 {
   return {
     id: `cron:${id}:${iso(due)}`,

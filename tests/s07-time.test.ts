@@ -61,10 +61,10 @@ describe.each(sectionsFrom("s07"))("$name, nextRun", (file) => {
       expect((next - anchor) % 90_000).toBe(0);
       expect(next).toBeGreaterThan(now);
       expect(next - now).toBeLessThanOrEqual(90_000);
-      const own = section.nextRun(every(90), now, since);
-      expect((own - since) % 90_000).toBe(0);
-      expect(own - now).toBeGreaterThan(0);
-      expect(own - now).toBeLessThanOrEqual(90_000);
+      const unanchored = section.nextRun(every(90), now, since);
+      expect((unanchored - since) % 90_000).toBe(0);
+      expect(unanchored - now).toBeGreaterThan(0);
+      expect(unanchored - now).toBeLessThanOrEqual(90_000);
     }
     // On the very time: the next one.
     expect(section.nextRun(fromAnchor, anchor, 0)).toBe(anchor + 90_000);
@@ -193,10 +193,10 @@ describe.each(sectionsFrom("s07"))("$name, CronService", (file) => {
   });
 
   /** Moves the clock in steps, and ticks after each. */
-  function pass(service: { cron: { tick(): void } }, total: number, step = MINUTE): void {
+  function pass(running: { cron: { tick(): void } }, total: number, step = MINUTE): void {
     for (let passed = 0; passed < total; passed += step) {
       clock.at += step;
-      service.cron.tick();
+      running.cron.tick();
     }
   }
 
@@ -231,8 +231,8 @@ describe.each(sectionsFrom("s07"))("$name, CronService", (file) => {
     const since = clock.at;
     pass(one, 10 * HOUR, 61_713);
     expect(one.begun.length).toBeGreaterThanOrEqual(40);
-    const times = one.begun.map((words) => at(words.split(" ")[1] ?? ""));
-    expect(times).toEqual(times.map((_, n) => since + (n + 1) * 15 * MINUTE));
+    const begunAt = one.begun.map((words) => at(words.split(" ")[1] ?? ""));
+    expect(begunAt).toEqual(begunAt.map((_, n) => since + (n + 1) * 15 * MINUTE));
   });
 
   it("waits for more than 24.8 days", () => {

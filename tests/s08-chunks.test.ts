@@ -188,8 +188,8 @@ describe.each(sectionsFrom("s08"))("$name, chunkMessage", (file) => {
     const word = "abcdefg ";
     const words = word.repeat(4); // 32
     // Each text has a cut of its kind at 40 or a little later, and lesser ones behind it.
-    const cut = (separator: string, rest: string) => {
-      const text = `${words}first${separator}${rest}`;
+    const cut = (separator: string, after: string) => {
+      const text = `${words}first${separator}${after}`;
       const [first] = chunkMessage(text, 64);
       return first;
     };

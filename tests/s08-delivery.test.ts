@@ -47,7 +47,7 @@ describe.each(sectionsFrom("s08"))("$name, to a platform that fails", (file) => 
       expect(times("text of a#0")).toHaveLength(tries + 1);
       await pass(1);
     }
-    await until(() => queue.files.size === 0);
+    await until(() => queue.size === 0);
     const runExclusive = ["text of a#0", "text of a#1", "text of a#2", "text of b#0"];
     expect(telegram.textsTo("alice")).toEqual(runExclusive);
     expect(telegram.textsTo("bob")).toEqual(["text of c#0"]);
@@ -97,7 +97,7 @@ describe.each(sectionsFrom("s08"))("$name, to a platform that fails", (file) => 
       await until(() => first?.failures === tries);
       await pass((first?.nextAttemptAt ?? 0) - Date.now());
     }
-    await until(() => queue.files.size === 0);
+    await until(() => queue.size === 0);
     expect(times("text of a#0")).toHaveLength(5);
     expect(telegram.textsTo("alice")).toEqual(["text of a#1!#0", "text of b#0"]);
     expect(queue.deadLetters().map(({ id }) => id)).toEqual(["a#0", "a#1", "a#2"]);
@@ -116,7 +116,7 @@ describe.each(sectionsFrom("s08"))("$name, to a platform that fails", (file) => 
     telegram.fail({ kind, chat: "alice" });
     for (const id of ["a#0", "a#1", "b#0"]) queue.add(delivery(id, { to }));
     runner.start();
-    await until(() => queue.files.size === 0);
+    await until(() => queue.size === 0);
     expect(times("text of a#0")).toEqual([0]);
     expect(telegram.textsTo("alice")).toEqual(["text of b#0"]);
     expect(queue.deadLetters().map(({ id }) => id)).toEqual(["a#0", "a#1"]);
@@ -137,9 +137,9 @@ describe.each(sectionsFrom("s08"))("$name, to a platform that fails", (file) => 
     runner.start();
     await until(() => alice?.failures === 1 && bob?.failures === 1);
     await pass(5 * SECOND);
-    await until(() => queue.files.size === 1);
+    await until(() => queue.size === 1);
     await pass(35 * SECOND);
-    await until(() => queue.files.size === 0);
+    await until(() => queue.size === 0);
     // Two seconds are less than we would wait anyway.
     expect(times("text of bob#0")).toEqual([0, 5 * SECOND]);
     expect(times("text of alice#0")).toEqual([0, 40 * SECOND]);
@@ -170,7 +170,7 @@ describe.each(sectionsFrom("s08"))("$name, to a platform that fails", (file) => 
     await until(() => one.failures === 1);
     expect(telegram.sent.map(({ dropped }) => dropped)).toEqual([true]);
     await pass(5 * SECOND);
-    await until(() => queue.files.size === 0);
+    await until(() => queue.size === 0);
     expect(telegram.sent.map(({ dropped }) => dropped)).toEqual([true, false]);
   });
 });
@@ -186,7 +186,7 @@ describe.each(sectionsFrom("s08"))("$name, time", (file) => {
     queue.add(delivery("old#1", { to: "1002", enqueuedAt: old - 1 }));
     queue.add(delivery("new#0", { to: "1002" }));
     runner.start();
-    await until(() => queue.files.size === 0);
+    await until(() => queue.size === 0);
     expect(line.taken.sort()).toEqual(["text of just#0", "text of new#0"]);
     expect(queue.deadLetters().map(({ id }) => id)).toEqual(["old#0", "old#1"]);
     expect(printed()).toContain("old#0");
@@ -197,9 +197,9 @@ describe.each(sectionsFrom("s08"))("$name, time", (file) => {
     runner.wake("telegram 1003");
     await until(() => line.tried.includes("text of far#0"));
     await pass(24 * HOUR);
-    expect(queue.files.size).toBe(1);
+    expect(queue.size).toBe(1);
     await pass(SECOND);
-    await until(() => queue.files.size === 0);
+    await until(() => queue.size === 0);
     expect(queue.deadLetters().map(({ id }) => id)).toContain("far#0");
     expect(line.tried.filter((text) => text === "text of far#0")).toHaveLength(1);
   });
@@ -219,7 +219,7 @@ describe.each(sectionsFrom("s08"))("$name, time", (file) => {
     expect([a0, a1]).toEqual(["text of a#0", "text of a#1"]);
     const tooLong = times.mock.calls.filter(([, ms = 0]) => ms > 2 ** 31 - 1);
     expect(tooLong).toEqual([]);
-    expect(queue.files.size).toBe(0);
+    expect(queue.size).toBe(0);
   });
 
   it("has one timer for each recipient, whatever waits; a tick touches nobody else's", async () => {
@@ -280,7 +280,7 @@ describe.each(sectionsFrom("s08"))("$name, files", (file) => {
     const answer = `${"A paragraph of it. ".repeat(150)}\n\n`.repeat(3);
     await section.reply(app, inbound({ id: "telegram:1:1001:7" }), answer);
     expect(entriesOf(folder).map(({ id }) => id)).toHaveLength(3);
-    await until(() => queue.files.size === 0);
+    await until(() => queue.size === 0);
     expect(seen).toMatchObject([
       { id: "telegram:1:1001:7#0", channel: "telegram", to: "1001", failures: 0, unfinished: 1 },
       { id: "telegram:1:1001:7#1", unfinished: 0 },
@@ -303,7 +303,7 @@ describe.each(sectionsFrom("s08"))("$name, files", (file) => {
     await until(() => line.tried.length > 0);
     line.fate = () => {};
     await pass(7 * SECOND);
-    await until(() => queue.files.size === 0);
+    await until(() => queue.size === 0);
     await section.reply(app, message, "the answer");
     await turns();
     expect(line.taken).toEqual(["the answer"]);
@@ -311,7 +311,7 @@ describe.each(sectionsFrom("s08"))("$name, files", (file) => {
     const next = openDesk(section, folder);
     await section.reply(next.app, message, "the answer");
     await section.reply(next.app, inbound(), "another answer");
-    await until(() => next.queue.files.size === 0);
+    await until(() => next.queue.size === 0);
     expect(next.line.taken).toEqual(["another answer"]);
   });
 
@@ -325,10 +325,10 @@ describe.each(sectionsFrom("s08"))("$name, files", (file) => {
     plant(folder, "processed.jsonl", `${JSON.stringify({ at: "x", id: "a#0" })}\n{"id":"torn`);
     const { line, queue, runner } = openDesk(section, folder);
     runner.start();
-    await until(() => queue.files.size === 0);
+    await until(() => queue.size === 0);
     queue.add(delivery("c#0"));
     runner.wake("telegram 1001");
-    await until(() => queue.files.size === 0);
+    await until(() => queue.size === 0);
     expect(line.taken).toEqual(["text of b#0", "text of c#0"]);
     expect(filesOf(folder)).toEqual([]);
     // The torn line has not swallowed the ones after it.
@@ -336,7 +336,7 @@ describe.each(sectionsFrom("s08"))("$name, files", (file) => {
     expect(log.split("\n").filter((one) => /"[bc]#0"}$/.test(one))).toHaveLength(2);
   });
 
-  it("sets aside and names what makes no sense, in both folders, and the others go on", async () => {
+  it("quarantines and names what makes no sense, in both folders, and the others go on", async () => {
     const section = await load08(file);
     const folder = temporaryFolder();
     const odd = [
@@ -359,6 +359,8 @@ describe.each(sectionsFrom("s08"))("$name, files", (file) => {
     fs.mkdirSync(join(folder, "delivery/failed"), { recursive: true });
     plant(folder, "failed/000000000040.json", "null");
     plant(folder, "failed/000000000041.json", { ...delivery("f#0"), error: "blocked" });
+    for (const name of ["000000000020.json", "failed/000000000042.json"])
+      fs.mkdirSync(join(folder, "delivery", name));
     plant(folder, "000000000050.json", delivery("good#0"));
     // Half of one that was being written, and whatever else somebody has put there.
     plant(folder, "000000000051.json.tmp", delivery("temporary#0"));
@@ -366,14 +368,18 @@ describe.each(sectionsFrom("s08"))("$name, files", (file) => {
     plant(folder, "51.json.bak", delivery("backup#0"));
     const { line, queue, runner } = openDesk(section, folder);
     runner.start();
-    await until(() => queue.files.size === 0);
+    await until(() => queue.size === 0);
     await turns();
     expect(line.tried).toEqual(["text of good#0"]);
     expect(queue.deadLetters().map(({ id }) => id)).toEqual(["f#0"]);
     const asides = filesOf(folder).filter((name) => name.endsWith(".quarantined"));
-    expect(asides).toHaveLength(odd.length);
-    for (const name of asides) expect(printed()).toContain(name.replace(".quarantined", ""));
-    expect(printed()).toContain("000000000040.json");
+    expect(asides).toHaveLength(odd.length + 1);
+    for (const name of asides) {
+      const before = name.replace(/\.[\da-f]{8}\.quarantined$/, "");
+      expect(printed()).toContain(`${before} is quarantined (renamed to ${name}): `);
+    }
+    for (const name of ["000000000040.json", "000000000042.json"])
+      expect(printed()).toContain(`${name} is quarantined (renamed to `);
     expect(filesOf(folder)).toEqual(expect.arrayContaining(["notes.txt", "51.json.bak"]));
 
     // What is added next takes nobody's name.
@@ -411,7 +417,7 @@ describe.each(sectionsFrom("s08"))("$name, files", (file) => {
     plant(other, "000000000001.json", delivery("x#0", { unfinished: 1 }));
     const { line, queue, runner } = openDesk(await load08(file), other);
     runner.start();
-    await until(() => queue.files.size === 0);
+    await until(() => queue.size === 0);
     expect(line.taken).toEqual(["text of x#0"]);
   });
 
@@ -432,7 +438,7 @@ describe.each(sectionsFrom("s08"))("$name, files", (file) => {
     await turns();
     expect(next.line.tried).toEqual([]); // its time has not come
     await pass(7 * SECOND);
-    await until(() => next.queue.files.size === 0);
+    await until(() => next.queue.size === 0);
     expect(next.line.taken).toEqual(["text of a#0"]);
     expect(printed().slice(said)).toBe("");
   });
@@ -454,7 +460,7 @@ describe.each(sectionsFrom("s08"))("$name, files", (file) => {
     const next = openDesk(section, folder);
     next.line.fate = () => next.refuse("blocked", true);
     next.runner.start();
-    await until(() => next.queue.files.size === 0);
+    await until(() => next.queue.size === 0);
     expect(next.line.tried).toEqual(["text of a#0"]);
     expect(next.queue.deadLetters().map(({ id }) => id)).toEqual(["a#0", "a#1", "a#2"]);
   });
@@ -477,11 +483,37 @@ describe.each(sectionsFrom("s08"))("$name, files", (file) => {
       expect(line.taken).toEqual(method === "appendFileSync" ? ["text of a#0"] : []);
       full.mockRestore();
       await pass(60 * SECOND);
-      await until(() => queue.files.size === 0);
+      await until(() => queue.size === 0);
       expect(line.tried, method).toEqual(["text of a#0", "text of a#1"]);
       expect(queue.deadLetters()).toEqual([]);
     }
     expect(printed()).not.toContain("a#0:"); // it never was in doubt whether it was sent
+  });
+
+  it("a dead letter keeps its number; one that is deleted by hand is gone, and /retry goes on", async () => {
+    const section = await load08(file);
+    const { folder, line, queue, runner, refuse } = openDesk(section);
+    line.fate = () => refuse("blocked", true);
+    for (const id of ["a#0", "b#0", "c#0"]) queue.add(delivery(id));
+    runner.start();
+    await until(() => queue.size === 0);
+    const names = filesOf(folder, "failed");
+    expect(names).toEqual(["000000000001.json", "000000000002.json", "000000000003.json"]);
+    // After a start, too, nothing new may get the number of a dead letter.
+    const next = openDesk(section, folder);
+    next.line.fate = () => next.refuse("blocked", true);
+    next.queue.add(delivery("d#0"));
+    next.runner.start();
+    await until(() => next.queue.size === 0);
+    expect(next.queue.deadLetters().map(({ id }) => id)).toEqual(["a#0", "b#0", "c#0", "d#0"]);
+
+    fs.rmSync(join(folder, "delivery/failed/000000000002.json"));
+    next.line.fate = () => {};
+    expect(next.queue.retry(Date.now())).toBe(3);
+    next.runner.start();
+    await until(() => next.queue.size === 0);
+    expect(next.line.taken).toEqual(["text of a#0", "text of c#0", "text of d#0"]);
+    expect(next.queue.retry(Date.now())).toBe(0);
   });
 
   it("leaves in line what is for a channel that is not set up now", async () => {
@@ -582,13 +614,13 @@ describe.each(sectionsFrom("s08"))("$name, the road", (file) => {
     await pass(7 * SECOND);
     await until(() => runner.stats.retried === 2);
     await pass(32 * SECOND);
-    await until(() => queue.files.size === 0);
+    await until(() => queue.size === 0);
     expect(line.taken).toEqual(["text of a#0", "text of a#1"]);
 
     line.fate = () => refuse("blocked by 1001", true);
     for (const id of ["b#0", "b#1"]) queue.add(delivery(id));
     runner.wake("telegram 1001");
-    await until(() => queue.files.size === 0);
+    await until(() => queue.size === 0);
     expect((await type("failed")).split("\n")).toEqual([
       expect.stringMatching(/^b#0 .*blocked by 1001/),
       expect.stringMatching(/^b#1 .*blocked by 1001/),
@@ -605,7 +637,7 @@ describe.each(sectionsFrom("s08"))("$name, the road", (file) => {
     line.fate = () => {};
     await pass(25 * HOUR);
     expect(await type("retry")).toContain("2");
-    await until(() => queue.files.size === 0);
+    await until(() => queue.size === 0);
     expect(line.taken.slice(2)).toEqual(["text of b#0", "text of b#1"]);
     expect(await type("failed")).toBe("");
     expect(await type("retry")).toContain("0");

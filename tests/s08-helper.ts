@@ -1,7 +1,6 @@
 /**
- * For the cases of s08: a section with a queue, a clock that only moves when a case moves it, and a
- * channel of which a case decides what becomes of each message. The runner, its timers and its
- * files are the section's own; only the time is not.
+ * For the tests of s08: a section with a queue, a clock that moves only when a test moves it, and a
+ * channel of which a test decides which sends fail. The runner and its files are the section's own.
  */
 
 import fs from "node:fs";
@@ -22,7 +21,7 @@ export async function load08(section: SectionFile, given = settings()): Promise<
   return (await load("s03", section, given)) as unknown as S08; // it grows: what s08 has, it has
 }
 
-/** What `main` would put together; the channels can be set before the queue begins. */
+/** The app as `main` makes it. The channels can be set before the queue begins to send. */
 export function appOf08(section: S08, folder?: string, channels = new section.ChannelManager()) {
   const early = section as unknown as S05; // as above, and the same for its app
   return appOf05(early, folder, channels as never) as unknown as App08;
@@ -32,23 +31,23 @@ export const SECOND = 1000;
 export const HOUR = 3_600_000;
 export const NOON = Date.UTC(2027, 0, 4, 12);
 
-/** From here on the clock stands still, and timers wait for `pass`. Sockets go on. */
+/** Stops the clock, so that timers wait for `pass`. Sockets are not affected. */
 export function stopTheClock(now = NOON): void {
   vi.useFakeTimers({ toFake: ["setTimeout", "clearTimeout", "Date"], now });
 }
 
-/** Lets so many ms pass, and everything happen that was due by then. */
+/** Moves the clock by so many ms and runs all timers that are due by then. */
 export async function pass(ms: number): Promise<void> {
   await vi.advanceTimersByTimeAsync(ms);
   await turns();
 }
 
-/** A few turns of the event loop: what needs no answer from outside has happened then. */
+/** Waits for a few turns of the event loop, in which all that needs no I/O happens. */
 export async function turns(count = 20): Promise<void> {
   for (let turn = 0; turn < count; turn++) await new Promise((resolve) => setImmediate(resolve));
 }
 
-/** Resolves when it has become so. Nothing here is timed; the limit is for what never does. */
+/** Resolves when the condition is true. The limit of 20 s only ends a test that would hang. */
 export async function until(condition: () => boolean): Promise<void> {
   const end = performance.now() + 20_000;
   while (!condition()) {
@@ -64,16 +63,16 @@ export function delivery(id: string, more: Partial<Delivery> = {}): Delivery {
   return { id, ...words, enqueuedAt: now, nextAttemptAt: now, failures: 0, unfinished: 0, ...more };
 }
 
-/** What becomes of a message: nothing, or it throws. */
+/** Called for each send; if it throws or rejects, the send fails. */
 type Fate = (to: string, text: string) => unknown;
 
-/** A channel in the hands of a case. */
+/** A channel whose sends succeed, fail or hang as the test's `fate` decides. */
 export class Line {
   readonly name: string;
   readonly limit = 4096;
-  /** All that was given to it, whatever became of it. */
+  /** All texts that it was given to send, also those that failed. */
   readonly tried: string[] = [];
-  /** What it took. */
+  /** The texts whose send succeeded. */
   readonly taken: string[] = [];
   fate: Fate = () => {};
 
@@ -91,7 +90,9 @@ export class Line {
   }
 }
 
-/** A section's app with a `Line` for Telegram. Opened again on its folder, it is the next start. */
+/**
+ * A section's app with a `Line` for Telegram. Opened again on the same folder, it has restarted.
+ */
 export function openDesk(section: S08, folder = temporaryFolder()) {
   const line = new Line();
   const channels = new section.ChannelManager();
@@ -131,7 +132,7 @@ export function entriesOf(folder: string, ...more: string[]): Delivery[] {
     .map((name) => JSON.parse(fs.readFileSync(join(folder, "delivery", ...more, name), "utf8")));
 }
 
-/** Writes a file of the queue by hand. */
+/** Writes a file into the folder of the queue, as if it had been there before. */
 export function plant(folder: string, name: string, content: unknown): void {
   const text = typeof content === "string" ? content : JSON.stringify(content);
   fs.mkdirSync(join(folder, "delivery"), { recursive: true });

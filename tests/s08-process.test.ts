@@ -49,7 +49,7 @@ describe.each(englishFrom("s08"))("$name", (section) => {
       const [first] = entriesOf(world.state);
       await inboxEmpty(world);
       await world.kill();
-      telegram.mend();
+      telegram.clearFailures();
 
       const program = await world.start();
       await telegram.until(() => telegram.textsTo("alice").length === 3);
@@ -71,7 +71,7 @@ describe.each(englishFrom("s08"))("$name", (section) => {
         telegram.log.slice(sends).some(({ method }) => method === "sendMessage"),
       );
       await world.kill();
-      telegram.mend();
+      telegram.clearFailures();
       const third = await world.start();
       expect(third.text).toContain("the program ended twice while this was sent");
       expect(entriesOf(world.state, "failed")).toHaveLength(3);
@@ -96,10 +96,10 @@ describe.each(englishFrom("s08"))("$name", (section) => {
   );
 
   it("shows what waits and what failed, and goes on beside files that make no sense", async () => {
-    const prepare = ({ state, telegram }: World) => {
+    const prepare = ({ state, telegram: platform }: World) => {
       plant(state, "000000000001.json", "null");
       plant(state, "000000000002.json", { ...delivery("odd#0"), to: 7 });
-      const to = String(telegram.chatId("alice"));
+      const to = String(platform.chatId("alice"));
       plant(state, "000000000003.json", delivery("left#0", { to, text: "left over" }));
       plant(state, "000000000004.json.tmp", delivery("half#0", { to }));
     };
@@ -107,7 +107,7 @@ describe.each(englishFrom("s08"))("$name", (section) => {
     const { telegram, program } = world;
     expect(await world.telegramHears("alice")).toBe("left over");
     for (const name of ["000000000001.json", "000000000002.json"])
-      expect(program.text).toMatch(new RegExp(`${name} is quarantined: .+`));
+      expect(program.text).toMatch(new RegExp(`${name} is quarantined \\(renamed to .+\\): .+`));
 
     telegram.fail({ kind: "403", chat: "alice" });
     await world.telegramSays("alice", "hello").confirmed;

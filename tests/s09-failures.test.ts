@@ -120,15 +120,19 @@ describe.each(sectionsFrom("s09"))("$name, a failure", (file) => {
       response.writeHead(status, html).end("<h1>429 rate_limit_error</h1>");
     expect(await reasonOf(unwell(502))).toBe("unknown");
     expect(await reasonOf(unwell(529))).toBe("overloaded");
-    expect(await reasonOf((it) => it.writeHead(200, stream).end("<html>"))).toBe("timeout");
-    expect(await reasonOf((it) => it.writeHead(200, stream).end(start))).toBe("timeout");
+    expect(await reasonOf((response) => response.writeHead(200, stream).end("<html>"))).toBe(
+      "timeout",
+    );
+    expect(await reasonOf((response) => response.writeHead(200, stream).end(start))).toBe(
+      "timeout",
+    );
     server.close();
     server.closeAllConnections();
     expect(await reasonOf(() => {})).toBe("timeout");
   });
 
   it("can be ordered, and is what the SDK itself would throw; nothing leaves", async () => {
-    const { section, model, type } = await openOnion(file);
+    const { app, section, model, type } = await openOnion(file);
     const kinds: [string, Reason, number][] = [
       ["rate_limit", "rate_limit", 429],
       ["overloaded", "overloaded", 529],
@@ -141,7 +145,7 @@ describe.each(sectionsFrom("s09"))("$name, a failure", (file) => {
     for (const [kind, reason, status] of kinds) {
       await type("simulate-failure", `${kind} 2`);
       for (const _ of [1, 2]) {
-        const error = await section.callModel(REQUEST, {}).catch((why) => why);
+        const error = await section.callModel(REQUEST, { app }).catch((why) => why);
         expect(error).toBeInstanceOf(Anthropic.APIError);
         expect(error.status).toBe(status);
         expect(section.classifyFailure(error), kind).toBe(reason);
@@ -149,7 +153,7 @@ describe.each(sectionsFrom("s09"))("$name, a failure", (file) => {
     }
     expect(model.log).toEqual([]);
     model.script(say("now"));
-    expect((await section.callModel(REQUEST, {})).content).toMatchObject([{ text: "now" }]);
+    expect((await section.callModel(REQUEST, { app })).content).toMatchObject([{ text: "now" }]);
   });
 });
 

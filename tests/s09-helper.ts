@@ -1,7 +1,7 @@
 /**
- * For the cases of s09: a section with keys, fallback models and a clock of the case's own. Its
- * waiting moves that clock, so that minutes pass at once; requests go over real HTTP to the
- * practice model, by the real SDK.
+ * For the tests of s09: a section with keys, fallback models and a clock of its own. Its waits only
+ * move that clock, so a test of minutes ends at once. The real SDK sends real HTTP requests to the
+ * practice model.
  */
 
 import { createHash } from "node:crypto";
@@ -33,7 +33,7 @@ export const MINUTE = 60_000;
 export const START = Date.UTC(2027, 0, 4, 12);
 export const PRIMARY = "primary-model";
 
-/** Under what a key is kept. */
+/** The id under which the section stores the cooldown of a key. */
 export const idOf = (name: string, key: string) =>
   `${name} ${createHash("sha256").update(key).digest("hex").slice(0, 8)}`;
 
@@ -46,7 +46,7 @@ interface OnionOptions {
   settings?: Settings;
   model?: PracticeModel;
   practice?: ModelOptions;
-  /** What becomes of a wait; it passes at once, unless a case says otherwise. */
+  /** Replaces the wait of the section, which otherwise passes at once. */
   wait?: Wait;
 }
 
@@ -57,7 +57,9 @@ export class Clock {
   now = () => this.at;
 }
 
-/** A section whose turns go through the onion. Its keys are called K1, K2, …, and are k-1, k-2. */
+/**
+ * A section whose turns go through all middleware. Its keys are named K1, K2, … and are k-1, k-2.
+ */
 export async function openOnion(file: SectionFile, options: OnionOptions = {}) {
   const clock = new Clock();
   const pass: Wait = async (ms) => {
@@ -89,7 +91,7 @@ export async function openOnion(file: SectionFile, options: OnionOptions = {}) {
         `${entry.key} ${entry.model}: ${/^\w+/.exec(entry.error ?? entry.stopReason ?? "")}`,
     );
   const keysUsed = () => model.log.map(({ key }) => key);
-  /** Seconds until each of those that rest is ready, by its name. */
+  /** The rest of each cooldown in seconds, by the name of its key or model. */
   const resting = () =>
     Object.fromEntries(
       [...profiles.cooldowns.keys()].flatMap((id) => {
@@ -113,7 +115,7 @@ export const failWith = (status: number, type: string, message: string, headers 
   error: { status, type, message, headers },
 });
 
-/** Resolves when it has become so. Nothing here is timed; the limit is for what never does. */
+/** Resolves when the condition is true. The limit of 20 s only ends a test that would hang. */
 export async function until(condition: () => boolean): Promise<void> {
   const end = performance.now() + 20_000;
   while (!condition()) {

@@ -107,22 +107,23 @@ describe.each(sectionsFrom("s09"))("$name, a cooldown", (file) => {
     ['{"K":{"until":99,"since":1,"count":1,"reason":{}}}', '{"K":', "\u0000"],
   ])("is none if its file makes no sense: %s", async (...contents) => {
     const { section, state, clock, app, type } = await openOnion(file);
+    const expectUsable = async (name: string, content: string) => {
+      writeFileSync(state, content.replace('"K"', JSON.stringify(name)));
+      const profile = { name: "K1", key: "k-1" };
+      const profiles = new section.ProfileManager([profile], state, clock.now);
+      // Nobody waits for ever, and each failure makes its wait.
+      Object.assign(app, { profiles });
+      for (const one of ["profiles", "cooldowns"]) expect(await type(one)).toBeTypeOf("string");
+      const { at } = profiles.choose([PRIMARY]);
+      expect(at - clock.at, content).toBeLessThanOrEqual(86_400 * SECOND);
+      if (at > 0) return;
+      profiles.fail(name, "rate_limit");
+      const rest = profiles.readyAt(name) - clock.at;
+      expect(rest, content).toBeGreaterThanOrEqual(5 * SECOND);
+      expect(rest, content).toBeLessThanOrEqual(300 * SECOND);
+    };
     for (const content of contents) {
-      for (const name of [idOf("K1", "k-1"), PRIMARY]) {
-        writeFileSync(state, content.replace('"K"', JSON.stringify(name)));
-        const profile = { name: "K1", key: "k-1" };
-        const profiles = new section.ProfileManager([profile], state, clock.now);
-        // Nobody waits for ever, and each failure makes its wait.
-        Object.assign(app, { profiles });
-        for (const one of ["profiles", "cooldowns"]) expect(await type(one)).toBeTypeOf("string");
-        const { at } = profiles.choose([PRIMARY]);
-        expect(at - clock.at, content).toBeLessThanOrEqual(86_400 * SECOND);
-        if (at > 0) continue;
-        profiles.fail(name, "rate_limit");
-        const rest = profiles.readyAt(name) - clock.at;
-        expect(rest, content).toBeGreaterThanOrEqual(5 * SECOND);
-        expect(rest, content).toBeLessThanOrEqual(300 * SECOND);
-      }
+      for (const name of [idOf("K1", "k-1"), PRIMARY]) await expectUsable(name, content);
     }
   });
 });
@@ -232,7 +233,7 @@ describe.each(sectionsFrom("s09"))("$name, keys and models", (file) => {
       // Until then nothing is asked; what was said is kept, and answered later.
       await expect(turn("again")).rejects.toThrow();
       expect(keysUsed()).toHaveLength(3);
-      model.mend();
+      model.clearFailures();
       model.script(say("at last"));
       profiles.clear();
       expect(await turn("now")).toBe("at last");
@@ -389,7 +390,7 @@ describe.each(sectionsFrom("s09"))("$name, going round", (file) => {
     await section.runTurn(app.store.current(app.key), "newer", { app });
     expect(resting()).toEqual({ K1: 60 });
     // The order is used up; what was held is answered well.
-    model.mend();
+    model.clearFailures();
     held.release();
     await older;
     expect(resting()).toEqual({ K1: 60 });
@@ -467,16 +468,16 @@ describe.each(sectionsFrom("s09"))("$name, commands", (file) => {
       `k-2 ${PRIMARY}`,
       `k-2 ${OTHER}`,
     ]);
-    const until = new Date(START + 600 * SECOND).toISOString();
+    const readyAt = new Date(START + 600 * SECOND).toISOString();
     expect(list()).toEqual([
-      { name: "K1", ready: until, reason: "auth", failures: 1 },
+      { name: "K1", ready: readyAt, reason: "auth", failures: 1 },
       { name: "K2", ready: "now", reason: "", failures: 0 },
       { name: "K3", ready: "now", reason: "", failures: 0 },
     ]);
-    expect(await type("profiles")).toMatch(new RegExp(`^K1 +${until} +1 auth\nK2 +now +0`));
+    expect(await type("profiles")).toMatch(new RegExp(`^K1 +${readyAt} +1 auth\nK2 +now +0`));
     const resting = (await type("cooldowns")).split("\n");
     expect(resting).toEqual([
-      expect.stringMatching(new RegExp(`^K1 \\S+ +auth +${until}$`)),
+      expect.stringMatching(new RegExp(`^K1 \\S+ +auth +${readyAt}$`)),
       expect.stringMatching(new RegExp(`^${PRIMARY} +overloaded +\\S+Z$`)),
     ]);
     for (const text of [...resting, await type("profiles")]) expect(text).not.toMatch(/k-[123]/);

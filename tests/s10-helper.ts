@@ -1,6 +1,6 @@
 /**
- * For the cases of s10: a section whose clocks are in the hands of a case. The lanes, the turns and
- * their files are the section's own; only the time is not.
+ * For the tests of s10: a section whose timeouts pass when a test says so. The lanes, the turns and
+ * their files are the section's own.
  */
 
 import { readdirSync, readFileSync, writeFileSync } from "node:fs";
@@ -17,7 +17,7 @@ export async function load10(section: SectionFile, given = settings()): Promise<
   return (await load("s03", section, given)) as unknown as S10; // it grows: what s10 has, it has
 }
 
-/** Something that happens when a case says so. */
+/** A promise that the test settles. */
 export function gate<T = void>() {
   let resolve = (_: T): void => {};
   let reject = (_: unknown): void => {};
@@ -28,23 +28,23 @@ export function gate<T = void>() {
   return { promise, resolve, reject };
 }
 
-/** A few turns of the event loop: what needs no answer from outside has happened then. */
+/** Waits for a few turns of the event loop, in which all that needs no I/O happens. */
 export async function turns(count = 20): Promise<void> {
   for (let turn = 0; turn < count; turn++) await new Promise((resolve) => setImmediate(resolve));
 }
 
-/** Resolves when it has become so. Nothing here is timed: a case that hangs is ended by vitest. */
+/** Resolves when the condition is true. If it never is, vitest ends the test. */
 export async function until(condition: () => boolean): Promise<void> {
   while (!condition()) await turns(1);
 }
 
-/** The time that a task gets to come to its end, which passes when a case says so. */
+/** The grace period in which an aborted task may still end. It passes when a test says so. */
 export class Grace {
-  /** How long each was to be, in ms. */
+  /** The length of each grace period that the section asked for, in ms. */
   readonly asked: number[] = [];
   readonly #open = new Set<() => void>();
 
-  /** Before the section is loaded. */
+  /** Has to be created before the section is loaded. */
   constructor() {
     vi.doMock("node:timers/promises", () => ({ setTimeout: (ms: number) => this.#wait(ms) }));
   }
@@ -55,14 +55,14 @@ export class Grace {
   }
 
   async pass(): Promise<void> {
-    await turns(); // what was ended a moment ago has asked by then
+    await turns(); // a task that was aborted just now asks for its grace period meanwhile
     for (const resolve of this.#open) resolve();
     this.#open.clear();
     await turns();
   }
 }
 
-/** The clocks of the lanes. They are the only timers of ten minutes and more. */
+/** The timeouts of the lanes, which are the only timers of ten minutes or more. */
 export class LaneClock {
   readonly #timers = new Map<NodeJS.Timeout, { ms: number; run(): void }>();
 
@@ -74,21 +74,21 @@ export class LaneClock {
       return timer;
     };
     vi.spyOn(globalThis, "setTimeout").mockImplementation(
-      watched as typeof setTimeout, // it has a property more, which nobody here uses
+      watched as typeof setTimeout, // without __promisify__, which nobody uses here
     );
     const stop = globalThis.clearTimeout;
     vi.spyOn(globalThis, "clearTimeout").mockImplementation((timer) => {
-      this.#timers.delete(timer as NodeJS.Timeout); // ours are, and no number is in the map
+      this.#timers.delete(timer as NodeJS.Timeout); // a number is not in the map
       stop(timer);
     });
   }
 
-  /** The clocks that run, in seconds. */
+  /** The timeouts that are running, in seconds. */
   get running(): number[] {
     return [...this.#timers.values()].map(({ ms }) => ms / 1000);
   }
 
-  /** So many seconds are over: whatever has so many ends. */
+  /** Fires the timeouts of exactly so many seconds. */
   pass(seconds: number): void {
     for (const [timer, { ms, run }] of this.#timers) {
       if (ms !== seconds * 1000) continue;
@@ -98,7 +98,7 @@ export class LaneClock {
   }
 }
 
-/** A model that answers when a case says so, and a program without a process. */
+/** An app without a process, with a model of which the test gives each answer. */
 export async function openRoad(section: SectionFile, folder = temporaryFolder()) {
   const model = await practice({ rules: false });
   const workspace = temporaryFolder();
@@ -124,12 +124,12 @@ export async function openRoad(section: SectionFile, folder = temporaryFolder())
       if (!lane) throw new Error(`there is no lane ${name}`);
       return lane;
     },
-    /** Somebody writes. Resolves when it is answered. */
+    /** Accepts a message of a person. Resolves when it is answered. */
     write: (peerId: string, text: string, more: object = {}) =>
       s10.accept(app, inbound({ peerId, senderId: peerId, text, ...more })).done,
-    /** What was asked about this text. */
+    /** The requests whose last text is this one. */
     asked: (text: string) => model.log.filter(({ request }) => lastText(request) === text),
-    /** A session's file, by the folder of its key. */
+    /** The content of a session's file, by the session key. */
     session: (key: string) => {
       const place = join(folder, "sessions", encodeURIComponent(key));
       const [name = ""] = readdirSync(place).filter((one) => one.endsWith(".jsonl"));
@@ -142,7 +142,7 @@ export type Road = Awaited<ReturnType<typeof openRoad>>;
 
 export const keyOf = (peerId: string) => `agent:luna:telegram:direct:${peerId}`;
 
-/** Adds a tool whose calls a case ends, each by its number; it does not care for the signal. */
+/** Adds a tool that ignores the abort signal. The test ends each call, by its number. */
 export function hangingTool(s10: S10) {
   const calls: ((words: string) => void)[] = [];
   const turnsOf: Parameters<NonNullable<S10["HANDLERS"][string]>>[1][] = [];

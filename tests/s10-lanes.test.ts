@@ -73,7 +73,7 @@ describe.each(sectionsFrom("s10"))("$name: a lane", (section) => {
         const results = Promise.allSettled(names.map((name) => lane.enqueue(task(name))));
         const ended = new Set<string>();
         for (const pick of order) {
-          const running = begun.filter((name) => !ended.has(name));
+          const running = begun.filter((one) => !ended.has(one));
           expect(running).toHaveLength(Math.min(limit, names.length - ended.size));
           expect(lane.active).toBe(running.length);
           const name = running[pick % running.length] ?? "";

@@ -106,21 +106,21 @@ describe.each(englishFrom("s10"))("$name", (section) => {
     "SIGTERM: a job in line stays in the inbox, and runs after the restart",
     async () => {
       const at = { kind: "at", at: "2026-01-01T00:00:00Z" };
-      const job = (id: string, world: World) => ({
+      const job = (id: string, opening: World) => ({
         id,
         enabled: true,
         schedule: at,
         payload: { kind: "agent_turn", message: marked(`cron:${id}`, `job ${id}`) },
-        deliver: { channel: "telegram", to: String(world.telegram.chatId("club")) },
+        deliver: { channel: "telegram", to: String(opening.telegram.chatId("club")) },
       });
       const held: Hold[] = [];
       const world = await openWorld(section, {
         serve: true,
         feishu: false,
-        prepare: (world) => {
-          world.telegram.group("club");
-          held.push(world.model.hold());
-          writeCron(world, [job("a", world), job("b", world)]);
+        prepare: (opening) => {
+          opening.telegram.group("club");
+          held.push(opening.model.hold());
+          writeCron(opening, [job("a", opening), job("b", opening)]);
         },
       });
       await held[0]?.waiting; // the first runs, the second waits behind it
@@ -154,10 +154,10 @@ describe.each(englishFrom("s10"))("$name", (section) => {
       const world = await openWorld(section, {
         serve: true,
         feishu: false,
-        prepare: (world) => {
-          hold.push(world.model.hold());
-          world.telegramSays("alice", "one");
-          writeCron(world, [{ id: "late", enabled: true, schedule, payload }]);
+        prepare: (opening) => {
+          hold.push(opening.model.hold());
+          opening.telegramSays("alice", "one");
+          writeCron(opening, [{ id: "late", enabled: true, schedule, payload }]);
         },
       });
       const ask = await connect(world);

@@ -4,7 +4,9 @@ import { type Files, tree } from "./tools-tree.ts";
 
 const LESSON = "sessions/en/s02_tool_use.md";
 const language = {
-  sections: ["s02"],
+  code: ["s02"],
+  comments: ["s02"],
+  lessons: ["s02"],
   headings: ["Break", "Idea", "Diff", "Try", "Bites", "OpenClaw", "Exercises"],
   minutes: "^\\*\\d+ minutes\\*$",
 };
@@ -120,7 +122,7 @@ test("a good lesson has no problems", () => {
 });
 
 test("problems of a lesson that is not claimed are notes", () => {
-  const { problems, notes } = check("# Tools\n", {}, { ...language, sections: [] });
+  const { problems, notes } = check("# Tools\n", {}, { ...language, code: [], lessons: [] });
   expect(problems).toEqual([]);
   expect(notes.length).toBeGreaterThan(2);
 });
@@ -169,7 +171,7 @@ describe("form", () => {
       "sessions/en/s10_concurrency.ts": CODE,
       "sessions/en/s10_concurrency.md": lesson,
     };
-    const claimed = { ...language, sections: ["s10"] };
+    const claimed = { ...language, code: ["s10"], lessons: ["s10"] };
     expect(check(GOOD, ten, claimed).problems).toEqual([]);
     expect(check(lesson).problems).toEqual(one("lines without transcripts, 220 is the limit"));
     ten["sessions/en/s10_concurrency.md"] += "and so on\n".repeat(100);

@@ -3,9 +3,9 @@
  * terminal, programs at the gateway, jobs every few seconds, tools, and failures now and then. At
  * the end, what was said, asked and answered is compared.
  *
- * The dice are seeded: who says what, what fails, and how long each life lasts. What the machine
- * does in that time is its own affair, so a run is not the same each time, and every run has to be
- * right.
+ * The random numbers are seeded: they decide who says what, what fails, and how long each life
+ * lasts. How far the program comes in that time depends on the machine, so no two runs are the
+ * same, but every run has to be right.
  */
 
 import { cpSync, existsSync, readdirSync, readFileSync, writeFileSync } from "node:fs";
@@ -75,8 +75,8 @@ const PLACES: [Place, ...Place[]] = [
 const PROGRAMS = ["printer", "door"];
 
 /** What is asked of the model, and how many parts the answer has on a platform. */
-const REQUESTS = ["", "", "", "", "long", "long", "clock", "note", "note", "bash"];
-const FILLER = "and so it goes on for a good while, ".repeat(80); // so that a part is one paragraph
+const WISHES = ["", "", "", "", "long", "long", "clock", "note", "note", "bash"];
+const LONG_PARAGRAPH = "and so it goes on for a good while, ".repeat(80); // so that a part is one paragraph
 
 const JOBS = {
   news: { seconds: 3, platform: "telegram", event: false },
@@ -86,14 +86,16 @@ const JOBS = {
 type JobId = keyof typeof JOBS;
 const JOB_IDS = Object.keys(JOBS) as JobId[]; // its own keys
 
-// A life is counted in what the program does (calls of the model, of Telegram, of Feishu), so that
-// kills fall into the middle of work on a slow machine, too.
-const LIFE = 80; // calls at most
-const IDLE = 3_000; // ms after which nothing more need be waited for
-const REST = 2_000; // ms between two looks of its timer: jobs and heartbeats are as often as that
-const CROWD = 10; // messages that wait: then people wait, too
-const PATIENCE = 240_000; // ms for what is open at the end; a delivery may have failed three times
-const CONTEXT = 24_000; // tokens: every conversation is summarised now and then
+// The length of a life is counted in what the program does (its calls of the model, of Telegram and
+// of Feishu), because then kills fall into the middle of work on a slow machine, too.
+const CALLS_PER_LIFE = 80; // at most
+const IDLE_TIMEOUT = 3_000; // ms without enough calls, after which the program is killed anyway
+/** How often the program checks what is due, in ms. The jobs are due about as often. */
+const TIMER_INTERVAL = 2_000;
+const BACKLOG = 10; // unanswered messages, from which on people wait before they write more
+/** Time for what is open at the end, in ms, because a delivery may have failed three times. */
+const SETTLE_TIMEOUT = 240_000;
+const CONTEXT = 24_000; // tokens: so few that every conversation is compacted now and then
 
 /** One send by JSON-RPC, over one connection. */
 interface Sent {
@@ -111,7 +113,7 @@ export async function torture({ section, kills, seed, tell }: TortureOptions): P
   // Redelivered soon, and under new ids, which is the harder case.
   const redeliverAfter = new Array(400).fill(100);
   const feishu = await startFeishu({ redeliverAfter, newIds: true, patience: 10_000 });
-  const run = new Torture(dice(seed), section, { model, telegram, feishu });
+  const run = new Torture(randomFrom(seed), section, { model, telegram, feishu });
   try {
     for (let kill = 1; kill <= kills; kill++) {
       await run.life();
@@ -126,7 +128,7 @@ export async function torture({ section, kills, seed, tell }: TortureOptions): P
 }
 
 /** A number from 0 up to `below`, the same ones for the same seed (mulberry32). */
-function dice(seed: number): (below: number) => number {
+function randomFrom(seed: number): (below: number) => number {
   let state = seed >>> 0;
   return (below) => {
     state = (state + 0x6d2b79f5) >>> 0;
@@ -138,14 +140,14 @@ function dice(seed: number): (below: number) => number {
 
 // ---- The model ----
 
-const text = (words: string): Scripted => ({ content: [{ type: "text", text: words }] });
+const textReply = (words: string): Scripted => ({ content: [{ type: "text", text: words }] });
 
 /** Says what it heard; some questions take a tool first, so that a kill may fall into the loop. */
-function reply(request: PracticeRequest): Scripted {
+function replyTo(request: PracticeRequest): Scripted {
   const heard = lastText(request);
-  if (heard.includes("HEARTBEAT_OK")) return text("HEARTBEAT_OK");
+  if (heard.includes("HEARTBEAT_OK")) return textReply("HEARTBEAT_OK");
   const [, question = "", mark = ""] = /(\w+[^§]*) (§[^§]+§)/.exec(heard) ?? [];
-  if (heard.startsWith("Summary so far:")) return text(`A summary ${mark}`);
+  if (heard.startsWith("Summary so far:")) return textReply(`A summary ${mark}`);
   const [name = "", wish = ""] = question.split(" ");
   const last = request.messages.at(-1);
   const blocks = typeof last?.content === "string" ? [] : (last?.content ?? []);
@@ -156,9 +158,9 @@ function reply(request: PracticeRequest): Scripted {
     return calls(["memory_write", { content: `noted ${line}`, category: "note" }]);
   if (wish === "bash" && !isAnswered)
     return calls(["bash", { command: `echo 'ran ${line}' >> ran.log` }]);
-  if (wish !== "long") return text(`re: ${name} 1/1 ${mark}`);
-  const parts = [1, 2].map((part) => `re: ${name} ${part}/2 ${mark} ${FILLER}`);
-  return text(parts.join("\n\n"));
+  if (wish !== "long") return textReply(`re: ${name} 1/1 ${mark}`);
+  const parts = [1, 2].map((part) => `re: ${name} ${part}/2 ${mark} ${LONG_PARAGRAPH}`);
+  return textReply(parts.join("\n\n"));
 }
 
 interface Platforms {
@@ -207,7 +209,8 @@ function readFolder<T>(folder: string, names = /^\d+\.json$/): (T & { name: stri
 
 class Torture {
   readonly said: Said[] = [];
-  readonly #roll: (below: number) => number;
+  /** A seeded number from 0 up to `below`. */
+  readonly #random: (below: number) => number;
   readonly #section: SectionFile;
   readonly #world: Platforms;
   readonly #settings: Settings;
@@ -218,24 +221,24 @@ class Torture {
   #socket: WebSocket | undefined;
   #output = "";
   #lives = 0;
-  #birth = 1_000; // ms that the last one took to be ready
+  #startupTime = 1_000; // ms that the last life took to be ready
   #kills = 0;
   #killsAtWork = 0;
-  #typed = 0;
+  #linesTyped = 0;
   #failures = 0;
   /** `channel to text`: how many kills fell into a send of it. */
-  readonly #struck = new Map<string, number>();
-  /** Two sends under way to one recipient. */
-  readonly #crowded: string[] = [];
+  readonly #killsWithinSend = new Map<string, number>();
+  /** Recipients to whom two sends were under way at once. */
+  readonly #parallelSends: string[] = [];
   /** When each job was due next, as the life before has left it. */
   readonly #due = new Map<JobId, number>();
-  /** Due times that are neither kept nor done. */
-  readonly #crossedOff: string[] = [];
+  /** Runs that were marked as begun, but are neither in the inbox nor processed. */
+  readonly #vanishedRuns: string[] = [];
   /** The runs of jobs that were seen in the inbox, and how many kills each has met. */
   readonly #runs = new Map<string, number>();
 
-  constructor(roll: (below: number) => number, section: SectionFile, world: Platforms) {
-    this.#roll = roll;
+  constructor(random: (below: number) => number, section: SectionFile, world: Platforms) {
+    this.#random = random;
     this.#section = section;
     this.#world = world;
     const { model, telegram, feishu } = world;
@@ -265,7 +268,7 @@ class Torture {
     model.slow(2);
     const script = (request: PracticeRequest) => {
       model.script(script); // one answer is used up, so here is the next
-      return reply(request);
+      return replyTo(request);
     };
     for (let i = 0; i < 50; i++) model.script(script);
   }
@@ -288,56 +291,60 @@ class Torture {
   /** From a start to a kill. */
   async life(): Promise<void> {
     // Some of it comes while nobody is there.
-    for (let i = this.#roll(3); i > 0; i--) this.#say();
-    const isShort = this.#roll(8) === 0;
+    for (let i = this.#random(3); i > 0; i--) this.#say();
+    const isShort = this.#random(8) === 0;
     const ready = this.#start();
     if (isShort) {
       ready.catch(() => {}); // it may be killed before it says anything
-      await sleep((this.#birth * this.#roll(130)) / 100);
+      await sleep((this.#startupTime * this.#random(130)) / 100);
     } else {
       await ready;
-      await this.#traffic(this.#roll(LIFE));
-      await sleep(this.#roll(20)); // or it would always be right after a call
+      await this.#traffic(this.#random(CALLS_PER_LIFE));
+      await sleep(this.#random(20)); // or it would always be right after a call
     }
     await this.kill();
-    this.#look();
+    this.#inspectDisk();
   }
 
-  /** Until the program has made so many calls. */
-  async #traffic(calls: number): Promise<void> {
+  /** Goes on until the program has made so many calls. */
+  async #traffic(length: number): Promise<void> {
     const { model, telegram, feishu } = this.#world;
     const count = () => model.log.length + telegram.log.length + feishu.log.length;
-    const [end, patience] = [count() + calls, Date.now() + IDLE];
-    while (count() < end && Date.now() < patience) {
-      const what = this.#roll(12);
-      const isCrowded = this.#waiting() >= CROWD;
-      if (what === 0) this.#fail();
-      else if (what === 1) this.#type();
-      else if (isCrowded) await sleep(2);
-      else if (what < 5) this.#send();
-      else this.#say();
-      const pause = Date.now() + this.#roll(150);
-      while (count() < end && Date.now() < pause) await sleep(2);
+    const [end, giveUpAt] = [count() + length, Date.now() + IDLE_TIMEOUT];
+    while (count() < end && Date.now() < giveUpAt) {
+      await this.#causeSomething();
+      const pauseEnd = Date.now() + this.#random(150);
+      while (count() < end && Date.now() < pauseEnd) await sleep(2);
     }
+  }
+
+  /** A failure, a line in the terminal, a send of a program or a message of a person. */
+  async #causeSomething(): Promise<void> {
+    const what = this.#random(12);
+    if (what === 0) this.#fail();
+    else if (what === 1) this.#type();
+    else if (this.#waiting() >= BACKLOG) await sleep(2);
+    else if (what < 5) this.#send();
+    else this.#say();
   }
 
   /** How many of the newest messages have no answer. */
   #waiting(): number {
-    return this.said.slice(-2 * CROWD).filter((one) => this.#missing(one) > 0).length;
+    return this.said.slice(-2 * BACKLOG).filter((one) => this.#missing(one) > 0).length;
   }
 
   /** Nobody dies any more, and what is open is answered. */
   async lastLife(): Promise<void> {
     const { telegram, feishu, model } = this.#world;
-    for (const one of [telegram, feishu, model]) one.mend();
+    for (const one of [telegram, feishu, model]) one.clearFailures();
     await this.#start();
     for (const program of PROGRAMS) this.#send(program);
     await feishu.flush();
-    const patience = Date.now() + PATIENCE;
+    const patience = Date.now() + SETTLE_TIMEOUT;
     while (!this.#isDone() && Date.now() < patience) await sleep(50);
     // Without its jobs it comes to rest: what was due until here is done, and no more comes.
     writeFileSync(join(this.#folder, "CRON.json"), JSON.stringify({ jobs: [] }));
-    await sleep(REST + 500); // by then its timer has looked into the file
+    await sleep(TIMER_INTERVAL + 500); // by then its timer has looked into the file
     while (this.#isBusy() && Date.now() < patience) await sleep(50);
     await this.kill();
   }
@@ -377,7 +384,7 @@ class Torture {
     await program.until(/http: listening on 127\.0\.0\.1:\d+/);
     const [, port] = /http: listening on 127\.0\.0\.1:(\d+)/.exec(program.text) ?? [];
     feishu.webhook = `http://127.0.0.1:${port}/feishu/events`;
-    this.#birth = Date.now() - from;
+    this.#startupTime = Date.now() - from;
     const socket = new WebSocket(`ws://127.0.0.1:${port}/?token=torture`);
     socket.on("error", () => {}); // killed before it was connected
     socket.on("message", (data) => this.#hear(String(data)));
@@ -392,34 +399,34 @@ class Torture {
     this.#socket = undefined;
     if (!program) return;
     program.kill("SIGKILL");
-    const { code, text } = await program.end();
-    this.#output += text;
+    const { code, text: output } = await program.end();
+    this.#output += output;
     this.#kills += 1;
-    if (code !== 128) throw new Error(`it ended by itself, with ${code}:\n${text}`);
+    if (code !== 128) throw new Error(`it ended by itself, with ${code}:\n${output}`);
   }
 
   /** What a killed program has left on disk. */
-  #look(): void {
+  #inspectDisk(): void {
     const inbox = readFolder<InboxFile>(this.#path("inbox"));
     for (const { id, channel } of inbox)
       if (channel === "cron") this.#runs.set(id, (this.#runs.get(id) ?? 0) + 1);
-    this.#lookAtDueTimes([...inbox, ...this.#aside()].map(({ id }) => id));
+    this.#inspectDueTimes([...inbox, ...this.#quarantined()].map(({ id }) => id));
     const done = new Set(this.#ids("delivery/processed.jsonl"));
     const queue = readFolder<QueueFile>(this.#path("delivery")).filter(({ id }) => !done.has(id));
-    const begun = queue.filter((one) => one.unfinished > 0);
+    const underWay = queue.filter((one) => one.unfinished > 0);
     const recipients = new Set<string>();
-    for (const one of begun) {
+    for (const one of underWay) {
       const place = `${one.channel} ${one.to}`;
-      if (recipients.has(place)) this.#crowded.push(place);
+      if (recipients.has(place)) this.#parallelSends.push(place);
       recipients.add(place);
       const key = `${place} ${one.text.trim()}`;
-      this.#struck.set(key, (this.#struck.get(key) ?? 0) + 1);
+      this.#killsWithinSend.set(key, (this.#killsWithinSend.get(key) ?? 0) + 1);
     }
     if (inbox.length + queue.length > 0) this.#killsAtWork += 1;
   }
 
   /** What was due when the life before ended, and is not any more, must be kept or done. */
-  #lookAtDueTimes(kept: string[]): void {
+  #inspectDueTimes(kept: string[]): void {
     const file = this.#path("cron.json");
     const states = existsSync(file) ? JSON.parse(readFileSync(file, "utf8")) : {};
     const known = new Set([...kept, ...this.#ids("inbox/processed.jsonl")]);
@@ -427,7 +434,7 @@ class Torture {
       const due: number | undefined = states[id]?.due;
       const before = this.#due.get(id);
       const run = before && `cron:${id}:${new Date(before).toISOString()}`;
-      if (run && due !== before && !known.has(run)) this.#crossedOff.push(run);
+      if (run && due !== before && !known.has(run)) this.#vanishedRuns.push(run);
       if (due) this.#due.set(id, due);
     }
   }
@@ -447,11 +454,11 @@ class Torture {
   /** Somebody writes something somewhere. */
   #say(): void {
     const { telegram, feishu } = this.#world;
-    const place = PLACES[this.#roll(PLACES.length)] ?? PLACES[0];
+    const place = PLACES[this.#random(PLACES.length)] ?? PLACES[0];
     const { platform, person, group } = place;
     const conversation = `${platform}:${group ?? person}`;
     const number = this.#next(conversation);
-    const wish = REQUESTS[this.#roll(REQUESTS.length)] ?? "";
+    const wish = WISHES[this.#random(WISHES.length)] ?? "";
     const name = group ? "@practice_bot " : "";
     const words = `${name}m${number}${wish && ` ${wish}`} §${conversation}§`;
     const one: Said = { conversation, number, parts: wish === "long" ? 2 : 1, tool: wish };
@@ -461,11 +468,11 @@ class Torture {
   }
 
   #type(): void {
-    this.#typed += 1;
-    this.#program?.write(`t${this.#typed} §terminal§\n`);
+    this.#linesTyped += 1;
+    this.#program?.write(`t${this.#linesTyped} §terminal§\n`);
   }
 
-  #send(program = PROGRAMS[this.#roll(PROGRAMS.length)] ?? ""): void {
+  #send(program = PROGRAMS[this.#random(PROGRAMS.length)] ?? ""): void {
     const socket = this.#socket;
     const number = this.#next(`ws:${program}`);
     const one: Sent = { life: this.#lives, program, number, deltas: "" };
@@ -488,11 +495,11 @@ class Torture {
     const { telegram, feishu, model } = this.#world;
     this.#failures += 1;
     const kinds = ["529", "429", "500", "break-tool", "drop"];
-    const what = this.#roll(8);
+    const what = this.#random(8);
     const kind = kinds[what];
     // Not more than one at a time: while nobody asks, they would pile up, and then all the tries of
     // one send would meet one. It would wait for ten minutes, and everybody behind it.
-    for (const one of [telegram, feishu, model]) one.mend();
+    for (const one of [telegram, feishu, model]) one.clearFailures();
     if (kind) model.fail(kind);
     else if (what < 7) telegram.fail({ kind: what === 5 ? "500" : "429", retryAfter: 1 });
     else feishu.fail({ kind: "500" });
@@ -518,46 +525,29 @@ class Torture {
     return parts - new Set(answers.map(({ part }) => part)).size;
   }
 
-  #aside(): (InboxFile & { name: string })[] {
+  #quarantined(): (InboxFile & { name: string })[] {
     return readFolder<InboxFile>(this.#path("inbox"), /\.quarantined$/);
   }
 
-  #wasSetAside({ conversation, number }: Said): boolean {
+  #isQuarantined({ conversation, number }: Said): boolean {
     const words = new RegExp(`m${number}\\b[^§]*§${conversation}§`);
-    return this.#aside().some(({ text }) => words.test(text));
+    return this.#quarantined().some((entry) => words.test(entry.text));
   }
 
   report(): Report {
     const violations: string[] = [];
-    const failed = readFolder<QueueFile>(this.#path("delivery/failed"));
-    const twice = failed.filter(({ error }) => error?.startsWith("the program ended twice"));
-    const aside = this.#aside();
-    for (const { id, error } of failed) {
-      if (!error?.startsWith("the program ended twice")) violations.push(`failed: ${id}: ${error}`);
-    }
-    const said = (id: string) => this.#output.includes(`${id}: not sent for good`);
-    for (const reply of new Set(failed.map(({ id }) => id.replace(/#\d+$/, "")))) {
-      if (!failed.some(({ id }) => id.startsWith(reply) && said(id)))
-        violations.push(`given up without a word: ${reply}`);
-    }
-    for (const { name } of aside) {
-      if (
-        !this.#output.includes(
-          `${name.replace(/(\.[\da-f]+)?\.quarantined$/, "")} of the inbox is quarantined`,
-        )
-      )
-        violations.push(`set aside without a word: ${name}`);
-    }
-    const moved = this.#output.match(/ of the inbox is quarantined/g)?.length ?? 0;
-    if (moved !== aside.length)
-      violations.push(`${moved} set aside, but ${aside.length} are there`);
-    violations.push(...this.#crowded.map((place) => `two sends under way: ${place}`));
+    const failed = this.#deadLetters();
+    const twice = failed.filter(wasKilledTwice);
+    const quarantined = this.#quarantined();
+    this.#checkDeadLetters(failed, violations);
+    this.#checkQuarantine(quarantined, violations);
+    violations.push(...this.#parallelSends.map((place) => `two sends under way: ${place}`));
     const lost = this.#lost();
     violations.push(...lost.map((one) => `lost: ${one}`));
     const repeats = this.#repeats(violations);
     const disorder = this.#disorder();
     violations.push(...disorder);
-    const foreign = this.#foreign();
+    const foreign = this.#leaks();
     violations.push(...foreign);
     const { log } = this.#world.model;
     const invalid = wrongIn(log);
@@ -566,26 +556,26 @@ class Torture {
     violations.push(...mixed.map(({ request }) => `text of another: ${lastText(request)}`));
     const tools = this.#toolsRunAgain();
     violations.push(...tools.map((line) => `a tool ran again: ${line}`));
-    const jobs = this.#judgeJobs(violations);
-    const programs = this.#judgeSends(violations);
+    const jobs = this.#checkJobs(violations);
+    const programs = this.#checkSends(violations);
     const apologies = this.#apologies().length;
     violations.push(...new Array(apologies).fill("a turn that failed for good"));
     const figures = {
       kills: this.#kills - 1, // the last one was at rest
       "kills with something open": this.#killsAtWork,
       "messages on Telegram and Feishu": this.said.length,
-      "lines in the terminal": this.#typed,
+      "lines in the terminal": this.#linesTyped,
       "sends over WebSocket": this.#sent.length,
       "failures ordered": this.#failures,
       "requests to the model": log.length,
       "summaries made": log.filter(({ request }) => lastText(request).startsWith("Summary so"))
         .length,
-      "kills within a send": [...this.#struck.values()].reduce((sum, one) => sum + one, 0),
+      "kills within a send": [...this.#killsWithinSend.values()].reduce((sum, one) => sum + one, 0),
       ...jobs,
       ...programs,
       "tools run": this.#toolLines().length,
       "given up after two kills in one send": twice.length,
-      "set aside after three starts": aside.length,
+      "quarantined after three attempts": quarantined.length,
       "turns that failed for good": apologies,
       lost: lost.length,
       reordered: disorder.length,
@@ -597,14 +587,45 @@ class Torture {
     return { figures, violations };
   }
 
+  #deadLetters(): QueueFile[] {
+    return readFolder<QueueFile>(this.#path("delivery/failed"));
+  }
+
+  /** Only two kills in one send may make a dead letter, and the log has to name it. */
+  #checkDeadLetters(failed: QueueFile[], violations: string[]): void {
+    for (const one of failed.filter((delivery) => !wasKilledTwice(delivery))) {
+      violations.push(`failed: ${one.id}: ${one.error}`);
+    }
+    const isLogged = (id: string) => this.#output.includes(`${id}: not sent for good`);
+    const replies = new Set(failed.map(({ id }) => id.replace(/#\d+$/, "")));
+    for (const replyId of replies) {
+      const parts = failed.filter(({ id }) => id.startsWith(replyId));
+      if (parts.some(({ id }) => isLogged(id))) continue;
+      violations.push(`given up without a word: ${replyId}`);
+    }
+  }
+
+  /** Every quarantined message is still there, and the log names it. */
+  #checkQuarantine(quarantined: { name: string }[], violations: string[]): void {
+    for (const { name } of quarantined) {
+      const file = name.replace(/\.[\da-f]{8}\.quarantined$/, "");
+      const words = `/inbox/${file} is quarantined (renamed to ${name}): `;
+      if (this.#output.includes(words)) continue;
+      violations.push(`quarantined without a word: ${name}`);
+    }
+    const count = this.#output.match(/\/inbox\/\d+\.json is quarantined/g)?.length ?? 0;
+    if (count === quarantined.length) return;
+    violations.push(`${count} quarantined, but ${quarantined.length} are there`);
+  }
+
   /** What was said and has no whole answer, but for what the program said it gave up. */
   #lost(): string[] {
-    const failed = readFolder<QueueFile>(this.#path("delivery/failed"));
+    const failed = this.#deadLetters();
     return this.said.flatMap((one) => {
       const missing = this.#missing(one);
-      if (missing === 0 || this.#wasSetAside(one)) return [];
+      if (missing === 0 || this.#isQuarantined(one)) return [];
       const mark = new RegExp(`^re: m${one.number} \\d/\\d §${one.conversation}§`);
-      const gone = failed.filter(({ text }) => mark.test(text)).length;
+      const gone = failed.filter((delivery) => mark.test(delivery.text)).length;
       const name = `${one.conversation} m${one.number}`;
       return missing > gone ? [`${name}: ${missing - gone} of ${one.parts} parts`] : [];
     });
@@ -613,23 +634,31 @@ class Torture {
   /** More of one text than there were kills within its send is wrong. Gives how many repeats. */
   #repeats(violations: string[]): number {
     let repeats = 0;
-    for (const conversation of this.#counts.keys()) {
-      if (conversation.startsWith("ws:")) continue;
+    for (const conversation of this.#chats()) {
       const [platform = "", name = ""] = conversation.split(":");
-      const world = this.#world[platform === "telegram" ? "telegram" : "feishu"];
-      const times = new Map<string, number>();
-      for (const one of world.textsTo(name)) times.set(one, (times.get(one) ?? 0) + 1);
-      for (const [words, count] of times) {
-        if (!words.startsWith("re: ")) continue;
-        const allowed = this.#struck.get(`${platform} ${world.chatId(name)} ${words}`) ?? 0;
+      const chat = this.#world[platform === "telegram" ? "telegram" : "feishu"].chatId(name);
+      for (const [words, count] of this.#timesSent(conversation)) {
+        const allowed = this.#killsWithinSend.get(`${platform} ${chat} ${words}`) ?? 0;
         repeats += count - 1;
-        if (count - 1 > allowed)
-          violations.push(
-            `${conversation}: ${words.slice(0, 40)}: ${count} times, ${allowed} kills`,
-          );
+        if (count - 1 <= allowed) continue;
+        const beginning = words.slice(0, 40);
+        violations.push(`${conversation}: ${beginning}: ${count} times, ${allowed} kills`);
       }
     }
     return repeats;
+  }
+
+  /** How often each answer was sent to a chat. */
+  #timesSent(conversation: string): Map<string, number> {
+    const times = new Map<string, number>();
+    const answers = this.#textsTo(conversation).filter((words) => words.startsWith("re: "));
+    for (const words of answers) times.set(words, (times.get(words) ?? 0) + 1);
+    return times;
+  }
+
+  /** The conversations on Telegram and Feishu. */
+  #chats(): string[] {
+    return [...this.#counts.keys()].filter((conversation) => !conversation.startsWith("ws:"));
   }
 
   /**
@@ -660,23 +689,25 @@ class Torture {
   }
 
   /** What arrived with the mark of another conversation. */
-  #foreign(): string[] {
+  #leaks(): string[] {
     return [...this.#counts.keys(), ...JOB_IDS.map((id) => `cron:${id}`)].flatMap((place) => {
-      const texts = place.startsWith("cron:")
-        ? this.#textsOfJob(place.slice(5) as JobId) // as built above
-        : place.startsWith("ws:")
-          ? this.#sent.flatMap(({ program, answer = "", deltas }) =>
-              place === `ws:${program}` ? [answer, deltas] : [],
-            )
-          : this.#textsTo(place);
-      const strange = texts.filter((words) => [...marksIn(words)].some((it) => it !== place));
+      const texts = this.#textsAt(place);
+      const strange = texts.filter((words) => [...marksIn(words)].some((mark) => mark !== place));
       return strange.map((words) => `in ${place}: ${words.slice(0, 60)}`);
     });
   }
 
+  /** All that arrived in a chat, at a program or from a job. */
+  #textsAt(place: string): string[] {
+    if (place.startsWith("cron:")) return this.#textsOfJob(place.slice(5) as JobId); // see #leaks
+    if (!place.startsWith("ws:")) return this.#textsTo(place);
+    const sends = this.#sent.filter(({ program }) => place === `ws:${program}`);
+    return sends.flatMap(({ answer = "", deltas }) => [answer, deltas]);
+  }
+
   #apologies(): string[] {
-    const chats = [...this.#counts.keys()].filter((it) => !it.startsWith("ws:"));
-    return chats.flatMap((it) => this.#textsTo(it)).filter((it) => it.startsWith("I could not"));
+    const texts = this.#chats().flatMap((conversation) => this.#textsTo(conversation));
+    return texts.filter((words) => words.startsWith("I could not"));
   }
 
   #toolLines(): string[] {
@@ -700,92 +731,137 @@ class Torture {
     return this.#world[JOBS[id].platform].textsTo(id);
   }
 
-  #judgeJobs(violations: string[]): Record<string, number> {
-    const finished = readLines<{ at: string; id: string }>(this.#path("inbox/processed.jsonl"));
-    const delivered = new Set(this.#ids("delivery/processed.jsonl"));
-    const aside = new Set(this.#aside().map(({ id }) => id));
-    const ends = new Map(finished.map(({ id, at }) => [id, Date.parse(at)]));
-    let [runs, lost, again, twice] = [0, 0, 0, 0];
-    for (const id of this.#crossedOff) violations.push(`crossed off, and not kept: ${id}`);
-    lost += this.#crossedOff.length;
-    for (const id of this.#runs.keys()) {
-      if (ends.has(id) || aside.has(id)) continue;
-      lost += 1;
-      violations.push(`a run that was in the inbox was not done: ${id}`);
-    }
+  /** What the files say about the runs of jobs, by the ids of their messages. */
+  #runsOnDisk(): RunsOnDisk {
+    const processed = readLines<{ at: string; id: string }>(this.#path("inbox/processed.jsonl"));
+    return {
+      ends: new Map(processed.map(({ id, at }) => [id, Date.parse(at)])),
+      quarantined: new Set(this.#quarantined().map(({ id }) => id)),
+      delivered: new Set(this.#ids("delivery/processed.jsonl")),
+    };
+  }
+
+  #checkJobs(violations: string[]): Record<string, number> {
+    const onDisk = this.#runsOnDisk();
+    const lost = this.#lostRuns(onDisk);
+    let [runs, again, repeated] = [0, 0, 0];
     for (const id of JOB_IDS) {
-      const { seconds, platform, event } = JOBS[id];
-      const due = [...ends.keys(), ...aside].flatMap((one) => {
-        const [, at] = new RegExp(`^cron:${id}:(.+)$`).exec(one) ?? [];
-        return at ? [Date.parse(at)] : [];
-      });
-      due.sort((a, b) => a - b);
+      const due = dueTimes(id, onDisk);
       runs += due.length;
-      // What was done before the next time was due had been crossed off before, too.
-      due.forEach((at, index) => {
-        const end = ends.get(`cron:${id}:${new Date(at).toISOString()}`) ?? Infinity;
-        const next = due[index + 1] ?? 0;
-        for (let missed = at + seconds * 1000; missed < next; missed += seconds * 1000) {
-          if (end >= missed) continue;
-          lost += 1;
-          violations.push(`${id} was due at ${new Date(missed).toISOString()} and did not run`);
-        }
-      });
-      const ids = due.map((at) => `cron:${id}:${new Date(at).toISOString()}`);
-      const sent = this.#textsOfJob(id).filter((words) => marksIn(words).has(`cron:${id}`));
-      const unsent = ids.filter((one) => !delivered.has(`${one}#0`) && !aside.has(one));
-      const place = `${platform} ${this.#world[platform].chatId(id)} ${sent[0] ?? ""}`;
-      const expected = ids.filter((one) => delivered.has(`${one}#0`)).length;
-      const repeats = sent.length - expected;
-      twice += repeats;
-      const allowed = this.#struck.get(place) ?? 0;
-      if (repeats > allowed) violations.push(`${id}: sent ${repeats} too often, ${allowed} kills`);
-      if (repeats < 0) violations.push(`${id}: ${-repeats} were crossed off and not sent`);
-      const failed = readFolder<QueueFile>(this.#path("delivery/failed")).map((one) => one.id);
-      for (const one of unsent) {
-        if (failed.includes(`${one}#0`)) continue;
-        lost += 1;
-        violations.push(`${one} was done, and is not delivered`);
-      }
-      if (event) continue;
-      // A turn that was answered is answered once more only if a kill came before it was stored.
-      const asked = this.#world.model.log.filter(({ request, error, aborted }) => {
-        return !error && !aborted && lastText(request).includes(`§cron:${id}§`);
-      });
-      const kills = ids.reduce((sum, one) => sum + (this.#runs.get(one) ?? 0), 0);
-      if (asked.length > due.length + kills) {
-        again += asked.length - due.length - kills;
-        violations.push(`${id}: ${asked.length} answers for ${due.length} runs, ${kills} kills`);
-      }
+      const ids = due.map((at) => runId(id, at));
+      lost.push(...missedTimes(id, due, onDisk), ...this.#undelivered(ids, onDisk));
+      repeated += this.#repeatsOfJob(id, ids, onDisk, violations);
+      again += JOBS[id].event ? 0 : this.#answeredAgain(id, ids, violations);
     }
+    violations.push(...lost);
     return {
       "runs of jobs": runs,
-      "due times lost": lost,
+      "due times lost": lost.length,
       "runs again though none was under way": again,
-      "messages of jobs repeated": twice,
+      "messages of jobs repeated": repeated,
     };
+  }
+
+  /** Runs of which the program knew, and which it neither kept nor finished. */
+  #lostRuns({ ends, quarantined }: RunsOnDisk): string[] {
+    const open = [...this.#runs.keys()].filter((id) => !ends.has(id) && !quarantined.has(id));
+    return [
+      ...this.#vanishedRuns.map((id) => `marked as begun, and not kept: ${id}`),
+      ...open.map((id) => `a run that was in the inbox was not done: ${id}`),
+    ];
+  }
+
+  #undelivered(ids: string[], { delivered, quarantined }: RunsOnDisk): string[] {
+    const failed = new Set(this.#deadLetters().map(({ id }) => id));
+    const unsent = ids.filter((id) => !delivered.has(`${id}#0`) && !quarantined.has(id));
+    const lost = unsent.filter((id) => !failed.has(`${id}#0`));
+    return lost.map((id) => `${id} was done, and is not delivered`);
+  }
+
+  /** How much more was sent than was marked as delivered; a kill within the send explains one. */
+  #repeatsOfJob(id: JobId, ids: string[], onDisk: RunsOnDisk, violations: string[]): number {
+    const { platform } = JOBS[id];
+    const sent = this.#textsOfJob(id).filter((words) => marksIn(words).has(`cron:${id}`));
+    const repeats = sent.length - ids.filter((one) => onDisk.delivered.has(`${one}#0`)).length;
+    const place = `${platform} ${this.#world[platform].chatId(id)} ${sent[0] ?? ""}`;
+    const allowed = this.#killsWithinSend.get(place) ?? 0;
+    if (repeats > allowed) violations.push(`${id}: sent ${repeats} too often, ${allowed} kills`);
+    if (repeats < 0) violations.push(`${id}: ${-repeats} were marked as sent and not sent`);
+    return repeats;
+  }
+
+  /** A turn that was answered is answered once more only if a kill came before it was stored. */
+  #answeredAgain(id: JobId, ids: string[], violations: string[]): number {
+    const answers = this.#world.model.log.filter(({ request, error, aborted }) => {
+      return !error && !aborted && lastText(request).includes(`§cron:${id}§`);
+    });
+    const kills = ids.reduce((sum, one) => sum + (this.#runs.get(one) ?? 0), 0);
+    const unexplained = answers.length - ids.length - kills;
+    if (unexplained <= 0) return 0;
+    violations.push(`${id}: ${answers.length} answers for ${ids.length} runs, ${kills} kills`);
+    return unexplained;
   }
 
   // ---- Sends ----
 
-  /** Nobody waits for one after a kill. But what was answered must be the right thing, in order. */
-  #judgeSends(violations: string[]): Record<string, number> {
-    let answered = 0;
-    const last = new Map<string, number>();
-    for (const { life, program, number, answer, error } of this.#sent) {
-      const name = `${program} m${number}`;
-      if (error) violations.push(`send ${name}: ${error}`);
-      if (life === this.#lives && !answer) violations.push(`send ${name}: no answer`);
-      if (!answer) continue;
-      answered += 1;
-      if (answer !== `re: m${number} 1/1 §ws:${program}§`)
-        violations.push(`send ${name}: ${answer.slice(0, 60)}`);
-      if (number < (last.get(program) ?? 0)) violations.push(`send ${name}: out of order`);
-      last.set(program, number);
+  /**
+   * Nobody waits for the answer to a send after a kill. But what was answered must be the right
+   * thing, and in order.
+   */
+  #checkSends(violations: string[]): Record<string, number> {
+    for (const send of this.#sent) violations.push(...this.#problemsOf(send));
+    const answered = this.#sent.filter(({ answer }) => answer);
+    const newest = new Map<string, number>();
+    for (const { program, number } of answered) {
+      if (number < (newest.get(program) ?? 0)) {
+        violations.push(`send ${program} m${number}: out of order`);
+      }
+      newest.set(program, number);
     }
-    return { "sends answered": answered };
+    return { "sends answered": answered.length };
+  }
+
+  #problemsOf({ life, program, number, answer, error }: Sent): string[] {
+    const found: string[] = [];
+    if (error) found.push(error);
+    if (life === this.#lives && !answer) found.push("no answer");
+    if (answer && answer !== `re: m${number} 1/1 §ws:${program}§`) found.push(answer.slice(0, 60));
+    return found.map((problem) => `send ${program} m${number}: ${problem}`);
   }
 }
+
+interface RunsOnDisk {
+  /** When each run that was processed ended, in ms. */
+  ends: Map<string, number>;
+  quarantined: Set<string>;
+  /** Ids of deliveries: those of runs, with the number of the part. */
+  delivered: Set<string>;
+}
+
+const runId = (id: JobId, at: number) => `cron:${id}:${new Date(at).toISOString()}`;
+
+/** When the runs of a job were due, in order, in ms. */
+function dueTimes(id: JobId, { ends, quarantined }: RunsOnDisk): number[] {
+  const prefix = `cron:${id}:`;
+  const ids = [...ends.keys(), ...quarantined].filter((one) => one.startsWith(prefix));
+  return ids.map((one) => Date.parse(one.slice(prefix.length))).sort((a, b) => a - b);
+}
+
+/** Times between two runs for which there is no run although the one before had ended by then. */
+function missedTimes(id: JobId, due: number[], { ends }: RunsOnDisk): string[] {
+  const interval = JOBS[id].seconds * 1000;
+  const missed = due.flatMap((at, index) => {
+    const end = ends.get(runId(id, at)) ?? Infinity;
+    const next = due[index + 1] ?? 0;
+    const count = Math.max(0, Math.ceil((next - at) / interval) - 1);
+    const between = Array.from({ length: count }, (_, i) => at + (i + 1) * interval);
+    return between.filter((time) => end < time);
+  });
+  return missed.map((at) => `${id} was due at ${new Date(at).toISOString()} and did not run`);
+}
+
+const wasKilledTwice = ({ error }: QueueFile) =>
+  error?.startsWith("the program ended twice") === true;
 
 const marksIn = (words: string) =>
   new Set([...words.matchAll(/§([^§\s]+)§/g)].map(([, mark]) => mark));

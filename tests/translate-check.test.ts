@@ -6,7 +6,13 @@ import { checkTranslations } from "../tools/check-translation.ts";
 import { readSources, translate } from "../tools/translate.ts";
 import { type Files, put, tree } from "./tools-tree.ts";
 
-const language = (...sections: string[]) => ({ sections, headings: [], minutes: "" });
+const language = (...ids: string[]) => ({
+  code: ids,
+  comments: ids,
+  lessons: ids,
+  headings: [],
+  minutes: "",
+});
 const languages = (zh: string[], en = ["s01"]): Files => ({
   "tools/languages.json": JSON.stringify({ en: language(...en), zh: language(...zh) }),
 });
@@ -60,7 +66,7 @@ describe("translations", () => {
       `${CODE}: not up to date. Run: npm run translate zh`,
       expect.stringMatching(/code\.po: s01_agent_loop: "Hello" is without a translation\. Mend/),
     ]);
-    expect(run(root)).toEqual([`${PO}: 2 messages, 1 to translate, 0 obsolete`]);
+    expect(run(root)).toEqual([`${PO}: 2 messages, 1 to translate, 1 of them printed; 0 obsolete`]);
     expect(problems(root)).toEqual([expect.stringContaining("without a translation")]);
     fill(root, "Hello", "您好");
     run(root);
@@ -141,9 +147,56 @@ describe("translations", () => {
   test("a section that English doesn't claim can wait", () => {
     const root = done();
     put(root, { "sessions/en/s02_tool_use.ts": "// New\n" });
-    expect(run(root)).toEqual([`${PO}: 2 messages, 0 to translate, 0 obsolete`]);
+    expect(run(root)).toEqual([`${PO}: 2 messages, 0 to translate, 0 of them printed; 0 obsolete`]);
     put(root, languages(["s01"], ["s01", "s02"]));
-    expect(run(root)).toEqual([`${PO}: 3 messages, 1 to translate, 0 obsolete`]);
+    expect(run(root)).toEqual([`${PO}: 3 messages, 1 to translate, 0 of them printed; 0 obsolete`]);
+    expect(problems(root)).toEqual([]);
+  });
+});
+
+describe("comments that nobody claims yet", () => {
+  /** The same tree, but Chinese claims the code alone. */
+  function codeOnly(): string {
+    const root = done();
+    const zh = { ...language("s01"), comments: [], lessons: [] };
+    put(root, { "tools/languages.json": JSON.stringify({ en: language("s01"), zh }) });
+    return root;
+  }
+
+  test("a comment that has changed keeps its translation, a new one stays English", () => {
+    const root = codeOnly();
+    const code = '// The loop, again\nsay("Hello");\n\n// Entirely different words\n';
+    put(root, { "sessions/en/s01_agent_loop.ts": code });
+    run(root);
+    expect(text(root, CODE)).toBe('// 循环\nsay("你好");\n\n// Entirely different words\n');
+    expect(problems(root)).toEqual([]);
+    // The same catalogue is not enough for whoever claims the comments.
+    put(root, languages(["s01"]));
+    expect(problems(root)).not.toEqual([]);
+  });
+
+  test("a printed text that has changed is English until it is translated, and a problem", () => {
+    const root = codeOnly();
+    edit(root, "sessions/en/s01_agent_loop.ts", "Hello", "Hello Hello you");
+    run(root);
+    expect(text(root, CODE)).toContain('say("Hello Hello you")');
+    expect(problems(root)).toEqual([expect.stringContaining('"Hello Hello you" is')]);
+  });
+
+  test("an obsolete comment may stay in the catalogue, an obsolete printed text may not", () => {
+    const root = codeOnly();
+    put(root, { "sessions/en/s01_agent_loop.ts": 'say("Hello");\n' });
+    run(root);
+    expect(text(root, PO)).toContain('#~ msgid "The loop"');
+    expect(problems(root)).toEqual([]);
+    put(root, { "sessions/en/s01_agent_loop.ts": "// The loop\n" });
+    run(root);
+    expect(problems(root)).toEqual([expect.stringContaining('"Hello" is obsolete')]);
+  });
+
+  test("its lesson need not follow the English one", () => {
+    const root = codeOnly();
+    edit(root, "sessions/en/s01_agent_loop.md", "B.", "C.");
     expect(problems(root)).toEqual([]);
   });
 });

@@ -88,31 +88,31 @@ export function lastText(request: PracticeRequest): string {
   return said.reduce((text, block) => (block.type === "text" ? block.text : text), "");
 }
 
-/** Says what it heard; "!fail" makes it fail. */
+/** Answers "re:" and the last text; a text with "!fail" gets an error. */
 export function echo(request: PracticeRequest): Scripted {
   const heard = lastText(request);
   if (!heard.includes("!fail")) return say(`re: ${heard}`);
   return { error: { status: 400, type: "invalid_request_error", message: "as ordered" } };
 }
 
-/** A model that says what it heard, unless the case puts another brain in. */
+/** A model that answers with `echo`, unless the test assigns another function to `brain`. */
 export async function echoModel(): Promise<PracticeModel & { brain: typeof echo }> {
   const model = Object.assign(await practice({ rules: false }), { brain: echo });
   model.script(...new Array(2_000).fill((request: PracticeRequest) => model.brain(request)));
   return model;
 }
 
-// ---- What has to be closed ----
+// ---- Clean-up after each test ----
 
 const closers: (() => unknown)[] = [];
 const logs: LoggedRequest[][] = [];
 
-/** Has something done after the test, the latest first. */
+/** Calls a function after the test, the last registered one first. */
 export function afterwards(close: () => unknown): void {
   closers.push(close);
 }
 
-/** From now to the end of the test this log may not mix up conversations. */
+/** Fails the test if a request in this log shows texts of two conversations. */
 export function watchMarks(log: LoggedRequest[]): void {
   logs.push(log);
 }
@@ -167,7 +167,7 @@ export async function serveRoutes(section: S04): Promise<string> {
   return listen(server);
 }
 
-/** A channel that sends nothing anywhere. What it was given to send is in `sent`. */
+/** A channel that keeps in `sent` what it is given to send. */
 export function silentChannel(name = "telegram") {
   const sent: { to: string; text: string }[] = [];
   return {
@@ -186,8 +186,8 @@ export type App06 = Parameters<S06["accept"]>[0];
 type App09 = Parameters<S09["accept"]>[0];
 
 /**
- * What `main` would put together, for cases that take the road without a process. A section that
- * adds a part to `App` adds it here.
+ * The app as `main` makes it, for tests that follow the path of a message without a process.
+ * Whoever adds a part to `App` adds it here, too.
  */
 export function appOf(
   section: S04,
@@ -199,9 +199,10 @@ export function appOf(
     store: new section.SessionStore(at("sessions")),
     key: "agent:luna:cli:direct:owner",
     inbox: new section.Inbox(at("inbox")),
+    partGroups: new Set(),
     channels,
   };
-  const has = section as unknown as Partial<S09>; // what it has of them shows which section it is
+  const has = section as unknown as Partial<S09>; // an earlier section lacks some of these exports
   const workspace = process.env.CLAW0_WORKSPACE ?? "";
   if (has.AGENTS && has.AgentManager && has.BINDINGS && has.BindingTable && has.GatewayServer) {
     const agents = new has.AgentManager(has.AGENTS.map((agent) => [agent.id, agent]));
@@ -217,9 +218,12 @@ export function appOf(
     const heartbeat = new has.HeartbeatRunner(at("heartbeat.json"));
     Object.assign(app, { activeTurns: new has.ActiveTurns(), cron, heartbeat });
   }
-  if (has.DeliveryQueue && has.DeliveryRunner) {
+  if (has.DeliveryQueue && has.DeliveryRunner && has.SimulatedFailures) {
     const queue = new has.DeliveryQueue(at("delivery"));
-    Object.assign(app, { queue, delivery: new has.DeliveryRunner(queue, channels) });
+    const simulatedFailures = new has.SimulatedFailures();
+    const theirs = channels as unknown as App09["channels"]; // the class of the same section
+    const delivery = new has.DeliveryRunner(queue, theirs, simulatedFailures);
+    Object.assign(app, { queue, delivery, simulatedFailures });
   }
   if (has.ProfileManager && has.ResilienceRunner) {
     const profile = { name: "ANTHROPIC_API_KEY", key: "test-key" };
@@ -234,10 +238,10 @@ export function appOf06(section: S06, folder?: string): App06 {
   return appOf(section as unknown as S04, folder) as unknown as App06; // as above
 }
 
-/** Resolves when all replies have left: from s08 on they leave by a queue, after their turn. */
+/** Resolves when all replies were sent. From s08 on that happens after the turn, by a queue. */
 export async function delivered(app: object): Promise<void> {
   const { queue } = app as Partial<App09>; // if it is s08 or later, it has one
-  while (queue && queue.files.size > 0) await new Promise((resolve) => setImmediate(resolve));
+  while (queue && queue.size > 0) await new Promise((resolve) => setImmediate(resolve));
 }
 
 /** The same, for a section that is s05 or later. */
@@ -248,7 +252,7 @@ export function appOf05(section: S05, folder?: string, channels?: App05["channel
 
 let messages = 0;
 
-/** A message as a channel would bring it. */
+/** A message as a channel passes it to `accept`. */
 export function inbound(more: Partial<ReturnType<typeof message>> = {}) {
   return { ...message(), ...more };
 }
@@ -284,14 +288,14 @@ interface WorldOptions {
   /** Runs in a terminal, so many columns wide. */
   columns?: number;
   settings?: Settings;
-  /** Until when the start waits; until it is ready for a line, unless it says otherwise. */
+  /** What the start waits for in the output; without it, until the section is ready for a line. */
   until?: string | RegExp;
   workspace?: string;
-  /** Is done before the section starts. */
+  /** Is called before the section starts. */
   prepare?(world: World): void;
 }
 
-/** Everything, started and ready. */
+/** Starts the model, the platforms and the section, and waits until they are ready. */
 export async function openWorld(section: SectionFile, options: WorldOptions = {}): Promise<World> {
   const model = await echoModel();
   watchMarks(model.log);
@@ -335,7 +339,7 @@ export class World {
     if (options.feishu === false) off.FEISHU_APP_ID = "";
     const paths = { CLAW0_WORKSPACE: this.workspace };
     this.settings = settings(model, { ...given, ...off, ...paths, ...options.settings });
-    this.program = new Program(() => nobody);
+    this.program = new Program(() => notStarted);
     this.program.ended(0);
   }
 
@@ -355,25 +359,29 @@ export class World {
 
   async #ready(env: Settings): Promise<void> {
     const { until, serve } = this.#options;
-    if (until) return void (await this.program.until(until));
-    if (!serve) return void (await this.program.prompt());
-    const up = [env.TELEGRAM_BOT_TOKEN, env.FEISHU_APP_ID].filter(Boolean);
-    for (const _ of up) await this.program.until(/(telegram|feishu): ready/);
+    if (until) {
+      await this.program.until(until);
+    } else if (serve) {
+      const channels = [env.TELEGRAM_BOT_TOKEN, env.FEISHU_APP_ID].filter(Boolean);
+      for (const _ of channels) await this.program.until(/(telegram|feishu): ready/);
+    } else {
+      await this.program.prompt();
+    }
   }
 
-  /** kill -9, and nothing of it is left. */
+  /** Kills the program with SIGKILL and waits until it has ended. */
   async kill(): Promise<void> {
     this.program.kill("SIGKILL");
     await this.program.end();
   }
 
-  /** The same again, on the same workspace. */
+  /** Kills the program and starts it again on the same workspace. */
   async restart(more?: Settings): Promise<Program> {
     await this.kill();
     return this.start(more);
   }
 
-  /** The address of its gateway, with the token that it has made. */
+  /** The address of the gateway with its token, which the section may have made itself. */
   get gateway(): string {
     const [address] = /ws:\/\/\S+\?token=\S+/.exec(this.program.text) ?? [];
     const token = this.settings.GATEWAY_TOKEN;
@@ -418,8 +426,8 @@ export class World {
   }
 
   /**
-   * Resolves when only so many messages in the inbox are left to be answered, and the answers to
-   * the others have left: from s08 on they are files, too.
+   * Resolves when only `left` messages in the inbox are not answered yet, and the other answers
+   * were sent. From s08 on an answer that is not sent yet is a file in the delivery queue.
    */
   async inboxDone(left = 0): Promise<void> {
     const folders = ["inbox", "delivery"].map((name) => join(this.state, name)).filter(existsSync);
@@ -429,14 +437,16 @@ export class World {
     const watchers = folders.map((folder) => watch(folder));
     afterwards(() => watchers.map((watcher) => watcher.close()));
     await new Promise<void>((resolve) => {
-      const look = () => isDone() && resolve();
-      for (const watcher of watchers) watcher.on("change", look);
-      look(); // it may be so already
+      const check = () => {
+        if (isDone()) resolve();
+      };
+      for (const watcher of watchers) watcher.on("change", check);
+      check(); // they may be empty already
     });
     for (const watcher of watchers) watcher.close();
   }
 
-  /** What was begun how often, as the inbox has it. */
+  /** The messages in the inbox, with the number of attempts. */
   inboxEntries(): { id: string; text: string; sessionKey: string; attempts?: number }[] {
     const files = this.inboxFiles().filter((name) => name.endsWith(".json"));
     return files.map((name) => JSON.parse(readFileSync(join(this.state, "inbox", name), "utf8")));
@@ -456,4 +466,5 @@ function freshWorkspace(): string {
   return folder;
 }
 
-const nobody = { pid: undefined, write: () => {}, end: () => {}, kill: () => {} };
+/** Stands in for a program before the first start. */
+const notStarted = { pid: undefined, write: () => {}, end: () => {}, kill: () => {} };

@@ -5,7 +5,7 @@ import { writeFileSync } from "node:fs";
 import path from "node:path";
 import { type GetTextTranslation, po } from "gettext-parser";
 import { parseMarkdown } from "./markdown.ts";
-import type { Message } from "./messages.ts";
+import { type Message, PRINTED } from "./messages.ts";
 import { SECTIONS, sectionPath, textOf } from "./sections.ts";
 import type { Source } from "./translate.ts";
 
@@ -33,9 +33,20 @@ export function flaw(entry: GetTextTranslation | undefined): string {
   return 'still English (if it should be, put a line "# same" above it)';
 }
 
-/** What is written into the files. */
+export const isPrinted = (entry: GetTextTranslation) => entry.comments?.extracted === PRINTED;
+
+/** By their English, the translations that are finished: neither empty nor fuzzy. */
 export function finished(live: Entries): Map<string, string> {
   const found = [...live.values()].filter((entry) => !isFuzzy(entry));
+  return new Map(found.flatMap(({ msgid, msgstr: [text] }) => (text ? [[msgid, text]] : [])));
+}
+
+/**
+ * What is written into a section whose comments nobody claims: there a comment that has changed
+ * keeps the translation that it had. A printed text never does, because somebody would act on it.
+ */
+export function usable(live: Entries): Map<string, string> {
+  const found = [...live.values()].filter((entry) => !isFuzzy(entry) || !isPrinted(entry));
   return new Map(found.flatMap(({ msgid, msgstr: [text] }) => (text ? [[msgid, text]] : [])));
 }
 

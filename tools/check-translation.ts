@@ -1,9 +1,19 @@
 // What `check` asks of the other languages: all is translated, and nothing is left behind.
-import { documentsOf, type Entries, finished, flaw, parseCatalogue, titleOf } from "./catalogue.ts";
+import type { GetTextTranslation } from "gettext-parser";
+import {
+  documentsOf,
+  type Entries,
+  finished,
+  flaw,
+  isPrinted,
+  parseCatalogue,
+  titleOf,
+  usable,
+} from "./catalogue.ts";
 import { parseMarkdown } from "./markdown.ts";
 import { columns } from "./messages.ts";
 import { Report } from "./report.ts";
-import { readLanguages, SECTIONS, sectionPath, textOf } from "./sections.ts";
+import { readLanguages, SECTIONS, sectionPath, short, textOf } from "./sections.ts";
 import { readSources, type Source, translateSource } from "./translate.ts";
 
 type Document = ReturnType<typeof documentsOf>[number];
@@ -13,10 +23,12 @@ export function checkTranslations(root: string, report = new Report()): Report {
   for (const [code, language] of readLanguages(root)) {
     const po = `sessions/${code}/code.po`;
     const { live, obsolete } = parseCatalogue(textOf(root, po));
-    // What belongs to no section is due with the first one.
+    // What belongs to no section, such as the README, is due with the code of the first one.
     const sink = (name: string) =>
-      report.sink(language, SECTIONS.includes(name) ? name : (language.sections[0] ?? ""));
+      report.sink(language, "code", SECTIONS.includes(name) ? name : (language.code[0] ?? ""));
     for (const document of documentsOf(root, code)) {
+      const isLesson = SECTIONS.includes(document.name);
+      if (isLesson && !language.lessons.includes(short(document.name))) continue;
       sink(document.name).push(...checkDocument(root, code, document));
     }
     for (const source of sources) {
@@ -25,9 +37,13 @@ export function checkTranslations(root: string, report = new Report()): Report {
       if (text === "") continue; // if it should be there, checkClaims says so
       const comments = text.split("\n").map((line) => (/^\s*(\/\/|\/?\*)/.test(line) ? line : ""));
       sink(source.name).push(...checkDiagrams(file, comments));
-      if (code !== "en") sink(source.name).push(...checkSection(source, code, text, live));
+      const commentsMayLag = !language.comments.includes(short(source.name));
+      const section = { source, code, text, live, commentsMayLag };
+      if (code !== "en") sink(source.name).push(...checkSection(section));
     }
-    const [gone] = obsolete.keys();
+    // While no comments are claimed, those that are gone wait for whoever writes the new ones.
+    const isDue = (entry: GetTextTranslation) => language.comments.length > 0 || isPrinted(entry);
+    const gone = [...obsolete.values()].find(isDue)?.msgid;
     if (gone) sink("").push(`${po}: ${titleOf(gone)} is obsolete. Delete the "#~" entries.`);
     const share = `${finished(live).size} of ${live.size} messages translated`;
     if (code !== "en") report.facts.push(`${code}: ${share}`);
@@ -35,16 +51,26 @@ export function checkTranslations(root: string, report = new Report()): Report {
   return report;
 }
 
+interface Section {
+  source: Source;
+  code: string;
+  text: string;
+  live: Entries;
+  commentsMayLag: boolean;
+}
+
 /** The entries of a section, and whether the file is what they make of it. */
-function checkSection(source: Source, code: string, text: string, live: Entries): string[] {
+function checkSection({ source, code, text, live, commentsMayLag }: Section): string[] {
   const run = `npm run translate ${code}`;
-  const { problems, text: made } = translateSource(source, code, finished(live));
+  const translations = commentsMayLag ? usable(live) : finished(live);
+  const { problems, text: made } = translateSource(source, code, translations, commentsMayLag);
   const file = sectionPath(code, source.name);
   if (made !== text) problems.push(`${file}: not up to date. Run: ${run}`);
-  if (text.includes(`tsx ${sectionPath("en", source.name)}`)) {
+  if (!commentsMayLag && text.includes(`tsx ${sectionPath("en", source.name)}`)) {
     problems.push(`${file}: its header runs the English file. Translate the path too.`);
   }
-  const [first, ...more] = source.messages.filter(({ id }) => flaw(live.get(id)));
+  const due = source.messages.filter(({ isPrinted: printed }) => printed || !commentsMayLag);
+  const [first, ...more] = due.filter(({ id }) => flaw(live.get(id)));
   if (first) {
     const count = more.length === 0 ? "" : ` (the first of ${more.length + 1})`;
     const what = `${titleOf(first.id)} is ${flaw(live.get(first.id))}${count}`;

@@ -2,6 +2,7 @@
 import { type Fence, type Markdown, parseMarkdown } from "./markdown.ts";
 import type { References } from "./openclaw.ts";
 import { pictureOf } from "./picture.ts";
+import { placesOf, readPlace } from "./places.ts";
 import { over, Report } from "./report.ts";
 import type { Language, Languages } from "./sections.ts";
 import { exists, longName, read, SECTIONS, sectionPath, short, textOf } from "./sections.ts";
@@ -18,6 +19,12 @@ export function checkLessons(root: string, languages: Languages, report = new Re
       const file = sectionPath(lang, name, "md");
       if (!exists(root, file)) continue;
       const text = read(root, file);
+      const isClaimed = language.lessons.includes(short(name));
+      if (!isClaimed && describesRelease(text)) continue;
+      if (!isClaimed && language.code.includes(short(name))) {
+        const remedy = "its first line must say which release it describes, as in > … 0.1.0 …";
+        report.problems.push(`${file}:1: tools/languages.json claims the code only: ${remedy}`);
+      }
       const lesson = { ...parseMarkdown(text), root, lang, name };
       const problems = [
         ...checkForm(lesson, language),
@@ -27,11 +34,19 @@ export function checkLessons(root: string, languages: Languages, report = new Re
         ...checkTranscripts(text),
         ...checkPicture(lesson, text),
       ];
-      report.sink(language, name).push(...problems.map((problem) => `${file}:${problem}`));
+      report
+        .sink(language, "lessons", name)
+        .push(...problems.map((problem) => `${file}:${problem}`));
     }
   }
   return report;
 }
+
+/**
+ * A lesson that waits for its new edition describes the code of a release and not today's, so it is
+ * not compared with today's. Its first line tells the reader which release that is.
+ */
+const describesRelease = (text: string) => /^>.*\b\d+\.\d+\.\d+\b/.test(text);
 
 const partsOf = (lesson: Lesson) => lesson.parts.filter(({ level }) => level === 2);
 
@@ -106,22 +121,41 @@ function checkCommand({ root }: Lesson, line: string, number: number): string[] 
   return [...problems, ...files.map((file) => `${number}: there is no file ${file}.`)];
 }
 
-const LEFT_OUT = /^\s*\/\/ …$/;
+export const LEFT_OUT = /^\s*\/\/ …$/;
 
 /** Code is an excerpt of the file beside the lesson, or of the one that its first line names. */
 function checkExcerpt({ root, lang, name }: Lesson, { body, line }: Fence): string[] {
-  const other = /^\/\/ (s\d\d)$/.exec(body[0] ?? "")?.[1];
-  const section = other ? longName(other) : name;
+  const place = readPlace(body[0]);
+  const section = place?.section ? longName(place.section) : name;
   const file = section && sectionPath(lang, section);
   if (!file || !exists(root, file)) {
-    return [`${line}: there is no code of ${other ?? name} to compare with.`];
+    return [`${line}: there is no code of ${place?.section ?? name} to compare with.`];
   }
-  const excerpt = other ? body.slice(1) : body;
-  const match = matchExcerpt(read(root, file).split(/\r?\n/), excerpt);
-  if (match === excerpt.length) return [];
+  const excerpt = place ? body.slice(1) : body;
+  const source = read(root, file);
+  const match = matchExcerpt(source.split(/\r?\n/), excerpt);
+  if (match === excerpt.length) return checkPlace(line, excerpt, source, file, place?.name);
   const at = line + 1 + match + (body.length - excerpt.length);
   const remedy = 'Copy the lines from there; a line "// …" stands for those that you leave out.';
   return [`${at}: not like this in ${file}: "${excerpt[match]?.trim()}". ${remedy}`];
+}
+
+/** An excerpt says where it is: by its first line, or because it begins with its declaration. */
+function checkPlace(at: number, excerpt: string[], source: string, file: string, name?: string) {
+  const lines = source.split(/\r?\n/);
+  const places = placesOf(source, file);
+  const isCode = (line: string) => line.trim() !== "" && !/^\s*(\/\/|\/?\*)/.test(line);
+  const first = excerpt.find(isCode);
+  if (name === undefined) {
+    const isDeclared = [...places.values()].some(({ start }) => lines[start] === first);
+    const remedy = 'Begin it with a line like "// in Inbox.add".';
+    return isDeclared ? [] : [`${at}: this excerpt does not say where it is. ${remedy}`];
+  }
+  const range = places.get(name);
+  if (!range) return [`${at}: there is no ${name} in ${file}.`];
+  const there = lines.slice(range.start, range.end);
+  if (matchExcerpt(there, excerpt) === excerpt.length) return [];
+  return [`${at}: these lines are in ${file}, but not in ${name}.`];
 }
 
 /**

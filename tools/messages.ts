@@ -4,6 +4,8 @@ import { type Node, type Program, Visitor } from "oxc-parser";
 import { parse } from "./code.ts";
 
 const LIMIT = 100; // columns
+/** The note of a text that people read in the terminal, and not beside the code. */
+export const PRINTED = "printed";
 /** Characters that take two columns. The ambiguous ones (… “ ” → and the boxes) count as one. */
 const WIDE =
   /[\u1100-\u115f\u2e80-\u303e\u3041-\ua4cf\uac00-\ud7a3\uf900-\ufaff\ufe30-\ufe6f\uff01-\uff60\uffe0-\uffe6\u{1f300}-\u{1faff}\u{20000}-\u{3fffd}]/u;
@@ -19,6 +21,7 @@ export interface Message {
   id: string;
   /** For the translator: what it is, and how much room there is. */
   note: string;
+  isPrinted: boolean;
   /** A translation as source text. Throws if it can't stand there. `part` gives a part of it. */
   write(translation: string, part: (from: number, to: number) => string): string;
 }
@@ -85,7 +88,7 @@ function commentMessage(source: string, group: Group): Message {
   };
   const room = LIMIT - columns(indent).length - 3;
   const kind = alone ? "comment" : banner ? "title" : "comment beside code, lines as in English";
-  return { start, end, id, note: `${kind}, ${room} columns`, write };
+  return { start, end, id, note: `${kind}, ${room} columns`, isPrinted: false, write };
 }
 
 /** The fields where an expression has what it may give: not what it compares, nor arguments. */
@@ -162,7 +165,8 @@ function textMessage(source: string, node: Node): Message {
     return quote + each(wanted, quoted, filled).join("") + quote;
   };
   const words = each(whole, (one) => one.replace(ESCAPES, "")).filter((_, i) => i % 2 === 0);
-  return { start, end, id: isWordy(words.join("")) ? id : "", note: "printed", write };
+  const own = isWordy(words.join("")) ? id : "";
+  return { start, end, id: own, note: PRINTED, isPrinted: true, write };
 }
 
 export const isWordy = (text: string) => /\p{L}/u.test(text);

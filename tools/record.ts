@@ -94,13 +94,20 @@ export async function recordLesson(
   return lines.join("\n");
 }
 
-/** The lessons that are there: all, or those of some sections or of one language. */
-export function existingLessons(only: string[] = [], language?: string) {
-  const codes = [...readLanguages(ROOT).keys()].filter((code) => code === (language ?? code));
-  const wanted = (name: string) => only.length === 0 || only.includes(short(name));
-  return codes
-    .flatMap((code) => SECTIONS.filter(wanted).map((name) => sectionPath(code, name, "md")))
-    .filter((file) => fs.existsSync(path.join(ROOT, file)));
+/**
+ * The lessons that can be recorded: all that a language claims, or those of some sections or of one
+ * language. The others describe an earlier release, so today's sections print something else.
+ */
+export function existingLessons(only: string[] = [], onlyLanguage?: string) {
+  const files: string[] = [];
+  for (const [code, { lessons }] of readLanguages(ROOT)) {
+    if (code !== (onlyLanguage ?? code)) continue;
+    for (const name of SECTIONS) {
+      const isWanted = only.length === 0 || only.includes(short(name));
+      if (isWanted && lessons.includes(short(name))) files.push(sectionPath(code, name, "md"));
+    }
+  }
+  return files.filter((file) => fs.existsSync(path.join(ROOT, file)));
 }
 
 /** Records a lesson of the repository; gives what stands there and what should. */

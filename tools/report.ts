@@ -1,5 +1,5 @@
 // What the steps of the check found.
-import { type Language, short } from "./sections.ts";
+import { type Claim, type Language, short } from "./sections.ts";
 
 export class Report {
   /** Each one names a file, and what to do. Any of them fails the check. */
@@ -9,9 +9,9 @@ export class Report {
   /** The figures of the summary. */
   facts: string[] = [];
 
-  /** A section is finished when it is claimed; until then its problems are only told. */
-  sink(language: Language | undefined, name: string): string[] {
-    return language?.sections.includes(short(name)) ? this.problems : this.notes;
+  /** A part of a section is finished when it is claimed; until then its problems are only told. */
+  sink(language: Language | undefined, claim: Claim, name: string): string[] {
+    return language?.[claim].includes(short(name)) ? this.problems : this.notes;
   }
 }
 

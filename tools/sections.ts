@@ -14,10 +14,14 @@ export const read = (root: string, file: string) => readFileSync(path.join(root,
 /** The text of a file; "" if it isn't there. */
 export const textOf = (root: string, file: string) => (exists(root, file) ? read(root, file) : "");
 
-/** What `tools/languages.json` says of a language. */
-export interface Language {
-  /** The sections that are finished ("s01"): code and lesson must be there and pass. */
-  sections: string[];
+/** What a language can claim of a section: the code with its printed texts, and apart from that. */
+export type Claim = "code" | "comments" | "lessons";
+
+/**
+ * What `tools/languages.json` says of a language. For each claim it lists the sections ("s01") of
+ * which that part is finished: it must be there and pass the check. The others may lag behind.
+ */
+export interface Language extends Record<Claim, string[]> {
   headings: string[];
   /** A regular expression for the line below the title that says how long it takes to read. */
   minutes: string;
@@ -45,9 +49,9 @@ export const sectionPath = (language: string, name: string, extension = "ts") =>
 export const existingSections = (root: string, language: string) =>
   SECTIONS.filter((name) => exists(root, sectionPath(language, name)));
 
-/** The English sections that a language claims. One that is being written can wait. */
+/** The English sections whose code a language claims. One that is being written can wait. */
 export function claimedSections(root: string): string[] {
-  const claimed = [...readLanguages(root).values()].flatMap(({ sections }) => sections);
+  const claimed = [...readLanguages(root).values()].flatMap(({ code }) => code);
   return existingSections(root, "en").filter((name) => claimed.includes(short(name)));
 }
 

@@ -8,8 +8,8 @@
 //   $ npm run rpc -- status
 //   …                          everything else is output, and `npm run record` writes it anew
 //   ```
-import { type FailOrder, readFailLine } from "../practice/fail.ts";
-import type { Failure } from "../practice/orders.ts";
+import { type FailCommand, readFailLine } from "../practice/fail-command.ts";
+import type { Failure } from "../practice/fault-injection.ts";
 import { SETTINGS } from "../practice/world.ts";
 import { parseMarkdown } from "./markdown.ts";
 import { longName } from "./sections.ts";
@@ -42,7 +42,7 @@ export type Step =
   | { do: "kill"; line: string; after?: string }
   | ({ do: "say"; line: string } & Saying)
   | { do: "rpc"; line: string; words: string[] }
-  | ({ do: "fail"; line: string; failure: Failure } & Pick<FailOrder, "where" | "said">)
+  | ({ do: "fail"; line: string; failure: Failure } & Pick<FailCommand, "where" | "said">)
   | { do: "show"; line: string; files: string; width?: number };
 
 export interface Transcript {

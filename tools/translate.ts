@@ -2,7 +2,15 @@
 import { mkdirSync, writeFileSync } from "node:fs";
 import path from "node:path";
 import { parseArgs } from "node:util";
-import { finished, parseCatalogue, stamp, titleOf, updateCatalogue } from "./catalogue.ts";
+import {
+  finished,
+  isPrinted,
+  parseCatalogue,
+  stamp,
+  titleOf,
+  updateCatalogue,
+  usable,
+} from "./catalogue.ts";
 import { codeLines, lineAt, parse } from "./code.ts";
 import { findMessages, type Message, textNodes } from "./messages.ts";
 import {
@@ -10,6 +18,7 @@ import {
   messageOf,
   readLanguages,
   sectionPath,
+  short,
   start,
   textOf,
 } from "./sections.ts";
@@ -50,20 +59,29 @@ export function readSource(name: string, text: string): Source {
 export const readSources = (root: string): Source[] =>
   claimedSections(root).map((name) => readSource(name, textOf(root, sectionPath("en", name))));
 
-/** A section with the translations in it. What has none, or a wrong one, stays English. */
-export function translateSource(source: Source, code: string, translations: Map<string, string>) {
+/**
+ * A section with the translations in it. What has none, or a wrong one, stays English; a wrong one
+ * is a problem, unless it is that of a comment and `commentsMayLag`.
+ */
+export function translateSource(
+  source: Source,
+  code: string,
+  translations: Map<string, string>,
+  commentsMayLag = false,
+) {
   const { name, text, messages } = source;
   const file = sectionPath(code, name);
   const problems: string[] = [];
   const pieces: Piece[] = [];
   // From the end, since what stands inside of another has the later start, and is needed there.
-  for (const { start, end, id, write } of messages.toReversed()) {
+  for (const { start, end, id, isPrinted: printed, write } of messages.toReversed()) {
     const translation = translations.get(id);
     if (translation === undefined) continue;
     try {
       const written = write(translation, (from, to) => splice(text, pieces, from, to));
       pieces.unshift({ start, end, text: written });
     } catch (error) {
+      if (commentsMayLag && !printed) continue;
       const entry = `${titleOf(id)} (line ${lineAt(text, start)} in English)`;
       problems.push(`sessions/${code}/code.po: ${entry}: ${messageOf(error)}.`);
     }
@@ -86,14 +104,18 @@ export function translate(root: string, code: string, sources: Source[]): string
   write(po, text);
   const { live, obsolete } = parseCatalogue(text);
   const translations = finished(live);
+  const claimed = readLanguages(root).get(code)?.comments ?? [];
   const problems = sources.flatMap((source) => {
-    const made = translateSource(source, code, translations);
+    const made = claimed.includes(short(source.name))
+      ? translateSource(source, code, translations)
+      : translateSource(source, code, usable(live), true);
     write(sectionPath(code, source.name), made.text);
     return made.problems;
   });
-  const left = live.size - translations.size;
-  const state = `${live.size} messages, ${left} to translate, ${obsolete.size} obsolete`;
-  return [`${po}: ${state}`, ...problems];
+  const left = [...live.values()].filter(({ msgid }) => !translations.has(msgid));
+  const printed = left.filter(isPrinted).length;
+  const state = `${live.size} messages, ${left.length} to translate, ${printed} of them printed`;
+  return [`${po}: ${state}; ${obsolete.size} obsolete`, ...problems];
 }
 
 function main(root: string, args: string[]): void {

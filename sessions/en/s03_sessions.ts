@@ -192,7 +192,8 @@ const needsReply = (last?: Message) =>
 
 /** Brings the turn to its end. Gives all that was said since the person spoke. */
 export async function finishTurn(conversation: Conversation, options: TurnOptions) {
-  await GUARD.run(conversation, options, () => continueTurn(conversation, options));
+  // After a restart the answer may be stored already. Then nothing is asked, so no key is needed.
+  if (needsReply(conversation.messages.at(-1))) await runMiddleware(conversation, options);
   const start = conversation.messages.findLastIndex(startsTurn) + 1;
   return conversation.messages.slice(start).map(textOf).filter(Boolean).join("\n\n");
 }
@@ -494,6 +495,40 @@ function killGroup(pid: number | undefined): void {
 export interface App {
   store: SessionStore;
   key: string; // of the conversation that the terminal is in
+}
+
+/** Each section that needs to know more about a turn adds it to these options. */
+export interface TurnOptions {
+  app?: App; // for middleware and tools that use a part of the program
+}
+
+/**
+ * A layer of middleware stands round every turn. `next` runs all that is further in. A layer may do
+ * something before and after `next`, change the options, catch an error, or call `next` again: what
+ * was already said and done is stored, so the turn goes on from there and no tool runs twice.
+ */
+export type Middleware = (
+  conversation: Conversation,
+  options: TurnOptions,
+  next: (options: TurnOptions) => Promise<void>,
+) => Promise<void>;
+
+/** Outermost first. To add a layer, `unshift` it (outermost) or `push` it (innermost). */
+export const MIDDLEWARE: Middleware[] = [];
+
+/** Runs `innermost` with all layers of MIDDLEWARE round it. */
+function runMiddleware(
+  conversation: Conversation,
+  options: TurnOptions,
+  innermost: (conversation: Conversation, options: TurnOptions) => Promise<void> = continueTurn,
+): Promise<void> {
+  let run = (given: TurnOptions) => innermost(conversation, given);
+  // It is built from the inside out, because each layer needs the one inside it as its `next`.
+  for (const layer of MIDDLEWARE.toReversed()) {
+    const next = run;
+    run = (given) => layer(conversation, given, next);
+  }
+  return run(options);
 }
 
 // A session file, line by line. Nothing in it is ever changed or taken out: what makes the
@@ -813,8 +848,12 @@ export class ContextGuard {
     return usage.input_tokens + cached + usage.output_tokens + tail;
   }
 
-  /** Runs `inner`; shortens the conversation if it is too long for it, in three steps at most. */
-  async run(conversation: Conversation, options: TurnOptions, inner: () => Promise<void>) {
+  /** Runs `next`; shortens the conversation if it is too long for it, in three steps at most. */
+  async run(
+    conversation: Conversation,
+    options: TurnOptions,
+    next: (options: TurnOptions) => Promise<void>,
+  ): Promise<void> {
     const steps = [
       () => this.shortenResults(conversation),
       () => this.summarise(conversation, options, KEPT),
@@ -830,7 +869,7 @@ export class ContextGuard {
     if (isFull && needsReply(conversation.messages.at(-1))) await shrink();
     for (;;) {
       try {
-        return await inner();
+        return await next(options);
       } catch (error) {
         if (!isOverflow(error)) throw error;
         if (await shrink()) continue;
@@ -911,6 +950,7 @@ function wordsIn({ content }: Message): string {
 }
 
 const GUARD = new ContextGuard(CONTEXT_TOKENS);
+MIDDLEWARE.push((conversation, options, next) => GUARD.run(conversation, options, next));
 
 TOOLS.push(
   tool("list_directory", "List a folder of the workspace.", { path: file }, ["path"]),
@@ -976,7 +1016,11 @@ command("context", "how full the context window is", (_args, { store, key }) => 
 });
 
 command("compact", "put a summary in the place of the older turns", async (_args, app, options) => {
-  const done = await GUARD.summarise(app.store.current(app.key), options, KEPT);
+  let done = false;
+  // It goes through the middleware, because the request for the summary can fail as a turn can.
+  await runMiddleware(app.store.current(app.key), { ...options, app }, async (session, given) => {
+    done = await GUARD.summarise(session, given, KEPT);
+  });
   return done ? t("Done.") : t("Nothing to summarise yet.");
 });
 

@@ -39,7 +39,7 @@ import { setTimeout as sleep } from "node:timers/promises";
 import Anthropic from "@anthropic-ai/sdk";
 import dotenv from "dotenv";
 import { Bot, GrammyError } from "grammy";
-import type { Message as TelegramMessage } from "grammy/types";
+import type { Message as TelegramMessage, UserFromGetMe } from "grammy/types";
 import { EnvHttpProxyAgent, setGlobalDispatcher } from "undici";
 
 // ---- Configuration ----
@@ -237,7 +237,8 @@ const needsReply = (last?: Message) =>
 
 /** Brings the turn to its end. Gives all that was said since the person spoke. */
 export async function finishTurn(conversation: Conversation, options: TurnOptions) {
-  await GUARD.run(conversation, options, () => continueTurn(conversation, options));
+  // After a restart the answer may be stored already. Then nothing is asked, so no key is needed.
+  if (needsReply(conversation.messages.at(-1))) await runMiddleware(conversation, options);
   const start = conversation.messages.findLastIndex(startsTurn) + 1;
   return conversation.messages.slice(start).map(textOf).filter(Boolean).join("\n\n");
 }
@@ -540,6 +541,40 @@ function killGroup(pid: number | undefined): void {
 export interface App {
   store: SessionStore;
   key: string; // of the conversation that the terminal is in
+}
+
+/** Each section that needs to know more about a turn adds it to these options. */
+export interface TurnOptions {
+  app?: App; // for middleware and tools that use a part of the program
+}
+
+/**
+ * A layer of middleware stands round every turn. `next` runs all that is further in. A layer may do
+ * something before and after `next`, change the options, catch an error, or call `next` again: what
+ * was already said and done is stored, so the turn goes on from there and no tool runs twice.
+ */
+export type Middleware = (
+  conversation: Conversation,
+  options: TurnOptions,
+  next: (options: TurnOptions) => Promise<void>,
+) => Promise<void>;
+
+/** Outermost first. To add a layer, `unshift` it (outermost) or `push` it (innermost). */
+export const MIDDLEWARE: Middleware[] = [];
+
+/** Runs `innermost` with all layers of MIDDLEWARE round it. */
+function runMiddleware(
+  conversation: Conversation,
+  options: TurnOptions,
+  innermost: (conversation: Conversation, options: TurnOptions) => Promise<void> = continueTurn,
+): Promise<void> {
+  let run = (given: TurnOptions) => innermost(conversation, given);
+  // It is built from the inside out, because each layer needs the one inside it as its `next`.
+  for (const layer of MIDDLEWARE.toReversed()) {
+    const next = run;
+    run = (given) => layer(conversation, given, next);
+  }
+  return run(options);
 }
 
 // A session file, line by line. Nothing in it is ever changed or taken out: what makes the
@@ -872,8 +907,12 @@ export class ContextGuard {
     return usage.input_tokens + cached + usage.output_tokens + tail;
   }
 
-  /** Runs `inner`; shortens the conversation if it is too long for it, in three steps at most. */
-  async run(conversation: Conversation, options: TurnOptions, inner: () => Promise<void>) {
+  /** Runs `next`; shortens the conversation if it is too long for it, in three steps at most. */
+  async run(
+    conversation: Conversation,
+    options: TurnOptions,
+    next: (options: TurnOptions) => Promise<void>,
+  ): Promise<void> {
     const steps = [
       () => this.shortenResults(conversation),
       () => this.summarise(conversation, options, KEPT),
@@ -889,7 +928,7 @@ export class ContextGuard {
     if (isFull && needsReply(conversation.messages.at(-1))) await shrink();
     for (;;) {
       try {
-        return await inner();
+        return await next(options);
       } catch (error) {
         if (!isOverflow(error)) throw error;
         if (await shrink()) continue;
@@ -970,6 +1009,7 @@ function wordsIn({ content }: Message): string {
 }
 
 const GUARD = new ContextGuard(CONTEXT_TOKENS);
+MIDDLEWARE.push((conversation, options, next) => GUARD.run(conversation, options, next));
 
 TOOLS.push(
   tool("list_directory", "List a folder of the workspace.", { path: file }, ["path"]),
@@ -1035,7 +1075,11 @@ command("context", "how full the context window is", (_args, { store, key }) => 
 });
 
 command("compact", "put a summary in the place of the older turns", async (_args, app, options) => {
-  const done = await GUARD.summarise(app.store.current(app.key), options, KEPT);
+  let done = false;
+  // It goes through the middleware, because the request for the summary can fail as a turn can.
+  await runMiddleware(app.store.current(app.key), { ...options, app }, async (session, given) => {
+    done = await GUARD.summarise(session, given, KEPT);
+  });
   return done ? t("Done.") : t("Nothing to summarise yet.");
 });
 
@@ -1043,159 +1087,32 @@ const TERMINAL_KEY = "agent:luna:cli:direct:owner"; // agent, name, channel, kin
 
 // ---- s04 · Channels ----
 
-// From here on the program owes something to people who don't sit in front of it. Two promises:
-// what was accepted is not lost, and in a conversation one message is answered after the other.
-// The first is kept by a file that is written before the platform hears "got it"; the second by
-// a chain of promises for each conversation.
+// From here on people write to the program who don't sit in front of it, and it promises them two
+// things. A message that was accepted is not lost, because it is written to a file before the
+// platform hears that it arrived. And within a conversation messages are answered first in, first
+// out (FIFO), because each one waits for the promise of the one before it.
 
-/** What every platform's message becomes. `peerId` is where the answer goes, `at` is in ms. */
+// -- 1 · One envelope --
+
+/** What every platform's message becomes, so that the rest of the program knows no platform. */
 export interface InboundMessage {
-  id: string;
+  id: string; // the idempotency key: a message that a platform sends twice has the same id twice
   channel: string;
   accountId: string; // which of our own accounts it came to
-  peerId: string; // the chat
+  peerId: string; // the chat, which is where the answer goes
   senderId: string; // the person
   guildId?: string; // what the chat belongs to: a supergroup, a company
   isGroup: boolean;
   text: string;
   media: { kind: string; id: string }[];
-  at: number;
-  part?: string; // messages with the same mark are one: an album, a text that was cut
-  attempts?: number; // how often the work on it was begun, counted by the inbox
+  at: number; // when it was sent, in ms
+  part?: string; // messages with the same value are parts of one: an album, a text that was cut
+  attempts?: number; // how often the program began to answer it, counted by the inbox
 }
 
-/** A message with its place: whose conversation it belongs to. Settled once, when it comes in. */
+/** A message and the conversation it belongs to, which is settled once, when it comes in. */
 export interface Routed extends InboundMessage {
   sessionKey: string;
-}
-
-/** When it returns, the message is on disk. `done` gives what was answered, when it was. */
-export type Accept = (message: InboundMessage, signal?: AbortSignal) => { done: Promise<string> };
-
-/** A platform: it gives us messages, and takes texts of at most `limit` UTF-16 units. */
-export interface Channel {
-  readonly name: string;
-  readonly limit: number;
-  start(accept: Accept): Promise<void>; // resolves when ready, rejects if it never will be
-  send(to: string, text: string): Promise<void>; // throws SendError
-  stop(): Promise<void>;
-  typing?(to: string): Promise<unknown>;
-  stream?(to: string, delta: string): void; // for a channel that shows a reply while it is made
-}
-
-/** Why a text was not sent. `permanent`: it never will be. `retryAfter`: seconds to wait. */
-export class SendError extends Error {
-  permanent = false;
-  retryAfter?: number;
-}
-
-const sendError = (why: string, permanent: boolean, retryAfter?: number) =>
-  Object.assign(new SendError(why), { permanent, retryAfter });
-
-export interface App {
-  inbox: Inbox;
-  channels: ChannelManager;
-}
-
-export interface TurnOptions {
-  message?: InboundMessage; // what is being answered
-}
-
-// Whoever may write to the bot may not yet run programs on this machine.
-// Reading stays: the workspace is shared on purpose. REMOTE_TOOLS=1 gives them everything.
-const OWNER_TOOLS = ["bash", "write_file", "edit_file"];
-
-function toolsFor({ message }: TurnOptions): Anthropic.Tool[] {
-  const trusted = !message || message.channel === "cli" || env("REMOTE_TOOLS") === "1";
-  return trusted ? TOOLS : TOOLS.filter(({ name }) => !OWNER_TOOLS.includes(name));
-}
-
-/**
- * What was accepted and is not answered yet: a file for each message. And the ids of those that
- * are done, since a platform that heard no confirmation sends a message again, most often after
- * the very crash that would make us forget it.
- */
-export class Inbox {
-  #dir: string;
-  #log: JsonlFile;
-  #processed: Set<string>;
-  #open = new Map<string, { file: string; message: Routed }>();
-  #next = 1;
-
-  constructor(dir: string) {
-    this.#dir = dir;
-    fs.mkdirSync(dir, { recursive: true });
-    this.#log = new JsonlFile(path.join(dir, "processed.jsonl"));
-    // We wrote them, so they have an id.
-    this.#processed = new Set(this.#log.read().map(({ record }) => (record as { id: string }).id));
-    for (const name of fs.readdirSync(dir).sort()) if (/^\d+\.json$/.test(name)) this.#load(name);
-  }
-
-  #load(name: string): void {
-    const file = path.join(this.#dir, name);
-    this.#next = Number.parseInt(name, 10) + 1;
-    const message = parseObject(fs.readFileSync(file, "utf8")) as Routed | undefined; // ours
-    if (message && this.#processed.has(message.id)) {
-      fs.rmSync(file);
-    } else if (message?.id && (message.attempts ?? 0) < 3) {
-      this.#open.set(message.id, { file, message });
-    } else {
-      fs.renameSync(file, `${file}.${crypto.randomUUID().slice(0, 8)}.quarantined`);
-      warn(
-        `${name} of the inbox is quarantined: unreadable, or attempted three times without success.`,
-      );
-    }
-  }
-
-  /** In the order in which they were accepted. */
-  pending = () => [...this.#open.values()].map(({ message }) => message);
-
-  /** Keeps a message. False if it was here before: it is answered already, or will be. */
-  add(message: Routed): boolean {
-    if (this.#processed.has(message.id) || this.#open.has(message.id)) return false;
-    const file = path.join(this.#dir, `${String(this.#next++).padStart(12, "0")}.json`);
-    replaceFile(file, JSON.stringify(message));
-    this.#open.set(message.id, { file, message });
-    return true;
-  }
-
-  /**
-   * Counts the attempts, before each one. A message that kills the program would otherwise come
-   * back at every start and kill it again.
-   */
-  countAttempt(messages: Routed[]): void {
-    for (const { file, message } of this.#find(messages)) {
-      message.attempts = (message.attempts ?? 0) + 1;
-      replaceFile(file, JSON.stringify(message));
-    }
-  }
-
-  /** The answer is sent: the files go, the ids stay. The first part goes last: its id counts. */
-  acknowledge(messages: Routed[]): void {
-    for (const { file, message } of this.#find(messages).reverse()) {
-      // The id first. A crash in between leaves a file, but one that is known to be done.
-      this.#log.append({ id: message.id });
-      this.#processed.add(message.id);
-      this.#open.delete(message.id);
-      fs.rmSync(file);
-    }
-  }
-
-  #find = (messages: Routed[]) => messages.flatMap(({ id }) => this.#open.get(id) ?? []);
-}
-
-// A promise for each conversation that is at work: the end of what has been put in line so far.
-const tails = new Map<string, Promise<unknown>>();
-
-/** Runs the tasks of one conversation one after the other, those of different ones side by side. */
-export function runExclusive<T>(sessionKey: string, task: () => Promise<T>): Promise<T> {
-  // The second `task`: also if the one before failed, which is not our affair.
-  const result = (tails.get(sessionKey) ?? Promise.resolve()).then(task, task);
-  tails.set(sessionKey, result);
-  // The last one out clears the place, or the map would keep every conversation there ever was.
-  const forget = () => tails.get(sessionKey) === result && tails.delete(sessionKey);
-  result.then(forget, forget);
-  return result;
 }
 
 /** Whose conversation a message belongs to. */
@@ -1205,117 +1122,101 @@ export function route(message: InboundMessage): Routed {
   return { ...message, sessionKey: channel === "cli" ? TERMINAL_KEY : key.toLowerCase() };
 }
 
-/** The door. Synchronous: when it returns, the platform may forget the message. */
-export function accept(app: App, message: InboundMessage, signal?: AbortSignal) {
-  const routed = route(message);
-  // A line of the terminal is not kept: after a crash nobody waits for the answer.
-  if (message.channel !== "cli" && !app.inbox.add(routed)) return { done: Promise.resolve("") };
-  return { done: enqueue(app, routed, signal) };
+/**
+ * Takes a message from a channel. When it returns, the message is on disk. `done` resolves to the
+ * answer when that was sent, and to "" for a message that we already have.
+ */
+export type Accept = (message: InboundMessage, signal?: AbortSignal) => { done: Promise<string> };
+
+/** A platform: it gives us messages, and takes texts of at most `limit` UTF-16 units. */
+export interface Channel {
+  readonly name: string;
+  readonly limit: number;
+  start(onMessage: Accept): Promise<void>; // resolves when ready, rejects if it never will be
+  send(to: string, text: string): Promise<void>; // throws SendError
+  stop(): Promise<void>;
+  typing?(to: string): Promise<unknown>;
+  stream?(to: string, delta: string): void; // for a channel that shows a reply while it is made
 }
 
-// Telegram sends the pictures of an album one by one, and its apps cut a long text in pieces. To
-// answer each would be silly. So the first part takes the place in line, and waits for the others
-// there; meanwhile each of them is in the inbox, in a file of its own.
-const PART_GAP = 600; // ms without another part, and a message in parts is whole
-const groups = new Map<string, { parts: Routed[]; last: number; done: Promise<string> }>();
+/** Why a text was not sent. `permanent`: it never will be. `retryAfter`: seconds to wait. */
+export class SendError extends Error {
+  permanent: boolean;
+  retryAfter?: number;
 
-/** Puts a message in line; a part of one joins the parts before it, if they still wait. */
-function enqueue(app: App, message: Routed, signal?: AbortSignal): Promise<string> {
-  const { sessionKey } = message;
-  if (!message.part) return runExclusive(sessionKey, () => handle(app, [message], signal));
-  // What was begun before a crash is on record as it is; a part that came later is not in it.
-  const mark = `${message.part} ${(message.attempts ?? 0) > 0}`;
-  const group = groups.get(mark) ?? { parts: [], last: 0, done: Promise.resolve("") };
-  group.parts.push(message);
-  group.last = Date.now();
-  if (groups.has(mark)) return group.done;
-  groups.set(mark, group);
-  group.done = runExclusive(sessionKey, async () => {
-    for (let left = PART_GAP; left > 0; left = group.last + PART_GAP - Date.now())
-      await sleep(left);
-    groups.delete(mark);
-    return handle(app, group.parts, signal);
-  });
-  return group.done;
+  constructor(why: string, permanent = false, retryAfter?: number) {
+    super(why);
+    this.permanent = permanent;
+    this.retryAfter = retryAfter;
+  }
+}
+
+const sendError = (why: string, permanent: boolean, retryAfter?: number) =>
+  new SendError(why, permanent, retryAfter);
+
+export interface App {
+  channels: ChannelManager;
+}
+
+export interface TurnOptions {
+  message?: InboundMessage; // what is being answered
+}
+
+// People who may write to the bot may not yet run programs on this machine. They may read files,
+// because the workspace is shared on purpose. REMOTE_TOOLS=1 gives them all tools.
+const OWNER_TOOLS = ["bash", "write_file", "edit_file"];
+
+/** The tools that the model is offered in this turn. */
+function toolsFor({ message }: TurnOptions): Anthropic.Tool[] {
+  const isTrusted = !message || message.channel === "cli" || env("REMOTE_TOOLS") === "1";
+  return isTrusted ? TOOLS : TOOLS.filter(({ name }) => !OWNER_TOOLS.includes(name));
 }
 
 /**
- * One turn for one message, or for the parts of one: from the inbox to the reply. Whatever happens
- * in it, it ends, and the person hears something. Only the death of the program brings it back.
+ * The name of the command in a direct chat on a platform, or "". In a group it is plain text,
+ * because otherwise anybody there could end the conversation of all the others.
  */
-export async function handle(app: App, parts: Routed[], signal?: AbortSignal): Promise<string> {
-  // There is at least one part; the turn has the first one's id.
-  const message = { ...parts[0], text: parts.map((part) => part.text).join("\n") } as Routed;
-  const channel = app.channels.get(message.channel);
-  const showTyping = () => channel?.typing?.(message.peerId).catch(() => {});
-  const timer = setInterval(showTyping, 4_000); // the platforms show it for 5 s
-  const onText = (piece: string) => channel?.stream?.(message.peerId, piece);
-  let answer: string;
-  try {
-    showTyping();
-    app.inbox.countAttempt(parts);
-    answer = await answerTo(message, app, { message, signal, onText });
-  } catch (error) {
-    if (message.channel === "cli") throw error; // the terminal says it
-    warn(`${message.sessionKey}: ${error}`);
-    answer = t("I could not answer that. Try again in a moment, or begin anew with /new.");
-  } finally {
-    clearInterval(timer);
-  }
-  if (!channel?.stream) await reply(app, message, answer);
-  app.inbox.acknowledge(parts);
-  return answer;
+function publicCommand({ channel, isGroup, text }: Routed): string {
+  if (channel === "cli" || isGroup) return "";
+  return /^\/(new|help)\b/.exec(text)?.[1] ?? "";
 }
 
 /** What is said to a message: by the model, or by one of the two commands for everybody. */
 async function answerTo(message: Routed, app: App, options: TurnOptions): Promise<string> {
-  const [, name] = /^\/(new|help)\b/.exec(message.text) ?? [];
-  if (message.channel === "cli" || message.isGroup || !name) {
-    // Half a character, which a client can send, would spoil this request and all that follow.
-    return runTurn(app.store.current(message.sessionKey), message.text.toWellFormed(), options);
-  }
+  const name = publicCommand(message);
   if (name === "help") return t("/new begins a new conversation.");
-  return runCommand(message.text, { ...app, key: message.sessionKey }, options);
+  if (name) return runCommand(message.text, { ...app, key: message.sessionKey }, options);
+  const session = app.store.current(message.sessionKey);
+  // A client can send half a surrogate pair, which would make this request and all later ones fail.
+  return runTurn(session, message.text.toWellFormed(), options);
 }
 
-/**
- * Sends the answer in pieces that the platform takes. What fails is said here, and lost for the
- * person: for that, replies need a queue of their own.
- */
-export async function reply(app: App, { channel, peerId }: InboundMessage, answer: string) {
-  const target = app.channels.get(channel);
-  // The limit counts UTF-16 units, and a character has up to two of them.
-  const size = Math.floor((target?.limit ?? 2) / 2);
-  const words = answer.trim() || t("(There is nothing to say.)");
-  const pieces = words.match(new RegExp(`[^]{1,${size}}`, "gu")) ?? [];
-  try {
-    for (const piece of pieces) await target?.send(peerId, piece);
-  } catch (error) {
-    warn(`${channel} ${peerId}: a reply was not sent: ${error}`);
-  }
-}
+const CHANNEL_PATIENCE = 3_000; // ms that start and stop wait for a platform that is out of reach
 
 /** The channels of a running program, by name. One that is down does not stop the others. */
 export class ChannelManager extends Map<string, Channel> {
   readonly states = new Map<string, string>();
 
-  /** Resolves when all are ready or have failed; after 3 s at the latest. */
-  async start(accept: Accept): Promise<void> {
-    const starts = [...this.values()].map(async (channel) => {
-      this.states.set(channel.name, t("starting"));
-      const state = await channel.start(accept).then(() => t("ready"), String);
-      this.states.set(channel.name, state);
-      info(`${channel.name}: ${state}`);
-    });
-    await Promise.race([Promise.all(starts), sleep(3_000)]);
-    const late = [...this.states].filter(([, state]) => state === t("starting"));
-    for (const [name] of late) warn(`${name}: not ready yet, still trying`);
+  /** Resolves when all are ready or have failed, but after 3 s at the latest. */
+  async start(onMessage: Accept): Promise<void> {
+    const starts = [...this.values()].map((channel) => this.#start(channel, onMessage));
+    await Promise.race([Promise.all(starts), sleep(CHANNEL_PATIENCE)]);
+    for (const [name, state] of this.states) {
+      if (state === t("starting")) warn(`${name}: not ready yet, still trying`);
+    }
   }
 
-  /** Resolves when all have stopped, or after 3 s: a platform out of reach can't be told. */
+  async #start(channel: Channel, onMessage: Accept): Promise<void> {
+    this.states.set(channel.name, t("starting"));
+    const state = await channel.start(onMessage).then(() => t("ready"), String);
+    this.states.set(channel.name, state);
+    info(`${channel.name}: ${state}`);
+  }
+
+  /** Resolves when all have stopped, or after 3 s. What fails here no longer matters. */
   async stop(): Promise<void> {
-    const stops = [...this.values()].map((channel) => channel.stop().catch(() => {}));
-    await Promise.race([Promise.all(stops), sleep(3_000)]);
+    const stops = [...this.values()].map((channel) => channel.stop());
+    await Promise.race([Promise.allSettled(stops), sleep(CHANNEL_PATIENCE)]);
   }
 }
 
@@ -1323,20 +1224,38 @@ export class ChannelManager extends Map<string, Channel> {
 export class CliChannel implements Channel {
   readonly name = "cli";
   readonly limit = Number.MAX_SAFE_INTEGER;
-  closed = Promise.resolve(); // until it is started; then when the person leaves
-  #command: (line: string, options: TurnOptions) => Promise<string>;
+  closed = Promise.resolve(); // from `start` on, it resolves when the person leaves
+  #onCommand: (line: string, options: TurnOptions) => Promise<string>;
 
-  constructor(command: (line: string, options: TurnOptions) => Promise<string>) {
-    this.#command = command;
+  /** `onCommand` runs a line that begins with a slash, and gives what to show. */
+  constructor(onCommand: (line: string, options: TurnOptions) => Promise<string>) {
+    this.#onCommand = onCommand;
   }
 
-  async start(accept: Accept): Promise<void> {
-    const from = { channel: "cli", accountId: "local", peerId: "owner", senderId: "owner" };
-    this.closed = new Terminal().run(async (line, signal) => {
-      if (line.startsWith("/")) return info(await this.#command(line, { signal }));
-      const rest = { isGroup: false, text: line, media: [], at: Date.now() };
-      return accept({ id: `cli:${crypto.randomUUID()}`, ...from, ...rest }, signal).done;
-    });
+  async start(onMessage: Accept): Promise<void> {
+    this.closed = new Terminal().run((line, signal) => this.#take(line, signal, onMessage));
+  }
+
+  async #take(line: string, signal: AbortSignal, onMessage: Accept): Promise<void> {
+    if (line.startsWith("/")) {
+      info(await this.#onCommand(line, { signal }));
+    } else {
+      await onMessage(this.#read(line), signal).done;
+    }
+  }
+
+  #read(line: string): InboundMessage {
+    return {
+      id: `cli:${crypto.randomUUID()}`,
+      channel: "cli",
+      accountId: "local",
+      peerId: "owner",
+      senderId: "owner",
+      isGroup: false,
+      text: line,
+      media: [],
+      at: Date.now(),
+    };
   }
 
   stream(_to: string, delta: string): void {
@@ -1350,77 +1269,455 @@ export class CliChannel implements Channel {
   async stop(): Promise<void> {}
 }
 
-// A bot can be found by anyone, and each answer costs money. So nobody is admitted by default.
-const strangers = new Set<string>();
+/** Shows "typing" in a chat until the function that it gives is called. */
+function showTyping(channel: Channel | undefined, peerId: string): () => void {
+  const show = () => channel?.typing?.(peerId).catch(() => {});
+  show();
+  const timer = setInterval(show, 4_000); // because the platforms show it for 5 s
+  return () => clearInterval(timer);
+}
 
-/** Lets a message in, if `allowed` has its chat. A stranger hears once what the owner can do. */
-function admit(channel: Channel, message: InboundMessage, allowed: string, accept: Accept): void {
-  const [chat = ""] = message.peerId.split(":topic:");
-  if (allowed.split(/[\s,]+/).includes(chat)) {
-    // As JSON, so that nobody can draw on our terminal with control characters.
-    info(`[${channel.name} ${message.peerId}] ${JSON.stringify(message.text.slice(0, 80))}`);
-    accept(message).done.catch((error) => warn(`${message.id}: ${error}`));
-  } else if (!strangers.has(chat)) {
-    strangers.add(chat); // once: otherwise a stranger could make us send as much as they like
-    warn(`A stranger wrote. ${channel.name.toUpperCase()}_ALLOWED_CHATS=${chat} lets them in.`);
-    const words = t(`I don't know this chat. Its id is ${chat}: my owner can let it in.`);
-    channel.send(message.peerId, words).catch(() => {});
+/**
+ * Sends the answer in pieces that the platform takes. One that fails is reported here, but lost for
+ * the person, because a reply has no queue of its own yet.
+ */
+export async function reply(app: App, { channel, peerId: to }: InboundMessage, answer: string) {
+  const target = app.channels.get(channel);
+  const text = answer.trim() || t("(There is nothing to say.)");
+  if (!target) return;
+  // The limit counts UTF-16 units, and a character has up to two of them.
+  const pieces = text.match(new RegExp(`[^]{1,${Math.floor(target.limit / 2)}}`, "gu")) ?? [];
+  try {
+    for (const piece of pieces) await target.send(to, piece);
+  } catch (error) {
+    warn(`${channel} ${to}: a reply was not sent: ${error}`);
   }
 }
 
-const MEDIA = ["photo", "video", "animation", "document", "audio", "voice", "sticker"] as const;
-const CUT_AT = 4_000; // the apps cut a text at 4096 units, or between two words before that
+// -- 2 · Nothing lost, and in order --
 
-/** Node's fetch. grammY stops it by a signal of its own make, and that of Node 24 takes no such. */
+export interface App {
+  inbox: Inbox;
+  partGroups: Set<PartGroup>; // messages of which more parts may come
+}
+
+/** The files "<number>.json" of a folder, in order. A "<number>.json.tmp" may be half a file. */
+function numberedFiles(folder: string): string[] {
+  const names = fs.readdirSync(folder).filter((name) => /^\d+\.json$/.test(name));
+  return names.sort().map((name) => path.join(folder, name));
+}
+
+const numberOf = (file: string) => Number.parseInt(path.basename(file), 10);
+
+/** The entry in a file. A file without a usable one is quarantined, and gives undefined. */
+function readEntry<T>(file: string, schema: Anthropic.Tool.InputSchema): T | undefined {
+  try {
+    const entry = checkInput(schema, parseObject(fs.readFileSync(file, "utf8")));
+    return entry as T; // the schema names the fields without which the program can't go on
+  } catch (error) {
+    quarantine(file, String(error));
+    return undefined;
+  }
+}
+
+/**
+ * A folder of entries that still have to be worked on, each in a numbered file of its own. It is a
+ * write-ahead log: an entry is flushed to the disk before anybody acts on it. The ids of processed
+ * entries stay in a file, which makes adding idempotent: an entry that comes again is not new.
+ */
+export class Spool<T extends { id: string }> {
+  protected nextNumber = 1;
+  protected readonly open = new Map<string, { entry: T; file: string }>(); // by id, oldest first
+  readonly #dir: string;
+  readonly #log: JsonlFile;
+  readonly #processed = new Set<string>(); // ids
+
+  /** Takes up what an earlier run has left in `dir`. The schema says what an entry has to have. */
+  constructor(dir: string, schema: Anthropic.Tool.InputSchema) {
+    this.#dir = dir;
+    fs.mkdirSync(dir, { recursive: true });
+    this.#log = new JsonlFile(path.join(dir, "processed.jsonl"));
+    for (const { record } of this.#log.read()) {
+      this.#processed.add((record as { id: string }).id); // markProcessed wrote it
+    }
+    for (const file of numberedFiles(dir)) {
+      this.nextNumber = numberOf(file) + 1;
+      const entry = readEntry<T>(file, schema);
+      if (entry) this.#load(entry, file);
+    }
+  }
+
+  #load(entry: T, file: string): void {
+    // A crash in markProcessed leaves a file that is done; a restored backup may add a second copy.
+    if (this.#isKnown(entry.id)) fs.rmSync(file);
+    else this.open.set(entry.id, { entry, file });
+  }
+
+  #isKnown(id: string): boolean {
+    return this.#processed.has(id) || this.open.has(id);
+  }
+
+  /** The entries that are not processed yet, in the order in which they were added. */
+  pending(): T[] {
+    return [...this.open.values()].map(({ entry }) => entry);
+  }
+
+  /** Keeps an entry, which is on disk when it returns. False if its id was added before. */
+  add(entry: T): boolean {
+    if (this.#isKnown(entry.id)) return false;
+    // The number is padded with zeros, so that the names sort as the numbers do.
+    const name = `${String(this.nextNumber).padStart(12, "0")}.json`;
+    const file = path.join(this.#dir, name);
+    this.nextNumber += 1;
+    replaceFile(file, JSON.stringify(entry));
+    this.open.set(entry.id, { entry, file });
+    return true;
+  }
+
+  /** Writes an entry that has changed. One that is not here is left alone. */
+  save(entry: T): void {
+    const kept = this.open.get(entry.id);
+    if (kept) replaceFile(kept.file, JSON.stringify(entry));
+  }
+
+  /** Removes an entry and remembers its id. One that is not here is left alone. */
+  protected markProcessed(id: string): void {
+    const kept = this.open.get(id);
+    if (!kept) return;
+    // The id is written first, so that a crash between the two steps leaves a file which the next
+    // start removes. In the other order nothing would know the id when the entry comes again.
+    this.#log.append({ id });
+    this.#processed.add(id);
+    fs.rmSync(kept.file, { force: true });
+    this.open.delete(id);
+  }
+}
+
+const STRING = { type: "string" };
+const ROUTED = objectSchema({
+  id: STRING,
+  channel: STRING,
+  peerId: STRING,
+  text: STRING,
+  sessionKey: STRING,
+});
+const MAX_ATTEMPTS = 3;
+
+/**
+ * The messages that were accepted and are not answered yet. A platform that heard no confirmation
+ * sends a message again, most often after the very crash that lost the confirmation; the inbox
+ * then knows its id and does not take it for a new one.
+ */
+export class Inbox extends Spool<Routed> {
+  constructor(dir: string) {
+    super(dir, ROUTED);
+    // A poison message kills the program, so without a limit it would do so at every start.
+    for (const [id, { entry, file }] of this.open) {
+      if ((entry.attempts ?? 0) < MAX_ATTEMPTS) continue;
+      quarantine(file, t("it was attempted three times and never came to its end"));
+      this.open.delete(id);
+    }
+  }
+
+  /** Counts an attempt before it begins, because the message may kill the program during it. */
+  countAttempt(messages: Routed[]): void {
+    for (const { id } of messages) {
+      const message = this.open.get(id)?.entry;
+      if (!message) continue; // a line of the terminal, which is not kept
+      message.attempts = (message.attempts ?? 0) + 1;
+      this.save(message);
+    }
+  }
+
+  /** The messages are answered. The first part goes last, because the session knows its id. */
+  acknowledge(messages: Routed[]): void {
+    for (const { id } of messages.toReversed()) this.markProcessed(id);
+  }
+}
+
+// For each conversation that is at work: the promise of its latest task.
+const tails = new Map<string, Promise<unknown>>();
+
+/** Runs the tasks of one conversation one after the other, those of different ones side by side. */
+export function runExclusive<T>(sessionKey: string, task: () => Promise<T>): Promise<T> {
+  const previous = tails.get(sessionKey) ?? Promise.resolve();
+  // `task` stands here twice because it must also run if the task before it has failed.
+  const latest = previous.then(task, task);
+  tails.set(sessionKey, latest);
+  // Otherwise the map would keep an entry for every conversation that there ever was.
+  const forget = () => {
+    if (tails.get(sessionKey) === latest) tails.delete(sessionKey);
+  };
+  latest.then(forget, forget);
+  return latest;
+}
+
+/**
+ * The entry point of every message. It is synchronous, so when it returns, a platform may forget
+ * the message. Delivery is at-least-once: what a crash interrupts is done again.
+ */
+export function accept(app: App, message: InboundMessage, signal?: AbortSignal) {
+  const routed = route(message);
+  // A line of the terminal is not kept, because after a crash nobody waits for its answer.
+  const isKept = message.channel !== "cli";
+  if (isKept && !app.inbox.add(routed)) return { done: Promise.resolve("") };
+  return { done: enqueue(app, routed, signal) };
+}
+
+const PART_GAP = 600; // ms without another part, and a message in parts is complete
+
+/**
+ * The parts of one message. Telegram sends the pictures of an album one by one, and its apps cut a
+ * long text in pieces, but a person expects one answer. Each part is in the inbox at once.
+ */
+class PartGroup {
+  readonly parts: Routed[];
+  done = Promise.resolve(""); // the answer to all of them, from when the group is in the queue
+  #lastAt = Date.now();
+
+  constructor(first: Routed) {
+    this.parts = [first];
+  }
+
+  /**
+   * Whether `message` is another part. One that was attempted before a crash is in the session as
+   * it was then; a picture that arrives only after the crash can't be added to that.
+   */
+  accepts(message: Routed): boolean {
+    const [first] = this.parts;
+    const wasAttempted = (part?: Routed) => (part?.attempts ?? 0) > 0;
+    return first?.part === message.part && wasAttempted(first) === wasAttempted(message);
+  }
+
+  add(message: Routed): void {
+    this.parts.push(message);
+    this.#lastAt = Date.now();
+  }
+
+  /** A debounce: each part that arrives meanwhile makes the wait begin again. */
+  async complete(): Promise<void> {
+    let left = PART_GAP;
+    while (left > 0) {
+      await sleep(left);
+      left = this.#lastAt + PART_GAP - Date.now();
+    }
+  }
+}
+
+/** Puts a message into the queue of its conversation. Gives the answer. */
+function enqueue(app: App, message: Routed, signal?: AbortSignal): Promise<string> {
+  if (message.part) return enqueuePart(app, message, signal);
+  return runExclusive(message.sessionKey, () => handle(app, [message], signal));
+}
+
+/** The first part takes the place in the queue, and waits there for the others. */
+function enqueuePart(app: App, part: Routed, signal?: AbortSignal): Promise<string> {
+  const open = [...app.partGroups].find((one) => one.accepts(part));
+  if (open) {
+    open.add(part);
+    return open.done;
+  }
+  const group = new PartGroup(part);
+  app.partGroups.add(group);
+  group.done = runExclusive(part.sessionKey, async () => {
+    await group.complete();
+    app.partGroups.delete(group);
+    return handle(app, group.parts, signal);
+  });
+  return group.done;
+}
+
+/**
+ * One turn for one message, or for the parts of one: from the inbox to the reply. If the turn
+ * fails, the person hears so and the message is done. Only the death of the program brings it back.
+ */
+export async function handle(app: App, parts: Routed[], signal?: AbortSignal): Promise<string> {
+  const message = joinParts(parts);
+  const channel = app.channels.get(message.channel);
+  const stopTyping = showTyping(channel, message.peerId);
+  const onText = (piece: string) => channel?.stream?.(message.peerId, piece);
+  let answer: string;
+  try {
+    app.inbox.countAttempt(parts);
+    answer = await answerTo(message, app, { message, signal, onText });
+  } catch (error) {
+    if (message.channel === "cli") throw error; // the terminal shows it
+    warn(`${message.sessionKey}: ${error}`);
+    answer = t("I could not answer that. Try again in a moment, or begin anew with /new.");
+  } finally {
+    stopTyping();
+  }
+  if (!channel?.stream) await reply(app, message, answer);
+  app.inbox.acknowledge(parts);
+  return answer;
+}
+
+/** One message with the id of the first part and the texts of all. */
+function joinParts(parts: Routed[]): Routed {
+  const text = parts.map((part) => part.text).join("\n");
+  return { ...parts[0], text } as Routed; // a message has at least one part
+}
+
+// -- 3 · Telegram --
+
+/** Stands between the chat and the thread in the peer of a topic: "-1001:topic:7". */
+const TOPIC = ":topic:";
+
+/** The conversation of a message. Each topic of a forum is a conversation of its own. */
+function peerOf({ chat, is_topic_message, message_thread_id }: TelegramMessage): string {
+  return is_topic_message ? `${chat.id}${TOPIC}${message_thread_id}` : String(chat.id);
+}
+
+/** The reverse of peerOf: what the Bot API has to be told to send something there. */
+function telegramAddress(peerId: string) {
+  const [chat = "", thread] = peerId.split(TOPIC);
+  return { chat, options: thread ? { message_thread_id: Number(thread) } : {} };
+}
+
+// Anyone can find a bot and write to it, and each answer costs its owner money. So the owner lists
+// the chats that may use it, and an empty list admits nobody.
+
+/** The chats that may use the bot of one platform. Its adapter passes each message through here. */
+class AllowList {
+  #chats: string[];
+  #informed = new Set<string>(); // strangers who have been told what their chat's id is
+
+  /** Takes the value of a setting: ids of chats, separated by blanks or commas. */
+  constructor(setting: string) {
+    this.#chats = setting.split(/[\s,]+/).filter((chat) => chat !== "");
+  }
+
+  /** Passes on a message from a chat of the list. Throws if the message can't be stored. */
+  admit(channel: Channel, message: InboundMessage, onMessage: Accept): void {
+    // The owner lists a forum once, by the id of its chat, and that admits all of its topics.
+    const [chat = ""] = message.peerId.split(TOPIC);
+    if (!this.#chats.includes(chat)) {
+      this.#inform(channel, message.peerId, chat);
+      return;
+    }
+    // JSON escapes control characters, with which a sender could overwrite lines of our terminal.
+    info(`[${channel.name} ${message.peerId}] ${JSON.stringify(message.text.slice(0, 80))}`);
+    onMessage(message).done.catch((error) => warn(`${message.id}: ${error}`));
+  }
+
+  /** Tells a stranger the id of the chat, and the owner the setting that would admit it. */
+  #inform(channel: Channel, peerId: string, chat: string): void {
+    // Only the first message of a chat is answered, because otherwise strangers could make the bot
+    // send as much as they like.
+    if (this.#informed.has(chat)) return;
+    this.#informed.add(chat);
+    warn(`A stranger wrote. ${channel.name.toUpperCase()}_ALLOWED_CHATS=${chat} lets them in.`);
+    const words = t(`I don't know this chat. Its id is ${chat}: my owner can let it in.`);
+    channel.send(peerId, words).catch(() => {}); // the owner has read the id in the log already
+  }
+}
+
+/** The words of a message. Under a picture or a file they are called its caption. */
+const telegramText = ({ text, caption }: TelegramMessage) => text ?? caption ?? "";
+
+type Attachment = InboundMessage["media"][number];
+
+// Telegram also sets `document` for an animation, so the animation has to be looked for first.
+const FILE_KINDS = ["video", "animation", "document", "audio", "voice", "sticker"] as const;
+
+/** The picture or file that came with a message. Its id is Telegram's: we download nothing. */
+function attachmentOf(message: TelegramMessage): Attachment | undefined {
+  const largest = message.photo?.at(-1); // Telegram lists the sizes of a picture, largest last
+  if (largest) return { kind: "photo", id: largest.file_id };
+  for (const kind of FILE_KINDS) {
+    const attached = message[kind];
+    if (attached) return { kind, id: attached.file_id };
+  }
+  return undefined;
+}
+
+/** Finds "@our_bot" in a text, also in "/help@our_bot", but not in "@our_bot2". */
+const mentionOf = (bot: UserFromGetMe) => new RegExp(`@${bot.username}\\b`, "gi");
+
+/** Whether a message is meant for the bot: in a group, only if it mentions or answers the bot. */
+function isAddressedTo(bot: UserFromGetMe, message: TelegramMessage): boolean {
+  if (message.chat.type === "private") return true;
+  const isReply = message.reply_to_message?.from?.id === bot.id;
+  return isReply || mentionOf(bot).test(telegramText(message));
+}
+
+/** A text as the model gets it: the kind of the attachment, and the words without our name. */
+function describeMessage(bot: UserFromGetMe, words: string, attachment?: Attachment): string {
+  const kind = attachment ? `[${attachment.kind}] ` : "";
+  const description = `${kind}${words.replaceAll(mentionOf(bot), "")}`.trim();
+  return description || words; // of a bare "@our_bot" nothing would be left, and no turn is empty
+}
+
+/** Makes a SendError of a failed call, which says whether another attempt can succeed. */
+function telegramError(error: unknown): SendError {
+  // If Telegram itself did not answer, the network failed, and a later attempt may succeed.
+  if (!(error instanceof GrammyError)) return sendError(String(error), false);
+  const { error_code: status, description, parameters } = error;
+  // 429 means that we send too fast. Any other refusal is permanent, for example 403, which says
+  // that the person blocked the bot, or 400, that there is no such chat.
+  const isTemporary = status === 429 || status >= 500;
+  return sendError(description, !isTemporary, parameters.retry_after);
+}
+
+/**
+ * The fetch of Node, for grammY. grammY stops a call by a signal of the package abort-controller,
+ * but the fetch of Node 24 takes only Node's own, so this one passes the stop on.
+ */
 const fetchForGrammy: typeof fetch = (url, init) => {
-  const control = new AbortController();
-  if (init?.signal?.aborted) control.abort();
-  init?.signal?.addEventListener("abort", () => control.abort());
-  return fetch(url, { ...init, signal: control.signal });
+  const controller = new AbortController();
+  const stop = () => controller.abort();
+  if (init?.signal?.aborted) stop();
+  init?.signal?.addEventListener("abort", stop);
+  return fetch(url, { ...init, signal: controller.signal });
 };
 
-/** Telegram, by long polling. Asking for new messages confirms the old: so they are kept first. */
+// The apps cut a long text at 4096 units, or between two words a little before that. A shorter
+// message is therefore either whole or the last piece of a text that was cut.
+const MIN_CUT_LENGTH = 4_000;
+
+/** The adapter for Telegram, which gets messages by long polling (see `#poll`). */
 export class TelegramChannel implements Channel {
   readonly name = "telegram";
   readonly limit = 4096;
   #setting: Setting;
   #bot: Bot;
   #stopped = false;
-  #cut = new Map<string, { next: number; part: string }>();
-  #ours = new Set<string>(); // marks of parts that were let in
+  #allowed: AllowList;
+  // By sender: the newest piece of a text that was cut, and the id that the next piece would have.
+  #lastPiece = new Map<string, { part: string; nextId: number }>();
+  #addressedParts = new Set<string>(); // the `part` of albums and long texts that are meant for us
 
   constructor(setting: Setting) {
     this.#setting = setting;
+    this.#allowed = new AllowList(setting("TELEGRAM_ALLOWED_CHATS"));
     this.#bot = this.#newBot();
   }
 
   #newBot(): Bot {
     const apiRoot = this.#setting("TELEGRAM_API_ROOT") || "https://api.telegram.org";
-    // Node's own fetch: the one that grammY brings does not go through a proxy.
+    // By default grammY uses node-fetch, which would ignore the proxy that is set for this program.
     const client = { apiRoot, timeoutSeconds: 60, fetch: fetchForGrammy };
     return new Bot(this.#setting("TELEGRAM_BOT_TOKEN"), { client });
   }
 
-  /** Rejects if the token is wrong. */
-  async start(accept: Accept): Promise<void> {
+  /** Resolves when Telegram has taken the token; rejects if it refuses it. */
+  async start(onMessage: Accept): Promise<void> {
     await this.#bot.init();
-    void this.#poll(accept);
+    void this.#poll(onMessage);
   }
 
-  /** Asks for new messages until it is stopped. grammY itself waits out a server that is down. */
-  async #poll(accept: Accept): Promise<void> {
+  /**
+   * Long polling: we ask for updates, and Telegram holds the request open until there are some.
+   * The next request names the first update that we don't have, which confirms all before it.
+   */
+  async #poll(onMessage: Accept): Promise<void> {
     while (!this.#stopped) {
-      this.#bot.on("message", ({ message }) => {
-        const inbound = this.#read(message);
-        if (inbound) admit(this, inbound, this.#setting("TELEGRAM_ALLOWED_CHATS"), accept);
-      });
-      // accept is synchronous, so when this returns, the message is on disk, and grammY may ask for
-      // the next ones. If it could not be kept (a full disk, say), nothing may be confirmed: the
-      // error ends this bot, and a new one gets the same messages again.
-      this.#bot.catch(({ error }) => Promise.reject(error));
+      this.#handleUpdates(onMessage);
       try {
         await this.#bot.start({ allowed_updates: ["message"] });
       } catch (error) {
+        // grammY itself waits for a server that is down. So this is a refusal, for example because
+        // another program asks with the same token, or a message that could not be stored.
         if (!this.#stopped) warn(`telegram: ${error}. Trying again in 5 s.`);
         await sleep(5_000);
         this.#bot = this.#newBot();
@@ -1428,66 +1725,74 @@ export class TelegramChannel implements Channel {
     }
   }
 
-  /** Undefined for what is not for us: other bots, service messages, talk in a group. */
+  #handleUpdates(onMessage: Accept): void {
+    // Telegram forgets what was confirmed, so a message has to be on disk before grammY asks for
+    // the next ones. It is, because `onMessage` is synchronous.
+    this.#bot.on("message", ({ message }) => {
+      const inbound = this.#read(message);
+      if (inbound) this.#allowed.admit(this, inbound, onMessage);
+    });
+    // If it could not be stored, for example on a full disk, nothing may be confirmed. The error
+    // therefore ends this bot, and the next one gets the same messages again.
+    this.#bot.catch(({ error }) => Promise.reject(error));
+  }
+
+  /** Undefined for other bots, for service messages, and for talk in a group that is not for us. */
   #read(message: TelegramMessage): InboundMessage | undefined {
-    const { chat, from, message_id, reply_to_message: answered } = message;
-    const { id: me, username } = this.#bot.botInfo;
-    const kind = MEDIA.find((name) => message[name]);
-    const file = kind && [message[kind]].flat().at(-1); // of a picture the largest of its sizes
-    const words = message.text ?? message.caption ?? "";
-    if (!from || from.is_bot || (!words && !kind)) return undefined;
-    // "@bot", and also "/command@bot". In a group only those who mean us are answered.
-    const name = new RegExp(`@${username}\\b`, "gi");
-    const isGroup = chat.type !== "private";
-    const part = this.#partOf(message, words);
-    const isMeant = name.test(words) || answered?.from?.id === me;
-    // Of an album, only one picture has the caption that mentions us.
-    if (isGroup && !isMeant && !this.#ours.has(part ?? "")) return undefined;
-    if (part) this.#ours.add(part);
-    const topic = message.is_topic_message ? `:topic:${message.message_thread_id}` : "";
+    const { chat, from, message_id } = message;
+    const bot = this.#bot.botInfo;
+    const words = telegramText(message);
+    const attachment = attachmentOf(message);
+    const isEmpty = !words && !attachment; // a service message, such as "Bob joined the group"
+    if (!from || from.is_bot || isEmpty) return undefined;
+    const part = this.#partOf(message);
+    // Only one picture of an album has the caption that mentions us, so the others follow it.
+    const follows = part !== undefined && this.#addressedParts.has(part);
+    if (!follows && !isAddressedTo(bot, message)) return undefined;
+    if (part !== undefined) this.#addressedParts.add(part);
     return {
-      id: `telegram:${me}:${chat.id}:${message_id}`,
+      id: `telegram:${bot.id}:${chat.id}:${message_id}`,
       channel: "telegram",
-      accountId: String(me),
-      peerId: `${chat.id}${topic}`,
+      accountId: String(bot.id),
+      peerId: peerOf(message),
       senderId: String(from.id),
-      guildId: topic ? String(chat.id) : undefined,
-      isGroup,
-      text: `${kind ? `[${kind}] ` : ""}${words.replaceAll(name, "")}`.trim() || words,
-      media: kind && file ? [{ kind, id: file.file_id }] : [],
-      at: message.date * 1000,
+      guildId: message.is_topic_message ? String(chat.id) : undefined,
+      isGroup: chat.type !== "private",
+      text: describeMessage(bot, words, attachment),
+      media: attachment ? [attachment] : [],
+      at: message.date * 1000, // Telegram counts seconds
       part,
     };
   }
 
-  /** The mark of an album, or of a long text that was cut: its pieces have adjoining numbers. */
-  #partOf({ chat, from, message_id, media_group_id }: TelegramMessage, words: string) {
+  /**
+   * The mark that all parts of one message share; undefined if it is whole. Telegram marks the
+   * parts of an album, but not the pieces of a long text: we know those by their ids in a row.
+   */
+  #partOf(message: TelegramMessage): string | undefined {
+    const { chat, from, message_id, media_group_id } = message;
     if (media_group_id) return `telegram ${chat.id} ${media_group_id}`;
     const sender = `telegram ${chat.id} ${from?.id}`;
-    const cut = this.#cut.get(sender);
-    const before = cut?.next === message_id ? cut.part : undefined;
-    // Shorter than that it is the last piece, if it is one at all.
-    if (words.length < CUT_AT) return before;
-    const part = before ?? `${sender} ${message_id}`;
-    this.#cut.set(sender, { next: message_id + 1, part });
+    const previous = this.#lastPiece.get(sender);
+    const continued = previous?.nextId === message_id ? previous.part : undefined;
+    if (telegramText(message).length < MIN_CUT_LENGTH) return continued;
+    const part = continued ?? `${sender} ${message_id}`;
+    this.#lastPiece.set(sender, { part, nextId: message_id + 1 });
     return part;
   }
 
-  async send(to: string, words: string): Promise<void> {
-    const { chat, thread } = telegramPlace(to);
+  async send(to: string, text: string): Promise<void> {
+    const { chat, options } = telegramAddress(to);
     try {
-      await this.#bot.api.sendMessage(chat, words, thread);
+      await this.#bot.api.sendMessage(chat, text, options);
     } catch (error) {
-      if (!(error instanceof GrammyError)) throw sendError(String(error), false);
-      // 403: the bot was blocked; 400: no such chat. Trying again would not help.
-      const { error_code: code, description, parameters } = error;
-      throw sendError(description, code < 500 && code !== 429, parameters.retry_after);
+      throw telegramError(error);
     }
   }
 
   typing(to: string): Promise<unknown> {
-    const { chat, thread } = telegramPlace(to);
-    return this.#bot.api.sendChatAction(chat, "typing", thread);
+    const { chat, options } = telegramAddress(to);
+    return this.#bot.api.sendChatAction(chat, "typing", options);
   }
 
   async stop(): Promise<void> {
@@ -1496,46 +1801,66 @@ export class TelegramChannel implements Channel {
   }
 }
 
-/** A topic of a forum is a place of its own: "<chat>:topic:<thread>". */
-function telegramPlace(to: string) {
-  const [chat = "", thread] = to.split(":topic:");
-  return { chat, thread: thread ? { message_thread_id: Number(thread) } : {} };
-}
+// -- 4 · HTTP and Feishu --
 
-// Feishu does not wait to be asked: it calls us. That needs a server, and a server needs care,
-// since anyone who finds the address can send anything.
+// Feishu doesn't wait for us to ask. It calls a webhook, an address of ours to which it sends each
+// event. Anyone who finds that address can send something there as well. So the server limits what
+// it reads, and the channel checks by secrets, which only Feishu and we know, who sent an event.
 
+/** What our HTTP server answers; the body is sent as JSON. */
 type Answer = { status: number; body: object };
-/** What can be asked of our HTTP server: "POST /path". The body comes byte by byte as sent. */
-export const ROUTES: Record<string, (body: Buffer, headers: http.IncomingHttpHeaders) => Answer> =
-  {};
 
-async function answerHttp(request: http.IncomingMessage): Promise<Answer> {
-  const place = `${request.method} ${request.url?.split("?")[0]}`;
-  const route = Object.hasOwn(ROUTES, place) && ROUTES[place];
-  if (!route) return { status: 404, body: { error: "not found" } };
+/** Gets the body byte for byte as it was sent, because a signature is a hash over these bytes. */
+type Route = (body: Buffer, headers: http.IncomingHttpHeaders) => Answer;
+
+/** To add a route to the HTTP server, set ROUTES["POST /path"] to a function of this type. */
+export const ROUTES: Record<string, Route> = {};
+
+const ACCEPTED: Answer = { status: 200, body: {} };
+const UNAUTHORIZED: Answer = { status: 401, body: { error: "this does not come from Feishu" } };
+const NOT_FOUND: Answer = { status: 404, body: { error: "not found" } };
+const TOO_LARGE: Answer = { status: 413, body: { error: "too large" } };
+// What went wrong is in the log, and only there, because the sender may be anyone.
+const SERVER_FAILED: Answer = { status: 500, body: { error: "internal error" } };
+
+const MAX_BODY = 1_000_000; // bytes: they are kept in memory before we know who sends them
+
+/** The whole body of a request, or undefined if it has more than MAX_BODY bytes. */
+async function readBody(request: http.IncomingMessage): Promise<Buffer | undefined> {
   const chunks: Buffer[] = [];
-  let left = 1_000_000; // bytes: whoever this is, they have not shown a token yet
+  let size = 0;
   for await (const chunk of request) {
-    left -= chunk.length;
-    if (left < 0) return { status: 413, body: { error: "too large" } };
+    size += chunk.length;
+    if (size > MAX_BODY) return undefined;
     chunks.push(chunk);
   }
-  return route(Buffer.concat(chunks), request.headers);
+  return Buffer.concat(chunks);
 }
 
-/** The one HTTP server, on loopback: what is to be reached from outside comes by a tunnel. */
+async function answerHttp(request: http.IncomingMessage): Promise<Answer> {
+  const [pathname] = request.url?.split("?") ?? [];
+  const handler = ROUTES[`${request.method} ${pathname}`];
+  if (!handler) return NOT_FOUND;
+  const body = await readBody(request);
+  return body ? handler(body, request.headers) : TOO_LARGE;
+}
+
+/**
+ * Starts the only HTTP server of the program. It listens on loopback, so Feishu reaches it through
+ * a tunnel or a reverse proxy. If the port is taken, the server that this gives is not listening.
+ */
 async function startHttp(port: number): Promise<http.Server> {
   const server = http.createServer(async (request, response) => {
     const { status, body } = await answerHttp(request).catch((error) => {
       warn(`http: ${error}`);
-      return { status: 500, body: { error: "internal error" } }; // and not a word about why
+      return SERVER_FAILED;
     });
     response.writeHead(status, { "content-type": "application/json" }).end(JSON.stringify(body));
   });
   try {
     await once(server.listen(port, "127.0.0.1"), "listening");
-    // It listens on TCP, so its address has a port.
+    // With HTTP_PORT=0 the system chooses the port, so we ask for it. The cast is right because an
+    // address has no port only if the server listens on a pipe.
     info(`http: listening on 127.0.0.1:${(server.address() as { port: number }).port}`);
   } catch (error) {
     warn(`http: ${error}. Choose another HTTP_PORT; the rest runs.`);
@@ -1543,33 +1868,126 @@ async function startHttp(port: number): Promise<http.Server> {
   return server;
 }
 
+/** An object from outside with strings under these names, any of which may be missing. */
 type Strings<Name extends string> = Partial<Record<Name, string>>;
 
-/** What we read of an event. Anyone can post here, so any of it may be missing. */
+type FeishuMention = Strings<"key" | "name"> & { id?: Strings<"open_id"> };
+
+type FeishuMessage = Strings<
+  "chat_id" | "chat_type" | "message_type" | "content" | "create_time"
+> & { mentions?: FeishuMention[] };
+
+/**
+ * What we read of a request to the webhook. If it is encrypted, it has only `encrypt`, and the rest
+ * is inside. Feishu tests a new webhook by `type`, `token` and `challenge`; events have the others.
+ */
 type FeishuEvent = Strings<"encrypt" | "type" | "token" | "challenge"> & {
   header?: Strings<"event_type" | "token" | "tenant_key">;
   event?: {
     sender?: Strings<"sender_type"> & { sender_id?: Strings<"open_id"> };
-    message?: Strings<"chat_id" | "chat_type" | "message_type" | "content" | "create_time"> & {
-      mentions?: { key: string; name: string; id?: Strings<"open_id"> }[];
-    };
+    message?: FeishuMessage;
   };
 };
 
-const FEISHU_BUSY = [99991400, 230020, 11232]; // too many requests
-const FEISHU_EXPIRED = [99991661, 99991663, 99991664]; // our access token is too old
+/** Undefined if the body is not encrypted with this key, or, without a key, if it is no JSON. */
+function decryptEvent(body: Buffer, encryptKey: string): FeishuEvent | undefined {
+  const event: FeishuEvent | undefined = parseObject(body.toString());
+  if (!event || !encryptKey) return event;
+  const bytes = Buffer.from(String(event.encrypt), "base64");
+  const iv = bytes.subarray(0, 16);
+  const encrypted = bytes.subarray(16);
+  try {
+    const decipher = crypto.createDecipheriv("aes-256-cbc", sha256(encryptKey).digest(), iv);
+    // We join bytes, because one character may have its bytes in both pieces.
+    const json = Buffer.concat([decipher.update(encrypted), decipher.final()]);
+    return parseObject(json.toString());
+  } catch {
+    return undefined;
+  }
+}
 
-/** Feishu, and Lark: events come by HTTP and are confirmed at once; the work is done later. */
+const MAX_EVENT_AGE = 3600; // seconds
+
+/**
+ * Whether the signature is right, a hash over the body and a key that only Feishu and we have.
+ * Feishu signs only what it encrypts, so without a key the verification token has to be enough.
+ */
+function isSigned(body: Buffer, headers: http.IncomingHttpHeaders, encryptKey: string): boolean {
+  if (!encryptKey) return true;
+  const time = headers["x-lark-request-timestamp"];
+  const nonce = headers["x-lark-request-nonce"];
+  const signature = sha256(`${time}${nonce}${encryptKey}${body}`).digest("hex");
+  // In a replay attack, somebody records a signed request and sends it again later. Its signature
+  // is still right, but the time in it, which is signed as well, shows how old it is.
+  const isFresh = Math.abs(Date.now() / 1000 - Number(time)) < MAX_EVENT_AGE;
+  return isFresh && headers["x-lark-signature"] === signature;
+}
+
+/** What people said: the words, and the pictures and files that came with them. */
+type FeishuContent = Pick<InboundMessage, "text" | "media">;
+
+const fileKeyOf = ({ file_key, image_key }: Fields) => file_key ?? image_key;
+
+/** Gives a link with its address, and a mention as the mark that Feishu uses: "@_user_1". */
+function textOfElement({ text, user_id, href }: Fields): string {
+  const words = String(text ?? user_id ?? "");
+  return href ? `${words} (${href})` : words;
+}
+
+/** The elements of a list from outside that are objects, so that their fields can be looked at. */
+const objectsOf = (list: unknown): Fields[] =>
+  Array.isArray(list) ? list.filter((item) => typeof item === "object" && item !== null) : [];
+
+/** A post is rich text: a title, and lines, each of which is a list of elements. */
+function readPost({ title, content }: Fields): FeishuContent {
+  const media: Attachment[] = [];
+  const lines = [title];
+  for (const elements of objectsOf(content)) {
+    let line = "";
+    for (const element of objectsOf(elements)) {
+      const key = fileKeyOf(element);
+      if (key) media.push({ kind: "image", id: String(key) });
+      line += key ? "[image]" : textOfElement(element);
+    }
+    lines.push(line);
+  }
+  return { text: lines.filter(Boolean).join("\n"), media };
+}
+
+/** A message that is one picture, file, recording or sticker. */
+function readAttachment(kind: string, content: Fields): FeishuContent {
+  return { text: `[${kind}]`, media: [{ kind, id: String(fileKeyOf(content)) }] };
+}
+
+/** Reads the content of a message: JSON, whose form depends on the type of the message. */
+function readFeishu(type: string, json: string): FeishuContent {
+  const content = (parseObject(json) ?? {}) as Fields; // the readers check the fields that they use
+  if (type === "post") return readPost(content);
+  if (fileKeyOf(content)) return readAttachment(type, content);
+  return { text: textOfElement(content), media: [] };
+}
+
+// -- 5 · The adapter for Feishu --
+
+/** What Feishu's API answers. `code` is 0 if it did what we asked, else it says why not. */
+type FeishuAnswer = { code: number; msg: string; expire?: number; tenant_access_token?: string };
+
+const FEISHU_BUSY = [99991400, 230020, 11232]; // codes for too many requests
+const FEISHU_EXPIRED = [99991661, 99991663, 99991664]; // codes for an access token that has expired
+
+/** The adapter for Feishu, and for Lark, its international edition. Events come by a webhook. */
 export class FeishuChannel implements Channel {
   readonly name = "feishu";
   readonly limit = 4000;
   #setting: Setting;
   #api: string;
-  #access = { token: "", until: 0 };
+  #allowed: AllowList;
+  #access = { token: "", expiresAt: 0 };
 
   /** Throws at a setting that makes no sense. */
   constructor(setting: Setting) {
     this.#setting = setting;
+    this.#allowed = new AllowList(setting("FEISHU_ALLOWED_CHATS"));
     const missing = ["FEISHU_APP_SECRET", "FEISHU_VERIFICATION_TOKEN"].find((it) => !setting(it));
     if (missing) throw new Error(`${missing} is not set, and FEISHU_APP_ID needs it`);
     const domain = setting("FEISHU_DOMAIN") || "feishu";
@@ -1579,130 +1997,126 @@ export class FeishuChannel implements Channel {
   }
 
   /** Rejects if the app's id or secret is wrong. */
-  async start(accept: Accept): Promise<void> {
-    ROUTES["POST /feishu/events"] = (body, headers) => this.#receive(body, headers, accept);
+  async start(onMessage: Accept): Promise<void> {
+    ROUTES["POST /feishu/events"] = (body, headers) => this.#receive(body, headers, onMessage);
     await this.#accessToken();
   }
 
-  /** Answers at once: after 3 s Feishu gives up and sends the event again. */
-  #receive(body: Buffer, headers: http.IncomingHttpHeaders, accept: Accept): Answer {
-    const event = this.#decrypt(body);
+  /**
+   * Answers as soon as the message is stored, without waiting for the model. If Feishu gets no
+   * answer within 3 s, it sends the event again, which is called a redelivery.
+   */
+  #receive(body: Buffer, headers: http.IncomingHttpHeaders, onMessage: Accept): Answer {
+    const encryptKey = this.#setting("FEISHU_ENCRYPT_KEY");
+    const event = decryptEvent(body, encryptKey);
     const token = event?.header?.token ?? event?.token;
-    const refused = { status: 401, body: { error: "this does not come from Feishu" } };
-    if (!event || token !== this.#setting("FEISHU_VERIFICATION_TOKEN")) return refused;
+    if (!event || token !== this.#setting("FEISHU_VERIFICATION_TOKEN")) return UNAUTHORIZED;
+    // When the owner registers the webhook, Feishu tests it: we have to send the challenge back.
     if (event.type === "url_verification")
       return { status: 200, body: { challenge: event.challenge } };
-    if (!this.#isSigned(body, headers)) return refused;
+    if (!isSigned(body, headers, encryptKey)) return UNAUTHORIZED;
     const inbound = this.#read(event);
-    if (inbound) admit(this, inbound, this.#setting("FEISHU_ALLOWED_CHATS"), accept);
-    return { status: 200, body: {} };
+    if (inbound) this.#allowed.admit(this, inbound, onMessage);
+    return ACCEPTED;
   }
 
-  /** Undefined if it makes no sense; also if it is in the clear and should not be. */
-  #decrypt(body: Buffer): FeishuEvent | undefined {
-    const event: FeishuEvent | undefined = parseObject(body.toString());
-    const encryptKey = this.#setting("FEISHU_ENCRYPT_KEY");
-    if (!encryptKey || !event) return event;
-    const key = sha256(encryptKey).digest();
-    const bytes = Buffer.from(String(event.encrypt), "base64");
-    try {
-      const cipher = crypto.createDecipheriv("aes-256-cbc", key, bytes.subarray(0, 16));
-      // Joined as bytes: between two blocks there may be half a character.
-      return parseObject(`${Buffer.concat([cipher.update(bytes.subarray(16)), cipher.final()])}`);
-    } catch {
-      return undefined; // another key, or no encryption at all
-    }
-  }
-
-  /** A hash over the body and a key that only Feishu and we have. */
-  #isSigned(body: Buffer, headers: http.IncomingHttpHeaders): boolean {
-    const encryptKey = this.#setting("FEISHU_ENCRYPT_KEY");
-    if (!encryptKey) return true; // what is not encrypted is not signed; the token was right
-    const time = headers["x-lark-request-timestamp"];
-    const hash = sha256(`${time}${headers["x-lark-request-nonce"]}${encryptKey}${body}`);
-    const fresh = Math.abs(Date.now() / 1000 - Number(time)) < 3600; // an old one is a replay
-    return fresh && headers["x-lark-signature"] === hash.digest("hex");
-  }
-
-  /** Undefined for what is no message, or not for us. */
+  /** Undefined for an event that is no message, or a message that is not meant for us. */
   #read({ header, event }: FeishuEvent): InboundMessage | undefined {
     const { sender, message } = event ?? {};
-    if (header?.event_type !== "im.message.receive_v1" || !message?.chat_id) return undefined;
-    if (sender?.sender_type !== "user") return undefined;
-    const { chat_id: peerId, create_time, content = "" } = message;
-    const mentions = message.mentions ?? [];
-    const accountId = this.#setting("FEISHU_APP_ID");
-    const isMe = ({ id }: { id?: Strings<"open_id"> }) =>
-      id?.open_id === (this.#setting("FEISHU_BOT_OPEN_ID") || null);
+    if (header?.event_type !== "im.message.receive_v1") return undefined;
+    if (!message?.chat_id || sender?.sender_type !== "user") return undefined;
+    const { chat_id: peerId, message_type: type = "", content = "", create_time } = message;
     const isGroup = message.chat_type !== "p2p";
-    if (isGroup && !mentions.some(isMe)) return undefined;
+    const mentions = message.mentions ?? [];
+    if (isGroup && !mentions.some((mention) => this.#isBot(mention))) return undefined;
+    const accountId = this.#setting("FEISHU_APP_ID");
     const senderId = sender.sender_id?.open_id ?? "";
-    const { words, media } = readFeishu(message.message_type ?? "", content);
-    let out = words;
-    // Backwards: "@_user_1" also begins "@_user_10".
-    for (const m of mentions.toReversed()) out = out.split(m.key).join(isMe(m) ? "" : `@${m.name}`);
-    // A redelivery may have a new message id, but never another sender, time or content.
-    const same = JSON.stringify([senderId, peerId, create_time, content]);
-    const id = `feishu:${accountId}:${sha256(same).digest("hex")}`;
-    const who = { channel: "feishu", accountId, peerId, senderId, guildId: header.tenant_key };
-    return { id, ...who, isGroup, text: out.trim() || words, media, at: Number(create_time) };
+    const { text, media } = readFeishu(type, content);
+    const words = text.trim() || `[${type}]`; // a location, for example, has no text
+    // The id is an idempotency key: a redelivery may come under a new message id, but never with
+    // another sender, time or content, so it gets the same hash, and the inbox drops it.
+    const fingerprint = JSON.stringify([senderId, peerId, create_time, content]);
+    return {
+      id: `feishu:${accountId}:${sha256(fingerprint).digest("hex")}`,
+      channel: "feishu",
+      accountId,
+      peerId,
+      senderId,
+      guildId: header.tenant_key,
+      isGroup,
+      text: this.#nameMentions(words, mentions).trim() || words,
+      media,
+      at: Number(create_time), // in ms already
+    };
   }
 
-  async send(to: string, words: string, again = false): Promise<void> {
-    const place = "/open-apis/im/v1/messages?receive_id_type=chat_id";
-    const body = { receive_id: to, msg_type: "text", content: JSON.stringify({ text: words }) };
-    const { code, msg } = await this.#post(place, body, await this.#accessToken());
-    if (FEISHU_EXPIRED.includes(code) && !again) {
-      this.#access.until = 0;
-      return this.send(to, words, true);
+  /** False for everybody if FEISHU_BOT_OPEN_ID is not set, so that no group is answered. */
+  #isBot({ id }: FeishuMention): boolean {
+    const botId = this.#setting("FEISHU_BOT_OPEN_ID");
+    return botId !== "" && id?.open_id === botId;
+  }
+
+  /** Puts names where the text has "@_user_1", and nothing where it mentions the bot. */
+  #nameMentions(text: string, mentions: FeishuMention[]): string {
+    let named = text;
+    // Backwards, because "@_user_1" is also the beginning of "@_user_10".
+    for (const mention of mentions.toReversed()) {
+      const name = this.#isBot(mention) ? "" : `@${mention.name}`;
+      if (mention.key) named = named.replaceAll(mention.key, () => name);
     }
+    return named;
+  }
+
+  async send(to: string, text: string): Promise<void> {
+    const content = JSON.stringify({ text });
+    const message = { receive_id: to, msg_type: "text", content };
+    let answer = await this.#postMessage(message);
+    // An access token can become invalid early. One retry with a new token is enough: if Feishu
+    // refuses that one, too, the token is not the problem.
+    if (FEISHU_EXPIRED.includes(answer.code)) {
+      this.#access.expiresAt = 0;
+      answer = await this.#postMessage(message);
+    }
+    const { code, msg } = answer;
     if (code !== 0) throw sendError(`${code} ${msg}`, !FEISHU_BUSY.includes(code));
   }
 
-  /** Good for about two hours; asked for again a minute before its end. */
+  async #postMessage(message: object): Promise<FeishuAnswer> {
+    const token = await this.#accessToken();
+    return this.#post("/open-apis/im/v1/messages?receive_id_type=chat_id", message, token);
+  }
+
+  /** Gives the same token for about two hours, and gets a new one a minute before it expires. */
   async #accessToken(): Promise<string> {
-    if (Date.now() < this.#access.until) return this.#access.token;
-    const [app_id, app_secret] = ["FEISHU_APP_ID", "FEISHU_APP_SECRET"].map(this.#setting);
-    const place = "/open-apis/auth/v3/tenant_access_token/internal";
-    const answer = await this.#post(place, { app_id, app_secret });
+    if (Date.now() < this.#access.expiresAt) return this.#access.token;
+    const app = {
+      app_id: this.#setting("FEISHU_APP_ID"),
+      app_secret: this.#setting("FEISHU_APP_SECRET"),
+    };
+    const answer = await this.#post("/open-apis/auth/v3/tenant_access_token/internal", app);
     if (answer.code !== 0) throw sendError(`${answer.code} ${answer.msg}`, true);
     const { tenant_access_token: token = "", expire = 0 } = answer;
-    this.#access = { token, until: Date.now() + (expire - 60) * 1000 };
+    this.#access = { token, expiresAt: Date.now() + (expire - 60) * 1000 };
     return token;
   }
 
-  async #post(place: string, body: object, token = ""): Promise<FeishuAnswer> {
+  /** Gives what Feishu answers, also if it refuses. Throws SendError if there is no answer. */
+  async #post(endpoint: string, body: object, token = ""): Promise<FeishuAnswer> {
     const headers = { "content-type": "application/json", authorization: `Bearer ${token}` };
     const signal = AbortSignal.timeout(10_000);
     const request = { method: "POST", headers, body: JSON.stringify(body), signal };
     try {
-      const response = await fetch(this.#api + place, request);
+      const response = await fetch(this.#api + endpoint, request);
       if (response.status === 429 || response.status >= 500) throw new Error(response.statusText);
-      return (await response.json()) as FeishuAnswer; // the refusals, too, have this form
+      return (await response.json()) as FeishuAnswer; // Feishu's refusals have this form, too
     } catch (error) {
       throw sendError(String(error), false);
     }
   }
 
-  stop = async () => void delete ROUTES["POST /feishu/events"];
-}
-
-type FeishuAnswer = { code: number; msg: string; expire?: number; tenant_access_token?: string };
-
-/** The words of a message, with its links; and the pictures and files in it. */
-function readFeishu(type: string, json: string) {
-  const media: { kind: string; id: string }[] = [];
-  const wordsOf = (item: Fields | null): string => {
-    const id = item?.file_key ?? item?.image_key;
-    if (!id) return `${item?.text ?? item?.user_id ?? ""}${item?.href ? ` (${item.href})` : ""}`;
-    media.push({ kind: type === "post" ? "image" : type, id: String(id) });
-    return `[${media.at(-1)?.kind}]`;
-  };
-  const content = (parseObject(json) ?? {}) as Fields; // what it says is looked at field by field
-  if (type !== "post") return { words: wordsOf(content).trim() || `[${type}]`, media };
-  const lines = Array.isArray(content.content) ? content.content : [];
-  const words = lines.map((line: Fields[]) => [line ?? []].flat().map(wordsOf).join(""));
-  return { words: [content.title, ...words].filter(Boolean).join("\n").trim() || "[post]", media };
+  async stop(): Promise<void> {
+    delete ROUTES["POST /feishu/events"];
+  }
 }
 
 command("channels", "the channels, and how they are", (_args, { channels }) =>
@@ -1710,8 +2124,9 @@ command("channels", "the channels, and how they are", (_args, { channels }) =>
 );
 
 command("accounts", "our accounts on the platforms", () => {
-  const shown = (name: string) => `${name}  ${(env(name) || "-").slice(0, 6)}`; // not all of it
-  return ["TELEGRAM_BOT_TOKEN", "FEISHU_APP_ID", "FEISHU_APP_SECRET"].map(shown);
+  // Only the beginning of each, because whoever reads a whole token can act as the bot.
+  const masked = (name: string) => `${name}  ${(env(name) || "-").slice(0, 6)}`;
+  return ["TELEGRAM_BOT_TOKEN", "FEISHU_APP_ID", "FEISHU_APP_SECRET"].map(masked);
 });
 
 // ---- All of it together ----
@@ -1750,6 +2165,7 @@ function createApp(): App {
     store: new SessionStore(path.join(STATE, "sessions")),
     key: TERMINAL_KEY,
     inbox: new Inbox(path.join(STATE, "inbox")),
+    partGroups: new Set(),
     channels,
   };
   return app;

@@ -48,7 +48,7 @@ import Anthropic from "@anthropic-ai/sdk";
 import { CronExpressionParser } from "cron-parser";
 import dotenv from "dotenv";
 import { Bot, GrammyError } from "grammy";
-import type { Message as TelegramMessage } from "grammy/types";
+import type { Message as TelegramMessage, UserFromGetMe } from "grammy/types";
 import { EnvHttpProxyAgent, setGlobalDispatcher } from "undici";
 import { type WebSocket, WebSocketServer } from "ws";
 import { parse as parseYaml } from "yaml";
@@ -211,7 +211,7 @@ export function buildRequest({ messages }: Conversation, options: TurnOptions) {
 
 /** One call. Gives the reply, or what had arrived of it when it was aborted. Throws API errors. */
 export async function callModel(request: Anthropic.MessageStreamParams, options: TurnOptions) {
-  if (!options.signal?.aborted) throwSimulated();
+  if (!options.signal?.aborted) throwSimulated(options.app);
   const timer = setTimeout(() => stream.abort(), IDLE_TIMEOUT);
   const watched = { maxRetries: 0, fetch: withIdleTimeout(() => timer.refresh()) };
   // The SDK finds ANTHROPIC_API_KEY and ANTHROPIC_BASE_URL in the environment.
@@ -253,11 +253,8 @@ const needsReply = (last?: Message) =>
 
 /** Brings the turn to its end. Gives all that was said since the person spoke. */
 export async function finishTurn(conversation: Conversation, options: TurnOptions) {
-  const inner = (more: TurnOptions) =>
-    GUARD.run(conversation, more, () => continueTurn(conversation, more));
-  // After a restart all may be said already. Then no key is needed, and none may be missing.
-  if (needsReply(conversation.messages.at(-1)))
-    await (options.app ? options.app.resilience.run(options, inner) : inner(options));
+  // After a restart the answer may be stored already. Then nothing is asked, so no key is needed.
+  if (needsReply(conversation.messages.at(-1))) await runMiddleware(conversation, options);
   const start = conversation.messages.findLastIndex(startsTurn) + 1;
   return conversation.messages.slice(start).map(textOf).filter(Boolean).join("\n\n");
 }
@@ -563,6 +560,40 @@ function killGroup(pid: number | undefined): void {
 export interface App {
   store: SessionStore;
   key: string; // of the conversation that the terminal is in
+}
+
+/** Each section that needs to know more about a turn adds it to these options. */
+export interface TurnOptions {
+  app?: App; // for middleware and tools that use a part of the program
+}
+
+/**
+ * A layer of middleware stands round every turn. `next` runs all that is further in. A layer may do
+ * something before and after `next`, change the options, catch an error, or call `next` again: what
+ * was already said and done is stored, so the turn goes on from there and no tool runs twice.
+ */
+export type Middleware = (
+  conversation: Conversation,
+  options: TurnOptions,
+  next: (options: TurnOptions) => Promise<void>,
+) => Promise<void>;
+
+/** Outermost first. To add a layer, `unshift` it (outermost) or `push` it (innermost). */
+export const MIDDLEWARE: Middleware[] = [];
+
+/** Runs `innermost` with all layers of MIDDLEWARE round it. */
+function runMiddleware(
+  conversation: Conversation,
+  options: TurnOptions,
+  innermost: (conversation: Conversation, options: TurnOptions) => Promise<void> = continueTurn,
+): Promise<void> {
+  let run = (given: TurnOptions) => innermost(conversation, given);
+  // It is built from the inside out, because each layer needs the one inside it as its `next`.
+  for (const layer of MIDDLEWARE.toReversed()) {
+    const next = run;
+    run = (given) => layer(conversation, given, next);
+  }
+  return run(options);
 }
 
 // A session file, line by line. Nothing in it is ever changed or taken out: what makes the
@@ -929,8 +960,12 @@ export class ContextGuard {
     return usage.input_tokens + cached + usage.output_tokens + tail;
   }
 
-  /** Runs `inner`; shortens the conversation if it is too long for it, in three steps at most. */
-  async run(conversation: Conversation, options: TurnOptions, inner: () => Promise<void>) {
+  /** Runs `next`; shortens the conversation if it is too long for it, in three steps at most. */
+  async run(
+    conversation: Conversation,
+    options: TurnOptions,
+    next: (options: TurnOptions) => Promise<void>,
+  ): Promise<void> {
     const steps = [
       () => this.shortenResults(conversation),
       () => this.summarise(conversation, options, KEPT),
@@ -946,7 +981,7 @@ export class ContextGuard {
     if (isFull && needsReply(conversation.messages.at(-1))) await shrink();
     for (;;) {
       try {
-        return await inner();
+        return await next(options);
       } catch (error) {
         if (!isOverflow(error)) throw error;
         if (await shrink()) continue;
@@ -1032,6 +1067,7 @@ function wordsIn({ content }: Message): string {
 }
 
 const GUARD = new ContextGuard(CONTEXT_TOKENS);
+MIDDLEWARE.push((conversation, options, next) => GUARD.run(conversation, options, next));
 
 TOOLS.push(
   tool("list_directory", "List a folder of the workspace.", { path: file }, ["path"]),
@@ -1098,8 +1134,9 @@ command("context", "how full the context window is", (_args, { store, key }) => 
 
 command("compact", "put a summary in the place of the older turns", async (_args, app, options) => {
   let done = false;
-  await app.resilience.run(options, async (more) => {
-    done = await GUARD.summarise(app.store.current(app.key), more, KEPT);
+  // It goes through the middleware, because the request for the summary can fail as a turn can.
+  await runMiddleware(app.store.current(app.key), { ...options, app }, async (session, given) => {
+    done = await GUARD.summarise(session, given, KEPT);
   });
   return done ? t("Done.") : t("Nothing to summarise yet.");
 });
@@ -1108,150 +1145,32 @@ const TERMINAL_KEY = "agent:luna:cli:direct:owner"; // agent, name, channel, kin
 
 // ---- s04 · Channels ----
 
-// From here on the program owes something to people who don't sit in front of it. Two promises:
-// what was accepted is not lost, and in a conversation one message is answered after the other.
-// The first is kept by a file that is written before the platform hears "got it"; the second by
-// a chain of promises for each conversation.
+// From here on people write to the program who don't sit in front of it, and it promises them two
+// things. A message that was accepted is not lost, because it is written to a file before the
+// platform hears that it arrived. And within a conversation messages are answered first in, first
+// out (FIFO), because each one waits for the promise of the one before it.
 
-/** What every platform's message becomes. `peerId` is where the answer goes, `at` is in ms. */
+// -- 1 · One envelope --
+
+/** What every platform's message becomes, so that the rest of the program knows no platform. */
 export interface InboundMessage {
-  id: string;
+  id: string; // the idempotency key: a message that a platform sends twice has the same id twice
   channel: string;
   accountId: string; // which of our own accounts it came to
-  peerId: string; // the chat
+  peerId: string; // the chat, which is where the answer goes
   senderId: string; // the person
   guildId?: string; // what the chat belongs to: a supergroup, a company
   isGroup: boolean;
   text: string;
   media: { kind: string; id: string }[];
-  at: number;
-  part?: string; // messages with the same mark are one: an album, a text that was cut
-  attempts?: number; // how often the work on it was begun, counted by the inbox
+  at: number; // when it was sent, in ms
+  part?: string; // messages with the same value are parts of one: an album, a text that was cut
+  attempts?: number; // how often the program began to answer it, counted by the inbox
 }
 
-/** A message with its place: whose conversation it belongs to. Settled once, when it comes in. */
+/** A message and the conversation it belongs to, which is settled once, when it comes in. */
 export interface Routed extends InboundMessage {
   sessionKey: string;
-}
-
-/** When it returns, the message is on disk. `done` gives what was answered, when it was. */
-export type Accept = (message: InboundMessage, signal?: AbortSignal) => { done: Promise<string> };
-
-/** A platform: it gives us messages, and takes texts of at most `limit` UTF-16 units. */
-export interface Channel {
-  readonly name: string;
-  readonly limit: number;
-  start(accept: Accept): Promise<void>; // resolves when ready, rejects if it never will be
-  send(to: string, text: string): Promise<void>; // throws SendError
-  stop(): Promise<void>;
-  typing?(to: string): Promise<unknown>;
-  stream?(to: string, delta: string): void; // for a channel that shows a reply while it is made
-}
-
-/** Why a text was not sent. `permanent`: it never will be. `retryAfter`: seconds to wait. */
-export class SendError extends Error {
-  permanent = false;
-  retryAfter?: number;
-}
-
-const sendError = (why: string, permanent: boolean, retryAfter?: number) =>
-  Object.assign(new SendError(why), { permanent, retryAfter });
-
-export interface App {
-  inbox: Inbox;
-  channels: ChannelManager;
-}
-
-export interface TurnOptions {
-  message?: InboundMessage; // what is being answered
-}
-
-// Whoever may write to the bot may not yet run programs on this machine.
-// Reading stays: the workspace is shared on purpose. REMOTE_TOOLS=1 gives them everything.
-const OWNER_TOOLS = ["bash", "write_file", "edit_file"];
-
-function toolsFor({ message }: TurnOptions): Anthropic.Tool[] {
-  const trusted = !message || message.channel === "cli" || env("REMOTE_TOOLS") === "1";
-  return trusted ? TOOLS : TOOLS.filter(({ name }) => !OWNER_TOOLS.includes(name));
-}
-
-/**
- * What was accepted and is not answered yet: a file for each message. And the ids of those that
- * are done, since a platform that heard no confirmation sends a message again, most often after
- * the very crash that would make us forget it.
- */
-export class Inbox {
-  #dir: string;
-  #log: JsonlFile;
-  #processed: Set<string>;
-  #open = new Map<string, { file: string; message: Routed }>();
-  #next = 1;
-
-  constructor(dir: string) {
-    this.#dir = dir;
-    fs.mkdirSync(dir, { recursive: true });
-    this.#log = new JsonlFile(path.join(dir, "processed.jsonl"));
-    // We wrote them, so they have an id.
-    this.#processed = new Set(this.#log.read().map(({ record }) => (record as { id: string }).id));
-    for (const name of fs.readdirSync(dir).sort()) if (/^\d+\.json$/.test(name)) this.#load(name);
-  }
-
-  #load(name: string): void {
-    const file = path.join(this.#dir, name);
-    this.#next = Number.parseInt(name, 10) + 1;
-    const message = parseObject(fs.readFileSync(file, "utf8")) as Routed | undefined; // ours
-    if (message && this.#processed.has(message.id)) {
-      fs.rmSync(file);
-    } else if (message?.id && (message.attempts ?? 0) < 3) {
-      this.#open.set(message.id, { file, message });
-    } else {
-      fs.renameSync(file, `${file}.${crypto.randomUUID().slice(0, 8)}.quarantined`);
-      warn(
-        `${name} of the inbox is quarantined: unreadable, or attempted three times without success.`,
-      );
-    }
-  }
-
-  /** In the order in which they were accepted. */
-  pending = () => [...this.#open.values()].map(({ message }) => message);
-
-  /** Keeps a message. False if it was here before: it is answered already, or will be. */
-  add(message: Routed): boolean {
-    if (this.#processed.has(message.id) || this.#open.has(message.id)) return false;
-    const file = path.join(this.#dir, `${String(this.#next++).padStart(12, "0")}.json`);
-    replaceFile(file, JSON.stringify(message));
-    this.#open.set(message.id, { file, message });
-    return true;
-  }
-
-  /**
-   * Counts the attempts, before each one. A message that kills the program would otherwise come
-   * back at every start and kill it again.
-   */
-  countAttempt(messages: Routed[]): void {
-    for (const { file, message } of this.#find(messages)) {
-      message.attempts = (message.attempts ?? 0) + 1;
-      replaceFile(file, JSON.stringify(message));
-    }
-  }
-
-  /** The answer is sent: the files go, the ids stay. The first part goes last: its id counts. */
-  acknowledge(messages: Routed[]): void {
-    for (const { file, message } of this.#find(messages).reverse()) {
-      // The id first. A crash in between leaves a file, but one that is known to be done.
-      this.#log.append({ id: message.id });
-      this.#processed.add(message.id);
-      this.#open.delete(message.id);
-      fs.rmSync(file);
-    }
-  }
-
-  #find = (messages: Routed[]) => messages.flatMap(({ id }) => this.#open.get(id) ?? []);
-}
-
-/** Runs the tasks of one conversation one after the other, those of different ones side by side. */
-export function runExclusive<T>(sessionKey: string, task: () => Promise<T>): Promise<T> {
-  return LANES.run(sessionKey, task);
 }
 
 /** Whose conversation a message belongs to. */
@@ -1263,130 +1182,101 @@ export function route(message: InboundMessage, app: App, agent?: Agent): Routed 
   return { ...message, agentId, sessionKey: isTerminal ? app.key : key };
 }
 
-/** The door. Synchronous: when it returns, the platform may forget the message. */
-export function accept(app: App, message: InboundMessage, signal?: AbortSignal) {
-  const routed = route(message, app);
-  rememberOwner(app, message);
-  // A line of the terminal is not kept: after a crash nobody waits for the answer.
-  if (message.channel !== "cli" && !app.inbox.add(routed)) return { done: Promise.resolve("") };
-  return { done: enqueue(app, routed, signal) };
+/**
+ * Takes a message from a channel. When it returns, the message is on disk. `done` resolves to the
+ * answer when that was sent, and to "" for a message that we already have.
+ */
+export type Accept = (message: InboundMessage, signal?: AbortSignal) => { done: Promise<string> };
+
+/** A platform: it gives us messages, and takes texts of at most `limit` UTF-16 units. */
+export interface Channel {
+  readonly name: string;
+  readonly limit: number;
+  start(onMessage: Accept): Promise<void>; // resolves when ready, rejects if it never will be
+  send(to: string, text: string): Promise<void>; // throws SendError
+  stop(): Promise<void>;
+  typing?(to: string): Promise<unknown>;
+  stream?(to: string, delta: string): void; // for a channel that shows a reply while it is made
 }
 
-// Telegram sends the pictures of an album one by one, and its apps cut a long text in pieces. To
-// answer each would be silly. So the first part takes the place in line, and waits for the others
-// there; meanwhile each of them is in the inbox, in a file of its own.
-const PART_GAP = 600; // ms without another part, and a message in parts is whole
-const groups = new Map<string, { parts: Routed[]; last: number; done: Promise<string> }>();
+/** Why a text was not sent. `permanent`: it never will be. `retryAfter`: seconds to wait. */
+export class SendError extends Error {
+  permanent: boolean;
+  retryAfter?: number;
 
-/** Puts a message in line; a part of one joins the parts before it, if they still wait. */
-function enqueue(app: App, message: Routed, signal?: AbortSignal): Promise<string> {
-  const { sessionKey, channel } = message;
-  if (channel === "cron") return runExclusive(sessionKey, () => runJob(app, message, signal));
-  if (!message.part) return runExclusive(sessionKey, () => handle(app, [message], signal));
-  // What was begun before a crash is on record as it is; a part that came later is not in it.
-  const mark = `${message.part} ${(message.attempts ?? 0) > 0}`;
-  const group = groups.get(mark) ?? { parts: [], last: 0, done: Promise.resolve("") };
-  group.parts.push(message);
-  group.last = Date.now();
-  if (groups.has(mark)) return group.done;
-  groups.set(mark, group);
-  group.done = runExclusive(sessionKey, async () => {
-    for (let left = PART_GAP; left > 0; left = group.last + PART_GAP - Date.now())
-      await sleep(left);
-    groups.delete(mark);
-    return handle(app, group.parts, signal);
-  });
-  return group.done;
+  constructor(why: string, permanent = false, retryAfter?: number) {
+    super(why);
+    this.permanent = permanent;
+    this.retryAfter = retryAfter;
+  }
+}
+
+const sendError = (why: string, permanent: boolean, retryAfter?: number) =>
+  new SendError(why, permanent, retryAfter);
+
+export interface App {
+  channels: ChannelManager;
+}
+
+export interface TurnOptions {
+  message?: InboundMessage; // what is being answered
+}
+
+// People who may write to the bot may not yet run programs on this machine. They may read files,
+// because the workspace is shared on purpose. REMOTE_TOOLS=1 gives them all tools.
+const OWNER_TOOLS = ["bash", "write_file", "edit_file"];
+
+/** The tools that the model is offered in this turn. */
+function toolsFor({ message }: TurnOptions): Anthropic.Tool[] {
+  const isTrusted = !message || message.channel === "cli" || env("REMOTE_TOOLS") === "1";
+  return isTrusted ? TOOLS : TOOLS.filter(({ name }) => !OWNER_TOOLS.includes(name));
 }
 
 /**
- * One turn for one message, or for the parts of one: from the inbox to the reply. Whatever happens
- * in it, it ends, and the person hears something. Only the death of the program brings it back.
+ * The name of the command in a direct chat on a platform, or "". In a group it is plain text,
+ * because otherwise anybody there could end the conversation of all the others.
  */
-export async function handle(app: App, parts: Routed[], signal?: AbortSignal): Promise<string> {
-  // There is at least one part; the turn has the first one's id.
-  const message = { ...parts[0], text: parts.map((part) => part.text).join("\n") } as Routed;
-  const channel = app.channels.get(message.channel);
-  const showTyping = () => channel?.typing?.(message.peerId).catch(() => {});
-  const timer = setInterval(showTyping, 4_000); // the platforms show it for 5 s
-  const onText = (piece: string) => channel?.stream?.(message.peerId, piece);
-  let answer: string;
-  let about: InboundMessage = message;
-  try {
-    showTyping();
-    const agent = app.agents.get(message.agentId);
-    answer = await runUserTurn(app, message, signal, (signal) => {
-      app.inbox.countAttempt(parts);
-      return answerTo(message, app, { message, signal, onText, agent });
-    });
-  } catch (error) {
-    if (message.channel === "cli") throw error; // the terminal says it
-    if (error instanceof StoppingError) throw error; // it stays in the inbox
-    warn(`${message.sessionKey}: ${error}`);
-    answer = t("I could not answer that. Try again in a moment, or begin anew with /new.");
-    about = { ...message, id: `${message.id}!` }; // a crash later there may be an answer after all
-  } finally {
-    clearInterval(timer);
-  }
-  if (!channel?.stream) await reply(app, about, answer);
-  app.inbox.acknowledge(parts);
-  return answer;
+function publicCommand({ channel, isGroup, text }: Routed): string {
+  if (channel === "cli" || isGroup) return "";
+  return /^\/(new|help)\b/.exec(text)?.[1] ?? "";
 }
 
 /** What is said to a message: by the model, or by one of the two commands for everybody. */
 async function answerTo(message: Routed, app: App, options: TurnOptions): Promise<string> {
-  const [, name] = /^\/(new|help)\b/.exec(message.text) ?? [];
-  if (message.channel === "cli" || message.isGroup || !name) {
-    // Half a character, which a client can send, would spoil this request and all that follow.
-    const session = app.store.current(message.sessionKey);
-    return runTurn(session, message.text.toWellFormed(), { ...options, app });
-  }
+  const name = publicCommand(message);
   if (name === "help") return t("/new begins a new conversation.");
-  return runCommand(message.text, { ...app, key: message.sessionKey }, options);
+  if (name) return runCommand(message.text, { ...app, key: message.sessionKey }, options);
+  const session = app.store.current(message.sessionKey);
+  // A client can send half a surrogate pair, which would make this request and all later ones fail.
+  return runTurn(session, message.text.toWellFormed(), { ...options, app });
 }
 
-/**
- * Puts the answer in line, in pieces that the platform takes; when it returns, they are on disk.
- * After a crash the same answer comes again, with the same ids: it is in line once.
- */
-export async function reply(app: App, { id, channel, peerId: to }: InboundMessage, answer: string) {
-  const target = app.channels.get(channel);
-  const words = answer.trim() || t("(There is nothing to say.)");
-  if (!target || target.stream) return target?.send(to, words);
-  const rest = {
-    channel,
-    to,
-    enqueuedAt: Date.now(),
-    nextAttemptAt: Date.now(),
-    failures: 0,
-    unfinished: 0,
-  };
-  for (const [part, piece] of chunkMessage(words, target.limit).entries())
-    app.queue.add({ id: `${id}#${part}`, text: piece, ...rest });
-  app.delivery.wake(`${channel} ${to}`);
-}
+const CHANNEL_PATIENCE = 3_000; // ms that start and stop wait for a platform that is out of reach
 
 /** The channels of a running program, by name. One that is down does not stop the others. */
 export class ChannelManager extends Map<string, Channel> {
   readonly states = new Map<string, string>();
 
-  /** Resolves when all are ready or have failed; after 3 s at the latest. */
-  async start(accept: Accept): Promise<void> {
-    const starts = [...this.values()].map(async (channel) => {
-      this.states.set(channel.name, t("starting"));
-      const state = await channel.start(accept).then(() => t("ready"), String);
-      this.states.set(channel.name, state);
-      info(`${channel.name}: ${state}`);
-    });
-    await Promise.race([Promise.all(starts), sleep(3_000)]);
-    const late = [...this.states].filter(([, state]) => state === t("starting"));
-    for (const [name] of late) warn(`${name}: not ready yet, still trying`);
+  /** Resolves when all are ready or have failed, but after 3 s at the latest. */
+  async start(onMessage: Accept): Promise<void> {
+    const starts = [...this.values()].map((channel) => this.#start(channel, onMessage));
+    await Promise.race([Promise.all(starts), sleep(CHANNEL_PATIENCE)]);
+    for (const [name, state] of this.states) {
+      if (state === t("starting")) warn(`${name}: not ready yet, still trying`);
+    }
   }
 
-  /** Resolves when all have stopped, or after 3 s: a platform out of reach can't be told. */
+  async #start(channel: Channel, onMessage: Accept): Promise<void> {
+    this.states.set(channel.name, t("starting"));
+    const state = await channel.start(onMessage).then(() => t("ready"), String);
+    this.states.set(channel.name, state);
+    info(`${channel.name}: ${state}`);
+  }
+
+  /** Resolves when all have stopped, or after 3 s. What fails here no longer matters. */
   async stop(): Promise<void> {
-    const stops = [...this.values()].map((channel) => channel.stop().catch(() => {}));
-    await Promise.race([Promise.all(stops), sleep(3_000)]);
+    const stops = [...this.values()].map((channel) => channel.stop());
+    await Promise.race([Promise.allSettled(stops), sleep(CHANNEL_PATIENCE)]);
   }
 }
 
@@ -1394,20 +1284,38 @@ export class ChannelManager extends Map<string, Channel> {
 export class CliChannel implements Channel {
   readonly name = "cli";
   readonly limit = Number.MAX_SAFE_INTEGER;
-  closed = Promise.resolve(); // until it is started; then when the person leaves
-  #command: (line: string, options: TurnOptions) => Promise<string>;
+  closed = Promise.resolve(); // from `start` on, it resolves when the person leaves
+  #onCommand: (line: string, options: TurnOptions) => Promise<string>;
 
-  constructor(command: (line: string, options: TurnOptions) => Promise<string>) {
-    this.#command = command;
+  /** `onCommand` runs a line that begins with a slash, and gives what to show. */
+  constructor(onCommand: (line: string, options: TurnOptions) => Promise<string>) {
+    this.#onCommand = onCommand;
   }
 
-  async start(accept: Accept): Promise<void> {
-    const from = { channel: "cli", accountId: "local", peerId: "owner", senderId: "owner" };
-    this.closed = new Terminal().run(async (line, signal) => {
-      if (line.startsWith("/")) return info(await this.#command(line, { signal }));
-      const rest = { isGroup: false, text: line, media: [], at: Date.now() };
-      return accept({ id: `cli:${crypto.randomUUID()}`, ...from, ...rest }, signal).done;
-    });
+  async start(onMessage: Accept): Promise<void> {
+    this.closed = new Terminal().run((line, signal) => this.#take(line, signal, onMessage));
+  }
+
+  async #take(line: string, signal: AbortSignal, onMessage: Accept): Promise<void> {
+    if (line.startsWith("/")) {
+      info(await this.#onCommand(line, { signal }));
+    } else {
+      await onMessage(this.#read(line), signal).done;
+    }
+  }
+
+  #read(line: string): InboundMessage {
+    return {
+      id: `cli:${crypto.randomUUID()}`,
+      channel: "cli",
+      accountId: "local",
+      peerId: "owner",
+      senderId: "owner",
+      isGroup: false,
+      text: line,
+      media: [],
+      at: Date.now(),
+    };
   }
 
   stream(_to: string, delta: string): void {
@@ -1421,77 +1329,452 @@ export class CliChannel implements Channel {
   async stop(): Promise<void> {}
 }
 
-// A bot can be found by anyone, and each answer costs money. So nobody is admitted by default.
-const strangers = new Set<string>();
+/** Shows "typing" in a chat until the function that it gives is called. */
+function showTyping(channel: Channel | undefined, peerId: string): () => void {
+  const show = () => channel?.typing?.(peerId).catch(() => {});
+  show();
+  const timer = setInterval(show, 4_000); // because the platforms show it for 5 s
+  return () => clearInterval(timer);
+}
 
-/** Lets a message in, if `allowed` has its chat. A stranger hears once what the owner can do. */
-function admit(channel: Channel, message: InboundMessage, allowed: string, accept: Accept): void {
-  const [chat = ""] = message.peerId.split(":topic:");
-  if (allowed.split(/[\s,]+/).includes(chat)) {
-    // As JSON, so that nobody can draw on our terminal with control characters.
-    info(`[${channel.name} ${message.peerId}] ${JSON.stringify(message.text.slice(0, 80))}`);
-    accept(message).done.catch((error) => warn(`${message.id}: ${error}`));
-  } else if (!strangers.has(chat)) {
-    strangers.add(chat); // once: otherwise a stranger could make us send as much as they like
-    warn(`A stranger wrote. ${channel.name.toUpperCase()}_ALLOWED_CHATS=${chat} lets them in.`);
-    const words = t(`I don't know this chat. Its id is ${chat}: my owner can let it in.`);
-    channel.send(message.peerId, words).catch(() => {});
+/**
+ * Puts the answer into the delivery queue, in chunks that the platform takes; when it returns, they
+ * are on disk. It is idempotent, because the same answer after a crash has the same ids.
+ */
+export async function reply(app: App, { id, channel, peerId: to }: InboundMessage, answer: string) {
+  const target = app.channels.get(channel);
+  const text = answer.trim() || t("(There is nothing to say.)");
+  if (!target) return;
+  // Whoever sees a reply while it is made sits in front of it, so nothing has to wait in a queue.
+  if (target.stream) return target.send(to, text);
+  for (const [part, piece] of chunkMessage(text, target.limit).entries()) {
+    app.queue.add(newDelivery(`${id}#${part}`, { channel, to, text: piece }));
+  }
+  app.delivery.wake(recipientOf({ channel, to }));
+}
+
+// -- 2 · Nothing lost, and in order --
+
+export interface App {
+  inbox: Inbox;
+  partGroups: Set<PartGroup>; // messages of which more parts may come
+}
+
+/** The files "<number>.json" of a folder, in order. A "<number>.json.tmp" may be half a file. */
+function numberedFiles(folder: string): string[] {
+  const names = fs.readdirSync(folder).filter((name) => /^\d+\.json$/.test(name));
+  return names.sort().map((name) => path.join(folder, name));
+}
+
+const numberOf = (file: string) => Number.parseInt(path.basename(file), 10);
+
+/** The entry in a file. A file without a usable one is quarantined, and gives undefined. */
+function readEntry<T>(file: string, schema: Anthropic.Tool.InputSchema): T | undefined {
+  try {
+    const entry = checkInput(schema, parseObject(fs.readFileSync(file, "utf8")));
+    return entry as T; // the schema names the fields without which the program can't go on
+  } catch (error) {
+    quarantine(file, String(error));
+    return undefined;
   }
 }
 
-const MEDIA = ["photo", "video", "animation", "document", "audio", "voice", "sticker"] as const;
-const CUT_AT = 4_000; // the apps cut a text at 4096 units, or between two words before that
+/**
+ * A folder of entries that still have to be worked on, each in a numbered file of its own. It is a
+ * write-ahead log: an entry is flushed to the disk before anybody acts on it. The ids of processed
+ * entries stay in a file, which makes adding idempotent: an entry that comes again is not new.
+ */
+export class Spool<T extends { id: string }> {
+  protected nextNumber = 1;
+  protected readonly open = new Map<string, { entry: T; file: string }>(); // by id, oldest first
+  readonly #dir: string;
+  readonly #log: JsonlFile;
+  readonly #processed = new Set<string>(); // ids
 
-/** Node's fetch. grammY stops it by a signal of its own make, and that of Node 24 takes no such. */
+  /** Takes up what an earlier run has left in `dir`. The schema says what an entry has to have. */
+  constructor(dir: string, schema: Anthropic.Tool.InputSchema) {
+    this.#dir = dir;
+    fs.mkdirSync(dir, { recursive: true });
+    this.#log = new JsonlFile(path.join(dir, "processed.jsonl"));
+    for (const { record } of this.#log.read()) {
+      this.#processed.add((record as { id: string }).id); // markProcessed wrote it
+    }
+    for (const file of numberedFiles(dir)) {
+      this.nextNumber = numberOf(file) + 1;
+      const entry = readEntry<T>(file, schema);
+      if (entry) this.#load(entry, file);
+    }
+  }
+
+  #load(entry: T, file: string): void {
+    // A crash in markProcessed leaves a file that is done; a restored backup may add a second copy.
+    if (this.#isKnown(entry.id)) fs.rmSync(file);
+    else this.open.set(entry.id, { entry, file });
+  }
+
+  #isKnown(id: string): boolean {
+    return this.#processed.has(id) || this.open.has(id);
+  }
+
+  /** The entries that are not processed yet, in the order in which they were added. */
+  pending(): T[] {
+    return [...this.open.values()].map(({ entry }) => entry);
+  }
+
+  /** Keeps an entry, which is on disk when it returns. False if its id was added before. */
+  add(entry: T): boolean {
+    if (this.#isKnown(entry.id)) return false;
+    // The number is padded with zeros, so that the names sort as the numbers do.
+    const name = `${String(this.nextNumber).padStart(12, "0")}.json`;
+    const file = path.join(this.#dir, name);
+    this.nextNumber += 1;
+    replaceFile(file, JSON.stringify(entry));
+    this.open.set(entry.id, { entry, file });
+    return true;
+  }
+
+  /** Writes an entry that has changed. One that is not here is left alone. */
+  save(entry: T): void {
+    const kept = this.open.get(entry.id);
+    if (kept) replaceFile(kept.file, JSON.stringify(entry));
+  }
+
+  /** Removes an entry and remembers its id. One that is not here is left alone. */
+  protected markProcessed(id: string): void {
+    const kept = this.open.get(id);
+    if (!kept) return;
+    // The id is written first, so that a crash between the two steps leaves a file which the next
+    // start removes. In the other order nothing would know the id when the entry comes again.
+    this.#log.append({ id });
+    this.#processed.add(id);
+    fs.rmSync(kept.file, { force: true });
+    this.open.delete(id);
+  }
+}
+
+const STRING = { type: "string" };
+const ROUTED = objectSchema({
+  id: STRING,
+  channel: STRING,
+  peerId: STRING,
+  text: STRING,
+  sessionKey: STRING,
+});
+const MAX_ATTEMPTS = 3;
+
+/**
+ * The messages that were accepted and are not answered yet. A platform that heard no confirmation
+ * sends a message again, most often after the very crash that lost the confirmation; the inbox
+ * then knows its id and does not take it for a new one.
+ */
+export class Inbox extends Spool<Routed> {
+  constructor(dir: string) {
+    super(dir, ROUTED);
+    // A poison message kills the program, so without a limit it would do so at every start.
+    for (const [id, { entry, file }] of this.open) {
+      if ((entry.attempts ?? 0) < MAX_ATTEMPTS) continue;
+      quarantine(file, t("it was attempted three times and never came to its end"));
+      this.open.delete(id);
+    }
+  }
+
+  /** Counts an attempt before it begins, because the message may kill the program during it. */
+  countAttempt(messages: Routed[]): void {
+    for (const { id } of messages) {
+      const message = this.open.get(id)?.entry;
+      if (!message) continue; // a line of the terminal, which is not kept
+      message.attempts = (message.attempts ?? 0) + 1;
+      this.save(message);
+    }
+  }
+
+  /** The messages are answered. The first part goes last, because the session knows its id. */
+  acknowledge(messages: Routed[]): void {
+    for (const { id } of messages.toReversed()) this.markProcessed(id);
+  }
+}
+
+/** Runs the tasks of one conversation one after the other, those of different ones side by side. */
+export function runExclusive<T>(sessionKey: string, task: () => Promise<T>): Promise<T> {
+  return LANES.run(sessionKey, task);
+}
+
+/**
+ * The entry point of every message. It is synchronous, so when it returns, a platform may forget
+ * the message. Delivery is at-least-once: what a crash interrupts is done again.
+ */
+export function accept(app: App, message: InboundMessage, signal?: AbortSignal) {
+  const routed = route(message, app);
+  rememberOwner(app, message);
+  // A line of the terminal is not kept, because after a crash nobody waits for its answer.
+  const isKept = message.channel !== "cli";
+  if (isKept && !app.inbox.add(routed)) return { done: Promise.resolve("") };
+  return { done: enqueue(app, routed, signal) };
+}
+
+const PART_GAP = 600; // ms without another part, and a message in parts is complete
+
+/**
+ * The parts of one message. Telegram sends the pictures of an album one by one, and its apps cut a
+ * long text in pieces, but a person expects one answer. Each part is in the inbox at once.
+ */
+class PartGroup {
+  readonly parts: Routed[];
+  done = Promise.resolve(""); // the answer to all of them, from when the group is in the queue
+  #lastAt = Date.now();
+
+  constructor(first: Routed) {
+    this.parts = [first];
+  }
+
+  /**
+   * Whether `message` is another part. One that was attempted before a crash is in the session as
+   * it was then; a picture that arrives only after the crash can't be added to that.
+   */
+  accepts(message: Routed): boolean {
+    const [first] = this.parts;
+    const wasAttempted = (part?: Routed) => (part?.attempts ?? 0) > 0;
+    return first?.part === message.part && wasAttempted(first) === wasAttempted(message);
+  }
+
+  add(message: Routed): void {
+    this.parts.push(message);
+    this.#lastAt = Date.now();
+  }
+
+  /** A debounce: each part that arrives meanwhile makes the wait begin again. */
+  async complete(): Promise<void> {
+    let left = PART_GAP;
+    while (left > 0) {
+      await sleep(left);
+      left = this.#lastAt + PART_GAP - Date.now();
+    }
+  }
+}
+
+/** Puts a message into the queue of its conversation. Gives the answer. */
+function enqueue(app: App, message: Routed, signal?: AbortSignal): Promise<string> {
+  if (message.part) return enqueuePart(app, message, signal);
+  if (message.channel === "cron") {
+    return runExclusive(message.sessionKey, () => runJob(app, message, signal));
+  }
+  return runExclusive(message.sessionKey, () => handle(app, [message], signal));
+}
+
+/** The first part takes the place in the queue, and waits there for the others. */
+function enqueuePart(app: App, part: Routed, signal?: AbortSignal): Promise<string> {
+  const open = [...app.partGroups].find((one) => one.accepts(part));
+  if (open) {
+    open.add(part);
+    return open.done;
+  }
+  const group = new PartGroup(part);
+  app.partGroups.add(group);
+  group.done = runExclusive(part.sessionKey, async () => {
+    await group.complete();
+    app.partGroups.delete(group);
+    return handle(app, group.parts, signal);
+  });
+  return group.done;
+}
+
+/**
+ * One turn for one message, or for the parts of one: from the inbox to the reply. If the turn
+ * fails, the person hears so and the message is done. Only the death of the program brings it back.
+ */
+export async function handle(app: App, parts: Routed[], signal?: AbortSignal): Promise<string> {
+  const message = joinParts(parts);
+  const channel = app.channels.get(message.channel);
+  const stopTyping = showTyping(channel, message.peerId);
+  const onText = (piece: string) => channel?.stream?.(message.peerId, piece);
+  let answered: InboundMessage = message;
+  let answer: string;
+  try {
+    const agent = app.agents.get(message.agentId);
+    answer = await runUserTurn(app, message, signal, (laneSignal) => {
+      app.inbox.countAttempt(parts);
+      return answerTo(message, app, { message, signal: laneSignal, onText, agent });
+    });
+  } catch (error) {
+    if (message.channel === "cli") throw error; // the terminal shows it
+    if (error instanceof StoppingError) throw error; // it stays in the inbox
+    warn(`${message.sessionKey}: ${error}`);
+    answer = t("I could not answer that. Try again in a moment, or begin anew with /new.");
+    answered = { ...message, id: failureReplyId(message.id) };
+  } finally {
+    stopTyping();
+  }
+  if (!channel?.stream) await reply(app, answered, answer);
+  app.inbox.acknowledge(parts);
+  return answer;
+}
+
+/** One message with the id of the first part and the texts of all. */
+function joinParts(parts: Routed[]): Routed {
+  const text = parts.map((part) => part.text).join("\n");
+  return { ...parts[0], text } as Routed; // a message has at least one part
+}
+
+// -- 3 · Telegram --
+
+/** Stands between the chat and the thread in the peer of a topic: "-1001:topic:7". */
+const TOPIC = ":topic:";
+
+/** The conversation of a message. Each topic of a forum is a conversation of its own. */
+function peerOf({ chat, is_topic_message, message_thread_id }: TelegramMessage): string {
+  return is_topic_message ? `${chat.id}${TOPIC}${message_thread_id}` : String(chat.id);
+}
+
+/** The reverse of peerOf: what the Bot API has to be told to send something there. */
+function telegramAddress(peerId: string) {
+  const [chat = "", thread] = peerId.split(TOPIC);
+  return { chat, options: thread ? { message_thread_id: Number(thread) } : {} };
+}
+
+// Anyone can find a bot and write to it, and each answer costs its owner money. So the owner lists
+// the chats that may use it, and an empty list admits nobody.
+
+/** The chats that may use the bot of one platform. Its adapter passes each message through here. */
+class AllowList {
+  #chats: string[];
+  #informed = new Set<string>(); // strangers who have been told what their chat's id is
+
+  /** Takes the value of a setting: ids of chats, separated by blanks or commas. */
+  constructor(setting: string) {
+    this.#chats = setting.split(/[\s,]+/).filter((chat) => chat !== "");
+  }
+
+  /** Passes on a message from a chat of the list. Throws if the message can't be stored. */
+  admit(channel: Channel, message: InboundMessage, onMessage: Accept): void {
+    // The owner lists a forum once, by the id of its chat, and that admits all of its topics.
+    const [chat = ""] = message.peerId.split(TOPIC);
+    if (!this.#chats.includes(chat)) {
+      this.#inform(channel, message.peerId, chat);
+      return;
+    }
+    // JSON escapes control characters, with which a sender could overwrite lines of our terminal.
+    info(`[${channel.name} ${message.peerId}] ${JSON.stringify(message.text.slice(0, 80))}`);
+    onMessage(message).done.catch((error) => warn(`${message.id}: ${error}`));
+  }
+
+  /** Tells a stranger the id of the chat, and the owner the setting that would admit it. */
+  #inform(channel: Channel, peerId: string, chat: string): void {
+    // Only the first message of a chat is answered, because otherwise strangers could make the bot
+    // send as much as they like.
+    if (this.#informed.has(chat)) return;
+    this.#informed.add(chat);
+    warn(`A stranger wrote. ${channel.name.toUpperCase()}_ALLOWED_CHATS=${chat} lets them in.`);
+    const words = t(`I don't know this chat. Its id is ${chat}: my owner can let it in.`);
+    channel.send(peerId, words).catch(() => {}); // the owner has read the id in the log already
+  }
+}
+
+/** The words of a message. Under a picture or a file they are called its caption. */
+const telegramText = ({ text, caption }: TelegramMessage) => text ?? caption ?? "";
+
+type Attachment = InboundMessage["media"][number];
+
+// Telegram also sets `document` for an animation, so the animation has to be looked for first.
+const FILE_KINDS = ["video", "animation", "document", "audio", "voice", "sticker"] as const;
+
+/** The picture or file that came with a message. Its id is Telegram's: we download nothing. */
+function attachmentOf(message: TelegramMessage): Attachment | undefined {
+  const largest = message.photo?.at(-1); // Telegram lists the sizes of a picture, largest last
+  if (largest) return { kind: "photo", id: largest.file_id };
+  for (const kind of FILE_KINDS) {
+    const attached = message[kind];
+    if (attached) return { kind, id: attached.file_id };
+  }
+  return undefined;
+}
+
+/** Finds "@our_bot" in a text, also in "/help@our_bot", but not in "@our_bot2". */
+const mentionOf = (bot: UserFromGetMe) => new RegExp(`@${bot.username}\\b`, "gi");
+
+/** Whether a message is meant for the bot: in a group, only if it mentions or answers the bot. */
+function isAddressedTo(bot: UserFromGetMe, message: TelegramMessage): boolean {
+  if (message.chat.type === "private") return true;
+  const isReply = message.reply_to_message?.from?.id === bot.id;
+  return isReply || mentionOf(bot).test(telegramText(message));
+}
+
+/** A text as the model gets it: the kind of the attachment, and the words without our name. */
+function describeMessage(bot: UserFromGetMe, words: string, attachment?: Attachment): string {
+  const kind = attachment ? `[${attachment.kind}] ` : "";
+  const description = `${kind}${words.replaceAll(mentionOf(bot), "")}`.trim();
+  return description || words; // of a bare "@our_bot" nothing would be left, and no turn is empty
+}
+
+/** Makes a SendError of a failed call, which says whether another attempt can succeed. */
+function telegramError(error: unknown): SendError {
+  // If Telegram itself did not answer, the network failed, and a later attempt may succeed.
+  if (!(error instanceof GrammyError)) return sendError(String(error), false);
+  const { error_code: status, description, parameters } = error;
+  // 429 means that we send too fast. Any other refusal is permanent, for example 403, which says
+  // that the person blocked the bot, or 400, that there is no such chat.
+  const isTemporary = status === 429 || status >= 500;
+  return sendError(description, !isTemporary, parameters.retry_after);
+}
+
+/**
+ * The fetch of Node, for grammY. grammY stops a call by a signal of the package abort-controller,
+ * but the fetch of Node 24 takes only Node's own, so this one passes the stop on.
+ */
 const fetchForGrammy: typeof fetch = (url, init) => {
-  const control = new AbortController();
-  if (init?.signal?.aborted) control.abort();
-  init?.signal?.addEventListener("abort", () => control.abort());
-  return fetch(url, { ...init, signal: control.signal });
+  const controller = new AbortController();
+  const stop = () => controller.abort();
+  if (init?.signal?.aborted) stop();
+  init?.signal?.addEventListener("abort", stop);
+  return fetch(url, { ...init, signal: controller.signal });
 };
 
-/** Telegram, by long polling. Asking for new messages confirms the old: so they are kept first. */
+// The apps cut a long text at 4096 units, or between two words a little before that. A shorter
+// message is therefore either whole or the last piece of a text that was cut.
+const MIN_CUT_LENGTH = 4_000;
+
+/** The adapter for Telegram, which gets messages by long polling (see `#poll`). */
 export class TelegramChannel implements Channel {
   readonly name = "telegram";
   readonly limit = 4096;
   #setting: Setting;
   #bot: Bot;
   #stopped = false;
-  #cut = new Map<string, { next: number; part: string }>();
-  #ours = new Set<string>(); // marks of parts that were let in
+  #allowed: AllowList;
+  // By sender: the newest piece of a text that was cut, and the id that the next piece would have.
+  #lastPiece = new Map<string, { part: string; nextId: number }>();
+  #addressedParts = new Set<string>(); // the `part` of albums and long texts that are meant for us
 
   constructor(setting: Setting) {
     this.#setting = setting;
+    this.#allowed = new AllowList(setting("TELEGRAM_ALLOWED_CHATS"));
     this.#bot = this.#newBot();
   }
 
   #newBot(): Bot {
     const apiRoot = this.#setting("TELEGRAM_API_ROOT") || "https://api.telegram.org";
-    // Node's own fetch: the one that grammY brings does not go through a proxy.
+    // By default grammY uses node-fetch, which would ignore the proxy that is set for this program.
     const client = { apiRoot, timeoutSeconds: 60, fetch: fetchForGrammy };
     return new Bot(this.#setting("TELEGRAM_BOT_TOKEN"), { client });
   }
 
-  /** Rejects if the token is wrong. */
-  async start(accept: Accept): Promise<void> {
+  /** Resolves when Telegram has taken the token; rejects if it refuses it. */
+  async start(onMessage: Accept): Promise<void> {
     await this.#bot.init();
-    void this.#poll(accept);
+    void this.#poll(onMessage);
   }
 
-  /** Asks for new messages until it is stopped. grammY itself waits out a server that is down. */
-  async #poll(accept: Accept): Promise<void> {
+  /**
+   * Long polling: we ask for updates, and Telegram holds the request open until there are some.
+   * The next request names the first update that we don't have, which confirms all before it.
+   */
+  async #poll(onMessage: Accept): Promise<void> {
     while (!this.#stopped) {
-      this.#bot.on("message", ({ message }) => {
-        const inbound = this.#read(message);
-        if (inbound) admit(this, inbound, this.#setting("TELEGRAM_ALLOWED_CHATS"), accept);
-      });
-      // accept is synchronous, so when this returns, the message is on disk, and grammY may ask for
-      // the next ones. If it could not be kept (a full disk, say), nothing may be confirmed: the
-      // error ends this bot, and a new one gets the same messages again.
-      this.#bot.catch(({ error }) => Promise.reject(error));
+      this.#handleUpdates(onMessage);
       try {
         await this.#bot.start({ allowed_updates: ["message"] });
       } catch (error) {
+        // grammY itself waits for a server that is down. So this is a refusal, for example because
+        // another program asks with the same token, or a message that could not be stored.
         if (!this.#stopped) warn(`telegram: ${error}. Trying again in 5 s.`);
         await sleep(5_000);
         this.#bot = this.#newBot();
@@ -1499,66 +1782,74 @@ export class TelegramChannel implements Channel {
     }
   }
 
-  /** Undefined for what is not for us: other bots, service messages, talk in a group. */
+  #handleUpdates(onMessage: Accept): void {
+    // Telegram forgets what was confirmed, so a message has to be on disk before grammY asks for
+    // the next ones. It is, because `onMessage` is synchronous.
+    this.#bot.on("message", ({ message }) => {
+      const inbound = this.#read(message);
+      if (inbound) this.#allowed.admit(this, inbound, onMessage);
+    });
+    // If it could not be stored, for example on a full disk, nothing may be confirmed. The error
+    // therefore ends this bot, and the next one gets the same messages again.
+    this.#bot.catch(({ error }) => Promise.reject(error));
+  }
+
+  /** Undefined for other bots, for service messages, and for talk in a group that is not for us. */
   #read(message: TelegramMessage): InboundMessage | undefined {
-    const { chat, from, message_id, reply_to_message: answered } = message;
-    const { id: me, username } = this.#bot.botInfo;
-    const kind = MEDIA.find((name) => message[name]);
-    const file = kind && [message[kind]].flat().at(-1); // of a picture the largest of its sizes
-    const words = message.text ?? message.caption ?? "";
-    if (!from || from.is_bot || (!words && !kind)) return undefined;
-    // "@bot", and also "/command@bot". In a group only those who mean us are answered.
-    const name = new RegExp(`@${username}\\b`, "gi");
-    const isGroup = chat.type !== "private";
-    const part = this.#partOf(message, words);
-    const isMeant = name.test(words) || answered?.from?.id === me;
-    // Of an album, only one picture has the caption that mentions us.
-    if (isGroup && !isMeant && !this.#ours.has(part ?? "")) return undefined;
-    if (part) this.#ours.add(part);
-    const topic = message.is_topic_message ? `:topic:${message.message_thread_id}` : "";
+    const { chat, from, message_id } = message;
+    const bot = this.#bot.botInfo;
+    const words = telegramText(message);
+    const attachment = attachmentOf(message);
+    const isEmpty = !words && !attachment; // a service message, such as "Bob joined the group"
+    if (!from || from.is_bot || isEmpty) return undefined;
+    const part = this.#partOf(message);
+    // Only one picture of an album has the caption that mentions us, so the others follow it.
+    const follows = part !== undefined && this.#addressedParts.has(part);
+    if (!follows && !isAddressedTo(bot, message)) return undefined;
+    if (part !== undefined) this.#addressedParts.add(part);
     return {
-      id: `telegram:${me}:${chat.id}:${message_id}`,
+      id: `telegram:${bot.id}:${chat.id}:${message_id}`,
       channel: "telegram",
-      accountId: String(me),
-      peerId: `${chat.id}${topic}`,
+      accountId: String(bot.id),
+      peerId: peerOf(message),
       senderId: String(from.id),
-      guildId: topic ? String(chat.id) : undefined,
-      isGroup,
-      text: `${kind ? `[${kind}] ` : ""}${words.replaceAll(name, "")}`.trim() || words,
-      media: kind && file ? [{ kind, id: file.file_id }] : [],
-      at: message.date * 1000,
+      guildId: message.is_topic_message ? String(chat.id) : undefined,
+      isGroup: chat.type !== "private",
+      text: describeMessage(bot, words, attachment),
+      media: attachment ? [attachment] : [],
+      at: message.date * 1000, // Telegram counts seconds
       part,
     };
   }
 
-  /** The mark of an album, or of a long text that was cut: its pieces have adjoining numbers. */
-  #partOf({ chat, from, message_id, media_group_id }: TelegramMessage, words: string) {
+  /**
+   * The mark that all parts of one message share; undefined if it is whole. Telegram marks the
+   * parts of an album, but not the pieces of a long text: we know those by their ids in a row.
+   */
+  #partOf(message: TelegramMessage): string | undefined {
+    const { chat, from, message_id, media_group_id } = message;
     if (media_group_id) return `telegram ${chat.id} ${media_group_id}`;
     const sender = `telegram ${chat.id} ${from?.id}`;
-    const cut = this.#cut.get(sender);
-    const before = cut?.next === message_id ? cut.part : undefined;
-    // Shorter than that it is the last piece, if it is one at all.
-    if (words.length < CUT_AT) return before;
-    const part = before ?? `${sender} ${message_id}`;
-    this.#cut.set(sender, { next: message_id + 1, part });
+    const previous = this.#lastPiece.get(sender);
+    const continued = previous?.nextId === message_id ? previous.part : undefined;
+    if (telegramText(message).length < MIN_CUT_LENGTH) return continued;
+    const part = continued ?? `${sender} ${message_id}`;
+    this.#lastPiece.set(sender, { part, nextId: message_id + 1 });
     return part;
   }
 
-  async send(to: string, words: string): Promise<void> {
-    const { chat, thread } = telegramPlace(to);
+  async send(to: string, text: string): Promise<void> {
+    const { chat, options } = telegramAddress(to);
     try {
-      await this.#bot.api.sendMessage(chat, words, thread);
+      await this.#bot.api.sendMessage(chat, text, options);
     } catch (error) {
-      if (!(error instanceof GrammyError)) throw sendError(String(error), false);
-      // 403: the bot was blocked; 400: no such chat. Trying again would not help.
-      const { error_code: code, description, parameters } = error;
-      throw sendError(description, code < 500 && code !== 429, parameters.retry_after);
+      throw telegramError(error);
     }
   }
 
   typing(to: string): Promise<unknown> {
-    const { chat, thread } = telegramPlace(to);
-    return this.#bot.api.sendChatAction(chat, "typing", thread);
+    const { chat, options } = telegramAddress(to);
+    return this.#bot.api.sendChatAction(chat, "typing", options);
   }
 
   async stop(): Promise<void> {
@@ -1567,46 +1858,66 @@ export class TelegramChannel implements Channel {
   }
 }
 
-/** A topic of a forum is a place of its own: "<chat>:topic:<thread>". */
-function telegramPlace(to: string) {
-  const [chat = "", thread] = to.split(":topic:");
-  return { chat, thread: thread ? { message_thread_id: Number(thread) } : {} };
-}
+// -- 4 · HTTP and Feishu --
 
-// Feishu does not wait to be asked: it calls us. That needs a server, and a server needs care,
-// since anyone who finds the address can send anything.
+// Feishu doesn't wait for us to ask. It calls a webhook, an address of ours to which it sends each
+// event. Anyone who finds that address can send something there as well. So the server limits what
+// it reads, and the channel checks by secrets, which only Feishu and we know, who sent an event.
 
+/** What our HTTP server answers; the body is sent as JSON. */
 type Answer = { status: number; body: object };
-/** What can be asked of our HTTP server: "POST /path". The body comes byte by byte as sent. */
-export const ROUTES: Record<string, (body: Buffer, headers: http.IncomingHttpHeaders) => Answer> =
-  {};
 
-async function answerHttp(request: http.IncomingMessage): Promise<Answer> {
-  const place = `${request.method} ${request.url?.split("?")[0]}`;
-  const route = Object.hasOwn(ROUTES, place) && ROUTES[place];
-  if (!route) return { status: 404, body: { error: "not found" } };
+/** Gets the body byte for byte as it was sent, because a signature is a hash over these bytes. */
+type Route = (body: Buffer, headers: http.IncomingHttpHeaders) => Answer;
+
+/** To add a route to the HTTP server, set ROUTES["POST /path"] to a function of this type. */
+export const ROUTES: Record<string, Route> = {};
+
+const ACCEPTED: Answer = { status: 200, body: {} };
+const UNAUTHORIZED: Answer = { status: 401, body: { error: "this does not come from Feishu" } };
+const NOT_FOUND: Answer = { status: 404, body: { error: "not found" } };
+const TOO_LARGE: Answer = { status: 413, body: { error: "too large" } };
+// What went wrong is in the log, and only there, because the sender may be anyone.
+const SERVER_FAILED: Answer = { status: 500, body: { error: "internal error" } };
+
+const MAX_BODY = 1_000_000; // bytes: they are kept in memory before we know who sends them
+
+/** The whole body of a request, or undefined if it has more than MAX_BODY bytes. */
+async function readBody(request: http.IncomingMessage): Promise<Buffer | undefined> {
   const chunks: Buffer[] = [];
-  let left = 1_000_000; // bytes: whoever this is, they have not shown a token yet
+  let size = 0;
   for await (const chunk of request) {
-    left -= chunk.length;
-    if (left < 0) return { status: 413, body: { error: "too large" } };
+    size += chunk.length;
+    if (size > MAX_BODY) return undefined;
     chunks.push(chunk);
   }
-  return route(Buffer.concat(chunks), request.headers);
+  return Buffer.concat(chunks);
 }
 
-/** The one HTTP server, on loopback: what is to be reached from outside comes by a tunnel. */
+async function answerHttp(request: http.IncomingMessage): Promise<Answer> {
+  const [pathname] = request.url?.split("?") ?? [];
+  const handler = ROUTES[`${request.method} ${pathname}`];
+  if (!handler) return NOT_FOUND;
+  const body = await readBody(request);
+  return body ? handler(body, request.headers) : TOO_LARGE;
+}
+
+/**
+ * Starts the only HTTP server of the program. It listens on loopback, so Feishu reaches it through
+ * a tunnel or a reverse proxy. If the port is taken, the server that this gives is not listening.
+ */
 async function startHttp(port: number): Promise<http.Server> {
   const server = http.createServer(async (request, response) => {
     const { status, body } = await answerHttp(request).catch((error) => {
       warn(`http: ${error}`);
-      return { status: 500, body: { error: "internal error" } }; // and not a word about why
+      return SERVER_FAILED;
     });
     response.writeHead(status, { "content-type": "application/json" }).end(JSON.stringify(body));
   });
   try {
     await once(server.listen(port, "127.0.0.1"), "listening");
-    // It listens on TCP, so its address has a port.
+    // With HTTP_PORT=0 the system chooses the port, so we ask for it. The cast is right because an
+    // address has no port only if the server listens on a pipe.
     info(`http: listening on 127.0.0.1:${(server.address() as { port: number }).port}`);
   } catch (error) {
     warn(`http: ${error}. Choose another HTTP_PORT; the rest runs.`);
@@ -1614,33 +1925,126 @@ async function startHttp(port: number): Promise<http.Server> {
   return server;
 }
 
+/** An object from outside with strings under these names, any of which may be missing. */
 type Strings<Name extends string> = Partial<Record<Name, string>>;
 
-/** What we read of an event. Anyone can post here, so any of it may be missing. */
+type FeishuMention = Strings<"key" | "name"> & { id?: Strings<"open_id"> };
+
+type FeishuMessage = Strings<
+  "chat_id" | "chat_type" | "message_type" | "content" | "create_time"
+> & { mentions?: FeishuMention[] };
+
+/**
+ * What we read of a request to the webhook. If it is encrypted, it has only `encrypt`, and the rest
+ * is inside. Feishu tests a new webhook by `type`, `token` and `challenge`; events have the others.
+ */
 type FeishuEvent = Strings<"encrypt" | "type" | "token" | "challenge"> & {
   header?: Strings<"event_type" | "token" | "tenant_key">;
   event?: {
     sender?: Strings<"sender_type"> & { sender_id?: Strings<"open_id"> };
-    message?: Strings<"chat_id" | "chat_type" | "message_type" | "content" | "create_time"> & {
-      mentions?: { key: string; name: string; id?: Strings<"open_id"> }[];
-    };
+    message?: FeishuMessage;
   };
 };
 
-const FEISHU_BUSY = [99991400, 230020, 11232]; // too many requests
-const FEISHU_EXPIRED = [99991661, 99991663, 99991664]; // our access token is too old
+/** Undefined if the body is not encrypted with this key, or, without a key, if it is no JSON. */
+function decryptEvent(body: Buffer, encryptKey: string): FeishuEvent | undefined {
+  const event: FeishuEvent | undefined = parseObject(body.toString());
+  if (!event || !encryptKey) return event;
+  const bytes = Buffer.from(String(event.encrypt), "base64");
+  const iv = bytes.subarray(0, 16);
+  const encrypted = bytes.subarray(16);
+  try {
+    const decipher = crypto.createDecipheriv("aes-256-cbc", sha256(encryptKey).digest(), iv);
+    // We join bytes, because one character may have its bytes in both pieces.
+    const json = Buffer.concat([decipher.update(encrypted), decipher.final()]);
+    return parseObject(json.toString());
+  } catch {
+    return undefined;
+  }
+}
 
-/** Feishu, and Lark: events come by HTTP and are confirmed at once; the work is done later. */
+const MAX_EVENT_AGE = 3600; // seconds
+
+/**
+ * Whether the signature is right, a hash over the body and a key that only Feishu and we have.
+ * Feishu signs only what it encrypts, so without a key the verification token has to be enough.
+ */
+function isSigned(body: Buffer, headers: http.IncomingHttpHeaders, encryptKey: string): boolean {
+  if (!encryptKey) return true;
+  const time = headers["x-lark-request-timestamp"];
+  const nonce = headers["x-lark-request-nonce"];
+  const signature = sha256(`${time}${nonce}${encryptKey}${body}`).digest("hex");
+  // In a replay attack, somebody records a signed request and sends it again later. Its signature
+  // is still right, but the time in it, which is signed as well, shows how old it is.
+  const isFresh = Math.abs(Date.now() / 1000 - Number(time)) < MAX_EVENT_AGE;
+  return isFresh && headers["x-lark-signature"] === signature;
+}
+
+/** What people said: the words, and the pictures and files that came with them. */
+type FeishuContent = Pick<InboundMessage, "text" | "media">;
+
+const fileKeyOf = ({ file_key, image_key }: Fields) => file_key ?? image_key;
+
+/** Gives a link with its address, and a mention as the mark that Feishu uses: "@_user_1". */
+function textOfElement({ text, user_id, href }: Fields): string {
+  const words = String(text ?? user_id ?? "");
+  return href ? `${words} (${href})` : words;
+}
+
+/** The elements of a list from outside that are objects, so that their fields can be looked at. */
+const objectsOf = (list: unknown): Fields[] =>
+  Array.isArray(list) ? list.filter((item) => typeof item === "object" && item !== null) : [];
+
+/** A post is rich text: a title, and lines, each of which is a list of elements. */
+function readPost({ title, content }: Fields): FeishuContent {
+  const media: Attachment[] = [];
+  const lines = [title];
+  for (const elements of objectsOf(content)) {
+    let line = "";
+    for (const element of objectsOf(elements)) {
+      const key = fileKeyOf(element);
+      if (key) media.push({ kind: "image", id: String(key) });
+      line += key ? "[image]" : textOfElement(element);
+    }
+    lines.push(line);
+  }
+  return { text: lines.filter(Boolean).join("\n"), media };
+}
+
+/** A message that is one picture, file, recording or sticker. */
+function readAttachment(kind: string, content: Fields): FeishuContent {
+  return { text: `[${kind}]`, media: [{ kind, id: String(fileKeyOf(content)) }] };
+}
+
+/** Reads the content of a message: JSON, whose form depends on the type of the message. */
+function readFeishu(type: string, json: string): FeishuContent {
+  const content = (parseObject(json) ?? {}) as Fields; // the readers check the fields that they use
+  if (type === "post") return readPost(content);
+  if (fileKeyOf(content)) return readAttachment(type, content);
+  return { text: textOfElement(content), media: [] };
+}
+
+// -- 5 · The adapter for Feishu --
+
+/** What Feishu's API answers. `code` is 0 if it did what we asked, else it says why not. */
+type FeishuAnswer = { code: number; msg: string; expire?: number; tenant_access_token?: string };
+
+const FEISHU_BUSY = [99991400, 230020, 11232]; // codes for too many requests
+const FEISHU_EXPIRED = [99991661, 99991663, 99991664]; // codes for an access token that has expired
+
+/** The adapter for Feishu, and for Lark, its international edition. Events come by a webhook. */
 export class FeishuChannel implements Channel {
   readonly name = "feishu";
   readonly limit = 4000;
   #setting: Setting;
   #api: string;
-  #access = { token: "", until: 0 };
+  #allowed: AllowList;
+  #access = { token: "", expiresAt: 0 };
 
   /** Throws at a setting that makes no sense. */
   constructor(setting: Setting) {
     this.#setting = setting;
+    this.#allowed = new AllowList(setting("FEISHU_ALLOWED_CHATS"));
     const missing = ["FEISHU_APP_SECRET", "FEISHU_VERIFICATION_TOKEN"].find((it) => !setting(it));
     if (missing) throw new Error(`${missing} is not set, and FEISHU_APP_ID needs it`);
     const domain = setting("FEISHU_DOMAIN") || "feishu";
@@ -1650,130 +2054,126 @@ export class FeishuChannel implements Channel {
   }
 
   /** Rejects if the app's id or secret is wrong. */
-  async start(accept: Accept): Promise<void> {
-    ROUTES["POST /feishu/events"] = (body, headers) => this.#receive(body, headers, accept);
+  async start(onMessage: Accept): Promise<void> {
+    ROUTES["POST /feishu/events"] = (body, headers) => this.#receive(body, headers, onMessage);
     await this.#accessToken();
   }
 
-  /** Answers at once: after 3 s Feishu gives up and sends the event again. */
-  #receive(body: Buffer, headers: http.IncomingHttpHeaders, accept: Accept): Answer {
-    const event = this.#decrypt(body);
+  /**
+   * Answers as soon as the message is stored, without waiting for the model. If Feishu gets no
+   * answer within 3 s, it sends the event again, which is called a redelivery.
+   */
+  #receive(body: Buffer, headers: http.IncomingHttpHeaders, onMessage: Accept): Answer {
+    const encryptKey = this.#setting("FEISHU_ENCRYPT_KEY");
+    const event = decryptEvent(body, encryptKey);
     const token = event?.header?.token ?? event?.token;
-    const refused = { status: 401, body: { error: "this does not come from Feishu" } };
-    if (!event || token !== this.#setting("FEISHU_VERIFICATION_TOKEN")) return refused;
+    if (!event || token !== this.#setting("FEISHU_VERIFICATION_TOKEN")) return UNAUTHORIZED;
+    // When the owner registers the webhook, Feishu tests it: we have to send the challenge back.
     if (event.type === "url_verification")
       return { status: 200, body: { challenge: event.challenge } };
-    if (!this.#isSigned(body, headers)) return refused;
+    if (!isSigned(body, headers, encryptKey)) return UNAUTHORIZED;
     const inbound = this.#read(event);
-    if (inbound) admit(this, inbound, this.#setting("FEISHU_ALLOWED_CHATS"), accept);
-    return { status: 200, body: {} };
+    if (inbound) this.#allowed.admit(this, inbound, onMessage);
+    return ACCEPTED;
   }
 
-  /** Undefined if it makes no sense; also if it is in the clear and should not be. */
-  #decrypt(body: Buffer): FeishuEvent | undefined {
-    const event: FeishuEvent | undefined = parseObject(body.toString());
-    const encryptKey = this.#setting("FEISHU_ENCRYPT_KEY");
-    if (!encryptKey || !event) return event;
-    const key = sha256(encryptKey).digest();
-    const bytes = Buffer.from(String(event.encrypt), "base64");
-    try {
-      const cipher = crypto.createDecipheriv("aes-256-cbc", key, bytes.subarray(0, 16));
-      // Joined as bytes: between two blocks there may be half a character.
-      return parseObject(`${Buffer.concat([cipher.update(bytes.subarray(16)), cipher.final()])}`);
-    } catch {
-      return undefined; // another key, or no encryption at all
-    }
-  }
-
-  /** A hash over the body and a key that only Feishu and we have. */
-  #isSigned(body: Buffer, headers: http.IncomingHttpHeaders): boolean {
-    const encryptKey = this.#setting("FEISHU_ENCRYPT_KEY");
-    if (!encryptKey) return true; // what is not encrypted is not signed; the token was right
-    const time = headers["x-lark-request-timestamp"];
-    const hash = sha256(`${time}${headers["x-lark-request-nonce"]}${encryptKey}${body}`);
-    const fresh = Math.abs(Date.now() / 1000 - Number(time)) < 3600; // an old one is a replay
-    return fresh && headers["x-lark-signature"] === hash.digest("hex");
-  }
-
-  /** Undefined for what is no message, or not for us. */
+  /** Undefined for an event that is no message, or a message that is not meant for us. */
   #read({ header, event }: FeishuEvent): InboundMessage | undefined {
     const { sender, message } = event ?? {};
-    if (header?.event_type !== "im.message.receive_v1" || !message?.chat_id) return undefined;
-    if (sender?.sender_type !== "user") return undefined;
-    const { chat_id: peerId, create_time, content = "" } = message;
-    const mentions = message.mentions ?? [];
-    const accountId = this.#setting("FEISHU_APP_ID");
-    const isMe = ({ id }: { id?: Strings<"open_id"> }) =>
-      id?.open_id === (this.#setting("FEISHU_BOT_OPEN_ID") || null);
+    if (header?.event_type !== "im.message.receive_v1") return undefined;
+    if (!message?.chat_id || sender?.sender_type !== "user") return undefined;
+    const { chat_id: peerId, message_type: type = "", content = "", create_time } = message;
     const isGroup = message.chat_type !== "p2p";
-    if (isGroup && !mentions.some(isMe)) return undefined;
+    const mentions = message.mentions ?? [];
+    if (isGroup && !mentions.some((mention) => this.#isBot(mention))) return undefined;
+    const accountId = this.#setting("FEISHU_APP_ID");
     const senderId = sender.sender_id?.open_id ?? "";
-    const { words, media } = readFeishu(message.message_type ?? "", content);
-    let out = words;
-    // Backwards: "@_user_1" also begins "@_user_10".
-    for (const m of mentions.toReversed()) out = out.split(m.key).join(isMe(m) ? "" : `@${m.name}`);
-    // A redelivery may have a new message id, but never another sender, time or content.
-    const same = JSON.stringify([senderId, peerId, create_time, content]);
-    const id = `feishu:${accountId}:${sha256(same).digest("hex")}`;
-    const who = { channel: "feishu", accountId, peerId, senderId, guildId: header.tenant_key };
-    return { id, ...who, isGroup, text: out.trim() || words, media, at: Number(create_time) };
+    const { text, media } = readFeishu(type, content);
+    const words = text.trim() || `[${type}]`; // a location, for example, has no text
+    // The id is an idempotency key: a redelivery may come under a new message id, but never with
+    // another sender, time or content, so it gets the same hash, and the inbox drops it.
+    const fingerprint = JSON.stringify([senderId, peerId, create_time, content]);
+    return {
+      id: `feishu:${accountId}:${sha256(fingerprint).digest("hex")}`,
+      channel: "feishu",
+      accountId,
+      peerId,
+      senderId,
+      guildId: header.tenant_key,
+      isGroup,
+      text: this.#nameMentions(words, mentions).trim() || words,
+      media,
+      at: Number(create_time), // in ms already
+    };
   }
 
-  async send(to: string, words: string, again = false): Promise<void> {
-    const place = "/open-apis/im/v1/messages?receive_id_type=chat_id";
-    const body = { receive_id: to, msg_type: "text", content: JSON.stringify({ text: words }) };
-    const { code, msg } = await this.#post(place, body, await this.#accessToken());
-    if (FEISHU_EXPIRED.includes(code) && !again) {
-      this.#access.until = 0;
-      return this.send(to, words, true);
+  /** False for everybody if FEISHU_BOT_OPEN_ID is not set, so that no group is answered. */
+  #isBot({ id }: FeishuMention): boolean {
+    const botId = this.#setting("FEISHU_BOT_OPEN_ID");
+    return botId !== "" && id?.open_id === botId;
+  }
+
+  /** Puts names where the text has "@_user_1", and nothing where it mentions the bot. */
+  #nameMentions(text: string, mentions: FeishuMention[]): string {
+    let named = text;
+    // Backwards, because "@_user_1" is also the beginning of "@_user_10".
+    for (const mention of mentions.toReversed()) {
+      const name = this.#isBot(mention) ? "" : `@${mention.name}`;
+      if (mention.key) named = named.replaceAll(mention.key, () => name);
     }
+    return named;
+  }
+
+  async send(to: string, text: string): Promise<void> {
+    const content = JSON.stringify({ text });
+    const message = { receive_id: to, msg_type: "text", content };
+    let answer = await this.#postMessage(message);
+    // An access token can become invalid early. One retry with a new token is enough: if Feishu
+    // refuses that one, too, the token is not the problem.
+    if (FEISHU_EXPIRED.includes(answer.code)) {
+      this.#access.expiresAt = 0;
+      answer = await this.#postMessage(message);
+    }
+    const { code, msg } = answer;
     if (code !== 0) throw sendError(`${code} ${msg}`, !FEISHU_BUSY.includes(code));
   }
 
-  /** Good for about two hours; asked for again a minute before its end. */
+  async #postMessage(message: object): Promise<FeishuAnswer> {
+    const token = await this.#accessToken();
+    return this.#post("/open-apis/im/v1/messages?receive_id_type=chat_id", message, token);
+  }
+
+  /** Gives the same token for about two hours, and gets a new one a minute before it expires. */
   async #accessToken(): Promise<string> {
-    if (Date.now() < this.#access.until) return this.#access.token;
-    const [app_id, app_secret] = ["FEISHU_APP_ID", "FEISHU_APP_SECRET"].map(this.#setting);
-    const place = "/open-apis/auth/v3/tenant_access_token/internal";
-    const answer = await this.#post(place, { app_id, app_secret });
+    if (Date.now() < this.#access.expiresAt) return this.#access.token;
+    const app = {
+      app_id: this.#setting("FEISHU_APP_ID"),
+      app_secret: this.#setting("FEISHU_APP_SECRET"),
+    };
+    const answer = await this.#post("/open-apis/auth/v3/tenant_access_token/internal", app);
     if (answer.code !== 0) throw sendError(`${answer.code} ${answer.msg}`, true);
     const { tenant_access_token: token = "", expire = 0 } = answer;
-    this.#access = { token, until: Date.now() + (expire - 60) * 1000 };
+    this.#access = { token, expiresAt: Date.now() + (expire - 60) * 1000 };
     return token;
   }
 
-  async #post(place: string, body: object, token = ""): Promise<FeishuAnswer> {
+  /** Gives what Feishu answers, also if it refuses. Throws SendError if there is no answer. */
+  async #post(endpoint: string, body: object, token = ""): Promise<FeishuAnswer> {
     const headers = { "content-type": "application/json", authorization: `Bearer ${token}` };
     const signal = AbortSignal.timeout(10_000);
     const request = { method: "POST", headers, body: JSON.stringify(body), signal };
     try {
-      const response = await fetch(this.#api + place, request);
+      const response = await fetch(this.#api + endpoint, request);
       if (response.status === 429 || response.status >= 500) throw new Error(response.statusText);
-      return (await response.json()) as FeishuAnswer; // the refusals, too, have this form
+      return (await response.json()) as FeishuAnswer; // Feishu's refusals have this form, too
     } catch (error) {
       throw sendError(String(error), false);
     }
   }
 
-  stop = async () => void delete ROUTES["POST /feishu/events"];
-}
-
-type FeishuAnswer = { code: number; msg: string; expire?: number; tenant_access_token?: string };
-
-/** The words of a message, with its links; and the pictures and files in it. */
-function readFeishu(type: string, json: string) {
-  const media: { kind: string; id: string }[] = [];
-  const wordsOf = (item: Fields | null): string => {
-    const id = item?.file_key ?? item?.image_key;
-    if (!id) return `${item?.text ?? item?.user_id ?? ""}${item?.href ? ` (${item.href})` : ""}`;
-    media.push({ kind: type === "post" ? "image" : type, id: String(id) });
-    return `[${media.at(-1)?.kind}]`;
-  };
-  const content = (parseObject(json) ?? {}) as Fields; // what it says is looked at field by field
-  if (type !== "post") return { words: wordsOf(content).trim() || `[${type}]`, media };
-  const lines = Array.isArray(content.content) ? content.content : [];
-  const words = lines.map((line: Fields[]) => [line ?? []].flat().map(wordsOf).join(""));
-  return { words: [content.title, ...words].filter(Boolean).join("\n").trim() || "[post]", media };
+  async stop(): Promise<void> {
+    delete ROUTES["POST /feishu/events"];
+  }
 }
 
 command("channels", "the channels, and how they are", (_args, { channels }) =>
@@ -1781,17 +2181,19 @@ command("channels", "the channels, and how they are", (_args, { channels }) =>
 );
 
 command("accounts", "our accounts on the platforms", () => {
-  const shown = (name: string) => `${name}  ${(env(name) || "-").slice(0, 6)}`; // not all of it
-  return ["TELEGRAM_BOT_TOKEN", "FEISHU_APP_ID", "FEISHU_APP_SECRET"].map(shown);
+  // Only the beginning of each, because whoever reads a whole token can act as the bot.
+  const masked = (name: string) => `${name}  ${(env(name) || "-").slice(0, 6)}`;
+  return ["TELEGRAM_BOT_TOKEN", "FEISHU_APP_ID", "FEISHU_APP_SECRET"].map(masked);
 });
 
 // ---- s05 · Gateway and routing ----
 
-// Two questions for each message. Which agent answers it? And whose conversation does it belong
-// to? The bindings settle the first, the agent's dmScope the second, once, before the message is
-// put into the inbox: what is decided later about others does not move it.
+// Each message raises two questions. Which agent answers it, and to whose conversation does it
+// belong? The bindings answer the first one, and the agent's dmScope answers the second. Both are
+// answered once, before the message is stored in the inbox. A binding that changes later therefore
+// applies to later messages only, and a message that is replayed after a crash keeps its agent.
 
-/** `dmScope` says who shares a conversation in direct chats: all, or one person, or finer yet. */
+/** `dmScope` says which direct chats share a conversation: all, those of a person, or none. */
 export interface Agent {
   id: string;
   system: string;
@@ -1819,15 +2221,15 @@ export interface App {
 const LUNA = "You are Luna, a warm and brief assistant. Answer plainly.";
 const SAGE = "You are Sage, a calm and thorough assistant. Give your reasons.";
 
-/** Who can answer. The first one does where no binding says otherwise. */
-export const AGENTS: Agent[] = [
+/** Who can answer. The type asks for at least one, because the first is the default. */
+export const AGENTS: [Agent, ...Agent[]] = [
   { id: "luna", system: LUNA, dmScope: "per-channel-peer" },
   { id: "sage", system: SAGE, dmScope: "per-channel-peer" },
 ];
 
 /** The agents by id. */
 export class AgentManager extends Map<string, Agent> {
-  /** Throws, naming those that there are. */
+  /** Throws if there is no such agent; the error names those that exist. */
   find(id: string): Agent {
     const agent = this.get(id);
     if (!agent) throw new Error(`no such agentId: ${id}; there are ${[...this.keys()].join(", ")}`);
@@ -1835,104 +2237,144 @@ export class AgentManager extends Map<string, Agent> {
   }
 }
 
-// The tiers, the most particular first: a chat, what it belongs to, our account, the platform.
+// The tiers in their order of precedence: a chat comes before the group of chats that it belongs
+// to, then our own account, the platform, and last what applies to every message.
 const TIERS = ["peerId", "guildId", "accountId", "channel", "default"] as const;
 
-/** "What comes from there is answered by this agent." Within a tier the higher priority wins. */
+type Tier = (typeof TIERS)[number];
+
+/** "This agent answers what comes from there." Within a tier the higher priority has precedence. */
 export interface Binding {
   agentId: string;
   tier: number; // 1 to 5
-  matchKey: (typeof TIERS)[number];
+  matchKey: Tier;
   matchValue: string; // of a peer also "telegram:1001"
   priority: number;
 }
 
+/** The bindings at the start. Clients of the gateway can set others, until the program ends. */
 export const BINDINGS: Omit<Binding, "tier">[] = [
   { agentId: "luna", matchKey: "default", matchValue: "*", priority: 0 },
 ];
 
 /**
- * The bindings, found by look-up in a map for each tier: what a message costs does not grow with
- * their number. They last until the program ends.
+ * Finds the agent for a message. Each tier is a map from value to binding, because a look-up takes
+ * the same time however many bindings there are.
  */
 export class BindingTable {
-  #byKey = new Map<string, Map<string, Binding>>(TIERS.map((key) => [key, new Map()]));
+  #byTier = new Map<string, Map<string, Binding>>(TIERS.map((key) => [key, new Map()]));
 
   constructor(bindings: Omit<Binding, "tier">[]) {
     for (const binding of bindings) this.set(binding);
   }
 
-  /** Replaces a binding with the same key and value. */
+  /** Adds a binding, or replaces the one with the same key and value. */
   set(binding: Omit<Binding, "tier">): Binding {
     const complete = { ...binding, tier: TIERS.indexOf(binding.matchKey) + 1 };
-    this.#byKey.get(binding.matchKey)?.set(binding.matchValue.toLowerCase(), complete);
+    this.#byTier.get(binding.matchKey)?.set(binding.matchValue.toLowerCase(), complete);
     return complete;
   }
 
+  /** Gives false if there was no such binding. */
   remove(matchKey: string, matchValue: string): boolean {
-    return this.#byKey.get(matchKey)?.delete(matchValue.toLowerCase()) ?? false;
+    return this.#byTier.get(matchKey)?.delete(matchValue.toLowerCase()) ?? false;
   }
 
   list(): Binding[] {
-    return [...this.#byKey.values()].flatMap((bindings) => [...bindings.values()]);
+    return [...this.#byTier.values()].flatMap((bindings) => [...bindings.values()]);
   }
 
-  /**
-   * The agent for a message, and why: the first tier that has a binding decides. A peer may be
-   * bound as "telegram:1001", since another platform may have the same number.
-   */
+  /** The agent for a message, and the binding that decided: one of the first tier that has any. */
   resolve(message: InboundMessage): { agentId: string; binding?: Binding } {
-    for (const key of TIERS) {
-      const value = key === "default" ? "*" : message[key];
-      if (!value) continue;
-      const values = key === "peerId" ? [`${message.channel}:${value}`, value] : [value];
-      const found = values.flatMap((one) => this.#byKey.get(key)?.get(one.toLowerCase()) ?? []);
-      const [binding] = found.sort((a, b) => b.priority - a.priority);
+    for (const tier of TIERS) {
+      const binding = this.#lookUp(tier, message);
       if (binding) return { agentId: binding.agentId, binding };
     }
-    return { agentId: AGENTS[0]?.id ?? "" };
+    return { agentId: AGENTS[0].id };
+  }
+
+  #lookUp(tier: Tier, message: InboundMessage): Binding | undefined {
+    const values = matchValues(tier, message).map((value) => value.toLowerCase());
+    const found = values.map((value) => this.#byTier.get(tier)?.get(value));
+    const bindings = found.filter((binding) => binding !== undefined);
+    return bindings.sort((a, b) => b.priority - a.priority)[0];
   }
 }
 
+/** What a binding of this tier has to name to apply to the message. */
+function matchValues(tier: Tier, message: InboundMessage): string[] {
+  if (tier === "default") return ["*"];
+  const value = message[tier];
+  if (!value) return [];
+  // Two platforms may give the same number to two people, so a peer can be bound by both names:
+  // "telegram:1001", or just "1001" for whoever has it.
+  if (tier === "peerId") return [`${message.channel}:${value}`, value];
+  return [value];
+}
+
 /**
- * Whose conversation this is. In lower case, since platforms differ about case and file systems
- * do too. Throws if the key gets longer than any honest one.
+ * The key of the conversation that a message belongs to. It is in lower case, because platforms and
+ * file systems disagree about case. Throws if it is longer than the key of any real peer.
  */
 export function buildSessionKey(agentId: string, message: InboundMessage, dmScope: DmScope) {
+  const key = `agent:${agentId}:${conversationPlace(message, dmScope)}`.toLowerCase();
+  if (key.length > 150) throw new Error(`peerId is too long: ${key.length} characters in the key`);
+  return key;
+}
+
+/** Where the message was said, which is the part of its session key behind the agent. */
+function conversationPlace(message: InboundMessage, dmScope: DmScope): string {
   const { channel, accountId, peerId, isGroup } = message;
-  // "main" puts everybody who writes directly into one conversation. That is for an agent with one
-  // owner: with two people, each would read what the other said.
+  if (channel === "cron") return message.id; // each run of a job has a conversation of its own
+  if (isGroup) return `${channel}:group:${peerId}`;
   const direct = {
+    // All direct chats are one conversation. That suits an agent with one owner; if two people
+    // wrote to it, each could ask for what the other said.
     main: "main",
     "per-peer": `direct:${peerId}`,
     "per-channel-peer": `${channel}:direct:${peerId}`,
     "per-account-channel-peer": `${channel}:${accountId}:direct:${peerId}`,
   };
-  const place = isGroup ? `${channel}:group:${peerId}` : direct[dmScope];
-  const rest = channel === "cron" ? message.id : place; // a run has a conversation of its own
-  const key = `agent:${agentId}:${rest}`.toLowerCase();
-  if (key.length > 150) throw new Error(`peerId is too long: ${key.length} characters in the key`);
-  return key;
+  return direct[dmScope];
 }
 
-/** An error of JSON-RPC 2.0: -32700 not JSON, -32600 no request, -32601 no such method, … */
+// The error codes of JSON-RPC 2.0 by the names that its specification gives them.
+const PARSE_ERROR = -32700;
+const INVALID_REQUEST = -32600;
+const METHOD_NOT_FOUND = -32601;
+const INVALID_PARAMS = -32602;
+const INTERNAL_ERROR = -32603;
+const SERVER_ERROR = -32000; // the first of those that each server may use as it likes
+
+/** An error that the client is told. Any other error stays in our log: it may hold private data. */
 class RpcError extends Error {
-  code = 0;
+  readonly code: number;
+
+  constructor(code: number, message: string) {
+    super(message);
+    this.code = code;
+  }
 }
 
-const rpcError = (code: number, why: string) => Object.assign(new RpcError(why), { code });
-
-/** Who asks: a peer of its own, and a way to tell it something before the answer is there. */
+/**
+ * The client that a method works for. `notify` sends it a notification before the response is
+ * there, and does nothing if the request has no id that the notification could refer to.
+ */
 export interface Connection {
-  peerId: string;
+  peerId: string; // each connection is a peer of its own
   notify(method: string, params: object): void;
 }
 
+/** Gives the result. What it throws becomes the error of the response. */
 export type Method = (params: Fields, app: App, connection: Connection) => unknown;
-/** What a client can ask of the gateway. */
+
+/**
+ * What a client can ask of the gateway. To add a method, call `method` with its name, its
+ * parameters, the names of those that may be left out, and a function that gives the result.
+ */
 export const METHODS: Record<string, Method> = {};
 
-/** Adds a method whose parameters are checked like the input of a tool. */
+/** Adds a method. Its parameters are checked as the input of a tool is, before `run` gets them. */
 function method(name: string, properties: object, optional: string[], run: Method): void {
   const schema = objectSchema(properties, optional);
   METHODS[name] = (params, app, connection) => {
@@ -1941,158 +2383,261 @@ function method(name: string, properties: object, optional: string[], run: Metho
   };
 }
 
-/** Runs a check of what a client has sent: what is wrong with it is the client's to mend. */
+/** Runs a check of what a client sent. Its error becomes one that the client is told. */
 function orInvalidParams<T>(check: () => T): T {
   try {
     return check();
   } catch (error) {
-    throw rpcError(-32602, error instanceof Error ? error.message : String(error));
+    throw new RpcError(INVALID_PARAMS, error instanceof Error ? error.message : String(error));
   }
 }
 
-const MAX_FRAME = 1024 * 1024; // bytes: of one message, and of what may pile up for a slow client
+const MAX_FRAME = 1024 * 1024; // bytes: of one message, and of what a client may leave unread
 
 /**
- * JSON-RPC 2.0 over WebSocket, on the one HTTP server. Whoever has the token can do what a person
- * on a channel can, and change the bindings. They are not the owner: bash is not offered to them.
+ * JSON-RPC 2.0 over WebSocket, on the one HTTP server. Whoever has the token may do what a person
+ * on a channel may do, and change the bindings. Clients are not the owner, so they get no bash.
  */
 export class GatewayServer {
-  address = ""; // once it is attached
-  #token: string;
+  address = ""; // "ws://…", once it is attached to a server that listens
   readonly sockets = new WebSocketServer({ noServer: true, maxPayload: MAX_FRAME });
+  #token: string;
 
   constructor(token: string) {
     this.#token = token;
   }
 
-  /** Takes over what asks for a WebSocket at "/". */
+  /** From now on, whoever asks this server for a WebSocket at "/" talks to the gateway. */
   attach(server: http.Server, app: App): void {
     const address = server.address();
     if (typeof address === "object" && address) this.address = `ws://127.0.0.1:${address.port}/`;
     server.on("upgrade", (request: http.IncomingMessage, socket: Duplex, head: Buffer) => {
-      socket.on("error", () => {}); // gone before we answered
-      const refused = this.#refusal(request);
-      if (refused) socket.end(`HTTP/1.1 ${refused}\r\nConnection: close\r\n\r\n`);
-      else this.sockets.handleUpgrade(request, socket, head, (client) => this.#serve(client, app));
+      // A client may be gone before we answer. Without a listener that error would end the program.
+      socket.on("error", () => {});
+      const refusal = this.#refusalOf(request);
+      if (refusal) {
+        socket.end(`HTTP/1.1 ${refusal}\r\nConnection: close\r\n\r\n`);
+        return;
+      }
+      this.sockets.handleUpgrade(request, socket, head, (client) => this.#listenTo(client, app));
     });
   }
 
-  /** Before the handshake: after it, anyone could send. "" lets it in. */
-  #refusal({ url = "", headers, socket }: http.IncomingMessage): string {
-    const [place, query] = url.split("?");
+  /**
+   * A WebSocket begins with a handshake, which is an HTTP request to upgrade the connection. Gives
+   * the status that refuses it. After the handshake it would be too late: the client could send.
+   */
+  #refusalOf(request: http.IncomingMessage): string | undefined {
+    const [place, query] = (request.url ?? "").split("?");
     if (place !== "/") return "404 Not Found";
-    // Pages in the owner's browser reach loopback too. They can't hide where they come from.
-    const own = [`http://localhost:${socket.localPort}`, `http://127.0.0.1:${socket.localPort}`];
-    if (headers.origin && !own.includes(headers.origin)) return "403 Forbidden";
-    const asked = headers.authorization?.replace(/^Bearer /i, "");
-    const token = asked ?? new URLSearchParams(query).get("token") ?? "";
-    // Comparing hashes takes the same time however much of a guess is right.
-    const same = crypto.timingSafeEqual(sha256(token).digest(), sha256(this.#token).digest());
-    return same ? "" : "401 Unauthorized";
+    if (isForeignPage(request)) return "403 Forbidden";
+    const bearer = request.headers.authorization?.replace(/^Bearer /i, "");
+    const token = bearer ?? new URLSearchParams(query).get("token") ?? "";
+    if (!isSameSecret(token, this.#token)) return "401 Unauthorized";
+    return undefined;
   }
 
-  #serve(socket: WebSocket, app: App): void {
-    const peerId = crypto.randomUUID();
-    const push = (message: object) => {
-      if (socket.readyState === socket.OPEN) socket.send(JSON.stringify(message));
-      // A client that doesn't read would have us keep everything for it.
-      if (socket.bufferedAmount > MAX_FRAME) socket.terminate();
-    };
-    socket.on("error", (error) => info(`gateway: ${error.message}`)); // a frame over the limit, say
+  #listenTo(socket: WebSocket, app: App): void {
+    const push = (message: object) => pushTo(socket, message);
+    const client = { peerId: crypto.randomUUID(), push };
+    socket.on("error", (error) => info(`gateway: ${error.message}`)); // e.g. a frame over the limit
     socket.on("message", async (data) => {
-      const answer = await answerRpc(String(data), app, { peerId, push });
-      if (answer) push(answer);
+      const response = await answerRpc(String(data), app, client);
+      if (response) client.push(response);
     });
   }
 }
 
+/**
+ * Every web page in the owner's browser can connect to loopback, but the browser adds the page's
+ * origin to the request, and a page can't change it. Programs that are no browsers send none.
+ */
+function isForeignPage({ headers, socket }: http.IncomingMessage): boolean {
+  if (!headers.origin) return false;
+  const own = [`http://localhost:${socket.localPort}`, `http://127.0.0.1:${socket.localPort}`];
+  return !own.includes(headers.origin);
+}
+
+/**
+ * Compares in constant time. `===` stops at the first difference, so the time that it takes would
+ * tell an attacker how much of a guess is right. The hashes have one length, as the function needs.
+ */
+function isSameSecret(given: string, secret: string): boolean {
+  return crypto.timingSafeEqual(sha256(given).digest(), sha256(secret).digest());
+}
+
+/**
+ * Sends a message, if the client is still there. Backpressure: what a client does not read piles up
+ * in our memory, so we drop a client that leaves too much of it unread.
+ */
+function pushTo(socket: WebSocket, message: object): void {
+  if (socket.readyState === socket.OPEN) socket.send(JSON.stringify(message));
+  if (socket.bufferedAmount > MAX_FRAME) socket.terminate();
+}
+
+/** The other end of one connection. */
 type Client = { peerId: string; push(message: object): void };
 
-/** The answer to a request or to a batch of them; none, if it has only notifications. */
+type RpcId = string | number | null;
+/** Without an id it is a notification, to which JSON-RPC gives no response, not even an error. */
+type RpcRequest = { id?: RpcId; method: string; params: unknown };
+type ResultResponse = { jsonrpc: "2.0"; id: RpcId; result: unknown };
+type ErrorResponse = { jsonrpc: "2.0"; id: RpcId; error: { code: number; message: string } };
+
+const errorResponse = (id: RpcId, { code, message }: RpcError): ErrorResponse => ({
+  jsonrpc: "2.0",
+  id,
+  error: { code, message },
+});
+
+/** The response to what a client sent, or undefined where there is none to give. */
 async function answerRpc(json: string, app: App, client: Client) {
   let message: unknown;
   try {
     message = JSON.parse(json);
   } catch {
-    return { jsonrpc: "2.0", id: null, error: { code: -32700, message: "this is not JSON" } };
+    return errorResponse(null, new RpcError(PARSE_ERROR, "this is not JSON"));
   }
-  if (!Array.isArray(message) || message.length === 0) return callMethod(message, app, client);
-  const answers = await Promise.all(message.map((one) => callMethod(one, app, client)));
-  const said = answers.filter((answer) => answer !== undefined);
-  return said.length > 0 ? said : undefined;
+  // By the specification an empty array is one invalid request, and not a batch without any.
+  if (Array.isArray(message) && message.length > 0) return answerBatch(message, app, client);
+  return answerMessage(message, app, client);
+}
+
+/** The responses to all requests of a batch; undefined if it has only notifications. */
+async function answerBatch(batch: unknown[], app: App, client: Client) {
+  const all = await Promise.all(batch.map((message) => answerMessage(message, app, client)));
+  const responses = all.filter((response) => response !== undefined);
+  return responses.length > 0 ? responses : undefined;
 }
 
 /**
- * The answer to one request; none to a notification, whatever comes of it. Requests don't wait for
- * each other: "status" is answered while a "send" is still with the model.
+ * The response to one message; undefined to a notification. Requests do not wait for each other, so
+ * a "status" is answered while a "send" still waits for the model.
  */
-async function callMethod(message: unknown, app: App, { peerId, push }: Client) {
-  const fields = typeof message === "object" && !Array.isArray(message) ? message : {};
-  const { jsonrpc, id, method, params = {} } = { ...fields } as Fields; // looked at one by one
+async function answerMessage(message: unknown, app: App, client: Client) {
+  const parsed = parseRequest(message);
+  if ("error" in parsed) return parsed;
+  const response = await dispatch(parsed, app, client);
+  const isNotification = parsed.id === undefined;
+  return isNotification ? undefined : response;
+}
+
+/** The request in a message, or the error response to a message that is no request. */
+function parseRequest(message: unknown): RpcRequest | ErrorResponse {
+  const isObject = typeof message === "object" && message !== null && !Array.isArray(message);
+  const { jsonrpc, id, method: name, params = {} }: Fields = isObject ? { ...message } : {};
   const isId = id === null || typeof id === "string" || typeof id === "number";
-  const isRequest = jsonrpc === "2.0" && typeof method === "string" && (isId || id === undefined);
-  const answer = { jsonrpc: "2.0", id: isId ? id : null };
+  const hasGoodId = isId || id === undefined;
+  const isRequest = jsonrpc === "2.0" && typeof name === "string" && hasGoodId;
+  if (isRequest) return { id, method: name, params };
+  const error = new RpcError(INVALID_REQUEST, "this is no request of JSON-RPC 2.0");
+  return errorResponse(isId ? id : null, error);
+}
+
+/** Runs the method that a request names. It never rejects: an error becomes the response. */
+async function dispatch(request: RpcRequest, app: App, client: Client) {
+  const { id, method: name, params } = request;
   const notify = (about: string, more: object) => {
-    if (isId) push({ jsonrpc: "2.0", method: about, params: { id, ...more } });
+    if (id !== undefined) client.push({ jsonrpc: "2.0", method: about, params: { id, ...more } });
   };
   try {
-    if (!isRequest) throw rpcError(-32600, "this is no request of JSON-RPC 2.0");
-    const run = Object.hasOwn(METHODS, method) ? METHODS[method] : undefined;
-    if (!run) throw rpcError(-32601, `there is no method ${method}`);
-    const result = await run(params as Fields, app, { peerId, notify }); // run checks them
-    return isId ? { ...answer, result } : undefined;
+    // Every object inherits "constructor" and "toString", and these are no methods of ours.
+    const run = Object.hasOwn(METHODS, name) ? METHODS[name] : undefined;
+    if (!run) throw new RpcError(METHOD_NOT_FOUND, `there is no method ${name}`);
+    // `params` may still be anything. Each method checks it against its schema.
+    const value = await run(params as Fields, app, { peerId: client.peerId, notify });
+    return { jsonrpc: "2.0", id: id ?? null, result: value } satisfies ResultResponse;
   } catch (error) {
-    if (isRequest && !isId) return undefined; // a notification: nobody asked to be told
-    if (error instanceof RpcError) {
-      return { ...answer, error: { code: error.code, message: error.message } };
-    }
-    warn(`gateway: ${method}: ${error}`);
-    return { ...answer, error: { code: -32603, message: "internal error" } };
+    if (error instanceof RpcError) return errorResponse(id ?? null, error);
+    warn(`gateway: ${name}: ${error}`);
+    return errorResponse(id ?? null, new RpcError(INTERNAL_ERROR, "internal error"));
   }
 }
 
-const FROM = { channel: string("telegram, …"), peerId: string("the chat"), agentId: string("who") };
-const SEND = { text: string("…"), ...FROM };
+// Only the owner and the program itself write on these channels, so no client may name them. (Jobs
+// and heartbeats are sections of their own.)
+const INTERNAL_CHANNELS = ["cli", "cron", "heartbeat"];
 
-// A send does not enter the inbox. After a crash its connection is gone, and nobody waits for the
-// answer; what was said is in the session all the same.
-method("send", SEND, Object.keys(FROM), async (params, app, connection) => {
-  const { text, channel = "ws", peerId = connection.peerId, agentId } = params;
-  const id = `ws:${crypto.randomUUID()}`;
-  const from = { accountId: "local", senderId: connection.peerId, isGroup: false, media: [] };
-  const place = { channel: String(channel).toLowerCase(), peerId: String(peerId) };
-  const inbound = { id, ...from, ...place, text: String(text).trim(), at: Date.now() };
-  // Whoever comes by the network is not the owner, whatever they say they are.
-  const isTheirs = /^(?!(cli|cron|heartbeat)$)\w+$/.test(place.channel);
-  if (!isTheirs) throw rpcError(-32602, "channel: not this one");
-  if (!inbound.text) throw rpcError(-32602, "text is empty");
-  const agent =
-    agentId === undefined ? agentId : orInvalidParams(() => app.agents.find(String(agentId)));
+const SENDER = {
+  channel: string("The channel that decides about route and session key; ws if left out."),
+  peerId: string("The chat on it; if left out, one that only this connection has."),
+  agentId: string("The agent that answers; if left out, the bindings decide."),
+};
+const SEND = { text: string("What the person says."), ...SENDER };
+
+// The message of a `send` does not enter the inbox, because after a crash the connection is gone,
+// and nobody is left to get the answer. What was said is in the session all the same.
+method("send", SEND, Object.keys(SENDER), async (params, app, connection) => {
+  const inbound = messageFromClient(params, connection);
+  const agent = requestedAgent(params, app);
   const message = orInvalidParams(() => route(inbound, app, agent));
   connection.notify("typing", {});
-  const onText = (piece: string) => piece && connection.notify("delta", { text: piece });
-  const options = { message, onText, agent: app.agents.get(message.agentId) };
-  const turn = () =>
-    runUserTurn(app, message, undefined, (signal) =>
-      answerTo(message, app, { ...options, signal }),
-    );
   try {
-    const reply = await runExclusive(message.sessionKey, turn);
-    return { agentId: message.agentId, sessionKey: message.sessionKey, reply };
+    const answer = await answerClient(message, app, connection);
+    return { agentId: message.agentId, sessionKey: message.sessionKey, reply: answer };
   } catch (error) {
-    throw rpcError(-32000, `the turn failed: ${error}`);
+    throw new RpcError(SERVER_ERROR, `the turn failed: ${error}`);
   }
 });
 
-const MATCH = { matchKey: { type: "string", enum: TIERS }, matchValue: string("…") };
-const BINDING = { agentId: string("who"), ...MATCH, priority: { type: "integer" } };
+/** The message that a `send` stands for. Throws an RpcError that names the wrong parameter. */
+function messageFromClient(params: Fields, connection: Connection): InboundMessage {
+  const { channel: named = "ws", peerId = connection.peerId } = params;
+  const channel = String(named).toLowerCase();
+  const isInternal = INTERNAL_CHANNELS.includes(channel);
+  if (isInternal || !/^\w+$/.test(channel)) {
+    throw new RpcError(INVALID_PARAMS, "channel: not this one");
+  }
+  const text = String(params.text).trim();
+  if (!text) throw new RpcError(INVALID_PARAMS, "text is empty");
+  return {
+    id: `ws:${crypto.randomUUID()}`,
+    channel,
+    accountId: "local",
+    peerId: String(peerId),
+    senderId: connection.peerId,
+    isGroup: false,
+    text,
+    media: [],
+    at: Date.now(),
+  };
+}
+
+/** The agent that a client asks for; undefined if the bindings are to decide. */
+function requestedAgent({ agentId }: Fields, app: App): Agent | undefined {
+  if (agentId === undefined) return undefined;
+  return orInvalidParams(() => app.agents.find(String(agentId)));
+}
+
+/** Runs the turn, and passes the pieces of the reply on to the client as they arrive. */
+function answerClient(message: Routed, app: App, connection: Connection): Promise<string> {
+  const onText = (piece: string) => {
+    if (piece) connection.notify("delta", { text: piece });
+  };
+  const options = { message, onText, agent: app.agents.get(message.agentId) };
+  const turn: Task<string> = (signal) => answerTo(message, app, { ...options, signal });
+  return runExclusive(message.sessionKey, () => runUserTurn(app, message, undefined, turn));
+}
+
+const MATCH = {
+  matchKey: { type: "string", enum: TIERS },
+  matchValue: string("The value that a message must have there; * for the default."),
+};
+const BINDING = {
+  agentId: string("The agent that answers."),
+  ...MATCH,
+  priority: { type: "integer", description: "The highest in a tier wins; 0 if left out." },
+};
 
 method("bindings.set", BINDING, ["priority"], (params, app) => {
   const { agentId, matchKey, matchValue, priority = 0 } = params;
   const agent = orInvalidParams(() => app.agents.find(String(agentId)));
-  const key = TIERS.find((tier) => tier === matchKey) ?? "default";
-  const rest = { matchKey: key, matchValue: String(matchValue), priority: Number(priority) };
-  return app.bindings.set({ agentId: agent.id, ...rest });
+  return app.bindings.set({
+    agentId: agent.id,
+    matchKey: matchKey as Tier, // the schema lets nothing else through
+    matchValue: String(matchValue),
+    priority: Number(priority),
+  });
 });
 
 method("bindings.remove", MATCH, [], ({ matchKey, matchValue }, app) => ({
@@ -2123,8 +2668,8 @@ command("bindings", "who answers what", (_args, { bindings }) =>
 
 command("route", "<channel> <peer> [account] [guild]: who would answer, and why", (args, app) => {
   const [channel = "", peerId = "", accountId = "", guildId] = args.split(/\s+/);
-  const rest = { id: "", senderId: "", isGroup: false, text: "", media: [], at: 0 };
-  const message = { channel, peerId, accountId, guildId, ...rest };
+  const nothingSaid = { id: "", senderId: "", isGroup: false, text: "", media: [], at: 0 };
+  const message = { ...nothingSaid, channel, peerId, accountId, guildId };
   const { binding } = app.bindings.resolve(message);
   const { agentId, sessionKey } = route(message, app);
   return `${agentId}  ${sessionKey}  (${binding?.tier ?? 5} ${binding?.matchKey ?? "default"})`;
@@ -2136,7 +2681,8 @@ command("agents", "the agents", (_args, { agents }) =>
 
 command("agent", "<id>|off: who answers you here", (id, app) => {
   app.terminalAgent = id === "off" ? undefined : app.agents.find(id).id;
-  app.key = TERMINAL_KEY.replace("luna", app.terminalAgent ?? "luna"); // a conversation of its own
+  // The agent is a part of the key, so with each agent the terminal has another conversation.
+  app.key = TERMINAL_KEY.replace("luna", app.terminalAgent ?? "luna");
   return t(`From now on: ${app.terminalAgent ?? "as the bindings say"}.`);
 });
 
@@ -2149,27 +2695,29 @@ command("gateway", "where programs can connect", (_args, { gateway }) =>
 );
 
 /**
- * The token of the settings, or one that we make and keep. Loopback is no protection: every program
- * and every page on this machine can reach it.
+ * The token that clients must show: that of the settings, or one that we make and keep. Listening
+ * on loopback only is no protection: every program and web page on this machine can reach it.
  */
 function gatewayToken(): string {
-  const file = path.join(STATE, "gateway-token");
-  const kept = fs.existsSync(file) ? fs.readFileSync(file, "utf8") : "";
-  if (env("GATEWAY_TOKEN") || /^[\w-]{32}$/.test(kept)) return env("GATEWAY_TOKEN") || kept;
-  const token = crypto.randomBytes(24).toString("base64url");
-  fs.writeFileSync(file, token, { mode: 0o600 }); // only this user may read it
+  const given = env("GATEWAY_TOKEN");
+  if (given) return given;
+  const tokenFile = path.join(STATE, "gateway-token");
+  const kept = fs.existsSync(tokenFile) ? fs.readFileSync(tokenFile, "utf8") : "";
+  if (/^[\w-]{32}$/.test(kept)) return kept;
+  const token = crypto.randomBytes(24).toString("base64url"); // 32 characters
+  fs.writeFileSync(tokenFile, token, { mode: 0o600 }); // only this user may read it
   return token;
 }
 
 // ---- s06 · Intelligence ----
 
-// The agent's character is in files, and so is what it knows. The prompt is put together from them
-// anew for every call, and comes out the same, byte by byte, until a file changes. That is worth
-// money: the API keeps what it has read and asks a tenth for it, but only for an exact beginning.
+// The agent's character is in files, and so is what it knows. The system prompt is put together
+// from them for each call, and comes out the same, byte by byte, until one of the files changes.
+// This saves money by prompt caching: the API keeps what it has read and charges a tenth for it the
+// next time, but only as far as a request begins exactly like an earlier one.
 
 export interface TurnOptions {
-  app?: App;
-  mode?: "full" | "minimal" | "none"; // the prompt: all; for a job without a person; one line
+  mode?: "full" | "minimal" | "none"; // all of the prompt; what a job needs; the identity alone
 }
 
 export interface App {
@@ -2197,57 +2745,74 @@ function isOwnersChat(channel: string, peerId: string): boolean {
   return peerId === firstDirectChat;
 }
 
-const PRIVATE = ["MEMORY.md", "USER.md"];
+const PRIVATE = ["MEMORY.md", "USER.md"]; // what the owner wrote about themselves
 const PRIVATE_FILES = PRIVATE.map((name) => path.join(WORKSPACE, name));
 
-/** What is the owner's is not for others, by whatever path or link they ask for it. */
-function checkPrivate({ path: asked }: Fields, turn: Turn): void {
-  if (typeof asked !== "string" || isOwner(turn)) return;
-  const real = safePath(asked, WORKSPACE);
-  const isPrivate = [asked, real].some((one) => /^(memory|user)\.md$/i.test(path.basename(one)));
-  const files = PRIVATE_FILES.filter((one) => fs.existsSync(one)); // they may be links themselves
-  if (isPrivate || files.some((one) => fs.realpathSync.native(one) === real))
-    throw new Error(`${asked} is the owner's`);
+/** Throws if a tool asks for a file of the owner's in a turn of somebody else's. */
+function checkPrivate({ path: requested }: Fields, turn: Turn): void {
+  if (typeof requested !== "string" || isOwner(turn)) return;
+  const real = safePath(requested, WORKSPACE);
+  // Both names count, because a link may have a harmless name and lead to a private file.
+  const hasPrivateName = isPrivateName(requested) || isPrivateName(real);
+  // MEMORY.md may itself be a link. Then the file that it leads to is private, whatever its name.
+  const existing = PRIVATE_FILES.filter((one) => fs.existsSync(one));
+  const isPrivateFile = existing.some((one) => fs.realpathSync.native(one) === real);
+  if (hasPrivateName || isPrivateFile) throw new Error(`${requested} is the owner's`);
 }
 
-const complained = new Set<string>();
+/** Upper and lower case are the same here, because they are on macOS and Windows. */
+function isPrivateName(place: string): boolean {
+  const name = path.basename(place).toLowerCase();
+  return PRIVATE.some((one) => one.toLowerCase() === name);
+}
 
-/** What `read` gives; if it throws, that is said once, and `otherwise` is given. */
+// The problems that were printed already. A broken file is read again for every prompt, but a
+// person wants to be told once. This belongs to the terminal and not to one App: the prompt is also
+// made where there is no App, for example when ContextGuard estimates its size.
+const reportedProblems = new Set<string>();
+
+/** What `read` gives. If it throws, that is said once, and `otherwise` is given. */
 function readOrSay<T>(file: string, otherwise: T, read: (file: string) => T): T {
   try {
     return fs.existsSync(file) ? read(file) : otherwise;
   } catch (error) {
-    if (!complained.has(`${file} ${error}`)) warn(`${file} is left out: ${error}`);
-    complained.add(`${file} ${error}`);
+    const problem = `${file} ${error}`;
+    if (!reportedProblems.has(problem)) warn(`${file} is left out: ${error}`);
+    reportedProblems.add(problem);
     return otherwise;
   }
 }
 
 const FILE_LIMIT = 20_000; // characters of one file in the prompt
-const ALL_LIMIT = 60_000; // and of all together
+const TOTAL_LIMIT = 60_000; // characters of all files together
 
 /**
- * An agent's files, by name: its own where it has them, else the common ones. Long ones lose their
- * middle. `names` in the order in which they get their share of the room that there is.
+ * Gives an agent's files by name: its own where it has one, else the common one. A long file loses
+ * its middle. Earlier `names` have precedence when the limit of all files together is reached.
  */
 export function loadBootstrap(agentId: string, names: string[], root = WORKSPACE) {
-  let left = ALL_LIMIT;
   const files = new Map<string, string>();
+  let room = TOTAL_LIMIT;
   for (const name of names) {
-    const places = [path.join(root, "agents", agentId, name), path.join(root, name)];
-    // Not "the file is there": an empty one of its own would leave the agent without any.
-    const [found = ""] = places.flatMap((file) => readOrSay(file, "", readText).trim() || []);
-    const kept = left > 0 ? keepEnds(found, Math.min(left, FILE_LIMIT)) : "";
+    const whole = readAgentFile(agentId, name, root);
+    const kept = room > 0 ? keepEnds(whole, Math.min(room, FILE_LIMIT)) : "";
     files.set(name, kept);
-    left -= kept.length;
+    room -= kept.length;
   }
   return files;
 }
 
-/** `file` is relative to the workspace: the model reads the rest there, when it needs it. */
+/** Both files are read, because one that is broken should be reported even if it is not needed. */
+function readAgentFile(agentId: string, name: string, root: string): string {
+  const own = readOrSay(path.join(root, "agents", agentId, name), "", readText).trim();
+  const common = readOrSay(path.join(root, name), "", readText).trim();
+  return own || common; // an empty file of its own would leave the agent without any
+}
+
+/** `file` is relative to the workspace. The model reads the whole skill there when it needs it. */
 export type Skill = { name: string; description: string; file: string };
 
-/** The skills in some folders. Of two with one name, the one in the earlier folder counts. */
+/** The skills in some folders. If two have the same name, the one in the earlier folder counts. */
 export class SkillsManager {
   #folders: string[];
 
@@ -2255,154 +2820,234 @@ export class SkillsManager {
     this.#folders = folders;
   }
 
+  /** Reads the folders anew. A skill that can't be read is reported and left out. */
   list(): Skill[] {
-    const skills = new Map<string, Skill>();
-    for (const folder of this.#folders) {
-      for (const name of readOrSay(folder, [], (it) => fs.readdirSync(it)).sort()) {
-        const skill = readOrSay(path.join(folder, name, "SKILL.md"), undefined, readSkill);
-        if (skill && !skills.has(skill.name)) skills.set(skill.name, skill);
-      }
+    const byName = new Map<string, Skill>();
+    for (const skill of this.#folders.flatMap(skillsIn)) {
+      if (!byName.has(skill.name)) byName.set(skill.name, skill);
     }
-    return [...skills.values()];
+    return [...byName.values()];
   }
 }
 
-// Also without control characters: what a stranger wrote may come to be shown on our terminal.
-const oneLine = (words: unknown) => `${words}`.replace(/[\s\p{Cc}]+/gu, " ").trim();
-const SKILL = objectSchema({ name: string("…"), description: string("…") });
-
-/** Throws if it is no skill: then the others are loaded all the same. */
-function readSkill(file: string): Skill {
-  const [, front = "{}"] = /^\uFEFF?---\r?\n([\s\S]{0,20000}?)\r?\n---/.exec(readText(file)) ?? [];
-  // In YAML a thing can be named once and used often. A few lines of that can fill all memory.
-  const fields: unknown = parseYaml(front, { maxAliasCount: 20, logLevel: "error" });
-  const { name, description } = checkInput(SKILL, fields);
-  if (!oneLine(name)) throw new Error("name is empty");
-  const short = path.relative(WORKSPACE, file).split(path.sep).join("/");
-  return { name: oneLine(name), description: oneLine(description), file: short };
+function skillsIn(folder: string): Skill[] {
+  const names = readOrSay(folder, [], (place) => fs.readdirSync(place)).sort();
+  const skills = names.map((name) =>
+    readOrSay(path.join(folder, name, "SKILL.md"), undefined, readSkill),
+  );
+  return skills.filter((skill) => skill !== undefined);
 }
 
-type Parts = { agent: Agent; message?: InboundMessage; files: Map<string, string> };
+// Control characters become blanks, too, because a stranger may have written what is shown on our
+// terminal, and a control sequence could clear it or draw over it.
+const oneLine = (words: unknown) => `${words}`.replace(/[\s\p{Cc}]+/gu, " ").trim();
 
-const fromFiles =
-  (...names: string[]) =>
-  ({ files }: Parts) =>
-    names.flatMap((name) => files.get(name) || []).join("\n\n");
+const SKILL = objectSchema({
+  name: string("What the skill is called in the list."),
+  description: string("When to use it."),
+});
+// The front matter: YAML between two lines of dashes, where the file begins. Editors on Windows may
+// put a byte order mark before it.
+const FRONT_MATTER = /^\uFEFF?---\r?\n([\s\S]{0,20000}?)\r?\n---/;
 
-/** The layers of the prompt, in order. */
-export const PROMPT_LAYERS: { name: string; text(parts: Parts): string }[] = [
+/** Reads a SKILL.md. Throws if it has no name or no description. */
+function readSkill(skillFile: string): Skill {
+  const [, yaml = "{}"] = FRONT_MATTER.exec(readText(skillFile)) ?? [];
+  // YAML can name a part and repeat it. A few lines of repeated repetitions, known as "billion
+  // laughs", would otherwise fill all memory.
+  const fields: unknown = parseYaml(yaml, { maxAliasCount: 20, logLevel: "error" });
+  const { name, description } = checkInput(SKILL, fields);
+  if (!oneLine(name)) throw new Error("name is empty");
+  const relative = path.relative(WORKSPACE, skillFile).split(path.sep).join("/");
+  return { name: oneLine(name), description: oneLine(description), file: relative };
+}
+
+/** What the layers of the prompt are made from. `files` are those that this person may see. */
+type PromptParts = { agent: Agent; message?: InboundMessage; files: Map<string, string> };
+
+/**
+ * The layers of the system prompt, in order. To add a layer, add its name and a function that gives
+ * its text. The text must not change from turn to turn, or nothing behind it would be cached.
+ */
+export const PROMPT_LAYERS: { name: string; text(parts: PromptParts): string }[] = [
   { name: "identity", text: ({ agent, files }) => files.get("IDENTITY.md") || agent.system },
-  { name: "soul", text: fromFiles("SOUL.md") },
-  { name: "tools", text: fromFiles("TOOLS.md") },
+  { name: "soul", text: ({ files }) => joinFiles(files, ["SOUL.md"]) },
+  { name: "tools", text: ({ files }) => joinFiles(files, ["TOOLS.md"]) },
   { name: "skills", text: skillsText },
-  { name: "memory", text: fromFiles(...PRIVATE) },
-  { name: "bootstrap", text: fromFiles("AGENTS.md", "BOOTSTRAP.md") },
+  { name: "memory", text: ({ files }) => joinFiles(files, PRIVATE) },
+  { name: "bootstrap", text: ({ files }) => joinFiles(files, ["AGENTS.md", "BOOTSTRAP.md"]) },
   { name: "runtime", text: ({ agent }) => `# Runtime\n\nYour id: ${agent.id}` },
   { name: "channel", text: channelText },
 ];
 
-const MINIMAL = ["identity", "tools", "runtime", "channel"]; // for a job without a person
+const MINIMAL_LAYERS = ["identity", "tools", "runtime", "channel"]; // for a job, without a person
 
-function channelText({ message }: Parts): string {
+function joinFiles(files: Map<string, string>, names: string[]): string {
+  const texts = names.map((name) => files.get(name) ?? "");
+  return texts.filter((text) => text !== "").join("\n\n");
+}
+
+function channelText({ message }: PromptParts): string {
   return `# Channel\n\n${message?.channel ?? "cli"}, ${message?.isGroup ? "a group" : "one person"}`;
 }
 
-function skillsText({ agent }: Parts): string {
+function skillsText({ agent }: PromptParts): string {
   const folders = [`agents/${agent.id}/skills`, "skills"].map((one) => path.join(WORKSPACE, one));
   const skills = new SkillsManager(folders).list();
+  if (skills.length === 0) return "";
   const lines = skills.map((skill) => `- ${skill.name}: ${skill.description} (${skill.file})`);
   const all = ["# Skills\n\nRead the file before you use one.\n", ...lines].join("\n");
-  return lines.length > 0 ? keepEnds(all, FILE_LIMIT) : "";
+  return keepEnds(all, FILE_LIMIT);
 }
 
-/** Each layer with its text. Nothing in it changes from turn to turn: no time, no counters. */
-export function promptLayers(options: TurnOptions) {
-  const { agent = AGENTS[0] as Agent, message, mode = "full" } = options; // there is at least one
-  const names = ["IDENTITY.md", "SOUL.md", "TOOLS.md", "AGENTS.md", "BOOTSTRAP.md"];
-  const files = loadBootstrap(agent.id, isOwner(options) ? [...names, ...PRIVATE] : names);
+/** Each layer of the prompt with its text. It may be empty. */
+export function promptLayers(options: TurnOptions): { name: string; text: string }[] {
+  const { agent = AGENTS[0], message, mode = "full" } = options;
   if (mode === "none") return [{ name: "identity", text: agent.system }];
-  const layers = PROMPT_LAYERS.filter(({ name }) => mode === "full" || MINIMAL.includes(name));
-  return layers.map(({ name, text }) => ({ name, text: text({ agent, message, files }) }));
+  const names = ["IDENTITY.md", "SOUL.md", "TOOLS.md", "AGENTS.md", "BOOTSTRAP.md"];
+  const visible = isOwner(options) ? [...names, ...PRIVATE] : names;
+  const parts = { agent, message, files: loadBootstrap(agent.id, visible) };
+  const layers = PROMPT_LAYERS.filter(
+    ({ name }) => mode === "full" || MINIMAL_LAYERS.includes(name),
+  );
+  return layers.map((layer) => ({ name: layer.name, text: layer.text(parts) }));
 }
 
-const CACHE_BREAKPOINT = { cache_control: { type: "ephemeral" as const } }; // "keep all up to here"
+// A breakpoint tells the API to cache the request up to and including this block. We set two: the
+// one behind the system prompt serves all conversations, the one on the last message serves the
+// next call of this one.
+const CACHE_BREAKPOINT = { cache_control: { type: "ephemeral" as const } };
 
-/** The system prompt, with a mark for the cache at its end. */
+/** The system prompt: all layers that have a text, and a breakpoint for the cache at the end. */
 export function buildSystemPrompt(options: TurnOptions): Anthropic.TextBlockParam[] {
-  const texts = promptLayers(options).flatMap(({ text }) => text || []);
-  // Where a long file was cut, half a character may be left.
-  return [{ type: "text", text: texts.join("\n\n").toWellFormed(), ...CACHE_BREAKPOINT }];
+  const texts = promptLayers(options).map(({ text }) => text);
+  const prompt = texts.filter((text) => text !== "").join("\n\n");
+  // A cut through a long file may leave half of a surrogate pair, which the API would refuse.
+  return [{ type: "text", text: prompt.toWellFormed(), ...CACHE_BREAKPOINT }];
 }
 
-/** Puts the other mark on the last block: the next request begins with all of this one. */
+/** The same request with a breakpoint on its last block. The next request begins with all of it. */
 function withCacheBreakpoint(request: Entry[]): Entry[] {
   const last = request.at(-1);
   const block = last?.content.at(-1);
   if (!last || !block) return request;
-  const marked = { ...block, ...CACHE_BREAKPOINT } as Anthropic.ContentBlockParam; // the same, and the mark
-  return [...request.slice(0, -1), { ...last, content: [...last.content.slice(0, -1), marked] }];
+  // TypeScript forgets which kind of block it was, but it still is one of the same kind.
+  const marked = { ...block, ...CACHE_BREAKPOINT } as Anthropic.ContentBlockParam;
+  const content = [...last.content.slice(0, -1), marked];
+  return [...request.slice(0, -1), { ...last, content }];
 }
 
-/** Something to be found. Without `at` (ms) it never ages; without a key it is the owner's. */
+/** Something that was noted. Without `at` (ms) it never ages; without a key it is the owner's. */
 export type Memory = { text: string; source: string; at?: number; sessionKey?: string };
-/** `terms`: word → how often. `vector`: bucket → weight. */
-type Indexed = Memory & { terms: Map<string, number>; size: number; vector: Map<number, number> };
-export type Hit = Memory & { score: number }; // 0 to 1
+/** A memory that a search has found. Its score is from 0 to 1. */
+export type Hit = Memory & { score: number };
 
-const SEGMENTS = new Intl.Segmenter("und", { granularity: "word" });
+/** A memory with what the search needs to know of its text. */
+type IndexedMemory = {
+  memory: Memory;
+  length: number; // in terms
+  termFrequencies: Map<string, number>; // term → how often it occurs
+  vector: Map<number, number>; // bucket → weight
+};
+
+const SEGMENTER = new Intl.Segmenter("und", { granularity: "word" });
 const WIDE = /[\p{sc=Han}\p{sc=Hiragana}\p{sc=Katakana}\p{sc=Hangul}]/u;
-// In a small store these are rare, and would count for as much as a name.
-const FILLERS =
+// In a store of few texts these words are rare, and so BM25 would take them for important.
+const STOP_WORDS =
   /^(an?|and|are|at|did|do|does|for|how|i|in|is|it|my|of|on|the|to|wh(at|en|ere|o|y))$/;
-// Only so much of a text: the words of a megabyte, which anyone may send, would fill all memory.
-const folded = (content: string) => content.slice(0, 4_000).normalize("NFKC").toLowerCase();
 
-/** The words of a text. Chinese and Japanese have no spaces: there a dictionary finds them. */
+/** One spelling for all. Anyone may send a megabyte, so only the beginning of a text is indexed. */
+const normalise = (content: string) => content.slice(0, 4_000).normalize("NFKC").toLowerCase();
+
+/** The words that a text can be found by. A dictionary splits Chinese and Japanese into words. */
 function termsOf(content: string): string[] {
-  return [...SEGMENTS.segment(folded(content))].flatMap(({ segment }) => {
-    if (!/[\p{L}\p{N}]/u.test(segment) || FILLERS.test(segment)) return [];
-    // "teas" is "tea". More of grammar than that is left to the letters below.
-    return WIDE.test(segment) ? segment : segment.replace(/(?<=\p{L}{3})s$/u, "");
-  });
+  const segments = [...SEGMENTER.segment(normalise(content))].map(({ segment }) => segment);
+  return segments.filter(isTerm).map(stem);
+}
+
+/** Between the words, the segmenter also gives blanks and punctuation. */
+const isTerm = (segment: string) => /[\p{L}\p{N}]/u.test(segment) && !STOP_WORDS.test(segment);
+
+/** Stemming in its simplest form: "teas" becomes "tea". The trigrams find the other endings. */
+const stem = (word: string) => (WIDE.test(word) ? word : word.replace(/(?<=\p{L}{3})s$/u, ""));
+
+function countEach<T>(items: T[]): Map<T, number> {
+  const counts = new Map<T, number>();
+  for (const item of items) counts.set(item, (counts.get(item) ?? 0) + 1);
+  return counts;
 }
 
 /**
- * A text as a vector of length 1: its runs of three letters (two, in Chinese and Japanese), hashed
- * into buckets. It finds "allergies" by "allergic", and knows nothing of meanings. A real
- * embedding, made by a model, goes here and nowhere else.
+ * The overlapping pieces of three characters that a word is made of: " te", "tea", "ea " for "tea".
+ * A Chinese or Japanese word often has only two, so there a piece has two characters.
+ */
+function trigrams(word: string): string[] {
+  const isWide = WIDE.test(word);
+  const size = isWide ? 2 : 3;
+  const padded = isWide ? word : ` ${word} `; // the blanks tell a beginning or an end apart
+  const grams = [padded.slice(0, size)]; // also of a single character, which is shorter than that
+  for (let start = 1; start + size <= padded.length; start++) {
+    grams.push(padded.slice(start, start + size));
+  }
+  return grams;
+}
+
+/** The hash FNV-1a, in 32 bits. Unlike a random one it gives the same in every process. */
+function fnv1a(words: string): number {
+  let hash = 0x811c9dc5; // the offset basis of FNV
+  for (const character of words) {
+    const mixed = hash ^ (character.codePointAt(0) ?? 0);
+    hash = Math.imul(mixed, 0x01000193); // the prime of FNV
+  }
+  return hash >>> 0; // as an unsigned number
+}
+
+/** The dimension of the vector that a trigram counts for: 13 bits of the hash, so one of 8,192. */
+const bucketOf = (gram: string) => fnv1a(gram) >>> 19;
+
+/**
+ * The embedding of a text: a vector of length 1 that counts its trigrams. By it "allergic" finds
+ * "allergies", but it knows nothing of meanings. A model's embedding would replace this function.
  */
 function embed(content: string): Map<number, number> {
-  const vector = new Map<number, number>();
-  for (const run of folded(content).match(/[\p{L}\p{N}]+/gu) ?? []) {
-    const [size, word] = WIDE.test(run) ? [2, run] : [3, ` ${run} `];
-    for (let start = 0; start === 0 || start + size <= word.length; start++) {
-      let hash = 0x811c9dc5; // FNV-1a: the same number in every process
-      for (const unit of word.slice(start, start + size))
-        hash = Math.imul(hash ^ (unit.codePointAt(0) ?? 0), 0x01000193);
-      vector.set(hash >>> 19, (vector.get(hash >>> 19) ?? 0) + 1);
-    }
-  }
-  const length = Math.hypot(...vector.values()) || 1;
-  return new Map([...vector].map(([bucket, weight]) => [bucket, weight / length]));
+  const words = normalise(content).match(/[\p{L}\p{N}]+/gu) ?? [];
+  const buckets = words.flatMap((word) => trigrams(word).map(bucketOf));
+  const counts = countEach(buckets);
+  const length = Math.hypot(...counts.values()) || 1; // a text without words has no trigrams
+  return new Map([...counts].map(([bucket, count]) => [bucket, count / length]));
 }
 
-const WEIGHTS = { words: 0.6, shape: 0.4 };
-const [K1, B] = [1.2, 0.75]; // BM25: how soon a repeated word is enough, how much length counts
+const WEIGHTS = { keyword: 0.6, vector: 0.4 }; // the two scores, from 0 to 1 each, add up to 1
+const K1 = 1.2; // of BM25: the lower, the sooner it stops to matter that a word is repeated
+const B = 0.75; // of BM25: how far a text's length counts against it, from 0 to 1
 const HALF_LIFE = 30 * 24 * 3600 * 1000; // ms
-const MIN_RECENCY = 0.8; // what is left of the score of an entry, however old it is
+const MIN_RECENCY = 0.8; // however old an entry is, it keeps this share of its score
 
 /**
- * What was noted from day to day, and the owner's MEMORY.md and USER.md. Each word and each bucket
- * leads to the entries that have it: a search looks at those, and at no file.
+ * BM25, the usual score of keyword search. It rises with the term frequency, but ever more slowly,
+ * up to `idf * (K1 + 1)`. A long text needs a word more often than a short one.
+ */
+function bm25(termFrequency: number, lengthNorm: number, idf: number): number {
+  return (idf * termFrequency * (K1 + 1)) / (termFrequency + K1 * lengthNorm);
+}
+
+/** Adds points to the score of an entry. */
+type AddScore = (entry: IndexedMemory, points: number) => void;
+
+/**
+ * What was noted from day to day, and the owner's MEMORY.md and USER.md. Search is hybrid: BM25
+ * finds words, and the cosine of two vectors of trigrams finds what is spelled alike.
  */
 export class MemoryStore {
   #dir: string;
   #files: string[];
   #now: () => number;
-  #entries = new Set<Indexed>();
-  #having = new Map<string | number, Set<Indexed>>();
-  #words = 0; // in all entries
-  #read = new Map<string, { changed: number; entries: Indexed[] }>();
+  #entries = new Set<IndexedMemory>();
+  // The inverted index leads from each term, and from each bucket of a vector, to the entries that
+  // have it. A search looks only at those and not at all entries, and it reads no file.
+  #postings = new Map<string | number, Set<IndexedMemory>>();
+  #totalLength = 0; // of all entries, in terms
+  #loaded = new Map<string, { mtime: number; entries: IndexedMemory[] }>();
   #logs = new Map<string, JsonlFile>();
 
   /** `dir`: of the daily logs. `files`: what the owner writes; those that change are read again. */
@@ -2412,142 +3057,206 @@ export class MemoryStore {
     this.#now = now;
     fs.mkdirSync(dir, { recursive: true });
     for (const name of fs.readdirSync(dir).filter((one) => one.endsWith(".jsonl"))) {
-      const log = new JsonlFile(path.join(dir, name));
-      this.#logs.set(name, log);
-      for (const { record } of log.read()) this.#load({ ...record }, name);
+      for (const { record } of this.#log(name).read()) this.#addNote({ ...record }, name);
     }
   }
 
-  /** Only what is whole: a line written by hand may lack anything. */
-  #load({ content, sessionKey, at, category }: Fields, name: string): void {
+  #log(name: string): JsonlFile {
+    const log = this.#logs.get(name) ?? new JsonlFile(path.join(this.#dir, name));
+    this.#logs.set(name, log);
+    return log;
+  }
+
+  /** Adds a line of a log. One that was written by hand may lack anything; then it is skipped. */
+  #addNote({ content, sessionKey, at, category }: Fields, name: string): void {
     if (typeof content !== "string" || typeof sessionKey !== "string") return;
     const source = `${name} ${category}`;
     this.#add({ text: content, source, at: Date.parse(String(at)) || 0, sessionKey });
   }
 
-  /** Notes something for one conversation. On disk when it returns. */
+  /** Notes something for one conversation. It is on disk when this returns. */
   write(content: string, category: string, sessionKey: string): void {
     const at = new Date(this.#now()).toISOString();
     const name = `${at.slice(0, 10)}.jsonl`;
-    const log = this.#logs.get(name) ?? new JsonlFile(path.join(this.#dir, name));
-    this.#logs.set(name, log);
-    log.append({ at, content, category, sessionKey });
-    this.#load({ at, content, category, sessionKey }, name);
+    const record = { at, content, category, sessionKey };
+    this.#log(name).append(record);
+    this.#addNote(record, name);
   }
 
-  #add(memory: Memory): Indexed {
-    const list = termsOf(memory.text);
-    const terms = new Map<string, number>();
-    for (const term of list) terms.set(term, (terms.get(term) ?? 0) + 1);
-    const entry = { ...memory, terms, size: list.length, vector: embed(memory.text) };
-    for (const key of [...terms.keys(), ...entry.vector.keys()])
-      this.#having.set(key, (this.#having.get(key) ?? new Set()).add(entry));
+  #add(memory: Memory): IndexedMemory {
+    const terms = termsOf(memory.text);
+    const termFrequencies = countEach(terms);
+    const vector = embed(memory.text);
+    const entry = { memory, length: terms.length, termFrequencies, vector };
+    for (const key of indexKeys(entry)) {
+      const posting = this.#postings.get(key) ?? new Set();
+      this.#postings.set(key, posting.add(entry));
+    }
     this.#entries.add(entry);
-    this.#words += entry.size;
+    this.#totalLength += entry.length;
     return entry;
   }
 
-  #remove(entry: Indexed): void {
-    for (const key of [...entry.terms.keys(), ...entry.vector.keys()])
-      this.#having.get(key)?.delete(entry);
+  #remove(entry: IndexedMemory): void {
+    for (const key of indexKeys(entry)) this.#postings.get(key)?.delete(entry);
     this.#entries.delete(entry);
-    this.#words -= entry.size;
+    this.#totalLength -= entry.length;
   }
 
-  /** Takes in those of the owner's files that have changed, a line a fact. */
+  /** Reads those of the owner's files again that have changed. */
   #refresh(): void {
-    for (const file of this.#files) {
-      const changed = fs.statSync(file, { throwIfNoEntry: false })?.mtimeMs ?? 0;
-      const before = this.#read.get(file) ?? { changed: 0, entries: [] };
-      if (before.changed === changed) continue;
+    for (const ownersFile of this.#files) {
+      const mtime = fs.statSync(ownersFile, { throwIfNoEntry: false })?.mtimeMs ?? 0;
+      const before = this.#loaded.get(ownersFile) ?? { mtime: 0, entries: [] };
+      if (before.mtime === mtime) continue;
       for (const entry of before.entries) this.#remove(entry);
-      const lines = `\n${readOrSay(file, "", readText)}`.split(/\r?\n[-*\s]*/);
-      // No headings or comments, and no "Name:" that nobody has filled in.
-      const facts = lines.filter((line) => /^[^#<].*[^\s:]\s*$/.test(line));
-      const entries = facts.map((text) => this.#add({ text, source: path.basename(file) }));
-      this.#read.set(file, { changed, entries });
+      const source = path.basename(ownersFile);
+      const facts = factsIn(readOrSay(ownersFile, "", readText));
+      const entries = facts.map((text) => this.#add({ text, source }));
+      this.#loaded.set(ownersFile, { mtime, entries });
     }
   }
 
-  /** The best of one conversation's entries; and of the owner's files, if the owner asks. */
-  search(query: string, { sessionKey = "", owner = false, topK = 5, weights = WEIGHTS } = {}) {
+  /** The best of one conversation's entries, and of the owner's files if the owner asks. */
+  search(
+    query: string,
+    { sessionKey = "", owner = false, topK = 5, weights = WEIGHTS } = {},
+  ): Hit[] {
     this.#refresh();
-    const scores = new Map<Indexed, number>();
-    // Whose an entry is, is looked at before it is counted: nothing of others can get this far. Of
-    // theirs only how rare a word is comes in.
-    const count = (entry: Indexed, points: number) => {
-      const isTheirs = entry.sessionKey === undefined ? owner : entry.sessionKey === sessionKey;
-      if (isTheirs) scores.set(entry, (scores.get(entry) ?? 0) + points);
+    const scores = new Map<IndexedMemory, number>();
+    // What others noted is left out here, before it has a score, so it can't come any further. It
+    // only has a part in how rare a word is.
+    const add: AddScore = (entry, points) => {
+      const { memory } = entry;
+      const isVisible = memory.sessionKey === undefined ? owner : memory.sessionKey === sessionKey;
+      if (isVisible) scores.set(entry, (scores.get(entry) ?? 0) + points);
     };
-    const terms = new Map(termsOf(query).map((term) => [term, this.#rarity(term)]));
-    // What an entry would score that has nothing but these words, again and again.
-    const most = [...terms.values()].reduce((sum, rarity) => sum + rarity, 0) * (K1 + 1);
-    for (const [term, rarity] of terms) {
-      for (const entry of this.#having.get(term) ?? []) {
-        const often = entry.terms.get(term) ?? 0;
-        const long = 1 - B + (B * entry.size * this.#entries.size) / this.#words;
-        count(entry, (weights.words * rarity * often * (K1 + 1)) / (often + K1 * long) / most);
-      }
-    }
-    for (const [bucket, weight] of embed(query)) {
-      for (const entry of this.#having.get(bucket) ?? [])
-        count(entry, weights.shape * weight * (entry.vector.get(bucket) ?? 0));
-    }
-    const hits = [...scores].map(([it, points]) => ({ it, score: points * this.#youth(it) }));
+    this.#scoreKeywords(query, (entry, score) => add(entry, weights.keyword * score));
+    this.#scoreVectors(query, (entry, score) => add(entry, weights.vector * score));
+    const hits = [...scores].map(([entry, score]) => ({
+      entry,
+      score: score * this.#recency(entry.memory),
+    }));
     return diversify(hits, topK);
   }
 
-  /** BM25: a word that few entries have says more than one that all have. */
-  #rarity(term: string): number {
-    const having = this.#having.get(term)?.size ?? 0;
+  /** The keyword channel: the BM25 scores of all terms of the query, scaled to 0 to 1. */
+  #scoreKeywords(query: string, add: AddScore): void {
+    const idfs = new Map(termsOf(query).map((term) => [term, this.#idf(term)]));
+    const sumOfIdfs = [...idfs.values()].reduce((sum, idf) => sum + idf, 0);
+    const maxScore = sumOfIdfs * (K1 + 1); // of a text that has only these terms, again and again
+    const averageLength = this.#totalLength / this.#entries.size;
+    for (const [term, idf] of idfs) {
+      for (const entry of this.#postings.get(term) ?? []) {
+        const termFrequency = entry.termFrequencies.get(term) ?? 0;
+        const lengthNorm = 1 - B + B * (entry.length / averageLength);
+        add(entry, bm25(termFrequency, lengthNorm, idf) / maxScore);
+      }
+    }
+  }
+
+  /**
+   * The vector channel: the cosine similarity of two texts, which is 1 if they have the same
+   * trigrams. Both vectors have the length 1, so it is the sum of the products bucket by bucket.
+   */
+  #scoreVectors(query: string, add: AddScore): void {
+    for (const [bucket, weight] of embed(query)) {
+      for (const entry of this.#postings.get(bucket) ?? []) {
+        add(entry, weight * (entry.vector.get(bucket) ?? 0));
+      }
+    }
+  }
+
+  /** Inverse document frequency: a term that few entries have says more than one that all have. */
+  #idf(term: string): number {
+    const having = this.#postings.get(term)?.size ?? 0;
     return Math.log(1 + (this.#entries.size - having + 0.5) / (having + 0.5));
   }
 
-  /** Of two that fit as well, the younger one. But a name told two months ago is still a name. */
-  #youth({ at = this.#now() }: Memory): number {
-    return MIN_RECENCY + (1 - MIN_RECENCY) * 0.5 ** (Math.max(0, this.#now() - at) / HALF_LIFE);
+  /** From 1 down to MIN_RECENCY: a younger entry is preferred, but an old name is still a name. */
+  #recency({ at = this.#now() }: Memory): number {
+    const age = Math.max(0, this.#now() - at);
+    return MIN_RECENCY + (1 - MIN_RECENCY) * 0.5 ** (age / HALF_LIFE);
   }
 }
 
-const DUPLICATE = 0.8; // of its words are another's: then it is nearly the same entry
+/** What leads to an entry in the inverted index: words are terms, numbers are buckets. */
+const indexKeys = ({ termFrequencies, vector }: IndexedMemory) => [
+  ...termFrequencies.keys(),
+  ...vector.keys(),
+];
 
-/** Maximal marginal relevance, bluntly: the best, but none that nearly repeats a better one. */
-function diversify(hits: { it: Indexed; score: number }[], topK: number): Hit[] {
-  const taken: typeof hits = [];
-  for (const hit of hits.sort((a, b) => b.score - a.score)) {
-    if (taken.length >= Math.min(topK, 50)) break; // each is compared with all that are taken
-    if (taken.every(({ it }) => jaccard(it, hit.it) < DUPLICATE)) taken.push(hit);
-  }
-  return taken.map(({ it: { terms, size, vector, ...memory }, score }) => ({ ...memory, score }));
+/** The facts in a file of the owner's: one in each line, without the mark of a list before it. */
+function factsIn(content: string): string[] {
+  const lines = content.split(/\r?\n/).map((line) => line.replace(/^[-*\s]+/, ""));
+  return lines.filter(isFact);
 }
 
-function jaccard(a: Indexed, b: Indexed): number {
-  const shared = [...a.terms.keys()].filter((term) => b.terms.has(term)).length;
-  return shared / (a.terms.size + b.terms.size - shared || 1);
+/** Whether a line says something. A heading, a comment and a field left empty ("Name:") do not. */
+function isFact(line: string): boolean {
+  const words = line.trimEnd();
+  const isHeading = words.startsWith("#");
+  const isComment = words.startsWith("<");
+  const isEmptyField = words.endsWith(":");
+  return words.length > 1 && !isHeading && !isComment && !isEmptyField;
 }
 
-const MIN_SCORE = 0.17; // below it a score says more about our hash than about the question
+const DUPLICATE = 0.8; // two entries that share this part of their terms say nearly the same
 
 /**
- * What goes before the person's words and is stored with them: the time, and what we remember. In
- * the system prompt it would change the beginning of every request, and nothing would be cached.
+ * Maximal marginal relevance, in its simplest form: the best hits, but none that repeats a better
+ * one. The full form weighs how relevant a hit is against how much it resembles the others.
+ */
+function diversify(hits: { entry: IndexedMemory; score: number }[], topK: number): Hit[] {
+  const ranked = hits.toSorted((a, b) => b.score - a.score);
+  const limit = Math.min(topK, 50); // because each hit is compared with all that were chosen
+  const chosen: typeof hits = [];
+  for (const hit of ranked) {
+    if (chosen.length >= limit) break;
+    const isNew = chosen.every(({ entry }) => jaccard(entry, hit.entry) < DUPLICATE);
+    if (isNew) chosen.push(hit);
+  }
+  return chosen.map(({ entry, score }) => ({ ...entry.memory, score }));
+}
+
+/** The Jaccard index: how many of the terms that either entry has are in both, from 0 to 1. */
+function jaccard(a: IndexedMemory, b: IndexedMemory): number {
+  const ofBoth = [...a.termFrequencies.keys()].filter((term) => b.termFrequencies.has(term));
+  const shared = ofBoth.length;
+  const all = a.termFrequencies.size + b.termFrequencies.size - shared;
+  return all === 0 ? 0 : shared / all;
+}
+
+const MIN_SCORE = 0.17; // a lower one comes from a few trigrams that any two texts share by chance
+
+/** At most three memories that belong to what the person says, the best first. */
+function recall(conversation: Conversation, input: string, options: TurnOptions): string[] {
+  // A heartbeat asks the same each time, so it would recall the same three memories each time.
+  if (options.message?.channel === "heartbeat") return [];
+  const scope = { ...memoryScope(conversation, options), topK: 3 };
+  const hits = options.app?.memory.search(input, scope) ?? [];
+  const relevant = hits.filter(({ score }) => score >= MIN_SCORE);
+  return relevant.map(({ text }) => keepEnds(text, 1_000));
+}
+
+/**
+ * What stands before the person's words and is stored with them: the time, and what we remember. In
+ * the system prompt it would change how each request begins, so nothing could be cached.
  */
 function contextFor(conversation: Conversation, input: string, options: TurnOptions): string {
-  // What a heartbeat asks is the same each time, and not a person's question.
-  const topK = options.message?.channel === "heartbeat" ? 0 : 3;
-  const about = { ...memoryScope(conversation, options), topK };
-  const hits = options.app?.memory.search(input, about) ?? [];
-  const found = hits.flatMap((hit) => (hit.score < MIN_SCORE ? [] : keepEnds(hit.text, 1_000)));
+  const found = recall(conversation, input, options);
   if (found.length > 0) info(`  (remembered: ${oneLine(found.join(" · "))})`);
   const lines = [`It is ${new Date()}.`, ...found.map((one) => `You remember: ${one}`)];
   return `<context>\n${lines.join("\n").toWellFormed()}\n</context>`;
 }
 
+/** Whose memories a conversation may use: its own, and the owner's files if it is the owner's. */
 const memoryScope = (conversation: Conversation, options: TurnOptions) => ({
   sessionKey: conversation instanceof Session ? conversation.header.key : "",
   owner: isOwner(options),
 });
 
+/** A line for each hit: its score, where it is from, and how it begins. */
 const formatHits = (hits: Hit[]) =>
   hits.map((hit) => `${hit.score.toFixed(2)}  ${hit.source}  ${oneLine(hit.text.slice(0, 80))}`);
 
@@ -2559,38 +3268,44 @@ TOOLS.push(
 );
 
 Object.assign(HANDLERS, {
-  memory_write: ({ content, category }, { app, conversation, ...options }) => {
-    app?.memory.write(
-      String(content),
-      String(category),
-      memoryScope(conversation, options).sessionKey,
-    );
+  memory_write: ({ content, category }, turn) => {
+    const { sessionKey } = memoryScope(turn.conversation, turn);
+    turn.app?.memory.write(String(content), String(category), sessionKey);
     return "remembered";
   },
-  memory_search: ({ query, topK = 5 }, { app, conversation, ...options }) => {
-    const about = { ...memoryScope(conversation, options), topK: Number(topK) };
-    return formatHits(app?.memory.search(String(query), about) ?? []).join("\n") || "nothing found";
+  memory_search: ({ query, topK = 5 }, turn) => {
+    const scope = { ...memoryScope(turn.conversation, turn), topK: Number(topK) };
+    const hits = turn.app?.memory.search(String(query), scope) ?? [];
+    return formatHits(hits).join("\n") || "nothing found";
   },
 } satisfies Record<string, Handler>);
 
-const SEARCH = { query: string("…"), topK: COUNT, sessionKey: string("whose memory") };
+const SEARCH = {
+  query: string("The words to search for."),
+  topK: COUNT,
+  sessionKey: string("The conversation whose memories are searched."),
+};
 method("memory.search", SEARCH, ["topK", "sessionKey"], (params, app) => {
   const { query, topK = 5, sessionKey = "" } = params;
   return app.memory.search(String(query), { topK: Number(topK), sessionKey: String(sessionKey) });
 });
 
-const layersOf = (app: App) => promptLayers({ agent: app.agents.get(app.terminalAgent ?? "luna") });
-const layerOf = (app: App, it: string) => layersOf(app).find((l) => l.name === it)?.text || "-";
+/** The prompt as it is for the owner at the terminal. */
+const ownersLayers = (app: App) =>
+  promptLayers({ agent: app.agents.get(app.terminalAgent ?? AGENTS[0].id) });
 
-command("soul", "how it talks", (_args, app) => layerOf(app, "soul"));
-command("skills", "what it has learned to do", (_args, app) => layerOf(app, "skills"));
-command("memory", "what it always knows of you", (_args, app) => layerOf(app, "memory"));
-command("bootstrap", "how it works", (_args, app) => layerOf(app, "bootstrap"));
+const layerText = (app: App, name: string) =>
+  ownersLayers(app).find((layer) => layer.name === name)?.text || "-";
+
+command("soul", "how it talks", (_args, app) => layerText(app, "soul"));
+command("skills", "what it has learned to do", (_args, app) => layerText(app, "skills"));
+command("memory", "what it always knows of you", (_args, app) => layerText(app, "memory"));
+command("bootstrap", "how it works", (_args, app) => layerText(app, "bootstrap"));
 command("search", "<words>: what it remembers, the best first", (query, { memory, key }) =>
   formatHits(memory.search(query, { sessionKey: key, owner: true })),
 );
 command("prompt", "the layers of its prompt, in characters", (_args, app) =>
-  layersOf(app).map((it, i) => `${i + 1} ${it.name.padEnd(10)} ${it.text.length}`),
+  ownersLayers(app).map(({ name, text }, i) => `${i + 1} ${name.padEnd(10)} ${text.length}`),
 );
 
 // ---- s07 · Heartbeat and cron ----
@@ -2674,7 +3389,6 @@ export class ActiveTurns extends Set<Promise<unknown>> {
 
 // What CRON.json may contain.
 
-const STRING = { type: "string" };
 const BOOLEAN = { type: "boolean" };
 const OBJECT = { type: "object" };
 
@@ -3000,7 +3714,8 @@ async function runJob(app: App, message: Routed, signal?: AbortSignal): Promise<
     // The program is about to end. The run stays in the inbox, so the next start begins it.
     if (error instanceof StoppingError) throw error;
     answer = app.cron.report(id, error);
-    about = { ...message, id: `${message.id}!` }; // no answer, and not to be taken for one
+    // This text is not the answer, so its parts must not have the ids of the answer's parts.
+    about = { ...message, id: failureReplyId(message.id) };
   }
   if (answer) await tellOwner(app, about, answer, job?.deliver);
   app.inbox.acknowledge([message]);
@@ -3241,357 +3956,460 @@ command("cron-trigger", "<id>: run a job now", (id, app) => {
 
 // ---- s08 · Delivery ----
 
-// Until here a reply that could not be sent was lost. Now it is written down first, and crossed off
-// when the platform has taken it. A crash between the two sends it again: "at least once". Nobody
-// has "exactly once" without the platform's help; but we can know that it may be so, and say it.
+// Until here a reply that could not be sent was lost. Now it is written to an outbox before it is
+// sent (write-ahead), and leaves the outbox when the platform has taken it. Sending is therefore
+// at-least-once: after a crash between the two steps it is sent again. Exactly-once is impossible
+// without the platform's help, but a send that was under way is marked, so the log can name it.
 
-/** A part of a reply, on its way. Times in ms. */
+/** A part of a reply that is to be sent, as it stands in its file. Times are in ms. */
 export interface Delivery {
-  id: string; // of the message that it answers, "#", and the number of the part
+  id: string; // the id of the message that it answers, "#", and the number of the part
   channel: string;
   to: string;
   text: string;
   enqueuedAt: number;
   nextAttemptAt: number; // not before
   failures: number;
-  unfinished: number; // sends that began and did not come to an end
-  error?: string; // it failed for good
+  unfinished: number; // sends during which the program ended, so nobody knows what became of them
+  error?: string; // of a dead letter: why it was given up
 }
 
 export interface App {
   queue: DeliveryQueue;
   delivery: DeliveryRunner;
+  simulatedFailures: SimulatedFailures;
 }
 
-const DIGITS = { type: "integer" };
-const PLACE = { id: STRING, channel: STRING, to: STRING, text: STRING };
+const INTEGER = { type: "integer" };
 const DELIVERY = objectSchema({
-  ...PLACE,
-  enqueuedAt: DIGITS,
-  nextAttemptAt: DIGITS,
-  failures: DIGITS,
-  unfinished: DIGITS,
+  id: STRING,
+  channel: STRING,
+  to: STRING,
+  text: STRING,
+  enqueuedAt: INTEGER,
+  nextAttemptAt: INTEGER,
+  failures: INTEGER,
+  unfinished: INTEGER,
 });
 
-// Order counts for each recipient: nobody sees whether somebody else's reply came first. And the
-// parts of one reply belong together. Their ids say which: they are that of the message answered.
-const recipientOf = ({ channel, to }: Delivery) => `${channel} ${to}`;
-const replyOf = ({ id }: Delivery) => id.replace(/#\d+$/, "");
+type Content = Pick<Delivery, "channel" | "to" | "text">;
 
-/** The delivery in a file. One that makes no sense is set aside, and the others go on. */
-function readDelivery(file: string): Delivery[] {
-  try {
-    return [
-      checkInput(DELIVERY, parseObject(fs.readFileSync(file, "utf8"))) as unknown as Delivery,
-    ];
-  } catch (error) {
-    fs.renameSync(file, `${file}.quarantined`);
-    warn(`${file} is quarantined: ${error}`);
-    return [];
-  }
+/** A delivery that is due at once. */
+function newDelivery(id: string, { channel, to, text }: Content, now = Date.now()): Delivery {
+  return {
+    id,
+    channel,
+    to,
+    text,
+    enqueuedAt: now,
+    nextAttemptAt: now,
+    failures: 0,
+    unfinished: 0,
+  };
 }
 
-/** The files in a folder that are ours and whole: "….json.tmp" may be half of one. */
-const numbered = (folder: string) =>
-  fs
-    .readdirSync(folder)
-    .filter((name) => /^\d+\.json$/.test(name))
-    .sort();
+/**
+ * The id under which a person is told that a turn failed. After a crash the turn may have an answer
+ * after all, and under the same id the queue would drop that answer as a repetition.
+ */
+const failureReplyId = (messageId: string) => `${messageId}!`;
+
+// Order matters only for each recipient, because nobody sees when somebody else's reply came.
+const recipientOf = ({ channel, to }: Omit<Content, "text">) => `${channel} ${to}`;
+const replyOf = ({ id }: Delivery) => id.replace(/#\d+$/, ""); // the same for all parts of a reply
 
 /**
- * What is to be sent, by recipient, the oldest first; and a file for each. Of what was sent the ids
- * are kept: by them a reply that is made a second time, after a crash, is known.
+ * The outbox: a spool of deliveries that are also listed by recipient. Those that can't be sent are
+ * dead letters. Their files are moved to the folder "failed", from which /retry sends them again.
  */
-export class DeliveryQueue {
-  readonly waiting = new Map<string, Delivery[]>();
-  readonly files = new Map<string, string>(); // id → file
-  #dir: string;
-  #failed: string;
-  #log: JsonlFile;
-  #processed: Set<string>;
-  #next: number;
+export class DeliveryQueue extends Spool<Delivery> {
+  readonly waiting = new Map<string, Delivery[]>(); // by recipient, the oldest first
+  readonly #failed: string;
 
   constructor(dir: string) {
-    this.#dir = dir;
+    super(dir, DELIVERY);
     this.#failed = path.join(dir, "failed");
     fs.mkdirSync(this.#failed, { recursive: true });
-    this.#log = new JsonlFile(path.join(dir, "processed.jsonl"));
-    this.#processed = new Set(this.#log.read().map(({ record }) => (record as Delivery).id)); // ours
-    const names = [...numbered(dir), ...numbered(this.#failed)].sort();
-    this.#next = Number.parseInt(names.at(-1) ?? "0", 10) + 1;
-    for (const file of numbered(dir).map((name) => path.join(dir, name))) {
-      for (const delivery of readDelivery(file)) this.#keep(delivery, file);
-    }
+    // A dead letter keeps its file name, so no new delivery may get the same number.
+    const lastFailed = numberedFiles(this.#failed).at(-1);
+    if (lastFailed) this.nextNumber = Math.max(this.nextNumber, numberOf(lastFailed) + 1);
+    for (const delivery of this.pending()) this.#list(delivery);
   }
 
-  #keep(delivery: Delivery, file: string): void {
-    // The crash came between its id and its file: it is done. Or somebody has copied a file.
-    if (this.#processed.has(delivery.id) || this.files.has(delivery.id))
-      return void fs.rmSync(file);
-    const line = this.waiting.get(recipientOf(delivery)) ?? [];
-    line.push(delivery);
-    this.waiting.set(recipientOf(delivery), line);
-    this.files.set(delivery.id, file);
+  get size(): number {
+    return this.open.size;
   }
 
-  /** On disk when it returns. What was here before, and may have been sent, is not taken again. */
-  add(delivery: Delivery): void {
-    if (this.#processed.has(delivery.id) || this.files.has(delivery.id)) return;
-    const file = path.join(this.#dir, `${String(this.#next++).padStart(12, "0")}.json`);
-    replaceFile(file, JSON.stringify(delivery));
-    this.#keep(delivery, file);
-  }
-
-  save(delivery: Delivery): void {
-    replaceFile(this.#fileOf(delivery), JSON.stringify(delivery));
-  }
-
-  #fileOf({ id }: Delivery): string {
-    return this.files.get(id) ?? "";
-  }
-
-  /** It was sent: the first of its recipient. The id first: a file without it is sent again. */
-  acknowledge(delivery: Delivery): void {
-    this.#log.append({ id: delivery.id });
-    this.#processed.add(delivery.id);
-    fs.rmSync(this.#fileOf(delivery));
-    this.#forget(recipientOf(delivery), [delivery]);
-  }
-
-  /** It can't be sent. Without this part the rest of the reply makes no sense: it goes too. */
-  deadLetter(delivery: Delivery, why: string): Delivery[] {
-    const line = this.waiting.get(recipientOf(delivery)) ?? [];
-    const parts = line.filter((one) => replyOf(one) === replyOf(delivery));
-    // From the end: after a crash in here the first part is still there, and takes the rest along.
-    for (const part of parts.toReversed()) {
-      this.save(Object.assign(part, { error: why }));
-      const file = this.#fileOf(part);
-      fs.renameSync(file, path.join(this.#failed, path.basename(file)));
-    }
-    this.#forget(recipientOf(delivery), parts);
-    return parts;
-  }
-
-  #forget(recipient: string, gone: Delivery[]): void {
+  #list(delivery: Delivery): void {
+    const recipient = recipientOf(delivery);
     const line = this.waiting.get(recipient) ?? [];
-    for (const delivery of gone) {
-      this.files.delete(delivery.id);
-      line.splice(line.indexOf(delivery), 1); // most often the first
-    }
+    line.push(delivery);
+    this.waiting.set(recipient, line);
+  }
+
+  #unlist(delivery: Delivery): void {
+    const recipient = recipientOf(delivery);
+    const line = this.waiting.get(recipient) ?? [];
+    const place = line.findIndex(({ id }) => id === delivery.id); // most often 0
+    if (place >= 0) line.splice(place, 1);
     if (line.length === 0) this.waiting.delete(recipient);
   }
 
-  /** What failed for good. */
-  deadLetters(): Delivery[] {
-    return numbered(this.#failed).flatMap((name) => readDelivery(path.join(this.#failed, name)));
+  override add(delivery: Delivery): boolean {
+    const isNew = super.add(delivery);
+    if (isNew) this.#list(delivery);
+    return isNew;
   }
 
-  /** Puts all that failed in line again, as if it were new. Gives how many. */
+  /** The platform has taken it. */
+  acknowledge(delivery: Delivery): void {
+    this.markProcessed(delivery.id);
+    this.#unlist(delivery);
+  }
+
+  /** Gives up a reply, from the part `delivery` on. Gives all parts of which that is true. */
+  deadLetter(delivery: Delivery, why: string): Delivery[] {
+    const line = this.waiting.get(recipientOf(delivery)) ?? [];
+    // Without this part the rest of the reply would make no sense.
+    const parts = line.filter((one) => replyOf(one) === replyOf(delivery));
+    // The last part is moved first. After a crash in between, the first one is therefore still in
+    // the queue, and takes the others along when it is given up again.
+    for (const part of parts.toReversed()) this.#moveToDeadLetters(part, why);
+    return parts;
+  }
+
+  #moveToDeadLetters(delivery: Delivery, why: string): void {
+    const kept = this.open.get(delivery.id);
+    if (!kept) return;
+    delivery.error = why;
+    this.save(delivery);
+    fs.renameSync(kept.file, path.join(this.#failed, path.basename(kept.file)));
+    this.open.delete(delivery.id);
+    this.#unlist(delivery);
+  }
+
+  /** The dead letters. They are read each time, because a person may have deleted some. */
+  #readDeadLetters(): { file: string; letter: Delivery }[] {
+    const found: { file: string; letter: Delivery }[] = [];
+    for (const file of numberedFiles(this.#failed)) {
+      const letter = readEntry<Delivery>(file, DELIVERY);
+      if (letter) found.push({ file, letter });
+    }
+    return found;
+  }
+
+  /** What was given up, the oldest first. */
+  deadLetters(): Delivery[] {
+    return this.#readDeadLetters().map(({ letter }) => letter);
+  }
+
+  /** Puts all dead letters into the queue again, as if they were new. Gives how many. */
   retry(now: number): number {
-    const names = numbered(this.#failed);
-    for (const file of names.map((name) => path.join(this.#failed, name))) {
-      const anew = {
-        enqueuedAt: now,
-        nextAttemptAt: now,
-        failures: 0,
-        unfinished: 0,
-        error: undefined,
-      };
-      for (const old of readDelivery(file)) this.add({ ...old, ...anew });
+    const found = this.#readDeadLetters();
+    for (const { file, letter } of found) {
+      // A crash between the two steps leaves both files. Because adding is idempotent, the next
+      // /retry then only removes the dead letter.
+      this.add(newDelivery(letter.id, letter, now));
       fs.rmSync(file, { force: true });
     }
-    return names.length;
+    return found.length;
   }
 }
 
-const BACKOFF = [5, 25, 120, 600]; // s, after the first failure, the second, …; the fifth is the last
-const EXPIRES = 24 * 3600 * 1000; // ms: older than that, it would only puzzle people
+const BACKOFF = [5, 25, 120, 600]; // seconds to wait after the first failure, the second, …
+const EXPIRES = 24 * 3600 * 1000; // ms; an older reply would only puzzle people
 
-/** Sends what waits: in order for each recipient, and side by side for different ones. */
+/** Jitter: up to a quarter longer, so that not all deliveries are tried in the same second. */
+const withJitter = (seconds: number) => seconds * (1 + Math.random() / 4);
+
+/**
+ * Exponential back-off: how many seconds to wait after so many failures, or what the platform asks
+ * for, if that is longer. Undefined if there is to be no other attempt.
+ */
+function backoff(failures: number, retryAfter = 0): number | undefined {
+  const seconds = BACKOFF[failures - 1];
+  if (seconds === undefined) return undefined;
+  return Math.ceil(Math.max(withJitter(seconds), retryAfter));
+}
+
+/** When to do something about a delivery, in ms. */
+function dueAt({ enqueuedAt, nextAttemptAt }: Delivery, now: number): number {
+  // It was enqueued in the future, so somebody has put the clock back: its times mean nothing.
+  if (enqueuedAt > now) return now;
+  // If it expires before its next attempt, it is given up then, and what is behind it goes on.
+  return Math.min(nextAttemptAt, enqueuedAt + EXPIRES + 1);
+}
+
+/** The kinds of failure that can be simulated. To add one, push its name and ask `take` for it. */
+const SIMULATED_KINDS = ["delivery"];
+
+/** Failures that somebody ordered, to see what the program does about them. */
+export class SimulatedFailures {
+  readonly #left = new Map<string, number>(); // by kind
+
+  /** From now on the next `times` attempts of a kind fail. */
+  order(kind: string, times: number): void {
+    this.#left.set(kind, times);
+  }
+
+  /** Whether this attempt is to fail, which uses up one of those that were ordered. */
+  take(kind: string): boolean {
+    const left = this.#left.get(kind) ?? 0;
+    if (left === 0) return false;
+    this.#left.set(kind, left - 1);
+    return true;
+  }
+}
+
+/** Sends what is in the queue: in order for each recipient, and side by side for different ones. */
 export class DeliveryRunner {
   readonly stats = { sent: 0, retried: 0, failed: 0 };
   #queue: DeliveryQueue;
   #channels: ChannelManager;
+  #simulated: SimulatedFailures;
   #now: () => number;
-  #timers = new Map<string, NodeJS.Timeout>();
-  #taken = new Set<string>(); // by the platform, and not yet crossed off
+  #timers = new Map<string, NodeJS.Timeout>(); // by recipient
+  #taken = new Set<string>(); // ids that the platform has taken and that are still in the queue
 
-  constructor(queue: DeliveryQueue, channels: ChannelManager, now = Date.now) {
+  constructor(
+    queue: DeliveryQueue,
+    channels: ChannelManager,
+    simulated: SimulatedFailures,
+    now = Date.now,
+  ) {
     this.#queue = queue;
     this.#channels = channels;
+    this.#simulated = simulated;
     this.#now = now;
   }
 
-  /** Begins with all that waits. What is for a channel that is not set up now waits on. */
+  /** Begins with all that waits, but for channels that are not set up now: that waits on. */
   start(): void {
-    for (const [recipient, [first]] of this.#queue.waiting)
+    for (const [recipient, [first]] of this.#queue.waiting) {
       if (first && this.#channels.has(first.channel)) this.wake(recipient);
+    }
   }
 
-  /** Goes on with one recipient. However much waits behind the first: it is one timer. */
+  /** Goes on with one recipient. However much waits for them, it is one timer. */
   wake(recipient: string): void {
-    clearTimeout(this.#timers.get(recipient));
-    this.#timers.delete(recipient);
+    this.#clearTimer(recipient);
     runExclusive(`delivery ${recipient}`, () => this.#work(recipient)).catch((error) => {
-      warn(`delivery: ${error}`); // a full disk, say
+      warn(`delivery: ${error}`); // for example, because the disk is full
       this.#wakeLater(recipient, 60_000);
     });
   }
 
   #wakeLater(recipient: string, ms: number): void {
+    this.#clearTimer(recipient);
+    const timer = setTimeout(() => this.wake(recipient), ms);
+    this.#timers.set(recipient, timer);
+  }
+
+  #clearTimer(recipient: string): void {
     clearTimeout(this.#timers.get(recipient));
-    this.#timers.set(
-      recipient,
-      setTimeout(() => this.wake(recipient), ms),
-    );
+    this.#timers.delete(recipient);
   }
 
+  #firstFor(recipient: string): Delivery | undefined {
+    return this.#queue.waiting.get(recipient)?.[0];
+  }
+
+  /**
+   * Works on the first delivery of a recipient until there is none. If the first has to wait, all
+   * behind it wait too (head-of-line blocking), because parts must not overtake each other.
+   */
   async #work(recipient: string): Promise<void> {
-    // Always the first, and nothing else: if it has to wait for its next try, all behind it wait.
-    // A second part that overtakes the first is worse than one that is late.
-    for (;;) {
-      const [first] = this.#queue.waiting.get(recipient) ?? [];
-      if (!first) return;
+    let first = this.#firstFor(recipient);
+    while (first) {
       const now = this.#now();
-      // The clock was put back: it is due. And what gets too old need not wait for its turn.
-      const wait =
-        first.enqueuedAt > now
-          ? 0
-          : Math.min(first.nextAttemptAt, first.enqueuedAt + EXPIRES + 1) - now;
+      const wait = dueAt(first, now) - now;
       if (wait > 0) return this.#wakeLater(recipient, wait);
-      if (!this.#taken.has(first.id) && !(await this.#deliver(first))) continue;
-      // If it can't be crossed off, the disk being full, it comes by here again, and is not sent.
-      this.#queue.acknowledge(first);
-      this.#taken.delete(first.id);
-      this.stats.sent++;
+      await this.#process(first);
+      first = this.#firstFor(recipient);
     }
   }
 
-  /** Whether the platform has taken it. If not, it waits, or is given up. */
-  async #deliver(delivery: Delivery): Promise<boolean> {
-    const { id, channel, to, enqueuedAt: at, unfinished: begun } = delivery;
-    if (this.#now() - at > EXPIRES) return this.#fail(delivery, "older than 24 hours");
-    if (begun > 1) return this.#fail(delivery, "the program ended twice while this was sent");
-    if (begun > 0) warn(`${id}: the program ended while this was sent. It may arrive twice.`);
-    this.#queue.save({ ...delivery, unfinished: begun + 1 });
-    delivery.unfinished++; // not before: if the disk is full, nothing has begun
+  /** Sends a delivery. If that fails, it is postponed, or it becomes a dead letter. */
+  async #process(delivery: Delivery): Promise<void> {
+    // What was taken is not sent again, even if a full disk kept it from being acknowledged.
+    if (!this.#taken.has(delivery.id)) {
+      const why = this.#whyHopeless(delivery);
+      if (why) return this.#giveUp(delivery, why);
+      const failure = await this.#attempt(delivery);
+      if (failure) return this.#postpone(delivery, failure);
+      this.#taken.add(delivery.id);
+    }
+    this.#queue.acknowledge(delivery);
+    this.#taken.delete(delivery.id);
+    this.stats.sent += 1;
+  }
+
+  /** Why no attempt makes sense any more, or "". */
+  #whyHopeless({ enqueuedAt, unfinished }: Delivery): string {
+    if (this.#now() - enqueuedAt > EXPIRES) return "older than 24 hours";
+    // It may have arrived twice by now, and perhaps it is what kills the program.
+    if (unfinished > 1) return "the program ended twice while this was sent";
+    return "";
+  }
+
+  /** One attempt. Gives what went wrong, or undefined if the platform has taken the text. */
+  async #attempt(delivery: Delivery): Promise<SendError | undefined> {
+    const { id, channel, to, text, unfinished } = delivery;
+    if (unfinished > 0) warn(`${id}: the program ended while this was sent. It may arrive twice.`);
+    // In the file the send counts as unfinished until it has ended, one way or the other.
+    this.#queue.save({ ...delivery, unfinished: unfinished + 1 });
+    delivery.unfinished += 1; // only now, because on a full disk no send has begun
+    const target = this.#channels.get(channel);
+    if (!target) return new SendError("no channel", false);
+    if (this.#simulated.take("delivery")) return new SendError("simulated", false);
     try {
-      const target = this.#channels.get(channel);
-      if (!target || isSimulated("delivery"))
-        throw sendError(target ? "simulated" : "no channel", false);
-      await target.send(to, delivery.text);
-      this.#taken.add(id);
-      return true;
+      await target.send(to, text);
+      return undefined;
     } catch (error) {
-      const known = error instanceof SendError ? error : sendError(`${error}`, false);
-      return this.#postpone(delivery, known);
+      return error instanceof SendError ? error : new SendError(String(error), false);
     }
   }
 
-  #postpone(delivery: Delivery, { message, permanent, retryAfter = 0 }: SendError): false {
-    const wait = BACKOFF[delivery.failures++];
-    if (permanent || !wait) return this.#fail(delivery, message);
-    // Not all at once, when a platform is back: each waits up to a quarter longer.
-    const seconds = Math.ceil(Math.max(wait * (1 + Math.random() / 4), retryAfter));
+  #postpone(delivery: Delivery, { message, permanent, retryAfter }: SendError): void {
+    delivery.failures += 1;
+    const seconds = backoff(delivery.failures, retryAfter);
+    if (permanent || seconds === undefined) {
+      this.#giveUp(delivery, message);
+      return;
+    }
     delivery.unfinished = 0;
     delivery.nextAttemptAt = this.#now() + seconds * 1000;
     this.#queue.save(delivery);
-    this.stats.retried++;
+    this.stats.retried += 1;
     warn(`${delivery.id}: not sent: ${message}. Again in ${seconds} s.`);
-    return false;
   }
 
-  #fail(delivery: Delivery, why: string): false {
+  #giveUp(delivery: Delivery, why: string): void {
     const parts = this.#queue.deadLetter(delivery, why);
     this.stats.failed += parts.length;
     warn(
       `${delivery.id}: not sent for good, ${parts.length} in failed/: ${why}. /retry sends them again.`,
     );
-    return false;
   }
 }
-
-const FENCE = /^ {0,3}(`{3,8}(?!.*`)|~{3,8})/; // "```code``` and so on" is none
-const MIN_FENCED = 60; // in less room than that, code blocks are cut like everything else
-const ENDS = [/\n\s*\n/g, /\n/g, /[.!?](?=\s)|[。！？…]/g, /\s/g]; // where to cut, the best first
-const GRAPHEMES = new Intl.Segmenter("und", { granularity: "grapheme" });
 
 /**
  * Cuts a text into pieces of at most `limit` UTF-16 units: between paragraphs, else lines, else
  * sentences, else words, and never within what people see as one character. A code block that is
  * cut is closed, and opened again in the next piece.
  */
-export function chunkMessage(words: string, limit: number): string[] {
+export function chunkMessage(text: string, limit: number): string[] {
   const chunks: string[] = [];
-  const spare = limit < MIN_FENCED ? 0 : 9; // to close a code block
-  let open = ""; // the line that opened the code block that we are in
-  let isCut = false; // the last piece ended in the middle of a line
-  for (let rest = words; rest.trim(); ) {
-    const head = open && `${open}\n`;
-    const fits = head.length + rest.length <= limit;
-    const piece = rest.slice(0, fits ? rest.length : cutAt(rest, limit - head.length - spare));
+  let rest = text;
+  let fence = ""; // the line that opened the code block in which the last piece ended
+  let isMidLine = false; // the last piece ended in the middle of a line
+  while (rest.trim()) {
+    const piece = nextPiece(rest, limit, fence);
     rest = rest.slice(piece.length);
-    // What was cut off does not stand at the beginning of its line: it opens no code block.
-    for (const line of `${isCut ? "." : ""}${piece}`.split("\n"))
-      open = fenceAfter(open, line, limit);
-    isCut = !piece.endsWith("\n");
-    const close = open && rest ? `\n${FENCE.exec(open)?.[1]}` : "";
-    if (head || piece.trim()) chunks.push(`${head}${piece.trimEnd()}${close}`);
-    // Between two pieces nobody needs an empty line; but code keeps its own.
-    if (!open) rest = rest.replace(isCut ? /^\s*\n|^ / : /^\s*\n/, "");
+    const before = fence;
+    if (limit >= MIN_FENCED) fence = fenceAfter(piece, before, isMidLine);
+    isMidLine = !piece.endsWith("\n");
+    const chunk = withFences(piece, before, rest ? fence : "");
+    if (chunk) chunks.push(chunk);
+    if (!fence) rest = withoutGap(rest, isMidLine); // but code keeps its empty lines
   }
   return chunks;
 }
 
-/** The fence that is open after a line. */
-function fenceAfter(open: string, line: string, limit: number): string {
-  const marks = FENCE.exec(line)?.[1];
-  if (!marks || limit < MIN_FENCED) return open;
-  if (!open) return line.length < 30 ? line : marks; // a long one would leave no room
-  return line.trim() === marks && marks.startsWith(FENCE.exec(open)?.[1] ?? "") ? "" : open;
+/** What goes into the next chunk: all of it, if it fits. `fence` is repeated in front of it. */
+function nextPiece(text: string, limit: number, fence: string): string {
+  const room = fence ? limit - fence.length - 1 : limit;
+  if (text.length <= room) return text;
+  return text.slice(0, cutAt(text, limit < MIN_FENCED ? room : room - CLOSING_ROOM));
 }
 
-/**
- * How much of a text to take: `room` at most, but at least one character. A better place to cut is
- * of no use near the beginning: one line in a message, and the rest in the next.
- */
-function cutAt(words: string, room: number): number {
-  const head = words.slice(0, room);
-  for (const end of ENDS) {
-    const last = [...head.matchAll(end)].at(-1);
-    const size = last ? last.index + last[0].length : 0;
-    if (size > room / 3) return size; // else the piece would be too small
+/** A piece with the fences that open its first code block and close its last one. */
+function withFences(piece: string, before: string, after: string): string {
+  if (!before && !piece.trim()) return ""; // no platform takes an empty message
+  const opening = before ? `${before}\n` : "";
+  const closing = after ? `\n${fenceMarks(after)}` : "";
+  return `${opening}${piece.trimEnd()}${closing}`;
+}
+
+/** Between two messages nobody needs an empty line, nor the space at which a line was cut. */
+function withoutGap(rest: string, isMidLine: boolean): string {
+  const [emptyLines] = /^\s*\n/.exec(rest) ?? [];
+  if (emptyLines) return rest.slice(emptyLines.length);
+  return isMidLine && rest.startsWith(" ") ? rest.slice(1) : rest;
+}
+
+const MIN_FENCED = 60; // in less room than that, code blocks are cut like everything else
+const CLOSING_ROOM = 9; // a new line and the longest fence that we recognise
+const MAX_OPENING = 30; // of a longer line only the marks are repeated, since it leaves no room
+const FENCE = /^ {0,3}(`{3,8}|~{3,8})(.*)/;
+
+/** The marks of a line that opens or closes a code block, for example "~~~". Otherwise "". */
+function fenceMarks(line: string): string {
+  const [, marks = "", behind = ""] = FENCE.exec(line) ?? [];
+  // "```npm test``` runs them" is code within a line.
+  const isInline = marks.startsWith("`") && behind.includes("`");
+  return isInline ? "" : marks;
+}
+
+/** The line that opened the code block in which a piece ends, or "" if it ends in none. */
+function fenceAfter(piece: string, before: string, isMidLine: boolean): string {
+  const lines = piece.split("\n");
+  // Backticks are a fence only where a line begins, so the rest of a line that was cut has none.
+  if (isMidLine) lines.shift();
+  let open = before;
+  for (const line of lines) {
+    const marks = fenceMarks(line);
+    if (!marks) continue;
+    if (!open) open = line.length < MAX_OPENING ? line : marks;
+    else if (closesFence(line, open)) open = "";
   }
-  const size = GRAPHEMES.segment(words.slice(0, room + 50)).containing(room)?.index || room;
-  // A family of emoji may be longer than a very short limit. Then at least no half of one.
-  return /[\ud800-\udbff]$/.test(words.slice(0, size)) ? size - 1 || 2 : size;
+  return open;
 }
 
-/** Failures that somebody asked for: how many are left of each kind. */
-const simulated = new Map([["delivery", 0]]);
+/** Four backticks are not closed by three, nor by a line with more on it than its marks. */
+function closesFence(line: string, open: string): boolean {
+  const marks = fenceMarks(line);
+  return line.trim() === marks && marks.startsWith(fenceMarks(open));
+}
 
-function isSimulated(kind: string): boolean {
-  const left = simulated.get(kind) ?? 0;
-  if (left > 0) simulated.set(kind, left - 1);
-  return left > 0;
+// The places at which a text may be cut, the best first: paragraphs, lines, sentences, words.
+const BOUNDARIES = [/\n\s*\n/g, /\n/g, /[.!?](?=\s)|[。！？…]/g, /\s/g];
+const GRAPHEMES = new Intl.Segmenter("und", { granularity: "grapheme" });
+
+/** How much of a text to take: at most `room` units, but at least one character. */
+function cutAt(text: string, room: number): number {
+  const head = text.slice(0, room);
+  for (const boundary of BOUNDARIES) {
+    const last = [...head.matchAll(boundary)].at(-1);
+    const size = last ? last.index + last[0].length : 0;
+    // A boundary near the beginning would leave one line in a message, and the rest for the next.
+    if (size > room / 3) return size;
+  }
+  return cutBetweenGraphemes(text, room);
+}
+
+/** A grapheme cluster is what people see as one character; the emoji of a family has 11 units. */
+function cutBetweenGraphemes(text: string, room: number): number {
+  const cluster = GRAPHEMES.segment(text.slice(0, room + 50)).containing(room);
+  if (cluster && cluster.index > 0) return cluster.index;
+  // One cluster fills all the room, so it has to be cut, but not between two halves of a character.
+  const endsInHalf = /[\ud800-\udbff]$/.test(text.slice(0, room));
+  if (!endsInHalf) return room;
+  return room > 1 ? room - 1 : 2;
 }
 
 method("delivery.status", {}, [], (_params, { queue, delivery }) => ({
   ...delivery.stats,
-  waiting: queue.files.size,
+  waiting: queue.size,
   recipients: queue.waiting.size,
   inFailed: queue.deadLetters().length,
 }));
 
-const formatDelivery = ({
-  id,
-  to,
-  failures: tries,
-  nextAttemptAt: next,
-  text,
-  error: why,
-}: Delivery) =>
-  `${id}  ${to}  ${tries}  ${why ?? formatTime(next)}  ${JSON.stringify(text.slice(0, 40))}`;
+/** A line of /queue and /failed. */
+function formatDelivery({ id, to, failures, nextAttemptAt, error, text }: Delivery): string {
+  const state = error ?? formatTime(nextAttemptAt);
+  return `${id}  ${to}  ${failures}  ${state}  ${JSON.stringify(text.slice(0, 40))}`;
+}
 
 command("queue", "what waits to be sent", (_args, { queue }) =>
   [...queue.waiting.values()].flat().slice(0, 20).map(formatDelivery),
@@ -3608,16 +4426,19 @@ command("retry", "send again what could not be sent", (_args, { queue, delivery 
 });
 
 command("stats", "how many were sent, tried again, given up", (_args, { queue, delivery }) => {
-  const stats = { ...delivery.stats, waiting: queue.files.size };
+  const stats = { ...delivery.stats, waiting: queue.size };
   return Object.entries(stats).map(([name, count]) => `${name.padEnd(8)} ${count}`);
 });
 
-command("simulate-failure", "<kind> [times]: the next ones fail", (args) => {
+command("simulate-failure", "<kind> [times]: the next ones fail", (args, app) => {
   const [kind = "", times = "1"] = args.split(/\s+/);
-  if (!simulated.has(kind)) throw new Error(`kind: one of ${[...simulated.keys()].join(", ")}`);
+  if (!SIMULATED_KINDS.includes(kind)) {
+    throw new Error(`kind: one of ${SIMULATED_KINDS.join(", ")}`);
+  }
   if (!/^\d{1,3}$/.test(times)) throw new Error("times: a number from 0 to 999");
-  simulated.set(kind, Number(times));
-  return t(`The next ${simulated.get(kind)} of ${kind} will fail.`);
+  const count = Number(times);
+  app.simulatedFailures.order(kind, count);
+  return t(`The next ${count} of ${kind} will fail.`);
 });
 
 // ---- s09 · Resilience ----
@@ -3826,6 +4647,12 @@ export class ResilienceRunner {
   }
 }
 
+// The outermost layer: what is too long for one model is shortened further in, before another key
+// is tried. `app` is missing only in tests that run a turn without a program round it.
+MIDDLEWARE.unshift((_conversation, options, next) =>
+  options.app ? options.app.resilience.run(options, next) : next(options),
+);
+
 /** What the API asks us to wait, in seconds. */
 function retryAfterOf(error: unknown): number {
   return error instanceof Anthropic.APIError ? Number(error.headers?.get("retry-after")) || 0 : 0;
@@ -3859,17 +4686,18 @@ const ERRORS: Record<string, [status: number, type: string, message: string]> = 
   overflow: [400, "invalid_request_error", "prompt is too long: simulated"],
   unknown: [500, "api_error", "simulated"],
 };
-for (const kind of Object.keys(ERRORS)) simulated.set(kind, 0);
+SIMULATED_KINDS.push(...Object.keys(ERRORS));
 
 /**
  * Throws what was asked for by /simulate-failure. It is the SDK's own error, made by the SDK, so
  * whatever tells failures apart is tried, and not a word that only we would know.
  */
-function throwSimulated(): void {
+function throwSimulated(app: App | undefined): void {
   for (const [kind, [status, type, message]] of Object.entries(ERRORS)) {
     const body = { type: "error", error: { type, message } };
-    if (isSimulated(kind))
+    if (app?.simulatedFailures.take(kind)) {
       throw Anthropic.APIError.generate(status, body, undefined, new Headers());
+    }
   }
 }
 
@@ -4189,12 +5017,14 @@ function createApp(): App {
   if (env("TELEGRAM_BOT_TOKEN")) channels.set("telegram", new TelegramChannel(env));
   if (env("FEISHU_APP_ID")) channels.set("feishu", new FeishuChannel(env));
   const queue = new DeliveryQueue(path.join(STATE, "delivery"));
+  const simulatedFailures = new SimulatedFailures();
   const profiles = new ProfileManager(profilesFrom(env), path.join(STATE, "profiles.json"));
   const fallbackModels = env("FALLBACK_MODELS").match(/[^\s,]+/g) ?? [];
   const app: App = {
     store: new SessionStore(path.join(STATE, "sessions")),
     key: TERMINAL_KEY,
     inbox: new Inbox(path.join(STATE, "inbox")),
+    partGroups: new Set(),
     channels,
     agents: new AgentManager(AGENTS.map((agent) => [agent.id, agent])),
     bindings: new BindingTable(BINDINGS),
@@ -4204,7 +5034,8 @@ function createApp(): App {
     cron: new CronService(WORKSPACE, (job, due) => enqueueJob(app, job, due)),
     heartbeat: new HeartbeatRunner(path.join(STATE, "heartbeat.json")),
     queue,
-    delivery: new DeliveryRunner(queue, channels),
+    delivery: new DeliveryRunner(queue, channels, simulatedFailures),
+    simulatedFailures,
     profiles,
     resilience: new ResilienceRunner(profiles, fallbackModels),
   };

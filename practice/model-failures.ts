@@ -1,11 +1,11 @@
-/** The failures of the model that can be ordered, each as the real service would show it. */
+/** The failures of the model that can be injected, each as the real service would show it. */
 
-import type { Failure } from "./orders.ts";
+import type { Failure } from "./fault-injection.ts";
 import type { PracticeRequest, Scripted } from "./reply.ts";
 import { answer } from "./rules.ts";
 
-/** What the API sends with each status. */
-const STATUSES: Record<string, { type: string; message: string }> = {
+/** The API's error for each HTTP status. */
+const HTTP_ERRORS: Record<string, { type: string; message: string }> = {
   "400": { type: "invalid_request_error", message: "This request was refused because you asked." },
   "401": { type: "authentication_error", message: "invalid x-api-key" },
   "402": { type: "billing_error", message: "Your credit balance is too low to use the API." },
@@ -18,13 +18,14 @@ const STATUSES: Record<string, { type: string; message: string }> = {
   "529": { type: "overloaded_error", message: "Overloaded" },
 };
 
-const CUT = "This answer was cut off by a failure that you ordered, so you will not read its end.";
+const CUT_TEXT =
+  "This answer was cut off by a failure that you ordered, so you will not read its end.";
 
-/** Answers of another kind; `content` missing means: whatever the model would have said. */
-const ANSWERS: Record<string, Scripted> = {
-  break: { content: [{ type: "text", text: CUT }], breakAfter: 5 },
+/** Failures that are a reply: one that breaks off, is empty, or stops for an unusual reason. */
+const FAILED_REPLIES: Record<string, Scripted> = {
+  break: { content: [{ type: "text", text: CUT_TEXT }], breakAfter: 5 },
   "stream-error": {
-    content: [{ type: "text", text: CUT }],
+    content: [{ type: "text", text: CUT_TEXT }],
     errorAfter: { events: 5, type: "overloaded_error", message: "Overloaded" },
   },
   empty: { content: [], stopReason: "end_turn" },
@@ -46,42 +47,45 @@ const ANSWERS: Record<string, Scripted> = {
   },
 };
 
-/** These are done to the connection. */
-const BROKEN = ["drop", "empty-body"] as const;
+/** Failures of the connection, which are not a reply of any kind. */
+const CONNECTION_FAILURES = ["drop", "empty-body"] as const;
 
 /** All failures that come to an end by themselves. */
 export const FAILURES = [
-  ...Object.keys(STATUSES),
+  ...Object.keys(HTTP_ERRORS),
   "overflow",
-  ...BROKEN,
+  ...CONNECTION_FAILURES,
   "break-tool",
-  ...Object.keys(ANSWERS),
+  ...Object.keys(FAILED_REPLIES),
 ];
 
-/** And those that last until release() or until the client hangs up. */
+/** All failures, also those that last until release() or until the client hangs up. */
 export const MODEL_FAILURES = [...FAILURES, "hang", "silent"];
 
-/** What the failing service does: an answer of some kind, or something to the connection. */
-export function failure(
+/** What the failing service does: it sends a reply, or does something to the connection. */
+export function failureResponse(
   { kind, retryAfter = 1 }: Failure,
   contextTokens: number,
   request: PracticeRequest,
-): Scripted | (typeof BROKEN)[number] | "hang" {
-  const broken = [...BROKEN, "hang" as const].find((one) => one === kind);
-  if (broken) return broken;
+): Scripted | (typeof CONNECTION_FAILURES)[number] | "hang" {
+  const connectionFailure = [...CONNECTION_FAILURES, "hang" as const].find((one) => one === kind);
+  if (connectionFailure) return connectionFailure;
   if (kind === "overflow") {
     const message = `prompt is too long: ${contextTokens + 1} tokens > ${contextTokens} maximum`;
     return { error: { status: 400, type: "invalid_request_error", message } };
   }
-  if (kind === "silent") return { content: [{ type: "text", text: CUT }], holdAfter: 5 };
+  if (kind === "silent") return { content: [{ type: "text", text: CUT_TEXT }], holdAfter: 5 };
   if (kind === "break-tool") return breakInCall(request);
-  const error = STATUSES[kind];
-  if (!error) return ANSWERS[kind] ?? {};
+  const error = HTTP_ERRORS[kind];
+  if (!error) return FAILED_REPLIES[kind] ?? {};
   const headers = kind === "429" ? { "retry-after": String(retryAfter) } : undefined;
   return { error: { status: Number(kind), ...error, headers } };
 }
 
-/** Breaks off in the middle of a call's input: of the call that the model would have made. */
+/**
+ * Breaks off in the middle of a call's input. It is the call that the model would have made, or,
+ * if it would have made none, one of the first tool that is offered.
+ */
 function breakInCall(request: PracticeRequest): Scripted {
   const wanted = answer(request).content?.find((block) => block.type === "tool_use");
   const [offered] = (request.tools ?? []).flatMap((tool) => ("name" in tool ? tool.name : []));

@@ -1,12 +1,13 @@
 /**
- * A request as the prompt cache sees it: one row of blocks (tools, then system, then messages),
- * some of them with a mark. And what the API refuses about marks; cache.ts says where from.
+ * A request as the prompt cache sees it: a list of blocks (tools, then system, then messages), some
+ * of them with a cache breakpoint. Also what the API refuses about breakpoints; prompt-cache.ts
+ * names the sources.
  */
 
 import { countTokensIn } from "./tokens.ts";
 import { checkFields, isObject, type Json, refuse } from "./validate-fields.ts";
 
-/** The fields that matter here, read from a request that is valid but for its marks. */
+/** The fields that are read here. The request is valid except, perhaps, for its breakpoints. */
 export interface Prompt {
   tools?: unknown;
   system?: unknown;
@@ -17,41 +18,48 @@ export interface Prompt {
 export interface PromptBlock {
   part: "tools" | "system" | "messages";
   type: string;
-  /** What has to be the same for a hit: the block without marks, and whose message it is in. */
+  /**
+   * What has to be the same for a hit: the role of the message and the block without breakpoints.
+   */
   content: string;
   tokens: number;
-  marks: Mark[];
+  breakpoints: Breakpoint[];
 }
 
-interface Mark {
-  /** Where it is: "messages.0.content.1"; "" for the automatic one of the whole request. */
+interface Breakpoint {
+  /** The path, such as "messages.0.content.1"; "" for the automatic one of the whole request. */
   at: string;
-  /** What the API puts between the place and the field when the field itself is wrong. */
+  /** What the API puts between the path and the field when the field itself is wrong. */
   tag: string;
   value: unknown;
 }
 
-const UNMARKABLE = ["thinking", "redacted_thinking"];
+/** The types of blocks that can't have a breakpoint. */
+const UNCACHEABLE = ["thinking", "redacted_thinking"];
 
-/** All blocks in the order of the prompt. An automatic mark is on the block where it lands. */
+/**
+ * All blocks in the order of the prompt. An automatic breakpoint stands at the block that it marks.
+ */
 export function promptBlocks(prompt: Prompt): PromptBlock[] {
   const blocks = [...toolBlocks(prompt.tools), ...systemBlocks(prompt.system)];
   for (const [index, message] of listOf(prompt.messages).entries()) {
     blocks.push(...messageBlocks(message, index));
   }
   const target = automaticTarget(blocks);
-  if (target?.marks.length === 0 && isObject(prompt.cache_control)) {
-    target.marks.push({ at: "", tag: "", value: prompt.cache_control });
+  if (target?.breakpoints.length === 0 && isObject(prompt.cache_control)) {
+    target.breakpoints.push({ at: "", tag: "", value: prompt.cache_control });
   }
   return blocks;
 }
 
-export function ttlOf(mark: Mark): "5m" | "1h" {
-  return isObject(mark.value) && mark.value.ttl === "1h" ? "1h" : "5m";
+/** How long the entry of a breakpoint lives. */
+export function ttlOf(breakpoint: Breakpoint): "5m" | "1h" {
+  return isObject(breakpoint.value) && breakpoint.value.ttl === "1h" ? "1h" : "5m";
 }
 
-export function hasMarks(blocks: PromptBlock[]): boolean {
-  return blocks.some(({ marks }) => marks.length > 0);
+/** Whether any block has a breakpoint. */
+export function hasBreakpoints(blocks: PromptBlock[]): boolean {
+  return blocks.some(({ breakpoints }) => breakpoints.length > 0);
 }
 
 function toolBlocks(tools: unknown): PromptBlock[] {
@@ -68,7 +76,7 @@ function systemBlocks(system: unknown): PromptBlock[] {
   });
 }
 
-/** The frame of a message (and of the list) counts as part of its first block. */
+/** The tokens of a message's own structure are counted with its first block. */
 function messageBlocks(message: Json, index: number): PromptBlock[] {
   const role = String(message.role);
   const frame = countTokensIn({ role }) + (index === 0 ? 1 : 0);
@@ -81,7 +89,7 @@ function messageBlocks(message: Json, index: number): PromptBlock[] {
   });
 }
 
-/** A string is short for a list of one text block: the prompt is the same, and so is its size. */
+/** A string as content is short for a list of one text block, so it has the same size. */
 function textBlock(part: PromptBlock["part"], text: string, frame: number, role = ""): PromptBlock {
   return readBlock(part, { type: "text", text }, "", "", frame + 1, role);
 }
@@ -94,33 +102,34 @@ function readBlock(
   frame: number,
   role = "",
 ): PromptBlock {
-  const marks = listOf(block.content).map((value, index) => {
+  const breakpoints = listOf(block.content).map((value, index) => {
     const path = `${at}.${tag}.content.${index}`;
     return { at: path, tag: String(value.type), value: value.cache_control };
   });
-  marks.push({ at, tag, value: block.cache_control });
-  const set = marks.filter(({ value }) => value !== undefined && value !== null);
-  const own = countTokensIn(set.map(({ value }) => value)) - 1;
+  breakpoints.push({ at, tag, value: block.cache_control });
+  const present = breakpoints.filter(({ value }) => value !== undefined && value !== null);
+  const tokensOfBreakpoints = countTokensIn(present.map(({ value }) => value)) - 1;
   const content = role + JSON.stringify(plain(block));
   return {
     part,
     type: part === "tools" ? "tool" : String(block.type),
     content,
-    tokens: frame + countTokensIn(block) - own,
-    marks: set,
+    tokens: frame + countTokensIn(block) - tokensOfBreakpoints,
+    breakpoints: present,
   };
 }
 
 /**
- * Without marks, and with the fields of the block itself in one order: the prompt is made from
- * them. What is inside them (a tool's schema, a call's input) goes into it as it came.
+ * The block without breakpoints and with its own fields sorted, because the API makes the prompt
+ * from the fields whatever their order. What is inside them, such as a tool's schema or a call's
+ * input, goes into the prompt as it was sent, so its order stays.
  */
 function plain(block: Json): Json {
   const names = Object.keys(block).filter((name) => name !== "cache_control");
   const entries = names.sort().map((name) => {
     const value = block[name];
-    const parts = name === "content" && Array.isArray(value);
-    return [name, parts ? value.map((part) => (isObject(part) ? plain(part) : part)) : value];
+    if (name !== "content" || !Array.isArray(value)) return [name, value];
+    return [name, value.map((part) => (isObject(part) ? plain(part) : part))];
   });
   return Object.fromEntries(entries.filter(([, value]) => value !== null));
 }
@@ -130,23 +139,28 @@ function listOf(value: unknown): Json[] {
 }
 
 function automaticTarget(blocks: PromptBlock[]): PromptBlock | undefined {
-  return blocks.findLast((block) => !UNMARKABLE.includes(block.type));
+  return blocks.findLast((block) => !UNCACHEABLE.includes(block.type));
 }
 
-/** At most four marks, of the right form, and those that live longer come first. */
-export function checkCacheMarks(prompt: Prompt): void {
+/** Refuses more than four breakpoints, wrong forms, and one for an hour after one for 5 minutes. */
+export function checkCacheBreakpoints(prompt: Prompt): void {
   checkForm(prompt.cache_control, "cache_control");
   const blocks = promptBlocks(prompt);
-  const marks = blocks.flatMap((block) => block.marks);
-  for (const { at, tag, value } of marks) {
+  const breakpoints = blocks.flatMap((block) => block.breakpoints);
+  for (const { at, tag, value } of breakpoints) {
     if (at) checkForm(value, [at, tag, "cache_control"].filter(Boolean).join("."));
   }
   checkAutomatic(prompt.cache_control, automaticTarget(blocks));
-  if (marks.length > 4) {
-    refuse(`A maximum of 4 blocks with cache_control may be provided. Found ${marks.length}.`);
+  if (breakpoints.length > 4) {
+    refuse(
+      `A maximum of 4 blocks with cache_control may be provided. Found ${breakpoints.length}.`,
+    );
   }
-  const short = marks.findIndex((mark) => ttlOf(mark) === "5m");
-  const late = short < 0 ? undefined : marks.slice(short).find((mark) => ttlOf(mark) === "1h");
+  const short = breakpoints.findIndex((breakpoint) => ttlOf(breakpoint) === "5m");
+  const late =
+    short < 0
+      ? undefined
+      : breakpoints.slice(short).find((breakpoint) => ttlOf(breakpoint) === "1h");
   if (!late) return;
   refuse(
     `${late.at ? `${late.at}.` : ""}cache_control.ttl: a ttl='1h' cache_control block must not ` +
@@ -155,23 +169,23 @@ export function checkCacheMarks(prompt: Prompt): void {
   );
 }
 
-function checkForm(mark: unknown, at: string): void {
-  if (mark === undefined || mark === null) return;
-  if (!isObject(mark)) refuse(`${at}: Input should be a valid dictionary`);
-  if (mark.type === undefined) refuse(`${at}.type: Field required`);
-  if (mark.type !== "ephemeral") {
-    const found = `Input tag '${String(mark.type)}' found using 'type'`;
+function checkForm(breakpoint: unknown, at: string): void {
+  if (breakpoint === undefined || breakpoint === null) return;
+  if (!isObject(breakpoint)) refuse(`${at}: Input should be a valid dictionary`);
+  if (breakpoint.type === undefined) refuse(`${at}.type: Field required`);
+  if (breakpoint.type !== "ephemeral") {
+    const found = `Input tag '${String(breakpoint.type)}' found using 'type'`;
     refuse(`${at}: ${found} does not match any of the expected tags: 'ephemeral'`);
   }
-  checkFields(mark, `${at}.ephemeral.`, "type ttl");
-  if (!["5m", "1h"].includes(String(mark.ttl ?? "5m"))) {
+  checkFields(breakpoint, `${at}.ephemeral.`, "type ttl");
+  if (!["5m", "1h"].includes(String(breakpoint.ttl ?? "5m"))) {
     refuse(`${at}.ephemeral.ttl: Input should be '5m' or '1h'`);
   }
 }
 
-/** The automatic mark and one that is already there have to agree; then they are one. */
+/** An automatic breakpoint on a block that has one of its own must have the same lifetime. */
 function checkAutomatic(automatic: unknown, target: PromptBlock | undefined): void {
-  const there = target?.marks.at(-1);
+  const there = target?.breakpoints.at(-1);
   if (!isObject(automatic) || !there) return;
   const ttl = ttlOf({ at: "", tag: "", value: automatic });
   if (ttl === ttlOf(there)) return;
