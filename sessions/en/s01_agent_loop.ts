@@ -49,10 +49,10 @@ export const fail = (line: string) => sayLine(tint(31, line));
 /** Marks a sentence that is printed elsewhere, so that the translation tool finds it. */
 export const t = (sentence: string) => sentence;
 
-/** Reads lines from a person or a pipe, and hands them to `handle`, one at a time. */
+/** Reads lines from a person or a pipe, and hands them to `onLine`, one at a time. */
 export class Terminal {
   /** Ctrl+C aborts the signal of the line that is being answered. At the prompt it leaves. */
-  async run(handle: (line: string, signal: AbortSignal) => Promise<unknown>): Promise<void> {
+  async run(onLine: (line: string, signal: AbortSignal) => Promise<unknown>): Promise<void> {
     const { stdin, stdout } = process;
     const terminal = stdin.isTTY && stdout.isTTY;
     // readline would echo keys into a streaming reply. So it is paused, and they wait in here.
@@ -69,7 +69,7 @@ export class Terminal {
       const line = entered.trim();
       if (line === "quit" || line === "exit") break;
       turn = new AbortController();
-      if (line) await handle(line, turn.signal).catch((e) => fail(`Failed: ${e.apiMessage ?? e}`));
+      if (line) await onLine(line, turn.signal).catch((e) => fail(`Failed: ${e.apiMessage ?? e}`));
       turn = undefined;
       if (!atLineStart) say("\n");
       prompt();
@@ -169,9 +169,9 @@ export async function callModel(request: Anthropic.MessageStreamParams, options:
 /** The agent loop. It decides only by what is stored, so it can go on after an error or a crash. */
 export async function continueTurn(conversation: Conversation, options: TurnOptions) {
   while (needsReply(conversation.messages.at(-1))) {
-    const reply = await callModel(buildRequest(conversation, options), options);
-    conversation.append(reply);
-    options.onText?.(stopNote(reply));
+    const response = await callModel(buildRequest(conversation, options), options);
+    conversation.append(response);
+    options.onText?.(stopNote(response));
   }
 }
 

@@ -102,10 +102,10 @@ function sayAbove(reader: Interface, lines: string): void {
   reader.prompt(true);
 }
 
-/** Reads lines from a person or a pipe, and hands them to `handle`, one at a time. */
+/** Reads lines from a person or a pipe, and hands them to `onLine`, one at a time. */
 export class Terminal {
   /** Ctrl+C aborts the signal of the line that is being answered. At the prompt it leaves. */
-  async run(handle: (line: string, signal: AbortSignal) => Promise<unknown>): Promise<void> {
+  async run(onLine: (line: string, signal: AbortSignal) => Promise<unknown>): Promise<void> {
     const { stdin, stdout } = process;
     const terminal = stdin.isTTY && stdout.isTTY;
     // readline would echo keys into a streaming reply. So it is paused, and they wait in here.
@@ -128,7 +128,7 @@ export class Terminal {
       const line = entered.trim();
       if (line === "quit" || line === "exit") break;
       turn = new AbortController();
-      if (line) await handle(line, turn.signal).catch((e) => fail(`Failed: ${e.apiMessage ?? e}`));
+      if (line) await onLine(line, turn.signal).catch((e) => fail(`Failed: ${e.apiMessage ?? e}`));
       turn = undefined;
       if (!atLineStart) say("\n");
       prompt();
@@ -236,12 +236,12 @@ export async function callModel(request: Anthropic.MessageStreamParams, options:
 export async function continueTurn(conversation: Conversation, options: TurnOptions) {
   while (needsReply(conversation.messages.at(-1))) {
     checkRounds(conversation);
-    const reply = await callModel(buildRequest(conversation, options), options);
-    conversation.append(reply);
-    options.onText?.(stopNote(reply));
-    if (reply.stop_reason !== "tool_use") continue;
+    const response = await callModel(buildRequest(conversation, options), options);
+    conversation.append(response);
+    options.onText?.(stopNote(response));
+    if (response.stop_reason !== "tool_use") continue;
     const turn = { ...options, conversation };
-    const results = await Promise.all(callsIn(reply).map((call) => runTool(call, turn)));
+    const results = await Promise.all(callsIn(response).map((call) => runTool(call, turn)));
     conversation.append({ role: "user", content: results });
   }
 }
@@ -269,18 +269,20 @@ export async function runTurn(conversation: Conversation, input: string, options
 
 // ---- s02 · Tool use ----
 
-/** What a handler knows of the turn that it works for. */
+/** What a handler knows about the turn that it works for. */
 export interface Turn extends TurnOptions {
   conversation: Conversation;
 }
 
-type Fields = Record<string, unknown>; // of something that came from outside
+/** The fields of an object that came from outside, so nobody knows the types of their values. */
+type Fields = Record<string, unknown>;
 
-/** Gets input that fits the tool's schema. Gives the output; what it throws, the model reads. */
+/** Gets input that fits the tool's schema, and gives the output. The model reads what it throws. */
 export type Handler = (input: Fields, turn: Turn) => string | Promise<string>;
 
+/** The JSON Schema of a text. The model reads the description. */
 const string = (description: string) => ({ type: "string", description });
-const file = string("The path, relative to the workspace.");
+const PATH = string("The path, relative to the workspace.");
 
 /** The JSON Schema of an object. Every property is required unless `optional` names it. */
 function objectSchema(properties: object, optional: string[] = []) {
@@ -288,12 +290,15 @@ function objectSchema(properties: object, optional: string[] = []) {
   return { type: "object" as const, properties, required };
 }
 
-/** An entry of `TOOLS`: the properties are those of the input that the model has to give. */
+/** An entry of TOOLS. The properties are those of the input that the model has to give. */
 function tool(name: string, description: string, properties: object, optional: string[] = []) {
   return { name, description, input_schema: objectSchema(properties, optional) };
 }
 
-/** What the model is told. It knows a tool by nothing but these words. */
+/**
+ * What the model is told about each tool, which is all that it knows. To add a tool, add an entry
+ * here, and a function of the same name in HANDLERS.
+ */
 export const TOOLS: Anthropic.Tool[] = [
   tool(
     "bash",
@@ -306,21 +311,21 @@ export const TOOLS: Anthropic.Tool[] = [
     ["seconds"],
   ),
   tool("read_file", "Read a text file of the workspace. A long one is shown without its middle.", {
-    path: file,
+    path: PATH,
   }),
   tool(
     "write_file",
     "Write a text file of the workspace, with its folders. Replaces what was there.",
-    { path: file, content: string("The whole text of the file.") },
+    { path: PATH, content: string("The whole text of the file.") },
   ),
   tool("edit_file", "Replace one passage of a text file. It must occur exactly once.", {
-    path: file,
+    path: PATH,
     old_text: string("The passage as it stands in the file, with enough round it."),
     new_text: string("What stands there afterwards."),
   }),
 ];
 
-/** What runs here when the model says the name. */
+/** What runs when the model calls a tool. To add a function, add its schema in TOOLS, too. */
 export const HANDLERS: Record<string, Handler> = {
   bash: (input, turn) => bash(String(input.command), Number(input.seconds ?? 60), turn.signal),
   read_file: (input) => readText(safePath(String(input.path), WORKSPACE)),
@@ -330,140 +335,188 @@ export const HANDLERS: Record<string, Handler> = {
 };
 
 CONTINUE_REASONS.add("tool_use");
-const MAX_ROUNDS = 50;
+const MAX_ROUNDS = 50; // calls of the model in one turn
 const OUTPUT_LIMIT = 30_000; // characters of one result, half of them from each end
 
-/** A model that goes round in circles costs money until somebody looks. */
+/** Throws after too many rounds, because a model that repeats itself costs money until it stops. */
 function checkRounds({ messages }: Conversation): void {
-  const replies = messages
-    .slice(messages.findLastIndex(startsTurn))
-    .filter((m) => m.role === "assistant");
+  const turn = messages.slice(messages.findLastIndex(startsTurn));
+  const replies = turn.filter(({ role }) => role === "assistant");
   if (replies.length < MAX_ROUNDS) return;
   throw new Error(`stopped after ${MAX_ROUNDS} rounds of tool calls; say "go on" to go on`);
 }
 
+/** The tool calls of a reply. */
 const callsIn = (message: Message | undefined) =>
   message?.role === "assistant" ? message.content.filter((block) => block.type === "tool_use") : [];
+/** The tool results of a user's message. */
 const resultsIn = (entry: Entry | undefined) =>
   entry?.role === "user" ? entry.content.filter((block) => block.type === "tool_result") : [];
 
-const idsIn = ({ content }: Message) =>
-  content.map((block) => ("tool_use_id" in block ? block.tool_use_id : ""));
+/** The history with exactly one result for every call, in the next message, as the API demands. */
+function answerCalls(history: Message[]): Message[] {
+  return withMissingResults(withoutStrayResults(withoutOpenServerCalls(history)));
+}
 
 /**
- * The history with one result for every call, right after it, as the API demands. A call is
- * left open by a crash, by Ctrl+C, or by `max_tokens` in the middle of its input. A tool that the
- * API runs itself is left open by an error in the middle of a pause; such a call is left out.
+ * The API runs some tools itself, for example its web search. An error in the middle of one leaves
+ * a call whose result only the API could give, so we leave the call out. We keep it in the last
+ * message, because there the reply is only paused, and the API goes on with it.
  */
-function answerCalls(history: Message[]): Message[] {
-  const done = new Set(history.flatMap(idsIn));
-  return history.flatMap((message, index): Message[] => {
-    const asked = new Set(callsIn(history[index - 1]).map(({ id }) => id));
-    const content = message.content.filter((block) => {
-      if (block.type === "tool_result") return asked.delete(block.tool_use_id);
-      const isOpen = block.type === "server_tool_use" && !done.has(block.id);
-      return !isOpen || index === history.length - 1;
-    });
-    if (message.role === "user") return [{ ...message, content }];
-    const answered = new Set(resultsIn(history[index + 1]).map((block) => block.tool_use_id));
-    const open = callsIn(message).filter(({ id }) => !answered.has(id));
-    const reply = { ...message, content } as Anthropic.Message; // its own blocks, or fewer
-    // A refused turn is left out as a whole: its calls need no results.
-    if (open.length === 0 || message.stop_reason === "refusal") return [reply];
-    const cut = message.stop_reason === "max_tokens";
-    const why = cut ? "cut off; it was not run" : "interrupted; it may have run";
-    return [reply, { role: "user", content: open.map(({ id }) => result(id, why, true)) }];
+function withoutOpenServerCalls(history: Message[]): Message[] {
+  const answered = new Set<string>();
+  for (const block of history.flatMap<Anthropic.ContentBlockParam>(({ content }) => content)) {
+    if ("tool_use_id" in block) answered.add(block.tool_use_id);
+  }
+  return history.map((message, index) => {
+    if (message.role === "user" || index === history.length - 1) return message;
+    const content = message.content.filter(
+      (block) => block.type !== "server_tool_use" || answered.has(block.id),
+    );
+    return { ...message, content };
   });
 }
 
-/** Runs one call. Never throws: whatever goes wrong is a result that the model can work with. */
+/** Drops results whose call is not in the message before, and the second result of a call. */
+function withoutStrayResults(history: Message[]): Message[] {
+  return history.map((message, index) => {
+    if (message.role === "assistant") return message;
+    const results = resultsIn(message);
+    const calls = callsIn(history[index - 1]);
+    const answers = calls.map(({ id }) => results.find((block) => block.tool_use_id === id));
+    const content = message.content.filter(
+      (block) => block.type !== "tool_result" || answers.includes(block),
+    );
+    return { ...message, content };
+  });
+}
+
+/**
+ * Adds an error result for each call that has none. A call is left open by a crash, by Ctrl+C, or
+ * by `max_tokens` in the middle of its input. What the result says must be true.
+ */
+function withMissingResults(history: Message[]): Message[] {
+  return history.flatMap((message, index): Message[] => {
+    const answered = new Set(resultsIn(history[index + 1]).map((block) => block.tool_use_id));
+    const open = callsIn(message).filter(({ id }) => !answered.has(id));
+    // A refused turn is left out as a whole, so its calls need no results.
+    if (open.length === 0 || message.stop_reason === "refusal") return [message];
+    const isCut = message.stop_reason === "max_tokens";
+    const why = isCut ? "cut off; it was not run" : "interrupted; it may have run";
+    return [message, { role: "user", content: open.map(({ id }) => toolResult(id, why, true)) }];
+  });
+}
+
+/** Runs one call. Never throws: what goes wrong becomes a result, so that the model can react. */
 export async function runTool(call: Anthropic.ToolUseBlock, turn: Turn) {
   info(`  ${call.name} ${JSON.stringify(call.input).slice(0, 100)}`);
   try {
-    const tool = toolsFor(turn).find(({ name }) => name === call.name);
+    const offered = toolsFor(turn).find(({ name }) => name === call.name);
     const handler = HANDLERS[call.name];
-    if (!tool || !handler) throw new Error(`there is no tool ${call.name}`);
-    const input = checkInput(tool.input_schema, call.input);
+    if (!offered || !handler) throw new Error(`there is no tool ${call.name}`);
+    const input = checkInput(offered.input_schema, call.input);
     if (turn.signal?.aborted) throw new Error("interrupted; it was not run");
-    return result(call.id, await handler(input, turn));
+    return toolResult(call.id, await handler(input, turn));
   } catch (error) {
-    return result(call.id, error instanceof Error ? error.message : String(error), true);
+    return toolResult(call.id, error instanceof Error ? error.message : String(error), true);
   }
 }
 
-function result(id: string, output: string, failed = false): Anthropic.ToolResultBlockParam {
-  // Half a character, from output that was cut, would make the whole request invalid.
+function toolResult(id: string, output: string, failed = false): Anthropic.ToolResultBlockParam {
+  // A cut can fall into the middle of a character, and the API rejects half a character.
   const content = keepEnds(output, OUTPUT_LIMIT).toWellFormed() || "(no output)";
-  return { type: "tool_result", tool_use_id: id, content, ...(failed && { is_error: true }) };
+  const block = { type: "tool_result" as const, tool_use_id: id, content };
+  return failed ? { ...block, is_error: true } : block;
 }
 
+/** The part of JSON Schema that our tools use. */
 type Property = { type?: string; enum?: unknown[] };
 
-/** The input, if it has what the schema requires, in the right types. Throws, naming the field. */
-export function checkInput(schema: Anthropic.Tool.InputSchema, input: unknown) {
+/** Gives the input as fields, if it fits the schema. Otherwise throws, naming the field. */
+export function checkInput(schema: Anthropic.Tool.InputSchema, input: unknown): Fields {
   if (typeof input !== "object" || input === null) throw new Error("the input must be an object");
   const fields: Fields = { ...input };
-  const properties = (schema.properties ?? {}) as Record<string, Property>; // ours
-  for (const name of schema.required ?? []) {
-    if (fields[name] === undefined) throw new Error(`${name} is missing`);
-  }
-  for (const [name, { type, enum: values }] of Object.entries(properties)) {
+  checkRequired(fields, schema.required ?? []);
+  // The SDK leaves the properties open, but the schemas in this file have only such properties.
+  const properties = (schema.properties ?? {}) as Record<string, Property>;
+  for (const [name, property] of Object.entries(properties)) {
     const value = fields[name];
     if (value === undefined) continue;
-    const fits = type === "integer" ? Number.isInteger(value) : !type || typeof value === type;
-    if (!fits) throw new Error(`${name} must be of type ${type}`);
-    if (values && !values.includes(value)) throw new Error(`${name} must be one of ${values}`);
+    checkType(name, value, property.type);
+    checkEnum(name, value, property.enum);
   }
   return fields;
 }
 
-/** The text, or its two ends if it is longer than `limit`; `lost` characters went before. */
-function keepEnds(whole: string, limit: number, lost = 0): string {
-  if (whole.length <= limit) return whole;
+function checkRequired(fields: Fields, required: string[]): void {
+  const missing = required.find((name) => fields[name] === undefined);
+  if (missing !== undefined) throw new Error(`${missing} is missing`);
+}
+
+function checkType(name: string, value: unknown, type: string | undefined): void {
+  if (type === undefined) return;
+  // JavaScript has only "number", but JSON Schema also has "integer".
+  const fits = type === "integer" ? Number.isInteger(value) : typeof value === type;
+  if (!fits) throw new Error(`${name} must be of type ${type}`);
+}
+
+function checkEnum(name: string, value: unknown, allowed: unknown[] | undefined): void {
+  if (allowed === undefined || allowed.includes(value)) return;
+  throw new Error(`${name} must be one of ${allowed}`);
+}
+
+/** The text, or both its ends if it is longer than `limit`. `total` is how long it once was. */
+function keepEnds(text: string, limit: number, total = text.length): string {
+  if (text.length <= limit) return text;
   const half = Math.ceil(limit / 2);
-  const left = whole.length - 2 * half + lost;
-  return `${whole.slice(0, half)}\n… ${left} characters left out …\n${whole.slice(-half)}`;
+  const leftOut = total - 2 * half;
+  return `${text.slice(0, half)}\n… ${leftOut} characters left out …\n${text.slice(-half)}`;
 }
 
 /**
- * The real path of a file below `root`, which need not exist yet. Throws if it is outside:
- * by "..", as an absolute path, in a sibling "root2", or behind a symbolic link.
+ * The real path of `name` below `root`; the file need not exist. Throws on path traversal: if it
+ * leads outside by "..", as an absolute path, into a sibling "root2", or by a symbolic link.
  */
-export function safePath(file: string, root: string): string {
+export function safePath(name: string, root: string): string {
   const base = fs.realpathSync.native(root);
-  const target = path.resolve(base, file);
-  let existing = target;
-  while (!fs.lstatSync(existing, { throwIfNoEntry: false })) existing = path.dirname(existing);
-  // realpath fails on a link that leads nowhere. Good: writing there would create its target.
+  const target = path.resolve(base, name);
+  const existing = nearestExisting(target);
+  // A link that leads nowhere makes realpath throw, and it should: writing creates its target.
   const real = path.join(fs.realpathSync.native(existing), path.relative(existing, target));
   const inside = path.relative(base, real);
-  if (inside.split(path.sep)[0] === ".." || path.isAbsolute(inside)) {
-    throw new Error(`${file} is outside the workspace`);
-  }
-  if (inside.split(path.sep)[0]?.toLowerCase() === ".state") {
-    throw new Error(`${file} belongs to the program itself`);
-  }
+  const [first = ""] = inside.split(path.sep);
+  if (first === ".." || path.isAbsolute(inside))
+    throw new Error(`${name} is outside the workspace`);
+  if (first.toLowerCase() === ".state") throw new Error(`${name} belongs to the program itself`);
   return real;
 }
 
-// The file tools are synchronous on purpose: calls run side by side, and between the reading
-// and the writing of an edit nobody else gets a turn.
+/** The path itself, or the nearest folder above it that exists. */
+function nearestExisting(target: string): string {
+  let existing = target;
+  while (!fs.lstatSync(existing, { throwIfNoEntry: false })) existing = path.dirname(existing);
+  return existing;
+}
+
+// The file tools are synchronous on purpose. The calls of one reply run at the same time, so two
+// edits of one file could otherwise both read it before either writes, and one edit would be lost.
 
 function readText(file: string): string {
   const stat = fs.statSync(file);
-  if (!stat.isFile()) throw new Error("not a file"); // reading a pipe would wait for ever
+  if (!stat.isFile()) throw new Error("not a file"); // for example a pipe, which may never end
   if (stat.size > 10_000_000)
     throw new Error(`${stat.size} bytes are too many: look at parts with bash`);
   const bytes = fs.readFileSync(file);
   const content = bytes.toString("utf8");
-  // Written back, a file in another encoding would come out broken.
+  // A file in another encoding would be damaged when it is written back.
   if (!Buffer.from(content).equals(bytes)) throw new Error("not a text file in UTF-8");
   return content;
 }
 
-/** `words` with the line ends that the file has: a model writes "\n", whatever was there. */
-function withLineEnds(words: string, content: string): string {
-  return words.replace(/\r?\n/g, content.includes("\r\n") ? "\r\n" : "\n");
+/** The text with the line ends of `sample`, because a model writes "\n" whatever the file has. */
+function withLineEnds(text: string, sample: string): string {
+  const lineEnd = sample.includes("\r\n") ? "\r\n" : "\n";
+  return text.replace(/\r?\n/g, lineEnd);
 }
 
 function writeText(name: string, content: string): string {
@@ -478,23 +531,51 @@ function editText(name: string, oldText: string, newText: string): string {
   const file = safePath(name, WORKSPACE);
   const content = readText(file);
   const old = content.includes(oldText) ? oldText : withLineEnds(oldText, content);
-  const parts = content.split(old);
-  if (!oldText || parts.length !== 2) {
-    const times = oldText ? parts.length - 1 : 0;
+  const parts = content.split(old); // what stands between the places where it occurs
+  const times = old === "" ? 0 : parts.length - 1;
+  if (times !== 1)
     throw new Error(`old_text occurs ${times} times in ${name}; it must occur exactly once`);
-  }
   fs.writeFileSync(file, parts.join(withLineEnds(newText, content)));
   return `edited ${name}`;
 }
 
-// bash runs in the workspace but is not confined to it: it can read whatever you can, .env too.
-// Its environment holds no keys and tokens, so that no stray `env` shows them to the model; that
-// is a fence against accidents. Against intent only a sandbox helps, or not offering the tool.
+// bash runs in the workspace but is not confined to it: it can read whatever you can, also .env.
+// Its environment holds no keys and tokens, so that the output of `env` does not show them to the
+// model. That helps against accidents; against intent only a sandbox helps, or no bash at all.
 const SAFE_ENV =
   "PATH HOME USER LANG TERM TZ TMPDIR TEMP TMP SystemRoot ComSpec PATHEXT USERPROFILE APPDATA";
 const WINDOWS = process.platform === "win32";
 
+/** Runs a command for at most `seconds`, and gives its output. Throws if it fails or is stopped. */
 async function bash(command: string, seconds: number, signal?: AbortSignal): Promise<string> {
+  const child = startShell(command);
+  const output = new CommandOutput();
+  child.stdout.setEncoding("utf8").on("data", (piece) => output.add(piece));
+  child.stderr.setEncoding("utf8").on("data", (piece) => output.add(piece));
+  let stopped = ""; // why we stopped it
+  const stop = (why: string) => {
+    stopped = why;
+    killGroup(child.pid);
+    // A process that left the group may hold the pipes open, and we don't wait for it.
+    child.stdout.destroy();
+    child.stderr.destroy();
+  };
+  const interrupt = () => stop("interrupted by the user");
+  const limit = Math.min(Math.max(seconds, 1), 600);
+  const timer = setTimeout(() => stop(`stopped after ${limit} s`), limit * 1000);
+  signal?.addEventListener("abort", interrupt);
+  try {
+    const [code, killer] = await once(child, "close");
+    if (code === 0) return output.toString();
+    throw new Error(`${stopped || `exit code ${code ?? killer}`}\n${output}`);
+  } finally {
+    clearTimeout(timer);
+    signal?.removeEventListener("abort", interrupt);
+  }
+}
+
+/** Starts a command in the workspace. When it exits, what it left in the background is ended. */
+function startShell(command: string) {
   const env = Object.fromEntries(SAFE_ENV.split(" ").map((name) => [name, process.env[name]]));
   const child = spawn(command, {
     shell: WINDOWS || "bash",
@@ -504,46 +585,36 @@ async function bash(command: string, seconds: number, signal?: AbortSignal): Pro
     stdio: ["ignore", "pipe", "pipe"],
     windowsHide: true,
   });
-  let output = "";
-  let lost = 0;
-  const collect = (piece: string) => {
-    output += piece;
-    if (output.length < 10 * OUTPUT_LIMIT) return;
-    // A flood. Only its ends will be shown, so the middle need not be kept.
-    lost += output.length - 2 * OUTPUT_LIMIT;
-    output = output.slice(0, OUTPUT_LIMIT) + output.slice(-OUTPUT_LIMIT);
-  };
-  child.stdout.setEncoding("utf8").on("data", collect);
-  child.stderr.setEncoding("utf8").on("data", collect);
-  let stopped = "";
-  const stop = (why: string) => {
-    stopped = why;
-    killGroup(child.pid);
-    // A child that left the group may hold the pipes open: don't wait for it.
-    child.stdout.destroy();
-    child.stderr.destroy();
-  };
-  const interrupt = () => stop("interrupted by the user");
-  const limit = Math.min(Math.max(seconds, 1), 600);
-  const timer = setTimeout(() => stop(`stopped after ${limit} s`), limit * 1000);
-  signal?.addEventListener("abort", interrupt);
-  child.on("exit", () => WINDOWS || killGroup(child.pid)); // ends what runs on in the background
-  try {
-    const [code, killer] = await once(child, "close");
-    output = keepEnds(output, OUTPUT_LIMIT - 200, lost); // leaves room for the words below
-    if (code === 0) return output;
-    throw new Error(`${stopped || `exit code ${code ?? killer}`}\n${output}`);
-  } finally {
-    clearTimeout(timer);
-    signal?.removeEventListener("abort", interrupt);
+  if (!WINDOWS) child.on("exit", () => killGroup(child.pid));
+  return child;
+}
+
+/** What a command prints. Only both ends will be shown, so the middle of a flood is not kept. */
+class CommandOutput {
+  #kept = "";
+  #total = 0; // characters
+
+  add(piece: string): void {
+    this.#total += piece.length;
+    this.#kept += piece;
+    if (this.#kept.length < 10 * OUTPUT_LIMIT) return;
+    this.#kept = this.#kept.slice(0, OUTPUT_LIMIT) + this.#kept.slice(-OUTPUT_LIMIT);
+  }
+
+  toString(): string {
+    // There must be room for the line that says why the command failed.
+    return keepEnds(this.#kept, OUTPUT_LIMIT - 200, this.#total);
   }
 }
 
 function killGroup(pid: number | undefined): void {
-  if (pid === undefined) return;
-  if (WINDOWS) return void spawn("taskkill", ["/pid", String(pid), "/t", "/f"]);
+  if (pid === undefined) return; // it could not be started
+  if (WINDOWS) {
+    spawn("taskkill", ["/pid", String(pid), "/t", "/f"]);
+    return;
+  }
   try {
-    process.kill(-pid, "SIGKILL");
+    process.kill(-pid, "SIGKILL"); // a negative number means the whole group
   } catch {
     // Nobody is left in the group.
   }
@@ -1032,7 +1103,7 @@ const GUARD = new ContextGuard(CONTEXT_TOKENS);
 MIDDLEWARE.push((conversation, options, next) => GUARD.run(conversation, options, next));
 
 TOOLS.push(
-  tool("list_directory", "List a folder of the workspace.", { path: file }, ["path"]),
+  tool("list_directory", "List a folder of the workspace.", { path: PATH }, ["path"]),
   tool("get_current_time", "Get the date, the time and the time zone.", {}),
 );
 
