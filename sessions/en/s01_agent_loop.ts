@@ -120,8 +120,8 @@ const STOP_NOTES: Record<string, string> = {
 };
 const stopNote = (message: Message) => STOP_NOTES[message.stop_reason ?? ""] ?? "";
 
-/** A turn starts where a person says something, which is always text. */
-const startsTurn = ({ role, content }: Entry) => role === "user" && content[0]?.type === "text";
+/** A turn starts where a person says something. Results of tools have the role "user", too. */
+const startsTurn = (m: Entry) => m.role === "user" && m.content[0]?.type !== "tool_result";
 /** What was refused once would be refused again, so the whole turn that led to it is left out. */
 const withoutLastTurn = (request: Entry[]) => request.slice(0, request.findLastIndex(startsTurn));
 

@@ -126,8 +126,8 @@ const STOP_NOTES: Record<string, string> = {
 };
 const stopNote = (message: Message) => STOP_NOTES[message.stop_reason ?? ""] ?? "";
 
-/** A turn starts where a person says something, which is always text. */
-const startsTurn = ({ role, content }: Entry) => role === "user" && content[0]?.type === "text";
+/** A turn starts where a person says something. Results of tools have the role "user", too. */
+const startsTurn = (m: Entry) => m.role === "user" && m.content[0]?.type !== "tool_result";
 /** What was refused once would be refused again, so the whole turn that led to it is left out. */
 const withoutLastTurn = (request: Entry[]) => request.slice(0, request.findLastIndex(startsTurn));
 
@@ -489,9 +489,9 @@ const SAFE_ENV =
   "PATH HOME USER LANG TERM TZ TMPDIR TEMP TMP SystemRoot ComSpec PATHEXT USERPROFILE APPDATA";
 const WINDOWS = process.platform === "win32";
 
-/** Runs a command for at most `seconds`, and gives its output. Throws if it fails or is stopped. */
-async function bash(command: string, seconds: number, signal?: AbortSignal): Promise<string> {
-  const child = startShell(command);
+/** Runs a script for at most `seconds`, and gives its output. Throws if it fails or is stopped. */
+async function bash(script: string, seconds: number, signal?: AbortSignal): Promise<string> {
+  const child = startShell(script);
   const output = new CommandOutput();
   child.stdout.setEncoding("utf8").on("data", (piece) => output.add(piece));
   child.stderr.setEncoding("utf8").on("data", (piece) => output.add(piece));
@@ -517,13 +517,13 @@ async function bash(command: string, seconds: number, signal?: AbortSignal): Pro
   }
 }
 
-/** Starts a command in the workspace. When it exits, what it left in the background is ended. */
-function startShell(command: string) {
-  const env = Object.fromEntries(SAFE_ENV.split(" ").map((name) => [name, process.env[name]]));
-  const child = spawn(command, {
+/** Starts a script in the workspace. When it exits, what it left in the background is ended. */
+function startShell(script: string) {
+  const names = SAFE_ENV.split(" ");
+  const child = spawn(script, {
     shell: WINDOWS || "bash",
     cwd: WORKSPACE,
-    env,
+    env: Object.fromEntries(names.map((name) => [name, process.env[name]])),
     detached: !WINDOWS, // a process group of its own, which can be killed as one
     stdio: ["ignore", "pipe", "pipe"],
     windowsHide: true,
@@ -532,7 +532,7 @@ function startShell(command: string) {
   return child;
 }
 
-/** What a command prints. Only both ends will be shown, so the middle of a flood is not kept. */
+/** What a script prints. Only both ends will be shown, so the middle of a flood is not kept. */
 class CommandOutput {
   #kept = "";
   #total = 0; // characters
@@ -545,7 +545,7 @@ class CommandOutput {
   }
 
   toString(): string {
-    // There must be room for the line that says why the command failed.
+    // There must be room for the line that says why the script failed.
     return keepEnds(this.#kept, OUTPUT_LIMIT - 200, this.#total);
   }
 }

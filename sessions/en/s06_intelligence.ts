@@ -59,10 +59,11 @@ const MODEL = process.env.MODEL_ID || "claude-sonnet-5-5";
 const WORKSPACE = process.env.CLAW0_WORKSPACE || path.join(import.meta.dirname, "../../workspace");
 const STATE = path.join(WORKSPACE, ".state"); // what the program keeps for itself
 const CONTEXT_TOKENS = Number(process.env.CONTEXT_TOKENS || 180_000);
-type Setting = (name: string) => string; // "" for what is not set
+/** Looks up a setting. Gives "" for one that is not set. */
+type Setting = (name: string) => string;
 const env: Setting = (name) => process.env[name] ?? "";
 
-/** A whole number from 0 to `max` among the settings. Throws, naming the setting and its range. */
+/** A setting that is a whole number from 0 to `max`. Throws, naming the setting and its range. */
 function wholeNumber(name: string, otherwise: number, max: number): number {
   const value = Number(env(name) || otherwise);
   if (Number.isInteger(value) && value >= 0 && value <= max) return value;
@@ -183,8 +184,8 @@ const STOP_NOTES: Record<string, string> = {
 };
 const stopNote = (message: Message) => STOP_NOTES[message.stop_reason ?? ""] ?? "";
 
-/** A turn starts where a person says something, which is always text. */
-const startsTurn = ({ role, content }: Entry) => role === "user" && content[0]?.type === "text";
+/** A turn starts where a person says something. Results of tools have the role "user", too. */
+const startsTurn = (m: Entry) => m.role === "user" && m.content[0]?.type !== "tool_result";
 /** What was refused once would be refused again, so the whole turn that led to it is left out. */
 const withoutLastTurn = (request: Entry[]) => request.slice(0, request.findLastIndex(startsTurn));
 
@@ -552,9 +553,9 @@ const SAFE_ENV =
   "PATH HOME USER LANG TERM TZ TMPDIR TEMP TMP SystemRoot ComSpec PATHEXT USERPROFILE APPDATA";
 const WINDOWS = process.platform === "win32";
 
-/** Runs a command for at most `seconds`, and gives its output. Throws if it fails or is stopped. */
-async function bash(command: string, seconds: number, signal?: AbortSignal): Promise<string> {
-  const child = startShell(command);
+/** Runs a script for at most `seconds`, and gives its output. Throws if it fails or is stopped. */
+async function bash(script: string, seconds: number, signal?: AbortSignal): Promise<string> {
+  const child = startShell(script);
   const output = new CommandOutput();
   child.stdout.setEncoding("utf8").on("data", (piece) => output.add(piece));
   child.stderr.setEncoding("utf8").on("data", (piece) => output.add(piece));
@@ -580,13 +581,13 @@ async function bash(command: string, seconds: number, signal?: AbortSignal): Pro
   }
 }
 
-/** Starts a command in the workspace. When it exits, what it left in the background is ended. */
-function startShell(command: string) {
-  const env = Object.fromEntries(SAFE_ENV.split(" ").map((name) => [name, process.env[name]]));
-  const child = spawn(command, {
+/** Starts a script in the workspace. When it exits, what it left in the background is ended. */
+function startShell(script: string) {
+  const names = SAFE_ENV.split(" ");
+  const child = spawn(script, {
     shell: WINDOWS || "bash",
     cwd: WORKSPACE,
-    env,
+    env: Object.fromEntries(names.map((name) => [name, process.env[name]])),
     detached: !WINDOWS, // a process group of its own, which can be killed as one
     stdio: ["ignore", "pipe", "pipe"],
     windowsHide: true,
@@ -595,7 +596,7 @@ function startShell(command: string) {
   return child;
 }
 
-/** What a command prints. Only both ends will be shown, so the middle of a flood is not kept. */
+/** What a script prints. Only both ends will be shown, so the middle of a flood is not kept. */
 class CommandOutput {
   #kept = "";
   #total = 0; // characters
@@ -608,7 +609,7 @@ class CommandOutput {
   }
 
   toString(): string {
-    // There must be room for the line that says why the command failed.
+    // There must be room for the line that says why the script failed.
     return keepEnds(this.#kept, OUTPUT_LIMIT - 200, this.#total);
   }
 }
@@ -640,9 +641,9 @@ export interface TurnOptions {
 }
 
 /**
- * A layer of middleware stands round every turn. `next` runs all that is further in. A layer may do
- * something before and after `next`, change the options, catch an error, or call `next` again: what
- * was already said and done is stored, so the turn goes on from there and no tool runs twice.
+ * Middleware, as in Koa or Hono: a layer round every turn. `next` runs everything further in. A
+ * layer may change the options, catch what `next` throws, or call it again. Since all that was said
+ * and done is stored, the turn then goes on from there, and no tool runs twice.
  */
 export type Middleware = (
   conversation: Conversation,
@@ -660,7 +661,7 @@ function runMiddleware(
   innermost: (conversation: Conversation, options: TurnOptions) => Promise<void> = continueTurn,
 ): Promise<void> {
   let run = (given: TurnOptions) => innermost(conversation, given);
-  // It is built from the inside out, because each layer needs the one inside it as its `next`.
+  // From the inside out, because each layer needs the one inside it as its `next`.
   for (const layer of MIDDLEWARE.toReversed()) {
     const next = run;
     run = (given) => layer(conversation, given, next);
@@ -668,8 +669,47 @@ function runMiddleware(
   return run(options);
 }
 
-// A session file, line by line. Nothing in it is ever changed or taken out: what makes the
-// history shorter is one more line, which says what to leave out when the file is replayed.
+// Helpers: hashes, JSON, and files that a crash leaves whole.
+
+const sha256 = (data: string) => crypto.createHash("sha256").update(data);
+
+/** The object in `json`. Undefined if it is no JSON, or another value, such as `null` or a list. */
+function parseObject(json: string): object | undefined {
+  try {
+    const value: unknown = JSON.parse(json);
+    if (typeof value !== "object" || value === null || Array.isArray(value)) return undefined;
+    return value;
+  } catch {
+    return undefined;
+  }
+}
+
+/**
+ * Writes a small file so that a crash leaves the old one or the new one, never half of it. When
+ * it returns, file and name are on the disk, and survive a power cut, too.
+ */
+function replaceFile(file: string, content: string): void {
+  // Flushed first, because the new name must never stand for content that is not on the disk yet.
+  fs.writeFileSync(`${file}.tmp`, content, { flush: true });
+  fs.renameSync(`${file}.tmp`, file);
+  if (WINDOWS) return; // where a folder can't be flushed
+  const folder = fs.openSync(path.dirname(file), "r");
+  fs.fsyncSync(folder);
+  fs.closeSync(folder);
+}
+
+/**
+ * Quarantine: a file that can't be used is renamed and reported, so that it neither stops the
+ * program nor gets lost. Because a part of the name is random, no older file is overwritten.
+ */
+function quarantine(file: string, why: string): void {
+  const name = `${file}.${crypto.randomUUID().slice(0, 8)}.quarantined`;
+  fs.renameSync(file, name);
+  warn(`${file} is quarantined (renamed to ${path.basename(name)}): ${why}`);
+}
+
+// A session file is an append-only log: lines are added at its end, and none is ever changed or
+// removed. What makes the history shorter is one more line, which says what to leave out at replay.
 //
 //   1  {"v":1,"id":"668cefd2","key":"agent:luna:cli:direct:owner","label":"","at":…}
 //   2  {"at":…,"message":{"role":"user",…}}
@@ -678,9 +718,11 @@ function runMiddleware(
 //   5  {"at":…,"message":{"role":"user",…}}
 //   6  {"at":…,"compaction":{"summary":"Ada …","keepFrom":5}}       step 2: lines 2 to 4 go
 
-/** One line of a session file, whichever it is. */
+/** One line. The first has key and label; each other one has a message, a compaction, or ids. */
 interface LogRecord {
   at?: string;
+  key?: string;
+  label?: string;
   message?: Message;
   inboxId?: string;
   compaction?: { summary: string; keepFrom: number };
@@ -688,64 +730,58 @@ interface LogRecord {
 }
 
 /**
- * A file of JSON lines that is only ever appended to. A line that can't be read, torn by a
- * crash perhaps, stays where it is, is named by its number, and hides no other.
+ * An append-only log in JSON Lines: one record a line, added at the end. Nothing that is in the
+ * file is written again, so a crash can damage at most the line that is being added.
  */
 class JsonlFile {
   readonly file: string;
-  lines = 0;
-  #torn = false;
+  lines = 0; // how many it has
+  #isTorn = false; // whether the last line lacks its end
 
   constructor(file: string) {
     this.file = file;
   }
 
-  /** Every readable line, with its number. */
+  /** Every readable line, with its number. The others stay in the file, and are reported. */
   read(): { line: number; record: object }[] {
     if (!fs.existsSync(this.file)) return [];
     const lines = fs.readFileSync(this.file, "utf8").split("\n");
-    this.#torn = lines.at(-1) !== "";
-    if (!this.#torn) lines.pop();
+    // Behind the last line end there is nothing, unless a crash has torn the last line.
+    this.#isTorn = lines.at(-1) !== "";
+    if (!this.#isTorn) lines.pop();
     this.lines = lines.length;
-    return lines.flatMap((content, index) => {
-      const record = parseObject(content);
-      if (record) return [{ line: index + 1, record }];
-      warn(`${this.file}, line ${index + 1}: not readable, skipped. It stays in the file.`);
-      return [];
-    });
+    const records: { line: number; record: object }[] = [];
+    for (const [index, json] of lines.entries()) {
+      const line = index + 1;
+      const record = parseObject(json);
+      if (record) records.push({ line, record });
+      else warn(`${this.file}, line ${line}: not readable, skipped. It stays in the file.`);
+    }
+    return records;
   }
 
-  /** Adds the time. On disk when it returns, by the number of its line. */
+  /** Adds a record with the time, and gives the number of its line. */
   append(record: object): number {
     const json = JSON.stringify({ at: new Date().toISOString(), ...record });
-    // The rest of a torn line would swallow this one, unless a new line begins first.
-    const line = `${this.#torn ? "\n" : ""}${json}\n`;
-    this.#torn = true; // if this fails, it leaves half a line or a blank one, which counts too
-    this.lines++;
-    fs.appendFileSync(this.file, line);
-    this.#torn = false;
+    // Behind a torn line the record would be unreadable, too, so a line end comes first.
+    const lineEnd = this.#isTorn ? "\n" : "";
+    // If appending fails, half of the line may be in the file, which then counts as a line.
+    this.#isTorn = true;
+    this.lines += 1;
+    fs.appendFileSync(this.file, `${lineEnd}${json}\n`);
+    this.#isTorn = false;
     return this.lines;
   }
 }
 
-/** The object in `json`, or undefined: also for what parses and is no object, like `null`. */
-function parseObject(json: string): object | undefined {
-  try {
-    const value: unknown = JSON.parse(json);
-    return typeof value === "object" && !Array.isArray(value) ? (value ?? undefined) : undefined;
-  } catch {
-    return undefined;
-  }
-}
-
-/** A conversation on disk: the same list, and behind it a file with all that it ever was. */
+/** A conversation on disk. Its file has all that was ever said, and the list what replay gives. */
 export class Session extends Conversation {
   readonly id: string;
   header = { key: "", label: "", at: "" };
-  summary = ""; // of what compaction took out of the list
-  rewritten = 0; // so many messages from the start the API's figures no longer describe
+  summary = ""; // of the messages that compaction took out of the list
+  rewritten = 0; // how many messages at the start have changed since the API counted their tokens
   #log: JsonlFile;
-  #lines = new Map<Message, number>();
+  #lineOf = new Map<Message, number>(); // where each message is in the file
   #inboxIds = new Set<string>();
 
   /** Replays the file. */
@@ -757,16 +793,17 @@ export class Session extends Conversation {
   }
 
   #replay(record: LogRecord, line: number): void {
-    if (line === 1) Object.assign(this.header, record);
+    const { key = "", label = "", at = "" } = record;
+    if (line === 1) this.header = { key, label, at };
     if (Array.isArray(record.message?.content)) this.#add(record.message, line);
     if (record.inboxId) this.#inboxIds.add(record.inboxId);
     if (record.compaction) this.#compact(record.compaction.summary, record.compaction.keepFrom);
     if (record.shorten) this.#shorten(new Set(record.shorten.toolUseIds));
   }
 
-  /** On disk before it is in the list: what the model is told has always been kept. */
+  /** Writes the message to disk before it is in the list, so what the model was told is stored. */
   override append(message: Message, about: { inboxId?: string } = {}): void {
-    // After a crash the inbox brings it again. It is here, and so may be half of its answer.
+    // Appending is idempotent: after a crash the inbox brings a message again that is here already.
     if (about.inboxId && this.#inboxIds.has(about.inboxId)) return;
     this.#add(message, this.#log.append({ message, ...about }));
     if (about.inboxId) this.#inboxIds.add(about.inboxId);
@@ -774,32 +811,33 @@ export class Session extends Conversation {
 
   #add(message: Message, line: number): void {
     super.append(message);
-    this.#lines.set(message, line);
+    this.#lineOf.set(message, line);
   }
 
-  /** From now on the history is the summary, and what follows from `kept` on. */
+  /** Compaction: from now on the history is the summary, and the messages from `kept` on. */
   compact(summary: string, kept: Message | undefined): void {
-    const keepFrom = (kept && this.#lines.get(kept)) ?? this.#log.lines + 1;
+    const line = kept === undefined ? undefined : this.#lineOf.get(kept);
+    const keepFrom = line ?? this.#log.lines + 1; // without a line nothing is kept
     this.#log.append({ compaction: { summary, keepFrom } });
     this.#compact(summary, keepFrom);
   }
 
   #compact(summary: string, keepFrom: number): void {
-    const kept = this.messages.filter((message) => (this.#lines.get(message) ?? 0) >= keepFrom);
+    const kept = this.messages.filter((message) => (this.#lineOf.get(message) ?? 0) >= keepFrom);
     const told = `Summary of our conversation so far:\n${summary}`;
     const noted = [{ type: "text", text: "I have read the summary.", citations: null }];
     this.summary = summary;
     this.messages = [
       { role: "user", content: [{ type: "text", text: told }] },
-      // A reply of our own, as after Ctrl+C. It keeps the summary apart from the next turn: if
-      // that is refused, it goes, and the summary stays.
+      // Without a reply between them, the summary and the next question would become one message,
+      // and if the model refused the question, both would be left out.
       { role: "assistant", content: noted, stop_reason: null } as Anthropic.Message,
       ...kept,
     ];
     this.rewritten = this.messages.length;
   }
 
-  /** From now on the results of these calls are only their two ends. */
+  /** From now on only both ends are left of the results of these calls. */
   shorten(toolUseIds: string[]): void {
     this.#log.append({ shorten: { toolUseIds } });
     this.#shorten(new Set(toolUseIds));
@@ -807,22 +845,20 @@ export class Session extends Conversation {
 
   #shorten(ids: Set<string>): void {
     for (const block of this.messages.flatMap(resultsIn)) {
-      // In place, so that the message keeps its line number.
+      // It is changed in place, because #lineOf knows the message only as this object.
       if (ids.has(block.tool_use_id)) block.content = shortened(block);
     }
     this.rewritten = this.messages.length;
   }
 }
 
-const sha256 = (data: string) => crypto.createHash("sha256").update(data);
-
-// A key says who talks to whom; a session is one conversation of theirs. There is no list of all
-// sessions in a file of its own: the folders are the list, so nothing can fall out of step with it.
+// A key says who talks to whom, and a session is one of their conversations. No file lists all
+// sessions, because it could come to disagree with the folders. The folders are the list.
 
 /** All sessions, in `dir`: a folder for each key, and in it a file for each session. */
 export class SessionStore {
   #dir: string;
-  #open = new Map<string, Session>();
+  #loaded = new Map<string, Session>(); // the current session of each key that was used
 
   constructor(dir: string) {
     this.#dir = dir;
@@ -830,9 +866,9 @@ export class SessionStore {
 
   /** The session that this key is in; a new one, if it has none yet. */
   current(key: string): Session {
-    const open = this.#open.get(key) ?? this.#stored(key) ?? this.create(key);
-    this.#open.set(key, open);
-    return open;
+    const session = this.#loaded.get(key) ?? this.#stored(key) ?? this.create(key);
+    this.#loaded.set(key, session);
+    return session;
   }
 
   /** Begins a new session for this key, and makes it the current one. */
@@ -841,15 +877,15 @@ export class SessionStore {
     const header = { v: 1, id, key, label, at: new Date().toISOString() };
     fs.mkdirSync(this.#folder(key), { recursive: true });
     fs.writeFileSync(this.#file(key, id), `${JSON.stringify(header)}\n`, { flag: "wx" });
-    return this.#enter(key, new Session(this.#file(key, id)));
+    return this.#makeCurrent(key, new Session(this.#file(key, id)));
   }
 
   /** The sessions of this key, the newest last. */
   list(key: string): Session[] {
-    return this.#in(this.#folder(key));
+    return this.#sessionsIn(this.#folder(key));
   }
 
-  #in(folder: string): Session[] {
+  #sessionsIn(folder: string): Session[] {
     if (!fs.statSync(folder, { throwIfNoEntry: false })?.isDirectory()) return [];
     const files = fs.readdirSync(folder).filter((name) => name.endsWith(".jsonl"));
     const sessions = files.map((name) => new Session(path.join(folder, name)));
@@ -859,36 +895,39 @@ export class SessionStore {
   /** Every session of every key. */
   all(): Session[] {
     const folders = fs.existsSync(this.#dir) ? fs.readdirSync(this.#dir) : [];
-    return folders.flatMap((name) => this.#in(path.join(this.#dir, name)));
+    return folders.flatMap((name) => this.#sessionsIn(path.join(this.#dir, name)));
   }
 
   /** Goes back to the session whose id begins with `prefix`. Throws unless there is exactly one. */
   switch(key: string, prefix: string): Session {
-    const found = this.list(key).filter(({ id }) => prefix && id.startsWith(prefix));
-    if (found.length === 1 && found[0]) return this.#enter(key, found[0]);
+    const found = prefix === "" ? [] : this.list(key).filter(({ id }) => id.startsWith(prefix));
+    const [session] = found;
+    if (session && found.length === 1) return this.#makeCurrent(key, session);
     throw new Error(`${found.length} sessions begin with "${prefix}"; /list shows them`);
   }
 
-  #enter(key: string, session: Session): Session {
+  #makeCurrent(key: string, session: Session): Session {
     replaceFile(path.join(this.#folder(key), "current"), session.id);
-    this.#open.set(key, session);
+    this.#loaded.set(key, session);
     return session;
   }
 
-  /** What the file "current" names. If that makes no sense, the newest session: nothing is lost. */
+  /** The session that the file "current" names; the newest one, if it names none. */
   #stored(key: string): Session | undefined {
     const pointer = path.join(this.#folder(key), "current");
     if (!fs.existsSync(pointer)) return this.list(key).at(-1);
     const id = fs.readFileSync(pointer, "utf8");
-    if (/^[\w-]+$/.test(id) && fs.existsSync(this.#file(key, id)))
-      return new Session(this.#file(key, id));
+    // The id becomes part of a path, so it may hold no "/", for example.
+    const isSession = /^[\w-]+$/.test(id) && fs.existsSync(this.#file(key, id));
+    if (isSession) return new Session(this.#file(key, id));
     quarantine(pointer, t("it names no session. The newest one is used instead."));
     return this.list(key).at(-1);
   }
 
   #folder(key: string): string {
+    // Windows allows no "*" in a name, but encodeURIComponent leaves it as it is.
     const name = encodeURIComponent(key.toLowerCase()).replaceAll("*", "%2A");
-    if (name.length <= 200) return path.join(this.#dir, name); // file systems stop at 255
+    if (name.length <= 200) return path.join(this.#dir, name); // most file systems allow 255
     return path.join(this.#dir, sha256(name).digest("hex"));
   }
 
@@ -898,106 +937,93 @@ export class SessionStore {
 }
 
 /**
- * Writes a small file so that a crash leaves the old one or the new one, never half of it. When
- * it returns, it is on the disk and not in the system's memory: it survives a power cut too.
+ * Locks `dir` until this process exits, because the lines of two processes that append to one
+ * session would get mixed up. Throws if another process has the lock.
  */
-function replaceFile(file: string, content: string): void {
-  fs.writeFileSync(`${file}.tmp`, content, { flush: true }); // on the disk before it has the name
-  fs.renameSync(`${file}.tmp`, file);
-  if (WINDOWS) return; // where a folder can't be flushed
-  const folder = fs.openSync(path.dirname(file), "r");
-  fs.fsyncSync(folder);
-  fs.closeSync(folder);
-}
-
-/**
- * Quarantine: what cannot be used is renamed and reported, so that it neither stops the program
- * nor gets lost. The random part of the name makes sure that no older file is overwritten.
- */
-function quarantine(file: string, why: string): void {
-  const name = `${file}.${crypto.randomUUID().slice(0, 8)}.quarantined`;
-  fs.renameSync(file, name);
-  warn(`${file} is quarantined (renamed to ${path.basename(name)}): ${why}`);
-}
-
-/** Two programs that append to one session would tear it. Throws if another one has `dir`. */
 export function lockFolder(dir: string): void {
   const file = path.join(dir, "lock");
-  fs.mkdirSync(dir, { recursive: true, mode: 0o700 }); // what people said is nobody else's
-  if (fs.existsSync(file)) {
-    const before = fs.readFileSync(file, "utf8");
-    const pid = Number.parseInt(before, 10);
-    const who = `process ${pid} is using ${path.dirname(dir)}`;
-    if (isAlive(pid)) throw new Error(`${who}: stop it, set CLAW0_WORKSPACE, or delete ${file}`);
-    // Two starters may find the same dead lock, and the other may have put its own there since.
-    // So: take it away, which only one of them can, look at it again, and give back a live one.
-    const taken = `${file}.${process.pid}`;
-    fs.renameSync(file, taken);
-    if (fs.readFileSync(taken, "utf8") !== before) fs.renameSync(taken, file);
-    fs.rmSync(taken, { force: true });
-  }
-  // wx: fails if it exists, so of two that come this far at once, one goes home.
+  fs.mkdirSync(dir, { recursive: true, mode: 0o700 }); // only this user may read what people said
+  if (fs.existsSync(file)) removeStaleLock(file, path.dirname(dir));
+  // "wx" fails if the file exists, so of two processes that come this far only one gets the lock.
   fs.writeFileSync(file, `${process.pid} ${crypto.randomUUID()}`, { flag: "wx" });
-  process.on("exit", () => fs.rmSync(file, { force: true })); // SIGKILL leaves it: see above
+  process.on("exit", () => fs.rmSync(file, { force: true }));
+}
+
+/** Removes the lock that a killed process left behind. Throws if its process is alive. */
+function removeStaleLock(file: string, workspace: string): void {
+  const before = fs.readFileSync(file, "utf8");
+  const pid = Number.parseInt(before, 10);
+  const who = `process ${pid} is using ${workspace}`;
+  if (isAlive(pid)) throw new Error(`${who}: stop it, set CLAW0_WORKSPACE, or delete ${file}`);
+  // Another process may have found the same stale lock, and may have put its own there since. Only
+  // one of them can rename a file, so we rename it, look at it again, and give back a new one.
+  const taken = `${file}.${process.pid}`;
+  fs.renameSync(file, taken);
+  if (fs.readFileSync(taken, "utf8") !== before) fs.renameSync(taken, file);
+  fs.rmSync(taken, { force: true });
 }
 
 function isAlive(pid: number): boolean {
-  // Our own number, left by a life before this one: in a container they are the same.
-  if (!(pid > 0) || pid === process.pid) return false;
+  if (!(pid > 0)) return false; // the file does not begin with a number
+  // In a container each start can have the same pid, so our own is that of an earlier start.
+  if (pid === process.pid) return false;
   try {
-    return process.kill(pid, 0); // signal 0 only asks
+    return process.kill(pid, 0); // signal 0 is not delivered; it only tests the process
   } catch (error) {
-    return (error as NodeJS.ErrnoException).code === "EPERM"; // alive, but somebody else's
+    // EPERM means that the process is alive but belongs to another user.
+    return (error as NodeJS.ErrnoException).code === "EPERM";
   }
 }
 
-/** Tokens of a text, roughly: four characters to a token, but one for Chinese, Japanese, Korean. */
-export function estimateTokens(words: string): number {
-  const wide = words.match(/[\p{sc=Han}\p{sc=Hiragana}\p{sc=Katakana}\p{sc=Hangul}]/gu) ?? [];
-  return wide.length + Math.ceil((words.length - wide.length) / 4);
+/** About how many tokens a text has: one for four characters, but in CJK scripts one for each. */
+export function estimateTokens(text: string): number {
+  const cjk = text.match(/[\p{sc=Han}\p{sc=Hiragana}\p{sc=Katakana}\p{sc=Hangul}]/gu) ?? [];
+  return cjk.length + Math.ceil((text.length - cjk.length) / 4);
 }
 
 const tokensOf = (messages: Message[]) =>
   estimateTokens(JSON.stringify(messages.map(({ content }) => content)));
 
-// What to do when a conversation grows too long. Tool results are the cheapest thing to lose:
-// the model can read the file again. Turns are dearer, so they are summarised and not dropped.
-// All of it happens to the history in memory; on disk there are only more lines.
+// When a conversation grows too long for the context window, big tool results are shortened first,
+// because the model can read a file again. Turns can't be had again, so they are summarised. Both
+// change only the history in memory; on disk they are one more line.
 
-const BIG_RESULT = 2_000; // characters; a shortened result keeps half as many
-const FULL = 0.85; // of the window: the reply needs room too
-const KEPT = 0.3; // of what there was, verbatim after a compaction
+const BIG_RESULT = 2_000; // characters; half as many are left of a result that is shortened
+const FULL = 0.85; // the share of the window that may be used, because the reply needs room, too
+const KEPT = 0.3; // the share of the conversation that a compaction leaves as it is
 
-// The names and ids matter most: with "the file" for "src/a.ts", the model has to ask again.
+// Names and ids matter most: if "src/a.ts" became "the file", the model would have to ask again.
 const SUMMARISE =
   "Summarise this conversation for the assistant who will go on with it. Keep names, numbers, " +
   "paths and ids exactly, what was decided, what failed, and what the user still waits for. " +
   "Facts only, at most 400 words.";
 
+/** Both ends of a result. */
 const shortened = ({ content }: Anthropic.ToolResultBlockParam) =>
   keepEnds(String(content), BIG_RESULT / 2).toWellFormed();
 
-/** The API has no error type for this. It is the one error that we tell by its words. */
+/** Whether the request was too long. The API has no error type for it, so we look at the words. */
 export function isOverflow(error: unknown): boolean {
   return error instanceof Anthropic.BadRequestError && /prompt is too long/i.test(error.message);
 }
 
-/** Layer 2 of the onion: keeps the conversation inside the context window. */
+/** Middleware that keeps a conversation inside the context window. */
 export class ContextGuard {
-  readonly limit: number; // tokens
+  readonly limit: number; // in tokens
 
   constructor(limit: number) {
     this.limit = limit;
   }
 
-  /** Tokens of the next request: the API's own figure, and an estimate of what came after it. */
+  /** Tokens of the next request: the API's last count, and an estimate of what came after it. */
   size(conversation: Conversation): number {
     const { messages } = conversation;
-    // After a compaction the old figures would still say "too long", and it would never end.
-    const old = conversation instanceof Session ? conversation.rewritten : 0;
-    const at = messages.findLastIndex((m, i) => i >= old && m.role !== "user" && m.stop_reason);
-    const last = messages[at];
-    const tail = tokensOf(messages.slice(at + 1));
+    // A count from before a compaction is too high, and would bring one compaction after another.
+    const start = conversation instanceof Session ? conversation.rewritten : 0;
+    // A reply that was interrupted has no stop reason, and no count either.
+    const counted = messages.findLastIndex((m, index) => index >= start && m.stop_reason);
+    const last = messages[counted];
+    const tail = tokensOf(messages.slice(counted + 1));
     if (last?.role !== "assistant")
       return tail + estimateTokens(JSON.stringify([buildSystemPrompt({}), TOOLS]));
     const { usage } = last;
@@ -1005,7 +1031,7 @@ export class ContextGuard {
     return usage.input_tokens + cached + usage.output_tokens + tail;
   }
 
-  /** Runs `next`; shortens the conversation if it is too long for it, in three steps at most. */
+  /** Runs `next`, and shortens the conversation when it is too long, in at most three steps. */
   async run(
     conversation: Conversation,
     options: TurnOptions,
@@ -1016,26 +1042,23 @@ export class ContextGuard {
       () => this.summarise(conversation, options, KEPT),
       () => this.summarise(conversation, options, 0),
     ];
-    const shrink = async () => {
-      for (let step = steps.shift(); step; step = steps.shift()) if (await step()) return true;
-      return false;
-    };
-    // Before the call by our own count, which costs nothing; after it by what the API says.
-    // After a restart there may be no call to make: then what is to be said is all there.
+    // Our own count saves a request that would be too long. It matters only if a reply is due:
+    // /compact, for example, makes room itself.
     const isFull = this.size(conversation) > this.limit * FULL;
-    if (isFull && needsReply(conversation.messages.at(-1))) await shrink();
-    for (;;) {
+    if (isFull && needsReply(conversation.messages.at(-1))) await takeStep(steps);
+    while (true) {
       try {
         return await next(options);
       } catch (error) {
         if (!isOverflow(error)) throw error;
-        if (await shrink()) continue;
-        throw new Error("too long for the model, even shortened; /new begins a new session");
+        const isShorter = await takeStep(steps);
+        if (!isShorter)
+          throw new Error("too long for the model, even shortened; /new begins a new session");
       }
     }
   }
 
-  /** Step 1: cuts big tool results. False if there are none. */
+  /** Step 1: shortens big tool results. False if there are none. */
   shortenResults(conversation: Conversation): boolean {
     const results = conversation.messages.flatMap(resultsIn);
     const big = results.filter(({ content }) => String(content).length > BIG_RESULT);
@@ -1045,44 +1068,69 @@ export class ContextGuard {
     return true;
   }
 
-  /** Step 2 and 3: a summary takes the place of the older turns. False if there are none. */
+  /**
+   * Steps 2 and 3: puts a summary in the place of the older turns. `keep` is the share of the
+   * conversation that is left as it is. False if there are no older turns.
+   */
   async summarise(conversation: Conversation, options: TurnOptions, keep: number) {
     if (!(conversation instanceof Session)) return false;
     const { messages } = conversation;
-    // If the API said "too long" below our limit, then our limit is wrong: go by what there is.
+    // If the API says "too long" below our limit, the limit is wrong, so the size is what counts.
     const budget = Math.min(this.limit, this.size(conversation));
     const cut = cutPoint(messages, budget * keep);
     const old = messages.slice(conversation.summary ? 2 : 0, cut);
     if (old.length === 0) return false;
-    const words = old.map((message) => `${message.role}: ${wordsIn(message)}`).join("\n");
-    conversation.compact(await askSummary(conversation, words, budget, options), messages[cut]);
+    const text = old.map((message) => `${message.role}: ${wordsIn(message)}`).join("\n");
+    const summary = await askSummary(conversation, text, budget, options);
+    conversation.compact(summary, messages[cut]);
     info(`  (to make room: ${old.length} messages summarised)`);
     return true;
   }
 }
 
-/** Asks for a summary of the newest text that fits; of half as much, if that was too much. */
-async function askSummary(session: Session, old: string, tokens: number, options: TurnOptions) {
-  // The text to be summarised was too long for one request, so not all of it can be shown.
-  for (let fit = tokens; ; fit /= 2) {
-    const newest = old.slice(-Math.ceil((old.length * fit) / estimateTokens(old))).toWellFormed();
-    const content = `Summary so far: ${session.summary || "none"}\n\nSince then:\n${newest}`;
-    const messages = [{ role: "user" as const, content }];
-    const request = { model: MODEL, max_tokens: 2048, system: SUMMARISE, messages };
+/** Takes steps until one makes the conversation shorter. False if none does. */
+async function takeStep(steps: (() => boolean | Promise<boolean>)[]): Promise<boolean> {
+  while (steps.length > 0) {
+    const step = steps.shift();
+    if (await step?.()) return true;
+  }
+  return false;
+}
+
+/** Asks for a summary of as much of the text as the model can read. */
+async function askSummary(session: Session, text: string, tokens: number, options: TurnOptions) {
+  let budget = tokens;
+  while (true) {
     try {
-      const reply = await callModel(request, { ...options, onText: undefined });
-      options.signal?.throwIfAborted(); // then the reply is half a summary, and worse than none
-      if (reply.stop_reason !== "refusal" && wordsIn(reply).trim()) return wordsIn(reply);
-      throw new Error("the model gave no summary; /new begins a new session");
+      return await requestSummary(session, newestThatFits(text, budget), options);
     } catch (error) {
-      if (!isOverflow(error) || fit < 100) throw error;
+      if (!isOverflow(error) || budget < 100) throw error;
+      budget /= 2; // our estimate was too low
     }
   }
 }
 
+/** The end of the text, about so many tokens long. */
+function newestThatFits(text: string, tokens: number): string {
+  const share = Math.min(1, tokens / estimateTokens(text));
+  return text.slice(-Math.ceil(text.length * share)).toWellFormed(); // the cut may halve a character
+}
+
+/** Asks the model for one summary. Throws if it gives none. */
+async function requestSummary(session: Session, text: string, options: TurnOptions) {
+  const content = `Summary so far: ${session.summary || "none"}\n\nSince then:\n${text}`;
+  const messages = [{ role: "user" as const, content }];
+  const request = { model: MODEL, max_tokens: 2048, system: SUMMARISE, messages };
+  const response = await callModel(request, { ...options, onText: undefined });
+  options.signal?.throwIfAborted(); // half a summary would be worse than none
+  const summary = wordsIn(response);
+  if (response.stop_reason !== "refusal" && summary.trim()) return summary;
+  throw new Error("the model gave no summary; /new begins a new session");
+}
+
 /**
  * Where the kept part begins: at the start of a turn, as early as `tokens` allow. Anywhere else
- * the cut could fall between a call and its result, and no request would be valid again.
+ * the cut could separate a call from its result, and no request would be valid again.
  */
 function cutPoint(messages: Message[], tokens: number): number {
   let cut = messages.length;
@@ -1092,16 +1140,18 @@ function cutPoint(messages: Message[], tokens: number): number {
     if (size > tokens) break;
     if (startsTurn(message)) cut = index;
   }
-  // A turn that is under way stays whole: without its question the answer makes no sense.
-  const underWay = needsReply(messages.at(-1)) ? messages.findLastIndex(startsTurn) : cut;
-  return Math.min(cut, underWay);
+  if (!needsReply(messages.at(-1))) return cut;
+  // The turn that is under way is kept whole: without the question no answer would make sense.
+  return Math.min(cut, messages.findLastIndex(startsTurn));
 }
 
+/** A message as text, with its tool calls and results in brackets. */
 function wordsIn({ content }: Message): string {
   const words = content.map((block) => {
     if (block.type === "text") return block.text;
     if (block.type === "tool_use") return `[${block.name} ${JSON.stringify(block.input)}]`;
-    return block.type === "tool_result" ? `[result: ${shortened(block)}]` : "";
+    if (block.type === "tool_result") return `[result: ${shortened(block)}]`;
+    return "";
   });
   return words.join("\n");
 }
@@ -1125,24 +1175,26 @@ Object.assign(HANDLERS, {
   get_current_time: () => new Date().toString(),
 } satisfies Record<string, Handler>);
 
-/** What a person types behind a slash. `run` gets the rest of the line, and gives lines to show. */
+/** A slash command. `run` gets what follows the name, and gives the text or lines to show. */
 export interface Command {
   help: string;
   run(args: string, app: App, options: TurnOptions): string | string[] | Promise<string>;
 }
 
+/** The slash commands, by name. To add a command, call `command` in the region of its section. */
 export const COMMANDS: Record<string, Command> = {};
 
 function command(name: string, help: string, run: Command["run"]): void {
   COMMANDS[name] = { help, run };
 }
 
-/** Runs "/name the rest". Gives what to show. */
+/** Runs a line such as "/switch 668c", and gives what to show. */
 async function runCommand(line: string, app: App, options: TurnOptions): Promise<string> {
   const [name = "", ...rest] = line.slice(1).split(" ");
   const found = Object.hasOwn(COMMANDS, name) ? COMMANDS[name] : undefined;
   if (!found) return t(`There is no command /${name}. /help lists them.`);
-  return [await found.run(rest.join(" ").trim(), app, options)].flat().join("\n");
+  const shown = await found.run(rest.join(" ").trim(), app, options);
+  return typeof shown === "string" ? shown : shown.join("\n");
 }
 
 command("help", "what you can type here", () =>
@@ -1156,9 +1208,9 @@ command("new", "[label]: begin a new session", (label, { store, key }) => {
 
 command("list", "the sessions of this conversation", (_args, { store, key }) => {
   const current = store.current(key).id;
-  const line = ({ id, messages, header: { at, label } }: Session) =>
+  const formatSession = ({ id, messages, header: { at, label } }: Session) =>
     `${id === current ? "*" : " "} ${id}  ${at}  ${messages.length}  ${label}`;
-  return store.list(key).map(line);
+  return store.list(key).map(formatSession);
 });
 
 command("switch", "<id>: go back to a session, by the beginning of its id", (id, app) => {
