@@ -140,11 +140,11 @@ export class Terminal {
   }
 }
 
-/** Passes on what is typed. Only Ctrl+C, which is "\x03", does not wait. */
+/** Passes on what is typed. Only Ctrl+C, which a terminal sends as "\x03", does not wait. */
 function forwardKeys(keys: PassThrough, interrupt: () => void): void {
   process.stdin.setEncoding("utf8").on("end", () => keys.end());
   process.stdin.on("data", (typed: string) => {
-    if (typed.includes("\x03")) return interrupt();
+    if (process.stdin.isTTY && typed.includes("\x03")) return interrupt();
     // Line by line, because readline finishes what it has been given before it pauses.
     for (const line of typed.match(/[^\r]*\r\n?|[^\r]+/g) ?? []) keys.write(line);
   });
