@@ -267,6 +267,7 @@ const textOf = (message: Message) =>
 /** Runs one turn. The person's words are stored first, so they stay if the model fails. */
 export async function runTurn(conversation: Conversation, input: string, options: TurnOptions) {
   const about = { inboxId: options.message?.id };
+  // What changes from turn to turn is in a block of its own, so that the prompt stays the same.
   const texts = [contextFor(conversation, input, options), input];
   const content = texts.map((text) => ({ type: "text" as const, text }));
   conversation.append({ role: "user", content }, about);

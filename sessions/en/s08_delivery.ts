@@ -269,6 +269,7 @@ const textOf = (message: Message) =>
 /** Runs one turn. The person's words are stored first, so they stay if the model fails. */
 export async function runTurn(conversation: Conversation, input: string, options: TurnOptions) {
   const about = { inboxId: options.message?.id };
+  // What changes from turn to turn is in a block of its own, so that the prompt stays the same.
   const texts = [contextFor(conversation, input, options), input];
   const content = texts.map((text) => ({ type: "text" as const, text }));
   conversation.append({ role: "user", content }, about);
@@ -929,6 +930,7 @@ export class SessionStore {
   /** Deletes the sessions of all keys that begin with `prefix`, but for the last `keep` keys. */
   prune(prefix: string, keep: number): void {
     const names = fs.existsSync(this.#dir) ? fs.readdirSync(this.#dir) : [];
+    // The keys end with a time, so the newest come last.
     const found = names.filter((name) => name.startsWith(encodeURIComponent(prefix))).sort();
     for (const name of found.slice(0, -keep)) {
       fs.rmSync(path.join(this.#dir, name), { recursive: true });

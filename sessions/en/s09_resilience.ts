@@ -218,6 +218,8 @@ export function buildRequest({ messages }: Conversation, options: TurnOptions) {
 /** One call. Gives the reply, or what had arrived of it when it was aborted. Throws API errors. */
 export async function callModel(request: Anthropic.MessageStreamParams, options: TurnOptions) {
   if (!options.signal?.aborted) throwSimulated();
+  // A minute without a byte aborts the stream, and each byte restarts the timer. The SDK tries
+  // nothing again, because ResilienceRunner decides about that.
   const timer = setTimeout(() => stream.abort(), IDLE_TIMEOUT);
   const watched = { maxRetries: 0, fetch: withIdleTimeout(() => timer.refresh()) };
   // The SDK reads ANTHROPIC_API_KEY and ANTHROPIC_BASE_URL from the environment.
@@ -273,6 +275,7 @@ const textOf = (message: Message) =>
 /** Runs one turn. The person's words are stored first, so they stay if the model fails. */
 export async function runTurn(conversation: Conversation, input: string, options: TurnOptions) {
   const about = { inboxId: options.message?.id };
+  // What changes from turn to turn is in a block of its own, so that the prompt stays the same.
   const texts = [contextFor(conversation, input, options), input];
   const content = texts.map((text) => ({ type: "text" as const, text }));
   conversation.append({ role: "user", content }, about);
@@ -933,6 +936,7 @@ export class SessionStore {
   /** Deletes the sessions of all keys that begin with `prefix`, but for the last `keep` keys. */
   prune(prefix: string, keep: number): void {
     const names = fs.existsSync(this.#dir) ? fs.readdirSync(this.#dir) : [];
+    // The keys end with a time, so the newest come last.
     const found = names.filter((name) => name.startsWith(encodeURIComponent(prefix))).sort();
     for (const name of found.slice(0, -keep)) {
       fs.rmSync(path.join(this.#dir, name), { recursive: true });
