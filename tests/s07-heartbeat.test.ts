@@ -163,6 +163,7 @@ describe.each(sectionsFrom("s07"))("$name, the heartbeat", (file) => {
       "# Heartbeat\n\n## Later\n",
       "# Heartbeat\n- \n* [ ]\n+\n- [x]  \n",
       "<!-- nothing\nyet -->\n```\n```\n",
+      "# Heartbeat\r\n\r\n- [ ]\r\n## Later\r\n", // as Windows ends its lines
     ]) {
       tasks(words);
       const results = [await beat(), await trigger()];
