@@ -93,7 +93,6 @@ describe.each(sectionsFrom("s10"))("$name: a lane", (section) => {
     const lane = new LaneQueue(1);
     for (const name of "abcdef") void lane.enqueue(task(name));
     lane.limit = 3;
-    lane.pump();
     expect(begun.join("")).toBe("abc");
     lane.limit = 1;
     await end("b");

@@ -4615,142 +4615,197 @@ function profilesFrom(setting: Setting): AuthProfile[] {
 
 // ---- s10 · Concurrency ----
 
-// Until here everybody had a chain of promises, and that was all. A hundred people at once were a
-// hundred calls at once; and a turn that hung held its conversation for ever, and cron, which waits
-// for people, with it. A lane is that chain with a number and a clock. A turn goes through two: its
-// conversation's outside, for the order, and inside it one that all share, for the number.
+// Up to s09 each conversation has a chain of promises, and nothing else limits the program. So a
+// hundred people who write at once cause a hundred model calls at once, and so do all the messages
+// that wait in the inbox at a start (a thundering herd). And a turn that hangs holds up its
+// conversation for ever, as well as the cron jobs, because they wait until no person's turn runs.
+//
+// A lane is a FIFO queue with a concurrency limit (a semaphore) and a timeout for each task. A turn
+// passes through two of them: the lane of its conversation keeps the order, and inside it a lane
+// that all conversations share limits how many turns run side by side.
 
-/** A task was ended from outside: it took too long, or there was a reset. */
+/** A task was stopped from outside, because it took too long or because of a reset. */
 export class LaneError extends Error {}
-/** It did not begin, since the program is about to end. */
+/** The task was refused because the program is shutting down. It never started. */
 export class StoppingError extends LaneError {}
 
-/** What runs in a lane. When the signal aborts, it has 2 s to come to its end. */
+/** What runs in a lane. When the signal aborts, the task has a grace period of 2 s to end itself. */
 export type Task<T> = (signal: AbortSignal) => Promise<T>;
 
-const GRACE = 2_000; // ms
+const GRACE_PERIOD = 2_000; // ms
+
+/** Rejects when the grace period is over, which begins when the signal aborts. It never resolves. */
+async function endOfGracePeriod(signal: AbortSignal): Promise<never> {
+  if (!signal.aborted) await once(signal, "abort");
+  await sleep(GRACE_PERIOD);
+  throw new LaneError("it did not stop within 2 s");
+}
 
 /**
- * Tasks that begin in the order in which they came, at most `limit` side by side, and have so many
- * seconds each. A promise can't be killed: one that hangs loses its place, and is left to itself.
+ * Gives what the task gives, or rejects when its grace period is over. JavaScript can't kill a
+ * promise, so a task that ignores its signal lives on; but nobody waits for it any longer, and
+ * what it throws later is ignored.
+ */
+async function withDeadline<T>(task: Task<T>, signal: AbortSignal): Promise<T> {
+  const answer = Promise.race([task(signal), endOfGracePeriod(signal)]);
+  await Promise.allSettled([answer]);
+  // A task that the lane has stopped fails for this reason, whatever it gave or threw afterwards.
+  if (signal.reason instanceof LaneError) throw signal.reason;
+  return answer;
+}
+
+/** A task that has not started, and what its caller gets if it is refused. */
+interface WaitingTask {
+  start(): void;
+  reject(error: LaneError): void;
+}
+
+/**
+ * A FIFO queue: tasks start in the order in which they came, at most `limit` of them run side by
+ * side, and each is stopped after `timeout` seconds.
  */
 export class LaneQueue {
-  limit: number;
-  readonly seconds: number;
-  active = 0;
-  generation = 0; // one more with each reset
-  readonly waiting = new Set<{ begin(): void; reject(error: Error): void }>();
-  #running = new Set<(why: LaneError) => void>();
+  readonly timeout: number;
+  active = 0; // places that are taken, which is what a semaphore counts
+  // The number of resets so far, also called an epoch. A task remembers the generation in which it
+  // started, because one that ends after a reset must not give back a place of the new generation.
+  generation = 0;
+  readonly waiting = new Set<WaitingTask>(); // a Set keeps the order, and removes from the middle
+  #limit: number;
+  #running = new Set<AbortController>(); // those of this generation
 
-  constructor(limit = 1, seconds = Infinity) {
-    this.limit = limit;
-    this.seconds = seconds;
+  constructor(limit = 1, timeout = Infinity) {
+    this.#limit = limit;
+    this.timeout = timeout;
   }
 
-  /** Gives what the task gives. Rejects as it does, or with a LaneError if it was ended. */
+  get limit(): number {
+    return this.#limit;
+  }
+
+  /** A higher limit starts waiting tasks at once. A lower one stops none of those that run. */
+  set limit(limit: number) {
+    if (!Number.isInteger(limit) || limit < 1) throw new Error(`limit: ${limit} is not 1 or more`);
+    this.#limit = limit;
+    this.#pump();
+  }
+
+  /** Gives what the task gives. Rejects as the task does, or with a LaneError if it is stopped. */
   enqueue<T>(task: Task<T>, signal?: AbortSignal): Promise<T> {
     return new Promise((resolve, reject) => {
-      const begin = () =>
-        this.waiting.delete(entry) && this.#run(task, signal).then(resolve, reject);
-      const entry = { begin, reject };
+      const start = () => {
+        // The signal may abort when the task has long been started or refused.
+        if (!this.waiting.has(entry)) return;
+        this.waiting.delete(entry);
+        this.#run(task, signal).then(resolve, reject);
+      };
+      const entry = { start, reject };
       this.waiting.add(entry);
-      // Ctrl+C in the queue: it goes ahead, to be over at once. What was said is kept, as always.
-      if (signal?.aborted) begin();
-      else signal?.addEventListener("abort", begin, { once: true });
-      this.pump();
+      // After Ctrl+C a waiting task starts at once, even if the limit is reached. It ends at once,
+      // too, but it has to run, because a turn stores what the person said.
+      signal?.addEventListener("abort", start, { once: true });
+      if (signal?.aborted) start();
+      this.#pump();
     });
   }
 
-  /** Begins what there is a place for. */
-  pump(): void {
-    for (const { begin } of this.waiting) {
+  /** Starts waiting tasks, the oldest first, until the limit is reached. */
+  #pump(): void {
+    for (const { start } of this.waiting) {
       if (this.active >= this.limit) return;
-      begin();
+      start();
     }
   }
 
+  /** Takes a place, runs the task, and gives the place to the next one when the task has ended. */
   async #run<T>(task: Task<T>, signal?: AbortSignal): Promise<T> {
-    const { generation, seconds } = this;
+    const { generation } = this;
     const control = new AbortController();
-    setMaxListeners(0, control.signal); // a dozen tools at once listen to it
-    let ended: LaneError | undefined;
-    const end = (why: LaneError) => {
-      ended ??= why;
-      control.abort();
-    };
+    // All tools of a turn listen to this signal, and Node warns of a leak from 11 listeners on.
+    setMaxListeners(0, control.signal);
     const interrupt = () => control.abort();
-    // Two runners: the task, and a clock that starts when it is told to end. If the clock wins, the
-    // task may still be somewhere: nobody waits for it, and what it throws later is swallowed.
-    const late = once(control.signal, "abort")
-      .then(() => sleep(GRACE))
-      .then(() => Promise.reject(ended ?? new LaneError("it did not stop within 2 s")));
-    late.catch(() => {}); // in case the task throws before they start
-    const tooLong = new LaneError(`it took longer than ${seconds} s`);
-    const timer = seconds < Infinity && setTimeout(end, seconds * 1000, tooLong);
-    if (signal?.aborted) interrupt();
     signal?.addEventListener("abort", interrupt);
-    this.#running.add(end);
+    if (signal?.aborted) interrupt();
+    const timer = this.#startTimer(control);
+    this.#running.add(control);
     this.active++;
     try {
-      const result = await Promise.race([task(control.signal), late]);
-      if (ended) throw ended;
-      return result;
-    } catch (error) {
-      throw ended ?? error;
+      return await withDeadline(task, control.signal);
     } finally {
-      if (timer) clearTimeout(timer);
+      clearTimeout(timer);
       signal?.removeEventListener("abort", interrupt);
-      this.#running.delete(end);
-      // After a reset the places are counted anew, and this task has none to give back.
-      if (generation === this.generation) {
-        this.active--;
-        this.pump();
-      }
+      this.#running.delete(control);
+      this.#release(generation);
     }
   }
 
-  /** Ends what runs, and begins what waits at once. Gives how many were ended. */
+  /** The time begins when the task starts, so a long wait in the queue costs it nothing. */
+  #startTimer(control: AbortController): NodeJS.Timeout | undefined {
+    if (this.timeout === Infinity) return undefined; // Node would take it for 1 ms
+    const error = new LaneError(`it took longer than ${this.timeout} s`);
+    return setTimeout(() => control.abort(error), this.timeout * 1000);
+  }
+
+  #release(generation: number): void {
+    if (generation !== this.generation) return;
+    this.active--;
+    this.#pump();
+  }
+
+  /** Stops what runs, and starts what waits without waiting for it. Gives how many were stopped. */
   reset(): number {
-    // They get their 2 s, but not their places. Waiting for them would be no way out of a jam.
-    const running = [...this.#running];
+    // The stopped tasks have their grace period, but they lose their places now. If the waiting
+    // tasks had to wait for them, a reset would not help against tasks that hang.
+    const stopped = [...this.#running];
     this.generation++;
     this.active = 0;
     this.#running.clear();
-    for (const end of running) end(new LaneError("there was a reset"));
-    this.pump();
-    return running.length;
+    for (const control of stopped) control.abort(new LaneError("there was a reset"));
+    this.#pump();
+    return stopped.length;
+  }
+
+  /** Rejects all tasks that have not started. Those that run go on. */
+  refuseWaiting(error: LaneError): void {
+    for (const { reject } of this.waiting) reject(error);
+    this.waiting.clear();
   }
 }
 
-/** The lanes by name. Those that are not in `named` are there while they have work. */
+/**
+ * All lanes by name. The named lanes limit how many turns run side by side, and exist for ever. Any
+ * other name is a conversation, whose lane (one at a time, no timeout) exists while it has work.
+ */
 export class CommandQueue {
   readonly lanes: Map<string, LaneQueue>;
   readonly named: string[];
-  #open = new Set<Promise<unknown>>(); // the results that are not there yet
+  #unsettled = new Set<Promise<unknown>>();
   #isStopping = false;
 
-  /** `named`: how many at a time, and for how many seconds each. */
-  constructor(named: Record<string, [limit: number, seconds: number]>) {
-    const lanes = Object.entries(named);
+  constructor(named: Record<string, [limit: number, timeout: number]>) {
     this.named = Object.keys(named);
+    const lanes = Object.entries(named);
     this.lanes = new Map(lanes.map(([name, [limit, s]]) => [name, new LaneQueue(limit, s)]));
   }
 
-  /** Never to be awaited from inside the same lane: it would wait for itself. */
+  /**
+   * Runs a task in a lane. A task must not await its own lane: it would keep the place that the
+   * task it waits for needs, so neither of the two could ever go on (a deadlock).
+   */
   run<T>(name: string, task: Task<T>, signal?: AbortSignal): Promise<T> {
     const isNamed = this.named.includes(name);
     if (this.#isStopping && isNamed) return Promise.reject(new StoppingError("stopping"));
     const lane = this.lanes.get(name) ?? new LaneQueue();
     this.lanes.set(name, lane);
-    const result = lane.enqueue(task, signal);
-    this.#open.add(result);
+    const answer = lane.enqueue(task, signal);
+    this.#unsettled.add(answer);
     const forget = () => {
-      this.#open.delete(result);
-      // The last one out, or there would be a lane for everybody who ever wrote.
+      this.#unsettled.delete(answer);
+      // Otherwise there would soon be a lane for everybody who has ever written.
       if (!isNamed && !this.isBusy(name)) this.lanes.delete(name);
     };
-    result.then(forget, forget);
-    return result;
+    answer.then(forget, forget);
+    return answer;
   }
 
   isBusy(name: string): boolean {
@@ -4759,30 +4814,37 @@ export class CommandQueue {
   }
 
   /**
-   * Ends the turns that run. The lanes of conversations have no part in it: they go on when the
-   * turn inside has ended, 2 s later at most. Sooner, two turns would write into one conversation.
+   * Stops the turns that run, and gives how many. It leaves the lanes of conversations alone: each
+   * goes on when its turn has ended, after 2 s at most. If they were reset too, the next turn of a
+   * conversation would write into its file while the stopped turn still does.
    */
   reset(): number {
-    const ended = this.named.map((name) => this.lanes.get(name)?.reset() ?? 0);
-    return ended.reduce((sum, count) => sum + count, 0);
+    let stopped = 0;
+    for (const name of this.named) stopped += this.lanes.get(name)?.reset() ?? 0;
+    return stopped;
   }
 
-  /** Begins no turn any more, and resolves when those that run have ended and are answered. */
+  /**
+   * The graceful shutdown: no turn starts any more, and the promise resolves when those that run
+   * have ended and their replies are on their way.
+   */
   async shutDown(): Promise<void> {
     this.#isStopping = true;
-    for (const { waiting } of this.named.flatMap((name) => this.lanes.get(name) ?? [])) {
-      for (const { reject } of waiting) reject(new StoppingError("stopping"));
-      waiting.clear();
+    for (const name of this.named) {
+      this.lanes.get(name)?.refuseWaiting(new StoppingError("stopping"));
     }
-    while (this.#open.size > 0) await Promise.allSettled(this.#open);
+    // It looks again each time, because a turn that ends may enqueue its reply.
+    while (this.#unsettled.size > 0) await Promise.allSettled(this.#unsettled);
   }
 }
 
-// How many at a time, and for how many seconds. A conversation's lane has no clock: what it waits
-// for is in one of these.
+/** The named lanes: how many turns run side by side, and after how many seconds one is stopped. */
 export const LANES = new CommandQueue({ main: [4, 1800], cron: [1, 3600], heartbeat: [1, 600] });
 
-/** Runs a turn in a lane. If it is ended, its conversation is closed to what is left of it. */
+/**
+ * Runs a turn in a named lane. A turn that was stopped may still be at work somewhere, so its
+ * conversation is closed to it; the next turn opens the file anew.
+ */
 async function inLane<T>(lane: string, app: App, key: string, turn: Task<T>, stop?: AbortSignal) {
   try {
     return await LANES.run(lane, turn, stop);
@@ -4793,8 +4855,9 @@ async function inLane<T>(lane: string, app: App, key: string, turn: Task<T>, sto
 }
 
 /**
- * A person's turn. It counts from the moment when it is in line; and what counts is the lane's
- * promise, not the turn's own: that of a turn which hangs is never settled, and jobs wait for it.
+ * Runs a person's turn in the lane "main". It counts as an active turn from now on, while it still
+ * waits. We track the lane's promise and not the turn's own, because that of a turn which hangs is
+ * never settled, so cron jobs would wait for it for ever.
  */
 const runUserTurn = (
   app: App,
@@ -4803,6 +4866,7 @@ const runUserTurn = (
   turn: Task<string>,
 ) => trackTurn(inLane("main", app, sessionKey, turn, stop));
 
+/** One entry for each lane that exists now, as `lanes.list` gives it. */
 const describeLanes = () =>
   [...LANES.lanes].map(([name, { limit, active, waiting, generation }]) => {
     return { name, limit, active, waiting: waiting.size, generation };
@@ -4820,22 +4884,21 @@ command("enqueue", "<lane> <text>: a turn in a lane; another name makes a lane",
   const [, lane = "", words] = /^(\S+)\s+(.+)$/.exec(args) ?? [];
   if (!words) throw new Error("a lane and a text: /enqueue main hello");
   const turn = (signal: AbortSignal) => runTurn(new Conversation(), words, { app, signal });
-  const place = `${lane} ${words.slice(0, 20)}`;
+  const label = `${lane} ${words.slice(0, 20)}`;
   LANES.run(lane, turn).then(
-    (answer) => info(`[${place}] ${answer}`),
-    (error) => warn(`[${place}] ${error}`),
+    (answer) => info(`[${label}] ${answer}`),
+    (error) => warn(`[${label}] ${error}`),
   );
   return t(`${lane}: ${LANES.lanes.get(lane)?.waiting.size} waiting.`);
 });
 
 command("concurrency", "<lane> <n>: how many run side by side", (args) => {
   const [name = "", count] = args.split(/\s+/);
-  // Not that of a conversation: it has one place, or two turns would write into one file.
+  // The lane of a conversation keeps its limit of 1, or two turns would write into one file.
   const lane = LANES.named.includes(name) ? LANES.lanes.get(name) : undefined;
   if (!lane) throw new Error(`lane: one of ${LANES.named.join(", ")}`);
   if (!/^[1-9]\d{0,2}$/.test(count ?? "")) throw new Error("n: a number from 1 to 999");
   lane.limit = Number(count);
-  lane.pump();
   return t(`${name}: ${lane.limit} side by side.`);
 });
 
