@@ -4641,16 +4641,29 @@ async function endOfGracePeriod(signal: AbortSignal): Promise<never> {
   throw new LaneError("it did not stop within 2 s");
 }
 
+/** The way to end a task that runs. Its signal aborts at Ctrl+C, too, which is no failure. */
+class RunningTask {
+  readonly control = new AbortController();
+  // Not the reason of the signal: if a reset comes after Ctrl+C, the signal keeps its first reason.
+  stoppedBy: LaneError | undefined;
+
+  stop(why: LaneError): void {
+    this.stoppedBy ??= why;
+    this.control.abort();
+  }
+}
+
 /**
  * Gives what the task gives, or rejects when its grace period is over. JavaScript can't kill a
  * promise, so a task that ignores its signal lives on; but nobody waits for it any longer, and
  * what it throws later is ignored.
  */
-async function withDeadline<T>(task: Task<T>, signal: AbortSignal): Promise<T> {
+async function withDeadline<T>(task: Task<T>, running: RunningTask): Promise<T> {
+  const { signal } = running.control;
   const answer = Promise.race([task(signal), endOfGracePeriod(signal)]);
   await Promise.allSettled([answer]);
   // A task that the lane has stopped fails for this reason, whatever it gave or threw afterwards.
-  if (signal.reason instanceof LaneError) throw signal.reason;
+  if (running.stoppedBy) throw running.stoppedBy;
   return answer;
 }
 
@@ -4672,7 +4685,7 @@ export class LaneQueue {
   generation = 0;
   readonly waiting = new Set<WaitingTask>(); // a Set keeps the order, and removes from the middle
   #limit: number;
-  #running = new Set<AbortController>(); // those of this generation
+  #running = new Set<RunningTask>(); // those of this generation
 
   constructor(limit = 1, timeout = Infinity) {
     this.#limit = limit;
@@ -4720,30 +4733,30 @@ export class LaneQueue {
   /** Takes a place, runs the task, and gives the place to the next one when the task has ended. */
   async #run<T>(task: Task<T>, signal?: AbortSignal): Promise<T> {
     const { generation } = this;
-    const control = new AbortController();
+    const running = new RunningTask();
     // All tools of a turn listen to this signal, and Node warns of a leak from 11 listeners on.
-    setMaxListeners(0, control.signal);
-    const interrupt = () => control.abort();
+    setMaxListeners(0, running.control.signal);
+    const interrupt = () => running.control.abort();
     signal?.addEventListener("abort", interrupt);
     if (signal?.aborted) interrupt();
-    const timer = this.#startTimer(control);
-    this.#running.add(control);
+    const timer = this.#startTimer(running);
+    this.#running.add(running);
     this.active++;
     try {
-      return await withDeadline(task, control.signal);
+      return await withDeadline(task, running);
     } finally {
       clearTimeout(timer);
       signal?.removeEventListener("abort", interrupt);
-      this.#running.delete(control);
+      this.#running.delete(running);
       this.#release(generation);
     }
   }
 
   /** The time begins when the task starts, so a long wait in the queue costs it nothing. */
-  #startTimer(control: AbortController): NodeJS.Timeout | undefined {
+  #startTimer(running: RunningTask): NodeJS.Timeout | undefined {
     if (this.timeout === Infinity) return undefined; // Node would take it for 1 ms
     const error = new LaneError(`it took longer than ${this.timeout} s`);
-    return setTimeout(() => control.abort(error), this.timeout * 1000);
+    return setTimeout(() => running.stop(error), this.timeout * 1000);
   }
 
   #release(generation: number): void {
@@ -4760,7 +4773,7 @@ export class LaneQueue {
     this.generation++;
     this.active = 0;
     this.#running.clear();
-    for (const control of stopped) control.abort(new LaneError("there was a reset"));
+    for (const task of stopped) task.stop(new LaneError("there was a reset"));
     this.#pump();
     return stopped.length;
   }
@@ -4884,10 +4897,10 @@ command("enqueue", "<lane> <text>: a turn in a lane; another name makes a lane",
   const [, lane = "", words] = /^(\S+)\s+(.+)$/.exec(args) ?? [];
   if (!words) throw new Error("a lane and a text: /enqueue main hello");
   const turn = (signal: AbortSignal) => runTurn(new Conversation(), words, { app, signal });
-  const label = `${lane} ${words.slice(0, 20)}`;
+  const place = `${lane} ${words.slice(0, 20)}`;
   LANES.run(lane, turn).then(
-    (answer) => info(`[${label}] ${answer}`),
-    (error) => warn(`[${label}] ${error}`),
+    (answer) => info(`[${place}] ${answer}`),
+    (error) => warn(`[${place}] ${error}`),
   );
   return t(`${lane}: ${LANES.lanes.get(lane)?.waiting.size} waiting.`);
 });
