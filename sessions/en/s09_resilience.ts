@@ -221,7 +221,7 @@ export async function callModel(request: Anthropic.MessageStreamParams, options:
   // A minute without a byte aborts the stream, and each byte restarts the timer. The SDK tries
   // nothing again, because ResilienceRunner decides about that.
   const timer = setTimeout(() => stream.abort(), IDLE_TIMEOUT);
-  const watched = { maxRetries: 0, fetch: withIdleTimeout(() => timer.refresh()) };
+  const watched = { maxRetries: 0, fetch: withIdleTimeout(timer) };
   // The SDK reads ANTHROPIC_API_KEY and ANTHROPIC_BASE_URL from the environment.
   const client = (options.client ?? new Anthropic()).withOptions(watched);
   const stream = client.messages.stream(request, { signal: options.signal });
@@ -4423,19 +4423,12 @@ export function classifyFailure(error: unknown): Reason {
   return error instanceof AnthropicError ? "timeout" : "unknown";
 }
 
-/**
- * A cooldown is a time in which a key or a model is not used. It grows by exponential back-off: the
- * first failure costs `firstSeconds`, each further one in a row twice as much, up to the cap.
- */
-interface Backoff {
-  firstSeconds: number;
-  capSeconds: number;
-}
-
-// A rate limit passes within seconds. An unpaid bill or a revoked key has to be dealt with by a
+// A cooldown is a time in which a key or a model is not used. It grows by exponential back-off: the
+// first failure costs `firstSeconds`, each further one in a row twice as much, up to the cap. A
+// rate limit passes within seconds. An unpaid bill or a revoked key has to be dealt with by a
 // person, but nobody tells the program when that has happened, so it tries even these keys again.
 // After a reason that is missing here another attempt is of no use, so the failure is final.
-const COOLDOWNS: Partial<Record<Reason, Backoff>> = {
+const COOLDOWNS: Partial<Record<Reason, { firstSeconds: number; capSeconds: number }>> = {
   rate_limit: { firstSeconds: 5, capSeconds: 300 },
   overloaded: { firstSeconds: 2, capSeconds: 60 },
   timeout: { firstSeconds: 1, capSeconds: 60 },
@@ -4666,15 +4659,15 @@ function retryAfterOf(error: unknown): number {
 const IDLE_TIMEOUT = 60_000;
 
 /**
- * A fetch that calls `onBytes` for every piece of a response. The SDK's own events are not enough,
- * because it reports no pings, and while the model writes a long file nothing else may arrive.
+ * A fetch that starts `timer` anew with every piece of a response. The SDK's own events would not
+ * do, because it reports no pings, and while the model writes a long file little else may arrive.
  */
-function withIdleTimeout(onBytes: () => void): typeof fetch {
+function withIdleTimeout(timer: NodeJS.Timeout): typeof fetch {
   return async (...request) => {
     const response = await fetch(...request);
     const watched = new TransformStream<Uint8Array, Uint8Array>({
       transform(bytes, controller) {
-        onBytes();
+        timer.refresh();
         controller.enqueue(bytes);
       },
     });
