@@ -221,7 +221,7 @@ export async function callModel(request: Anthropic.MessageStreamParams, options:
   // A minute without a byte aborts the stream, and each byte restarts the timer. The SDK tries
   // nothing again, because ResilienceRunner decides about that.
   const timer = setTimeout(() => stream.abort(), IDLE_TIMEOUT);
-  const watched = { maxRetries: 0, fetch: withIdleTimeout(() => timer.refresh()) };
+  const watched = { maxRetries: 0, fetch: withIdleTimeout(timer) };
   // The SDK reads ANTHROPIC_API_KEY and ANTHROPIC_BASE_URL from the environment.
   const client = (options.client ?? new Anthropic()).withOptions(watched);
   const stream = client.messages.stream(request, { signal: options.signal });
@@ -4570,11 +4570,13 @@ command("simulate-failure", "<kind> [times]: the next ones fail", (args, app) =>
 
 // ---- s09 · Resilience ----
 
-// Until here the SDK tried again by itself, twice, whatever the key, and we never saw it. Now it
-// does not: one attempt of ours is one request, and what to do after a failure is settled here, in
-// one place. Each new attempt goes on from what is stored, so no tool runs a second time.
+// Until here the SDK tried a failed request twice more, with the same key, and our code never saw
+// why. Now callModel switches that off, because two layers that both try again multiply their
+// requests (retry amplification): three attempts of ours with three of the SDK's in each would send
+// nine requests to a service that is overloaded already. ResilienceRunner alone decides what to do
+// after a failure. Each attempt goes on from what is stored, so no tool runs a second time.
 
-/** Why an attempt failed. "invalid": the request itself is wrong, and will be with any key. */
+/** Why an attempt failed. "invalid": the request itself is wrong, so it fails with every key. */
 export type Reason =
   | "rate_limit"
   | "overloaded"
@@ -4586,7 +4588,7 @@ export type Reason =
   | "invalid"
   | "unknown";
 
-/** By the API's type and by status. What is not in here is "unknown": a 500, say. */
+/** Reasons by the API's error type and by HTTP status. All others, like a 500, are "unknown". */
 const REASONS = new Map<string | number | null | undefined, Reason>([
   ["rate_limit_error", "rate_limit"],
   [429, "rate_limit"],
@@ -4610,94 +4612,136 @@ const REASONS = new Map<string | number | null | undefined, Reason>([
   [422, "invalid"],
 ]);
 
-/** By the API's own type, else by the status: an error inside a stream has none. Never by words. */
+/**
+ * Tells failures apart by their class, then by the API's error type, then by the HTTP status, which
+ * an error inside a stream lacks. Words prove nothing: a 500 may say "rate limit" in its text.
+ */
 export function classifyFailure(error: unknown): Reason {
   if (isOverflow(error)) return "overflow";
-  // Both are also API errors, without type and status. An abort is our own watch's, see below.
   const { APIConnectionError, APIUserAbortError, APIError, AnthropicError } = Anthropic;
+  // These two are API errors as well, but without a type and a status. callModel throws the second
+  // one only when the idle timeout has aborted the stream, because it catches a person's Ctrl+C.
   if (error instanceof APIConnectionError || error instanceof APIUserAbortError) return "timeout";
-  if (error instanceof APIError)
+  if (error instanceof APIError) {
     return REASONS.get(error.type) ?? REASONS.get(error.status) ?? "unknown";
-  return error instanceof AnthropicError ? "timeout" : "unknown"; // a stream that ended too early
+  }
+  // The SDK throws its base class when a stream ends before the reply is complete.
+  return error instanceof AnthropicError ? "timeout" : "unknown";
 }
 
-// A limit passes in seconds. A bill that is not paid, or a key that was revoked, is for somebody to
-// mend; but nobody will tell us when it is done, so even these are tried again, ever more seldom.
-
-/** Seconds of rest after the first failure in a row, doubling, and at most. The others get none. */
-const COOLDOWNS: Partial<Record<Reason, [first: number, cap: number]>> = {
-  rate_limit: [5, 300],
-  overloaded: [2, 60],
-  timeout: [1, 60],
-  unknown: [1, 60],
-  model: [600, 3600],
-  auth: [600, 3600],
-  billing: [600, 86_400],
+// A cooldown is a time in which a key or a model is not used. It grows by exponential back-off: the
+// first failure costs `firstSeconds`, each further one in a row twice as much, up to the cap. A
+// rate limit passes within seconds. An unpaid bill or a revoked key has to be dealt with by a
+// person, but nobody tells the program when that has happened, so it tries even these keys again.
+// After a reason that is missing here another attempt is of no use, so the failure is final.
+const COOLDOWNS: Partial<Record<Reason, { firstSeconds: number; capSeconds: number }>> = {
+  rate_limit: { firstSeconds: 5, capSeconds: 300 },
+  overloaded: { firstSeconds: 2, capSeconds: 60 },
+  timeout: { firstSeconds: 1, capSeconds: 60 },
+  unknown: { firstSeconds: 1, capSeconds: 60 },
+  model: { firstSeconds: 600, capSeconds: 3600 },
+  auth: { firstSeconds: 600, capSeconds: 3600 },
+  billing: { firstSeconds: 600, capSeconds: 86_400 },
 };
+const LONGEST_COOLDOWN = 86_400_000; // ms
 
-/** A key, under the name of its setting. */
-export type AuthProfile = { name: string; key: string };
-/** Times in ms. `count`: failures in a row. */
-type Cooldown = { reason: Reason; since: number; until: number; count: number };
+/** An API key, and the name of the setting that it comes from, such as ANTHROPIC_API_KEY_2. */
+export interface AuthProfile {
+  name: string;
+  key: string;
+}
 
-/** The keys and how they are. What must rest is in a file: a restart is no reason to try again. */
+/** The cooldown of a key or a model. Its times are in ms. */
+interface Cooldown {
+  reason: Reason;
+  since: number;
+  until: number;
+  count: number; // failures in a row for this reason
+}
+
+/** Whether an entry of the file can be used. Whoever edits the file may write anything into it. */
+const isCooldown = (entry: Cooldown | null) =>
+  entry !== null && entry.count > 0 && entry.until - entry.since <= LONGEST_COOLDOWN;
+
+/** What the next attempt uses. `wait`: ms until the cooldowns of both have ended at `at`. */
+interface Choice {
+  profile: AuthProfile;
+  model: string;
+  at: number;
+  wait: number;
+}
+
+/**
+ * The keys, and the cooldowns of keys and models by their ids. Cooldowns are kept in a file,
+ * because a key that was revoked before a restart is still revoked after it.
+ */
 export class ProfileManager {
   readonly profiles: AuthProfile[];
   readonly cooldowns: Map<string, Cooldown>;
   #file: string;
   #now: () => number;
-  #current = 0; // we stay with a key as long as it works: what it has cached is cheap
+  #current = 0; // the index of the key that is in use
 
   constructor(profiles: AuthProfile[], file: string, now = Date.now) {
     this.profiles = profiles;
     this.#file = file;
     this.#now = now;
-    // A file edited by hand may hold anything. No rest is longer than a day.
-    const isSound = ([, one]: [string, Cooldown]) =>
-      one?.count > 0 && one.until - one.since <= 86_400_000;
-    this.cooldowns = new Map(Object.entries(readState(file)).filter(isSound));
+    const entries = Object.entries(readState(file));
+    this.cooldowns = new Map(entries.filter(([, entry]) => isCooldown(entry)));
   }
 
-  /** When a key or a model can be used again, in ms; 0 if it can be now. */
+  /** When a key or a model can be used again, in ms; 0 if it can be used now. */
   readyAt(id: string): number {
-    const { since = 0, until = 0 } = this.cooldowns.get(id) ?? {};
+    const cooldown = this.cooldowns.get(id);
+    if (!cooldown) return 0;
     const now = this.#now();
-    return since <= now && until > now ? until : 0; // since > now: the clock was put back
+    // A clock that was put back by a day would make a cooldown of seconds last for that day.
+    if (cooldown.since > now) return 0;
+    return cooldown.until > now ? cooldown.until : 0;
   }
 
-  /** The first that can be used: all keys for a model, then the next model. `at`: when. */
-  choose(models: string[]) {
+  /**
+   * Gives the best choice that is ready, or else the one that is ready first. All keys are tried
+   * with the first model before the next model is. Throws if there is no key.
+   */
+  choose(models: string[]): Choice {
+    // It stays with a key that works, because another account has none of the prompt in its cache.
     const { profiles } = this;
     const order = [...profiles.slice(this.#current), ...profiles.slice(0, this.#current)];
-    const choices = models.flatMap((model) =>
-      order.map((profile) => {
+    let best: Omit<Choice, "wait"> | undefined;
+    for (const model of models) {
+      for (const profile of order) {
         const at = Math.max(this.readyAt(model), this.readyAt(cooldownId(profile)));
-        return { model, profile, at };
-      }),
-    );
-    // The sort is stable: of those that are ready, the better model and our own key stay first.
-    const [best] = choices.sort((a, b) => a.at - b.at);
+        if (best === undefined || at < best.at) best = { profile, model, at };
+      }
+    }
     if (!best) throw new Error("there is no key");
     this.#current = profiles.indexOf(best.profile);
-    return best;
+    return { ...best, wait: Math.max(0, best.at - this.#now()) };
   }
 
-  /** Puts a key or a model to rest. One that rests already is not put to rest for longer. */
+  /** Starts a cooldown, which lasts `retryAfter` seconds if the back-off alone would be shorter. */
   fail(id: string, reason: Reason, retryAfter = 0): void {
-    const now = this.#now();
-    const [first, cap] = COOLDOWNS[reason] ?? [0, 0];
-    if (this.readyAt(id)) return; // another turn was quicker
+    const limits = COOLDOWNS[reason];
+    if (!limits) return;
+    // Turns run side by side, so ten of them may report the same outage. It counts as one failure.
+    if (this.readyAt(id) > 0) return;
     const before = this.cooldowns.get(id);
     const count = before?.reason === reason ? before.count + 1 : 1;
-    const seconds = Math.max(Math.min(first * 2 ** (count - 1), cap), retryAfter);
+    const doubled = limits.firstSeconds * 2 ** (count - 1);
+    const seconds = Math.max(Math.min(doubled, limits.capSeconds), retryAfter);
+    const now = this.#now();
     this.cooldowns.set(id, { reason, since: now, until: now + seconds * 1000, count });
     this.#save();
   }
 
-  /** It works: what was is forgotten. If it rests by now, another turn knows better, and later. */
+  /** Forgets the failures of keys and models that have just worked. */
   succeed(ids: string[]): void {
-    const gone = ids.filter((id) => !this.readyAt(id) && this.cooldowns.delete(id));
-    if (gone.length > 0) this.#save();
+    // A cooldown that is running began after this attempt did, so it is the newer information.
+    const ended = ids.filter((id) => this.cooldowns.has(id) && this.readyAt(id) === 0);
+    if (ended.length === 0) return;
+    for (const id of ended) this.cooldowns.delete(id);
+    this.#save();
   }
 
   clear(): void {
@@ -4710,18 +4754,21 @@ export class ProfileManager {
   }
 }
 
-/** Another key under the same name is another one, and fresh. The key itself is in no file. */
+/**
+ * The id under which the cooldown of a key is kept. The hash in it makes a new key under the same
+ * name start without one, and the key itself is in no file.
+ */
 const cooldownId = ({ name, key }: AuthProfile) =>
   `${name} ${sha256(key).digest("hex").slice(0, 8)}`;
 
-// ms that a turn may spend in all on waiting and on what failed. With two keys one of them is
-// always ready again when the other has been silent for a minute: without an end to this, a turn
-// would have none.
+// The deadline of a turn: ms for all its waits and failed attempts together. Without it a turn with
+// two keys might never end, because while one of them is silent for a minute the cooldown of the
+// other ends, and so there is always one that can be tried.
 const RETRY_BUDGET = 120_000;
 
 export interface TurnOptions {
-  client?: Anthropic;
-  model?: string;
+  client?: Anthropic; // with the key of this attempt
+  model?: string; // the model of this attempt
 }
 
 export interface App {
@@ -4729,7 +4776,7 @@ export interface App {
   resilience: ResilienceRunner;
 }
 
-/** Layer 1 of the onion: tries keys and models until one works, or nothing helps. */
+/** Failover, the outermost middleware: tries keys and models until one works or none can help. */
 export class ResilienceRunner {
   readonly fallbacks: string[]; // models, the best first
   #profiles: ProfileManager;
@@ -4741,36 +4788,63 @@ export class ResilienceRunner {
     this.#now = now;
   }
 
-  /** Runs `inner` with a key and a model, again and again. Throws what can't be mended here. */
+  /**
+   * Runs `inner` with a key and a model, as often as the retry budget allows. Throws the last
+   * failure when the budget is used up, and at once a failure that no other attempt can cure.
+   */
   async run(options: TurnOptions, inner: (options: TurnOptions) => Promise<void>): Promise<void> {
-    let patience = RETRY_BUDGET;
     const models = [options.agent?.model ?? MODEL, ...this.fallbacks];
-    for (let failed: unknown; ; ) {
-      const { profile, model, at } = this.#profiles.choose(models);
-      const wait = Math.max(0, at - this.#now());
-      if (wait > patience) throw failed ?? new Error(`nothing is ready before ${formatTime(at)}`);
-      if (wait > 0) info(`  (waiting ${Math.ceil(wait / 1000)} s)`);
-      // Ctrl+C ends this, and then callModel, too.
-      if (wait > 0) await sleep(wait, undefined, { signal: options.signal }).catch(() => {});
-      const began = this.#now();
-      const client = new Anthropic({ apiKey: profile.key });
-      try {
-        await inner({ ...options, client, model });
-        // After Ctrl+C nobody knows whether it would have worked.
-        if (!options.signal?.aborted) this.#profiles.succeed([cooldownId(profile), model]);
-        return;
-      } catch (error) {
-        const reason = classifyFailure(error);
-        // Also what is not the API's, like a full disk: another key would not help.
-        if (!(error instanceof Anthropic.AnthropicError) || !COOLDOWNS[reason]) throw error;
-        failed = error;
-        patience -= wait + Math.min(this.#now() - began, IDLE_TIMEOUT); // tools may have run for long
-        info(`  (${reason}: ${profile.name}, ${model})`);
-        // Too much to do at their end is nobody's key: it is the model that rests.
-        const id = ["overloaded", "model"].includes(reason) ? model : cooldownId(profile);
-        this.#profiles.fail(id, reason, retryAfterOf(error));
-      }
+    let budget = RETRY_BUDGET;
+    let failure: unknown;
+    let choice = this.#profiles.choose(models);
+    while (choice.wait <= budget) {
+      await this.#wait(choice, options);
+      const startedAt = this.#now();
+      failure = await this.#attempt(choice, options, inner);
+      if (failure === undefined) return;
+      // An attempt counts for a minute at most, because its tools may have run for an hour before
+      // one of its calls failed.
+      const spent = Math.min(this.#now() - startedAt, IDLE_TIMEOUT);
+      budget -= choice.wait + spent;
+      choice = this.#profiles.choose(models);
     }
+    throw failure ?? new Error(`nothing is ready before ${formatTime(choice.at)}`);
+  }
+
+  /** Waits for the end of a cooldown, or until Ctrl+C. */
+  async #wait({ wait }: Choice, { signal }: TurnOptions): Promise<void> {
+    if (wait === 0) return;
+    info(`  (waiting ${Math.ceil(wait / 1000)} s)`);
+    // Ctrl+C is no error here, because callModel sees the same signal and ends the turn properly.
+    await sleep(wait, undefined, { signal }).catch(() => {});
+  }
+
+  /**
+   * Gives undefined if the attempt succeeded, or the failure that started a cooldown. Throws what
+   * another key or model would not change, for example a full disk or an invalid request.
+   */
+  async #attempt(
+    { profile, model }: Choice,
+    options: TurnOptions,
+    inner: (options: TurnOptions) => Promise<void>,
+  ): Promise<unknown> {
+    const client = new Anthropic({ apiKey: profile.key });
+    try {
+      await inner({ ...options, client, model });
+    } catch (error) {
+      const reason = classifyFailure(error);
+      const isCurable =
+        error instanceof Anthropic.AnthropicError && COOLDOWNS[reason] !== undefined;
+      if (!isCurable) throw error;
+      info(`  (${reason}: ${profile.name}, ${model})`);
+      // A model that is overloaded or does not exist is so for all keys: the cooldown is its own.
+      const isOfModel = reason === "overloaded" || reason === "model";
+      this.#profiles.fail(isOfModel ? model : cooldownId(profile), reason, retryAfterOf(error));
+      return error;
+    }
+    // A turn that Ctrl+C has interrupted does not tell whether its key would have worked.
+    if (!options.signal?.aborted) this.#profiles.succeed([cooldownId(profile), model]);
+    return undefined;
   }
 }
 
@@ -4780,59 +4854,67 @@ MIDDLEWARE.unshift((_conversation, options, next) =>
   options.app ? options.app.resilience.run(options, next) : next(options),
 );
 
-/** What the API asks us to wait, in seconds. */
+/** How long the API asks us to wait (its header `retry-after`), in seconds; 0 if it does not. */
 function retryAfterOf(error: unknown): number {
-  return error instanceof Anthropic.APIError ? Number(error.headers?.get("retry-after")) || 0 : 0;
+  if (!(error instanceof Anthropic.APIError)) return 0;
+  return Number(error.headers?.get("retry-after")) || 0;
 }
 
-const IDLE_TIMEOUT = 60_000; // ms without a byte: a stream that is stuck never ends by itself
+// ms without a byte after which a stream counts as failed. A connection whose other side has
+// disappeared never ends by itself, so the turn would wait for ever.
+const IDLE_TIMEOUT = 60_000;
 
 /**
- * A fetch that tells of every piece that arrives. The SDK has events for that, but none for a ping,
- * and pings may be all there is while the model writes a long file.
+ * A fetch that starts `timer` anew with every piece of a response. The SDK's own events would not
+ * do, because it reports no pings, and while the model writes a long file little else may arrive.
  */
-function withIdleTimeout(tell: () => void): typeof fetch {
+function withIdleTimeout(timer: NodeJS.Timeout): typeof fetch {
   return async (...request) => {
     const response = await fetch(...request);
-    const ear = new TransformStream<Uint8Array, Uint8Array>({
-      transform(piece, to) {
-        tell();
-        to.enqueue(piece);
+    const watched = new TransformStream<Uint8Array, Uint8Array>({
+      transform(bytes, controller) {
+        timer.refresh();
+        controller.enqueue(bytes);
       },
     });
-    return new Response(response.body?.pipeThrough(ear), response);
+    return new Response(response.body?.pipeThrough(watched), response);
   };
 }
 
-const ERRORS: Record<string, [status: number, type: string, message: string]> = {
-  rate_limit: [429, "rate_limit_error", "simulated"],
-  overloaded: [529, "overloaded_error", "simulated"],
-  auth: [401, "authentication_error", "simulated"],
-  billing: [402, "billing_error", "simulated"],
-  timeout: [504, "timeout_error", "simulated"],
-  overflow: [400, "invalid_request_error", "prompt is too long: simulated"],
-  unknown: [500, "api_error", "simulated"],
+/** What the API answers for each kind of failure. To add a kind, add its answer here. */
+const SIMULATED_ERRORS: Record<string, { status: number; type: string; message: string }> = {
+  rate_limit: { status: 429, type: "rate_limit_error", message: "simulated" },
+  overloaded: { status: 529, type: "overloaded_error", message: "simulated" },
+  auth: { status: 401, type: "authentication_error", message: "simulated" },
+  billing: { status: 402, type: "billing_error", message: "simulated" },
+  timeout: { status: 504, type: "timeout_error", message: "simulated" },
+  overflow: {
+    status: 400,
+    type: "invalid_request_error",
+    message: "prompt is too long: simulated",
+  },
+  unknown: { status: 500, type: "api_error", message: "simulated" },
 };
-SIMULATED_KINDS.push(...Object.keys(ERRORS));
+SIMULATED_KINDS.push(...Object.keys(SIMULATED_ERRORS));
 
 /**
- * Throws what was asked for by /simulate-failure. It is the SDK's own error, made by the SDK, so
- * whatever tells failures apart is tried, and not a word that only we would know.
+ * Throws a failure that was ordered by /simulate-failure. The SDK makes the error, just as it does
+ * from a real answer, so classifyFailure and all that follows are tried as in a real failure.
  */
 function throwSimulated(app: App | undefined): void {
-  for (const [kind, [status, type, message]] of Object.entries(ERRORS)) {
+  for (const [kind, { status, type, message }] of Object.entries(SIMULATED_ERRORS)) {
+    if (!app?.simulatedFailures.take(kind)) continue;
     const body = { type: "error", error: { type, message } };
-    if (app?.simulatedFailures.take(kind)) {
-      throw Anthropic.APIError.generate(status, body, undefined, new Headers());
-    }
+    throw Anthropic.APIError.generate(status, body, undefined, new Headers());
   }
 }
 
 const describeProfiles = ({ profiles }: App) =>
   profiles.profiles.map((profile) => {
-    const { reason = "", count = 0 } = profiles.cooldowns.get(cooldownId(profile)) ?? {};
-    const at = profiles.readyAt(cooldownId(profile));
-    return { name: profile.name, ready: at ? formatTime(at) : "now", reason, failures: count };
+    const id = cooldownId(profile);
+    const { reason = "", count = 0 } = profiles.cooldowns.get(id) ?? {};
+    const at = profiles.readyAt(id);
+    return { name: profile.name, ready: at > 0 ? formatTime(at) : "now", reason, failures: count };
   });
 
 method("profiles.list", {}, [], (_params, app) => describeProfiles(app));
@@ -4841,10 +4923,10 @@ command("profiles", "the keys, and when they can be used", (_args, app) =>
   describeProfiles(app).map((it) => `${it.name}  ${it.ready}  ${it.failures} ${it.reason}`),
 );
 
-command("cooldowns", "[clear]: what rests, and why", (args, { profiles }) => {
+command("cooldowns", "[clear]: the cooldowns that are running, and why", (args, { profiles }) => {
   if (args === "clear") profiles.clear();
-  const resting = [...profiles.cooldowns].filter(([id]) => profiles.readyAt(id));
-  return resting.map(([id, { reason, until }]) => `${id}  ${reason}  ${formatTime(until)}`);
+  const running = [...profiles.cooldowns].filter(([id]) => profiles.readyAt(id) > 0);
+  return running.map(([id, { reason, until }]) => `${id}  ${reason}  ${formatTime(until)}`);
 });
 
 command("fallback", "the models that are tried, in order", (_args, { resilience }) => [
@@ -4852,13 +4934,15 @@ command("fallback", "the models that are tried, in order", (_args, { resilience 
   ...resilience.fallbacks,
 ]);
 
-/** All keys of the settings: ANTHROPIC_API_KEY, and ANTHROPIC_API_KEY_2 to _9. */
+/** Reads the keys of ANTHROPIC_API_KEY and ANTHROPIC_API_KEY_2 to _9. Throws at an unusable one. */
 function profilesFrom(setting: Setting): AuthProfile[] {
-  const names = ["", 2, 3, 4, 5, 6, 7, 8, 9].map((n) => `ANTHROPIC_API_KEY${n && `_${n}`}`);
+  const names = ["ANTHROPIC_API_KEY"];
+  for (let i = 2; i <= 9; i++) names.push(`ANTHROPIC_API_KEY_${i}`);
   const profiles = names.map((name) => ({ name, key: setting(name) })).filter(({ key }) => key);
-  // What was pasted with an "…" in it could not even be sent.
-  const odd = profiles.find(({ key }) => !/^[\x21-\x7e]+$/.test(key));
-  if (odd) throw new Error(`${odd.name} has a character that is in no key: copy it again`);
+  // A key is sent in an HTTP header, which holds visible ASCII only. Whoever copies a key from a
+  // page that shortens it has an "…" in it, and would be told so only at the first message.
+  const broken = profiles.find(({ key }) => !/^[\x21-\x7e]+$/.test(key));
+  if (broken) throw new Error(`${broken.name} has a character that is in no key: copy it again`);
   return profiles;
 }
 

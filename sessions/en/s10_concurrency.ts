@@ -224,7 +224,7 @@ export async function callModel(request: Anthropic.MessageStreamParams, options:
   // A minute without a byte aborts the stream, and each byte restarts the timer. The SDK tries
   // nothing again, because ResilienceRunner decides about that.
   const timer = setTimeout(() => stream.abort(), IDLE_TIMEOUT);
-  const watched = { maxRetries: 0, fetch: withIdleTimeout(() => timer.refresh()) };
+  const watched = { maxRetries: 0, fetch: withIdleTimeout(timer) };
   // The SDK reads ANTHROPIC_API_KEY and ANTHROPIC_BASE_URL from the environment.
   const client = (options.client ?? new Anthropic()).withOptions(watched);
   const stream = client.messages.stream(request, { signal: options.signal });
@@ -4577,11 +4577,13 @@ command("simulate-failure", "<kind> [times]: the next ones fail", (args, app) =>
 
 // ---- s09 · Resilience ----
 
-// Until here the SDK tried again by itself, twice, whatever the key, and we never saw it. Now it
-// does not: one attempt of ours is one request, and what to do after a failure is settled here, in
-// one place. Each new attempt goes on from what is stored, so no tool runs a second time.
+// Until here the SDK tried a failed request twice more, with the same key, and our code never saw
+// why. Now callModel switches that off, because two layers that both try again multiply their
+// requests (retry amplification): three attempts of ours with three of the SDK's in each would send
+// nine requests to a service that is overloaded already. ResilienceRunner alone decides what to do
+// after a failure. Each attempt goes on from what is stored, so no tool runs a second time.
 
-/** Why an attempt failed. "invalid": the request itself is wrong, and will be with any key. */
+/** Why an attempt failed. "invalid": the request itself is wrong, so it fails with every key. */
 export type Reason =
   | "rate_limit"
   | "overloaded"
@@ -4593,7 +4595,7 @@ export type Reason =
   | "invalid"
   | "unknown";
 
-/** By the API's type and by status. What is not in here is "unknown": a 500, say. */
+/** Reasons by the API's error type and by HTTP status. All others, like a 500, are "unknown". */
 const REASONS = new Map<string | number | null | undefined, Reason>([
   ["rate_limit_error", "rate_limit"],
   [429, "rate_limit"],
@@ -4617,94 +4619,136 @@ const REASONS = new Map<string | number | null | undefined, Reason>([
   [422, "invalid"],
 ]);
 
-/** By the API's own type, else by the status: an error inside a stream has none. Never by words. */
+/**
+ * Tells failures apart by their class, then by the API's error type, then by the HTTP status, which
+ * an error inside a stream lacks. Words prove nothing: a 500 may say "rate limit" in its text.
+ */
 export function classifyFailure(error: unknown): Reason {
   if (isOverflow(error)) return "overflow";
-  // Both are also API errors, without type and status. An abort is our own watch's, see below.
   const { APIConnectionError, APIUserAbortError, APIError, AnthropicError } = Anthropic;
+  // These two are API errors as well, but without a type and a status. callModel throws the second
+  // one only when the idle timeout has aborted the stream, because it catches a person's Ctrl+C.
   if (error instanceof APIConnectionError || error instanceof APIUserAbortError) return "timeout";
-  if (error instanceof APIError)
+  if (error instanceof APIError) {
     return REASONS.get(error.type) ?? REASONS.get(error.status) ?? "unknown";
-  return error instanceof AnthropicError ? "timeout" : "unknown"; // a stream that ended too early
+  }
+  // The SDK throws its base class when a stream ends before the reply is complete.
+  return error instanceof AnthropicError ? "timeout" : "unknown";
 }
 
-// A limit passes in seconds. A bill that is not paid, or a key that was revoked, is for somebody to
-// mend; but nobody will tell us when it is done, so even these are tried again, ever more seldom.
-
-/** Seconds of rest after the first failure in a row, doubling, and at most. The others get none. */
-const COOLDOWNS: Partial<Record<Reason, [first: number, cap: number]>> = {
-  rate_limit: [5, 300],
-  overloaded: [2, 60],
-  timeout: [1, 60],
-  unknown: [1, 60],
-  model: [600, 3600],
-  auth: [600, 3600],
-  billing: [600, 86_400],
+// A cooldown is a time in which a key or a model is not used. It grows by exponential back-off: the
+// first failure costs `firstSeconds`, each further one in a row twice as much, up to the cap. A
+// rate limit passes within seconds. An unpaid bill or a revoked key has to be dealt with by a
+// person, but nobody tells the program when that has happened, so it tries even these keys again.
+// After a reason that is missing here another attempt is of no use, so the failure is final.
+const COOLDOWNS: Partial<Record<Reason, { firstSeconds: number; capSeconds: number }>> = {
+  rate_limit: { firstSeconds: 5, capSeconds: 300 },
+  overloaded: { firstSeconds: 2, capSeconds: 60 },
+  timeout: { firstSeconds: 1, capSeconds: 60 },
+  unknown: { firstSeconds: 1, capSeconds: 60 },
+  model: { firstSeconds: 600, capSeconds: 3600 },
+  auth: { firstSeconds: 600, capSeconds: 3600 },
+  billing: { firstSeconds: 600, capSeconds: 86_400 },
 };
+const LONGEST_COOLDOWN = 86_400_000; // ms
 
-/** A key, under the name of its setting. */
-export type AuthProfile = { name: string; key: string };
-/** Times in ms. `count`: failures in a row. */
-type Cooldown = { reason: Reason; since: number; until: number; count: number };
+/** An API key, and the name of the setting that it comes from, such as ANTHROPIC_API_KEY_2. */
+export interface AuthProfile {
+  name: string;
+  key: string;
+}
 
-/** The keys and how they are. What must rest is in a file: a restart is no reason to try again. */
+/** The cooldown of a key or a model. Its times are in ms. */
+interface Cooldown {
+  reason: Reason;
+  since: number;
+  until: number;
+  count: number; // failures in a row for this reason
+}
+
+/** Whether an entry of the file can be used. Whoever edits the file may write anything into it. */
+const isCooldown = (entry: Cooldown | null) =>
+  entry !== null && entry.count > 0 && entry.until - entry.since <= LONGEST_COOLDOWN;
+
+/** What the next attempt uses. `wait`: ms until the cooldowns of both have ended at `at`. */
+interface Choice {
+  profile: AuthProfile;
+  model: string;
+  at: number;
+  wait: number;
+}
+
+/**
+ * The keys, and the cooldowns of keys and models by their ids. Cooldowns are kept in a file,
+ * because a key that was revoked before a restart is still revoked after it.
+ */
 export class ProfileManager {
   readonly profiles: AuthProfile[];
   readonly cooldowns: Map<string, Cooldown>;
   #file: string;
   #now: () => number;
-  #current = 0; // we stay with a key as long as it works: what it has cached is cheap
+  #current = 0; // the index of the key that is in use
 
   constructor(profiles: AuthProfile[], file: string, now = Date.now) {
     this.profiles = profiles;
     this.#file = file;
     this.#now = now;
-    // A file edited by hand may hold anything. No rest is longer than a day.
-    const isSound = ([, one]: [string, Cooldown]) =>
-      one?.count > 0 && one.until - one.since <= 86_400_000;
-    this.cooldowns = new Map(Object.entries(readState(file)).filter(isSound));
+    const entries = Object.entries(readState(file));
+    this.cooldowns = new Map(entries.filter(([, entry]) => isCooldown(entry)));
   }
 
-  /** When a key or a model can be used again, in ms; 0 if it can be now. */
+  /** When a key or a model can be used again, in ms; 0 if it can be used now. */
   readyAt(id: string): number {
-    const { since = 0, until = 0 } = this.cooldowns.get(id) ?? {};
+    const cooldown = this.cooldowns.get(id);
+    if (!cooldown) return 0;
     const now = this.#now();
-    return since <= now && until > now ? until : 0; // since > now: the clock was put back
+    // A clock that was put back by a day would make a cooldown of seconds last for that day.
+    if (cooldown.since > now) return 0;
+    return cooldown.until > now ? cooldown.until : 0;
   }
 
-  /** The first that can be used: all keys for a model, then the next model. `at`: when. */
-  choose(models: string[]) {
+  /**
+   * Gives the best choice that is ready, or else the one that is ready first. All keys are tried
+   * with the first model before the next model is. Throws if there is no key.
+   */
+  choose(models: string[]): Choice {
+    // It stays with a key that works, because another account has none of the prompt in its cache.
     const { profiles } = this;
     const order = [...profiles.slice(this.#current), ...profiles.slice(0, this.#current)];
-    const choices = models.flatMap((model) =>
-      order.map((profile) => {
+    let best: Omit<Choice, "wait"> | undefined;
+    for (const model of models) {
+      for (const profile of order) {
         const at = Math.max(this.readyAt(model), this.readyAt(cooldownId(profile)));
-        return { model, profile, at };
-      }),
-    );
-    // The sort is stable: of those that are ready, the better model and our own key stay first.
-    const [best] = choices.sort((a, b) => a.at - b.at);
+        if (best === undefined || at < best.at) best = { profile, model, at };
+      }
+    }
     if (!best) throw new Error("there is no key");
     this.#current = profiles.indexOf(best.profile);
-    return best;
+    return { ...best, wait: Math.max(0, best.at - this.#now()) };
   }
 
-  /** Puts a key or a model to rest. One that rests already is not put to rest for longer. */
+  /** Starts a cooldown, which lasts `retryAfter` seconds if the back-off alone would be shorter. */
   fail(id: string, reason: Reason, retryAfter = 0): void {
-    const now = this.#now();
-    const [first, cap] = COOLDOWNS[reason] ?? [0, 0];
-    if (this.readyAt(id)) return; // another turn was quicker
+    const limits = COOLDOWNS[reason];
+    if (!limits) return;
+    // Turns run side by side, so ten of them may report the same outage. It counts as one failure.
+    if (this.readyAt(id) > 0) return;
     const before = this.cooldowns.get(id);
     const count = before?.reason === reason ? before.count + 1 : 1;
-    const seconds = Math.max(Math.min(first * 2 ** (count - 1), cap), retryAfter);
+    const doubled = limits.firstSeconds * 2 ** (count - 1);
+    const seconds = Math.max(Math.min(doubled, limits.capSeconds), retryAfter);
+    const now = this.#now();
     this.cooldowns.set(id, { reason, since: now, until: now + seconds * 1000, count });
     this.#save();
   }
 
-  /** It works: what was is forgotten. If it rests by now, another turn knows better, and later. */
+  /** Forgets the failures of keys and models that have just worked. */
   succeed(ids: string[]): void {
-    const gone = ids.filter((id) => !this.readyAt(id) && this.cooldowns.delete(id));
-    if (gone.length > 0) this.#save();
+    // A cooldown that is running began after this attempt did, so it is the newer information.
+    const ended = ids.filter((id) => this.cooldowns.has(id) && this.readyAt(id) === 0);
+    if (ended.length === 0) return;
+    for (const id of ended) this.cooldowns.delete(id);
+    this.#save();
   }
 
   clear(): void {
@@ -4717,18 +4761,21 @@ export class ProfileManager {
   }
 }
 
-/** Another key under the same name is another one, and fresh. The key itself is in no file. */
+/**
+ * The id under which the cooldown of a key is kept. The hash in it makes a new key under the same
+ * name start without one, and the key itself is in no file.
+ */
 const cooldownId = ({ name, key }: AuthProfile) =>
   `${name} ${sha256(key).digest("hex").slice(0, 8)}`;
 
-// ms that a turn may spend in all on waiting and on what failed. With two keys one of them is
-// always ready again when the other has been silent for a minute: without an end to this, a turn
-// would have none.
+// The deadline of a turn: ms for all its waits and failed attempts together. Without it a turn with
+// two keys might never end, because while one of them is silent for a minute the cooldown of the
+// other ends, and so there is always one that can be tried.
 const RETRY_BUDGET = 120_000;
 
 export interface TurnOptions {
-  client?: Anthropic;
-  model?: string;
+  client?: Anthropic; // with the key of this attempt
+  model?: string; // the model of this attempt
 }
 
 export interface App {
@@ -4736,7 +4783,7 @@ export interface App {
   resilience: ResilienceRunner;
 }
 
-/** Layer 1 of the onion: tries keys and models until one works, or nothing helps. */
+/** Failover, the outermost middleware: tries keys and models until one works or none can help. */
 export class ResilienceRunner {
   readonly fallbacks: string[]; // models, the best first
   #profiles: ProfileManager;
@@ -4748,36 +4795,63 @@ export class ResilienceRunner {
     this.#now = now;
   }
 
-  /** Runs `inner` with a key and a model, again and again. Throws what can't be mended here. */
+  /**
+   * Runs `inner` with a key and a model, as often as the retry budget allows. Throws the last
+   * failure when the budget is used up, and at once a failure that no other attempt can cure.
+   */
   async run(options: TurnOptions, inner: (options: TurnOptions) => Promise<void>): Promise<void> {
-    let patience = RETRY_BUDGET;
     const models = [options.agent?.model ?? MODEL, ...this.fallbacks];
-    for (let failed: unknown; ; ) {
-      const { profile, model, at } = this.#profiles.choose(models);
-      const wait = Math.max(0, at - this.#now());
-      if (wait > patience) throw failed ?? new Error(`nothing is ready before ${formatTime(at)}`);
-      if (wait > 0) info(`  (waiting ${Math.ceil(wait / 1000)} s)`);
-      // Ctrl+C ends this, and then callModel, too.
-      if (wait > 0) await sleep(wait, undefined, { signal: options.signal }).catch(() => {});
-      const began = this.#now();
-      const client = new Anthropic({ apiKey: profile.key });
-      try {
-        await inner({ ...options, client, model });
-        // After Ctrl+C nobody knows whether it would have worked.
-        if (!options.signal?.aborted) this.#profiles.succeed([cooldownId(profile), model]);
-        return;
-      } catch (error) {
-        const reason = classifyFailure(error);
-        // Also what is not the API's, like a full disk: another key would not help.
-        if (!(error instanceof Anthropic.AnthropicError) || !COOLDOWNS[reason]) throw error;
-        failed = error;
-        patience -= wait + Math.min(this.#now() - began, IDLE_TIMEOUT); // tools may have run for long
-        info(`  (${reason}: ${profile.name}, ${model})`);
-        // Too much to do at their end is nobody's key: it is the model that rests.
-        const id = ["overloaded", "model"].includes(reason) ? model : cooldownId(profile);
-        this.#profiles.fail(id, reason, retryAfterOf(error));
-      }
+    let budget = RETRY_BUDGET;
+    let failure: unknown;
+    let choice = this.#profiles.choose(models);
+    while (choice.wait <= budget) {
+      await this.#wait(choice, options);
+      const startedAt = this.#now();
+      failure = await this.#attempt(choice, options, inner);
+      if (failure === undefined) return;
+      // An attempt counts for a minute at most, because its tools may have run for an hour before
+      // one of its calls failed.
+      const spent = Math.min(this.#now() - startedAt, IDLE_TIMEOUT);
+      budget -= choice.wait + spent;
+      choice = this.#profiles.choose(models);
     }
+    throw failure ?? new Error(`nothing is ready before ${formatTime(choice.at)}`);
+  }
+
+  /** Waits for the end of a cooldown, or until Ctrl+C. */
+  async #wait({ wait }: Choice, { signal }: TurnOptions): Promise<void> {
+    if (wait === 0) return;
+    info(`  (waiting ${Math.ceil(wait / 1000)} s)`);
+    // Ctrl+C is no error here, because callModel sees the same signal and ends the turn properly.
+    await sleep(wait, undefined, { signal }).catch(() => {});
+  }
+
+  /**
+   * Gives undefined if the attempt succeeded, or the failure that started a cooldown. Throws what
+   * another key or model would not change, for example a full disk or an invalid request.
+   */
+  async #attempt(
+    { profile, model }: Choice,
+    options: TurnOptions,
+    inner: (options: TurnOptions) => Promise<void>,
+  ): Promise<unknown> {
+    const client = new Anthropic({ apiKey: profile.key });
+    try {
+      await inner({ ...options, client, model });
+    } catch (error) {
+      const reason = classifyFailure(error);
+      const isCurable =
+        error instanceof Anthropic.AnthropicError && COOLDOWNS[reason] !== undefined;
+      if (!isCurable) throw error;
+      info(`  (${reason}: ${profile.name}, ${model})`);
+      // A model that is overloaded or does not exist is so for all keys: the cooldown is its own.
+      const isOfModel = reason === "overloaded" || reason === "model";
+      this.#profiles.fail(isOfModel ? model : cooldownId(profile), reason, retryAfterOf(error));
+      return error;
+    }
+    // A turn that Ctrl+C has interrupted does not tell whether its key would have worked.
+    if (!options.signal?.aborted) this.#profiles.succeed([cooldownId(profile), model]);
+    return undefined;
   }
 }
 
@@ -4787,59 +4861,67 @@ MIDDLEWARE.unshift((_conversation, options, next) =>
   options.app ? options.app.resilience.run(options, next) : next(options),
 );
 
-/** What the API asks us to wait, in seconds. */
+/** How long the API asks us to wait (its header `retry-after`), in seconds; 0 if it does not. */
 function retryAfterOf(error: unknown): number {
-  return error instanceof Anthropic.APIError ? Number(error.headers?.get("retry-after")) || 0 : 0;
+  if (!(error instanceof Anthropic.APIError)) return 0;
+  return Number(error.headers?.get("retry-after")) || 0;
 }
 
-const IDLE_TIMEOUT = 60_000; // ms without a byte: a stream that is stuck never ends by itself
+// ms without a byte after which a stream counts as failed. A connection whose other side has
+// disappeared never ends by itself, so the turn would wait for ever.
+const IDLE_TIMEOUT = 60_000;
 
 /**
- * A fetch that tells of every piece that arrives. The SDK has events for that, but none for a ping,
- * and pings may be all there is while the model writes a long file.
+ * A fetch that starts `timer` anew with every piece of a response. The SDK's own events would not
+ * do, because it reports no pings, and while the model writes a long file little else may arrive.
  */
-function withIdleTimeout(tell: () => void): typeof fetch {
+function withIdleTimeout(timer: NodeJS.Timeout): typeof fetch {
   return async (...request) => {
     const response = await fetch(...request);
-    const ear = new TransformStream<Uint8Array, Uint8Array>({
-      transform(piece, to) {
-        tell();
-        to.enqueue(piece);
+    const watched = new TransformStream<Uint8Array, Uint8Array>({
+      transform(bytes, controller) {
+        timer.refresh();
+        controller.enqueue(bytes);
       },
     });
-    return new Response(response.body?.pipeThrough(ear), response);
+    return new Response(response.body?.pipeThrough(watched), response);
   };
 }
 
-const ERRORS: Record<string, [status: number, type: string, message: string]> = {
-  rate_limit: [429, "rate_limit_error", "simulated"],
-  overloaded: [529, "overloaded_error", "simulated"],
-  auth: [401, "authentication_error", "simulated"],
-  billing: [402, "billing_error", "simulated"],
-  timeout: [504, "timeout_error", "simulated"],
-  overflow: [400, "invalid_request_error", "prompt is too long: simulated"],
-  unknown: [500, "api_error", "simulated"],
+/** What the API answers for each kind of failure. To add a kind, add its answer here. */
+const SIMULATED_ERRORS: Record<string, { status: number; type: string; message: string }> = {
+  rate_limit: { status: 429, type: "rate_limit_error", message: "simulated" },
+  overloaded: { status: 529, type: "overloaded_error", message: "simulated" },
+  auth: { status: 401, type: "authentication_error", message: "simulated" },
+  billing: { status: 402, type: "billing_error", message: "simulated" },
+  timeout: { status: 504, type: "timeout_error", message: "simulated" },
+  overflow: {
+    status: 400,
+    type: "invalid_request_error",
+    message: "prompt is too long: simulated",
+  },
+  unknown: { status: 500, type: "api_error", message: "simulated" },
 };
-SIMULATED_KINDS.push(...Object.keys(ERRORS));
+SIMULATED_KINDS.push(...Object.keys(SIMULATED_ERRORS));
 
 /**
- * Throws what was asked for by /simulate-failure. It is the SDK's own error, made by the SDK, so
- * whatever tells failures apart is tried, and not a word that only we would know.
+ * Throws a failure that was ordered by /simulate-failure. The SDK makes the error, just as it does
+ * from a real answer, so classifyFailure and all that follows are tried as in a real failure.
  */
 function throwSimulated(app: App | undefined): void {
-  for (const [kind, [status, type, message]] of Object.entries(ERRORS)) {
+  for (const [kind, { status, type, message }] of Object.entries(SIMULATED_ERRORS)) {
+    if (!app?.simulatedFailures.take(kind)) continue;
     const body = { type: "error", error: { type, message } };
-    if (app?.simulatedFailures.take(kind)) {
-      throw Anthropic.APIError.generate(status, body, undefined, new Headers());
-    }
+    throw Anthropic.APIError.generate(status, body, undefined, new Headers());
   }
 }
 
 const describeProfiles = ({ profiles }: App) =>
   profiles.profiles.map((profile) => {
-    const { reason = "", count = 0 } = profiles.cooldowns.get(cooldownId(profile)) ?? {};
-    const at = profiles.readyAt(cooldownId(profile));
-    return { name: profile.name, ready: at ? formatTime(at) : "now", reason, failures: count };
+    const id = cooldownId(profile);
+    const { reason = "", count = 0 } = profiles.cooldowns.get(id) ?? {};
+    const at = profiles.readyAt(id);
+    return { name: profile.name, ready: at > 0 ? formatTime(at) : "now", reason, failures: count };
   });
 
 method("profiles.list", {}, [], (_params, app) => describeProfiles(app));
@@ -4848,10 +4930,10 @@ command("profiles", "the keys, and when they can be used", (_args, app) =>
   describeProfiles(app).map((it) => `${it.name}  ${it.ready}  ${it.failures} ${it.reason}`),
 );
 
-command("cooldowns", "[clear]: what rests, and why", (args, { profiles }) => {
+command("cooldowns", "[clear]: the cooldowns that are running, and why", (args, { profiles }) => {
   if (args === "clear") profiles.clear();
-  const resting = [...profiles.cooldowns].filter(([id]) => profiles.readyAt(id));
-  return resting.map(([id, { reason, until }]) => `${id}  ${reason}  ${formatTime(until)}`);
+  const running = [...profiles.cooldowns].filter(([id]) => profiles.readyAt(id) > 0);
+  return running.map(([id, { reason, until }]) => `${id}  ${reason}  ${formatTime(until)}`);
 });
 
 command("fallback", "the models that are tried, in order", (_args, { resilience }) => [
@@ -4859,154 +4941,224 @@ command("fallback", "the models that are tried, in order", (_args, { resilience 
   ...resilience.fallbacks,
 ]);
 
-/** All keys of the settings: ANTHROPIC_API_KEY, and ANTHROPIC_API_KEY_2 to _9. */
+/** Reads the keys of ANTHROPIC_API_KEY and ANTHROPIC_API_KEY_2 to _9. Throws at an unusable one. */
 function profilesFrom(setting: Setting): AuthProfile[] {
-  const names = ["", 2, 3, 4, 5, 6, 7, 8, 9].map((n) => `ANTHROPIC_API_KEY${n && `_${n}`}`);
+  const names = ["ANTHROPIC_API_KEY"];
+  for (let i = 2; i <= 9; i++) names.push(`ANTHROPIC_API_KEY_${i}`);
   const profiles = names.map((name) => ({ name, key: setting(name) })).filter(({ key }) => key);
-  // What was pasted with an "…" in it could not even be sent.
-  const odd = profiles.find(({ key }) => !/^[\x21-\x7e]+$/.test(key));
-  if (odd) throw new Error(`${odd.name} has a character that is in no key: copy it again`);
+  // A key is sent in an HTTP header, which holds visible ASCII only. Whoever copies a key from a
+  // page that shortens it has an "…" in it, and would be told so only at the first message.
+  const broken = profiles.find(({ key }) => !/^[\x21-\x7e]+$/.test(key));
+  if (broken) throw new Error(`${broken.name} has a character that is in no key: copy it again`);
   return profiles;
 }
 
 // ---- s10 · Concurrency ----
 
-// Until here everybody had a chain of promises, and that was all. A hundred people at once were a
-// hundred calls at once; and a turn that hung held its conversation for ever, and cron, which waits
-// for people, with it. A lane is that chain with a number and a clock. A turn goes through two: its
-// conversation's outside, for the order, and inside it one that all share, for the number.
+// Up to s09 each conversation has a chain of promises, and nothing else limits the program. So a
+// hundred people who write at once cause a hundred model calls at once, and so do all the messages
+// that wait in the inbox at a start (a thundering herd). And a turn that hangs holds up its
+// conversation for ever, as well as the cron jobs, because they wait until no person's turn runs.
+//
+// A lane is a FIFO queue with a concurrency limit (a semaphore) and a timeout for each task. A turn
+// passes through two of them: the lane of its conversation keeps the order, and inside it a lane
+// that all conversations share limits how many turns run side by side.
 
-/** A task was ended from outside: it took too long, or there was a reset. */
+/** A task was stopped from outside, because it took too long or because of a reset. */
 export class LaneError extends Error {}
-/** It did not begin, since the program is about to end. */
+/** The task was refused because the program is shutting down. It never started. */
 export class StoppingError extends LaneError {}
 
-/** What runs in a lane. When the signal aborts, it has 2 s to come to its end. */
+/** What runs in a lane. When the signal aborts, it has a grace period of 2 s to end by itself. */
 export type Task<T> = (signal: AbortSignal) => Promise<T>;
 
-const GRACE = 2_000; // ms
+const GRACE_PERIOD = 2_000; // ms
 
-/**
- * Tasks that begin in the order in which they came, at most `limit` side by side, and have so many
- * seconds each. A promise can't be killed: one that hangs loses its place, and is left to itself.
- */
-export class LaneQueue {
-  limit: number;
-  readonly seconds: number;
-  active = 0;
-  generation = 0; // one more with each reset
-  readonly waiting = new Set<{ begin(): void; reject(error: Error): void }>();
-  #running = new Set<(why: LaneError) => void>();
+/** Rejects when the grace period is over, which begins when the signal aborts. */
+async function endOfGracePeriod(signal: AbortSignal): Promise<never> {
+  if (!signal.aborted) await once(signal, "abort");
+  await sleep(GRACE_PERIOD);
+  throw new LaneError("it did not stop within 2 s");
+}
 
-  constructor(limit = 1, seconds = Infinity) {
-    this.limit = limit;
-    this.seconds = seconds;
-  }
+/** The way to end a task that runs. Its signal aborts at Ctrl+C, too, which is no failure. */
+class RunningTask {
+  readonly control = new AbortController();
+  // Not the reason of the signal: if a reset comes after Ctrl+C, the signal keeps its first reason.
+  stoppedBy: LaneError | undefined;
 
-  /** Gives what the task gives. Rejects as it does, or with a LaneError if it was ended. */
-  enqueue<T>(task: Task<T>, signal?: AbortSignal): Promise<T> {
-    return new Promise((resolve, reject) => {
-      const begin = () =>
-        this.waiting.delete(entry) && this.#run(task, signal).then(resolve, reject);
-      const entry = { begin, reject };
-      this.waiting.add(entry);
-      // Ctrl+C in the queue: it goes ahead, to be over at once. What was said is kept, as always.
-      if (signal?.aborted) begin();
-      else signal?.addEventListener("abort", begin, { once: true });
-      this.pump();
-    });
-  }
-
-  /** Begins what there is a place for. */
-  pump(): void {
-    for (const { begin } of this.waiting) {
-      if (this.active >= this.limit) return;
-      begin();
-    }
-  }
-
-  async #run<T>(task: Task<T>, signal?: AbortSignal): Promise<T> {
-    const { generation, seconds } = this;
-    const control = new AbortController();
-    setMaxListeners(0, control.signal); // a dozen tools at once listen to it
-    let ended: LaneError | undefined;
-    const end = (why: LaneError) => {
-      ended ??= why;
-      control.abort();
-    };
-    const interrupt = () => control.abort();
-    // Two runners: the task, and a clock that starts when it is told to end. If the clock wins, the
-    // task may still be somewhere: nobody waits for it, and what it throws later is swallowed.
-    const late = once(control.signal, "abort")
-      .then(() => sleep(GRACE))
-      .then(() => Promise.reject(ended ?? new LaneError("it did not stop within 2 s")));
-    late.catch(() => {}); // in case the task throws before they start
-    const tooLong = new LaneError(`it took longer than ${seconds} s`);
-    const timer = seconds < Infinity && setTimeout(end, seconds * 1000, tooLong);
-    if (signal?.aborted) interrupt();
-    signal?.addEventListener("abort", interrupt);
-    this.#running.add(end);
-    this.active++;
-    try {
-      const result = await Promise.race([task(control.signal), late]);
-      if (ended) throw ended;
-      return result;
-    } catch (error) {
-      throw ended ?? error;
-    } finally {
-      if (timer) clearTimeout(timer);
-      signal?.removeEventListener("abort", interrupt);
-      this.#running.delete(end);
-      // After a reset the places are counted anew, and this task has none to give back.
-      if (generation === this.generation) {
-        this.active--;
-        this.pump();
-      }
-    }
-  }
-
-  /** Ends what runs, and begins what waits at once. Gives how many were ended. */
-  reset(): number {
-    // They get their 2 s, but not their places. Waiting for them would be no way out of a jam.
-    const running = [...this.#running];
-    this.generation++;
-    this.active = 0;
-    this.#running.clear();
-    for (const end of running) end(new LaneError("there was a reset"));
-    this.pump();
-    return running.length;
+  stop(why: LaneError): void {
+    this.stoppedBy ??= why;
+    this.control.abort();
   }
 }
 
-/** The lanes by name. Those that are not in `named` are there while they have work. */
+/**
+ * Gives what the task gives, or rejects when its grace period is over. JavaScript can't kill a
+ * promise, so a task that ignores its signal lives on; but nobody waits for it any longer, and
+ * what it throws later is ignored.
+ */
+async function withDeadline<T>(task: Task<T>, running: RunningTask): Promise<T> {
+  const { signal } = running.control;
+  const answer = Promise.race([task(signal), endOfGracePeriod(signal)]);
+  await Promise.allSettled([answer]);
+  // A task that the lane has stopped fails for this reason, whatever it gave or threw afterwards.
+  if (running.stoppedBy) throw running.stoppedBy;
+  return answer;
+}
+
+/** A task that has not started, and what its caller gets if it is refused. */
+interface WaitingTask {
+  start(): void;
+  reject(error: LaneError): void;
+}
+
+/**
+ * A FIFO queue: tasks start in the order in which they came, at most `limit` of them run side by
+ * side, and each is stopped after `timeout` seconds.
+ */
+export class LaneQueue {
+  readonly timeout: number;
+  active = 0; // places that are taken, which is what a semaphore counts
+  // The number of resets so far, also called an epoch. A task remembers the generation in which it
+  // started, because one that ends after a reset must not give back a place of the new generation.
+  generation = 0;
+  readonly waiting = new Set<WaitingTask>(); // a Set keeps the order, and removes from the middle
+  #limit: number;
+  #running = new Set<RunningTask>(); // those of this generation
+
+  constructor(limit = 1, timeout = Infinity) {
+    this.#limit = limit;
+    this.timeout = timeout;
+  }
+
+  get limit(): number {
+    return this.#limit;
+  }
+
+  /** A higher limit starts waiting tasks at once. A lower one stops none of those that run. */
+  set limit(limit: number) {
+    if (!Number.isInteger(limit) || limit < 1) throw new Error(`limit: ${limit} is not 1 or more`);
+    this.#limit = limit;
+    this.#pump();
+  }
+
+  /** Gives what the task gives. Rejects as the task does, or with a LaneError if it is stopped. */
+  enqueue<T>(task: Task<T>, signal?: AbortSignal): Promise<T> {
+    return new Promise((resolve, reject) => {
+      const start = () => {
+        // The signal may abort when the task has long been started or refused.
+        if (!this.waiting.has(entry)) return;
+        this.waiting.delete(entry);
+        this.#run(task, signal).then(resolve, reject);
+      };
+      const entry = { start, reject };
+      this.waiting.add(entry);
+      // After Ctrl+C a waiting task starts at once, even if the limit is reached. It ends at once,
+      // too, but it has to run, because a turn stores what the person said.
+      signal?.addEventListener("abort", start, { once: true });
+      if (signal?.aborted) start();
+      this.#pump();
+    });
+  }
+
+  /** Starts waiting tasks, the oldest first, until the limit is reached. */
+  #pump(): void {
+    for (const { start } of this.waiting) {
+      if (this.active >= this.limit) return;
+      start();
+    }
+  }
+
+  /** Takes a place, runs the task, and gives the place to the next one when the task has ended. */
+  async #run<T>(task: Task<T>, signal?: AbortSignal): Promise<T> {
+    const { generation } = this;
+    const running = new RunningTask();
+    // All tools of a turn listen to this signal, and Node warns of a leak from 11 listeners on.
+    setMaxListeners(0, running.control.signal);
+    const interrupt = () => running.control.abort();
+    signal?.addEventListener("abort", interrupt);
+    if (signal?.aborted) interrupt();
+    const timer = this.#startTimer(running);
+    this.#running.add(running);
+    this.active++;
+    try {
+      return await withDeadline(task, running);
+    } finally {
+      clearTimeout(timer);
+      signal?.removeEventListener("abort", interrupt);
+      this.#running.delete(running);
+      this.#release(generation);
+    }
+  }
+
+  /** The time begins when the task starts, so a long wait in the queue costs it nothing. */
+  #startTimer(running: RunningTask): NodeJS.Timeout | undefined {
+    if (this.timeout === Infinity) return undefined; // Node would take it for 1 ms
+    const error = new LaneError(`it took longer than ${this.timeout} s`);
+    return setTimeout(() => running.stop(error), this.timeout * 1000);
+  }
+
+  #release(generation: number): void {
+    if (generation !== this.generation) return;
+    this.active--;
+    this.#pump();
+  }
+
+  /** Stops what runs, and starts what waits without waiting for it. Gives how many were stopped. */
+  reset(): number {
+    // The stopped tasks have their grace period, but they lose their places now. If the waiting
+    // tasks had to wait for them, a reset would not help against tasks that hang.
+    const stopped = [...this.#running];
+    this.generation++;
+    this.active = 0;
+    this.#running.clear();
+    for (const task of stopped) task.stop(new LaneError("there was a reset"));
+    this.#pump();
+    return stopped.length;
+  }
+
+  /** Rejects all tasks that have not started. Those that run go on. */
+  refuseWaiting(error: LaneError): void {
+    for (const { reject } of this.waiting) reject(error);
+    this.waiting.clear();
+  }
+}
+
+/**
+ * All lanes by name. The named lanes limit how many turns run side by side, and exist for ever. Any
+ * other name is a conversation, whose lane (one at a time, no timeout) exists while it has work.
+ */
 export class CommandQueue {
   readonly lanes: Map<string, LaneQueue>;
   readonly named: string[];
-  #open = new Set<Promise<unknown>>(); // the results that are not there yet
+  #unsettled = new Set<Promise<unknown>>();
   #isStopping = false;
 
-  /** `named`: how many at a time, and for how many seconds each. */
-  constructor(named: Record<string, [limit: number, seconds: number]>) {
-    const lanes = Object.entries(named);
+  constructor(named: Record<string, [limit: number, timeout: number]>) {
     this.named = Object.keys(named);
+    const lanes = Object.entries(named);
     this.lanes = new Map(lanes.map(([name, [limit, s]]) => [name, new LaneQueue(limit, s)]));
   }
 
-  /** Never to be awaited from inside the same lane: it would wait for itself. */
+  /**
+   * Runs a task in a lane. A task must not await its own lane: it would keep the place that the
+   * task it waits for needs, so neither of the two could ever go on (a deadlock).
+   */
   run<T>(name: string, task: Task<T>, signal?: AbortSignal): Promise<T> {
     const isNamed = this.named.includes(name);
     if (this.#isStopping && isNamed) return Promise.reject(new StoppingError("stopping"));
     const lane = this.lanes.get(name) ?? new LaneQueue();
     this.lanes.set(name, lane);
-    const result = lane.enqueue(task, signal);
-    this.#open.add(result);
+    const answer = lane.enqueue(task, signal);
+    this.#unsettled.add(answer);
     const forget = () => {
-      this.#open.delete(result);
-      // The last one out, or there would be a lane for everybody who ever wrote.
+      this.#unsettled.delete(answer);
+      // Otherwise there would soon be a lane for everybody who has ever written.
       if (!isNamed && !this.isBusy(name)) this.lanes.delete(name);
     };
-    result.then(forget, forget);
-    return result;
+    answer.then(forget, forget);
+    return answer;
   }
 
   isBusy(name: string): boolean {
@@ -5015,30 +5167,37 @@ export class CommandQueue {
   }
 
   /**
-   * Ends the turns that run. The lanes of conversations have no part in it: they go on when the
-   * turn inside has ended, 2 s later at most. Sooner, two turns would write into one conversation.
+   * Stops the turns that run, and gives how many. It leaves the lanes of conversations alone: each
+   * goes on when its turn has ended, after 2 s at most. If they were reset too, the next turn of a
+   * conversation would write into its file while the stopped turn still does.
    */
   reset(): number {
-    const ended = this.named.map((name) => this.lanes.get(name)?.reset() ?? 0);
-    return ended.reduce((sum, count) => sum + count, 0);
+    let stopped = 0;
+    for (const name of this.named) stopped += this.lanes.get(name)?.reset() ?? 0;
+    return stopped;
   }
 
-  /** Begins no turn any more, and resolves when those that run have ended and are answered. */
+  /**
+   * The graceful shutdown: no turn starts any more, and the promise resolves when those that run
+   * have ended and their replies are on their way.
+   */
   async shutDown(): Promise<void> {
     this.#isStopping = true;
-    for (const { waiting } of this.named.flatMap((name) => this.lanes.get(name) ?? [])) {
-      for (const { reject } of waiting) reject(new StoppingError("stopping"));
-      waiting.clear();
+    for (const name of this.named) {
+      this.lanes.get(name)?.refuseWaiting(new StoppingError("stopping"));
     }
-    while (this.#open.size > 0) await Promise.allSettled(this.#open);
+    // It looks again each time, because a turn that ends may enqueue its reply.
+    while (this.#unsettled.size > 0) await Promise.allSettled(this.#unsettled);
   }
 }
 
-// How many at a time, and for how many seconds. A conversation's lane has no clock: what it waits
-// for is in one of these.
+/** The named lanes: how many turns run side by side, and after how many seconds one is stopped. */
 export const LANES = new CommandQueue({ main: [4, 1800], cron: [1, 3600], heartbeat: [1, 600] });
 
-/** Runs a turn in a lane. If it is ended, its conversation is closed to what is left of it. */
+/**
+ * Runs a turn in a named lane. A turn that was stopped may still be at work somewhere, so its
+ * conversation is closed to it; the next turn opens the file anew.
+ */
 async function inLane<T>(lane: string, app: App, key: string, turn: Task<T>, stop?: AbortSignal) {
   try {
     return await LANES.run(lane, turn, stop);
@@ -5064,8 +5223,9 @@ async function answerJobInLane(app: App, message: Routed, stop?: AbortSignal): P
 }
 
 /**
- * A person's turn. It counts from the moment when it is in line; and what counts is the lane's
- * promise, not the turn's own: that of a turn which hangs is never settled, and jobs wait for it.
+ * Runs a person's turn in the lane "main". It counts as an active turn from now on, while it still
+ * waits. We track the lane's promise and not the turn's own, because that of a turn which hangs is
+ * never settled, so cron jobs would wait for it for ever.
  */
 const runUserTurn = (
   app: App,
@@ -5074,6 +5234,7 @@ const runUserTurn = (
   turn: Task<string>,
 ) => app.activeTurns.track(inLane("main", app, sessionKey, turn, stop));
 
+/** One entry for each lane that exists now, as `lanes.list` gives it. */
 const describeLanes = () =>
   [...LANES.lanes].map(([name, { limit, active, waiting, generation }]) => {
     return { name, limit, active, waiting: waiting.size, generation };
@@ -5082,9 +5243,9 @@ const describeLanes = () =>
 method("lanes.list", {}, [], describeLanes);
 
 command("lanes", "what runs, and what waits", () =>
-  describeLanes()
-    .map(({ name, active, limit, waiting }) => `${name.padEnd(10)} ${active}/${limit}  +${waiting}`)
-    .join("\n"),
+  describeLanes().map(
+    ({ name, active, limit, waiting }) => `${name.padEnd(10)} ${active}/${limit}  +${waiting}`,
+  ),
 );
 
 command("enqueue", "<lane> <text>: a turn in a lane; another name makes a lane", (args, app) => {
@@ -5101,19 +5262,16 @@ command("enqueue", "<lane> <text>: a turn in a lane; another name makes a lane",
 
 command("concurrency", "<lane> <n>: how many run side by side", (args) => {
   const [name = "", count] = args.split(/\s+/);
-  // Not that of a conversation: it has one place, or two turns would write into one file.
+  // The lane of a conversation keeps its limit of 1, or two turns would write into one file.
   const lane = LANES.named.includes(name) ? LANES.lanes.get(name) : undefined;
   if (!lane) throw new Error(`lane: one of ${LANES.named.join(", ")}`);
   if (!/^[1-9]\d{0,2}$/.test(count ?? "")) throw new Error("n: a number from 1 to 999");
   lane.limit = Number(count);
-  lane.pump();
   return t(`${name}: ${lane.limit} side by side.`);
 });
 
 command("generation", "how often each lane was reset", () =>
-  describeLanes()
-    .map(({ name, generation }) => `${name.padEnd(10)} ${generation}`)
-    .join("\n"),
+  describeLanes().map(({ name, generation }) => `${name.padEnd(10)} ${generation}`),
 );
 
 command("reset", "end the turns that run; what waits goes on", () => t(`${LANES.reset()} ended.`));
