@@ -2,8 +2,12 @@
 // order, so that the lines beside each other are as alike as possible (a sequence alignment, as
 // Needleman and Wunsch do it).
 
+import { isComment } from "./verbatim.ts";
+
 const LIKE = 0.5; // lines that are less alike have nothing to do with each other
 const PUNCTUATION = 0.2; // what a pair of lines like "}" counts, of 1 for a line with words
+/** Comments are reworded more often than code, and say less about what has become of it. */
+const COMMENT = 0.3;
 
 interface Line {
   text: string;
@@ -83,7 +87,7 @@ export function coverage(before: string[], matches: (Match | undefined)[]): numb
   let all = 0;
   let kept = 0;
   for (const [i, line] of before.entries()) {
-    const weight = wordsOf(line).size;
+    const weight = wordsOf(line).size * (isComment(line) ? COMMENT : 1);
     all += weight;
     kept += weight * (matches[i]?.share ?? 0);
   }
