@@ -129,7 +129,7 @@ export function refreshLessons(root: string, args: string[]): string[] {
     said.push(...lesson.said);
   }
   const doubtful = said.filter((line) => line.startsWith("look: ")).length;
-  return [...said, `${said.length} excerpts have changed; ${doubtful} of them to look at.`];
+  return [...said, `${said.length} changed, ${doubtful} of them to look at.`];
 }
 
 await start(import.meta.filename, (root, args) =>
