@@ -61,8 +61,7 @@ export class Terminal {
   async run(onLine: (line: string, signal: AbortSignal) => Promise<unknown>): Promise<void> {
     const { stdin, stdout } = process;
     const terminal = stdin.isTTY && stdout.isTTY;
-    // While a reply streams, readline is paused, because it would echo keys into the reply. They
-    // wait in this stream until prompt() resumes readline.
+    // readline would echo keys into a reply, so it is paused meanwhile, and they wait in here.
     const keys = Object.assign(new PassThrough(), { setRawMode: stdin.setRawMode?.bind(stdin) });
     const reader = createInterface({ input: keys, output: stdout, terminal, prompt: "You > " });
     if (terminal) reader.on("line", () => reader.pause());
