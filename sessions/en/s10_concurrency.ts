@@ -485,7 +485,10 @@ function checkEnum(name: string, value: unknown, allowed: unknown[] | undefined)
   throw new Error(`${name} must be one of ${allowed}`);
 }
 
-/** The text, or both its ends if it is longer than `limit`. `total` is how long it once was. */
+/**
+ * The text, or both its ends if it is longer than `limit`. `total` is its length before somebody
+ * else, for example CommandOutput, dropped a part of its middle.
+ */
 function keepEnds(text: string, limit: number, total = text.length): string {
   if (text.length <= limit) return text;
   const half = Math.ceil(limit / 2);
