@@ -211,11 +211,10 @@ export function buildRequest({ messages }: Conversation, options: TurnOptions) {
 
 /** One call. Gives the reply, or what had arrived of it when it was aborted. Throws API errors. */
 export async function callModel(request: Anthropic.MessageStreamParams, options: TurnOptions) {
-  if (!options.signal?.aborted) throwSimulated(options.app);
-  const timer = setTimeout(() => stream.abort(), IDLE_TIMEOUT);
-  const watched = { maxRetries: 0, fetch: withIdleTimeout(() => timer.refresh()) };
+  throwSimulated(options);
+  const idleTimer = setTimeout(() => stream.abort(), IDLE_TIMEOUT);
   // The SDK finds ANTHROPIC_API_KEY and ANTHROPIC_BASE_URL in the environment.
-  const client = (options.client ?? new Anthropic()).withOptions(watched);
+  const client = withIdleTimeout(options.client ?? new Anthropic(), idleTimer);
   const stream = client.messages.stream(request, { signal: options.signal });
   let finished = 0;
   stream.on("text", (piece) => options.onText?.(piece)).on("contentBlock", () => finished++);
@@ -230,7 +229,7 @@ export async function callModel(request: Anthropic.MessageStreamParams, options:
     // No stop reason, since nobody but us stopped it. id and usage only the API could give.
     return { role: "assistant", content, stop_reason: null } as Anthropic.Message;
   } finally {
-    clearTimeout(timer);
+    clearTimeout(idleTimer);
   }
 }
 
@@ -4230,11 +4229,13 @@ command("simulate-failure", "<kind> [times]: the next ones fail", (args, app) =>
 
 // ---- s09 · Resilience ----
 
-// Until here the SDK tried again by itself, twice, whatever the key, and we never saw it. Now it
-// does not: one attempt of ours is one request, and what to do after a failure is settled here, in
-// one place. Each new attempt goes on from what is stored, so no tool runs a second time.
+// Up to s08 the SDK retries twice by itself, always with the same key, and we never see it. From
+// here on it makes one request and reports the failure, so that one place decides what to do:
+// wait, or go on with another key or model (failover). If both of them retried, the attempts would
+// multiply, which is called retry amplification: three of the SDK in each of ours. A new attempt
+// continues the conversation from what is stored, so a tool that ran is not run a second time.
 
-/** Why an attempt failed. "invalid": the request itself is wrong, and will be with any key. */
+/** Why an attempt failed. "invalid" means that the request is wrong, whatever the key or model. */
 export type Reason =
   | "rate_limit"
   | "overloaded"
@@ -4246,7 +4247,10 @@ export type Reason =
   | "invalid"
   | "unknown";
 
-/** By the API's type and by status. What is not in here is "unknown": a 500, say. */
+/**
+ * The reason by the API's error type, and by the HTTP status. It is a Map because the type comes
+ * from outside: in an object, the type "constructor" would find something.
+ */
 const REASONS = new Map<string | number | null | undefined, Reason>([
   ["rate_limit_error", "rate_limit"],
   [429, "rate_limit"],
@@ -4270,94 +4274,131 @@ const REASONS = new Map<string | number | null | undefined, Reason>([
   [422, "invalid"],
 ]);
 
-/** By the API's own type, else by the status: an error inside a stream has none. Never by words. */
+/**
+ * Gives the reason of a failure. It goes by the error's class and type and never by its words,
+ * because the API may change those. The type comes first, since an error inside a stream has no
+ * status. What the tables don't know, such as a 500, is "unknown".
+ */
 export function classifyFailure(error: unknown): Reason {
-  if (isOverflow(error)) return "overflow";
-  // Both are also API errors, without type and status. An abort is our own watch's, see below.
   const { APIConnectionError, APIUserAbortError, APIError, AnthropicError } = Anthropic;
+  if (isOverflow(error)) return "overflow";
+  // These two are APIErrors, too, but without type and status. The abort comes from our idle
+  // timeout, because callModel does not throw after Ctrl+C.
   if (error instanceof APIConnectionError || error instanceof APIUserAbortError) return "timeout";
   if (error instanceof APIError)
     return REASONS.get(error.type) ?? REASONS.get(error.status) ?? "unknown";
-  return error instanceof AnthropicError ? "timeout" : "unknown"; // a stream that ended too early
+  // The SDK throws its base class if a stream ends before the message does.
+  if (error instanceof AnthropicError) return "timeout";
+  return "unknown";
 }
 
-// A limit passes in seconds. A bill that is not paid, or a key that was revoked, is for somebody to
-// mend; but nobody will tell us when it is done, so even these are tried again, ever more seldom.
-
-/** Seconds of rest after the first failure in a row, doubling, and at most. The others get none. */
-const COOLDOWNS: Partial<Record<Reason, [first: number, cap: number]>> = {
-  rate_limit: [5, 300],
-  overloaded: [2, 60],
-  timeout: [1, 60],
-  unknown: [1, 60],
-  model: [600, 3600],
-  auth: [600, 3600],
-  billing: [600, 86_400],
+/**
+ * How many seconds a key or a model is not used after its first failure in a row, and at most. A
+ * rate limit passes within seconds. An unpaid bill or a revoked key waits for a person, but nobody
+ * tells us when it is settled, so even these are tried again, less and less often. The reasons
+ * that are missing here have no cooldown, because another key or model would not help.
+ */
+const COOLDOWNS: Partial<Record<Reason, { first: number; cap: number }>> = {
+  rate_limit: { first: 5, cap: 300 },
+  overloaded: { first: 2, cap: 60 },
+  timeout: { first: 1, cap: 60 },
+  unknown: { first: 1, cap: 60 },
+  model: { first: 600, cap: 3600 },
+  auth: { first: 600, cap: 3600 },
+  billing: { first: 600, cap: 86_400 },
 };
+const LONGEST_COOLDOWN = 86_400_000; // ms
 
-/** A key, under the name of its setting. */
+/** Exponential back-off: the cooldown doubles with each failure in a row until it is at the cap. */
+function cooldownSeconds(reason: Reason, failures: number, retryAfter: number): number {
+  const { first, cap } = COOLDOWNS[reason] ?? { first: 0, cap: 0 };
+  const seconds = Math.min(first * 2 ** (failures - 1), cap);
+  return Math.max(seconds, retryAfter);
+}
+
+/** An API key, under the name of the setting that it comes from. */
 export type AuthProfile = { name: string; key: string };
-/** Times in ms. `count`: failures in a row. */
+
+/** `since` and `until` are times in ms, and `count` is the number of failures in a row. */
 type Cooldown = { reason: Reason; since: number; until: number; count: number };
 
-/** The keys and how they are. What must rest is in a file: a restart is no reason to try again. */
+/** What an attempt uses. `at` is when both are ready, or 0 for now; `wait` is how many ms that is. */
+type Choice = { profile: AuthProfile; model: string; at: number; wait: number };
+
+/**
+ * Knows which keys and models are in cooldown, and chooses among the others. The cooldowns are kept
+ * in a file, because otherwise a restart would try a revoked key again at once.
+ */
 export class ProfileManager {
   readonly profiles: AuthProfile[];
-  readonly cooldowns: Map<string, Cooldown>;
-  #file: string;
+  readonly cooldowns: Map<string, Cooldown>; // by cooldownId of a key, or by the model's name
+  #stateFile: string;
   #now: () => number;
-  #current = 0; // we stay with a key as long as it works: what it has cached is cheap
+  // We stay with a key as long as it works (a sticky profile), because another one may belong to
+  // another account, whose prompt cache has nothing of our conversations.
+  #current = 0;
 
-  constructor(profiles: AuthProfile[], file: string, now = Date.now) {
+  constructor(profiles: AuthProfile[], stateFile: string, now = Date.now) {
     this.profiles = profiles;
-    this.#file = file;
+    this.#stateFile = stateFile;
     this.#now = now;
-    // A file edited by hand may hold anything. No rest is longer than a day.
-    const isSound = ([, one]: [string, Cooldown]) =>
-      one?.count > 0 && one.until - one.since <= 86_400_000;
-    this.cooldowns = new Map(Object.entries(readState(file)).filter(isSound));
+    // A file that somebody edited may hold anything, for example a cooldown of a thousand years.
+    const isSound = ([, cooldown]: [string, Cooldown]) =>
+      cooldown?.count > 0 && cooldown.until - cooldown.since <= LONGEST_COOLDOWN;
+    this.cooldowns = new Map(Object.entries(readState(stateFile)).filter(isSound));
   }
 
-  /** When a key or a model can be used again, in ms; 0 if it can be now. */
+  /** When the cooldown of a key or a model ends, in ms; 0 if it is not in cooldown. */
   readyAt(id: string): number {
     const { since = 0, until = 0 } = this.cooldowns.get(id) ?? {};
     const now = this.#now();
-    return since <= now && until > now ? until : 0; // since > now: the clock was put back
+    if (since > now) return 0; // the clock was put back, so `until` may be years away
+    return until > now ? until : 0;
   }
 
-  /** The first that can be used: all keys for a model, then the next model. `at`: when. */
-  choose(models: string[]) {
+  /**
+   * Gives the first choice that is ready: all keys with the first model, then all keys with the
+   * next one. If none is ready, it gives the one that will be first. Throws if there is no key.
+   */
+  choose(models: string[]): Choice {
     const { profiles } = this;
-    const order = [...profiles.slice(this.#current), ...profiles.slice(0, this.#current)];
-    const choices = models.flatMap((model) =>
-      order.map((profile) => {
+    const inOrder = [...profiles.slice(this.#current), ...profiles.slice(0, this.#current)];
+    const now = this.#now();
+    const choices: Choice[] = [];
+    for (const model of models) {
+      for (const profile of inOrder) {
         const at = Math.max(this.readyAt(model), this.readyAt(cooldownId(profile)));
-        return { model, profile, at };
-      }),
-    );
-    // The sort is stable: of those that are ready, the better model and our own key stay first.
-    const [best] = choices.sort((a, b) => a.at - b.at);
+        choices.push({ profile, model, at, wait: Math.max(0, at - now) });
+      }
+    }
+    // The sort is stable, so among those that are ready the order stays as it was.
+    const [best] = choices.toSorted((a, b) => a.at - b.at);
     if (!best) throw new Error("there is no key");
     this.#current = profiles.indexOf(best.profile);
     return best;
   }
 
-  /** Puts a key or a model to rest. One that rests already is not put to rest for longer. */
+  /** Starts the cooldown of a key or a model. `retryAfter`: the seconds that the API asks for. */
   fail(id: string, reason: Reason, retryAfter = 0): void {
-    const now = this.#now();
-    const [first, cap] = COOLDOWNS[reason] ?? [0, 0];
-    if (this.readyAt(id)) return; // another turn was quicker
-    const before = this.cooldowns.get(id);
-    const count = before?.reason === reason ? before.count + 1 : 1;
-    const seconds = Math.max(Math.min(first * 2 ** (count - 1), cap), retryAfter);
-    this.cooldowns.set(id, { reason, since: now, until: now + seconds * 1000, count });
+    // A cooldown that runs is not made longer. If, for example, four turns meet the same rate
+    // limit at once, that is one failure, and must not count as four in a row.
+    if (this.readyAt(id) > 0) return;
+    const previous = this.cooldowns.get(id);
+    const count = previous?.reason === reason ? previous.count + 1 : 1;
+    const since = this.#now();
+    const until = since + cooldownSeconds(reason, count, retryAfter) * 1000;
+    this.cooldowns.set(id, { reason, since, until, count });
     this.#save();
   }
 
-  /** It works: what was is forgotten. If it rests by now, another turn knows better, and later. */
+  /** Forgets the failures of a key and a model that have worked. */
   succeed(ids: string[]): void {
-    const gone = ids.filter((id) => !this.readyAt(id) && this.cooldowns.delete(id));
-    if (gone.length > 0) this.#save();
+    // A cooldown that still runs stays. Another turn started it while ours was under way, so what
+    // it knows is newer.
+    const settled = ids.filter((id) => this.cooldowns.has(id) && this.readyAt(id) === 0);
+    if (settled.length === 0) return;
+    for (const id of settled) this.cooldowns.delete(id);
+    this.#save();
   }
 
   clear(): void {
@@ -4366,17 +4407,19 @@ export class ProfileManager {
   }
 
   #save(): void {
-    replaceFile(this.#file, JSON.stringify(Object.fromEntries(this.cooldowns)));
+    replaceFile(this.#stateFile, JSON.stringify(Object.fromEntries(this.cooldowns)));
   }
 }
 
-/** Another key under the same name is another one, and fresh. The key itself is in no file. */
+/**
+ * Under what the cooldown of a key is kept. The hash makes a new key under the same name ready at
+ * once, and the key itself stands in no file.
+ */
 const cooldownId = ({ name, key }: AuthProfile) =>
   `${name} ${sha256(key).digest("hex").slice(0, 8)}`;
 
-// ms that a turn may spend in all on waiting and on what failed. With two keys one of them is
-// always ready again when the other has been silent for a minute: without an end to this, a turn
-// would have none.
+// The ms that a turn may spend on waiting and on attempts that failed. Without it a turn might
+// never end: of two keys that time out, one is always ready again when the other has failed.
 const RETRY_BUDGET = 120_000;
 
 export interface TurnOptions {
@@ -4389,7 +4432,10 @@ export interface App {
   resilience: ResilienceRunner;
 }
 
-/** Layer 1 of the onion: tries keys and models until one works, or nothing helps. */
+/** A failure after which another key or model may help. */
+type Failure = { error: unknown; reason: Reason };
+
+/** Layer 1 of the onion, failover: tries keys and models until one works or the budget is spent. */
 export class ResilienceRunner {
   readonly fallbacks: string[]; // models, the best first
   #profiles: ProfileManager;
@@ -4401,93 +4447,128 @@ export class ResilienceRunner {
     this.#now = now;
   }
 
-  /** Runs `inner` with a key and a model, again and again. Throws what can't be mended here. */
-  async run(options: TurnOptions, inner: (options: TurnOptions) => Promise<void>): Promise<void> {
-    let patience = RETRY_BUDGET;
+  /** Runs `next` with a key and a model until an attempt works. Throws the error of the last one. */
+  async run(options: TurnOptions, next: (options: TurnOptions) => Promise<void>): Promise<void> {
     const models = [options.agent?.model ?? MODEL, ...this.fallbacks];
-    for (let failed: unknown; ; ) {
-      const { profile, model, at } = this.#profiles.choose(models);
-      const wait = Math.max(0, at - this.#now());
-      if (wait > patience) throw failed ?? new Error(`nothing is ready before ${formatTime(at)}`);
-      if (wait > 0) info(`  (waiting ${Math.ceil(wait / 1000)} s)`);
-      // Ctrl+C ends this, and then callModel, too.
-      if (wait > 0) await sleep(wait, undefined, { signal: options.signal }).catch(() => {});
-      const began = this.#now();
-      const client = new Anthropic({ apiKey: profile.key });
-      try {
-        await inner({ ...options, client, model });
-        // After Ctrl+C nobody knows whether it would have worked.
-        if (!options.signal?.aborted) this.#profiles.succeed([cooldownId(profile), model]);
-        return;
-      } catch (error) {
-        const reason = classifyFailure(error);
-        // Also what is not the API's, like a full disk: another key would not help.
-        if (!(error instanceof Anthropic.AnthropicError) || !COOLDOWNS[reason]) throw error;
-        failed = error;
-        patience -= wait + Math.min(this.#now() - began, IDLE_TIMEOUT); // tools may have run for long
-        info(`  (${reason}: ${profile.name}, ${model})`);
-        // Too much to do at their end is nobody's key: it is the model that rests.
-        const id = ["overloaded", "model"].includes(reason) ? model : cooldownId(profile);
-        this.#profiles.fail(id, reason, retryAfterOf(error));
-      }
+    let budget = RETRY_BUDGET;
+    let lastError: unknown;
+    let choice = this.#profiles.choose(models);
+    while (choice.wait <= budget) {
+      await waitForCooldown(choice.wait, options.signal);
+      const startedAt = this.#now();
+      const failure = await this.#attempt(choice, options, next);
+      if (!failure) return;
+      this.#startCooldown(choice, failure);
+      lastError = failure.error;
+      // Tools may have run for an hour before the call that failed. That is no reason to give up,
+      // so no attempt counts for more than the idle timeout.
+      const spent = Math.min(this.#now() - startedAt, IDLE_TIMEOUT);
+      budget -= choice.wait + spent;
+      choice = this.#profiles.choose(models);
     }
+    throw lastError ?? new Error(`nothing is ready before ${formatTime(choice.at)}`);
+  }
+
+  /** Gives a failure if another key or model may help, and nothing if it worked. */
+  async #attempt(
+    { profile, model }: Choice,
+    options: TurnOptions,
+    next: (options: TurnOptions) => Promise<void>,
+  ): Promise<Failure | undefined> {
+    const client = new Anthropic({ apiKey: profile.key });
+    try {
+      await next({ ...options, client, model });
+    } catch (error) {
+      const reason = classifyFailure(error);
+      // What is not the API's error, such as a full disk, is "unknown", but no key would help.
+      const canFailOver = error instanceof Anthropic.AnthropicError && reason in COOLDOWNS;
+      if (!canFailOver) throw error;
+      return { error, reason };
+    }
+    // After Ctrl+C nobody knows whether the attempt would have worked.
+    if (!options.signal?.aborted) this.#profiles.succeed([cooldownId(profile), model]);
+    return undefined;
+  }
+
+  #startCooldown({ profile, model }: Choice, { error, reason }: Failure): void {
+    info(`  (${reason}: ${profile.name}, ${model})`);
+    // A model that is overloaded or missing is so for every key. All else is about the key.
+    const isModelsFault = reason === "overloaded" || reason === "model";
+    const id = isModelsFault ? model : cooldownId(profile);
+    this.#profiles.fail(id, reason, retryAfterOf(error));
   }
 }
 
-// The outermost layer: what is too long for one model is shortened further in, before another key
-// is tried. `app` is missing only in tests that run a turn without a program round it.
+/** Ctrl+C ends the wait, and it also ends the attempt that follows, which has the same signal. */
+async function waitForCooldown(ms: number, signal?: AbortSignal): Promise<void> {
+  if (ms === 0) return;
+  info(`  (waiting ${Math.ceil(ms / 1000)} s)`);
+  await sleep(ms, undefined, { signal }).catch(() => {});
+}
+
+/** The seconds that the API asks us to wait, from its header `retry-after`; 0 if it does not. */
+function retryAfterOf(error: unknown): number {
+  if (!(error instanceof Anthropic.APIError)) return 0;
+  return Number(error.headers?.get("retry-after")) || 0;
+}
+
+// The outermost layer. An overflow never gets here while the context guard, the layer inside it,
+// can still shorten the conversation. `app` is missing only in tests of a turn without a program.
 MIDDLEWARE.unshift((_conversation, options, next) =>
   options.app ? options.app.resilience.run(options, next) : next(options),
 );
 
-/** What the API asks us to wait, in seconds. */
-function retryAfterOf(error: unknown): number {
-  return error instanceof Anthropic.APIError ? Number(error.headers?.get("retry-after")) || 0 : 0;
-}
-
-const IDLE_TIMEOUT = 60_000; // ms without a byte: a stream that is stuck never ends by itself
+const IDLE_TIMEOUT = 60_000; // ms without a byte, because a stream that is stuck never ends by itself
 
 /**
- * A fetch that tells of every piece that arrives. The SDK has events for that, but none for a ping,
- * and pings may be all there is while the model writes a long file.
+ * Gives the client without retries of its own, and restarts `timer` with each piece of a response.
+ * The SDK's events would not do, because it has none for a ping, and pings may be all that comes
+ * while the model writes a long file.
  */
-function withIdleTimeout(tell: () => void): typeof fetch {
-  return async (...request) => {
+function withIdleTimeout(client: Anthropic, timer: NodeJS.Timeout): Anthropic {
+  const watchedFetch: typeof fetch = async (...request) => {
     const response = await fetch(...request);
-    const ear = new TransformStream<Uint8Array, Uint8Array>({
-      transform(piece, to) {
-        tell();
-        to.enqueue(piece);
+    const watch = new TransformStream<Uint8Array, Uint8Array>({
+      transform(chunk, controller) {
+        timer.refresh();
+        controller.enqueue(chunk);
       },
     });
-    return new Response(response.body?.pipeThrough(ear), response);
+    return new Response(response.body?.pipeThrough(watch), response);
   };
+  return client.withOptions({ maxRetries: 0, fetch: watchedFetch });
 }
 
-const ERRORS: Record<string, [status: number, type: string, message: string]> = {
-  rate_limit: [429, "rate_limit_error", "simulated"],
-  overloaded: [529, "overloaded_error", "simulated"],
-  auth: [401, "authentication_error", "simulated"],
-  billing: [402, "billing_error", "simulated"],
-  timeout: [504, "timeout_error", "simulated"],
-  overflow: [400, "invalid_request_error", "prompt is too long: simulated"],
-  unknown: [500, "api_error", "simulated"],
+/** What /simulate-failure can throw. To add a kind, add the API's answer to it here. */
+const SIMULATED_ERRORS: Record<string, { status: number; type: string; message?: string }> = {
+  rate_limit: { status: 429, type: "rate_limit_error" },
+  overloaded: { status: 529, type: "overloaded_error" },
+  auth: { status: 401, type: "authentication_error" },
+  billing: { status: 402, type: "billing_error" },
+  timeout: { status: 504, type: "timeout_error" },
+  overflow: {
+    status: 400,
+    type: "invalid_request_error",
+    message: "prompt is too long: simulated",
+  },
+  unknown: { status: 500, type: "api_error" },
 };
-SIMULATED_KINDS.push(...Object.keys(ERRORS));
+SIMULATED_KINDS.push(...Object.keys(SIMULATED_ERRORS));
 
 /**
- * Throws what was asked for by /simulate-failure. It is the SDK's own error, made by the SDK, so
- * whatever tells failures apart is tried, and not a word that only we would know.
+ * Throws a failure that was ordered by /simulate-failure. The SDK makes the error, as it does from
+ * a real answer, so that classifyFailure is tried as well.
  */
-function throwSimulated(app: App | undefined): void {
-  for (const [kind, [status, type, message]] of Object.entries(ERRORS)) {
+function throwSimulated({ app, signal }: TurnOptions): void {
+  if (signal?.aborted) return; // no request will be sent, so none can fail
+  for (const [kind, { status, type, message = "simulated" }] of Object.entries(SIMULATED_ERRORS)) {
+    if (!app?.simulatedFailures.take(kind)) continue;
     const body = { type: "error", error: { type, message } };
-    if (app?.simulatedFailures.take(kind)) {
-      throw Anthropic.APIError.generate(status, body, undefined, new Headers());
-    }
+    throw Anthropic.APIError.generate(status, body, undefined, new Headers());
   }
 }
 
+/** One entry for each key, as `profiles.list` gives it. */
 const describeProfiles = ({ profiles }: App) =>
   profiles.profiles.map((profile) => {
     const { reason = "", count = 0 } = profiles.cooldowns.get(cooldownId(profile)) ?? {};
@@ -4501,10 +4582,10 @@ command("profiles", "the keys, and when they can be used", (_args, app) =>
   describeProfiles(app).map((it) => `${it.name}  ${it.ready}  ${it.failures} ${it.reason}`),
 );
 
-command("cooldowns", "[clear]: what rests, and why", (args, { profiles }) => {
+command("cooldowns", "[clear]: what is in cooldown, and why", (args, { profiles }) => {
   if (args === "clear") profiles.clear();
-  const resting = [...profiles.cooldowns].filter(([id]) => profiles.readyAt(id));
-  return resting.map(([id, { reason, until }]) => `${id}  ${reason}  ${formatTime(until)}`);
+  const running = [...profiles.cooldowns].filter(([id]) => profiles.readyAt(id) > 0);
+  return running.map(([id, { reason, until }]) => `${id}  ${reason}  ${formatTime(until)}`);
 });
 
 command("fallback", "the models that are tried, in order", (_args, { resilience }) => [
@@ -4512,13 +4593,17 @@ command("fallback", "the models that are tried, in order", (_args, { resilience 
   ...resilience.fallbacks,
 ]);
 
-/** All keys of the settings: ANTHROPIC_API_KEY, and ANTHROPIC_API_KEY_2 to _9. */
+/**
+ * Gives the keys of the settings ANTHROPIC_API_KEY and ANTHROPIC_API_KEY_2 to _9. Throws if one has
+ * a character that no HTTP header may have, for example the "…" of a key that was copied in part.
+ */
 function profilesFrom(setting: Setting): AuthProfile[] {
-  const names = ["", 2, 3, 4, 5, 6, 7, 8, 9].map((n) => `ANTHROPIC_API_KEY${n && `_${n}`}`);
+  const names = ["ANTHROPIC_API_KEY"];
+  for (let n = 2; n <= 9; n++) names.push(`ANTHROPIC_API_KEY_${n}`);
   const profiles = names.map((name) => ({ name, key: setting(name) })).filter(({ key }) => key);
-  // What was pasted with an "…" in it could not even be sent.
-  const odd = profiles.find(({ key }) => !/^[\x21-\x7e]+$/.test(key));
-  if (odd) throw new Error(`${odd.name} has a character that is in no key: copy it again`);
+  const unusable = profiles.find(({ key }) => !/^[\x21-\x7e]+$/.test(key));
+  if (unusable)
+    throw new Error(`${unusable.name} has a character that is in no key: copy it again`);
   return profiles;
 }
 
