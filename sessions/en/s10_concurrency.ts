@@ -4231,8 +4231,8 @@ command("simulate-failure", "<kind> [times]: the next ones fail", (args, app) =>
 
 // Up to s08 the SDK retries twice by itself, always with the same key, and we never see it. From
 // here on it makes one request and reports the failure, so that one place decides what to do:
-// wait, or go on with another key or model (failover). If both of them retried, the attempts would
-// multiply, which is called retry amplification: three of the SDK in each of ours. A new attempt
+// wait, or go on with another key or model (failover). If both retried, the attempts would multiply
+// (retry amplification): each of ours would be up to three requests of the SDK. A new attempt
 // continues the conversation from what is stored, so a tool that ran is not run a second time.
 
 /** Why an attempt failed. "invalid" means that the request is wrong, whatever the key or model. */
@@ -4322,7 +4322,7 @@ export type AuthProfile = { name: string; key: string };
 /** `since` and `until` are times in ms, and `count` is the number of failures in a row. */
 type Cooldown = { reason: Reason; since: number; until: number; count: number };
 
-/** What an attempt uses. `at` is when both are ready, or 0 for now; `wait` is how many ms that is. */
+/** What an attempt uses. `at` is when both are ready (0: now), and `wait` is the ms until then. */
 type Choice = { profile: AuthProfile; model: string; at: number; wait: number };
 
 /**
@@ -4447,7 +4447,7 @@ export class ResilienceRunner {
     this.#now = now;
   }
 
-  /** Runs `next` with a key and a model until an attempt works. Throws the error of the last one. */
+  /** Runs `next` with a key and a model until an attempt works, or throws the last one's error. */
   async run(options: TurnOptions, next: (options: TurnOptions) => Promise<void>): Promise<void> {
     const models = [options.agent?.model ?? MODEL, ...this.fallbacks];
     let budget = RETRY_BUDGET;
@@ -4518,7 +4518,8 @@ MIDDLEWARE.unshift((_conversation, options, next) =>
   options.app ? options.app.resilience.run(options, next) : next(options),
 );
 
-const IDLE_TIMEOUT = 60_000; // ms without a byte, because a stream that is stuck never ends by itself
+// The ms without a byte after which a stream is given up. One that is stuck never ends by itself.
+const IDLE_TIMEOUT = 60_000;
 
 /**
  * Gives the client without retries of its own, and restarts `timer` with each piece of a response.
