@@ -11,11 +11,11 @@ import { basename, join } from "node:path";
 import { createInterface } from "node:readline/promises";
 import { parseArgs } from "node:util";
 import { parse } from "dotenv";
+import { LANGUAGE_NAMES, SECTIONS } from "../sessions/names.ts";
 import { isAlive, ROOT, readWorld, startWorld, UserError } from "./world.ts";
 
-const NAMES = `s01_agent_loop s02_tool_use s03_sessions s04_channels s05_gateway s06_intelligence
-  s07_heartbeat_cron s08_delivery s09_resilience s10_concurrency`.split(/\s+/);
-const LANGUAGES: Record<string, string> = { en: "English", zh: "中文", ja: "日本語" };
+/** What each language calls itself, by its code. People may type any code. */
+const LANGUAGES: Record<string, string> = LANGUAGE_NAMES;
 
 /** The key of .env.example. Whoever copied the file and did not fill it in has no key. */
 const PLACEHOLDER = "sk-ant-your-key-here";
@@ -99,7 +99,7 @@ async function choose(wanted?: string, lang?: string): Promise<Choice | undefine
 /** "2", "s2", "s02" and "s02_tool_use" all mean section 2. */
 function findSection(wanted: string, language: string): string {
   const number = /^s?(\d{1,2})(?:_\w+)?$/i.exec(wanted)?.[1]?.padStart(2, "0");
-  const name = NAMES.find((known) => known.startsWith(`s${number}`));
+  const name = SECTIONS.find((known) => known.startsWith(`s${number}`));
   if (!number || !name) {
     throw new UserError(`There is no section "${wanted}"; there are s01 to s10.`);
   }
@@ -148,7 +148,7 @@ function printSections(sections: string[]): void {
   for (const section of sections) {
     console.log(`  ${section.replace("_", "  ").replaceAll("_", " ")}`);
   }
-  const numbers = NAMES.map((name) => name.slice(0, 3));
+  const numbers = SECTIONS.map((name) => name.slice(0, 3));
   const missing = numbers.filter((number) => !sections.some((name) => name.startsWith(number)));
   if (missing.length > 0) console.log(`  not there yet: ${missing.join(" ")}`);
 }

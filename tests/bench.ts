@@ -13,6 +13,7 @@ import { tmpdir } from "node:os";
 import path from "node:path";
 import { pathToFileURL } from "node:url";
 import { parseArgs } from "node:util";
+import { LANGUAGES, type LanguageCode } from "../sessions/names.ts";
 import { existingSections, ROOT, read, sectionPath, start } from "../tools/sections.ts";
 
 const HELP = `npm run bench -- memory            recall, and search time at 5,000 entries
@@ -22,8 +23,8 @@ npm run bench -- idle              a delivery and a lane, beside 10,000 that are
 
 // ---- The set ----
 
-export const LANGUAGES = ["en", "zh", "ja"] as const;
-export type Language = (typeof LANGUAGES)[number];
+export { LANGUAGES };
+export type Language = LanguageCode;
 
 export interface Fact {
   id: string;

@@ -32,15 +32,15 @@ import {
   type ScriptedBlock,
   startModel,
 } from "../practice/model.ts";
+import { LANGUAGES, type LanguageCode, type SectionId } from "../sessions/names.ts";
 import { readLanguages } from "../tools/sections.ts";
 
 const ROOT = join(import.meta.dirname, "..");
 
 // ---- Which files ----
 
-const LANGUAGES = ["en", "zh", "ja"] as const;
-export type Language = (typeof LANGUAGES)[number];
-export type SectionId = `s${"01" | "02" | "03" | "04" | "05" | "06" | "07" | "08" | "09" | "10"}`;
+export type Language = LanguageCode;
+export type { SectionId };
 
 export interface SectionFile {
   id: SectionId;

@@ -10,9 +10,7 @@
 import { createHash } from "node:crypto";
 import { readFileSync } from "node:fs";
 import { describe, expect, test } from "vitest";
-
-const LANGUAGES = ["en", "zh", "ja"] as const;
-type Language = (typeof LANGUAGES)[number];
+import { LANGUAGES, type LanguageCode as Language } from "../sessions/names.ts";
 
 interface Fact {
   id: string;

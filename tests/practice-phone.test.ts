@@ -80,6 +80,7 @@ beforeAll(() => {
   writeFileSync(join(root, "package.json"), '{ "type": "module" }');
   mkdirSync(join(root, "workspace"));
   mkdirSync(join(root, "sessions", "en"), { recursive: true });
+  cpSync(join(PROJECT, "sessions", "names.ts"), join(root, "sessions", "names.ts"));
   for (const name of ["s03_sessions", "s04_channels", "s05_gateway"]) {
     const code = name.startsWith("s03")
       ? 'console.log("settings"); process.stdin.resume();'

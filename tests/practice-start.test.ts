@@ -58,6 +58,8 @@ const running = new Set<ChildProcess>();
 beforeEach(() => {
   root = mkdtempSync(join(tmpdir(), "practice-start-"));
   cpSync(join(PROJECT, "practice"), join(root, "practice"), { recursive: true });
+  mkdirSync(join(root, "sessions"));
+  cpSync(join(PROJECT, "sessions", "names.ts"), join(root, "sessions", "names.ts"));
   symlinkSync(join(PROJECT, "node_modules"), join(root, "node_modules"), "junction");
   writeFileSync(join(root, "package.json"), '{ "type": "module" }');
   mkdirSync(join(root, "workspace", ".state"), { recursive: true });

@@ -3,7 +3,7 @@
  * time of change always differs, and a channel that keeps what is sent.
  */
 
-import { utimesSync, writeFileSync } from "node:fs";
+import { readdirSync, readFileSync, utimesSync, writeFileSync } from "node:fs";
 import { join } from "node:path";
 import type { PracticeModel } from "../practice/model.ts";
 import { load, practice, type SectionFile, type Settings, settings } from "./helper.ts";
@@ -47,6 +47,15 @@ export function writeCron(workspace: string, content: unknown[] | string): void 
   edits += 1;
   const at = new Date(1_700_000_000_000 + edits * 1000);
   utimesSync(file, at, at);
+}
+
+/** What was in each file that is quarantined in place of `name`: `<name>.<8 hex digits>.quarantined`. */
+export function quarantined(folder: string, name: string): string[] {
+  const pattern = /^\.[\da-f]{8}\.quarantined$/;
+  const isOne = (file: string) => file.startsWith(name) && pattern.test(file.slice(name.length));
+  return readdirSync(folder)
+    .filter(isOne)
+    .map((file) => readFileSync(join(folder, file), "utf8"));
 }
 
 /** A job that sends a text without asking the model. */

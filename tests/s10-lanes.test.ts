@@ -275,6 +275,24 @@ describe.each(sectionsFrom("s10"))("$name: a lane", (section) => {
     expect(begun).toContain("next");
   });
 
+  it("a reset or a timeout after an interrupt stops the task, also if it ends in time", async () => {
+    new Grace();
+    const clock = new LaneClock();
+    const { LaneQueue, LaneError } = await load10(section);
+    const { task, end } = tasks();
+    for (const how of ["reset", "timeout"]) {
+      const lane = new LaneQueue(1, 700);
+      const control = new AbortController();
+      const failure = lane.enqueue(task(how), control.signal).catch((error) => error);
+      control.abort();
+      if (how === "reset") lane.reset();
+      else clock.pass(700);
+      await end(how);
+      expect(await failure).toBeInstanceOf(LaneError);
+      expect(String(await failure)).toContain(how === "reset" ? "reset" : "700 s");
+    }
+  });
+
   it("leaves nothing behind on a signal that lives long", async () => {
     const { LaneQueue } = await load10(section);
     const lane = new LaneQueue();

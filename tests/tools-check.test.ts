@@ -1,9 +1,17 @@
 import { readFileSync } from "node:fs";
 import path from "node:path";
 import { describe, expect, test } from "vitest";
+import { LANGUAGES } from "../sessions/names.ts";
 import { checkSizes, checkStyle, checkTypes } from "../tools/check.ts";
 import { checkClaims, checkSections } from "../tools/check-sections.ts";
-import { existingSections, findSection, SECTIONS, short } from "../tools/sections.ts";
+import {
+  existingSections,
+  findSection,
+  ROOT,
+  readLanguages,
+  SECTIONS,
+  short,
+} from "../tools/sections.ts";
 import { english, type Files, goodSections, put, region, tree } from "./tools-tree.ts";
 
 const claims = (...ids: string[]) => ({
@@ -206,6 +214,10 @@ describe("claims", () => {
 });
 
 describe("names", () => {
+  test("the languages of the one list are those that claim something", () => {
+    expect([...readLanguages(ROOT).keys()]).toEqual([...LANGUAGES]);
+  });
+
   test("a section is found by its number or its name, in its language", () => {
     const root = tree(goodSections(2));
     expect(existingSections(root, "en")).toEqual(["s01_agent_loop", "s02_tool_use"]);

@@ -1,5 +1,6 @@
 import { describe, expect, test } from "vitest";
-import { checkLessons, matchExcerpt } from "../tools/lessons.ts";
+import { checkLessons } from "../tools/lessons.ts";
+import { matchExcerpt } from "../tools/verbatim.ts";
 import { type Files, tree } from "./tools-tree.ts";
 
 const LESSON = "sessions/en/s02_tool_use.md";
@@ -19,6 +20,13 @@ export function f(x: number) {
     return ours;
   }
   return 2;
+}
+
+export class Box {
+  // Opens it.
+  open() {
+    return 1;
+  }
 }
 `;
 
@@ -52,6 +60,7 @@ a ──► b
 ## Diff
 
 \`\`\`ts
+// in f
 if (x > 1) {
   g(x);
   // …
@@ -157,15 +166,20 @@ describe("form", () => {
     expect(changed(from, to)).toEqual(one("how long it takes to read"));
   });
 
-  test("at most 220 lines, transcripts apart", () => {
-    const length = GOOD.split("\n").length - 1 - 5; // the transcript has five
+  test("at most 200 lines, transcripts and excerpts apart", () => {
+    const length = GOOD.split("\n").length - 1 - 5 - 7; // the transcript has five, the excerpt seven
     const more = (count: number) => `A line:${"\nand so on".repeat(count)}`;
-    expect(changed("A line:", more(220 - length))).toEqual([]);
-    expect(changed("A line:", more(221 - length))).toEqual(one("221 lines without transcripts"));
+    expect(changed("A line:", more(200 - length))).toEqual([]);
+    expect(changed("A line:", more(201 - length))).toEqual(one("201 lines of its own"));
     expect(changed("Hello.", "Hello.\n".repeat(300))).toEqual([]);
+    const long = `export const a = [\n${"  1,\n".repeat(300)}];`;
+    const code = { "sessions/en/s02_tool_use.ts": `${CODE}${long}\n` };
+    expect(
+      check(GOOD.replace("## Bites", `\`\`\`ts\n${long}\n\`\`\`\n\n## Bites`), code).problems,
+    ).toEqual([]);
   });
 
-  test("s10 may have 300", () => {
+  test("s10 may have 280", () => {
     const lesson = GOOD.replace("A line:", "A line:\n".repeat(180));
     const ten = {
       "sessions/en/s10_concurrency.ts": CODE,
@@ -173,9 +187,9 @@ describe("form", () => {
     };
     const claimed = { ...language, code: ["s10"], lessons: ["s10"] };
     expect(check(GOOD, ten, claimed).problems).toEqual([]);
-    expect(check(lesson).problems).toEqual(one("lines without transcripts, 220 is the limit"));
+    expect(check(lesson).problems).toEqual(one("lines of its own, 200 is the limit"));
     ten["sessions/en/s10_concurrency.md"] += "and so on\n".repeat(100);
-    expect(check(GOOD, ten, claimed).problems).toEqual(one("transcripts, 300 is the limit"));
+    expect(check(GOOD, ten, claimed).problems).toEqual(one("lines of its own, 280 is the limit"));
   });
 });
 
@@ -230,6 +244,7 @@ describe("fences", () => {
 
 describe("excerpts", () => {
   const body = "if (x > 1) {\n  g(x);\n  // …\n}";
+  const place = "// in f\n";
   test.each([
     ["a changed character", body.replace("g(x)", "g(y)"), 2, 'not like this in .*: "g\\(y\\);"'],
     ["a line left out in silence", body.replace("  // …\n", ""), 3, '.*: "}"'],
@@ -238,26 +253,53 @@ describe("excerpts", () => {
     ["another indentation in the block", body.replace("  g", "g"), 2, '.*: "g'],
     ["a comment that is not there", `// why\n${body}`, 1, '.*: "// why"'],
     ["a mark with a word", body.replace("// …", "// … more"), 3, '.*: "// … more"'],
-    ["a section without a file", "// s03\nf();", 0, "there is no code of s03"],
     ["another section's line", "const one = 1;", 1, ""],
+  ])("%s", (_name, excerpt, offset, problem) => {
+    const line = lineOf("```ts") + 1 + offset;
+    expect(changed(body, excerpt)).toEqual([expect.stringMatching(`^${line}: .*${problem}`)]);
+  });
+
+  test.each([
+    ["a section without a file", "// s03\nf();", 0, "there is no code of s03"],
     ["the line of another section that isn't there", "// s01\nconst two = 1;", 2, ".*s01_agent"],
+    ["no place", body, 0, 'does not say where it is. Begin it with a line like "// in Inbox.add"'],
+    ["a place that is not there", `// in g\n${body}`, 0, "there is no g in .*s02_tool_use.ts"],
+    ["another place", "// in Box.open\ng(x);", 0, "but not in Box.open"],
+    [
+      "a place of another section",
+      "// s01 · in two\nconst one = 1;",
+      0,
+      "there is no two in .*s01",
+    ],
   ])("%s", (_name, excerpt, offset, problem) => {
     const line = lineOf("```ts") + offset;
-    expect(changed(body, excerpt)).toEqual([expect.stringMatching(`^${line}: .*${problem}`)]);
+    const found = changed(place + body, excerpt);
+    expect(found).toEqual([expect.stringMatching(`^${line}: .*${problem}`)]);
   });
 
   test.each([
     ["as it stands", "  if (x > 1) {\n    g(x);\n\n    return ours;\n  }"],
     ["without its indentation", "if (x > 1) {\n  g(x);\n\n  return ours;\n}\nreturn 2;"],
     ["with less of it", " if (x > 1) {\n   g(x);"],
-    ["with lines left out", "// …\nexport function f(x: number) {\n  // …\n    g(x);\n  // …\n}"],
-    ["of another section", "// s01\nconst one = 1;"],
+    ["with lines left out", "// …\n    g(x);\n  // …\n}"],
   ])("fine: %s", (_name, excerpt) => {
     expect(changed(body, excerpt)).toEqual([]);
   });
 
+  test.each([
+    ["its own declaration", "export function f(x: number) {\n  // …\n    g(x);\n  // …\n}"],
+    ["the same with its comment", "// A file.\nexport function f(x: number) {"],
+    ["a method", "// in Box.open\n  open() {\n    return 1;"],
+    ["the whole class", "// in Box\nopen() {\n  return 1;"],
+    ["the comment of a method", "// in Box.open\n// Opens it.\nopen() {"],
+    ["another section", "// s01\nconst one = 1;"],
+    ["a place in another section", "// s01 · in one\nconst one = 1;"],
+  ])("a place: %s", (_name, excerpt) => {
+    expect(changed(place + body, excerpt)).toEqual([]);
+  });
+
   test("a fence in a list is indented with it", () => {
-    const fence = `   \`\`\`ts\n   ${body.replaceAll("\n", "\n   ")}\n   \`\`\``;
+    const fence = `   \`\`\`ts\n   // in f\n   ${body.replaceAll("\n", "\n   ")}\n   \`\`\``;
     expect(changed("Look.", `\n\n${fence}\n`)).toEqual([]);
     expect(changed("Look.", `\n\n${fence.replace("g(x)", "g(y)")}\n`)).toEqual(one('"g(y);"'));
   });

@@ -213,9 +213,10 @@ export function appOf(
     const files = ["MEMORY.md", "USER.md"].map((name) => join(workspace, name));
     Object.assign(app, { memory: new has.MemoryStore(at("memory"), files) });
   }
-  if (has.CronService && has.HeartbeatRunner) {
+  if (has.ActiveTurns && has.CronService && has.HeartbeatRunner) {
     const cron = new has.CronService(workspace, () => true);
-    Object.assign(app, { cron, heartbeat: new has.HeartbeatRunner(at("heartbeat.json")) });
+    const heartbeat = new has.HeartbeatRunner(at("heartbeat.json"));
+    Object.assign(app, { activeTurns: new has.ActiveTurns(), cron, heartbeat });
   }
   if (has.DeliveryQueue && has.DeliveryRunner && has.SimulatedFailures) {
     const queue = new has.DeliveryQueue(at("delivery"));

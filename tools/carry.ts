@@ -6,7 +6,7 @@
 import { writeFileSync } from "node:fs";
 import path from "node:path";
 import { parseArgs } from "node:util";
-import { git, withFiles } from "./code.ts";
+import { git, textAt, withFiles } from "./code.ts";
 import { existingSections, findSection, read, sectionPath, short, start } from "./sections.ts";
 
 const USAGE = `npm run carry s01                    your edit of s01 into s02, s03, ...
@@ -15,14 +15,6 @@ Commit between two edits of the same lines.`;
 
 const conflictLines = (text: string) =>
   text.split("\n").flatMap((line, i) => (/^(<{7}|>{7}) /.test(line) ? [i + 1] : []));
-
-/** The text of a file at a commit. */
-function textAt(root: string, commit: string, file: string): string {
-  const listed = git(root, ["ls-tree", "--name-only", commit, file]).text;
-  if (listed) return git(root, ["show", `${commit}:./${file}`]).text;
-  const problem = `${file} is not in ${commit}: there is nothing to compare with`;
-  throw new Error(`${problem}. Commit it first.`);
-}
 
 /** Merges along the sections; says what it did. Throws at a conflict, which is then in the file. */
 export function carry(root: string, args: string[]): string[] {
@@ -38,7 +30,12 @@ export function carry(root: string, args: string[]): string[] {
     if (line) throw new Error(`${file}:${line}: a conflict is open. Resolve it first.`);
   }
   // All the bases before the first file is written.
-  const bases = files.slice(0, -1).map((file) => textAt(root, values.base, file));
+  const bases = files.slice(0, -1).map((file) => {
+    const text = textAt(root, values.base, file);
+    if (text !== undefined) return text;
+    const problem = `${file} is not in ${values.base}: there is nothing to compare with`;
+    throw new Error(`${problem}. Commit it first.`);
+  });
   const said: string[] = [];
   for (const [i, base] of bases.entries()) {
     const [from = "", to = ""] = files.slice(i);

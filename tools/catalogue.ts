@@ -5,7 +5,8 @@ import { writeFileSync } from "node:fs";
 import path from "node:path";
 import { type GetTextTranslation, po } from "gettext-parser";
 import { parseMarkdown } from "./markdown.ts";
-import { type Message, PRINTED } from "./messages.ts";
+import { PRINTED } from "./messages.ts";
+import { nearest, successors } from "./nearest.ts";
 import { SECTIONS, sectionPath, textOf } from "./sections.ts";
 import type { Source } from "./translate.ts";
 
@@ -35,47 +36,68 @@ export function flaw(entry: GetTextTranslation | undefined): string {
 
 export const isPrinted = (entry: GetTextTranslation) => entry.comments?.extracted === PRINTED;
 
+const textsOf = (entries: GetTextTranslation[]) =>
+  new Map(entries.flatMap(({ msgid, msgstr: [text] }) => (text ? [[msgid, text] as const] : [])));
+
 /** By their English, the translations that are finished: neither empty nor fuzzy. */
-export function finished(live: Entries): Map<string, string> {
-  const found = [...live.values()].filter((entry) => !isFuzzy(entry));
-  return new Map(found.flatMap(({ msgid, msgstr: [text] }) => (text ? [[msgid, text]] : [])));
-}
+export const finished = (live: Entries): Map<string, string> =>
+  textsOf([...live.values()].filter((entry) => !isFuzzy(entry)));
 
 /**
  * What is written into a section whose comments nobody claims: there a comment that has changed
- * keeps the translation that it had. A printed text never does, because somebody would act on it.
+ * keeps the translation that it had. Only for comments, because a printed text that says something
+ * else than the English one would mislead whoever acts on it.
  */
-export function usable(live: Entries): Map<string, string> {
-  const found = [...live.values()].filter((entry) => !isFuzzy(entry) || !isPrinted(entry));
-  return new Map(found.flatMap(({ msgid, msgstr: [text] }) => (text ? [[msgid, text]] : [])));
-}
+export const lagging = (live: Entries): Map<string, string> =>
+  textsOf([...live.values()].filter((entry) => !isPrinted(entry)));
 
-const wordsOf = (text: string) => new Set(text.toLowerCase().match(/\p{L}+/gu));
-
-/** The entry whose English is most like this one; undefined if none is much like it. */
-function nearest(id: string, entries: Iterable<GetTextTranslation>) {
-  const words = wordsOf(id);
-  let best: GetTextTranslation | undefined;
-  let most = 0.6; // below that it is of no help
-  for (const entry of entries) {
-    const others = wordsOf(entry.msgid);
-    const common = [...words].filter((word) => others.has(word)).length;
-    const share = (2 * common) / (words.size + others.size);
-    if (share > most && entry.msgstr[0]) [best, most] = [entry, share];
+/** The messages of all sections, each once. A comment with the words of a printed text is one. */
+function messagesById(sources: Source[]): Map<string, { place: string; note: string }> {
+  const found = new Map<string, { place: string; note: string }>();
+  for (const { name, messages } of sources) {
+    for (const { id, note } of messages) {
+      // Only the first section that has it, without a line, so that an edit changes few entries.
+      const place = found.get(id)?.place ?? `${name}.ts`;
+      const strictest = note === PRINTED ? note : (found.get(id)?.note ?? note);
+      found.set(id, { place, note: strictest });
+    }
   }
-  return best;
+  return found;
 }
 
-/** The entry of a message: the one that it had, or a new one with the nearest translation. */
-function entryFor({ id, note }: Message, place: string, known: Entries): GetTextTranslation {
-  const old = known.get(id);
-  const near = old ? undefined : nearest(id, known.values());
-  const { translator, flag, previous } = old?.comments ?? {};
-  const fuzzy = near
-    ? { flag: "fuzzy", previous: `msgid ${JSON.stringify(near.msgid)}` }
-    : { flag, previous: old && isFuzzy(old) ? previous : undefined };
-  const comments = { translator, reference: place, extracted: note, ...fuzzy };
-  return { msgid: id, msgstr: (old ?? near)?.msgstr ?? [""], comments };
+/**
+ * For each new message the old English whose translation is a good start. A printed text may take
+ * it from any other printed one, since nobody sees it before a translator has. A comment only takes
+ * it from a comment that is gone, and not twice, because it may be shown as it is.
+ */
+function originsOf(wanted: ReturnType<typeof messagesById>, known: Entries): Map<string, string> {
+  const fresh = [...wanted].filter(([id]) => !known.has(id));
+  const ids = (ofPrinted: boolean) =>
+    fresh.filter(([, { note }]) => (note === PRINTED) === ofPrinted).map(([id]) => id);
+  const translated = [...known.values()].filter(({ msgstr }) => msgstr[0]);
+  const printed = translated.filter(isPrinted).map(({ msgid }) => msgid);
+  const comments = translated.filter((entry) => !isPrinted(entry)).map(({ msgid }) => msgid);
+  const gone = comments.filter((id) => !wanted.has(id));
+  return new Map([...nearest(ids(true), printed), ...successors(ids(false), gone)]);
+}
+
+/** The entry that a message had, with its present place and note. */
+function sameEntry(old: GetTextTranslation, reference: string, extracted: string) {
+  const { translator, flag, previous } = old.comments ?? {};
+  const was = isFuzzy(old) ? previous : undefined;
+  const comments = { translator, reference, extracted, flag, previous: was };
+  return { msgid: old.msgid, msgstr: old.msgstr, comments };
+}
+
+/** The entry of a new message: empty, or fuzzy with the translation of its origin. */
+function newEntry(msgid: string, reference: string, extracted: string, near?: GetTextTranslation) {
+  if (!near) return { msgid, msgstr: [""], comments: { reference, extracted } };
+  const previous = `msgid ${JSON.stringify(near.msgid)}`;
+  return {
+    msgid,
+    msgstr: near.msgstr,
+    comments: { reference, extracted, flag: "fuzzy", previous },
+  };
 }
 
 const HEADERS = {
@@ -89,13 +111,13 @@ export function updateCatalogue(text: string, language: string, sources: Source[
   const { translations, headers } = po.parse(text);
   const { live, obsolete } = parseCatalogue(text);
   const known: Entries = new Map([...obsolete, ...live]);
+  const wanted = messagesById(sources);
+  const origins = originsOf(wanted, known);
   const next: Entries = new Map();
-  for (const { name, messages } of sources) {
-    for (const message of messages) {
-      // Only the first section that has it, without a line, so that an edit changes few entries.
-      const place = `${name}.ts`;
-      if (!next.has(message.id)) next.set(message.id, entryFor(message, place, known));
-    }
+  for (const [id, { place, note }] of wanted) {
+    const old = known.get(id);
+    const near = known.get(origins.get(id) ?? "");
+    next.set(id, old ? sameEntry(old, place, note) : newEntry(id, place, note, near));
   }
   const inUse = new Set([...next.values()].flatMap(({ msgid, msgstr }) => [msgid, msgstr[0]]));
   const gone = [...known.values()].filter(

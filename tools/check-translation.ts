@@ -6,9 +6,9 @@ import {
   finished,
   flaw,
   isPrinted,
+  lagging,
   parseCatalogue,
   titleOf,
-  usable,
 } from "./catalogue.ts";
 import { parseMarkdown } from "./markdown.ts";
 import { columns } from "./messages.ts";
@@ -62,8 +62,8 @@ interface Section {
 /** The entries of a section, and whether the file is what they make of it. */
 function checkSection({ source, code, text, live, commentsMayLag }: Section): string[] {
   const run = `npm run translate ${code}`;
-  const translations = commentsMayLag ? usable(live) : finished(live);
-  const { problems, text: made } = translateSource(source, code, translations, commentsMayLag);
+  const older = commentsMayLag ? lagging(live) : undefined;
+  const { problems, text: made } = translateSource(source, code, finished(live), older);
   const file = sectionPath(code, source.name);
   if (made !== text) problems.push(`${file}: not up to date. Run: ${run}`);
   if (!commentsMayLag && text.includes(`tsx ${sectionPath("en", source.name)}`)) {

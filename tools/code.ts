@@ -74,6 +74,12 @@ export function git(cwd: string, args: string[], stdio?: "inherit") {
   return { status, text: stdout };
 }
 
+/** The text of a file at a commit; undefined if it was not there. */
+export function textAt(root: string, commit: string, file: string): string | undefined {
+  const listed = git(root, ["ls-tree", "--name-only", commit, file]).text;
+  return listed ? git(root, ["show", `${commit}:./${file}`]).text : undefined;
+}
+
 /**
  * How much of the code before is in the code after: 1 - deleted lines / lines before. A changed
  * line is a removed and a new one.

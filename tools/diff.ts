@@ -11,37 +11,55 @@ npm run diff s03 s04 2                only the second stop of s04 (0: what is ou
 npm run diff -- s02 s03 --code        without comments and blank lines
 npm run diff -- s02 s03 --lang zh     the Chinese files`;
 
-export function diff(root: string, args: string[]) {
+interface Wanted {
+  /** The two sections, "s03_sessions". */
+  before: string;
+  after: string;
+  language: string;
+  stop?: number;
+  codeOnly: boolean;
+}
+
+function readArguments(root: string, args: string[]): Wanted {
   const options = { code: { type: "boolean" }, lang: { type: "string", default: "en" } } as const;
   const { values, positionals } = parseArgs({ args, options, allowPositionals: true });
-  const isStop = (word: string) => /^\d+$/.test(word);
-  const [one, two] = positionals.filter((word) => !isStop(word));
-  const [stop, more] = positionals.filter(isStop);
-  if (one === undefined || positionals.length > 3 || more !== undefined) throw new Error(USAGE);
-  const first = findSection(root, values.lang, one);
-  const existing = existingSections(root, values.lang);
-  const before = two === undefined ? existing[existing.indexOf(first) - 1] : first;
-  const after = two === undefined ? first : findSection(root, values.lang, two);
-  if (before === undefined) throw new Error(`There is no section before ${first}.\n${USAGE}`);
-  const folder = path.join(root, `sessions/${values.lang}`);
-  const names = [`${before}.ts`, `${after}.ts`];
-  // Git prints, with the reader's own colours and pager, if there is a terminal. --minimal is how
-  // the kept share is measured, so that both show the same lines.
-  const show = (cwd: string) => git(cwd, ["diff", "--no-index", "--minimal", ...names], "inherit");
-  if (!values.code && stop === undefined) return show(folder);
-  const texts = names.map((name) => read(folder, name));
-  const [earlier = "", later = ""] =
-    stop === undefined ? texts : onlyStop(texts, short(after), Number(stop));
-  const wanted = (text: string, name: string) =>
-    values.code ? `${codeLines(text, name).join("\n")}\n` : text;
-  return withFiles(
-    {
-      [`${before}.ts`]: wanted(earlier, `${before}.ts`),
-      [`${after}.ts`]: wanted(later, `${after}.ts`),
-    },
-    show,
-  );
+  const isNumber = (word: string) => /^\d+$/.test(word);
+  const [stop, ...moreStops] = positionals.filter(isNumber);
+  const [one, two, ...moreSections] = positionals.filter((word) => !isNumber(word));
+  if (one === undefined || moreStops.length > 0 || moreSections.length > 0) throw new Error(USAGE);
+  const language = values.lang;
+  const first = findSection(root, language, one);
+  const after = two === undefined ? first : findSection(root, language, two);
+  const before = two === undefined ? sectionBefore(root, language, first) : first;
+  const number = stop === undefined ? undefined : Number(stop);
+  return { before, after, language, stop: number, codeOnly: values.code ?? false };
 }
+
+function sectionBefore(root: string, language: string, name: string): string {
+  const existing = existingSections(root, language);
+  const before = existing[existing.indexOf(name) - 1];
+  if (before === undefined) throw new Error(`There is no section before ${name}.\n${USAGE}`);
+  return before;
+}
+
+/** Git prints, with the reader's own colours and pager, if there is a terminal. */
+export function diff(root: string, args: string[]) {
+  const { before, after, language, stop, codeOnly } = readArguments(root, args);
+  const folder = path.join(root, `sessions/${language}`);
+  const names = [`${before}.ts`, `${after}.ts`];
+  // --minimal is how the kept share is measured, so that both show the same lines.
+  const show = (cwd: string) => git(cwd, ["diff", "--no-index", "--minimal", ...names], "inherit");
+  if (!codeOnly && stop === undefined) return show(folder);
+  const whole = names.map((name) => read(folder, name));
+  const texts = stop === undefined ? whole : onlyStop(whole, short(after), stop);
+  const shown = codeOnly ? texts.map((text, i) => codeOf(text, names[i] ?? "")) : texts;
+  return withFiles(Object.fromEntries(names.map((name, i) => [name, shown[i] ?? ""])), show);
+}
+
+const codeOf = (text: string, name: string) =>
+  codeLines(text, name)
+    .map((line) => `${line}\n`)
+    .join("");
 
 /**
  * Two texts whose difference is one stop of a section. Stop 0, "Hooking in", is everything that has

@@ -2,14 +2,16 @@
 import { type Fence, type Markdown, parseMarkdown } from "./markdown.ts";
 import type { References } from "./openclaw.ts";
 import { pictureOf } from "./picture.ts";
-import { placesOf, readPlace } from "./places.ts";
+import { type Code, placeBegun, readCode, readPlace, withComment } from "./places.ts";
 import { over, Report } from "./report.ts";
 import type { Language, Languages } from "./sections.ts";
 import { exists, longName, read, SECTIONS, sectionPath, short, textOf } from "./sections.ts";
 import { checkTranscripts } from "./transcripts.ts";
+import { locate, matchExcerpt } from "./verbatim.ts";
 
-const LENGTH_LIMIT = 220;
-const LAST_LENGTH_LIMIT = 300; // s10 also has the reading path and "leave it running"
+/** Lines that somebody has written: transcripts and excerpts are as long as what they show. */
+const LENGTH_LIMIT = 200;
+const LAST_LENGTH_LIMIT = 280; // s10 also has the reading path and "leave it running"
 
 type Lesson = Markdown & { root: string; lang: string; name: string };
 
@@ -70,12 +72,11 @@ function checkForm(lesson: Lesson, { headings, minutes }: Language): string[] {
   if (!top.some((line) => new RegExp(minutes).test(line))) {
     problems.push(`1: say how long it takes to read, above the first "##": ${minutes}`);
   }
-  const transcripts = lesson.fences.filter(({ info }) => info === "console");
-  const length = transcripts.reduce((sum, { body }) => sum - body.length - 2, lesson.lines.length);
+  const made = lesson.fences.filter(({ info }) => info === "console" || info === "ts");
+  const length = made.reduce((sum, { body }) => sum - body.length - 2, lesson.lines.length);
   const limit = short(lesson.name) === "s10" ? LAST_LENGTH_LIMIT : LENGTH_LIMIT;
-  const remedy = "Say less, or leave more out of the excerpts.";
-  const said = `1: ${length - 1} lines without transcripts`; // one is behind the last line break
-  return [...problems, ...over(length - 1, said, limit, remedy)];
+  const said = `1: ${length - 1} lines of its own`; // one is behind the last line break
+  return [...problems, ...over(length - 1, said, limit, "Say less.")];
 }
 
 /** "1. …", "2. …" and "3. …", each with one hint. */
@@ -121,8 +122,6 @@ function checkCommand({ root }: Lesson, line: string, number: number): string[] 
   return [...problems, ...files.map((file) => `${number}: there is no file ${file}.`)];
 }
 
-export const LEFT_OUT = /^\s*\/\/ …$/;
-
 /** Code is an excerpt of the file beside the lesson, or of the one that its first line names. */
 function checkExcerpt({ root, lang, name }: Lesson, { body, line }: Fence): string[] {
   const place = readPlace(body[0]);
@@ -132,54 +131,27 @@ function checkExcerpt({ root, lang, name }: Lesson, { body, line }: Fence): stri
     return [`${line}: there is no code of ${place?.section ?? name} to compare with.`];
   }
   const excerpt = place ? body.slice(1) : body;
-  const source = read(root, file);
-  const match = matchExcerpt(source.split(/\r?\n/), excerpt);
-  if (match === excerpt.length) return checkPlace(line, excerpt, source, file, place?.name);
+  const code = readCode(read(root, file), file);
+  const match = matchExcerpt(code.lines, excerpt);
+  if (match === excerpt.length) return checkPlace(line, excerpt, code, place?.name);
   const at = line + 1 + match + (body.length - excerpt.length);
-  const remedy = 'Copy the lines from there; a line "// …" stands for those that you leave out.';
-  return [`${at}: not like this in ${file}: "${excerpt[match]?.trim()}". ${remedy}`];
+  const remedy = 'A line "// …" stands for those that you leave out. To refresh it, run:';
+  const command = `npm run excerpts ${short(name)}`;
+  return [`${at}: not like this in ${file}: "${excerpt[match]?.trim()}". ${remedy} ${command}`];
 }
 
 /** An excerpt says where it is: by its first line, or because it begins with its declaration. */
-function checkPlace(at: number, excerpt: string[], source: string, file: string, name?: string) {
-  const lines = source.split(/\r?\n/);
-  const places = placesOf(source, file);
-  const isCode = (line: string) => line.trim() !== "" && !/^\s*(\/\/|\/?\*)/.test(line);
-  const first = excerpt.find(isCode);
+function checkPlace(at: number, excerpt: string[], code: Code, name?: string): string[] {
+  const { file, lines, places } = code;
   if (name === undefined) {
-    const isDeclared = [...places.values()].some(({ start }) => lines[start] === first);
     const remedy = 'Begin it with a line like "// in Inbox.add".';
-    return isDeclared ? [] : [`${at}: this excerpt does not say where it is. ${remedy}`];
+    const problem = `${at}: this excerpt does not say where it is. ${remedy}`;
+    return placeBegun(code, excerpt) ? [] : [problem];
   }
-  const range = places.get(name);
-  if (!range) return [`${at}: there is no ${name} in ${file}.`];
-  const there = lines.slice(range.start, range.end);
-  if (matchExcerpt(there, excerpt) === excerpt.length) return [];
-  return [`${at}: these lines are in ${file}, but not in ${name}.`];
-}
-
-/**
- * How many lines of an excerpt are in the source, in order; all of them if it is one. It may have
- * less indentation than the source, but the same in all its lines.
- */
-export function matchExcerpt(source: string[], excerpt: string[]): number {
-  const indents = Array.from({ length: 40 }, (_, columns) => " ".repeat(columns));
-  return Math.max(...indents.map((indent) => matchIndented(source, excerpt, indent)));
-}
-
-function matchIndented(source: string[], excerpt: string[], indent: string): number {
-  const from = (first: number) =>
-    Array.from({ length: Math.max(0, source.length + 2 - first) }, (_, i) => first + i);
-  // Where the next line may be: at first everywhere. One more at both ends, for a "// …" there.
-  let places = from(-1);
-  for (const [i, line] of excerpt.entries()) {
-    const wanted = line === "" ? "" : indent + line;
-    const next = places.filter((place) => source[place] === wanted).map((place) => place + 1);
-    // A "// …" leaves out one line at least.
-    places = LEFT_OUT.test(line) ? from((places[0] ?? 0) + 1) : next;
-    if (places.length === 0) return i;
-  }
-  return excerpt.length;
+  const named = places.filter((place) => place.name === name);
+  if (named.length === 0) return [`${at}: there is no ${name} in ${file}.`];
+  const isThere = named.some((place) => locate(lines, excerpt, withComment(lines, place)));
+  return isThere ? [] : [`${at}: these lines are in ${file}, but not in ${name}.`];
 }
 
 /** `name`, `name()`, `NAME=value`: the form of the symbols in the list. */

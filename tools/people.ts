@@ -60,8 +60,9 @@ export class People {
     if (!isDone || (answered && this.#new().length === 0)) return false;
     const first = new Map(stored(workspace, "delivery").map((one) => [one.to, one]));
     const hanging = this.telegram.log.filter((one) => one.method === "sendMessage" && !one.status);
-    const rests = ({ tries = 0, begun = 0 }) => (begun ? begun === hanging.length : tries > 0);
-    return [...first.values()].every(rests);
+    const isWaiting = ({ failures = 0, unfinished = 0 }) =>
+      unfinished > 0 ? unfinished === hanging.length : failures > 0;
+    return [...first.values()].every(isWaiting);
   }
 
   #new() {

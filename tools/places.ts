@@ -1,15 +1,22 @@
 // Where in a section a piece of code is: the declarations by name, as excerpts of lessons name them.
 import type { Node } from "oxc-parser";
-import { lineAt, parse } from "./code.ts";
+import { parse } from "./code.ts";
+import { indentOf, isBlank, isComment, type Range } from "./verbatim.ts";
 
-/** Lines of a file, counted from 0; `end` is the number behind the last one. */
-export interface Range {
-  start: number;
-  end: number;
+/** A declaration: a top-level one, or a member of it such as `Inbox.add`. */
+export interface Place extends Range {
+  /** `callModel`, `Inbox`, `Inbox.add`, `Session.#replay`, `HANDLERS.bash`, `command("new")`. */
+  name: string;
+  isMember: boolean;
 }
 
-/** `callModel`, `Inbox`, `Inbox.add`, `Session.#replay`, `HANDLERS.bash`, `command("new")`. */
-export type Places = Map<string, Range>;
+/** A section as the tools for excerpts see it. */
+export interface Code {
+  file: string;
+  lines: string[];
+  /** In their order. A name may be there twice: an interface that each region adds to. */
+  places: Place[];
+}
 
 /** The name of a key in a class, an interface or an object; "" for a computed one. */
 function keyName(key: Node): string {
@@ -18,57 +25,113 @@ function keyName(key: Node): string {
   return key.type === "Literal" ? String(key.value) : "";
 }
 
-/** The members that can be named: those of a class or an interface, or of an object literal. */
-function membersOf(node: Node | null | undefined): [name: string, member: Node][] {
-  if (!node) return [];
-  if (node.type === "ClassDeclaration" || node.type === "TSInterfaceDeclaration") {
-    return node.body.body.flatMap((member): [string, Node][] =>
+/** What has members that can be named: a class, an interface or an object literal. */
+type Owner = Node | null | undefined;
+
+function membersOf(owner: Owner): [name: string, member: Node][] {
+  if (owner?.type === "ClassDeclaration" || owner?.type === "TSInterfaceDeclaration") {
+    return owner.body.body.flatMap((member): [string, Node][] =>
       "key" in member ? [[keyName(member.key), member]] : [],
     );
   }
-  if (node.type !== "ObjectExpression") return [];
-  return node.properties.flatMap((property): [string, Node][] =>
+  if (owner?.type !== "ObjectExpression") return [];
+  return owner.properties.flatMap((property): [string, Node][] =>
     property.type === "Property" ? [[keyName(property.key), property]] : [],
   );
 }
 
-/** What a top-level statement declares, with the node that has the members. */
-function declared(statement: Node): [name: string, owner: Node | null][] {
-  if (statement.type === "ExportNamedDeclaration") {
-    return statement.declaration ? declared(statement.declaration) : [];
+/** What a call at the top level is named by: `command("new", …)`, `Object.assign(HANDLERS, …)`. */
+function calledName(expression: Node): [name: string, owner: Owner][] {
+  if (expression.type !== "CallExpression") return [];
+  const { callee } = expression;
+  const [first, second] = expression.arguments;
+  if (callee.type === "Identifier" && first?.type === "Literal") {
+    return [[`${callee.name}("${first.value}")`, undefined]];
   }
-  if (statement.type === "VariableDeclaration") {
-    return statement.declarations.flatMap(({ id, init }): [string, Node | null][] =>
-      id.type === "Identifier" ? [[id.name, init]] : [],
-    );
-  }
-  if (statement.type === "ExpressionStatement" && statement.expression.type === "CallExpression") {
-    const { callee, arguments: given } = statement.expression;
-    const [first, second] = given;
-    const isNamed = callee.type === "Identifier" && first?.type === "Literal";
-    if (isNamed) return [[`${callee.name}("${first.value}")`, null]];
-    const isAdded = callee.type === "MemberExpression" && first?.type === "Identifier";
-    return isAdded ? [[first.name, second ?? null]] : []; // Object.assign(HANDLERS, { … })
-  }
-  return "id" in statement && statement.id && "name" in statement.id
-    ? [[String(statement.id.name), statement]]
-    : [];
+  if (callee.type !== "MemberExpression") return [];
+  if (first?.type === "Identifier") return [[first.name, second]];
+  // MIDDLEWARE.unshift(…), TOOLS.push(…)
+  return callee.object.type === "Identifier" ? [[callee.object.name, undefined]] : [];
 }
 
-/** The places of a file. Of an interface that is declared again, the last declaration. */
-export function placesOf(source: string, file: string): Places {
-  const places: Places = new Map();
-  const add = (name: string, node: Node) => {
-    const start = lineAt(source, node.start) - 1;
-    places.set(name, { start, end: lineAt(source, node.end) });
+/** What a top-level statement declares, with what has its members. */
+function declared(statement: Node): [name: string, owner: Owner][] {
+  switch (statement.type) {
+    case "ExportNamedDeclaration":
+      return statement.declaration ? declared(statement.declaration) : [];
+    case "VariableDeclaration":
+      return statement.declarations.flatMap(({ id, init }): [string, Owner][] =>
+        id.type === "Identifier" ? [[id.name, init]] : [],
+      );
+    case "ExpressionStatement":
+      return calledName(statement.expression);
+    case "FunctionDeclaration":
+    case "ClassDeclaration":
+      return statement.id ? [[statement.id.name, statement]] : [];
+    case "TSInterfaceDeclaration":
+    case "TSTypeAliasDeclaration":
+      return [[statement.id.name, statement]];
+    default:
+      return [];
+  }
+}
+
+/** Gives the number of the line, from 0, that an offset of the text is in. */
+function lineNumbers(lines: string[]): (offset: number) => number {
+  const starts: number[] = [];
+  let offset = 0;
+  for (const line of lines) {
+    starts.push(offset);
+    offset += line.length + 1;
+  }
+  return (wanted) => starts.findLastIndex((start) => start <= wanted);
+}
+
+/** Reads a section. Windows' line ends make no difference to an excerpt. */
+export function readCode(text: string, file: string): Code {
+  const source = text.replaceAll("\r\n", "\n");
+  const lines = source.split("\n");
+  const lineAt = lineNumbers(lines);
+  const places: Place[] = [];
+  const add = (name: string, node: Node, isMember: boolean) => {
+    places.push({ name, isMember, start: lineAt(node.start), end: lineAt(node.end - 1) + 1 });
   };
   for (const statement of parse(source, file).program.body) {
     for (const [name, owner] of declared(statement)) {
-      add(name, statement);
-      for (const [key, member] of membersOf(owner)) if (key) add(`${name}.${key}`, member);
+      add(name, statement, false);
+      for (const [key, member] of membersOf(owner)) {
+        if (key !== "") add(`${name}.${key}`, member, true);
+      }
     }
   }
-  return places;
+  return { file, lines, places };
+}
+
+/** A place with the comment that stands directly above it. A banner is not a part of it. */
+export function withComment(lines: string[], { start, end }: Range): Range {
+  const isOwn = (line = "") => isComment(line) && !/^\/\/ -{2,4} /.test(line);
+  let first = start;
+  while (isOwn(lines[first - 1])) first -= 1;
+  return { start: first, end };
+}
+
+/** The smallest place that has all these lines, its comment included. */
+export function placeAround({ lines, places }: Code, { start, end }: Range): Place | undefined {
+  const around = places.filter((place) => {
+    const whole = withComment(lines, place);
+    return whole.start <= start && end <= whole.end;
+  });
+  return around.sort((a, b) => a.end - a.start - (b.end - b.start))[0];
+}
+
+/** The place that an excerpt begins with, if it begins with a declaration of its own. */
+export function placeBegun({ lines, places }: Code, excerpt: string[]): Place | undefined {
+  const first = excerpt.find((line) => !isBlank(line) && !isComment(line)) ?? "";
+  const begins = ({ start }: Place) => {
+    const line = lines[start] ?? "";
+    return line.trim() === first.trim() && indentOf(line) >= indentOf(first);
+  };
+  return places.find(begins);
 }
 
 /** What the first line of an excerpt says: `// in Inbox.add`, `// s02`, `// s02 · in safePath`. */
@@ -76,4 +139,10 @@ export function readPlace(line = ""): { section?: string; name?: string } | unde
   const [all, section, name] = /^\/\/ (?:(s\d\d)(?: · (?=in )|$))?(?:in (\S+))?$/.exec(line) ?? [];
   if (all === undefined || (!section && !name)) return undefined;
   return { section, name };
+}
+
+/** The first line that says so; "" if there is nothing to say. */
+export function placeLine(section?: string, name?: string): string {
+  const words = [section, name && `in ${name}`].filter(Boolean);
+  return words.length === 0 ? "" : `// ${words.join(" · ")}`;
 }

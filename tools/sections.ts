@@ -1,9 +1,9 @@
-// What all tools share: the ten sections, in their order, where things are, and how a tool starts.
+// What all tools share: where the sections and their languages are, and how a tool starts.
 import { existsSync, readFileSync, realpathSync } from "node:fs";
 import path from "node:path";
+import { SECTIONS } from "../sessions/names.ts";
 
-export const SECTIONS = `s01_agent_loop s02_tool_use s03_sessions s04_channels s05_gateway
-s06_intelligence s07_heartbeat_cron s08_delivery s09_resilience s10_concurrency`.split(/\s+/);
+export { SECTIONS };
 
 export const ROOT = path.dirname(import.meta.dirname);
 

@@ -1,7 +1,7 @@
 // The stops of a lesson, as a section marks them: parts of its region under lines like
 // "// -- 2 · Nothing lost, and in order --".
 import { codeLines } from "./code.ts";
-import type { Range } from "./places.ts";
+import type { Range } from "./verbatim.ts";
 
 export const STOP_LIMIT = 180; // code lines
 

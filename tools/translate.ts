@@ -5,11 +5,11 @@ import { parseArgs } from "node:util";
 import {
   finished,
   isPrinted,
+  lagging,
   parseCatalogue,
   stamp,
   titleOf,
   updateCatalogue,
-  usable,
 } from "./catalogue.ts";
 import { codeLines, lineAt, parse } from "./code.ts";
 import { findMessages, type Message, textNodes } from "./messages.ts";
@@ -61,13 +61,14 @@ export const readSources = (root: string): Source[] =>
 
 /**
  * A section with the translations in it. What has none, or a wrong one, stays English; a wrong one
- * is a problem, unless it is that of a comment and `commentsMayLag`.
+ * is a problem. `older` is given for sections whose comments nobody claims: they take their comments
+ * from there, and what can't be written where they stand now simply stays English.
  */
 export function translateSource(
   source: Source,
   code: string,
   translations: Map<string, string>,
-  commentsMayLag = false,
+  older?: Map<string, string>,
 ) {
   const { name, text, messages } = source;
   const file = sectionPath(code, name);
@@ -75,13 +76,14 @@ export function translateSource(
   const pieces: Piece[] = [];
   // From the end, since what stands inside of another has the later start, and is needed there.
   for (const { start, end, id, isPrinted: printed, write } of messages.toReversed()) {
-    const translation = translations.get(id);
+    const mayLag = older !== undefined && !printed;
+    const translation = (mayLag ? older.get(id) : undefined) ?? translations.get(id);
     if (translation === undefined) continue;
     try {
       const written = write(translation, (from, to) => splice(text, pieces, from, to));
       pieces.unshift({ start, end, text: written });
     } catch (error) {
-      if (commentsMayLag && !printed) continue;
+      if (mayLag) continue;
       const entry = `${titleOf(id)} (line ${lineAt(text, start)} in English)`;
       problems.push(`sessions/${code}/code.po: ${entry}: ${messageOf(error)}.`);
     }
@@ -108,7 +110,7 @@ export function translate(root: string, code: string, sources: Source[]): string
   const problems = sources.flatMap((source) => {
     const made = claimed.includes(short(source.name))
       ? translateSource(source, code, translations)
-      : translateSource(source, code, usable(live), true);
+      : translateSource(source, code, translations, lagging(live));
     write(sectionPath(code, source.name), made.text);
     return made.problems;
   });

@@ -23,7 +23,7 @@ import dotenv from "dotenv";
 
 // ---- Configuration ----
 
-// Importing this file must do nothing: .env is read only if it is the file being run.
+// Importing this file must do nothing, so .env is read only when the file itself is being run.
 const RUN = process.argv[1] && fs.realpathSync(process.argv[1]) === import.meta.filename;
 if (RUN) dotenv.config({ path: `${import.meta.dirname}/../../.env`, quiet: true });
 
@@ -32,7 +32,7 @@ const SYSTEM = "You are a helpful assistant. Answer briefly and plainly.";
 
 // ---- Terminal ----
 
-let atLineStart = true;
+let atLineStart = true; // whether what was printed last ended a line
 
 /** Prints what the model says, piece by piece. */
 export function say(piece: string) {
@@ -43,37 +43,34 @@ export function say(piece: string) {
 const tint = (code: number, s: string) => (process.stdout.isTTY ? `\x1b[${code}m${s}\x1b[0m` : s);
 const sayLine = (line: string) => say(`${atLineStart ? "" : "\n"}${line}\n`);
 
-/** Lines of the program's own: dim, and red. */
+/** Lines of the program itself: dim what it reports, and red what failed. */
 export const info = (line: string) => sayLine(tint(2, line));
 export const fail = (line: string) => sayLine(tint(31, line));
-/** Marks a sentence for people that is not printed right here, so that it can be translated. */
+/** Gives the sentence back. By this call the translation tool finds what is printed elsewhere. */
 export const t = (sentence: string) => sentence;
 
-/** Reads lines from a person or a pipe, and hands them over one at a time. */
+/** Reads lines from a person or a pipe, and hands them to `onLine`, one at a time. */
 export class Terminal {
-  /** Ctrl+C aborts the signal of the line being answered; at the prompt it leaves. */
-  async run(handle: (line: string, signal: AbortSignal) => Promise<unknown>): Promise<void> {
+  /** Ctrl+C aborts the signal of the line that is being answered. At the prompt it leaves. */
+  async run(onLine: (line: string, signal: AbortSignal) => Promise<unknown>): Promise<void> {
     const { stdin, stdout } = process;
-    // readline would echo keys into a reply that is streaming. So it is paused meanwhile, and
-    // the keys wait here, between the keyboard and readline. Only Ctrl+C is seen at once.
-    const keys = Object.assign(new PassThrough(), { setRawMode: stdin.setRawMode?.bind(stdin) });
     const terminal = stdin.isTTY && stdout.isTTY;
+    // readline would echo keys into a reply, so it is paused meanwhile, and they wait in here.
+    const keys = Object.assign(new PassThrough(), { setRawMode: stdin.setRawMode?.bind(stdin) });
     const reader = createInterface({ input: keys, output: stdout, terminal, prompt: "You > " });
-    const prompt = () => (terminal ? reader.prompt() : stdout.write("You > "));
-    let turn: AbortController | undefined;
+    if (terminal) reader.on("line", () => reader.pause());
+    let turn: AbortController | undefined; // of the line that is being answered
     const interrupt = () => (turn ? turn.abort() : reader.close());
     process.on("SIGINT", interrupt);
-    reader.on("SIGINT", interrupt).on("line", () => terminal && reader.pause());
-    // Line by line: when it pauses, readline still finishes the piece that it has.
-    const put = (typed: string) => typed.split(/(?<=\r(?!\n))/).map((line) => keys.write(line));
-    stdin.setEncoding("utf8").on("end", () => keys.end());
-    stdin.on("data", (typed) => (turn && typed.includes("\x03") ? turn.abort() : put(`${typed}`)));
+    forwardKeys(keys, interrupt);
+    const prompt = () => (terminal ? reader.prompt() : stdout.write("You > "));
     prompt();
     for await (const entered of reader) {
       const line = entered.trim();
       if (line === "quit" || line === "exit") break;
       turn = new AbortController();
-      if (line) await handle(line, turn.signal).catch((e) => fail(`Failed: ${e.apiMessage ?? e}`));
+      // An error of the API has its own words in apiMessage, without the JSON around them.
+      if (line) await onLine(line, turn.signal).catch((e) => fail(`Failed: ${e.apiMessage ?? e}`));
       turn = undefined;
       if (!atLineStart) say("\n");
       prompt();
@@ -83,13 +80,23 @@ export class Terminal {
   }
 }
 
+/** Passes on what is typed. Only Ctrl+C, which a terminal sends as "\x03", does not wait. */
+function forwardKeys(keys: PassThrough, interrupt: () => void): void {
+  process.stdin.setEncoding("utf8").on("end", () => keys.end());
+  process.stdin.on("data", (typed: string) => {
+    if (process.stdin.isTTY && typed.includes("\x03")) return interrupt();
+    // Line by line, because readline finishes what it has been given before it pauses.
+    for (const line of typed.match(/[^\r]*\r\n?|[^\r]+/g) ?? []) keys.write(line);
+  });
+}
+
 // ---- s01 · The agent loop ----
 
 type Entry = { role: "user" | "assistant"; content: Anthropic.ContentBlockParam[] };
-/** A reply is kept exactly as the API gave it: with its id, its stop reason and its usage. */
-export type Message = Anthropic.Message | (Entry & { role: "user" });
+/** A reply is kept exactly as the API gave it, with its id, its stop reason and its usage. */
+export type Message = Anthropic.Message | (Entry & { role: "user"; stop_reason?: undefined });
 
-/** The model remembers nothing from one call to the next. This list is all that it knows. */
+/** The API is stateless: the model knows nothing but what is in this list. */
 export class Conversation {
   messages: Message[] = [];
 
@@ -98,35 +105,35 @@ export class Conversation {
   }
 }
 
-/** How one turn is to run: who hears the reply as it arrives, and what can stop it. */
+/** How one turn is to run. Later sections declare the interface again, which adds fields to it. */
 export interface TurnOptions {
-  onText?(piece: string): void;
-  signal?: AbortSignal;
+  onText?(piece: string): void; // gets the reply as it arrives
+  signal?: AbortSignal; // stops the turn
 }
 
-/** After these the model is not done; after the others it is, and here is what to tell a person. */
+/** After one of these stop reasons the model has more to do. (s02 adds "tool_use".) */
 const CONTINUE_REASONS = new Set(["pause_turn"]);
+/** After these a person is told something. The usual ones, such as "end_turn", need no words. */
 const STOP_NOTES: Record<string, string> = {
-  end_turn: "",
-  stop_sequence: "",
   max_tokens: t("\n(The reply was cut off: it reached its limit of tokens.)"),
   refusal: t("\n(The model refused. From now on it will not see this turn.)"),
   model_context_window_exceeded: t("\n(Cut off: the model can read no more than this.)"),
 };
-const stopNote = (m: Message) => ("stop_reason" in m && STOP_NOTES[m.stop_reason ?? ""]) || "";
-const startsTurn = ({ role }: Entry) => role === "user";
+const stopNote = (message: Message) => STOP_NOTES[message.stop_reason ?? ""] ?? "";
 
-/** The history as the API accepts it: nothing blank, nothing refused, the roles in turn. */
+/** A turn starts where a person says something. Results of tools have the role "user", too. */
+const startsTurn = (m: Entry) => m.role === "user" && m.content[0]?.type !== "tool_result";
+/** What was refused once would be refused again, so the whole turn that led to it is left out. */
+const withoutLastTurn = (request: Entry[]) => request.slice(0, request.findLastIndex(startsTurn));
+
+/** The history as the API accepts it: nothing blank or refused, user and assistant in turn. */
 export function toRequest(history: Message[]): Entry[] {
-  const request: Entry[] = [];
+  let request: Entry[] = [];
   for (const message of history) {
-    const last = request.at(-1);
     const content = message.content.filter((block) => block.type !== "text" || block.text.trim());
-    // A reply may not end in thinking; if it does, the thinking was cut off.
-    while (content.at(-1)?.type.endsWith("thinking")) content.pop();
-    // What was refused once is refused again, together with all that follows it.
-    const refused = "stop_reason" in message && message.stop_reason === "refusal";
-    if (refused) request.splice(request.findLastIndex(startsTurn));
+    while (content.at(-1)?.type.endsWith("thinking")) content.pop(); // it was cut off
+    const last = request.at(-1);
+    if (message.stop_reason === "refusal") request = withoutLastTurn(request);
     else if (last?.role === message.role) last.content.push(...content);
     else if (content.length > 0) request.push({ role: message.role, content });
   }
@@ -140,36 +147,39 @@ export function buildRequest({ messages }: Conversation, _options: TurnOptions) 
 
 /** One call. Gives the reply, or what had arrived of it when it was aborted. Throws API errors. */
 export async function callModel(request: Anthropic.MessageStreamParams, options: TurnOptions) {
-  // The SDK finds ANTHROPIC_API_KEY and ANTHROPIC_BASE_URL in the environment.
-  const stream = new Anthropic().messages.stream(request, { signal: options.signal });
-  let finished = 0;
-  stream.on("text", (piece) => options.onText?.(piece)).on("contentBlock", () => finished++);
+  // The SDK reads ANTHROPIC_API_KEY and ANTHROPIC_BASE_URL from the environment.
+  const client = new Anthropic();
+  const stream = client.messages.stream(request, { signal: options.signal });
+  const finished: Anthropic.ContentBlock[] = [];
+  stream.on("text", (piece) => options.onText?.(piece));
+  stream.on("contentBlock", (block) => finished.push(block));
   try {
     return await stream.finalMessage();
   } catch (error) {
     if (!options.signal?.aborted) throw error;
     options.onText?.(" (interrupted)");
+    // Half a text is worth keeping, but half a tool call or half a thought is of no use.
     const arrived = stream.currentMessage?.content ?? [];
-    const kept = arrived.filter((block, index) => block.type === "text" || index < finished);
+    const kept = arrived.filter((block) => block.type === "text" || finished.includes(block));
     const content = [...kept, { type: "text", text: "(interrupted)", citations: null }];
-    // No stop reason, since nobody but us stopped it. id and usage only the API could give.
+    // The API gave no stop reason, no id and no usage, so these are missing here.
     return { role: "assistant", content, stop_reason: null } as Anthropic.Message;
   }
 }
 
-/** The loop. It goes by what is stored and nothing else, so it can be entered at any point. */
+/** The agent loop. It decides only by what is stored, so it can go on after an error or a crash. */
 export async function continueTurn(conversation: Conversation, options: TurnOptions) {
   while (needsReply(conversation.messages.at(-1))) {
-    const reply = await callModel(buildRequest(conversation, options), options);
-    conversation.append(reply);
-    options.onText?.(stopNote(reply));
+    const response = await callModel(buildRequest(conversation, options), options);
+    conversation.append(response);
+    options.onText?.(stopNote(response));
   }
 }
 
 const needsReply = (last?: Message) =>
   last?.role === "user" || CONTINUE_REASONS.has(last?.stop_reason ?? "");
 
-/** Brings the turn to its end. Gives all that was said since the person spoke. */
+/** Brings the turn to its end. Gives all that the model said since the person spoke. */
 export async function finishTurn(conversation: Conversation, options: TurnOptions) {
   await continueTurn(conversation, options);
   const start = conversation.messages.findLastIndex(startsTurn) + 1;
@@ -179,7 +189,7 @@ export async function finishTurn(conversation: Conversation, options: TurnOption
 const textOf = (message: Message) =>
   message.content.map((b) => (b.type === "text" ? b.text : "")).join("") + stopNote(message);
 
-/** One turn. What the person said is on record before the model is asked, and stays there. */
+/** Runs one turn. The person's words are stored first, so they stay if the model fails. */
 export async function runTurn(conversation: Conversation, input: string, options: TurnOptions) {
   conversation.append({ role: "user", content: [{ type: "text", text: input }] });
   return finishTurn(conversation, options);

@@ -28,7 +28,7 @@ import dotenv from "dotenv";
 
 // ---- Configuration ----
 
-// Importing this file must do nothing: .env is read only if it is the file being run.
+// Importing this file must do nothing, so .env is read only when the file itself is being run.
 const RUN = process.argv[1] && fs.realpathSync(process.argv[1]) === import.meta.filename;
 if (RUN) dotenv.config({ path: `${import.meta.dirname}/../../.env`, quiet: true });
 
@@ -38,7 +38,7 @@ const WORKSPACE = process.env.CLAW0_WORKSPACE || path.join(import.meta.dirname, 
 
 // ---- Terminal ----
 
-let atLineStart = true;
+let atLineStart = true; // whether what was printed last ended a line
 
 /** Prints what the model says, piece by piece. */
 export function say(piece: string) {
@@ -49,37 +49,34 @@ export function say(piece: string) {
 const tint = (code: number, s: string) => (process.stdout.isTTY ? `\x1b[${code}m${s}\x1b[0m` : s);
 const sayLine = (line: string) => say(`${atLineStart ? "" : "\n"}${line}\n`);
 
-/** Lines of the program's own: dim, and red. */
+/** Lines of the program itself: dim what it reports, and red what failed. */
 export const info = (line: string) => sayLine(tint(2, line));
 export const fail = (line: string) => sayLine(tint(31, line));
-/** Marks a sentence for people that is not printed right here, so that it can be translated. */
+/** Gives the sentence back. By this call the translation tool finds what is printed elsewhere. */
 export const t = (sentence: string) => sentence;
 
-/** Reads lines from a person or a pipe, and hands them over one at a time. */
+/** Reads lines from a person or a pipe, and hands them to `onLine`, one at a time. */
 export class Terminal {
-  /** Ctrl+C aborts the signal of the line being answered; at the prompt it leaves. */
-  async run(handle: (line: string, signal: AbortSignal) => Promise<unknown>): Promise<void> {
+  /** Ctrl+C aborts the signal of the line that is being answered. At the prompt it leaves. */
+  async run(onLine: (line: string, signal: AbortSignal) => Promise<unknown>): Promise<void> {
     const { stdin, stdout } = process;
-    // readline would echo keys into a reply that is streaming. So it is paused meanwhile, and
-    // the keys wait here, between the keyboard and readline. Only Ctrl+C is seen at once.
-    const keys = Object.assign(new PassThrough(), { setRawMode: stdin.setRawMode?.bind(stdin) });
     const terminal = stdin.isTTY && stdout.isTTY;
+    // readline would echo keys into a reply, so it is paused meanwhile, and they wait in here.
+    const keys = Object.assign(new PassThrough(), { setRawMode: stdin.setRawMode?.bind(stdin) });
     const reader = createInterface({ input: keys, output: stdout, terminal, prompt: "You > " });
-    const prompt = () => (terminal ? reader.prompt() : stdout.write("You > "));
-    let turn: AbortController | undefined;
+    if (terminal) reader.on("line", () => reader.pause());
+    let turn: AbortController | undefined; // of the line that is being answered
     const interrupt = () => (turn ? turn.abort() : reader.close());
     process.on("SIGINT", interrupt);
-    reader.on("SIGINT", interrupt).on("line", () => terminal && reader.pause());
-    // Line by line: when it pauses, readline still finishes the piece that it has.
-    const put = (typed: string) => typed.split(/(?<=\r(?!\n))/).map((line) => keys.write(line));
-    stdin.setEncoding("utf8").on("end", () => keys.end());
-    stdin.on("data", (typed) => (turn && typed.includes("\x03") ? turn.abort() : put(`${typed}`)));
+    forwardKeys(keys, interrupt);
+    const prompt = () => (terminal ? reader.prompt() : stdout.write("You > "));
     prompt();
     for await (const entered of reader) {
       const line = entered.trim();
       if (line === "quit" || line === "exit") break;
       turn = new AbortController();
-      if (line) await handle(line, turn.signal).catch((e) => fail(`Failed: ${e.apiMessage ?? e}`));
+      // An error of the API has its own words in apiMessage, without the JSON around them.
+      if (line) await onLine(line, turn.signal).catch((e) => fail(`Failed: ${e.apiMessage ?? e}`));
       turn = undefined;
       if (!atLineStart) say("\n");
       prompt();
@@ -89,13 +86,23 @@ export class Terminal {
   }
 }
 
+/** Passes on what is typed. Only Ctrl+C, which a terminal sends as "\x03", does not wait. */
+function forwardKeys(keys: PassThrough, interrupt: () => void): void {
+  process.stdin.setEncoding("utf8").on("end", () => keys.end());
+  process.stdin.on("data", (typed: string) => {
+    if (process.stdin.isTTY && typed.includes("\x03")) return interrupt();
+    // Line by line, because readline finishes what it has been given before it pauses.
+    for (const line of typed.match(/[^\r]*\r\n?|[^\r]+/g) ?? []) keys.write(line);
+  });
+}
+
 // ---- s01 · The agent loop ----
 
 type Entry = { role: "user" | "assistant"; content: Anthropic.ContentBlockParam[] };
-/** A reply is kept exactly as the API gave it: with its id, its stop reason and its usage. */
-export type Message = Anthropic.Message | (Entry & { role: "user" });
+/** A reply is kept exactly as the API gave it, with its id, its stop reason and its usage. */
+export type Message = Anthropic.Message | (Entry & { role: "user"; stop_reason?: undefined });
 
-/** The model remembers nothing from one call to the next. This list is all that it knows. */
+/** The API is stateless: the model knows nothing but what is in this list. */
 export class Conversation {
   messages: Message[] = [];
 
@@ -104,36 +111,35 @@ export class Conversation {
   }
 }
 
-/** How one turn is to run: who hears the reply as it arrives, and what can stop it. */
+/** How one turn is to run. Later sections declare the interface again, which adds fields to it. */
 export interface TurnOptions {
-  onText?(piece: string): void;
-  signal?: AbortSignal;
+  onText?(piece: string): void; // gets the reply as it arrives
+  signal?: AbortSignal; // stops the turn
 }
 
-/** After these the model is not done; after the others it is, and here is what to tell a person. */
+/** After one of these stop reasons the model has more to do. (s02 adds "tool_use".) */
 const CONTINUE_REASONS = new Set(["pause_turn"]);
+/** After these a person is told something. The usual ones, such as "end_turn", need no words. */
 const STOP_NOTES: Record<string, string> = {
-  end_turn: "",
-  stop_sequence: "",
   max_tokens: t("\n(The reply was cut off: it reached its limit of tokens.)"),
   refusal: t("\n(The model refused. From now on it will not see this turn.)"),
   model_context_window_exceeded: t("\n(Cut off: the model can read no more than this.)"),
 };
-const stopNote = (m: Message) => ("stop_reason" in m && STOP_NOTES[m.stop_reason ?? ""]) || "";
-const startsTurn = (entry: Entry) => entry.role === "user" && resultsIn(entry).length === 0;
+const stopNote = (message: Message) => STOP_NOTES[message.stop_reason ?? ""] ?? "";
 
-/** The history as the API accepts it: nothing blank, nothing refused, the roles in turn. */
+/** A turn starts where a person says something. Results of tools have the role "user", too. */
+const startsTurn = (m: Entry) => m.role === "user" && m.content[0]?.type !== "tool_result";
+/** What was refused once would be refused again, so the whole turn that led to it is left out. */
+const withoutLastTurn = (request: Entry[]) => request.slice(0, request.findLastIndex(startsTurn));
+
+/** The history as the API accepts it: nothing blank or refused, user and assistant in turn. */
 export function toRequest(history: Message[]): Entry[] {
-  const request: Entry[] = [];
-  history = answerCalls(history);
-  for (const message of history) {
-    const last = request.at(-1);
+  let request: Entry[] = [];
+  for (const message of answerCalls(history)) {
     const content = message.content.filter((block) => block.type !== "text" || block.text.trim());
-    // A reply may not end in thinking; if it does, the thinking was cut off.
-    while (content.at(-1)?.type.endsWith("thinking")) content.pop();
-    // What was refused once is refused again, together with all that follows it.
-    const refused = "stop_reason" in message && message.stop_reason === "refusal";
-    if (refused) request.splice(request.findLastIndex(startsTurn));
+    while (content.at(-1)?.type.endsWith("thinking")) content.pop(); // it was cut off
+    const last = request.at(-1);
+    if (message.stop_reason === "refusal") request = withoutLastTurn(request);
     else if (last?.role === message.role) last.content.push(...content);
     else if (content.length > 0) request.push({ role: message.role, content });
   }
@@ -153,33 +159,36 @@ export function buildRequest({ messages }: Conversation, _options: TurnOptions) 
 
 /** One call. Gives the reply, or what had arrived of it when it was aborted. Throws API errors. */
 export async function callModel(request: Anthropic.MessageStreamParams, options: TurnOptions) {
-  // The SDK finds ANTHROPIC_API_KEY and ANTHROPIC_BASE_URL in the environment.
-  const stream = new Anthropic().messages.stream(request, { signal: options.signal });
-  let finished = 0;
-  stream.on("text", (piece) => options.onText?.(piece)).on("contentBlock", () => finished++);
+  // The SDK reads ANTHROPIC_API_KEY and ANTHROPIC_BASE_URL from the environment.
+  const client = new Anthropic();
+  const stream = client.messages.stream(request, { signal: options.signal });
+  const finished: Anthropic.ContentBlock[] = [];
+  stream.on("text", (piece) => options.onText?.(piece));
+  stream.on("contentBlock", (block) => finished.push(block));
   try {
     return await stream.finalMessage();
   } catch (error) {
     if (!options.signal?.aborted) throw error;
     options.onText?.(" (interrupted)");
+    // Half a text is worth keeping, but half a tool call or half a thought is of no use.
     const arrived = stream.currentMessage?.content ?? [];
-    const kept = arrived.filter((block, index) => block.type === "text" || index < finished);
+    const kept = arrived.filter((block) => block.type === "text" || finished.includes(block));
     const content = [...kept, { type: "text", text: "(interrupted)", citations: null }];
-    // No stop reason, since nobody but us stopped it. id and usage only the API could give.
+    // The API gave no stop reason, no id and no usage, so these are missing here.
     return { role: "assistant", content, stop_reason: null } as Anthropic.Message;
   }
 }
 
-/** The loop. It goes by what is stored and nothing else, so it can be entered at any point. */
+/** The agent loop. It decides only by what is stored, so it can go on after an error or a crash. */
 export async function continueTurn(conversation: Conversation, options: TurnOptions) {
   while (needsReply(conversation.messages.at(-1))) {
     checkRounds(conversation);
-    const reply = await callModel(buildRequest(conversation, options), options);
-    conversation.append(reply);
-    options.onText?.(stopNote(reply));
-    if (reply.stop_reason !== "tool_use") continue;
+    const response = await callModel(buildRequest(conversation, options), options);
+    conversation.append(response);
+    options.onText?.(stopNote(response));
+    if (response.stop_reason !== "tool_use") continue;
     const turn = { ...options, conversation };
-    const results = await Promise.all(callsIn(reply).map((call) => runTool(call, turn)));
+    const results = await Promise.all(callsIn(response).map((call) => runTool(call, turn)));
     conversation.append({ role: "user", content: results });
   }
 }
@@ -187,7 +196,7 @@ export async function continueTurn(conversation: Conversation, options: TurnOpti
 const needsReply = (last?: Message) =>
   last?.role === "user" || CONTINUE_REASONS.has(last?.stop_reason ?? "");
 
-/** Brings the turn to its end. Gives all that was said since the person spoke. */
+/** Brings the turn to its end. Gives all that the model said since the person spoke. */
 export async function finishTurn(conversation: Conversation, options: TurnOptions) {
   await continueTurn(conversation, options);
   const start = conversation.messages.findLastIndex(startsTurn) + 1;
@@ -197,7 +206,7 @@ export async function finishTurn(conversation: Conversation, options: TurnOption
 const textOf = (message: Message) =>
   message.content.map((b) => (b.type === "text" ? b.text : "")).join("") + stopNote(message);
 
-/** One turn. What the person said is on record before the model is asked, and stays there. */
+/** Runs one turn. The person's words are stored first, so they stay if the model fails. */
 export async function runTurn(conversation: Conversation, input: string, options: TurnOptions) {
   conversation.append({ role: "user", content: [{ type: "text", text: input }] });
   return finishTurn(conversation, options);
@@ -205,18 +214,20 @@ export async function runTurn(conversation: Conversation, input: string, options
 
 // ---- s02 · Tool use ----
 
-/** What a handler knows of the turn that it works for. */
+/** What a handler knows about the turn that it works for. */
 export interface Turn extends TurnOptions {
   conversation: Conversation;
 }
 
-type Fields = Record<string, unknown>; // of something that came from outside
+/** The fields of an object that came from outside, so nobody knows the types of their values. */
+type Fields = Record<string, unknown>;
 
-/** Gets input that fits the tool's schema. Gives the output; what it throws, the model reads. */
+/** Gets input that fits the tool's schema, and gives the output. The model reads what it throws. */
 export type Handler = (input: Fields, turn: Turn) => string | Promise<string>;
 
+/** The JSON Schema of a text. The model reads the description. */
 const string = (description: string) => ({ type: "string", description });
-const file = string("The path, relative to the workspace.");
+const PATH = string("The path, relative to the workspace.");
 
 /** The JSON Schema of an object. Every property is required unless `optional` names it. */
 function objectSchema(properties: object, optional: string[] = []) {
@@ -224,12 +235,15 @@ function objectSchema(properties: object, optional: string[] = []) {
   return { type: "object" as const, properties, required };
 }
 
-/** An entry of `TOOLS`: the properties are those of the input that the model has to give. */
+/** An entry of TOOLS. The properties are those of the input that the model has to give. */
 function tool(name: string, description: string, properties: object, optional: string[] = []) {
   return { name, description, input_schema: objectSchema(properties, optional) };
 }
 
-/** What the model is told. It knows a tool by nothing but these words. */
+/**
+ * What the model is told about each tool, which is all that it knows. To add a tool, add an entry
+ * here, and a function of the same name in HANDLERS.
+ */
 export const TOOLS: Anthropic.Tool[] = [
   tool(
     "bash",
@@ -242,21 +256,21 @@ export const TOOLS: Anthropic.Tool[] = [
     ["seconds"],
   ),
   tool("read_file", "Read a text file of the workspace. A long one is shown without its middle.", {
-    path: file,
+    path: PATH,
   }),
   tool(
     "write_file",
     "Write a text file of the workspace, with its folders. Replaces what was there.",
-    { path: file, content: string("The whole text of the file.") },
+    { path: PATH, content: string("The whole text of the file.") },
   ),
   tool("edit_file", "Replace one passage of a text file. It must occur exactly once.", {
-    path: file,
+    path: PATH,
     old_text: string("The passage as it stands in the file, with enough round it."),
     new_text: string("What stands there afterwards."),
   }),
 ];
 
-/** What runs here when the model says the name. */
+/** What runs when the model calls a tool. To add a function, add its schema in TOOLS, too. */
 export const HANDLERS: Record<string, Handler> = {
   bash: (input, turn) => bash(String(input.command), Number(input.seconds ?? 60), turn.signal),
   read_file: (input) => readText(safePath(String(input.path), WORKSPACE)),
@@ -266,137 +280,190 @@ export const HANDLERS: Record<string, Handler> = {
 };
 
 CONTINUE_REASONS.add("tool_use");
-const MAX_ROUNDS = 50;
+const MAX_ROUNDS = 50; // calls of the model in one turn
 const OUTPUT_LIMIT = 30_000; // characters of one result, half of them from each end
 
-/** A model that goes round in circles costs money until somebody looks. */
+/** Throws after too many rounds, because a model that repeats itself costs money until it stops. */
 function checkRounds({ messages }: Conversation): void {
-  const replies = messages
-    .slice(messages.findLastIndex(startsTurn))
-    .filter((m) => m.role === "assistant");
+  const turn = messages.slice(messages.findLastIndex(startsTurn));
+  const replies = turn.filter(({ role }) => role === "assistant");
   if (replies.length < MAX_ROUNDS) return;
   throw new Error(`stopped after ${MAX_ROUNDS} rounds of tool calls; say "go on" to go on`);
 }
 
+/** The tool calls of a reply. */
 const callsIn = (message: Message | undefined) =>
   message?.role === "assistant" ? message.content.filter((block) => block.type === "tool_use") : [];
+/** The tool results of a user's message. */
 const resultsIn = (entry: Entry | undefined) =>
   entry?.role === "user" ? entry.content.filter((block) => block.type === "tool_result") : [];
 
-const idsIn = ({ content }: Message) =>
-  content.map((block) => ("tool_use_id" in block ? block.tool_use_id : ""));
+/** The history with exactly one result for every call, in the next message, as the API demands. */
+function answerCalls(history: Message[]): Message[] {
+  return withMissingResults(withoutStrayResults(withoutOpenServerCalls(history)));
+}
 
 /**
- * The history with one result for every call, right after it, as the API demands. A call is
- * left open by a crash, by Ctrl+C, or by `max_tokens` in the middle of its input. A tool that the
- * API runs itself is left open by an error in the middle of a pause; such a call is left out.
+ * The API runs some tools itself, for example its web search. An error in the middle of one leaves
+ * a call whose result only the API could give, so we leave the call out. We keep it in the last
+ * message, because there the reply is only paused, and the API goes on with it.
  */
-function answerCalls(history: Message[]): Message[] {
-  const done = new Set(history.flatMap(idsIn));
-  return history.flatMap((message, index): Message[] => {
-    const asked = new Set(callsIn(history[index - 1]).map(({ id }) => id));
-    const content = message.content.filter((block) => {
-      if (block.type === "tool_result") return asked.delete(block.tool_use_id);
-      const isOpen = block.type === "server_tool_use" && !done.has(block.id);
-      return !isOpen || index === history.length - 1;
-    });
-    if (message.role === "user") return [{ ...message, content }];
-    const answered = new Set(resultsIn(history[index + 1]).map((block) => block.tool_use_id));
-    const open = callsIn(message).filter(({ id }) => !answered.has(id));
-    const reply = { ...message, content } as Anthropic.Message; // its own blocks, or fewer
-    // A refused turn is left out as a whole: its calls need no results.
-    if (open.length === 0 || message.stop_reason === "refusal") return [reply];
-    const cut = message.stop_reason === "max_tokens";
-    const why = cut ? "cut off; it was not run" : "interrupted; it may have run";
-    return [reply, { role: "user", content: open.map(({ id }) => result(id, why, true)) }];
+function withoutOpenServerCalls(history: Message[]): Message[] {
+  const answered = new Set<string>();
+  for (const block of history.flatMap<Anthropic.ContentBlockParam>(({ content }) => content)) {
+    if ("tool_use_id" in block) answered.add(block.tool_use_id);
+  }
+  return history.map((message, index) => {
+    if (message.role === "user" || index === history.length - 1) return message;
+    const content = message.content.filter(
+      (block) => block.type !== "server_tool_use" || answered.has(block.id),
+    );
+    return { ...message, content };
   });
 }
 
-/** Runs one call. Never throws: whatever goes wrong is a result that the model can work with. */
+/** Drops results whose call is not in the message before, and the second result of a call. */
+function withoutStrayResults(history: Message[]): Message[] {
+  return history.map((message, index) => {
+    if (message.role === "assistant") return message;
+    const results = resultsIn(message);
+    const calls = callsIn(history[index - 1]);
+    const answers = calls.map(({ id }) => results.find((block) => block.tool_use_id === id));
+    const content = message.content.filter(
+      (block) => block.type !== "tool_result" || answers.includes(block),
+    );
+    return { ...message, content };
+  });
+}
+
+/**
+ * Adds an error result for each call that has none. A call is left open by a crash, by Ctrl+C, or
+ * by `max_tokens` in the middle of its input. What the result says must be true.
+ */
+function withMissingResults(history: Message[]): Message[] {
+  return history.flatMap((message, index): Message[] => {
+    const answered = new Set(resultsIn(history[index + 1]).map((block) => block.tool_use_id));
+    const open = callsIn(message).filter(({ id }) => !answered.has(id));
+    // A refused turn is left out as a whole, so its calls need no results.
+    if (open.length === 0 || message.stop_reason === "refusal") return [message];
+    const isCut = message.stop_reason === "max_tokens";
+    const why = isCut ? "cut off; it was not run" : "interrupted; it may have run";
+    return [message, { role: "user", content: open.map(({ id }) => toolResult(id, why, true)) }];
+  });
+}
+
+/** Runs one call. Never throws: what goes wrong becomes a result, so that the model can react. */
 export async function runTool(call: Anthropic.ToolUseBlock, turn: Turn) {
   info(`  ${call.name} ${JSON.stringify(call.input).slice(0, 100)}`);
   try {
-    const tool = TOOLS.find(({ name }) => name === call.name);
+    const offered = TOOLS.find(({ name }) => name === call.name);
     const handler = HANDLERS[call.name];
-    if (!tool || !handler) throw new Error(`there is no tool ${call.name}`);
-    const input = checkInput(tool.input_schema, call.input);
+    if (!offered || !handler) throw new Error(`there is no tool ${call.name}`);
+    const input = checkInput(offered.input_schema, call.input);
     if (turn.signal?.aborted) throw new Error("interrupted; it was not run");
-    return result(call.id, await handler(input, turn));
+    return toolResult(call.id, await handler(input, turn));
   } catch (error) {
-    return result(call.id, error instanceof Error ? error.message : String(error), true);
+    return toolResult(call.id, error instanceof Error ? error.message : String(error), true);
   }
 }
 
-function result(id: string, output: string, failed = false): Anthropic.ToolResultBlockParam {
-  // Half a character, from output that was cut, would make the whole request invalid.
+function toolResult(id: string, output: string, failed = false): Anthropic.ToolResultBlockParam {
+  // A cut can fall into the middle of a character, and the API rejects half a character.
   const content = keepEnds(output, OUTPUT_LIMIT).toWellFormed() || "(no output)";
-  return { type: "tool_result", tool_use_id: id, content, ...(failed && { is_error: true }) };
+  const block = { type: "tool_result" as const, tool_use_id: id, content };
+  return failed ? { ...block, is_error: true } : block;
 }
 
+/** The part of JSON Schema that our tools use. */
 type Property = { type?: string; enum?: unknown[] };
 
-/** The input, if it has what the schema requires, in the right types. Throws, naming the field. */
-export function checkInput(schema: Anthropic.Tool.InputSchema, input: unknown) {
+/** Gives the input as fields, if it fits the schema. Otherwise throws, naming the field. */
+export function checkInput(schema: Anthropic.Tool.InputSchema, input: unknown): Fields {
   if (typeof input !== "object" || input === null) throw new Error("the input must be an object");
   const fields: Fields = { ...input };
-  const properties = (schema.properties ?? {}) as Record<string, Property>; // ours
-  for (const name of schema.required ?? []) {
-    if (fields[name] === undefined) throw new Error(`${name} is missing`);
-  }
-  for (const [name, { type, enum: values }] of Object.entries(properties)) {
+  checkRequired(fields, schema.required ?? []);
+  // The SDK leaves the properties open, but the schemas in this file have only such properties.
+  const properties = (schema.properties ?? {}) as Record<string, Property>;
+  for (const [name, property] of Object.entries(properties)) {
     const value = fields[name];
     if (value === undefined) continue;
-    const fits = type === "integer" ? Number.isInteger(value) : !type || typeof value === type;
-    if (!fits) throw new Error(`${name} must be of type ${type}`);
-    if (values && !values.includes(value)) throw new Error(`${name} must be one of ${values}`);
+    checkType(name, value, property.type);
+    checkEnum(name, value, property.enum);
   }
   return fields;
 }
 
-/** The text, or its two ends if it is longer than `limit`; `lost` characters went before. */
-function keepEnds(whole: string, limit: number, lost = 0): string {
-  if (whole.length <= limit) return whole;
-  const half = Math.ceil(limit / 2);
-  const left = whole.length - 2 * half + lost;
-  return `${whole.slice(0, half)}\n… ${left} characters left out …\n${whole.slice(-half)}`;
+function checkRequired(fields: Fields, required: string[]): void {
+  const missing = required.find((name) => fields[name] === undefined);
+  if (missing !== undefined) throw new Error(`${missing} is missing`);
+}
+
+function checkType(name: string, value: unknown, type: string | undefined): void {
+  if (type === undefined) return;
+  // JavaScript has only "number", but JSON Schema also has "integer".
+  const fits = type === "integer" ? Number.isInteger(value) : typeof value === type;
+  if (!fits) throw new Error(`${name} must be of type ${type}`);
+}
+
+function checkEnum(name: string, value: unknown, allowed: unknown[] | undefined): void {
+  if (allowed === undefined || allowed.includes(value)) return;
+  throw new Error(`${name} must be one of ${allowed}`);
 }
 
 /**
- * The real path of a file below `root`, which need not exist yet. Throws if it is outside:
- * by "..", as an absolute path, in a sibling "root2", or behind a symbolic link.
+ * The text, or both its ends if it is longer than `limit`. `total` is its length before somebody
+ * else, for example CommandOutput, dropped a part of its middle.
  */
-export function safePath(file: string, root: string): string {
+function keepEnds(text: string, limit: number, total = text.length): string {
+  if (text.length <= limit) return text;
+  const half = Math.ceil(limit / 2);
+  const leftOut = total - 2 * half;
+  return `${text.slice(0, half)}\n… ${leftOut} characters left out …\n${text.slice(-half)}`;
+}
+
+/**
+ * The real path of `name` below `root`; the file need not exist. Throws on path traversal: if it
+ * leads outside by "..", as an absolute path, into a sibling "root2", or by a symbolic link.
+ */
+export function safePath(name: string, root: string): string {
   const base = fs.realpathSync.native(root);
-  const target = path.resolve(base, file);
-  let existing = target;
-  while (!fs.lstatSync(existing, { throwIfNoEntry: false })) existing = path.dirname(existing);
-  // realpath fails on a link that leads nowhere. Good: writing there would create its target.
+  const target = path.resolve(base, name);
+  const existing = nearestExisting(target);
+  // A link that leads nowhere makes realpath throw, and it should: writing creates its target.
   const real = path.join(fs.realpathSync.native(existing), path.relative(existing, target));
   const inside = path.relative(base, real);
-  if (inside.split(path.sep)[0] === ".." || path.isAbsolute(inside)) {
-    throw new Error(`${file} is outside the workspace`);
-  }
+  const [first = ""] = inside.split(path.sep);
+  if (first === ".." || path.isAbsolute(inside))
+    throw new Error(`${name} is outside the workspace`);
   return real;
 }
 
-// The file tools are synchronous on purpose: calls run side by side, and between the reading
-// and the writing of an edit nobody else gets a turn.
+/** The path itself, or the nearest folder above it that exists. */
+function nearestExisting(target: string): string {
+  let existing = target;
+  while (!fs.lstatSync(existing, { throwIfNoEntry: false })) existing = path.dirname(existing);
+  return existing;
+}
+
+// The file tools are synchronous on purpose. The calls of one reply run at the same time, so two
+// edits of one file could otherwise both read it before either writes, and one edit would be lost.
 
 function readText(file: string): string {
   const stat = fs.statSync(file);
-  if (!stat.isFile()) throw new Error("not a file"); // reading a pipe would wait for ever
+  if (!stat.isFile()) throw new Error("not a file"); // for example a pipe, which may never end
   if (stat.size > 10_000_000)
     throw new Error(`${stat.size} bytes are too many: look at parts with bash`);
   const bytes = fs.readFileSync(file);
   const content = bytes.toString("utf8");
-  // Written back, a file in another encoding would come out broken.
+  // A file in another encoding would be damaged when it is written back.
   if (!Buffer.from(content).equals(bytes)) throw new Error("not a text file in UTF-8");
   return content;
 }
 
-/** `words` with the line ends that the file has: a model writes "\n", whatever was there. */
-function withLineEnds(words: string, content: string): string {
-  return words.replace(/\r?\n/g, content.includes("\r\n") ? "\r\n" : "\n");
+/** The text with the line ends of `sample`, because a model writes "\n" whatever the file has. */
+function withLineEnds(text: string, sample: string): string {
+  const lineEnd = sample.includes("\r\n") ? "\r\n" : "\n";
+  return text.replace(/\r?\n/g, lineEnd);
 }
 
 function writeText(name: string, content: string): string {
@@ -411,48 +478,32 @@ function editText(name: string, oldText: string, newText: string): string {
   const file = safePath(name, WORKSPACE);
   const content = readText(file);
   const old = content.includes(oldText) ? oldText : withLineEnds(oldText, content);
-  const parts = content.split(old);
-  if (!oldText || parts.length !== 2) {
-    const times = oldText ? parts.length - 1 : 0;
+  const parts = content.split(old); // what stands between the places where it occurs
+  const times = old === "" ? 0 : parts.length - 1;
+  if (times !== 1)
     throw new Error(`old_text occurs ${times} times in ${name}; it must occur exactly once`);
-  }
   fs.writeFileSync(file, parts.join(withLineEnds(newText, content)));
   return `edited ${name}`;
 }
 
-// bash runs in the workspace but is not confined to it: it can read whatever you can, .env too.
-// Its environment holds no keys and tokens, so that no stray `env` shows them to the model; that
-// is a fence against accidents. Against intent only a sandbox helps, or not offering the tool.
+// bash runs in the workspace but is not confined to it: it can read whatever you can, also .env.
+// Its environment holds no keys and tokens, so that the output of `env` does not show them to the
+// model. That helps against accidents; against intent only a sandbox helps, or no bash at all.
 const SAFE_ENV =
   "PATH HOME USER LANG TERM TZ TMPDIR TEMP TMP SystemRoot ComSpec PATHEXT USERPROFILE APPDATA";
 const WINDOWS = process.platform === "win32";
 
-async function bash(command: string, seconds: number, signal?: AbortSignal): Promise<string> {
-  const env = Object.fromEntries(SAFE_ENV.split(" ").map((name) => [name, process.env[name]]));
-  const child = spawn(command, {
-    shell: WINDOWS || "bash",
-    cwd: WORKSPACE,
-    env,
-    detached: !WINDOWS, // a process group of its own, which can be killed as one
-    stdio: ["ignore", "pipe", "pipe"],
-    windowsHide: true,
-  });
-  let output = "";
-  let lost = 0;
-  const collect = (piece: string) => {
-    output += piece;
-    if (output.length < 10 * OUTPUT_LIMIT) return;
-    // A flood. Only its ends will be shown, so the middle need not be kept.
-    lost += output.length - 2 * OUTPUT_LIMIT;
-    output = output.slice(0, OUTPUT_LIMIT) + output.slice(-OUTPUT_LIMIT);
-  };
-  child.stdout.setEncoding("utf8").on("data", collect);
-  child.stderr.setEncoding("utf8").on("data", collect);
-  let stopped = "";
+/** Runs a script for at most `seconds`, and gives its output. Throws if it fails or is stopped. */
+async function bash(script: string, seconds: number, signal?: AbortSignal): Promise<string> {
+  const child = startShell(script);
+  const output = new CommandOutput();
+  child.stdout.setEncoding("utf8").on("data", (piece) => output.add(piece));
+  child.stderr.setEncoding("utf8").on("data", (piece) => output.add(piece));
+  let stopped = ""; // why we stopped it
   const stop = (why: string) => {
     stopped = why;
     killGroup(child.pid);
-    // A child that left the group may hold the pipes open: don't wait for it.
+    // A process that left the group may hold the pipes open, and we don't wait for it.
     child.stdout.destroy();
     child.stderr.destroy();
   };
@@ -460,11 +511,9 @@ async function bash(command: string, seconds: number, signal?: AbortSignal): Pro
   const limit = Math.min(Math.max(seconds, 1), 600);
   const timer = setTimeout(() => stop(`stopped after ${limit} s`), limit * 1000);
   signal?.addEventListener("abort", interrupt);
-  child.on("exit", () => WINDOWS || killGroup(child.pid)); // ends what runs on in the background
   try {
     const [code, killer] = await once(child, "close");
-    output = keepEnds(output, OUTPUT_LIMIT - 200, lost); // leaves room for the words below
-    if (code === 0) return output;
+    if (code === 0) return output.toString();
     throw new Error(`${stopped || `exit code ${code ?? killer}`}\n${output}`);
   } finally {
     clearTimeout(timer);
@@ -472,11 +521,47 @@ async function bash(command: string, seconds: number, signal?: AbortSignal): Pro
   }
 }
 
+/** Starts a script in the workspace. When it exits, what it left in the background is ended. */
+function startShell(script: string) {
+  const names = SAFE_ENV.split(" ");
+  const child = spawn(script, {
+    shell: WINDOWS || "bash",
+    cwd: WORKSPACE,
+    env: Object.fromEntries(names.map((name) => [name, process.env[name]])),
+    detached: !WINDOWS, // a process group of its own, which can be killed as one
+    stdio: ["ignore", "pipe", "pipe"],
+    windowsHide: true,
+  });
+  if (!WINDOWS) child.on("exit", () => killGroup(child.pid));
+  return child;
+}
+
+/** What a script prints. Only both ends will be shown, so the middle of a flood is not kept. */
+class CommandOutput {
+  #kept = "";
+  #total = 0; // characters
+
+  add(piece: string): void {
+    this.#total += piece.length;
+    this.#kept += piece;
+    if (this.#kept.length < 10 * OUTPUT_LIMIT) return;
+    this.#kept = this.#kept.slice(0, OUTPUT_LIMIT) + this.#kept.slice(-OUTPUT_LIMIT);
+  }
+
+  toString(): string {
+    // There must be room for the line that says why the script failed.
+    return keepEnds(this.#kept, OUTPUT_LIMIT - 200, this.#total);
+  }
+}
+
 function killGroup(pid: number | undefined): void {
-  if (pid === undefined) return;
-  if (WINDOWS) return void spawn("taskkill", ["/pid", String(pid), "/t", "/f"]);
+  if (pid === undefined) return; // it could not be started
+  if (WINDOWS) {
+    spawn("taskkill", ["/pid", String(pid), "/t", "/f"]);
+    return;
+  }
   try {
-    process.kill(-pid, "SIGKILL");
+    process.kill(-pid, "SIGKILL"); // a negative number means the whole group
   } catch {
     // Nobody is left in the group.
   }

@@ -28,7 +28,7 @@ import dotenv from "dotenv";
 
 // ---- Configuration ----
 
-// Importing this file must do nothing: .env is read only if it is the file being run.
+// Importing this file must do nothing, so .env is read only when the file itself is being run.
 const RUN = process.argv[1] && fs.realpathSync(process.argv[1]) === import.meta.filename;
 if (RUN) dotenv.config({ path: `${import.meta.dirname}/../../.env`, quiet: true });
 
@@ -40,7 +40,7 @@ const CONTEXT_TOKENS = Number(process.env.CONTEXT_TOKENS || 180_000);
 
 // ---- Terminal ----
 
-let atLineStart = true;
+let atLineStart = true; // whether what was printed last ended a line
 
 /** Prints what the model says, piece by piece. */
 export function say(piece: string) {
@@ -51,38 +51,35 @@ export function say(piece: string) {
 const tint = (code: number, s: string) => (process.stdout.isTTY ? `\x1b[${code}m${s}\x1b[0m` : s);
 const sayLine = (line: string) => say(`${atLineStart ? "" : "\n"}${line}\n`);
 
-/** Lines of the program's own: dim, yellow, and red. */
+/** Lines of the program itself: dim what it reports, yellow a warning, and red what failed. */
 export const info = (line: string) => sayLine(tint(2, line));
 export const warn = (line: string) => sayLine(tint(33, line));
 export const fail = (line: string) => sayLine(tint(31, line));
-/** Marks a sentence for people that is not printed right here, so that it can be translated. */
+/** Gives the sentence back. By this call the translation tool finds what is printed elsewhere. */
 export const t = (sentence: string) => sentence;
 
-/** Reads lines from a person or a pipe, and hands them over one at a time. */
+/** Reads lines from a person or a pipe, and hands them to `onLine`, one at a time. */
 export class Terminal {
-  /** Ctrl+C aborts the signal of the line being answered; at the prompt it leaves. */
-  async run(handle: (line: string, signal: AbortSignal) => Promise<unknown>): Promise<void> {
+  /** Ctrl+C aborts the signal of the line that is being answered. At the prompt it leaves. */
+  async run(onLine: (line: string, signal: AbortSignal) => Promise<unknown>): Promise<void> {
     const { stdin, stdout } = process;
-    // readline would echo keys into a reply that is streaming. So it is paused meanwhile, and
-    // the keys wait here, between the keyboard and readline. Only Ctrl+C is seen at once.
-    const keys = Object.assign(new PassThrough(), { setRawMode: stdin.setRawMode?.bind(stdin) });
     const terminal = stdin.isTTY && stdout.isTTY;
+    // readline would echo keys into a reply, so it is paused meanwhile, and they wait in here.
+    const keys = Object.assign(new PassThrough(), { setRawMode: stdin.setRawMode?.bind(stdin) });
     const reader = createInterface({ input: keys, output: stdout, terminal, prompt: "You > " });
-    const prompt = () => (terminal ? reader.prompt() : stdout.write("You > "));
-    let turn: AbortController | undefined;
+    if (terminal) reader.on("line", () => reader.pause());
+    let turn: AbortController | undefined; // of the line that is being answered
     const interrupt = () => (turn ? turn.abort() : reader.close());
     process.on("SIGINT", interrupt);
-    reader.on("SIGINT", interrupt).on("line", () => terminal && reader.pause());
-    // Line by line: when it pauses, readline still finishes the piece that it has.
-    const put = (typed: string) => typed.split(/(?<=\r(?!\n))/).map((line) => keys.write(line));
-    stdin.setEncoding("utf8").on("end", () => keys.end());
-    stdin.on("data", (typed) => (turn && typed.includes("\x03") ? turn.abort() : put(`${typed}`)));
+    forwardKeys(keys, interrupt);
+    const prompt = () => (terminal ? reader.prompt() : stdout.write("You > "));
     prompt();
     for await (const entered of reader) {
       const line = entered.trim();
       if (line === "quit" || line === "exit") break;
       turn = new AbortController();
-      if (line) await handle(line, turn.signal).catch((e) => fail(`Failed: ${e.apiMessage ?? e}`));
+      // An error of the API has its own words in apiMessage, without the JSON around them.
+      if (line) await onLine(line, turn.signal).catch((e) => fail(`Failed: ${e.apiMessage ?? e}`));
       turn = undefined;
       if (!atLineStart) say("\n");
       prompt();
@@ -92,13 +89,23 @@ export class Terminal {
   }
 }
 
+/** Passes on what is typed. Only Ctrl+C, which a terminal sends as "\x03", does not wait. */
+function forwardKeys(keys: PassThrough, interrupt: () => void): void {
+  process.stdin.setEncoding("utf8").on("end", () => keys.end());
+  process.stdin.on("data", (typed: string) => {
+    if (process.stdin.isTTY && typed.includes("\x03")) return interrupt();
+    // Line by line, because readline finishes what it has been given before it pauses.
+    for (const line of typed.match(/[^\r]*\r\n?|[^\r]+/g) ?? []) keys.write(line);
+  });
+}
+
 // ---- s01 · The agent loop ----
 
 type Entry = { role: "user" | "assistant"; content: Anthropic.ContentBlockParam[] };
-/** A reply is kept exactly as the API gave it: with its id, its stop reason and its usage. */
-export type Message = Anthropic.Message | (Entry & { role: "user" });
+/** A reply is kept exactly as the API gave it, with its id, its stop reason and its usage. */
+export type Message = Anthropic.Message | (Entry & { role: "user"; stop_reason?: undefined });
 
-/** The model remembers nothing from one call to the next. This list is all that it knows. */
+/** The API is stateless: the model knows nothing but what is in this list. */
 export class Conversation {
   messages: Message[] = [];
 
@@ -107,36 +114,35 @@ export class Conversation {
   }
 }
 
-/** How one turn is to run: who hears the reply as it arrives, and what can stop it. */
+/** How one turn is to run. Later sections declare the interface again, which adds fields to it. */
 export interface TurnOptions {
-  onText?(piece: string): void;
-  signal?: AbortSignal;
+  onText?(piece: string): void; // gets the reply as it arrives
+  signal?: AbortSignal; // stops the turn
 }
 
-/** After these the model is not done; after the others it is, and here is what to tell a person. */
+/** After one of these stop reasons the model has more to do. (s02 adds "tool_use".) */
 const CONTINUE_REASONS = new Set(["pause_turn"]);
+/** After these a person is told something. The usual ones, such as "end_turn", need no words. */
 const STOP_NOTES: Record<string, string> = {
-  end_turn: "",
-  stop_sequence: "",
   max_tokens: t("\n(The reply was cut off: it reached its limit of tokens.)"),
   refusal: t("\n(The model refused. From now on it will not see this turn.)"),
   model_context_window_exceeded: t("\n(Cut off: the model can read no more than this.)"),
 };
-const stopNote = (m: Message) => ("stop_reason" in m && STOP_NOTES[m.stop_reason ?? ""]) || "";
-const startsTurn = (entry: Entry) => entry.role === "user" && resultsIn(entry).length === 0;
+const stopNote = (message: Message) => STOP_NOTES[message.stop_reason ?? ""] ?? "";
 
-/** The history as the API accepts it: nothing blank, nothing refused, the roles in turn. */
+/** A turn starts where a person says something. Results of tools have the role "user", too. */
+const startsTurn = (m: Entry) => m.role === "user" && m.content[0]?.type !== "tool_result";
+/** What was refused once would be refused again, so the whole turn that led to it is left out. */
+const withoutLastTurn = (request: Entry[]) => request.slice(0, request.findLastIndex(startsTurn));
+
+/** The history as the API accepts it: nothing blank or refused, user and assistant in turn. */
 export function toRequest(history: Message[]): Entry[] {
-  const request: Entry[] = [];
-  history = answerCalls(history);
-  for (const message of history) {
-    const last = request.at(-1);
+  let request: Entry[] = [];
+  for (const message of answerCalls(history)) {
     const content = message.content.filter((block) => block.type !== "text" || block.text.trim());
-    // A reply may not end in thinking; if it does, the thinking was cut off.
-    while (content.at(-1)?.type.endsWith("thinking")) content.pop();
-    // What was refused once is refused again, together with all that follows it.
-    const refused = "stop_reason" in message && message.stop_reason === "refusal";
-    if (refused) request.splice(request.findLastIndex(startsTurn));
+    while (content.at(-1)?.type.endsWith("thinking")) content.pop(); // it was cut off
+    const last = request.at(-1);
+    if (message.stop_reason === "refusal") request = withoutLastTurn(request);
     else if (last?.role === message.role) last.content.push(...content);
     else if (content.length > 0) request.push({ role: message.role, content });
   }
@@ -156,33 +162,36 @@ export function buildRequest({ messages }: Conversation, _options: TurnOptions) 
 
 /** One call. Gives the reply, or what had arrived of it when it was aborted. Throws API errors. */
 export async function callModel(request: Anthropic.MessageStreamParams, options: TurnOptions) {
-  // The SDK finds ANTHROPIC_API_KEY and ANTHROPIC_BASE_URL in the environment.
-  const stream = new Anthropic().messages.stream(request, { signal: options.signal });
-  let finished = 0;
-  stream.on("text", (piece) => options.onText?.(piece)).on("contentBlock", () => finished++);
+  // The SDK reads ANTHROPIC_API_KEY and ANTHROPIC_BASE_URL from the environment.
+  const client = new Anthropic();
+  const stream = client.messages.stream(request, { signal: options.signal });
+  const finished: Anthropic.ContentBlock[] = [];
+  stream.on("text", (piece) => options.onText?.(piece));
+  stream.on("contentBlock", (block) => finished.push(block));
   try {
     return await stream.finalMessage();
   } catch (error) {
     if (!options.signal?.aborted) throw error;
     options.onText?.(" (interrupted)");
+    // Half a text is worth keeping, but half a tool call or half a thought is of no use.
     const arrived = stream.currentMessage?.content ?? [];
-    const kept = arrived.filter((block, index) => block.type === "text" || index < finished);
+    const kept = arrived.filter((block) => block.type === "text" || finished.includes(block));
     const content = [...kept, { type: "text", text: "(interrupted)", citations: null }];
-    // No stop reason, since nobody but us stopped it. id and usage only the API could give.
+    // The API gave no stop reason, no id and no usage, so these are missing here.
     return { role: "assistant", content, stop_reason: null } as Anthropic.Message;
   }
 }
 
-/** The loop. It goes by what is stored and nothing else, so it can be entered at any point. */
+/** The agent loop. It decides only by what is stored, so it can go on after an error or a crash. */
 export async function continueTurn(conversation: Conversation, options: TurnOptions) {
   while (needsReply(conversation.messages.at(-1))) {
     checkRounds(conversation);
-    const reply = await callModel(buildRequest(conversation, options), options);
-    conversation.append(reply);
-    options.onText?.(stopNote(reply));
-    if (reply.stop_reason !== "tool_use") continue;
+    const response = await callModel(buildRequest(conversation, options), options);
+    conversation.append(response);
+    options.onText?.(stopNote(response));
+    if (response.stop_reason !== "tool_use") continue;
     const turn = { ...options, conversation };
-    const results = await Promise.all(callsIn(reply).map((call) => runTool(call, turn)));
+    const results = await Promise.all(callsIn(response).map((call) => runTool(call, turn)));
     conversation.append({ role: "user", content: results });
   }
 }
@@ -190,7 +199,7 @@ export async function continueTurn(conversation: Conversation, options: TurnOpti
 const needsReply = (last?: Message) =>
   last?.role === "user" || CONTINUE_REASONS.has(last?.stop_reason ?? "");
 
-/** Brings the turn to its end. Gives all that was said since the person spoke. */
+/** Brings the turn to its end. Gives all that the model said since the person spoke. */
 export async function finishTurn(conversation: Conversation, options: TurnOptions) {
   // After a restart the answer may be stored already. Then nothing is asked, so no key is needed.
   if (needsReply(conversation.messages.at(-1))) await runMiddleware(conversation, options);
@@ -201,7 +210,7 @@ export async function finishTurn(conversation: Conversation, options: TurnOption
 const textOf = (message: Message) =>
   message.content.map((b) => (b.type === "text" ? b.text : "")).join("") + stopNote(message);
 
-/** One turn. What the person said is on record before the model is asked, and stays there. */
+/** Runs one turn. The person's words are stored first, so they stay if the model fails. */
 export async function runTurn(conversation: Conversation, input: string, options: TurnOptions) {
   conversation.append({ role: "user", content: [{ type: "text", text: input }] });
   return finishTurn(conversation, options);
@@ -209,18 +218,20 @@ export async function runTurn(conversation: Conversation, input: string, options
 
 // ---- s02 · Tool use ----
 
-/** What a handler knows of the turn that it works for. */
+/** What a handler knows about the turn that it works for. */
 export interface Turn extends TurnOptions {
   conversation: Conversation;
 }
 
-type Fields = Record<string, unknown>; // of something that came from outside
+/** The fields of an object that came from outside, so nobody knows the types of their values. */
+type Fields = Record<string, unknown>;
 
-/** Gets input that fits the tool's schema. Gives the output; what it throws, the model reads. */
+/** Gets input that fits the tool's schema, and gives the output. The model reads what it throws. */
 export type Handler = (input: Fields, turn: Turn) => string | Promise<string>;
 
+/** The JSON Schema of a text. The model reads the description. */
 const string = (description: string) => ({ type: "string", description });
-const file = string("The path, relative to the workspace.");
+const PATH = string("The path, relative to the workspace.");
 
 /** The JSON Schema of an object. Every property is required unless `optional` names it. */
 function objectSchema(properties: object, optional: string[] = []) {
@@ -228,12 +239,15 @@ function objectSchema(properties: object, optional: string[] = []) {
   return { type: "object" as const, properties, required };
 }
 
-/** An entry of `TOOLS`: the properties are those of the input that the model has to give. */
+/** An entry of TOOLS. The properties are those of the input that the model has to give. */
 function tool(name: string, description: string, properties: object, optional: string[] = []) {
   return { name, description, input_schema: objectSchema(properties, optional) };
 }
 
-/** What the model is told. It knows a tool by nothing but these words. */
+/**
+ * What the model is told about each tool, which is all that it knows. To add a tool, add an entry
+ * here, and a function of the same name in HANDLERS.
+ */
 export const TOOLS: Anthropic.Tool[] = [
   tool(
     "bash",
@@ -246,21 +260,21 @@ export const TOOLS: Anthropic.Tool[] = [
     ["seconds"],
   ),
   tool("read_file", "Read a text file of the workspace. A long one is shown without its middle.", {
-    path: file,
+    path: PATH,
   }),
   tool(
     "write_file",
     "Write a text file of the workspace, with its folders. Replaces what was there.",
-    { path: file, content: string("The whole text of the file.") },
+    { path: PATH, content: string("The whole text of the file.") },
   ),
   tool("edit_file", "Replace one passage of a text file. It must occur exactly once.", {
-    path: file,
+    path: PATH,
     old_text: string("The passage as it stands in the file, with enough round it."),
     new_text: string("What stands there afterwards."),
   }),
 ];
 
-/** What runs here when the model says the name. */
+/** What runs when the model calls a tool. To add a function, add its schema in TOOLS, too. */
 export const HANDLERS: Record<string, Handler> = {
   bash: (input, turn) => bash(String(input.command), Number(input.seconds ?? 60), turn.signal),
   read_file: (input) => readText(safePath(String(input.path), WORKSPACE)),
@@ -270,140 +284,191 @@ export const HANDLERS: Record<string, Handler> = {
 };
 
 CONTINUE_REASONS.add("tool_use");
-const MAX_ROUNDS = 50;
+const MAX_ROUNDS = 50; // calls of the model in one turn
 const OUTPUT_LIMIT = 30_000; // characters of one result, half of them from each end
 
-/** A model that goes round in circles costs money until somebody looks. */
+/** Throws after too many rounds, because a model that repeats itself costs money until it stops. */
 function checkRounds({ messages }: Conversation): void {
-  const replies = messages
-    .slice(messages.findLastIndex(startsTurn))
-    .filter((m) => m.role === "assistant");
+  const turn = messages.slice(messages.findLastIndex(startsTurn));
+  const replies = turn.filter(({ role }) => role === "assistant");
   if (replies.length < MAX_ROUNDS) return;
   throw new Error(`stopped after ${MAX_ROUNDS} rounds of tool calls; say "go on" to go on`);
 }
 
+/** The tool calls of a reply. */
 const callsIn = (message: Message | undefined) =>
   message?.role === "assistant" ? message.content.filter((block) => block.type === "tool_use") : [];
+/** The tool results of a user's message. */
 const resultsIn = (entry: Entry | undefined) =>
   entry?.role === "user" ? entry.content.filter((block) => block.type === "tool_result") : [];
 
-const idsIn = ({ content }: Message) =>
-  content.map((block) => ("tool_use_id" in block ? block.tool_use_id : ""));
+/** The history with exactly one result for every call, in the next message, as the API demands. */
+function answerCalls(history: Message[]): Message[] {
+  return withMissingResults(withoutStrayResults(withoutOpenServerCalls(history)));
+}
 
 /**
- * The history with one result for every call, right after it, as the API demands. A call is
- * left open by a crash, by Ctrl+C, or by `max_tokens` in the middle of its input. A tool that the
- * API runs itself is left open by an error in the middle of a pause; such a call is left out.
+ * The API runs some tools itself, for example its web search. An error in the middle of one leaves
+ * a call whose result only the API could give, so we leave the call out. We keep it in the last
+ * message, because there the reply is only paused, and the API goes on with it.
  */
-function answerCalls(history: Message[]): Message[] {
-  const done = new Set(history.flatMap(idsIn));
-  return history.flatMap((message, index): Message[] => {
-    const asked = new Set(callsIn(history[index - 1]).map(({ id }) => id));
-    const content = message.content.filter((block) => {
-      if (block.type === "tool_result") return asked.delete(block.tool_use_id);
-      const isOpen = block.type === "server_tool_use" && !done.has(block.id);
-      return !isOpen || index === history.length - 1;
-    });
-    if (message.role === "user") return [{ ...message, content }];
-    const answered = new Set(resultsIn(history[index + 1]).map((block) => block.tool_use_id));
-    const open = callsIn(message).filter(({ id }) => !answered.has(id));
-    const reply = { ...message, content } as Anthropic.Message; // its own blocks, or fewer
-    // A refused turn is left out as a whole: its calls need no results.
-    if (open.length === 0 || message.stop_reason === "refusal") return [reply];
-    const cut = message.stop_reason === "max_tokens";
-    const why = cut ? "cut off; it was not run" : "interrupted; it may have run";
-    return [reply, { role: "user", content: open.map(({ id }) => result(id, why, true)) }];
+function withoutOpenServerCalls(history: Message[]): Message[] {
+  const answered = new Set<string>();
+  for (const block of history.flatMap<Anthropic.ContentBlockParam>(({ content }) => content)) {
+    if ("tool_use_id" in block) answered.add(block.tool_use_id);
+  }
+  return history.map((message, index) => {
+    if (message.role === "user" || index === history.length - 1) return message;
+    const content = message.content.filter(
+      (block) => block.type !== "server_tool_use" || answered.has(block.id),
+    );
+    return { ...message, content };
   });
 }
 
-/** Runs one call. Never throws: whatever goes wrong is a result that the model can work with. */
+/** Drops results whose call is not in the message before, and the second result of a call. */
+function withoutStrayResults(history: Message[]): Message[] {
+  return history.map((message, index) => {
+    if (message.role === "assistant") return message;
+    const results = resultsIn(message);
+    const calls = callsIn(history[index - 1]);
+    const answers = calls.map(({ id }) => results.find((block) => block.tool_use_id === id));
+    const content = message.content.filter(
+      (block) => block.type !== "tool_result" || answers.includes(block),
+    );
+    return { ...message, content };
+  });
+}
+
+/**
+ * Adds an error result for each call that has none. A call is left open by a crash, by Ctrl+C, or
+ * by `max_tokens` in the middle of its input. What the result says must be true.
+ */
+function withMissingResults(history: Message[]): Message[] {
+  return history.flatMap((message, index): Message[] => {
+    const answered = new Set(resultsIn(history[index + 1]).map((block) => block.tool_use_id));
+    const open = callsIn(message).filter(({ id }) => !answered.has(id));
+    // A refused turn is left out as a whole, so its calls need no results.
+    if (open.length === 0 || message.stop_reason === "refusal") return [message];
+    const isCut = message.stop_reason === "max_tokens";
+    const why = isCut ? "cut off; it was not run" : "interrupted; it may have run";
+    return [message, { role: "user", content: open.map(({ id }) => toolResult(id, why, true)) }];
+  });
+}
+
+/** Runs one call. Never throws: what goes wrong becomes a result, so that the model can react. */
 export async function runTool(call: Anthropic.ToolUseBlock, turn: Turn) {
   info(`  ${call.name} ${JSON.stringify(call.input).slice(0, 100)}`);
   try {
-    const tool = TOOLS.find(({ name }) => name === call.name);
+    const offered = TOOLS.find(({ name }) => name === call.name);
     const handler = HANDLERS[call.name];
-    if (!tool || !handler) throw new Error(`there is no tool ${call.name}`);
-    const input = checkInput(tool.input_schema, call.input);
+    if (!offered || !handler) throw new Error(`there is no tool ${call.name}`);
+    const input = checkInput(offered.input_schema, call.input);
     if (turn.signal?.aborted) throw new Error("interrupted; it was not run");
-    return result(call.id, await handler(input, turn));
+    return toolResult(call.id, await handler(input, turn));
   } catch (error) {
-    return result(call.id, error instanceof Error ? error.message : String(error), true);
+    return toolResult(call.id, error instanceof Error ? error.message : String(error), true);
   }
 }
 
-function result(id: string, output: string, failed = false): Anthropic.ToolResultBlockParam {
-  // Half a character, from output that was cut, would make the whole request invalid.
+function toolResult(id: string, output: string, failed = false): Anthropic.ToolResultBlockParam {
+  // A cut can fall into the middle of a character, and the API rejects half a character.
   const content = keepEnds(output, OUTPUT_LIMIT).toWellFormed() || "(no output)";
-  return { type: "tool_result", tool_use_id: id, content, ...(failed && { is_error: true }) };
+  const block = { type: "tool_result" as const, tool_use_id: id, content };
+  return failed ? { ...block, is_error: true } : block;
 }
 
+/** The part of JSON Schema that our tools use. */
 type Property = { type?: string; enum?: unknown[] };
 
-/** The input, if it has what the schema requires, in the right types. Throws, naming the field. */
-export function checkInput(schema: Anthropic.Tool.InputSchema, input: unknown) {
+/** Gives the input as fields, if it fits the schema. Otherwise throws, naming the field. */
+export function checkInput(schema: Anthropic.Tool.InputSchema, input: unknown): Fields {
   if (typeof input !== "object" || input === null) throw new Error("the input must be an object");
   const fields: Fields = { ...input };
-  const properties = (schema.properties ?? {}) as Record<string, Property>; // ours
-  for (const name of schema.required ?? []) {
-    if (fields[name] === undefined) throw new Error(`${name} is missing`);
-  }
-  for (const [name, { type, enum: values }] of Object.entries(properties)) {
+  checkRequired(fields, schema.required ?? []);
+  // The SDK leaves the properties open, but the schemas in this file have only such properties.
+  const properties = (schema.properties ?? {}) as Record<string, Property>;
+  for (const [name, property] of Object.entries(properties)) {
     const value = fields[name];
     if (value === undefined) continue;
-    const fits = type === "integer" ? Number.isInteger(value) : !type || typeof value === type;
-    if (!fits) throw new Error(`${name} must be of type ${type}`);
-    if (values && !values.includes(value)) throw new Error(`${name} must be one of ${values}`);
+    checkType(name, value, property.type);
+    checkEnum(name, value, property.enum);
   }
   return fields;
 }
 
-/** The text, or its two ends if it is longer than `limit`; `lost` characters went before. */
-function keepEnds(whole: string, limit: number, lost = 0): string {
-  if (whole.length <= limit) return whole;
-  const half = Math.ceil(limit / 2);
-  const left = whole.length - 2 * half + lost;
-  return `${whole.slice(0, half)}\n… ${left} characters left out …\n${whole.slice(-half)}`;
+function checkRequired(fields: Fields, required: string[]): void {
+  const missing = required.find((name) => fields[name] === undefined);
+  if (missing !== undefined) throw new Error(`${missing} is missing`);
+}
+
+function checkType(name: string, value: unknown, type: string | undefined): void {
+  if (type === undefined) return;
+  // JavaScript has only "number", but JSON Schema also has "integer".
+  const fits = type === "integer" ? Number.isInteger(value) : typeof value === type;
+  if (!fits) throw new Error(`${name} must be of type ${type}`);
+}
+
+function checkEnum(name: string, value: unknown, allowed: unknown[] | undefined): void {
+  if (allowed === undefined || allowed.includes(value)) return;
+  throw new Error(`${name} must be one of ${allowed}`);
 }
 
 /**
- * The real path of a file below `root`, which need not exist yet. Throws if it is outside:
- * by "..", as an absolute path, in a sibling "root2", or behind a symbolic link.
+ * The text, or both its ends if it is longer than `limit`. `total` is its length before somebody
+ * else, for example CommandOutput, dropped a part of its middle.
  */
-export function safePath(file: string, root: string): string {
+function keepEnds(text: string, limit: number, total = text.length): string {
+  if (text.length <= limit) return text;
+  const half = Math.ceil(limit / 2);
+  const leftOut = total - 2 * half;
+  return `${text.slice(0, half)}\n… ${leftOut} characters left out …\n${text.slice(-half)}`;
+}
+
+/**
+ * The real path of `name` below `root`; the file need not exist. Throws on path traversal: if it
+ * leads outside by "..", as an absolute path, into a sibling "root2", or by a symbolic link.
+ */
+export function safePath(name: string, root: string): string {
   const base = fs.realpathSync.native(root);
-  const target = path.resolve(base, file);
-  let existing = target;
-  while (!fs.lstatSync(existing, { throwIfNoEntry: false })) existing = path.dirname(existing);
-  // realpath fails on a link that leads nowhere. Good: writing there would create its target.
+  const target = path.resolve(base, name);
+  const existing = nearestExisting(target);
+  // A link that leads nowhere makes realpath throw, and it should: writing creates its target.
   const real = path.join(fs.realpathSync.native(existing), path.relative(existing, target));
   const inside = path.relative(base, real);
-  if (inside.split(path.sep)[0] === ".." || path.isAbsolute(inside)) {
-    throw new Error(`${file} is outside the workspace`);
-  }
-  if (inside.split(path.sep)[0]?.toLowerCase() === ".state") {
-    throw new Error(`${file} belongs to the program itself`);
-  }
+  const [first = ""] = inside.split(path.sep);
+  if (first === ".." || path.isAbsolute(inside))
+    throw new Error(`${name} is outside the workspace`);
+  if (first.toLowerCase() === ".state") throw new Error(`${name} belongs to the program itself`);
   return real;
 }
 
-// The file tools are synchronous on purpose: calls run side by side, and between the reading
-// and the writing of an edit nobody else gets a turn.
+/** The path itself, or the nearest folder above it that exists. */
+function nearestExisting(target: string): string {
+  let existing = target;
+  while (!fs.lstatSync(existing, { throwIfNoEntry: false })) existing = path.dirname(existing);
+  return existing;
+}
+
+// The file tools are synchronous on purpose. The calls of one reply run at the same time, so two
+// edits of one file could otherwise both read it before either writes, and one edit would be lost.
 
 function readText(file: string): string {
   const stat = fs.statSync(file);
-  if (!stat.isFile()) throw new Error("not a file"); // reading a pipe would wait for ever
+  if (!stat.isFile()) throw new Error("not a file"); // for example a pipe, which may never end
   if (stat.size > 10_000_000)
     throw new Error(`${stat.size} bytes are too many: look at parts with bash`);
   const bytes = fs.readFileSync(file);
   const content = bytes.toString("utf8");
-  // Written back, a file in another encoding would come out broken.
+  // A file in another encoding would be damaged when it is written back.
   if (!Buffer.from(content).equals(bytes)) throw new Error("not a text file in UTF-8");
   return content;
 }
 
-/** `words` with the line ends that the file has: a model writes "\n", whatever was there. */
-function withLineEnds(words: string, content: string): string {
-  return words.replace(/\r?\n/g, content.includes("\r\n") ? "\r\n" : "\n");
+/** The text with the line ends of `sample`, because a model writes "\n" whatever the file has. */
+function withLineEnds(text: string, sample: string): string {
+  const lineEnd = sample.includes("\r\n") ? "\r\n" : "\n";
+  return text.replace(/\r?\n/g, lineEnd);
 }
 
 function writeText(name: string, content: string): string {
@@ -418,48 +483,32 @@ function editText(name: string, oldText: string, newText: string): string {
   const file = safePath(name, WORKSPACE);
   const content = readText(file);
   const old = content.includes(oldText) ? oldText : withLineEnds(oldText, content);
-  const parts = content.split(old);
-  if (!oldText || parts.length !== 2) {
-    const times = oldText ? parts.length - 1 : 0;
+  const parts = content.split(old); // what stands between the places where it occurs
+  const times = old === "" ? 0 : parts.length - 1;
+  if (times !== 1)
     throw new Error(`old_text occurs ${times} times in ${name}; it must occur exactly once`);
-  }
   fs.writeFileSync(file, parts.join(withLineEnds(newText, content)));
   return `edited ${name}`;
 }
 
-// bash runs in the workspace but is not confined to it: it can read whatever you can, .env too.
-// Its environment holds no keys and tokens, so that no stray `env` shows them to the model; that
-// is a fence against accidents. Against intent only a sandbox helps, or not offering the tool.
+// bash runs in the workspace but is not confined to it: it can read whatever you can, also .env.
+// Its environment holds no keys and tokens, so that the output of `env` does not show them to the
+// model. That helps against accidents; against intent only a sandbox helps, or no bash at all.
 const SAFE_ENV =
   "PATH HOME USER LANG TERM TZ TMPDIR TEMP TMP SystemRoot ComSpec PATHEXT USERPROFILE APPDATA";
 const WINDOWS = process.platform === "win32";
 
-async function bash(command: string, seconds: number, signal?: AbortSignal): Promise<string> {
-  const env = Object.fromEntries(SAFE_ENV.split(" ").map((name) => [name, process.env[name]]));
-  const child = spawn(command, {
-    shell: WINDOWS || "bash",
-    cwd: WORKSPACE,
-    env,
-    detached: !WINDOWS, // a process group of its own, which can be killed as one
-    stdio: ["ignore", "pipe", "pipe"],
-    windowsHide: true,
-  });
-  let output = "";
-  let lost = 0;
-  const collect = (piece: string) => {
-    output += piece;
-    if (output.length < 10 * OUTPUT_LIMIT) return;
-    // A flood. Only its ends will be shown, so the middle need not be kept.
-    lost += output.length - 2 * OUTPUT_LIMIT;
-    output = output.slice(0, OUTPUT_LIMIT) + output.slice(-OUTPUT_LIMIT);
-  };
-  child.stdout.setEncoding("utf8").on("data", collect);
-  child.stderr.setEncoding("utf8").on("data", collect);
-  let stopped = "";
+/** Runs a script for at most `seconds`, and gives its output. Throws if it fails or is stopped. */
+async function bash(script: string, seconds: number, signal?: AbortSignal): Promise<string> {
+  const child = startShell(script);
+  const output = new CommandOutput();
+  child.stdout.setEncoding("utf8").on("data", (piece) => output.add(piece));
+  child.stderr.setEncoding("utf8").on("data", (piece) => output.add(piece));
+  let stopped = ""; // why we stopped it
   const stop = (why: string) => {
     stopped = why;
     killGroup(child.pid);
-    // A child that left the group may hold the pipes open: don't wait for it.
+    // A process that left the group may hold the pipes open, and we don't wait for it.
     child.stdout.destroy();
     child.stderr.destroy();
   };
@@ -467,11 +516,9 @@ async function bash(command: string, seconds: number, signal?: AbortSignal): Pro
   const limit = Math.min(Math.max(seconds, 1), 600);
   const timer = setTimeout(() => stop(`stopped after ${limit} s`), limit * 1000);
   signal?.addEventListener("abort", interrupt);
-  child.on("exit", () => WINDOWS || killGroup(child.pid)); // ends what runs on in the background
   try {
     const [code, killer] = await once(child, "close");
-    output = keepEnds(output, OUTPUT_LIMIT - 200, lost); // leaves room for the words below
-    if (code === 0) return output;
+    if (code === 0) return output.toString();
     throw new Error(`${stopped || `exit code ${code ?? killer}`}\n${output}`);
   } finally {
     clearTimeout(timer);
@@ -479,11 +526,47 @@ async function bash(command: string, seconds: number, signal?: AbortSignal): Pro
   }
 }
 
+/** Starts a script in the workspace. When it exits, what it left in the background is ended. */
+function startShell(script: string) {
+  const names = SAFE_ENV.split(" ");
+  const child = spawn(script, {
+    shell: WINDOWS || "bash",
+    cwd: WORKSPACE,
+    env: Object.fromEntries(names.map((name) => [name, process.env[name]])),
+    detached: !WINDOWS, // a process group of its own, which can be killed as one
+    stdio: ["ignore", "pipe", "pipe"],
+    windowsHide: true,
+  });
+  if (!WINDOWS) child.on("exit", () => killGroup(child.pid));
+  return child;
+}
+
+/** What a script prints. Only both ends will be shown, so the middle of a flood is not kept. */
+class CommandOutput {
+  #kept = "";
+  #total = 0; // characters
+
+  add(piece: string): void {
+    this.#total += piece.length;
+    this.#kept += piece;
+    if (this.#kept.length < 10 * OUTPUT_LIMIT) return;
+    this.#kept = this.#kept.slice(0, OUTPUT_LIMIT) + this.#kept.slice(-OUTPUT_LIMIT);
+  }
+
+  toString(): string {
+    // There must be room for the line that says why the script failed.
+    return keepEnds(this.#kept, OUTPUT_LIMIT - 200, this.#total);
+  }
+}
+
 function killGroup(pid: number | undefined): void {
-  if (pid === undefined) return;
-  if (WINDOWS) return void spawn("taskkill", ["/pid", String(pid), "/t", "/f"]);
+  if (pid === undefined) return; // it could not be started
+  if (WINDOWS) {
+    spawn("taskkill", ["/pid", String(pid), "/t", "/f"]);
+    return;
+  }
   try {
-    process.kill(-pid, "SIGKILL");
+    process.kill(-pid, "SIGKILL"); // a negative number means the whole group
   } catch {
     // Nobody is left in the group.
   }
@@ -503,9 +586,9 @@ export interface TurnOptions {
 }
 
 /**
- * A layer of middleware stands round every turn. `next` runs all that is further in. A layer may do
- * something before and after `next`, change the options, catch an error, or call `next` again: what
- * was already said and done is stored, so the turn goes on from there and no tool runs twice.
+ * Middleware, as in Koa or Hono: a layer round every turn. `next` runs everything further in. A
+ * layer may change the options, catch what `next` throws, or call it again. Since all that was said
+ * and done is stored, the turn then goes on from there, and no tool runs twice.
  */
 export type Middleware = (
   conversation: Conversation,
@@ -523,7 +606,7 @@ function runMiddleware(
   innermost: (conversation: Conversation, options: TurnOptions) => Promise<void> = continueTurn,
 ): Promise<void> {
   let run = (given: TurnOptions) => innermost(conversation, given);
-  // It is built from the inside out, because each layer needs the one inside it as its `next`.
+  // From the inside out, because each layer needs the one inside it as its `next`.
   for (const layer of MIDDLEWARE.toReversed()) {
     const next = run;
     run = (given) => layer(conversation, given, next);
@@ -531,8 +614,40 @@ function runMiddleware(
   return run(options);
 }
 
-// A session file, line by line. Nothing in it is ever changed or taken out: what makes the
-// history shorter is one more line, which says what to leave out when the file is replayed.
+// Helpers: hashes, JSON, and files that a crash leaves whole.
+
+const sha256 = (data: string) => crypto.createHash("sha256").update(data);
+
+/** The object in `json`. Undefined if it is no JSON, or another value, such as `null` or a list. */
+function parseObject(json: string): object | undefined {
+  try {
+    const value: unknown = JSON.parse(json);
+    if (typeof value !== "object" || value === null || Array.isArray(value)) return undefined;
+    return value;
+  } catch {
+    return undefined;
+  }
+}
+
+/** Writes a small file so that a crash leaves the old one or the new one, never half of it. */
+function replaceFile(file: string, content: string): void {
+  // Flushed first, because the new name must never stand for content that is not on the disk yet.
+  fs.writeFileSync(`${file}.tmp`, content, { flush: true });
+  fs.renameSync(`${file}.tmp`, file);
+}
+
+/**
+ * Quarantine: a file that can't be used is renamed and reported, so that it neither stops the
+ * program nor gets lost. Because a part of the name is random, no older file is overwritten.
+ */
+function quarantine(file: string, why: string): void {
+  const name = `${file}.${crypto.randomUUID().slice(0, 8)}.quarantined`;
+  fs.renameSync(file, name);
+  warn(`${file} is quarantined (renamed to ${path.basename(name)}): ${why}`);
+}
+
+// A session file is an append-only log: lines are added at its end, and none is ever changed or
+// removed. What makes the history shorter is one more line, which says what to leave out at replay.
 //
 //   1  {"v":1,"id":"668cefd2","key":"agent:luna:cli:direct:owner","label":"","at":…}
 //   2  {"at":…,"message":{"role":"user",…}}
@@ -541,73 +656,69 @@ function runMiddleware(
 //   5  {"at":…,"message":{"role":"user",…}}
 //   6  {"at":…,"compaction":{"summary":"Ada …","keepFrom":5}}       step 2: lines 2 to 4 go
 
-/** One line of a session file, whichever it is. */
+/** One line. The first has key and label; each other one has a message, a compaction, or ids. */
 interface LogRecord {
   at?: string;
+  key?: string;
+  label?: string;
   message?: Message;
   compaction?: { summary: string; keepFrom: number };
   shorten?: { toolUseIds: string[] };
 }
 
 /**
- * A file of JSON lines that is only ever appended to. A line that can't be read, torn by a
- * crash perhaps, stays where it is, is named by its number, and hides no other.
+ * An append-only log in JSON Lines: one record a line, added at the end. Nothing that is in the
+ * file is written again, so a crash can damage at most the line that is being added.
  */
 class JsonlFile {
   readonly file: string;
-  lines = 0;
-  #torn = false;
+  lines = 0; // how many it has
+  #isTorn = false; // whether the last line lacks its end
 
   constructor(file: string) {
     this.file = file;
   }
 
-  /** Every readable line, with its number. */
+  /** Every readable line, with its number. The others stay in the file, and are reported. */
   read(): { line: number; record: object }[] {
     if (!fs.existsSync(this.file)) return [];
     const lines = fs.readFileSync(this.file, "utf8").split("\n");
-    this.#torn = lines.at(-1) !== "";
-    if (!this.#torn) lines.pop();
+    // Behind the last line end there is nothing, unless a crash has torn the last line.
+    this.#isTorn = lines.at(-1) !== "";
+    if (!this.#isTorn) lines.pop();
     this.lines = lines.length;
-    return lines.flatMap((content, index) => {
-      const record = parseObject(content);
-      if (record) return [{ line: index + 1, record }];
-      warn(`${this.file}, line ${index + 1}: not readable, skipped. It stays in the file.`);
-      return [];
-    });
+    const records: { line: number; record: object }[] = [];
+    for (const [index, json] of lines.entries()) {
+      const line = index + 1;
+      const record = parseObject(json);
+      if (record) records.push({ line, record });
+      else warn(`${this.file}, line ${line}: not readable, skipped. It stays in the file.`);
+    }
+    return records;
   }
 
-  /** Adds the time. On disk when it returns, by the number of its line. */
+  /** Adds a record with the time, and gives the number of its line. */
   append(record: object): number {
     const json = JSON.stringify({ at: new Date().toISOString(), ...record });
-    // The rest of a torn line would swallow this one, unless a new line begins first.
-    const line = `${this.#torn ? "\n" : ""}${json}\n`;
-    this.#torn = true; // if this fails, it leaves half a line or a blank one, which counts too
-    this.lines++;
-    fs.appendFileSync(this.file, line);
-    this.#torn = false;
+    // Behind a torn line the record would be unreadable, too, so a line end comes first.
+    const lineEnd = this.#isTorn ? "\n" : "";
+    // If appending fails, half of the line may be in the file, which then counts as a line.
+    this.#isTorn = true;
+    this.lines += 1;
+    fs.appendFileSync(this.file, `${lineEnd}${json}\n`);
+    this.#isTorn = false;
     return this.lines;
   }
 }
 
-/** The object in `json`, or undefined: also for what parses and is no object, like `null`. */
-function parseObject(json: string): object | undefined {
-  try {
-    const value: unknown = JSON.parse(json);
-    return typeof value === "object" && !Array.isArray(value) ? (value ?? undefined) : undefined;
-  } catch {
-    return undefined;
-  }
-}
-
-/** A conversation on disk: the same list, and behind it a file with all that it ever was. */
+/** A conversation on disk. Its file has all that was ever said, and the list what replay gives. */
 export class Session extends Conversation {
   readonly id: string;
   header = { key: "", label: "", at: "" };
-  summary = ""; // of what compaction took out of the list
-  rewritten = 0; // so many messages from the start the API's figures no longer describe
+  summary = ""; // of the messages that compaction took out of the list
+  rewritten = 0; // how many messages at the start have changed since the API counted their tokens
   #log: JsonlFile;
-  #lines = new Map<Message, number>();
+  #lineOf = new Map<Message, number>(); // where each message is in the file
 
   /** Replays the file. */
   constructor(file: string) {
@@ -618,45 +729,47 @@ export class Session extends Conversation {
   }
 
   #replay(record: LogRecord, line: number): void {
-    if (line === 1) Object.assign(this.header, record);
+    const { key = "", label = "", at = "" } = record;
+    if (line === 1) this.header = { key, label, at };
     if (Array.isArray(record.message?.content)) this.#add(record.message, line);
     if (record.compaction) this.#compact(record.compaction.summary, record.compaction.keepFrom);
     if (record.shorten) this.#shorten(new Set(record.shorten.toolUseIds));
   }
 
-  /** On disk before it is in the list: what the model is told has always been kept. */
+  /** Writes the message to disk before it is in the list, so what the model was told is stored. */
   override append(message: Message): void {
     this.#add(message, this.#log.append({ message }));
   }
 
   #add(message: Message, line: number): void {
     super.append(message);
-    this.#lines.set(message, line);
+    this.#lineOf.set(message, line);
   }
 
-  /** From now on the history is the summary, and what follows from `kept` on. */
+  /** Compaction: from now on the history is the summary, and the messages from `kept` on. */
   compact(summary: string, kept: Message | undefined): void {
-    const keepFrom = (kept && this.#lines.get(kept)) ?? this.#log.lines + 1;
+    const line = kept === undefined ? undefined : this.#lineOf.get(kept);
+    const keepFrom = line ?? this.#log.lines + 1; // without a line nothing is kept
     this.#log.append({ compaction: { summary, keepFrom } });
     this.#compact(summary, keepFrom);
   }
 
   #compact(summary: string, keepFrom: number): void {
-    const kept = this.messages.filter((message) => (this.#lines.get(message) ?? 0) >= keepFrom);
+    const kept = this.messages.filter((message) => (this.#lineOf.get(message) ?? 0) >= keepFrom);
     const told = `Summary of our conversation so far:\n${summary}`;
     const noted = [{ type: "text", text: "I have read the summary.", citations: null }];
     this.summary = summary;
     this.messages = [
       { role: "user", content: [{ type: "text", text: told }] },
-      // A reply of our own, as after Ctrl+C. It keeps the summary apart from the next turn: if
-      // that is refused, it goes, and the summary stays.
+      // Without a reply between them, the summary and the next question would become one message,
+      // and if the model refused the question, both would be left out.
       { role: "assistant", content: noted, stop_reason: null } as Anthropic.Message,
       ...kept,
     ];
     this.rewritten = this.messages.length;
   }
 
-  /** From now on the results of these calls are only their two ends. */
+  /** From now on only both ends are left of the results of these calls. */
   shorten(toolUseIds: string[]): void {
     this.#log.append({ shorten: { toolUseIds } });
     this.#shorten(new Set(toolUseIds));
@@ -664,22 +777,20 @@ export class Session extends Conversation {
 
   #shorten(ids: Set<string>): void {
     for (const block of this.messages.flatMap(resultsIn)) {
-      // In place, so that the message keeps its line number.
+      // It is changed in place, because #lineOf knows the message only as this object.
       if (ids.has(block.tool_use_id)) block.content = shortened(block);
     }
     this.rewritten = this.messages.length;
   }
 }
 
-const sha256 = (data: string) => crypto.createHash("sha256").update(data);
-
-// A key says who talks to whom; a session is one conversation of theirs. There is no list of all
-// sessions in a file of its own: the folders are the list, so nothing can fall out of step with it.
+// A key says who talks to whom, and a session is one of their conversations. No file lists all
+// sessions, because it could come to disagree with the folders. The folders are the list.
 
 /** All sessions, in `dir`: a folder for each key, and in it a file for each session. */
 export class SessionStore {
   #dir: string;
-  #open = new Map<string, Session>();
+  #loaded = new Map<string, Session>(); // the current session of each key that was used
 
   constructor(dir: string) {
     this.#dir = dir;
@@ -687,9 +798,9 @@ export class SessionStore {
 
   /** The session that this key is in; a new one, if it has none yet. */
   current(key: string): Session {
-    const open = this.#open.get(key) ?? this.#stored(key) ?? this.create(key);
-    this.#open.set(key, open);
-    return open;
+    const session = this.#loaded.get(key) ?? this.#stored(key) ?? this.create(key);
+    this.#loaded.set(key, session);
+    return session;
   }
 
   /** Begins a new session for this key, and makes it the current one. */
@@ -698,15 +809,15 @@ export class SessionStore {
     const header = { v: 1, id, key, label, at: new Date().toISOString() };
     fs.mkdirSync(this.#folder(key), { recursive: true });
     fs.writeFileSync(this.#file(key, id), `${JSON.stringify(header)}\n`, { flag: "wx" });
-    return this.#enter(key, new Session(this.#file(key, id)));
+    return this.#makeCurrent(key, new Session(this.#file(key, id)));
   }
 
   /** The sessions of this key, the newest last. */
   list(key: string): Session[] {
-    return this.#in(this.#folder(key));
+    return this.#sessionsIn(this.#folder(key));
   }
 
-  #in(folder: string): Session[] {
+  #sessionsIn(folder: string): Session[] {
     if (!fs.statSync(folder, { throwIfNoEntry: false })?.isDirectory()) return [];
     const files = fs.readdirSync(folder).filter((name) => name.endsWith(".jsonl"));
     const sessions = files.map((name) => new Session(path.join(folder, name)));
@@ -715,31 +826,34 @@ export class SessionStore {
 
   /** Goes back to the session whose id begins with `prefix`. Throws unless there is exactly one. */
   switch(key: string, prefix: string): Session {
-    const found = this.list(key).filter(({ id }) => prefix && id.startsWith(prefix));
-    if (found.length === 1 && found[0]) return this.#enter(key, found[0]);
+    const found = prefix === "" ? [] : this.list(key).filter(({ id }) => id.startsWith(prefix));
+    const [session] = found;
+    if (session && found.length === 1) return this.#makeCurrent(key, session);
     throw new Error(`${found.length} sessions begin with "${prefix}"; /list shows them`);
   }
 
-  #enter(key: string, session: Session): Session {
+  #makeCurrent(key: string, session: Session): Session {
     replaceFile(path.join(this.#folder(key), "current"), session.id);
-    this.#open.set(key, session);
+    this.#loaded.set(key, session);
     return session;
   }
 
-  /** What the file "current" names. If that makes no sense, the newest session: nothing is lost. */
+  /** The session that the file "current" names; the newest one, if it names none. */
   #stored(key: string): Session | undefined {
     const pointer = path.join(this.#folder(key), "current");
     if (!fs.existsSync(pointer)) return this.list(key).at(-1);
     const id = fs.readFileSync(pointer, "utf8");
-    if (/^[\w-]+$/.test(id) && fs.existsSync(this.#file(key, id)))
-      return new Session(this.#file(key, id));
+    // The id becomes part of a path, so it may hold no "/", for example.
+    const isSession = /^[\w-]+$/.test(id) && fs.existsSync(this.#file(key, id));
+    if (isSession) return new Session(this.#file(key, id));
     quarantine(pointer, t("it names no session. The newest one is used instead."));
     return this.list(key).at(-1);
   }
 
   #folder(key: string): string {
+    // Windows allows no "*" in a name, but encodeURIComponent leaves it as it is.
     const name = encodeURIComponent(key.toLowerCase()).replaceAll("*", "%2A");
-    if (name.length <= 200) return path.join(this.#dir, name); // file systems stop at 255
+    if (name.length <= 200) return path.join(this.#dir, name); // most file systems allow 255
     return path.join(this.#dir, sha256(name).digest("hex"));
   }
 
@@ -748,107 +862,101 @@ export class SessionStore {
   }
 }
 
-/** Writes a small file so that a crash leaves the old one or the new one, never half of it. */
-function replaceFile(file: string, content: string): void {
-  fs.writeFileSync(`${file}.tmp`, content, { flush: true }); // on the disk before it has the name
-  fs.renameSync(`${file}.tmp`, file);
-}
-
 /**
- * Quarantine: what cannot be used is renamed and reported, so that it neither stops the program
- * nor gets lost. The random part of the name makes sure that no older file is overwritten.
+ * Locks `dir` until this process exits, because the lines of two processes that append to one
+ * session would get mixed up. Throws if another process has the lock.
  */
-function quarantine(file: string, why: string): void {
-  const name = `${file}.${crypto.randomUUID().slice(0, 8)}.quarantined`;
-  fs.renameSync(file, name);
-  warn(`${file} is quarantined (renamed to ${path.basename(name)}): ${why}`);
-}
-
-/** Two programs that append to one session would tear it. Throws if another one has `dir`. */
 export function lockFolder(dir: string): void {
   const file = path.join(dir, "lock");
-  fs.mkdirSync(dir, { recursive: true, mode: 0o700 }); // what people said is nobody else's
-  if (fs.existsSync(file)) {
-    const before = fs.readFileSync(file, "utf8");
-    const pid = Number.parseInt(before, 10);
-    const who = `process ${pid} is using ${path.dirname(dir)}`;
-    if (isAlive(pid)) throw new Error(`${who}: stop it, set CLAW0_WORKSPACE, or delete ${file}`);
-    // Two starters may find the same dead lock, and the other may have put its own there since.
-    // So: take it away, which only one of them can, look at it again, and give back a live one.
-    const taken = `${file}.${process.pid}`;
-    fs.renameSync(file, taken);
-    if (fs.readFileSync(taken, "utf8") !== before) fs.renameSync(taken, file);
-    fs.rmSync(taken, { force: true });
-  }
-  // wx: fails if it exists, so of two that come this far at once, one goes home.
+  fs.mkdirSync(dir, { recursive: true, mode: 0o700 }); // only this user may read what people said
+  if (fs.existsSync(file)) removeStaleLock(file, path.dirname(dir));
+  // "wx" fails if the file exists, so of two processes that come this far only one gets the lock.
   fs.writeFileSync(file, `${process.pid} ${crypto.randomUUID()}`, { flag: "wx" });
-  process.on("exit", () => fs.rmSync(file, { force: true })); // SIGKILL leaves it: see above
+  process.on("exit", () => fs.rmSync(file, { force: true }));
+}
+
+/** Removes the lock that a killed process left behind. Throws if its process is alive. */
+function removeStaleLock(file: string, workspace: string): void {
+  const before = fs.readFileSync(file, "utf8");
+  const pid = Number.parseInt(before, 10);
+  const who = `process ${pid} is using ${workspace}`;
+  if (isAlive(pid)) throw new Error(`${who}: stop it, set CLAW0_WORKSPACE, or delete ${file}`);
+  // Another process may have found the same stale lock, and may have put its own there since. Only
+  // one of them can rename a file, so we rename it, look at it again, and give back a new one.
+  const taken = `${file}.${process.pid}`;
+  fs.renameSync(file, taken);
+  if (fs.readFileSync(taken, "utf8") !== before) fs.renameSync(taken, file);
+  fs.rmSync(taken, { force: true });
 }
 
 function isAlive(pid: number): boolean {
-  // Our own number, left by a life before this one: in a container they are the same.
-  if (!(pid > 0) || pid === process.pid) return false;
+  if (!(pid > 0)) return false; // the file does not begin with a number
+  // In a container each start can have the same pid, so our own is that of an earlier start.
+  if (pid === process.pid) return false;
   try {
-    return process.kill(pid, 0); // signal 0 only asks
+    return process.kill(pid, 0); // signal 0 is not delivered; it only tests the process
   } catch (error) {
-    return (error as NodeJS.ErrnoException).code === "EPERM"; // alive, but somebody else's
+    // EPERM means that the process is alive but belongs to another user.
+    return (error as NodeJS.ErrnoException).code === "EPERM";
   }
 }
 
-/** Tokens of a text, roughly: four characters to a token, but one for Chinese, Japanese, Korean. */
-export function estimateTokens(words: string): number {
-  const wide = words.match(/[\p{sc=Han}\p{sc=Hiragana}\p{sc=Katakana}\p{sc=Hangul}]/gu) ?? [];
-  return wide.length + Math.ceil((words.length - wide.length) / 4);
+/** About how many tokens a text has: one for four characters, but in CJK scripts one for each. */
+export function estimateTokens(text: string): number {
+  const cjk = text.match(/[\p{sc=Han}\p{sc=Hiragana}\p{sc=Katakana}\p{sc=Hangul}]/gu) ?? [];
+  return cjk.length + Math.ceil((text.length - cjk.length) / 4);
 }
 
 const tokensOf = (messages: Message[]) =>
   estimateTokens(JSON.stringify(messages.map(({ content }) => content)));
 
-// What to do when a conversation grows too long. Tool results are the cheapest thing to lose:
-// the model can read the file again. Turns are dearer, so they are summarised and not dropped.
-// All of it happens to the history in memory; on disk there are only more lines.
+// When a conversation grows too long for the context window, big tool results are shortened first,
+// because the model can read a file again. Turns can't be had again, so they are summarised. Both
+// change only the history in memory; on disk they are one more line.
 
-const BIG_RESULT = 2_000; // characters; a shortened result keeps half as many
-const FULL = 0.85; // of the window: the reply needs room too
-const KEPT = 0.3; // of what there was, verbatim after a compaction
+const BIG_RESULT = 2_000; // characters; half as many are left of a result that is shortened
+const FULL = 0.85; // the share of the window that may be used, because the reply needs room, too
+const KEPT = 0.3; // the share of the conversation that a compaction leaves as it is
 
-// The names and ids matter most: with "the file" for "src/a.ts", the model has to ask again.
+// Names and ids matter most: if "src/a.ts" became "the file", the model would have to ask again.
 const SUMMARISE =
   "Summarise this conversation for the assistant who will go on with it. Keep names, numbers, " +
   "paths and ids exactly, what was decided, what failed, and what the user still waits for. " +
   "Facts only, at most 400 words.";
 
+/** Both ends of a result. */
 const shortened = ({ content }: Anthropic.ToolResultBlockParam) =>
   keepEnds(String(content), BIG_RESULT / 2).toWellFormed();
 
-/** The API has no error type for this. It is the one error that we tell by its words. */
+/** Whether the request was too long. The API has no error type for it, so we look at the words. */
 export function isOverflow(error: unknown): boolean {
   return error instanceof Anthropic.BadRequestError && /prompt is too long/i.test(error.message);
 }
 
-/** Layer 2 of the onion: keeps the conversation inside the context window. */
+/** Middleware that keeps a conversation inside the context window. */
 export class ContextGuard {
-  readonly limit: number; // tokens
+  readonly limit: number; // in tokens
 
   constructor(limit: number) {
     this.limit = limit;
   }
 
-  /** Tokens of the next request: the API's own figure, and an estimate of what came after it. */
+  /** Tokens of the next request: the API's last count, and an estimate of what came after it. */
   size(conversation: Conversation): number {
     const { messages } = conversation;
-    // After a compaction the old figures would still say "too long", and it would never end.
-    const old = conversation instanceof Session ? conversation.rewritten : 0;
-    const at = messages.findLastIndex((m, i) => i >= old && m.role !== "user" && m.stop_reason);
-    const last = messages[at];
-    const tail = tokensOf(messages.slice(at + 1));
+    // A count from before a compaction is too high, and would bring one compaction after another.
+    const start = conversation instanceof Session ? conversation.rewritten : 0;
+    // A reply that was interrupted has no stop reason, and no count either.
+    const counted = messages.findLastIndex((m, index) => index >= start && m.stop_reason);
+    const last = messages[counted];
+    const tail = tokensOf(messages.slice(counted + 1));
     if (last?.role !== "assistant") return tail + estimateTokens(JSON.stringify([SYSTEM, TOOLS]));
     const { usage } = last;
     const cached = (usage.cache_read_input_tokens ?? 0) + (usage.cache_creation_input_tokens ?? 0);
     return usage.input_tokens + cached + usage.output_tokens + tail;
   }
 
-  /** Runs `next`; shortens the conversation if it is too long for it, in three steps at most. */
+  /** Runs `next`, and shortens the conversation when it is too long, in at most three steps. */
   async run(
     conversation: Conversation,
     options: TurnOptions,
@@ -859,26 +967,23 @@ export class ContextGuard {
       () => this.summarise(conversation, options, KEPT),
       () => this.summarise(conversation, options, 0),
     ];
-    const shrink = async () => {
-      for (let step = steps.shift(); step; step = steps.shift()) if (await step()) return true;
-      return false;
-    };
-    // Before the call by our own count, which costs nothing; after it by what the API says.
-    // After a restart there may be no call to make: then what is to be said is all there.
+    // Our own count saves a request that would be too long. It matters only if a reply is due:
+    // /compact, for example, makes room itself.
     const isFull = this.size(conversation) > this.limit * FULL;
-    if (isFull && needsReply(conversation.messages.at(-1))) await shrink();
-    for (;;) {
+    if (isFull && needsReply(conversation.messages.at(-1))) await takeStep(steps);
+    while (true) {
       try {
         return await next(options);
       } catch (error) {
         if (!isOverflow(error)) throw error;
-        if (await shrink()) continue;
-        throw new Error("too long for the model, even shortened; /new begins a new session");
+        const isShorter = await takeStep(steps);
+        if (!isShorter)
+          throw new Error("too long for the model, even shortened; /new begins a new session");
       }
     }
   }
 
-  /** Step 1: cuts big tool results. False if there are none. */
+  /** Step 1: shortens big tool results. False if there are none. */
   shortenResults(conversation: Conversation): boolean {
     const results = conversation.messages.flatMap(resultsIn);
     const big = results.filter(({ content }) => String(content).length > BIG_RESULT);
@@ -888,44 +993,69 @@ export class ContextGuard {
     return true;
   }
 
-  /** Step 2 and 3: a summary takes the place of the older turns. False if there are none. */
+  /**
+   * Steps 2 and 3: puts a summary in the place of the older turns. `keep` is the share of the
+   * conversation that is left as it is. False if there are no older turns.
+   */
   async summarise(conversation: Conversation, options: TurnOptions, keep: number) {
     if (!(conversation instanceof Session)) return false;
     const { messages } = conversation;
-    // If the API said "too long" below our limit, then our limit is wrong: go by what there is.
+    // If the API says "too long" below our limit, the limit is wrong, so the size is what counts.
     const budget = Math.min(this.limit, this.size(conversation));
     const cut = cutPoint(messages, budget * keep);
     const old = messages.slice(conversation.summary ? 2 : 0, cut);
     if (old.length === 0) return false;
-    const words = old.map((message) => `${message.role}: ${wordsIn(message)}`).join("\n");
-    conversation.compact(await askSummary(conversation, words, budget, options), messages[cut]);
+    const text = old.map((message) => `${message.role}: ${wordsIn(message)}`).join("\n");
+    const summary = await askSummary(conversation, text, budget, options);
+    conversation.compact(summary, messages[cut]);
     info(`  (to make room: ${old.length} messages summarised)`);
     return true;
   }
 }
 
-/** Asks for a summary of the newest text that fits; of half as much, if that was too much. */
-async function askSummary(session: Session, old: string, tokens: number, options: TurnOptions) {
-  // The text to be summarised was too long for one request, so not all of it can be shown.
-  for (let fit = tokens; ; fit /= 2) {
-    const newest = old.slice(-Math.ceil((old.length * fit) / estimateTokens(old))).toWellFormed();
-    const content = `Summary so far: ${session.summary || "none"}\n\nSince then:\n${newest}`;
-    const messages = [{ role: "user" as const, content }];
-    const request = { model: MODEL, max_tokens: 2048, system: SUMMARISE, messages };
+/** Takes steps until one makes the conversation shorter. False if none does. */
+async function takeStep(steps: (() => boolean | Promise<boolean>)[]): Promise<boolean> {
+  while (steps.length > 0) {
+    const step = steps.shift();
+    if (await step?.()) return true;
+  }
+  return false;
+}
+
+/** Asks for a summary of as much of the text as the model can read. */
+async function askSummary(session: Session, text: string, tokens: number, options: TurnOptions) {
+  let budget = tokens;
+  while (true) {
     try {
-      const reply = await callModel(request, { ...options, onText: undefined });
-      options.signal?.throwIfAborted(); // then the reply is half a summary, and worse than none
-      if (reply.stop_reason !== "refusal" && wordsIn(reply).trim()) return wordsIn(reply);
-      throw new Error("the model gave no summary; /new begins a new session");
+      return await requestSummary(session, newestThatFits(text, budget), options);
     } catch (error) {
-      if (!isOverflow(error) || fit < 100) throw error;
+      if (!isOverflow(error) || budget < 100) throw error;
+      budget /= 2; // our estimate was too low
     }
   }
 }
 
+/** The end of the text, about so many tokens long. */
+function newestThatFits(text: string, tokens: number): string {
+  const share = Math.min(1, tokens / estimateTokens(text));
+  return text.slice(-Math.ceil(text.length * share)).toWellFormed(); // the cut may halve a character
+}
+
+/** Asks the model for one summary. Throws if it gives none. */
+async function requestSummary(session: Session, text: string, options: TurnOptions) {
+  const content = `Summary so far: ${session.summary || "none"}\n\nSince then:\n${text}`;
+  const messages = [{ role: "user" as const, content }];
+  const request = { model: MODEL, max_tokens: 2048, system: SUMMARISE, messages };
+  const response = await callModel(request, { ...options, onText: undefined });
+  options.signal?.throwIfAborted(); // half a summary would be worse than none
+  const summary = wordsIn(response);
+  if (response.stop_reason !== "refusal" && summary.trim()) return summary;
+  throw new Error("the model gave no summary; /new begins a new session");
+}
+
 /**
  * Where the kept part begins: at the start of a turn, as early as `tokens` allow. Anywhere else
- * the cut could fall between a call and its result, and no request would be valid again.
+ * the cut could separate a call from its result, and no request would be valid again.
  */
 function cutPoint(messages: Message[], tokens: number): number {
   let cut = messages.length;
@@ -935,16 +1065,18 @@ function cutPoint(messages: Message[], tokens: number): number {
     if (size > tokens) break;
     if (startsTurn(message)) cut = index;
   }
-  // A turn that is under way stays whole: without its question the answer makes no sense.
-  const underWay = needsReply(messages.at(-1)) ? messages.findLastIndex(startsTurn) : cut;
-  return Math.min(cut, underWay);
+  if (!needsReply(messages.at(-1))) return cut;
+  // The turn that is under way is kept whole: without the question no answer would make sense.
+  return Math.min(cut, messages.findLastIndex(startsTurn));
 }
 
+/** A message as text, with its tool calls and results in brackets. */
 function wordsIn({ content }: Message): string {
   const words = content.map((block) => {
     if (block.type === "text") return block.text;
     if (block.type === "tool_use") return `[${block.name} ${JSON.stringify(block.input)}]`;
-    return block.type === "tool_result" ? `[result: ${shortened(block)}]` : "";
+    if (block.type === "tool_result") return `[result: ${shortened(block)}]`;
+    return "";
   });
   return words.join("\n");
 }
@@ -953,7 +1085,7 @@ const GUARD = new ContextGuard(CONTEXT_TOKENS);
 MIDDLEWARE.push((conversation, options, next) => GUARD.run(conversation, options, next));
 
 TOOLS.push(
-  tool("list_directory", "List a folder of the workspace.", { path: file }, ["path"]),
+  tool("list_directory", "List a folder of the workspace.", { path: PATH }, ["path"]),
   tool("get_current_time", "Get the date, the time and the time zone.", {}),
 );
 
@@ -968,24 +1100,26 @@ Object.assign(HANDLERS, {
   get_current_time: () => new Date().toString(),
 } satisfies Record<string, Handler>);
 
-/** What a person types behind a slash. `run` gets the rest of the line, and gives lines to show. */
+/** A slash command. `run` gets what follows the name, and gives the text or lines to show. */
 export interface Command {
   help: string;
   run(args: string, app: App, options: TurnOptions): string | string[] | Promise<string>;
 }
 
+/** The slash commands, by name. To add a command, call `command` in the region of its section. */
 export const COMMANDS: Record<string, Command> = {};
 
 function command(name: string, help: string, run: Command["run"]): void {
   COMMANDS[name] = { help, run };
 }
 
-/** Runs "/name the rest". Gives what to show. */
+/** Runs a line such as "/switch 668c", and gives what to show. */
 async function runCommand(line: string, app: App, options: TurnOptions): Promise<string> {
   const [name = "", ...rest] = line.slice(1).split(" ");
   const found = Object.hasOwn(COMMANDS, name) ? COMMANDS[name] : undefined;
   if (!found) return t(`There is no command /${name}. /help lists them.`);
-  return [await found.run(rest.join(" ").trim(), app, options)].flat().join("\n");
+  const shown = await found.run(rest.join(" ").trim(), app, options);
+  return typeof shown === "string" ? shown : shown.join("\n");
 }
 
 command("help", "what you can type here", () =>
@@ -999,9 +1133,9 @@ command("new", "[label]: begin a new session", (label, { store, key }) => {
 
 command("list", "the sessions of this conversation", (_args, { store, key }) => {
   const current = store.current(key).id;
-  const line = ({ id, messages, header: { at, label } }: Session) =>
+  const formatSession = ({ id, messages, header: { at, label } }: Session) =>
     `${id === current ? "*" : " "} ${id}  ${at}  ${messages.length}  ${label}`;
-  return store.list(key).map(line);
+  return store.list(key).map(formatSession);
 });
 
 command("switch", "<id>: go back to a session, by the beginning of its id", (id, app) => {
