@@ -132,7 +132,6 @@ export class Terminal {
       const line = entered.trim();
       if (line === "quit" || line === "exit") break;
       turn = new AbortController();
-      // An error of the API has its own words in apiMessage, without the JSON around them.
       if (line) await onLine(line, turn.signal).catch((e) => fail(`Failed: ${e.apiMessage ?? e}`));
       turn = undefined;
       if (!atLineStart) say("\n");
@@ -784,7 +783,8 @@ export class Session extends Conversation {
   readonly id: string;
   header = { key: "", label: "", at: "" };
   summary = ""; // of the messages that compaction took out of the list
-  rewritten = 0; // how many messages at the start have changed since the API counted their tokens
+  // Replies before this index hold token counts of the API that no longer fit the list.
+  countsValidFrom = 0;
   #log: JsonlFile;
   #lineOf = new Map<Message, number>(); // where each message is in the file
   #inboxIds = new Set<string>();
@@ -822,7 +822,8 @@ export class Session extends Conversation {
   /** Compaction: from now on the history is the summary, and the messages from `kept` on. */
   compact(summary: string, kept: Message | undefined): void {
     const line = kept === undefined ? undefined : this.#lineOf.get(kept);
-    const keepFrom = line ?? this.#log.lines + 1; // without a line nothing is kept
+    // If nothing is kept, it is the number of the coming line, which no message has.
+    const keepFrom = line ?? this.#log.lines + 1;
     this.#log.append({ compaction: { summary, keepFrom } });
     this.#compact(summary, keepFrom);
   }
@@ -839,7 +840,7 @@ export class Session extends Conversation {
       { role: "assistant", content: noted, stop_reason: null } as Anthropic.Message,
       ...kept,
     ];
-    this.rewritten = this.messages.length;
+    this.countsValidFrom = this.messages.length;
   }
 
   /** From now on only both ends are left of the results of these calls. */
@@ -853,7 +854,7 @@ export class Session extends Conversation {
       // It is changed in place, because #lineOf knows the message only as this object.
       if (ids.has(block.tool_use_id)) block.content = shortened(block);
     }
-    this.rewritten = this.messages.length;
+    this.countsValidFrom = this.messages.length;
   }
 }
 
@@ -1036,7 +1037,7 @@ export class ContextGuard {
   size(conversation: Conversation): number {
     const { messages } = conversation;
     // A count from before a compaction is too high, and would bring one compaction after another.
-    const start = conversation instanceof Session ? conversation.rewritten : 0;
+    const start = conversation instanceof Session ? conversation.countsValidFrom : 0;
     // A reply that was interrupted has no stop reason, and no count either.
     const counted = messages.findLastIndex((m, index) => index >= start && m.stop_reason);
     const last = messages[counted];
@@ -1095,7 +1096,8 @@ export class ContextGuard {
     // If the API says "too long" below our limit, the limit is wrong, so the size is what counts.
     const budget = Math.min(this.limit, this.size(conversation));
     const cut = cutPoint(messages, budget * keep);
-    const old = messages.slice(conversation.summary ? 2 : 0, cut);
+    const summaryMessages = conversation.summary ? 2 : 0; // see Session.#compact
+    const old = messages.slice(summaryMessages, cut);
     if (old.length === 0) return false;
     const text = old.map((message) => `${message.role}: ${wordsIn(message)}`).join("\n");
     const summary = await askSummary(conversation, text, budget, options);
@@ -1105,7 +1107,10 @@ export class ContextGuard {
   }
 }
 
-/** Takes steps until one makes the conversation shorter. False if none does. */
+/**
+ * Takes the next steps until one makes the conversation shorter. False if none does. A step that was
+ * taken is removed from the list, so no step is taken twice in a turn.
+ */
 async function takeStep(steps: (() => boolean | Promise<boolean>)[]): Promise<boolean> {
   while (steps.length > 0) {
     const step = steps.shift();
@@ -1243,7 +1248,8 @@ command("context", "how full the context window is", (_args, { store, key }) => 
 
 command("compact", "put a summary in the place of the older turns", async (_args, app, options) => {
   let done = false;
-  // It goes through the middleware, because the request for the summary can fail as a turn can.
+  // It goes through the middleware, because the request for the summary can fail as a turn can. The
+  // summary takes the place of `continueTurn`, so `done` is set when the layers have done their work.
   await runMiddleware(app.store.current(app.key), { ...options, app }, async (session, given) => {
     done = await GUARD.summarise(session, given, KEPT);
   });
