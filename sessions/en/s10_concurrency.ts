@@ -220,13 +220,11 @@ export function buildRequest({ messages }: Conversation, options: TurnOptions) {
 
 /** One call. Gives the reply, or what had arrived of it when it was aborted. Throws API errors. */
 export async function callModel(request: Anthropic.MessageStreamParams, options: TurnOptions) {
-  if (!options.signal?.aborted) throwSimulated(options.app);
-  // A minute without a byte aborts the stream, and each byte restarts the timer. The SDK tries
-  // nothing again, because ResilienceRunner decides about that.
-  const timer = setTimeout(() => stream.abort(), IDLE_TIMEOUT);
-  const watched = { maxRetries: 0, fetch: withIdleTimeout(timer) };
+  throwSimulated(options);
+  // A minute without a byte aborts the stream, and each byte restarts the timer.
+  const idleTimer = setTimeout(() => stream.abort(), IDLE_TIMEOUT);
   // The SDK reads ANTHROPIC_API_KEY and ANTHROPIC_BASE_URL from the environment.
-  const client = (options.client ?? new Anthropic()).withOptions(watched);
+  const client = withIdleTimeout(options.client ?? new Anthropic(), idleTimer);
   const stream = client.messages.stream(request, { signal: options.signal });
   const finished: Anthropic.ContentBlock[] = [];
   stream.on("text", (piece) => options.onText?.(piece));
@@ -243,7 +241,7 @@ export async function callModel(request: Anthropic.MessageStreamParams, options:
     // The API gave no stop reason, no id and no usage, so these are missing here.
     return { role: "assistant", content, stop_reason: null } as Anthropic.Message;
   } finally {
-    clearTimeout(timer);
+    clearTimeout(idleTimer);
   }
 }
 
@@ -4519,7 +4517,10 @@ export type Reason =
   | "invalid"
   | "unknown";
 
-/** Reasons by the API's error type and by HTTP status. All others, like a 500, are "unknown". */
+/**
+ * Reasons by the API's error type and by HTTP status. All others, like a 500, are "unknown". It is
+ * a Map because the type comes from outside: an object would find something for "constructor".
+ */
 const REASONS = new Map<string | number | null | undefined, Reason>([
   ["rate_limit_error", "rate_limit"],
   [429, "rate_limit"],
@@ -4779,8 +4780,8 @@ export class ResilienceRunner {
   }
 }
 
-// The outermost layer: what is too long for one model is shortened further in, before another key
-// is tried. `app` is missing only in tests that run a turn without a program round it.
+// It is the outermost layer, so an overflow gets here only when the context guard, the layer inside
+// it, can't shorten the conversation any further. `app` is missing only in tests without a program.
 MIDDLEWARE.unshift((_conversation, options, next) =>
   options.app ? options.app.resilience.run(options, next) : next(options),
 );
@@ -4796,11 +4797,12 @@ function retryAfterOf(error: unknown): number {
 const IDLE_TIMEOUT = 60_000;
 
 /**
- * A fetch that starts `timer` anew with every piece of a response. The SDK's own events would not
- * do, because it reports no pings, and while the model writes a long file little else may arrive.
+ * The same client, but each piece of a response restarts `timer`, and the SDK tries nothing again,
+ * because ResilienceRunner decides about that. The SDK's events could not restart the timer: it
+ * reports no pings, and while the model writes a long file little else may arrive.
  */
-function withIdleTimeout(timer: NodeJS.Timeout): typeof fetch {
-  return async (...request) => {
+function withIdleTimeout(client: Anthropic, timer: NodeJS.Timeout): Anthropic {
+  const watchedFetch: typeof fetch = async (...request) => {
     const response = await fetch(...request);
     const watched = new TransformStream<Uint8Array, Uint8Array>({
       transform(bytes, controller) {
@@ -4810,21 +4812,22 @@ function withIdleTimeout(timer: NodeJS.Timeout): typeof fetch {
     });
     return new Response(response.body?.pipeThrough(watched), response);
   };
+  return client.withOptions({ maxRetries: 0, fetch: watchedFetch });
 }
 
 /** What the API answers for each kind of failure. To add a kind, add its answer here. */
-const SIMULATED_ERRORS: Record<string, { status: number; type: string; message: string }> = {
-  rate_limit: { status: 429, type: "rate_limit_error", message: "simulated" },
-  overloaded: { status: 529, type: "overloaded_error", message: "simulated" },
-  auth: { status: 401, type: "authentication_error", message: "simulated" },
-  billing: { status: 402, type: "billing_error", message: "simulated" },
-  timeout: { status: 504, type: "timeout_error", message: "simulated" },
+const SIMULATED_ERRORS: Record<string, { status: number; type: string; message?: string }> = {
+  rate_limit: { status: 429, type: "rate_limit_error" },
+  overloaded: { status: 529, type: "overloaded_error" },
+  auth: { status: 401, type: "authentication_error" },
+  billing: { status: 402, type: "billing_error" },
+  timeout: { status: 504, type: "timeout_error" },
   overflow: {
     status: 400,
     type: "invalid_request_error",
     message: "prompt is too long: simulated",
   },
-  unknown: { status: 500, type: "api_error", message: "simulated" },
+  unknown: { status: 500, type: "api_error" },
 };
 SIMULATED_KINDS.push(...Object.keys(SIMULATED_ERRORS));
 
@@ -4832,8 +4835,9 @@ SIMULATED_KINDS.push(...Object.keys(SIMULATED_ERRORS));
  * Throws a failure that was ordered by /simulate-failure. The SDK makes the error, just as it does
  * from a real answer, so classifyFailure and all that follows are tried as in a real failure.
  */
-function throwSimulated(app: App | undefined): void {
-  for (const [kind, { status, type, message }] of Object.entries(SIMULATED_ERRORS)) {
+function throwSimulated({ app, signal }: TurnOptions): void {
+  if (signal?.aborted) return; // no request will be sent, so none can fail
+  for (const [kind, { status, type, message = "simulated" }] of Object.entries(SIMULATED_ERRORS)) {
     if (!app?.simulatedFailures.take(kind)) continue;
     const body = { type: "error", error: { type, message } };
     throw Anthropic.APIError.generate(status, body, undefined, new Headers());
