@@ -1110,8 +1110,8 @@ export class ContextGuard {
 }
 
 /**
- * Takes the next steps until one makes the conversation shorter. False if none does. A step that was
- * taken is removed from the list, so no step is taken twice in a turn.
+ * Takes the next steps until one makes the conversation shorter. False if none does. A step that
+ * was taken is removed from the list, so no step is taken twice in a turn.
  */
 async function takeStep(steps: (() => boolean | Promise<boolean>)[]): Promise<boolean> {
   while (steps.length > 0) {
@@ -1250,8 +1250,8 @@ command("context", "how full the context window is", (_args, { store, key }) => 
 
 command("compact", "put a summary in the place of the older turns", async (_args, app, options) => {
   let done = false;
-  // It goes through the middleware, because the request for the summary can fail as a turn can. The
-  // summary takes the place of `continueTurn`, so `done` is set when the layers have done their work.
+  // It goes through the middleware, because the request for the summary can fail as a turn can.
+  // Summarising takes the place of `continueTurn` here, inside all the layers.
   await runMiddleware(app.store.current(app.key), { ...options, app }, async (session, given) => {
     done = await GUARD.summarise(session, given, KEPT);
   });
