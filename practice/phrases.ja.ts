@@ -4,12 +4,12 @@
 
 import type { Kind, Language, Patterns, Sentences } from "./phrases.ts";
 
-/** A file or folder: in quotes, or a word with a dot or a slash in it. */
+/** A file or folder: text in quotes, or a word with a dot or a slash in it. */
 const PATH = "(?<path>`[^`]+`|\"[^\"]+\"|'[^']+'|[\\w~@./\\\\-]*[./\\\\][\\w~@./\\\\-]*)";
-/** A folder: any word without Japanese in it. */
+/** A folder: any word without Japanese characters. */
 const FOLDER = '(?<path>`[^`]+`|"[^"]+"|[\\w~@./\\\\-]+)(?:フォルダー?|ディレクトリー?)?';
 const IT = "(?:それ|これ|その(?:ファイル|中身|スクリプト|プログラム))";
-/** Verbs stand at the end, in the form that a request has. */
+/** The verbs of requests. In Japanese the verb is the last word of the sentence. */
 const READ = "(?:読んで|読み返して|読み直して|開いて|見せて|表示して|確認して|要約して)(?:みて)?";
 const WRITE = "(?:書いて|書き込んで|書き出して|保存して|入れて)(?:おいて|みて)?";
 const CHANGE = "(?:変えて|変更して|置き換えて|書き換えて|置換して|直して)";
@@ -22,7 +22,7 @@ const WHEN =
 const NOTE = "(?:覚えて(?:おいて)?|記憶して(?:おいて)?|メモして(?:おいて)?|忘れないで)";
 const I = "(?:私|わたし|僕|ぼく|俺)";
 const WHAT = "(?:何|なに|なん|誰|だれ|どこ|いつ|いくつ|どれ)";
-/** What ends a statement. */
+/** The end of a statement. */
 const IS = `(?:です|だよ|だ|といいます|と言います|と申します)(?:ね|よ)?(?=[、。！!;；\\s]|と${NOTE}|$)`;
 
 function patterns(...sources: string[]): RegExp[] {
@@ -92,7 +92,7 @@ const PATTERNS: Patterns = {
     "^(?:要約して|まとめて)",
     "\\bsummari[sz](?:e|ing)\\b.{0,60}\\b(?:conversation|chat|messages|history|so far)\\b",
   ),
-  // What a program tells the model is English.
+  // The sections write to the model in English in every language.
   summarySystem: patterns(
     "\\b(?:you|your task is to|please) (?:only )?summari[sz]e (?:the |this )?conversation",
     "^summari[sz]e ",
@@ -205,7 +205,7 @@ const FACTS: Language["facts"] = [
     ask: [regex("(?:何|なに)が(?:大)?好き")],
   },
   {
-    // Anything else: 「私の猫の名前はタマです」.
+    // Any other fact, such as 「私の猫の名前はタマです」.
     tell: [
       regex(`(?:${I}|うち)の(?<key>[^、。！!？?\\s]{1,20}?)は、?${valueGroup()}${IS}`),
       regex(`ユーザーの(?<key>[^、。！!？?\\s]{1,20}?)は${valueGroup()}${IS}`),
@@ -370,7 +370,7 @@ const SENTENCES: Sentences = {
   resumed: "検索しましたが、この練習環境にはネットワークがなく、何も見つかりませんでした。",
 };
 
-/** The end of a part, if another one follows: 「…を読んで、」「…と書いてから、」. */
+/** The end of a part that another one follows, as in 「…を読んで、」 or 「…と書いてから、」. */
 const JOINED =
   "(?<=(?:読んで|返して|直して|開いて|見せて|表示して|確認して|書いて|込んで|出して|保存して|入れて|変えて" +
   "|変更して|換えて|置換して|実行して|走らせて|動かして|作って|作成して|教えて|覚えて|おいて))";

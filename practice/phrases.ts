@@ -1,9 +1,9 @@
 /**
  * What the practice model understands and says, as one table per language. The logic in rules.ts
- * and plan.ts knows no word of any language: another language is another entry in LANGUAGES.
+ * and plan.ts contains no word of any language, so to add a language, add an entry to LANGUAGES.
  *
- * Patterns see one request (or one part of it) without politeness before and after it, and hand
- * on what they found as named groups.
+ * A pattern is applied to one request, or one part of it, without polite words before and after it.
+ * What it finds is in its named groups.
  */
 
 import { JAPANESE } from "./phrases.ja.ts";
@@ -12,7 +12,7 @@ import { CHINESE } from "./phrases.zh.ts";
 export type Patterns = Record<(typeof PATTERN_NAMES)[number], RegExp[]>;
 
 const PATTERN_NAMES = [
-  // part of a request that a tool answers: see plan.ts
+  // what a tool does: see plan.ts
   "read",
   "run",
   "write",
@@ -23,7 +23,7 @@ const PATTERN_NAMES = [
   "recall",
   // a line of HEARTBEAT.md that asks for something to be said
   "tell",
-  // the rest is answered in words: see rules.ts
+  // what is answered in words: see rules.ts
   "summary",
   "summarySystem",
   "identity",
@@ -49,28 +49,28 @@ const PATTERN_NAMES = [
 ] as const;
 
 export interface Language {
-  /** Which texts are this language's, when no pattern tells. */
+  /** Matches a text in this language. */
   script: RegExp;
   patterns: Patterns;
-  /** Facts that are told in one message and asked for in another; the key is part of the answer. */
+  /** Facts that the user tells in one message and asks for in another. The answer names the key. */
   facts: { key?: string; tell: RegExp[]; ask: RegExp[] }[];
-  /** Where one request ends and the next begins; a `then` group makes it wait for the first. */
+  /** Matches what separates two requests. With a group `then`, the second waits for the first. */
   separator: RegExp;
-  /** Words round a request that mean nothing here. */
+  /** Polite words before and after a request, which are removed. */
   before: RegExp;
   after: RegExp;
-  /** "it", for the file that was named before: alone, and anywhere in a request. */
+  /** "it", for the file that was named before: as the whole path, and anywhere in a request. */
   pronoun: RegExp;
   refers: RegExp;
-  /** A text that is a summary itself. */
+  /** Matches a summary of the conversation. */
   isSummary: RegExp;
-  /** Over and over: to try the limit of rounds. */
+  /** Matches "over and over", with which people try the limit of tool rounds. */
   forever: RegExp;
   explanations: [RegExp, string][];
-  /** Words for + - * and /. */
+  /** The words for + - * and /. */
   operators: [RegExp, string][];
   capitals: Record<string, string>;
-  /** What stands between two sentences; a space, if it is left out. */
+  /** What separates two sentences; a space by default. */
   gap?: string;
   say: Sentences;
 }
@@ -93,7 +93,7 @@ export interface Sentences {
   howAreYou: string;
   told(key: string, value: string): string;
   known(key: string, value: string): string;
-  /** A question to which the program has remembered something. */
+  /** The answer to a question about which the program has remembered something. */
   remembered(memory: string): string;
   unknown(key: string): string;
   youSaid(text: string | undefined): string;
@@ -106,21 +106,21 @@ export interface Sentences {
   haiku: string;
   joke: string;
   storyLine(number: number): string;
-  /** What stands before a block of code in a long text, and what ends it. */
+  /** What stands before the block of code in a long text, and at the end of the text. */
   code: string;
   end: string;
   /** "Good morning, Ada." */
   greet(greeting: string, name: string): string;
-  /** What a job says that is to remind of something; `why` is the sentence before it. */
+  /** What a job says to remind of something; `why` is the sentence before the request. */
   reminder(what: string, why: string, question: boolean): string;
-  /** To a person who wants to be reminded: nobody wakes the model by itself. */
+  /** Tells a person that the model can't remind anybody, because nothing wakes it later. */
   noReminder: string;
   resumed: string;
 }
 
-/** A file or folder: in quotes, or a word with a dot or a slash in it. */
+/** A file or folder: text in quotes, or a word with a dot or a slash in it. */
 const PATH = "(?<path>`[^`]+`|\"[^\"]+\"|'[^']+'|[\\w~@./\\\\-]*[./\\\\][\\w~@./\\\\-]*|it)";
-/** The same after "file called", where any word will do. */
+/** A file or folder after words such as "the file called". */
 const NAMED =
   "(?:(?:(?:a|an|the|my) )?(?:new )?(?:text )?(?:file|folder|directory) )?(?:called |named " +
   `)?${PATH}`;
@@ -281,7 +281,7 @@ const ENGLISH: Patterns = {
   capital: patterns("\\bcapital (?:city )?of (?<place>[\\p{L} ]+)$"),
 };
 
-/** A name: one word, and further ones if they have a capital letter. */
+/** A name: one word, and more words if they begin with a capital letter. */
 const NAME = "(?<value>\\p{L}[\\p{L}'-]*(?: \\p{Lu}[\\p{L}'-]*)*)";
 
 const ENGLISH_FACTS = [
@@ -317,7 +317,7 @@ const ENGLISH_FACTS = [
     ask: [/\bwhat do i (?:like|love|prefer)\b/iu],
   },
   {
-    // Anything else: "my cat is called Tom", "my favourite colour is blue".
+    // Any other fact, such as "my cat is called Tom" or "my favourite colour is blue".
     tell: [
       /\bmy (?<key>[\p{L}' -]{2,40}?)(?: is called| is| are|:) (?<value>[^.!?,;\n]+)/iu,
       /\bthe user's (?<key>[\p{L} -]{2,40}?)(?: is| are) (?<value>[^.!?,;\n]+)/iu,

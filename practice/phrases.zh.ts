@@ -2,11 +2,11 @@
 
 import type { Kind, Language, Patterns, Sentences } from "./phrases.ts";
 
-/** A file or folder: in quotes, or a word with a dot or a slash in it. */
+/** A file or folder: text in quotes, or a word with a dot or a slash in it. */
 const PATH =
   '(?<path>`[^`]+`|"[^"]+"|“[^”]+”|[\\w~@./\\\\-]*[./\\\\][\\w~@./\\\\-]*|它|这个文件|那个文件)';
 const NAMED = `(?:(?:一个|名叫|名为|叫|文件夹|文件|目录)\\s*)*${PATH}\\s*(?:这个)?(?:文件夹|文件|目录)?`;
-/** "the workspace", "here": what needs no name. */
+/** A folder without a name, such as "the workspace" or "here". */
 const HERE = "(?:工作区|当前目录|这个目录|这里)?(?:里面|里|中|下)?(?:所有|全部)?的?(?:所有|全部)?";
 const FOLDER = "(?<path>[\\w~@./\\\\-]+)\\s*(?:这个)?(?:文件夹|目录)?(?:里面|里|中|下)?";
 const CHANGE = "(?:改成|换成|改为|换为|替换成|替换为)";
@@ -80,7 +80,7 @@ const PATTERNS: Patterns = {
     "(?:对话|会话|聊天|谈话|讨论|以上|上面|前面|到目前为止).{0,20}(?:总结|概括|小结|摘要)",
     "^(?:总结|概括|小结)(?:一下)?$",
   ),
-  // What a section tells the model is English in every language.
+  // The sections write to the model in English in every language.
   summarySystem: patterns("^summari[sz]e ", "(?:总结|概括)(?:这段|以上|下面的?)?(?:对话|会话)"),
   identity: patterns(
     "你是(?:谁|什么|真|人|机器|claude|chatgpt|gpt|ai|大模型|模型|语言模型|程序|哪个|哪家)",
@@ -147,8 +147,8 @@ const PATTERNS: Patterns = {
   capital: patterns("^(?<place>\\p{L}+?)的首都是?(?:哪个城市|哪里|哪儿|哪|什么)?$"),
 };
 
-/** A question where a value would stand: "my name is" is told, "my name is what" is asked. */
-const ASKED = "(?:什么|啥|谁|哪|多少|几)";
+/** Question words in place of a value: "my name is what" is a question and tells no name. */
+const QUESTION_WORD = "(?:什么|啥|谁|哪|多少|几)";
 const NAME =
   "(?<value>[\\p{sc=Han}·]{1,6}?(?=[^\\p{sc=Han}·]|$|吧|住在|今年)" +
   "|\\p{Lu}[\\p{L}'-]*(?: \\p{Lu}[\\p{L}'-]*)*|\\p{sc=Latin}+)";
@@ -161,9 +161,9 @@ const FACTS: Language["facts"] = [
   {
     key: "name",
     tell: rule(
-      `(?:我|用户)(?:的名字)?叫做?(?!我|${ASKED})\\s*${NAME}`,
-      `(?:我|用户)的名字是(?!${ASKED})\\s*${NAME}`,
-      `叫我(?!${ASKED})\\s*${NAME}`,
+      `(?:我|用户)(?:的名字)?叫做?(?!我|${QUESTION_WORD})\\s*${NAME}`,
+      `(?:我|用户)的名字是(?!${QUESTION_WORD})\\s*${NAME}`,
+      `叫我(?!${QUESTION_WORD})\\s*${NAME}`,
       "我是(?<value>[小老阿]\\p{sc=Han})(?=[，。！？,.!?\\s]|$)",
     ),
     ask: rule(
@@ -175,14 +175,14 @@ const FACTS: Language["facts"] = [
   {
     key: "home",
     tell: rule(
-      `(?:我现?在?|用户|[，,]\\s*)(?:住在|家在|住(?!在))(?!${ASKED})\\s*(?<value>[\\p{L}\\d·]+)`,
+      `(?:我现?在?|用户|[，,]\\s*)(?:住在|家在|住(?!在))(?!${QUESTION_WORD})\\s*(?<value>[\\p{L}\\d·]+)`,
     ),
     ask: rule("我现?在?(?:住在|家在|住)(?:哪|什么地方)"),
   },
   {
     key: "job",
     tell: rule(
-      `(?:我|用户)的工作是(?!${ASKED})${VALUE}`,
+      `(?:我|用户)的工作是(?!${QUESTION_WORD})${VALUE}`,
       `我是一?[名个位](?<value>\\p{L}+)`,
       `我在(?!哪|什么)(?<value>[\\p{L}\\d]+?)(?:工作|上班)`,
     ),
@@ -195,19 +195,19 @@ const FACTS: Language["facts"] = [
   {
     key: "taste",
     tell: rule(
-      `(?:我|用户)(?:很|最|特别|非常|也)?(?:喜欢|爱)(?!的|[吃喝看做玩]?${ASKED})(?<value>[\\p{L}\\d ]+)`,
+      `(?:我|用户)(?:很|最|特别|非常|也)?(?:喜欢|爱)(?!的|[吃喝看做玩]?${QUESTION_WORD})(?<value>[\\p{L}\\d ]+)`,
     ),
     ask: rule("我(?:最|都)?(?:喜欢|爱)[吃喝看做玩]?(?:什么|啥|哪)"),
   },
   {
-    // Anything else: "my cat is called Tom", "my favourite colour is blue".
+    // Any other fact, such as "my cat is called Tom" or "my favourite colour is blue".
     tell: rule(
-      `(?:我|用户)的${KEY}(?:的名字)?(?:叫做?|是)(?!${ASKED})${VALUE}`,
-      `(?:我|用户)(?<key>最喜欢的\\p{L}{1,10}?)是(?!${ASKED})${VALUE}`,
+      `(?:我|用户)的${KEY}(?:的名字)?(?:叫做?|是)(?!${QUESTION_WORD})${VALUE}`,
+      `(?:我|用户)(?<key>最喜欢的\\p{L}{1,10}?)是(?!${QUESTION_WORD})${VALUE}`,
     ),
     ask: rule(
-      `我的${KEY}(?:的名字)?(?:叫做?|是)${ASKED}`,
-      `我(?<key>最喜欢的\\p{L}{1,10}?)是${ASKED}`,
+      `我的${KEY}(?:的名字)?(?:叫做?|是)${QUESTION_WORD}`,
+      `我(?<key>最喜欢的\\p{L}{1,10}?)是${QUESTION_WORD}`,
       `(?:知道|记得)我的${KEY}(?:叫什么|是什么|吗)?[？?。]*$`,
     ),
   },
@@ -244,7 +244,7 @@ const KNOWN: Record<string, (value: string) => string> = {
   taste: (value) => `你喜欢${spaced(value)}。`,
 };
 
-/** For the summary, in words that the facts above are found by again. */
+/** A fact in a summary, in words in which the patterns above find it again. */
 const NOTED: Record<string, (value: string) => string> = {
   name: (value) => `用户叫${spaced(value)}。`,
   home: (value) => `用户住在${spaced(value)}。`,
@@ -252,7 +252,7 @@ const NOTED: Record<string, (value: string) => string> = {
   taste: (value) => `用户喜欢${spaced(value)}。`,
 };
 
-/** A space between Chinese and Latin. */
+/** Puts a space between Chinese and Latin characters. */
 const spaced = (value: string) => (/^[\w`]/.test(value) ? ` ${value}` : value);
 /** "my cat", but "I … my favourite colour" without a possessive. */
 const of = (person: string, key: string) => `${person}${key.startsWith("最") ? "" : "的"}${key}`;
@@ -367,7 +367,7 @@ export const CHINESE: Language = {
   script: /^(?!.*[\u3040-\u30ff]).*\p{sc=Han}/su, // with kana it is Japanese
   patterns: PATTERNS,
   facts: FACTS,
-  // Between “ and ” nothing is cut apart.
+  // A text between “ and ” stays whole.
   separator: new RegExp(
     `\\s*[，；。,;]?\\s*(?:(?<then>然后再?|接着再?|之后再?|再)|并且|并|同时|以及|和|顺便)\\s*(?=${VERB})` +
       `(?![^“]*”)|[，；。,;]\\s*(?=${VERB})(?![^“]*”)`,

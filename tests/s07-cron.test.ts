@@ -1,4 +1,4 @@
-/** s07, how a job runs: on the road of all messages, beside people, and not in their way. */
+/** s07, how a job runs: on the path of all messages, beside people, and not in their way. */
 
 import { readFileSync, writeFileSync } from "node:fs";
 import { join } from "node:path";

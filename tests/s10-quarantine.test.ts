@@ -1,4 +1,4 @@
-/** The torture of s10 has lost a message this way: set aside, and then another in its place. */
+/** The torture of s10 lost a message this way: a later quarantined file overwrote an earlier one. */
 
 import { readdirSync, readFileSync } from "node:fs";
 import { join } from "node:path";
@@ -7,7 +7,7 @@ import { englishFrom, temporaryFolder } from "./helper.ts";
 import { inbound, load04 } from "./world.ts";
 
 it.each(englishFrom("s04"))(
-  "$name: what was set aside stays, whatever is set aside later",
+  "$name: a quarantined message stays, whatever is quarantined later",
   async (section) => {
     const { Inbox } = await load04(section);
     const folder = temporaryFolder();

@@ -1,4 +1,4 @@
-/** s04, the road of a message: the inbox, the order, and what happens between the two ends. */
+/** s04, the path of a message: the inbox, the order, and what happens between the two ends. */
 
 import fs, {
   appendFileSync,
