@@ -12,8 +12,8 @@ const [NAME = ""] = SECTIONS;
 
 /** What becomes of a source with these translations, and what is said. */
 function translated(source: string, translations: Record<string, string> = {}) {
-  const map = new Map(Object.entries(translations));
-  return translateSource(readSource(NAME, source), "zh", map);
+  const finishedOnes = new Map(Object.entries(translations));
+  return translateSource(readSource(NAME, source), "zh", { finished: finishedOnes });
 }
 
 const ids = (source: string) => readSource(NAME, source).messages.map(({ id }) => id);

@@ -20,26 +20,11 @@ export function checkLessons(root: string, languages: Languages, report = new Re
     for (const name of SECTIONS) {
       const file = sectionPath(lang, name, "md");
       if (!exists(root, file)) continue;
-      const text = read(root, file);
-      const isClaimed = language.lessons.includes(short(name));
-      if (!isClaimed && describesRelease(text)) continue;
-      if (!isClaimed && language.code.includes(short(name))) {
-        const remedy = "its first line must say which release it describes, as in > … 0.1.0 …";
-        report.problems.push(`${file}:1: tools/languages.json claims the code only: ${remedy}`);
-      }
-      const lesson = { ...parseMarkdown(text), root, lang, name };
-      const problems = [
-        ...checkForm(lesson, language),
-        ...checkExercises(lesson),
-        ...lesson.fences.flatMap((fence) => checkFence(lesson, fence)),
-        ...checkReferences(lesson),
-        ...checkTranscripts(text),
-        ...checkPicture(lesson, text),
-      ];
-      report
-        .sink(language, "lessons", name)
-        .push(...problems.map((problem) => `${file}:${problem}`));
+      const problems = checkLesson(root, lang, language, name);
+      const sink = report.sink(language, "lessons", name);
+      sink.push(...problems.map((problem) => `${file}:${problem}`));
     }
+    report.problems.push(...checkReleases(root, lang, language));
   }
   return report;
 }
@@ -48,7 +33,33 @@ export function checkLessons(root: string, languages: Languages, report = new Re
  * A lesson that waits for its new edition describes the code of a release and not today's, so it is
  * not compared with today's. Its first line tells the reader which release that is.
  */
-const describesRelease = (text: string) => /^>.*\b\d+\.\d+\.\d+\b/.test(text);
+export const describesRelease = (text: string) => /^>.*\b\d+\.\d+\.\d+\b/.test(text);
+
+/** The texts that nobody claims, beside code that is claimed: all of them must say so. */
+function checkReleases(root: string, lang: string, language: Language): string[] {
+  const waiting = language.code.filter((id) => !language.lessons.includes(id));
+  const names = waiting.flatMap((id) => longName(id) ?? []);
+  if (language.code.length > 0 && language.lessons.length === 0) names.push("setup");
+  const files = names.map((name) => sectionPath(lang, name, "md"));
+  const silent = files.filter((file) => exists(root, file) && !describesRelease(read(root, file)));
+  const remedy = "Its first line must say which release it describes, as in > … 0.1.0 …";
+  return silent.map((file) => `${file}:1: tools/languages.json claims the code only. ${remedy}`);
+}
+
+/** What is wrong with a lesson; nothing, if it is not claimed and says that it is of a release. */
+function checkLesson(root: string, lang: string, language: Language, name: string): string[] {
+  const text = read(root, sectionPath(lang, name, "md"));
+  if (!language.lessons.includes(short(name)) && describesRelease(text)) return [];
+  const lesson = { ...parseMarkdown(text), root, lang, name };
+  return [
+    ...checkForm(lesson, language),
+    ...checkExercises(lesson),
+    ...lesson.fences.flatMap((fence) => checkFence(lesson, fence)),
+    ...checkReferences(lesson),
+    ...checkTranscripts(text),
+    ...checkPicture(lesson, text),
+  ];
+}
 
 const partsOf = (lesson: Lesson) => lesson.parts.filter(({ level }) => level === 2);
 

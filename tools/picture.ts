@@ -1,6 +1,6 @@
 // The picture of a README: the transcript of a lesson that is marked `<!-- record s10 picture -->`,
 // as an animated SVG, a line after the other. Nothing in it runs: a page may show it as an image.
-import { columns } from "./messages.ts";
+import { columns } from "./columns.ts";
 import { readTranscripts } from "./transcripts.ts";
 
 const [CHAR, LINE, EDGE] = [8, 19, 16]; // px: a column, a row, the margin
