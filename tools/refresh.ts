@@ -82,16 +82,11 @@ function nameFor(code: Code, { body, name }: Excerpt, span: Range): string | und
 }
 
 /** The declaration in the excerpt's stead, because its lines can't be followed. */
-function replaced(
-  code: Code,
-  { body, name }: Excerpt,
-  candidates: (Candidate | undefined)[],
-): Refreshed {
-  const isLikely = ({ place, old, share }: Candidate) => place.name === old.name || share >= LIKELY;
+function replaced(code: Code, excerpt: Excerpt, candidates: (Candidate | undefined)[]): Refreshed {
   const found = candidates.filter((one) => one !== undefined).find(isLikely);
   if (!found) {
     const said = `stays as it is: nothing in ${code.file} is like it. Choose other lines`;
-    return { body, name, said, isDoubtful: true };
+    return { ...excerpt, said, isDoubtful: true };
   }
   const { place, old } = found;
   const was = place.name === old.name ? "" : `, which may be what ${old.name ?? "it"} has become`;
@@ -103,31 +98,31 @@ function replaced(
   };
 }
 
-/** A declaration with its comment, whole if it is short, else its head and its last line. */
+const isLikely = ({ place, old, share }: Candidate) => place.name === old.name || share >= LIKELY;
+
+/** A declaration with its comment: whole if it is short, else its head and its last line. */
 function declaration({ lines }: Code, place: Place): string[] {
-  const { start, end } = withComment(lines, place);
-  if (end - start <= SHORT) return lines.slice(start, end);
+  const whole = withComment(lines, place);
+  if (whole.end - whole.start <= SHORT) return lines.slice(whole.start, whole.end);
   const signature = lines.slice(place.start, place.start + SIGNATURE);
-  const opening = signature.findIndex(
-    (line) => /[{[(]$/.test(line) && !/^\s*[^\s].*\($/.test(line),
-  );
-  const head = place.start + (opening === -1 ? 1 : opening + 1);
-  return joined(lines, [
-    { start, end: head },
-    { start: end - 1, end },
-  ]);
+  const opening = Math.max(signature.findIndex(opensBody), 0);
+  const head = { start: whole.start, end: place.start + opening + 1 };
+  return joined(lines, [head, { start: whole.end - 1, end: whole.end }]);
 }
+
+/** Whether a body, an object or a list begins at the end of the line, and not only parameters. */
+const opensBody = (line: string) => /[{[]$|=> \($/.test(line);
 
 /** The lines of some ranges, with a "// …" between two of them, if any code is left out there. */
 function joined(lines: string[], ranges: Range[]): string[] {
   const result: string[] = [];
-  let last: number | undefined;
-  for (const { start, end } of ranges) {
-    const between = lines.slice(last ?? start, start);
+  let done = ranges[0]?.start ?? 0;
+  for (const range of ranges) {
+    const between = lines.slice(done, range.start);
     const isGap = between.some((line) => !isBlank(line));
-    result.push(...(isGap ? [mark(lines[start])] : between));
-    result.push(...lines.slice(Math.max(start, last ?? 0), end));
-    last = Math.max(end, last ?? 0);
+    result.push(...(isGap ? [mark(lines[range.start])] : between));
+    result.push(...lines.slice(Math.max(range.start, done), range.end));
+    done = Math.max(range.end, done);
   }
   return result;
 }

@@ -85,17 +85,12 @@ export function translateSource(source: Source, code: string, translations: Tran
   const pieces: Piece[] = [];
   // From the end, since what stands inside of another has the later start, and is needed there.
   for (const message of messages.toReversed()) {
-    const { start: from, end, id } = message;
-    const older = message.isPrinted ? undefined : translations.older;
-    const translation = older?.get(id) ?? translations.finished.get(id);
-    if (translation === undefined) continue;
     try {
-      const written = message.write(translation, (a, b) => splice(text, pieces, a, b));
-      pieces.unshift({ start: from, end, text: written });
+      const written = writeMessage(message, text, pieces, translations);
+      if (written) pieces.unshift(written);
     } catch (error) {
-      const entry = `${titleOf(id)} (line ${lineAt(text, from)} in English)`;
-      const problem = `sessions/${code}/code.po: ${entry}: ${messageOf(error)}.`;
-      if (!older) problems.push(problem);
+      const entry = `${titleOf(message.id)} (line ${lineAt(text, message.start)} in English)`;
+      problems.push(`sessions/${code}/code.po: ${entry}: ${messageOf(error)}.`);
     }
   }
   const translated = splice(text, pieces);
@@ -103,6 +98,25 @@ export function translateSource(source: Source, code: string, translations: Tran
     problems.push(`${file}: the code is not that of the English file.`);
   }
   return { text: translated, problems };
+}
+
+/** A message in the other language, undefined if it stays English. Throws if it can't stand there. */
+function writeMessage(
+  message: Message,
+  text: string,
+  pieces: Piece[],
+  translations: Translations,
+): Piece | undefined {
+  const older = message.isPrinted ? undefined : translations.older;
+  const translation = older?.get(message.id) ?? translations.finished.get(message.id);
+  if (translation === undefined) return undefined;
+  const part = (from: number, to: number) => splice(text, pieces, from, to);
+  try {
+    return { start: message.start, end: message.end, text: message.write(translation, part) };
+  } catch (error) {
+    if (older) return undefined; // it may lag behind, so nobody has to correct it now
+    throw error;
+  }
 }
 
 /** What is written into a section, by whether its comments are claimed. */
