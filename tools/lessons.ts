@@ -1,6 +1,6 @@
 // What `check` asks of the lessons: one form, and nothing in them that isn't so.
 import { type Fence, type Markdown, parseMarkdown } from "./markdown.ts";
-import type { References } from "./openclaw.ts";
+import type { Reference, References } from "./openclaw.ts";
 import { pictureOf } from "./picture.ts";
 import { type Code, placeBegun, readCode, readPlace, withComment } from "./places.ts";
 import { over, Report } from "./report.ts";
@@ -173,28 +173,37 @@ function checkReferences(lesson: Lesson): string[] {
   const { root, lang, name, prose } = lesson;
   const { references }: References = JSON.parse(read(root, "tools/openclaw.json"));
   const { line: first, end } = partsOf(lesson)[5] ?? { line: prose.length, end: 0 };
+  const part = prose.slice(first, end);
   // Our own names may stand in the same row.
   const ours = new Set(textOf(root, sectionPath(lang, name)).match(/[\w$]+/g));
-  const problems: string[] = [];
-  let cited = 0;
-  for (const [i, line] of prose.slice(first, end).entries()) {
-    const quoted = [...line.matchAll(/`([^`]+)`/g)].map(([, text = ""]) => text.replace("()", ""));
-    const paths = quoted.filter((text) => /\/.*\.ts$/.test(text));
-    const found = references.filter((one) => paths.includes(one.path));
-    const lost = paths.filter((one) => !found.some((reference) => reference.path === one));
-    if (found.length > 0 && lost.length === 0 && line.trimStart().startsWith("|")) {
-      const symbols = found.flatMap((one) => one.symbols);
-      const listed = new Set(symbols.flatMap((text) => [text, text.replace(/=.*/, "")]));
-      const names = quoted.filter((text) => SYMBOL.test(text));
-      lost.push(...names.filter((text) => !listed.has(text) && !ours.has(text)));
-      if (!names.some((text) => listed.has(text))) lost.push("any symbol of this row");
-    }
-    cited += paths.length;
-    const remedy = "Add it to the path and symbols there, then run: npm run openclaw";
+  const isCited = part.some((line) => citationsIn(line).paths.length > 0);
+  if (!isCited) return [`${first}: no path of OpenClaw is cited here.`];
+  const remedy = "Add it to the path and symbols there, then run: npm run openclaw";
+  return part.flatMap((line, i) => {
+    const unlisted = unlistedIn(line, references, ours);
     const where = `${first + 1 + i}:`;
-    problems.push(
-      ...lost.map((text) => `${where} ${text} is not in tools/openclaw.json. ${remedy}`),
-    );
-  }
-  return cited > 0 ? problems : [`${first}: no path of OpenClaw is cited here.`];
+    return unlisted.map((text) => `${where} ${text} is not in tools/openclaw.json. ${remedy}`);
+  });
+}
+
+/** What a line quotes: paths of source files, and names. */
+function citationsIn(line: string): { paths: string[]; names: string[] } {
+  const quoted = [...line.matchAll(/`([^`]+)`/g)].map(([, text = ""]) => text.replace("()", ""));
+  return {
+    paths: quoted.filter((text) => /\/.*\.ts$/.test(text)),
+    names: quoted.filter((text) => SYMBOL.test(text)),
+  };
+}
+
+/** What a line cites and the list doesn't have. In a row of the table, each name is looked up, too. */
+function unlistedIn(line: string, references: Reference[], ours: Set<string>): string[] {
+  const { paths, names } = citationsIn(line);
+  const listed = references.filter(({ path }) => paths.includes(path));
+  const unlisted = paths.filter((path) => !listed.some((one) => one.path === path));
+  const isRow = line.trimStart().startsWith("|");
+  if (listed.length === 0 || unlisted.length > 0 || !isRow) return unlisted;
+  const symbols = listed.flatMap((one) => one.symbols);
+  const known = new Set([...symbols, ...symbols.map((symbol) => symbol.replace(/=.*/, ""))]);
+  const unknown = names.filter((name) => !known.has(name) && !ours.has(name));
+  return names.some((name) => known.has(name)) ? unknown : [...unknown, "any symbol of this row"];
 }
