@@ -77,8 +77,8 @@ const plain = (value: unknown) => JSON.parse(JSON.stringify(value));
 
 /** All that a session is, to compare two of them. */
 const stateOf = (session: Session) => {
-  const { id, messages, summary, rewritten } = session;
-  return plain({ id, messages, summary, rewritten });
+  const { id, messages, summary, countsValidFrom } = session;
+  return plain({ id, messages, summary, countsValidFrom });
 };
 
 type Change =

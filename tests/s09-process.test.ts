@@ -86,10 +86,10 @@ describe.each(englishFrom("s09"))("$name", (section) => {
     expect(existsSync(join(world.state, "profiles.json"))).toBe(true);
     expect(filesWith(world.workspace, SECRETS)).toEqual([]);
 
-    // A file that makes no sense is set aside and named, and it runs.
+    // A file that makes no sense is quarantined and named, and it runs.
     writeFileSync(join(world.state, "profiles.json"), '{"ANTHROPIC');
     const third = await world.start();
-    expect(third.text).toMatch(/profiles\.json was not readable/);
+    expect(third.text).toMatch(/profiles\.json is quarantined/);
     expect(await third.ask("still there?")).toContain("re: still there?");
   });
 

@@ -199,7 +199,6 @@ export function appOf(
     store: new section.SessionStore(at("sessions")),
     key: "agent:luna:cli:direct:owner",
     inbox: new section.Inbox(at("inbox")),
-    partGroups: new Set(),
     channels,
   };
   const has = section as unknown as Partial<S09>; // an earlier section lacks some of these exports

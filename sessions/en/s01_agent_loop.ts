@@ -46,7 +46,7 @@ const sayLine = (line: string) => say(`${atLineStart ? "" : "\n"}${line}\n`);
 /** Lines of the program itself: dim what it reports, and red what failed. */
 export const info = (line: string) => sayLine(tint(2, line));
 export const fail = (line: string) => sayLine(tint(31, line));
-/** Marks a sentence that is printed elsewhere, so that the translation tool finds it. */
+/** Gives the sentence back. By this call the translation tool finds what is printed elsewhere. */
 export const t = (sentence: string) => sentence;
 
 /** Reads lines from a person or a pipe, and hands them to `onLine`, one at a time. */
@@ -55,7 +55,7 @@ export class Terminal {
   async run(onLine: (line: string, signal: AbortSignal) => Promise<unknown>): Promise<void> {
     const { stdin, stdout } = process;
     const terminal = stdin.isTTY && stdout.isTTY;
-    // readline would echo keys into a streaming reply. So it is paused, and they wait in here.
+    // readline would echo keys into a reply, so it is paused meanwhile, and they wait in here.
     const keys = Object.assign(new PassThrough(), { setRawMode: stdin.setRawMode?.bind(stdin) });
     const reader = createInterface({ input: keys, output: stdout, terminal, prompt: "You > " });
     if (terminal) reader.on("line", () => reader.pause());
@@ -104,13 +104,13 @@ export class Conversation {
   }
 }
 
-/** How one turn is to run: who gets the reply as it arrives, and what can stop it. */
+/** How one turn is to run. Later sections declare the interface again, which adds fields to it. */
 export interface TurnOptions {
-  onText?(piece: string): void;
-  signal?: AbortSignal;
+  onText?(piece: string): void; // gets the reply as it arrives
+  signal?: AbortSignal; // stops the turn
 }
 
-/** After one of these stop reasons the model has more to do, so we call it again. */
+/** After one of these stop reasons the model has more to do. (s02 adds "tool_use".) */
 const CONTINUE_REASONS = new Set(["pause_turn"]);
 /** After these a person is told something. The usual ones, such as "end_turn", need no words. */
 const STOP_NOTES: Record<string, string> = {
@@ -130,7 +130,7 @@ export function toRequest(history: Message[]): Entry[] {
   let request: Entry[] = [];
   for (const message of history) {
     const content = message.content.filter((block) => block.type !== "text" || block.text.trim());
-    while (content.at(-1)?.type.endsWith("thinking")) content.pop(); // it was cut off there
+    while (content.at(-1)?.type.endsWith("thinking")) content.pop(); // it was cut off
     const last = request.at(-1);
     if (message.stop_reason === "refusal") request = withoutLastTurn(request);
     else if (last?.role === message.role) last.content.push(...content);

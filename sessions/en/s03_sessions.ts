@@ -55,7 +55,7 @@ const sayLine = (line: string) => say(`${atLineStart ? "" : "\n"}${line}\n`);
 export const info = (line: string) => sayLine(tint(2, line));
 export const warn = (line: string) => sayLine(tint(33, line));
 export const fail = (line: string) => sayLine(tint(31, line));
-/** Marks a sentence that is printed elsewhere, so that the translation tool finds it. */
+/** Gives the sentence back. By this call the translation tool finds what is printed elsewhere. */
 export const t = (sentence: string) => sentence;
 
 /** Reads lines from a person or a pipe, and hands them to `onLine`, one at a time. */
@@ -64,7 +64,7 @@ export class Terminal {
   async run(onLine: (line: string, signal: AbortSignal) => Promise<unknown>): Promise<void> {
     const { stdin, stdout } = process;
     const terminal = stdin.isTTY && stdout.isTTY;
-    // readline would echo keys into a streaming reply. So it is paused, and they wait in here.
+    // readline would echo keys into a reply, so it is paused meanwhile, and they wait in here.
     const keys = Object.assign(new PassThrough(), { setRawMode: stdin.setRawMode?.bind(stdin) });
     const reader = createInterface({ input: keys, output: stdout, terminal, prompt: "You > " });
     if (terminal) reader.on("line", () => reader.pause());
@@ -113,13 +113,13 @@ export class Conversation {
   }
 }
 
-/** How one turn is to run: who gets the reply as it arrives, and what can stop it. */
+/** How one turn is to run. Later sections declare the interface again, which adds fields to it. */
 export interface TurnOptions {
-  onText?(piece: string): void;
-  signal?: AbortSignal;
+  onText?(piece: string): void; // gets the reply as it arrives
+  signal?: AbortSignal; // stops the turn
 }
 
-/** After one of these stop reasons the model has more to do, so we call it again. */
+/** After one of these stop reasons the model has more to do. (s02 adds "tool_use".) */
 const CONTINUE_REASONS = new Set(["pause_turn"]);
 /** After these a person is told something. The usual ones, such as "end_turn", need no words. */
 const STOP_NOTES: Record<string, string> = {
@@ -139,7 +139,7 @@ export function toRequest(history: Message[]): Entry[] {
   let request: Entry[] = [];
   for (const message of answerCalls(history)) {
     const content = message.content.filter((block) => block.type !== "text" || block.text.trim());
-    while (content.at(-1)?.type.endsWith("thinking")) content.pop(); // it was cut off there
+    while (content.at(-1)?.type.endsWith("thinking")) content.pop(); // it was cut off
     const last = request.at(-1);
     if (message.stop_reason === "refusal") request = withoutLastTurn(request);
     else if (last?.role === message.role) last.content.push(...content);
@@ -413,7 +413,10 @@ function checkEnum(name: string, value: unknown, allowed: unknown[] | undefined)
   throw new Error(`${name} must be one of ${allowed}`);
 }
 
-/** The text, or both its ends if it is longer than `limit`. `total` is how long it once was. */
+/**
+ * The text, or both its ends if it is longer than `limit`. `total` is its length before somebody
+ * else, for example CommandOutput, dropped a part of its middle.
+ */
 function keepEnds(text: string, limit: number, total = text.length): string {
   if (text.length <= limit) return text;
   const half = Math.ceil(limit / 2);
@@ -625,11 +628,18 @@ function parseObject(json: string): object | undefined {
   }
 }
 
-/** Writes a small file so that a crash leaves the old one or the new one, never half of it. */
+/**
+ * Writes a small file so that a crash leaves the old one or the new one, never half of it. When
+ * it returns, file and name are on the disk, and survive a power cut, too.
+ */
 function replaceFile(file: string, content: string): void {
   // Flushed first, because the new name must never stand for content that is not on the disk yet.
   fs.writeFileSync(`${file}.tmp`, content, { flush: true });
   fs.renameSync(`${file}.tmp`, file);
+  if (WINDOWS) return; // where a folder can't be flushed
+  const folder = fs.openSync(path.dirname(file), "r");
+  fs.fsyncSync(folder);
+  fs.closeSync(folder);
 }
 
 /**
@@ -712,7 +722,8 @@ export class Session extends Conversation {
   readonly id: string;
   header = { key: "", label: "", at: "" };
   summary = ""; // of the messages that compaction took out of the list
-  rewritten = 0; // how many messages at the start have changed since the API counted their tokens
+  // Replies before this index hold token counts of the API that no longer fit the list.
+  countsValidFrom = 0;
   #log: JsonlFile;
   #lineOf = new Map<Message, number>(); // where each message is in the file
 
@@ -745,7 +756,8 @@ export class Session extends Conversation {
   /** Compaction: from now on the history is the summary, and the messages from `kept` on. */
   compact(summary: string, kept: Message | undefined): void {
     const line = kept === undefined ? undefined : this.#lineOf.get(kept);
-    const keepFrom = line ?? this.#log.lines + 1; // without a line nothing is kept
+    // If nothing is kept, it is the number of the coming line, which no message has.
+    const keepFrom = line ?? this.#log.lines + 1;
     this.#log.append({ compaction: { summary, keepFrom } });
     this.#compact(summary, keepFrom);
   }
@@ -762,7 +774,7 @@ export class Session extends Conversation {
       { role: "assistant", content: noted, stop_reason: null } as Anthropic.Message,
       ...kept,
     ];
-    this.rewritten = this.messages.length;
+    this.countsValidFrom = this.messages.length;
   }
 
   /** From now on only both ends are left of the results of these calls. */
@@ -776,7 +788,7 @@ export class Session extends Conversation {
       // It is changed in place, because #lineOf knows the message only as this object.
       if (ids.has(block.tool_use_id)) block.content = shortened(block);
     }
-    this.rewritten = this.messages.length;
+    this.countsValidFrom = this.messages.length;
   }
 }
 
@@ -941,7 +953,7 @@ export class ContextGuard {
   size(conversation: Conversation): number {
     const { messages } = conversation;
     // A count from before a compaction is too high, and would bring one compaction after another.
-    const start = conversation instanceof Session ? conversation.rewritten : 0;
+    const start = conversation instanceof Session ? conversation.countsValidFrom : 0;
     // A reply that was interrupted has no stop reason, and no count either.
     const counted = messages.findLastIndex((m, index) => index >= start && m.stop_reason);
     const last = messages[counted];
@@ -999,7 +1011,8 @@ export class ContextGuard {
     // If the API says "too long" below our limit, the limit is wrong, so the size is what counts.
     const budget = Math.min(this.limit, this.size(conversation));
     const cut = cutPoint(messages, budget * keep);
-    const old = messages.slice(conversation.summary ? 2 : 0, cut);
+    const summaryMessages = conversation.summary ? 2 : 0; // see Session.#compact
+    const old = messages.slice(summaryMessages, cut);
     if (old.length === 0) return false;
     const text = old.map((message) => `${message.role}: ${wordsIn(message)}`).join("\n");
     const summary = await askSummary(conversation, text, budget, options);
@@ -1009,7 +1022,10 @@ export class ContextGuard {
   }
 }
 
-/** Takes steps until one makes the conversation shorter. False if none does. */
+/**
+ * Takes the next steps until one makes the conversation shorter. False if none does. A step that
+ * was taken is removed from the list, so no step is taken twice in a turn.
+ */
 async function takeStep(steps: (() => boolean | Promise<boolean>)[]): Promise<boolean> {
   while (steps.length > 0) {
     const step = steps.shift();
@@ -1148,6 +1164,7 @@ command("context", "how full the context window is", (_args, { store, key }) => 
 command("compact", "put a summary in the place of the older turns", async (_args, app, options) => {
   let done = false;
   // It goes through the middleware, because the request for the summary can fail as a turn can.
+  // Summarising takes the place of `continueTurn` here, inside all the layers.
   await runMiddleware(app.store.current(app.key), { ...options, app }, async (session, given) => {
     done = await GUARD.summarise(session, given, KEPT);
   });

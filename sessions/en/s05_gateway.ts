@@ -85,7 +85,7 @@ const sayLine = (line: string) => say(`${atLineStart ? "" : "\n"}${line}\n`);
 export const info = (line: string) => sayLine(tint(2, line));
 export const warn = (line: string) => sayLine(tint(33, line));
 export const fail = (line: string) => sayLine(tint(31, line));
-/** Marks a sentence that is printed elsewhere, so that the translation tool finds it. */
+/** Gives the sentence back. By this call the translation tool finds what is printed elsewhere. */
 export const t = (sentence: string) => sentence;
 
 /** Set while the prompt is shown, because then somebody may be typing. */
@@ -109,7 +109,7 @@ export class Terminal {
   async run(onLine: (line: string, signal: AbortSignal) => Promise<unknown>): Promise<void> {
     const { stdin, stdout } = process;
     const terminal = stdin.isTTY && stdout.isTTY;
-    // readline would echo keys into a streaming reply. So it is paused, and they wait in here.
+    // readline would echo keys into a reply, so it is paused meanwhile, and they wait in here.
     const keys = Object.assign(new PassThrough(), { setRawMode: stdin.setRawMode?.bind(stdin) });
     const reader = createInterface({ input: keys, output: stdout, terminal, prompt: "You > " });
     if (terminal) reader.on("line", () => reader.pause());
@@ -165,13 +165,13 @@ export class Conversation {
   }
 }
 
-/** How one turn is to run: who gets the reply as it arrives, and what can stop it. */
+/** How one turn is to run. Later sections declare the interface again, which adds fields to it. */
 export interface TurnOptions {
-  onText?(piece: string): void;
-  signal?: AbortSignal;
+  onText?(piece: string): void; // gets the reply as it arrives
+  signal?: AbortSignal; // stops the turn
 }
 
-/** After one of these stop reasons the model has more to do, so we call it again. */
+/** After one of these stop reasons the model has more to do. (s02 adds "tool_use".) */
 const CONTINUE_REASONS = new Set(["pause_turn"]);
 /** After these a person is told something. The usual ones, such as "end_turn", need no words. */
 const STOP_NOTES: Record<string, string> = {
@@ -191,7 +191,7 @@ export function toRequest(history: Message[]): Entry[] {
   let request: Entry[] = [];
   for (const message of answerCalls(history)) {
     const content = message.content.filter((block) => block.type !== "text" || block.text.trim());
-    while (content.at(-1)?.type.endsWith("thinking")) content.pop(); // it was cut off there
+    while (content.at(-1)?.type.endsWith("thinking")) content.pop(); // it was cut off
     const last = request.at(-1);
     if (message.stop_reason === "refusal") request = withoutLastTurn(request);
     else if (last?.role === message.role) last.content.push(...content);
@@ -466,7 +466,10 @@ function checkEnum(name: string, value: unknown, allowed: unknown[] | undefined)
   throw new Error(`${name} must be one of ${allowed}`);
 }
 
-/** The text, or both its ends if it is longer than `limit`. `total` is how long it once was. */
+/**
+ * The text, or both its ends if it is longer than `limit`. `total` is its length before somebody
+ * else, for example CommandOutput, dropped a part of its middle.
+ */
 function keepEnds(text: string, limit: number, total = text.length): string {
   if (text.length <= limit) return text;
   const half = Math.ceil(limit / 2);
@@ -773,7 +776,8 @@ export class Session extends Conversation {
   readonly id: string;
   header = { key: "", label: "", at: "" };
   summary = ""; // of the messages that compaction took out of the list
-  rewritten = 0; // how many messages at the start have changed since the API counted their tokens
+  // Replies before this index hold token counts of the API that no longer fit the list.
+  countsValidFrom = 0;
   #log: JsonlFile;
   #lineOf = new Map<Message, number>(); // where each message is in the file
   #inboxIds = new Set<string>();
@@ -811,7 +815,8 @@ export class Session extends Conversation {
   /** Compaction: from now on the history is the summary, and the messages from `kept` on. */
   compact(summary: string, kept: Message | undefined): void {
     const line = kept === undefined ? undefined : this.#lineOf.get(kept);
-    const keepFrom = line ?? this.#log.lines + 1; // without a line nothing is kept
+    // If nothing is kept, it is the number of the coming line, which no message has.
+    const keepFrom = line ?? this.#log.lines + 1;
     this.#log.append({ compaction: { summary, keepFrom } });
     this.#compact(summary, keepFrom);
   }
@@ -828,7 +833,7 @@ export class Session extends Conversation {
       { role: "assistant", content: noted, stop_reason: null } as Anthropic.Message,
       ...kept,
     ];
-    this.rewritten = this.messages.length;
+    this.countsValidFrom = this.messages.length;
   }
 
   /** From now on only both ends are left of the results of these calls. */
@@ -842,7 +847,7 @@ export class Session extends Conversation {
       // It is changed in place, because #lineOf knows the message only as this object.
       if (ids.has(block.tool_use_id)) block.content = shortened(block);
     }
-    this.rewritten = this.messages.length;
+    this.countsValidFrom = this.messages.length;
   }
 }
 
@@ -1013,7 +1018,7 @@ export class ContextGuard {
   size(conversation: Conversation): number {
     const { messages } = conversation;
     // A count from before a compaction is too high, and would bring one compaction after another.
-    const start = conversation instanceof Session ? conversation.rewritten : 0;
+    const start = conversation instanceof Session ? conversation.countsValidFrom : 0;
     // A reply that was interrupted has no stop reason, and no count either.
     const counted = messages.findLastIndex((m, index) => index >= start && m.stop_reason);
     const last = messages[counted];
@@ -1071,7 +1076,8 @@ export class ContextGuard {
     // If the API says "too long" below our limit, the limit is wrong, so the size is what counts.
     const budget = Math.min(this.limit, this.size(conversation));
     const cut = cutPoint(messages, budget * keep);
-    const old = messages.slice(conversation.summary ? 2 : 0, cut);
+    const summaryMessages = conversation.summary ? 2 : 0; // see Session.#compact
+    const old = messages.slice(summaryMessages, cut);
     if (old.length === 0) return false;
     const text = old.map((message) => `${message.role}: ${wordsIn(message)}`).join("\n");
     const summary = await askSummary(conversation, text, budget, options);
@@ -1081,7 +1087,10 @@ export class ContextGuard {
   }
 }
 
-/** Takes steps until one makes the conversation shorter. False if none does. */
+/**
+ * Takes the next steps until one makes the conversation shorter. False if none does. A step that
+ * was taken is removed from the list, so no step is taken twice in a turn.
+ */
 async function takeStep(steps: (() => boolean | Promise<boolean>)[]): Promise<boolean> {
   while (steps.length > 0) {
     const step = steps.shift();
@@ -1220,6 +1229,7 @@ command("context", "how full the context window is", (_args, { store, key }) => 
 command("compact", "put a summary in the place of the older turns", async (_args, app, options) => {
   let done = false;
   // It goes through the middleware, because the request for the summary can fail as a turn can.
+  // Summarising takes the place of `continueTurn` here, inside all the layers.
   await runMiddleware(app.store.current(app.key), { ...options, app }, async (session, given) => {
     done = await GUARD.summarise(session, given, KEPT);
   });
@@ -1269,7 +1279,8 @@ export function route(message: InboundMessage, app: App, agent?: Agent): Routed 
 
 /**
  * Takes a message from a channel. When it returns, the message is on disk. `done` resolves to the
- * answer when that was sent, and to "" for a message that we already have.
+ * answer when that was sent, and to "" if another message has it: the same one that came before, or
+ * one that this is a part of.
  */
 export type Accept = (message: InboundMessage, signal?: AbortSignal) => { done: Promise<string> };
 
@@ -1296,11 +1307,9 @@ export class SendError extends Error {
   }
 }
 
-const sendError = (why: string, permanent: boolean, retryAfter?: number) =>
-  new SendError(why, permanent, retryAfter);
-
 export interface App {
   channels: ChannelManager;
+  inbox: Inbox;
 }
 
 export interface TurnOptions {
@@ -1370,26 +1379,20 @@ export class CliChannel implements Channel {
   readonly name = "cli";
   readonly limit = Number.MAX_SAFE_INTEGER;
   closed = Promise.resolve(); // from `start` on, it resolves when the person leaves
-  #onCommand: (line: string, options: TurnOptions) => Promise<string>;
+  #app: App;
 
-  /** `onCommand` runs a line that begins with a slash, and gives what to show. */
-  constructor(onCommand: (line: string, options: TurnOptions) => Promise<string>) {
-    this.#onCommand = onCommand;
+  constructor(app: App) {
+    this.#app = app;
   }
 
   async start(onMessage: Accept): Promise<void> {
-    this.closed = new Terminal().run((line, signal) => this.#take(line, signal, onMessage));
+    this.closed = new Terminal().run(async (line, signal) => {
+      if (line.startsWith("/")) return info(await runCommand(line, this.#app, { signal }));
+      return onMessage(this.#read(line), signal).done;
+    });
   }
 
-  async #take(line: string, signal: AbortSignal, onMessage: Accept): Promise<void> {
-    if (line.startsWith("/")) {
-      info(await this.#onCommand(line, { signal }));
-    } else {
-      await onMessage(this.#read(line), signal).done;
-    }
-  }
-
-  #read(line: string): InboundMessage {
+  #read(text: string): InboundMessage {
     return {
       id: `cli:${crypto.randomUUID()}`,
       channel: "cli",
@@ -1397,7 +1400,7 @@ export class CliChannel implements Channel {
       peerId: "owner",
       senderId: "owner",
       isGroup: false,
-      text: line,
+      text,
       media: [],
       at: Date.now(),
     };
@@ -1441,11 +1444,6 @@ export async function reply(app: App, { channel, peerId: to }: InboundMessage, a
 
 // -- 2 · Nothing lost, and in order --
 
-export interface App {
-  inbox: Inbox;
-  partGroups: Set<PartGroup>; // messages of which more parts may come
-}
-
 /** The files "<number>.json" of a folder, in order. A "<number>.json.tmp" may be half a file. */
 function numberedFiles(folder: string): string[] {
   const names = fs.readdirSync(folder).filter((name) => /^\d+\.json$/.test(name));
@@ -1457,8 +1455,8 @@ const numberOf = (file: string) => Number.parseInt(path.basename(file), 10);
 /** The entry in a file. A file without a usable one is quarantined, and gives undefined. */
 function readEntry<T>(file: string, schema: Anthropic.Tool.InputSchema): T | undefined {
   try {
-    const entry = checkInput(schema, parseObject(fs.readFileSync(file, "utf8")));
-    return entry as T; // the schema names the fields without which the program can't go on
+    // The cast is right because the schema names the fields without which the program can't go on.
+    return checkInput(schema, parseObject(fs.readFileSync(file, "utf8"))) as T;
   } catch (error) {
     quarantine(file, String(error));
     return undefined;
@@ -1488,14 +1486,11 @@ export class Spool<T extends { id: string }> {
     for (const file of numberedFiles(dir)) {
       this.nextNumber = numberOf(file) + 1;
       const entry = readEntry<T>(file, schema);
-      if (entry) this.#load(entry, file);
+      if (!entry) continue;
+      // A crash in markProcessed leaves a file that is done, and a restored backup may add a copy.
+      if (this.#isKnown(entry.id)) fs.rmSync(file);
+      else this.open.set(entry.id, { entry, file });
     }
-  }
-
-  #load(entry: T, file: string): void {
-    // A crash in markProcessed leaves a file that is done; a restored backup may add a second copy.
-    if (this.#isKnown(entry.id)) fs.rmSync(file);
-    else this.open.set(entry.id, { entry, file });
   }
 
   #isKnown(id: string): boolean {
@@ -1538,14 +1533,11 @@ export class Spool<T extends { id: string }> {
   }
 }
 
-const STRING = { type: "string" };
-const ROUTED = objectSchema({
-  id: STRING,
-  channel: STRING,
-  peerId: STRING,
-  text: STRING,
-  sessionKey: STRING,
-});
+/** For a schema: properties of one type. */
+const ofType = (type: string, ...names: string[]) =>
+  Object.fromEntries(names.map((name) => [name, { type }]));
+
+const ROUTED = objectSchema(ofType("string", "id", "channel", "peerId", "text", "sessionKey"));
 const MAX_ATTEMPTS = 3;
 
 /**
@@ -1566,12 +1558,23 @@ export class Inbox extends Spool<Routed> {
 
   /** Counts an attempt before it begins, because the message may kill the program during it. */
   countAttempt(messages: Routed[]): void {
-    for (const { id } of messages) {
-      const message = this.open.get(id)?.entry;
-      if (!message) continue; // a line of the terminal, which is not kept
+    for (const message of messages) {
       message.attempts = (message.attempts ?? 0) + 1;
       this.save(message);
     }
+  }
+
+  /**
+   * The messages that are parts of the same one as `message`; none if it is answered already. One
+   * that was attempted before a crash is in the session as it was then, so a picture that arrives
+   * only after the crash can't be added to it.
+   */
+  partsOf(message: Routed): Routed[] {
+    if (!this.open.has(message.id)) return [];
+    const isAttempted = ({ attempts = 0 }: Routed) => attempts > 0;
+    return this.pending()
+      .filter(({ part, sessionKey }) => part === message.part && sessionKey === message.sessionKey)
+      .filter((other) => isAttempted(other) === isAttempted(message));
   }
 
   /** The messages are answered. The first part goes last, because the session knows its id. */
@@ -1612,64 +1615,27 @@ export function accept(app: App, message: InboundMessage, signal?: AbortSignal) 
 const PART_GAP = 600; // ms without another part, and a message in parts is complete
 
 /**
- * The parts of one message. Telegram sends the pictures of an album one by one, and its apps cut a
- * long text in pieces, but a person expects one answer. Each part is in the inbox at once.
+ * Telegram sends the pictures of an album one by one, and its apps cut a long text in pieces, but a
+ * person expects one answer. This is a debounce: if parts arrive during a wait, it waits again.
  */
-class PartGroup {
-  readonly parts: Routed[];
-  done = Promise.resolve(""); // the answer to all of them, from when the group is in the queue
-  #lastAt = Date.now();
-
-  constructor(first: Routed) {
-    this.parts = [first];
+async function allPartsOf(message: Routed, inbox: Inbox): Promise<Routed[]> {
+  let parts: Routed[] = [];
+  while (inbox.partsOf(message).length > parts.length) {
+    parts = inbox.partsOf(message);
+    await sleep(PART_GAP);
   }
-
-  /**
-   * Whether `message` is another part. One that was attempted before a crash is in the session as
-   * it was then; a picture that arrives only after the crash can't be added to that.
-   */
-  accepts(message: Routed): boolean {
-    const [first] = this.parts;
-    const wasAttempted = (part?: Routed) => (part?.attempts ?? 0) > 0;
-    return first?.part === message.part && wasAttempted(first) === wasAttempted(message);
-  }
-
-  add(message: Routed): void {
-    this.parts.push(message);
-    this.#lastAt = Date.now();
-  }
-
-  /** A debounce: each part that arrives meanwhile makes the wait begin again. */
-  async complete(): Promise<void> {
-    let left = PART_GAP;
-    while (left > 0) {
-      await sleep(left);
-      left = this.#lastAt + PART_GAP - Date.now();
-    }
-  }
+  return parts;
 }
 
-/** Puts a message into the queue of its conversation. Gives the answer. */
+/**
+ * Puts a message into the queue of its conversation. Gives the answer. Each part of a message has a
+ * place of its own there: the first one answers for all, and the others then find nothing to do.
+ */
 function enqueue(app: App, message: Routed, signal?: AbortSignal): Promise<string> {
-  if (message.part) return enqueuePart(app, message, signal);
-  return runExclusive(message.sessionKey, () => handle(app, [message], signal));
-}
-
-/** The first part takes the place in the queue, and waits there for the others. */
-function enqueuePart(app: App, part: Routed, signal?: AbortSignal): Promise<string> {
-  const open = [...app.partGroups].find((one) => one.accepts(part));
-  if (open) {
-    open.add(part);
-    return open.done;
-  }
-  const group = new PartGroup(part);
-  app.partGroups.add(group);
-  group.done = runExclusive(part.sessionKey, async () => {
-    await group.complete();
-    app.partGroups.delete(group);
-    return handle(app, group.parts, signal);
+  return runExclusive(message.sessionKey, async () => {
+    const parts = message.part ? await allPartsOf(message, app.inbox) : [message];
+    return parts.length > 0 ? handle(app, parts, signal) : "";
   });
-  return group.done;
 }
 
 /**
@@ -1677,7 +1643,8 @@ function enqueuePart(app: App, part: Routed, signal?: AbortSignal): Promise<stri
  * fails, the person hears so and the message is done. Only the death of the program brings it back.
  */
 export async function handle(app: App, parts: Routed[], signal?: AbortSignal): Promise<string> {
-  const message = joinParts(parts);
+  const text = parts.map((part) => part.text).join("\n");
+  const message = { ...parts[0], text } as Routed; // it has a first part, and that gives the id
   const channel = app.channels.get(message.channel);
   const stopTyping = showTyping(channel, message.peerId);
   const onText = (piece: string) => channel?.stream?.(message.peerId, piece);
@@ -1696,12 +1663,6 @@ export async function handle(app: App, parts: Routed[], signal?: AbortSignal): P
   if (!channel?.stream) await reply(app, message, answer);
   app.inbox.acknowledge(parts);
   return answer;
-}
-
-/** One message with the id of the first part and the texts of all. */
-function joinParts(parts: Routed[]): Routed {
-  const text = parts.map((part) => part.text).join("\n");
-  return { ...parts[0], text } as Routed; // a message has at least one part
 }
 
 // -- 3 · Telegram --
@@ -1797,12 +1758,12 @@ function describeMessage(bot: UserFromGetMe, words: string, attachment?: Attachm
 /** Makes a SendError of a failed call, which says whether another attempt can succeed. */
 function telegramError(error: unknown): SendError {
   // If Telegram itself did not answer, the network failed, and a later attempt may succeed.
-  if (!(error instanceof GrammyError)) return sendError(String(error), false);
+  if (!(error instanceof GrammyError)) return new SendError(String(error));
   const { error_code: status, description, parameters } = error;
   // 429 means that we send too fast. Any other refusal is permanent, for example 403, which says
   // that the person blocked the bot, or 400, that there is no such chat.
   const isTemporary = status === 429 || status >= 500;
-  return sendError(description, !isTemporary, parameters.retry_after);
+  return new SendError(description, !isTemporary, parameters.retry_after);
 }
 
 /**
@@ -1825,7 +1786,7 @@ const MIN_CUT_LENGTH = 4_000;
 export class TelegramChannel implements Channel {
   readonly name = "telegram";
   readonly limit = 4096;
-  #setting: Setting;
+  #newBot: () => Bot;
   #bot: Bot;
   #stopped = false;
   #allowed: AllowList;
@@ -1834,16 +1795,12 @@ export class TelegramChannel implements Channel {
   #addressedParts = new Set<string>(); // the `part` of albums and long texts that are meant for us
 
   constructor(setting: Setting) {
-    this.#setting = setting;
     this.#allowed = new AllowList(setting("TELEGRAM_ALLOWED_CHATS"));
-    this.#bot = this.#newBot();
-  }
-
-  #newBot(): Bot {
-    const apiRoot = this.#setting("TELEGRAM_API_ROOT") || "https://api.telegram.org";
+    const apiRoot = setting("TELEGRAM_API_ROOT") || "https://api.telegram.org";
     // By default grammY uses node-fetch, which would ignore the proxy that is set for this program.
     const client = { apiRoot, timeoutSeconds: 60, fetch: fetchForGrammy };
-    return new Bot(this.#setting("TELEGRAM_BOT_TOKEN"), { client });
+    this.#newBot = () => new Bot(setting("TELEGRAM_BOT_TOKEN"), { client });
+    this.#bot = this.#newBot();
   }
 
   /** Resolves when Telegram has taken the token; rejects if it refuses it. */
@@ -1947,7 +1904,7 @@ export class TelegramChannel implements Channel {
   }
 }
 
-// -- 4 · HTTP and Feishu --
+// -- 4 · A webhook, and who calls it --
 
 // Feishu doesn't wait for us to ask. It calls a webhook, an address of ours to which it sends each
 // event. Anyone who finds that address can send something there as well. So the server limits what
@@ -1962,33 +1919,23 @@ type Route = (body: Buffer, headers: http.IncomingHttpHeaders) => Answer;
 /** To add a route to the HTTP server, set ROUTES["POST /path"] to a function of this type. */
 export const ROUTES: Record<string, Route> = {};
 
-const ACCEPTED: Answer = { status: 200, body: {} };
 const UNAUTHORIZED: Answer = { status: 401, body: { error: "this does not come from Feishu" } };
-const NOT_FOUND: Answer = { status: 404, body: { error: "not found" } };
-const TOO_LARGE: Answer = { status: 413, body: { error: "too large" } };
-// What went wrong is in the log, and only there, because the sender may be anyone.
-const SERVER_FAILED: Answer = { status: 500, body: { error: "internal error" } };
 
 const MAX_BODY = 1_000_000; // bytes: they are kept in memory before we know who sends them
 
-/** The whole body of a request, or undefined if it has more than MAX_BODY bytes. */
-async function readBody(request: http.IncomingMessage): Promise<Buffer | undefined> {
+/** Finds the route, reads the body, and lets the route answer. */
+async function answerHttp(request: http.IncomingMessage): Promise<Answer> {
+  const [pathname] = request.url?.split("?") ?? [];
+  const handler = ROUTES[`${request.method} ${pathname}`];
+  if (!handler) return { status: 404, body: { error: "not found" } };
   const chunks: Buffer[] = [];
   let size = 0;
   for await (const chunk of request) {
     size += chunk.length;
-    if (size > MAX_BODY) return undefined;
+    if (size > MAX_BODY) return { status: 413, body: { error: "too large" } };
     chunks.push(chunk);
   }
-  return Buffer.concat(chunks);
-}
-
-async function answerHttp(request: http.IncomingMessage): Promise<Answer> {
-  const [pathname] = request.url?.split("?") ?? [];
-  const handler = ROUTES[`${request.method} ${pathname}`];
-  if (!handler) return NOT_FOUND;
-  const body = await readBody(request);
-  return body ? handler(body, request.headers) : TOO_LARGE;
+  return handler(Buffer.concat(chunks), request.headers);
 }
 
 /**
@@ -1998,8 +1945,9 @@ async function answerHttp(request: http.IncomingMessage): Promise<Answer> {
 async function startHttp(port: number): Promise<http.Server> {
   const server = http.createServer(async (request, response) => {
     const { status, body } = await answerHttp(request).catch((error) => {
+      // What went wrong is in the log, and only there, because the sender may be anyone.
       warn(`http: ${error}`);
-      return SERVER_FAILED;
+      return { status: 500, body: { error: "internal error" } };
     });
     response.writeHead(status, { "content-type": "application/json" }).end(JSON.stringify(body));
   });
@@ -2019,10 +1967,6 @@ type Strings<Name extends string> = Partial<Record<Name, string>>;
 
 type FeishuMention = Strings<"key" | "name"> & { id?: Strings<"open_id"> };
 
-type FeishuMessage = Strings<
-  "chat_id" | "chat_type" | "message_type" | "content" | "create_time"
-> & { mentions?: FeishuMention[] };
-
 /**
  * What we read of a request to the webhook. If it is encrypted, it has only `encrypt`, and the rest
  * is inside. Feishu tests a new webhook by `type`, `token` and `challenge`; events have the others.
@@ -2031,7 +1975,9 @@ type FeishuEvent = Strings<"encrypt" | "type" | "token" | "challenge"> & {
   header?: Strings<"event_type" | "token" | "tenant_key">;
   event?: {
     sender?: Strings<"sender_type"> & { sender_id?: Strings<"open_id"> };
-    message?: FeishuMessage;
+    message?: Strings<"chat_id" | "chat_type" | "message_type" | "content" | "create_time"> & {
+      mentions?: FeishuMention[];
+    };
   };
 };
 
@@ -2069,15 +2015,15 @@ function isSigned(body: Buffer, headers: http.IncomingHttpHeaders, encryptKey: s
   return isFresh && headers["x-lark-signature"] === signature;
 }
 
-/** What people said: the words, and the pictures and files that came with them. */
-type FeishuContent = Pick<InboundMessage, "text" | "media">;
+// -- 5 · Feishu --
 
 const fileKeyOf = ({ file_key, image_key }: Fields) => file_key ?? image_key;
 
 /** Gives a link with its address, and a mention as the mark that Feishu uses: "@_user_1". */
-function textOfElement({ text, user_id, href }: Fields): string {
-  const words = String(text ?? user_id ?? "");
-  return href ? `${words} (${href})` : words;
+function textOfElement(element: Fields): string {
+  if (fileKeyOf(element)) return "[image]";
+  const words = String(element.text ?? element.user_id ?? "");
+  return element.href ? `${words} (${element.href})` : words;
 }
 
 /** The elements of a list from outside that are objects, so that their fields can be looked at. */
@@ -2085,35 +2031,25 @@ const objectsOf = (list: unknown): Fields[] =>
   Array.isArray(list) ? list.filter((item) => typeof item === "object" && item !== null) : [];
 
 /** A post is rich text: a title, and lines, each of which is a list of elements. */
-function readPost({ title, content }: Fields): FeishuContent {
-  const media: Attachment[] = [];
-  const lines = [title];
-  for (const elements of objectsOf(content)) {
-    let line = "";
-    for (const element of objectsOf(elements)) {
-      const key = fileKeyOf(element);
-      if (key) media.push({ kind: "image", id: String(key) });
-      line += key ? "[image]" : textOfElement(element);
-    }
-    lines.push(line);
-  }
-  return { text: lines.filter(Boolean).join("\n"), media };
+function readPost({ title, content }: Fields) {
+  const lines = objectsOf(content).map(objectsOf);
+  const texts = lines.map((elements) => elements.map(textOfElement).join(""));
+  const keys = lines.flat().map(fileKeyOf).filter(Boolean);
+  const media = keys.map((key) => ({ kind: "image", id: String(key) }));
+  return { text: [title, ...texts].filter(Boolean).join("\n"), media };
 }
 
-/** A message that is one picture, file, recording or sticker. */
-function readAttachment(kind: string, content: Fields): FeishuContent {
-  return { text: `[${kind}]`, media: [{ kind, id: String(fileKeyOf(content)) }] };
-}
-
-/** Reads the content of a message: JSON, whose form depends on the type of the message. */
-function readFeishu(type: string, json: string): FeishuContent {
+/**
+ * Reads the content of a message: JSON, whose form depends on the type of the message. Gives the
+ * words, and the pictures and files that came with them.
+ */
+function readFeishu(type: string, json: string) {
   const content = (parseObject(json) ?? {}) as Fields; // the readers check the fields that they use
   if (type === "post") return readPost(content);
-  if (fileKeyOf(content)) return readAttachment(type, content);
+  const key = fileKeyOf(content);
+  if (key) return { text: `[${type}]`, media: [{ kind: type, id: String(key) }] };
   return { text: textOfElement(content), media: [] };
 }
-
-// -- 5 · The adapter for Feishu --
 
 /** What Feishu's API answers. `code` is 0 if it did what we asked, else it says why not. */
 type FeishuAnswer = { code: number; msg: string; expire?: number; tenant_access_token?: string };
@@ -2163,7 +2099,7 @@ export class FeishuChannel implements Channel {
     if (!isSigned(body, headers, encryptKey)) return UNAUTHORIZED;
     const inbound = this.#read(event);
     if (inbound) this.#allowed.admit(this, inbound, onMessage);
-    return ACCEPTED;
+    return { status: 200, body: {} };
   }
 
   /** Undefined for an event that is no message, or a message that is not meant for us. */
@@ -2204,18 +2140,13 @@ export class FeishuChannel implements Channel {
 
   /** Puts names where the text has "@_user_1", and nothing where it mentions the bot. */
   #nameMentions(text: string, mentions: FeishuMention[]): string {
-    let named = text;
-    // Backwards, because "@_user_1" is also the beginning of "@_user_10".
-    for (const mention of mentions.toReversed()) {
-      const name = this.#isBot(mention) ? "" : `@${mention.name}`;
-      if (mention.key) named = named.replaceAll(mention.key, () => name);
-    }
-    return named;
+    const nameOf = (mention: FeishuMention) => (this.#isBot(mention) ? "" : `@${mention.name}`);
+    const names = new Map(mentions.map((mention) => [mention.key, nameOf(mention)]));
+    return text.replace(/@_user_\d+/g, (key) => names.get(key) ?? key);
   }
 
   async send(to: string, text: string): Promise<void> {
-    const content = JSON.stringify({ text });
-    const message = { receive_id: to, msg_type: "text", content };
+    const message = { receive_id: to, msg_type: "text", content: JSON.stringify({ text }) };
     let answer = await this.#postMessage(message);
     // An access token can become invalid early. One retry with a new token is enough: if Feishu
     // refuses that one, too, the token is not the problem.
@@ -2224,7 +2155,7 @@ export class FeishuChannel implements Channel {
       answer = await this.#postMessage(message);
     }
     const { code, msg } = answer;
-    if (code !== 0) throw sendError(`${code} ${msg}`, !FEISHU_BUSY.includes(code));
+    if (code !== 0) throw new SendError(`${code} ${msg}`, !FEISHU_BUSY.includes(code));
   }
 
   async #postMessage(message: object): Promise<FeishuAnswer> {
@@ -2235,12 +2166,10 @@ export class FeishuChannel implements Channel {
   /** Gives the same token for about two hours, and gets a new one a minute before it expires. */
   async #accessToken(): Promise<string> {
     if (Date.now() < this.#access.expiresAt) return this.#access.token;
-    const app = {
-      app_id: this.#setting("FEISHU_APP_ID"),
-      app_secret: this.#setting("FEISHU_APP_SECRET"),
-    };
+    const setting = this.#setting;
+    const app = { app_id: setting("FEISHU_APP_ID"), app_secret: setting("FEISHU_APP_SECRET") };
     const answer = await this.#post("/open-apis/auth/v3/tenant_access_token/internal", app);
-    if (answer.code !== 0) throw sendError(`${answer.code} ${answer.msg}`, true);
+    if (answer.code !== 0) throw new SendError(`${answer.code} ${answer.msg}`, true);
     const { tenant_access_token: token = "", expire = 0 } = answer;
     this.#access = { token, expiresAt: Date.now() + (expire - 60) * 1000 };
     return token;
@@ -2256,7 +2185,7 @@ export class FeishuChannel implements Channel {
       if (response.status === 429 || response.status >= 500) throw new Error(response.statusText);
       return (await response.json()) as FeishuAnswer; // Feishu's refusals have this form, too
     } catch (error) {
-      throw sendError(String(error), false);
+      throw new SendError(String(error));
     }
   }
 
@@ -2809,20 +2738,6 @@ function requireApiKey(): void {
   }
 }
 
-/** What was set for this run, by the environment and on the command line. */
-interface Settings {
-  httpPort: number;
-  isServing: boolean; // with --serve nobody sits at the terminal
-}
-
-/** Step 1. Throws, naming the setting, before anything has started. */
-function readSettings(): Settings {
-  requireApiKey();
-  if (!(CONTEXT_TOKENS >= 1000)) throw new Error("CONTEXT_TOKENS must be a number from 1000 up");
-  const httpPort = wholeNumber("HTTP_PORT", 8765, 65535);
-  return { httpPort, isServing: process.argv.includes("--serve") };
-}
-
 /** Step 2. Creates the parts of the program from what is on disk. Nothing is running yet. */
 function createApp(): App {
   const channels = new ChannelManager();
@@ -2832,7 +2747,6 @@ function createApp(): App {
     store: new SessionStore(path.join(STATE, "sessions")),
     key: TERMINAL_KEY,
     inbox: new Inbox(path.join(STATE, "inbox")),
-    partGroups: new Set(),
     channels,
     agents: new AgentManager(AGENTS.map((agent) => [agent.id, agent])),
     bindings: new BindingTable(BINDINGS),
@@ -2850,7 +2764,7 @@ function greet({ store, key }: App): void {
 }
 
 /** Step 3. Starts everything that runs beside the terminal. */
-async function startApp(app: App, { httpPort }: Settings): Promise<void> {
+async function startApp(app: App, httpPort: number): Promise<void> {
   // From here on every fetch of this process goes through HTTPS_PROXY or HTTP_PROXY, if one is set.
   setGlobalDispatcher(new EnvHttpProxyAgent());
   const server = await startHttp(httpPort);
@@ -2876,7 +2790,7 @@ function resumeInbox(app: App): void {
 
 /** Answers lines and runs commands until the person at the terminal leaves. */
 async function runTerminal(app: App): Promise<void> {
-  const cli = new CliChannel((line, options) => runCommand(line, app, options));
+  const cli = new CliChannel(app);
   app.channels.set("cli", cli);
   await cli.start((message, signal) => accept(app, message, signal));
   await cli.closed;
@@ -2894,7 +2808,7 @@ async function stopSignal(): Promise<void> {
  * Step 4 is a graceful shutdown: no channel receives any more, and turns that are running get up
  * to 10 s. What is not done by then is still in the inbox, so the next start goes on with it.
  */
-async function shutDown(app: App, { isServing }: Settings): Promise<void> {
+async function shutDown(app: App, isServing: boolean): Promise<void> {
   await app.channels.stop();
   if (isServing || process.stdin.isTTY)
     await Promise.race([Promise.allSettled(tails.values()), sleep(10_000)]);
@@ -2903,15 +2817,19 @@ async function shutDown(app: App, { isServing }: Settings): Promise<void> {
 }
 
 async function main(): Promise<void> {
-  const settings = readSettings();
+  // Step 1: the settings are checked before anything has started.
+  requireApiKey();
+  if (!(CONTEXT_TOKENS >= 1000)) throw new Error("CONTEXT_TOKENS must be a number from 1000 up");
+  const httpPort = wholeNumber("HTTP_PORT", 8765, 65535);
+  const isServing = process.argv.includes("--serve"); // then nobody sits at the terminal
   lockFolder(STATE);
   const app = createApp();
   greet(app);
   // We listen for signals from here on, because one may arrive while the channels are starting.
-  const stopped = settings.isServing ? stopSignal() : undefined;
-  await startApp(app, settings);
+  const stopped = isServing ? stopSignal() : undefined;
+  await startApp(app, httpPort);
   await (stopped ?? runTerminal(app));
-  await shutDown(app, settings);
+  await shutDown(app, isServing);
 }
 
 if (RUN) {
