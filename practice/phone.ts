@@ -16,10 +16,7 @@ npm run phone -- feishu bob               the same on Feishu
 
 /photo [caption]  /album [caption]  /long (a text of several messages)  /reply <text>  quit`;
 
-/**
- * In a pipe: ms to wait for a sign of the bot, while it types, and for another part after a
- * message.
- */
+/** In a pipe: ms to wait for a sign of the bot, while it types, and for one more part. */
 const TIMEOUTS = { start: 2000, typing: 10_000, sent: 300 };
 
 const { stdin, stdout } = process;

@@ -32,7 +32,7 @@ const SYSTEM = "You are a helpful assistant. Answer briefly and plainly.";
 
 // ---- ターミナル ----
 
-let atLineStart = true;
+let atLineStart = true; // whether what was printed last ended a line
 
 /** モデルの言葉を、届いた分から表示する。 */
 export function say(piece: string) {
@@ -46,34 +46,31 @@ const sayLine = (line: string) => say(`${atLineStart ? "" : "\n"}${line}\n`);
 /** プログラム自身が出す行。淡色と赤。 */
 export const info = (line: string) => sayLine(tint(2, line));
 export const fail = (line: string) => sayLine(tint(31, line));
-/** その場では表示しないが、人に見せる文。翻訳の対象だという目印。 */
-export const text = (sentence: string) => sentence;
+/** Gives the sentence back. By this call the translation tool finds what is printed elsewhere. */
+export const t = (sentence: string) => sentence;
 
 /** 人やパイプから行を読み、1行ずつ渡す。 */
 export class Terminal {
   /** Ctrl+Cは、処理中の行のsignalを中断する。プロンプトで押せば終了する。 */
-  async run(handle: (line: string, signal: AbortSignal) => Promise<unknown>): Promise<void> {
+  async run(onLine: (line: string, signal: AbortSignal) => Promise<unknown>): Promise<void> {
     const { stdin, stdout } = process;
+    const terminal = stdin.isTTY && stdout.isTTY;
     // readlineに任せると、ストリーミング中の応答にキー入力のエコーが混ざる。応答中は止めておき、
     // 入力はキーボードとreadlineの間に溜める。すぐに拾うのはCtrl+Cだけ。
     const keys = Object.assign(new PassThrough(), { setRawMode: stdin.setRawMode?.bind(stdin) });
-    const terminal = stdin.isTTY && stdout.isTTY;
     const reader = createInterface({ input: keys, output: stdout, terminal, prompt: "You > " });
-    const prompt = () => (terminal ? reader.prompt() : stdout.write("You > "));
-    let turn: AbortController | undefined;
+    if (terminal) reader.on("line", () => reader.pause());
+    let turn: AbortController | undefined; // of the line that is being answered
     const interrupt = () => (turn ? turn.abort() : reader.close());
     process.on("SIGINT", interrupt);
-    reader.on("SIGINT", interrupt).on("line", () => terminal && reader.pause());
-    // 1行ずつ流す。readlineは止められても、受け取った分は最後まで処理してしまう。
-    const put = (typed: string) => typed.split(/(?<=\r(?!\n))/).map((line) => keys.write(line));
-    stdin.setEncoding("utf8").on("end", () => keys.end());
-    stdin.on("data", (typed) => (turn && typed.includes("\x03") ? turn.abort() : put(`${typed}`)));
+    forwardKeys(keys, interrupt);
+    const prompt = () => (terminal ? reader.prompt() : stdout.write("You > "));
     prompt();
     for await (const entered of reader) {
       const line = entered.trim();
       if (line === "quit" || line === "exit") break;
       turn = new AbortController();
-      if (line) await handle(line, turn.signal).catch((e) => fail(`エラー：${e.apiMessage ?? e}`));
+      if (line) await onLine(line, turn.signal).catch((e) => fail(`エラー：${e.apiMessage ?? e}`));
       turn = undefined;
       if (!atLineStart) say("\n");
       prompt();
@@ -83,13 +80,23 @@ export class Terminal {
   }
 }
 
+/** Passes on what is typed. Only Ctrl+C, which a terminal sends as "\x03", does not wait. */
+function forwardKeys(keys: PassThrough, interrupt: () => void): void {
+  process.stdin.setEncoding("utf8").on("end", () => keys.end());
+  process.stdin.on("data", (typed: string) => {
+    if (process.stdin.isTTY && typed.includes("\x03")) return interrupt();
+    // Line by line, because readline finishes what it has been given before it pauses.
+    for (const line of typed.match(/[^\r]*\r\n?|[^\r]+/g) ?? []) keys.write(line);
+  });
+}
+
 // ---- s01 · エージェントループ ----
 
 type Entry = { role: "user" | "assistant"; content: Anthropic.ContentBlockParam[] };
 /** 応答はAPIが返したまま残す。id、停止理由、usageもそのまま。 */
-export type Message = Anthropic.Message | (Entry & { role: "user" });
+export type Message = Anthropic.Message | (Entry & { role: "user"; stop_reason?: undefined });
 
-/** モデルは前の呼び出しを覚えていない。モデルが知っているのは、このリストにあることだけ。 */
+/** The API is stateless: the model knows nothing but what is in this list. */
 export class Conversation {
   messages: Message[] = [];
 
@@ -98,35 +105,35 @@ export class Conversation {
   }
 }
 
-/** 1ターンの動かし方。届いた応答をどこへ流すか、何で止められるか。 */
+/** How one turn is to run. Later sections declare the interface again, which adds fields to it. */
 export interface TurnOptions {
-  onText?(piece: string): void;
-  signal?: AbortSignal;
+  onText?(piece: string): void; // gets the reply as it arrives
+  signal?: AbortSignal; // stops the turn
 }
 
-/** この理由で止まったら、まだ続きがある。ほかなら終わりで、そのとき人に見せる文が下の表。 */
-const GO_ON = new Set(["pause_turn"]);
+/** After one of these stop reasons the model has more to do. (s02 adds "tool_use".) */
+const CONTINUE_REASONS = new Set(["pause_turn"]);
+/** After these a person is told something. The usual ones, such as "end_turn", need no words. */
 const STOP_NOTES: Record<string, string> = {
-  end_turn: "",
-  stop_sequence: "",
-  max_tokens: text("\n（応答がトークン数の上限に達し、途中で切れました）"),
-  refusal: text("\n（モデルが回答を断りました。このターンは以後モデルに送りません）"),
-  model_context_window_exceeded: text("\n（モデルが一度に読める量を超えたため、途中で切れました）"),
+  max_tokens: t("\n（応答がトークン数の上限に達し、途中で切れました）"),
+  refusal: t("\n（モデルが回答を断りました。このターンは以後モデルに送りません）"),
+  model_context_window_exceeded: t("\n（モデルが一度に読める量を超えたため、途中で切れました）"),
 };
-const noteOf = (m: Message) => ("stop_reason" in m && STOP_NOTES[m.stop_reason ?? ""]) || "";
-const startsTurn = ({ role }: Entry) => role === "user";
+const stopNote = (message: Message) => STOP_NOTES[message.stop_reason ?? ""] ?? "";
+
+/** A turn starts where a person says something. Results of tools have the role "user", too. */
+const startsTurn = (m: Entry) => m.role === "user" && m.content[0]?.type !== "tool_result";
+/** What was refused once would be refused again, so the whole turn that led to it is left out. */
+const withoutLastTurn = (request: Entry[]) => request.slice(0, request.findLastIndex(startsTurn));
 
 /** APIが受け付ける形にした履歴。空のものと拒否されたものを外し、役割を交互に並べる。 */
 export function toRequest(history: Message[]): Entry[] {
-  const request: Entry[] = [];
+  let request: Entry[] = [];
   for (const message of history) {
-    const last = request.at(-1);
     const content = message.content.filter((block) => block.type !== "text" || block.text.trim());
-    // 応答の末尾がthinkingであってはならない。そうなっていたら、思考の途中で切れている。
-    while (content.at(-1)?.type.endsWith("thinking")) content.pop();
-    // 一度拒否された発言は、何度送っても拒否される。後ろに続くものも巻き添えになる。
-    const refused = "stop_reason" in message && message.stop_reason === "refusal";
-    if (refused) request.splice(request.findLastIndex(startsTurn));
+    while (content.at(-1)?.type.endsWith("thinking")) content.pop(); // it was cut off
+    const last = request.at(-1);
+    if (message.stop_reason === "refusal") request = withoutLastTurn(request);
     else if (last?.role === message.role) last.content.push(...content);
     else if (content.length > 0) request.push({ role: message.role, content });
   }
@@ -141,44 +148,48 @@ export function buildRequest({ messages }: Conversation, _options: TurnOptions) 
 /** 1回の呼び出し。応答か、中断されたときは届いていた分を返す。APIのエラーは投げる。 */
 export async function callModel(request: Anthropic.MessageStreamParams, options: TurnOptions) {
   // ANTHROPIC_API_KEYとANTHROPIC_BASE_URLは、SDKが環境変数から読む。
-  const stream = new Anthropic().messages.stream(request, { signal: options.signal });
-  let finished = 0;
-  stream.on("text", (piece) => options.onText?.(piece)).on("contentBlock", () => finished++);
+  const client = new Anthropic();
+  const stream = client.messages.stream(request, { signal: options.signal });
+  const finished: Anthropic.ContentBlock[] = [];
+  stream.on("text", (piece) => options.onText?.(piece));
+  stream.on("contentBlock", (block) => finished.push(block));
   try {
     return await stream.finalMessage();
   } catch (error) {
     if (!options.signal?.aborted) throw error;
     options.onText?.(" (interrupted)");
+    // Half a text is worth keeping, but half a tool call or half a thought is of no use.
     const arrived = stream.currentMessage?.content ?? [];
-    const kept = arrived.filter((block, index) => block.type === "text" || index < finished);
+    const kept = arrived.filter((block) => block.type === "text" || finished.includes(block));
     const content = [...kept, { type: "text", text: "(interrupted)", citations: null }];
-    // 止めたのはこちらなので停止理由はない。idとusageはAPIしか付けられない。
+    // The API gave no stop reason, no id and no usage, so these are missing here.
     return { role: "assistant", content, stop_reason: null } as Anthropic.Message;
   }
 }
 
-/** ループ本体。保存された会話だけを見て進むので、どこからでも入り直せる。 */
+/** The agent loop. It decides only by what is stored, so it can go on after an error or a crash. */
 export async function continueTurn(conversation: Conversation, options: TurnOptions) {
   while (needsReply(conversation.messages.at(-1))) {
-    const reply = await callModel(buildRequest(conversation, options), options);
-    conversation.append(reply);
-    options.onText?.(noteOf(reply));
+    const response = await callModel(buildRequest(conversation, options), options);
+    conversation.append(response);
+    options.onText?.(stopNote(response));
   }
 }
 
-const needsReply = (last?: Message) => last?.role === "user" || GO_ON.has(last?.stop_reason ?? "");
+const needsReply = (last?: Message) =>
+  last?.role === "user" || CONTINUE_REASONS.has(last?.stop_reason ?? "");
 
 /** ターンを最後まで進め、人の発言のあとにモデルが話したことをまとめて返す。 */
 export async function finishTurn(conversation: Conversation, options: TurnOptions) {
   await continueTurn(conversation, options);
   const start = conversation.messages.findLastIndex(startsTurn) + 1;
-  return conversation.messages.slice(start).map(spoken).filter(Boolean).join("\n\n");
+  return conversation.messages.slice(start).map(textOf).filter(Boolean).join("\n\n");
 }
 
-const spoken = (message: Message) =>
-  message.content.map((b) => (b.type === "text" ? b.text : "")).join("") + noteOf(message);
+const textOf = (message: Message) =>
+  message.content.map((b) => (b.type === "text" ? b.text : "")).join("") + stopNote(message);
 
-/** 1ターン。人の発言はモデルに尋ねる前に記録し、あとで消すこともない。 */
+/** Runs one turn. The person's words are stored first, so they stay if the model fails. */
 export async function runTurn(conversation: Conversation, input: string, options: TurnOptions) {
   conversation.append({ role: "user", content: [{ type: "text", text: input }] });
   return finishTurn(conversation, options);
@@ -186,13 +197,19 @@ export async function runTurn(conversation: Conversation, input: string, options
 
 // ---- 全体をつなぐ ----
 
-async function main(): Promise<void> {
-  // .env.exampleの見本をコピーしただけの値も、キーなしとみなす。
-  if (!process.env.ANTHROPIC_API_KEY?.replace("sk-ant-your-key-here", "")) {
+/** Without an API key two lines say what to do, and the program ends with status 1. */
+function requireApiKey(): void {
+  const key = process.env.ANTHROPIC_API_KEY ?? "";
+  // A copy of .env.example that nobody has filled in contains this placeholder, which is no key.
+  if (key === "" || key === "sk-ant-your-key-here") {
     fail("ANTHROPIC_API_KEYが設定されていません。.env.exampleを.envにコピーし、キーを書いてください。");
     fail("キーがなくても、`npm start`なら同じプログラムを練習用モデルとオフラインで動かせます。");
     process.exit(1);
   }
+}
+
+async function main(): Promise<void> {
+  requireApiKey();
   info(`モデルは${MODEL}です。Ctrl+Cで応答を中断、quitで終了します。`);
   const conversation = new Conversation();
   await new Terminal().run((line, signal) => runTurn(conversation, line, { onText: say, signal }));

@@ -38,7 +38,7 @@ const WORKSPACE = process.env.CLAW0_WORKSPACE || path.join(import.meta.dirname, 
 
 // ---- ターミナル ----
 
-let atLineStart = true;
+let atLineStart = true; // whether what was printed last ended a line
 
 /** モデルの言葉を、届いた分から表示する。 */
 export function say(piece: string) {
@@ -52,34 +52,31 @@ const sayLine = (line: string) => say(`${atLineStart ? "" : "\n"}${line}\n`);
 /** プログラム自身が出す行。淡色と赤。 */
 export const info = (line: string) => sayLine(tint(2, line));
 export const fail = (line: string) => sayLine(tint(31, line));
-/** その場では表示しないが、人に見せる文。翻訳の対象だという目印。 */
-export const text = (sentence: string) => sentence;
+/** Gives the sentence back. By this call the translation tool finds what is printed elsewhere. */
+export const t = (sentence: string) => sentence;
 
 /** 人やパイプから行を読み、1行ずつ渡す。 */
 export class Terminal {
   /** Ctrl+Cは、処理中の行のsignalを中断する。プロンプトで押せば終了する。 */
-  async run(handle: (line: string, signal: AbortSignal) => Promise<unknown>): Promise<void> {
+  async run(onLine: (line: string, signal: AbortSignal) => Promise<unknown>): Promise<void> {
     const { stdin, stdout } = process;
+    const terminal = stdin.isTTY && stdout.isTTY;
     // readlineに任せると、ストリーミング中の応答にキー入力のエコーが混ざる。応答中は止めておき、
     // 入力はキーボードとreadlineの間に溜める。すぐに拾うのはCtrl+Cだけ。
     const keys = Object.assign(new PassThrough(), { setRawMode: stdin.setRawMode?.bind(stdin) });
-    const terminal = stdin.isTTY && stdout.isTTY;
     const reader = createInterface({ input: keys, output: stdout, terminal, prompt: "You > " });
-    const prompt = () => (terminal ? reader.prompt() : stdout.write("You > "));
-    let turn: AbortController | undefined;
+    if (terminal) reader.on("line", () => reader.pause());
+    let turn: AbortController | undefined; // of the line that is being answered
     const interrupt = () => (turn ? turn.abort() : reader.close());
     process.on("SIGINT", interrupt);
-    reader.on("SIGINT", interrupt).on("line", () => terminal && reader.pause());
-    // 1行ずつ流す。readlineは止められても、受け取った分は最後まで処理してしまう。
-    const put = (typed: string) => typed.split(/(?<=\r(?!\n))/).map((line) => keys.write(line));
-    stdin.setEncoding("utf8").on("end", () => keys.end());
-    stdin.on("data", (typed) => (turn && typed.includes("\x03") ? turn.abort() : put(`${typed}`)));
+    forwardKeys(keys, interrupt);
+    const prompt = () => (terminal ? reader.prompt() : stdout.write("You > "));
     prompt();
     for await (const entered of reader) {
       const line = entered.trim();
       if (line === "quit" || line === "exit") break;
       turn = new AbortController();
-      if (line) await handle(line, turn.signal).catch((e) => fail(`エラー：${e.apiMessage ?? e}`));
+      if (line) await onLine(line, turn.signal).catch((e) => fail(`エラー：${e.apiMessage ?? e}`));
       turn = undefined;
       if (!atLineStart) say("\n");
       prompt();
@@ -89,13 +86,23 @@ export class Terminal {
   }
 }
 
+/** Passes on what is typed. Only Ctrl+C, which a terminal sends as "\x03", does not wait. */
+function forwardKeys(keys: PassThrough, interrupt: () => void): void {
+  process.stdin.setEncoding("utf8").on("end", () => keys.end());
+  process.stdin.on("data", (typed: string) => {
+    if (process.stdin.isTTY && typed.includes("\x03")) return interrupt();
+    // Line by line, because readline finishes what it has been given before it pauses.
+    for (const line of typed.match(/[^\r]*\r\n?|[^\r]+/g) ?? []) keys.write(line);
+  });
+}
+
 // ---- s01 · エージェントループ ----
 
 type Entry = { role: "user" | "assistant"; content: Anthropic.ContentBlockParam[] };
 /** 応答はAPIが返したまま残す。id、停止理由、usageもそのまま。 */
-export type Message = Anthropic.Message | (Entry & { role: "user" });
+export type Message = Anthropic.Message | (Entry & { role: "user"; stop_reason?: undefined });
 
-/** モデルは前の呼び出しを覚えていない。モデルが知っているのは、このリストにあることだけ。 */
+/** The API is stateless: the model knows nothing but what is in this list. */
 export class Conversation {
   messages: Message[] = [];
 
@@ -104,36 +111,35 @@ export class Conversation {
   }
 }
 
-/** 1ターンの動かし方。届いた応答をどこへ流すか、何で止められるか。 */
+/** How one turn is to run. Later sections declare the interface again, which adds fields to it. */
 export interface TurnOptions {
-  onText?(piece: string): void;
-  signal?: AbortSignal;
+  onText?(piece: string): void; // gets the reply as it arrives
+  signal?: AbortSignal; // stops the turn
 }
 
-/** この理由で止まったら、まだ続きがある。ほかなら終わりで、そのとき人に見せる文が下の表。 */
-const GO_ON = new Set(["pause_turn"]);
+/** After one of these stop reasons the model has more to do. (s02 adds "tool_use".) */
+const CONTINUE_REASONS = new Set(["pause_turn"]);
+/** After these a person is told something. The usual ones, such as "end_turn", need no words. */
 const STOP_NOTES: Record<string, string> = {
-  end_turn: "",
-  stop_sequence: "",
-  max_tokens: text("\n（応答がトークン数の上限に達し、途中で切れました）"),
-  refusal: text("\n（モデルが回答を断りました。このターンは以後モデルに送りません）"),
-  model_context_window_exceeded: text("\n（モデルが一度に読める量を超えたため、途中で切れました）"),
+  max_tokens: t("\n（応答がトークン数の上限に達し、途中で切れました）"),
+  refusal: t("\n（モデルが回答を断りました。このターンは以後モデルに送りません）"),
+  model_context_window_exceeded: t("\n（モデルが一度に読める量を超えたため、途中で切れました）"),
 };
-const noteOf = (m: Message) => ("stop_reason" in m && STOP_NOTES[m.stop_reason ?? ""]) || "";
-const startsTurn = (entry: Entry) => entry.role === "user" && resultsIn(entry).length === 0;
+const stopNote = (message: Message) => STOP_NOTES[message.stop_reason ?? ""] ?? "";
+
+/** A turn starts where a person says something. Results of tools have the role "user", too. */
+const startsTurn = (m: Entry) => m.role === "user" && m.content[0]?.type !== "tool_result";
+/** What was refused once would be refused again, so the whole turn that led to it is left out. */
+const withoutLastTurn = (request: Entry[]) => request.slice(0, request.findLastIndex(startsTurn));
 
 /** APIが受け付ける形にした履歴。空のものと拒否されたものを外し、役割を交互に並べる。 */
 export function toRequest(history: Message[]): Entry[] {
-  const request: Entry[] = [];
-  history = answerCalls(history);
-  for (const message of history) {
-    const last = request.at(-1);
+  let request: Entry[] = [];
+  for (const message of answerCalls(history)) {
     const content = message.content.filter((block) => block.type !== "text" || block.text.trim());
-    // 応答の末尾がthinkingであってはならない。そうなっていたら、思考の途中で切れている。
-    while (content.at(-1)?.type.endsWith("thinking")) content.pop();
-    // 一度拒否された発言は、何度送っても拒否される。後ろに続くものも巻き添えになる。
-    const refused = "stop_reason" in message && message.stop_reason === "refusal";
-    if (refused) request.splice(request.findLastIndex(startsTurn));
+    while (content.at(-1)?.type.endsWith("thinking")) content.pop(); // it was cut off
+    const last = request.at(-1);
+    if (message.stop_reason === "refusal") request = withoutLastTurn(request);
     else if (last?.role === message.role) last.content.push(...content);
     else if (content.length > 0) request.push({ role: message.role, content });
   }
@@ -154,49 +160,53 @@ export function buildRequest({ messages }: Conversation, _options: TurnOptions) 
 /** 1回の呼び出し。応答か、中断されたときは届いていた分を返す。APIのエラーは投げる。 */
 export async function callModel(request: Anthropic.MessageStreamParams, options: TurnOptions) {
   // ANTHROPIC_API_KEYとANTHROPIC_BASE_URLは、SDKが環境変数から読む。
-  const stream = new Anthropic().messages.stream(request, { signal: options.signal });
-  let finished = 0;
-  stream.on("text", (piece) => options.onText?.(piece)).on("contentBlock", () => finished++);
+  const client = new Anthropic();
+  const stream = client.messages.stream(request, { signal: options.signal });
+  const finished: Anthropic.ContentBlock[] = [];
+  stream.on("text", (piece) => options.onText?.(piece));
+  stream.on("contentBlock", (block) => finished.push(block));
   try {
     return await stream.finalMessage();
   } catch (error) {
     if (!options.signal?.aborted) throw error;
     options.onText?.(" (interrupted)");
+    // Half a text is worth keeping, but half a tool call or half a thought is of no use.
     const arrived = stream.currentMessage?.content ?? [];
-    const kept = arrived.filter((block, index) => block.type === "text" || index < finished);
+    const kept = arrived.filter((block) => block.type === "text" || finished.includes(block));
     const content = [...kept, { type: "text", text: "(interrupted)", citations: null }];
-    // 止めたのはこちらなので停止理由はない。idとusageはAPIしか付けられない。
+    // The API gave no stop reason, no id and no usage, so these are missing here.
     return { role: "assistant", content, stop_reason: null } as Anthropic.Message;
   }
 }
 
-/** ループ本体。保存された会話だけを見て進むので、どこからでも入り直せる。 */
+/** The agent loop. It decides only by what is stored, so it can go on after an error or a crash. */
 export async function continueTurn(conversation: Conversation, options: TurnOptions) {
   while (needsReply(conversation.messages.at(-1))) {
     checkRounds(conversation);
-    const reply = await callModel(buildRequest(conversation, options), options);
-    conversation.append(reply);
-    options.onText?.(noteOf(reply));
-    if (reply.stop_reason !== "tool_use") continue;
+    const response = await callModel(buildRequest(conversation, options), options);
+    conversation.append(response);
+    options.onText?.(stopNote(response));
+    if (response.stop_reason !== "tool_use") continue;
     const turn = { ...options, conversation };
-    const results = await Promise.all(callsIn(reply).map((call) => runTool(call, turn)));
+    const results = await Promise.all(callsIn(response).map((call) => runTool(call, turn)));
     conversation.append({ role: "user", content: results });
   }
 }
 
-const needsReply = (last?: Message) => last?.role === "user" || GO_ON.has(last?.stop_reason ?? "");
+const needsReply = (last?: Message) =>
+  last?.role === "user" || CONTINUE_REASONS.has(last?.stop_reason ?? "");
 
 /** ターンを最後まで進め、人の発言のあとにモデルが話したことをまとめて返す。 */
 export async function finishTurn(conversation: Conversation, options: TurnOptions) {
   await continueTurn(conversation, options);
   const start = conversation.messages.findLastIndex(startsTurn) + 1;
-  return conversation.messages.slice(start).map(spoken).filter(Boolean).join("\n\n");
+  return conversation.messages.slice(start).map(textOf).filter(Boolean).join("\n\n");
 }
 
-const spoken = (message: Message) =>
-  message.content.map((b) => (b.type === "text" ? b.text : "")).join("") + noteOf(message);
+const textOf = (message: Message) =>
+  message.content.map((b) => (b.type === "text" ? b.text : "")).join("") + stopNote(message);
 
-/** 1ターン。人の発言はモデルに尋ねる前に記録し、あとで消すこともない。 */
+/** Runs one turn. The person's words are stored first, so they stay if the model fails. */
 export async function runTurn(conversation: Conversation, input: string, options: TurnOptions) {
   conversation.append({ role: "user", content: [{ type: "text", text: input }] });
   return finishTurn(conversation, options);
@@ -209,20 +219,31 @@ export interface Turn extends TurnOptions {
   conversation: Conversation;
 }
 
-type Fields = Record<string, unknown>; // 外から来た値
+/** The fields of an object that came from outside, so nobody knows the types of their values. */
+type Fields = Record<string, unknown>;
 
 /** スキーマに合った入力を受け取り、出力を返す。投げたエラーはモデルが読む。 */
 export type Handler = (input: Fields, turn: Turn) => string | Promise<string>;
 
+/** The JSON Schema of a text. The model reads the description. */
 const string = (description: string) => ({ type: "string", description });
-const file = string("The path, relative to the workspace.");
+const PATH = string("The path, relative to the workspace.");
 
-function tool(name: string, description: string, properties: object, optional: string[] = []) {
-  const required = Object.keys(properties).filter((field) => !optional.includes(field));
-  return { name, description, input_schema: { type: "object" as const, properties, required } };
+/** The JSON Schema of an object. Every property is required unless `optional` names it. */
+function objectSchema(properties: object, optional: string[] = []) {
+  const required = Object.keys(properties).filter((name) => !optional.includes(name));
+  return { type: "object" as const, properties, required };
 }
 
-/** モデルに見せる説明。モデルにとって、ツールはこの文面がすべて。 */
+/** An entry of TOOLS. The properties are those of the input that the model has to give. */
+function tool(name: string, description: string, properties: object, optional: string[] = []) {
+  return { name, description, input_schema: objectSchema(properties, optional) };
+}
+
+/**
+ * What the model is told about each tool, which is all that it knows. To add a tool, add an entry
+ * here, and a function of the same name in HANDLERS.
+ */
 export const TOOLS: Anthropic.Tool[] = [
   tool(
     "bash",
@@ -235,21 +256,21 @@ export const TOOLS: Anthropic.Tool[] = [
     ["seconds"],
   ),
   tool("read_file", "Read a text file of the workspace. A long one is shown without its middle.", {
-    path: file,
+    path: PATH,
   }),
   tool(
     "write_file",
     "Write a text file of the workspace, with its folders. Replaces what was there.",
-    { path: file, content: string("The whole text of the file.") },
+    { path: PATH, content: string("The whole text of the file.") },
   ),
   tool("edit_file", "Replace one passage of a text file. It must occur exactly once.", {
-    path: file,
+    path: PATH,
     old_text: string("The passage as it stands in the file, with enough round it."),
     new_text: string("What stands there afterwards."),
   }),
 ];
 
-/** モデルがその名前を呼んだとき、手元で動く関数。 */
+/** What runs when the model calls a tool. To add a function, add its schema in TOOLS, too. */
 export const HANDLERS: Record<string, Handler> = {
   bash: (input, turn) => bash(String(input.command), Number(input.seconds ?? 60), turn.signal),
   read_file: (input) => readText(safePath(String(input.path), WORKSPACE)),
@@ -258,50 +279,77 @@ export const HANDLERS: Record<string, Handler> = {
     editText(String(input.path), String(input.old_text), String(input.new_text)),
 };
 
-GO_ON.add("tool_use");
-const MAX_ROUNDS = 50;
+CONTINUE_REASONS.add("tool_use");
+const MAX_ROUNDS = 50; // calls of the model in one turn
 const OUTPUT_LIMIT = 30_000; // 結果1つあたりの文字数。先頭と末尾を半分ずつ残す
 
-/** 堂々めぐりするモデルは、誰かが気づくまで料金を食い続ける。 */
+/** Throws after too many rounds, because a model that repeats itself costs money until it stops. */
 function checkRounds({ messages }: Conversation): void {
-  const replies = messages
-    .slice(messages.findLastIndex(startsTurn))
-    .filter((m) => m.role === "assistant");
+  const turn = messages.slice(messages.findLastIndex(startsTurn));
+  const replies = turn.filter(({ role }) => role === "assistant");
   if (replies.length < MAX_ROUNDS) return;
   throw new Error(`stopped after ${MAX_ROUNDS} rounds of tool calls; say "go on" to go on`);
 }
 
+/** The tool calls of a reply. */
 const callsIn = (message: Message | undefined) =>
   message?.role === "assistant" ? message.content.filter((block) => block.type === "tool_use") : [];
+/** The tool results of a user's message. */
 const resultsIn = (entry: Entry | undefined) =>
   entry?.role === "user" ? entry.content.filter((block) => block.type === "tool_result") : [];
 
-const idsIn = ({ content }: Message) =>
-  content.map((block) => ("tool_use_id" in block ? block.tool_use_id : ""));
+/** The history with exactly one result for every call, in the next message, as the API demands. */
+function answerCalls(history: Message[]): Message[] {
+  return withMissingResults(withoutStrayResults(withoutOpenServerCalls(history)));
+}
+
+/**
+ * The API runs some tools itself, for example its web search. An error in the middle of one leaves
+ * a call whose result only the API could give, so we leave the call out. We keep it in the last
+ * message, because there the reply is only paused, and the API goes on with it.
+ */
+function withoutOpenServerCalls(history: Message[]): Message[] {
+  const answered = new Set<string>();
+  for (const block of history.flatMap<Anthropic.ContentBlockParam>(({ content }) => content)) {
+    if ("tool_use_id" in block) answered.add(block.tool_use_id);
+  }
+  return history.map((message, index) => {
+    if (message.role === "user" || index === history.length - 1) return message;
+    const content = message.content.filter(
+      (block) => block.type !== "server_tool_use" || answered.has(block.id),
+    );
+    return { ...message, content };
+  });
+}
+
+/** Drops results whose call is not in the message before, and the second result of a call. */
+function withoutStrayResults(history: Message[]): Message[] {
+  return history.map((message, index) => {
+    if (message.role === "assistant") return message;
+    const results = resultsIn(message);
+    const calls = callsIn(history[index - 1]);
+    const answers = calls.map(({ id }) => results.find((block) => block.tool_use_id === id));
+    const content = message.content.filter(
+      (block) => block.type !== "tool_result" || answers.includes(block),
+    );
+    return { ...message, content };
+  });
+}
 
 /**
  * すべての呼び出しの直後に結果を1つずつ置いた履歴。APIがそう要求する。結果のない呼び出しは、
  * クラッシュやCtrl+C、入力途中の`max_tokens`で生まれる。API側で動くツールの呼び出しも、
  * 一時停止中のエラーで結果のないまま残ることがある。その呼び出しは履歴から外す。
  */
-function answerCalls(history: Message[]): Message[] {
-  const done = new Set(history.flatMap(idsIn));
+function withMissingResults(history: Message[]): Message[] {
   return history.flatMap((message, index): Message[] => {
-    const asked = new Set(callsIn(history[index - 1]).map(({ id }) => id));
-    const content = message.content.filter((block) => {
-      if (block.type === "tool_result") return asked.delete(block.tool_use_id);
-      const isOpen = block.type === "server_tool_use" && !done.has(block.id);
-      return !isOpen || index === history.length - 1;
-    });
-    if (message.role === "user") return [{ ...message, content }];
     const answered = new Set(resultsIn(history[index + 1]).map((block) => block.tool_use_id));
     const open = callsIn(message).filter(({ id }) => !answered.has(id));
-    const reply = { ...message, content } as Anthropic.Message; // 元のブロックか、その一部
     // 拒否されたターンは丸ごと外れるので、呼び出しに結果は要らない。
-    if (open.length === 0 || message.stop_reason === "refusal") return [reply];
-    const cut = message.stop_reason === "max_tokens";
-    const why = cut ? "cut off; it was not run" : "interrupted; it may have run";
-    return [reply, { role: "user", content: open.map(({ id }) => result(id, why, true)) }];
+    if (open.length === 0 || message.stop_reason === "refusal") return [message];
+    const isCut = message.stop_reason === "max_tokens";
+    const why = isCut ? "cut off; it was not run" : "interrupted; it may have run";
+    return [message, { role: "user", content: open.map(({ id }) => toolResult(id, why, true)) }];
   });
 }
 
@@ -309,75 +357,101 @@ function answerCalls(history: Message[]): Message[] {
 export async function runTool(call: Anthropic.ToolUseBlock, turn: Turn) {
   info(`  ${call.name} ${JSON.stringify(call.input).slice(0, 100)}`);
   try {
-    const tool = TOOLS.find(({ name }) => name === call.name);
+    const offered = TOOLS.find(({ name }) => name === call.name);
     const handler = HANDLERS[call.name];
-    if (!tool || !handler) throw new Error(`there is no tool ${call.name}`);
-    const input = checkInput(tool.input_schema, call.input);
+    if (!offered || !handler) throw new Error(`there is no tool ${call.name}`);
+    const input = checkInput(offered.input_schema, call.input);
     if (turn.signal?.aborted) throw new Error("interrupted; it was not run");
-    return result(call.id, await handler(input, turn));
+    return toolResult(call.id, await handler(input, turn));
   } catch (error) {
-    return result(call.id, error instanceof Error ? error.message : String(error), true);
+    return toolResult(call.id, error instanceof Error ? error.message : String(error), true);
   }
 }
 
-function result(id: string, output: string, failed = false): Anthropic.ToolResultBlockParam {
-  // 出力を切った端に文字の片割れ（サロゲート）が残ると、リクエスト全体が無効になる。
+function toolResult(id: string, output: string, failed = false): Anthropic.ToolResultBlockParam {
+  // A cut can fall into the middle of a character, and the API rejects half a character.
   const content = keepEnds(output, OUTPUT_LIMIT).toWellFormed() || "(no output)";
-  return { type: "tool_result", tool_use_id: id, content, ...(failed && { is_error: true }) };
+  const block = { type: "tool_result" as const, tool_use_id: id, content };
+  return failed ? { ...block, is_error: true } : block;
 }
 
+/** The part of JSON Schema that our tools use. */
 type Property = { type?: string; enum?: unknown[] };
 
-/** 必須項目がそろい、型も合っていれば入力を返す。だめなら項目名を添えてエラーにする。 */
-export function checkInput(schema: Anthropic.Tool.InputSchema, input: unknown) {
+/** Gives the input as fields, if it fits the schema. Otherwise throws, naming the field. */
+export function checkInput(schema: Anthropic.Tool.InputSchema, input: unknown): Fields {
   if (typeof input !== "object" || input === null) throw new Error("the input must be an object");
   const fields: Fields = { ...input };
-  const properties = (schema.properties ?? {}) as Record<string, Property>; // 自前の値
-  for (const name of schema.required ?? []) {
-    if (fields[name] === undefined) throw new Error(`${name} is missing`);
-  }
-  for (const [name, { type, enum: values }] of Object.entries(properties)) {
+  checkRequired(fields, schema.required ?? []);
+  // The SDK leaves the properties open, but the schemas in this file have only such properties.
+  const properties = (schema.properties ?? {}) as Record<string, Property>;
+  for (const [name, property] of Object.entries(properties)) {
     const value = fields[name];
     if (value === undefined) continue;
-    const fits = type === "integer" ? Number.isInteger(value) : !type || typeof value === type;
-    if (!fits) throw new Error(`${name} must be of type ${type}`);
-    if (values && !values.includes(value)) throw new Error(`${name} must be one of ${values}`);
+    checkType(name, value, property.type);
+    checkEnum(name, value, property.enum);
   }
   return fields;
 }
 
-/** 文字列をそのまま返す。`limit`より長ければ両端だけ。`lost`は、すでに捨てた文字数。 */
-function keepEnds(whole: string, limit: number, lost = 0): string {
-  if (whole.length <= limit) return whole;
+function checkRequired(fields: Fields, required: string[]): void {
+  const missing = required.find((name) => fields[name] === undefined);
+  if (missing !== undefined) throw new Error(`${missing} is missing`);
+}
+
+function checkType(name: string, value: unknown, type: string | undefined): void {
+  if (type === undefined) return;
+  // JavaScript has only "number", but JSON Schema also has "integer".
+  const fits = type === "integer" ? Number.isInteger(value) : typeof value === type;
+  if (!fits) throw new Error(`${name} must be of type ${type}`);
+}
+
+function checkEnum(name: string, value: unknown, allowed: unknown[] | undefined): void {
+  if (allowed === undefined || allowed.includes(value)) return;
+  throw new Error(`${name} must be one of ${allowed}`);
+}
+
+/**
+ * The text, or both its ends if it is longer than `limit`. `total` is its length before somebody
+ * else, for example CommandOutput, dropped a part of its middle.
+ */
+function keepEnds(text: string, limit: number, total = text.length): string {
+  if (text.length <= limit) return text;
   const half = Math.ceil(limit / 2);
-  const left = whole.length - 2 * half + lost;
-  return `${whole.slice(0, half)}\n… ${left} characters left out …\n${whole.slice(-half)}`;
+  const leftOut = total - 2 * half;
+  return `${text.slice(0, half)}\n… ${leftOut} characters left out …\n${text.slice(-half)}`;
 }
 
 /**
  * `root`以下にあるファイルの実際のパス。ファイルはまだなくてもよい。外に出るならエラー。
  * ".."でも、絶対パスでも、隣の"root2"でも、シンボリックリンク経由でも同じ。
  */
-export function safePath(file: string, root: string): string {
+export function safePath(name: string, root: string): string {
   const base = fs.realpathSync.native(root);
-  const target = path.resolve(base, file);
-  let existing = target;
-  while (!fs.lstatSync(existing, { throwIfNoEntry: false })) existing = path.dirname(existing);
-  // 行き先のないリンクではrealpathが失敗する。それでよい。書き込むと行き先ができてしまう。
+  const target = path.resolve(base, name);
+  const existing = nearestExisting(target);
+  // A link that leads nowhere makes realpath throw, and it should: writing creates its target.
   const real = path.join(fs.realpathSync.native(existing), path.relative(existing, target));
   const inside = path.relative(base, real);
-  if (inside.split(path.sep)[0] === ".." || path.isAbsolute(inside)) {
-    throw new Error(`${file} is outside the workspace`);
-  }
+  const [first = ""] = inside.split(path.sep);
+  if (first === ".." || path.isAbsolute(inside))
+    throw new Error(`${name} is outside the workspace`);
   return real;
 }
 
-// ファイルのツールはわざと同期にしてある。呼び出しは並行して動くが、編集の読み込みと
-// 書き込みの間には誰も割り込めない。
+/** The path itself, or the nearest folder above it that exists. */
+function nearestExisting(target: string): string {
+  let existing = target;
+  while (!fs.lstatSync(existing, { throwIfNoEntry: false })) existing = path.dirname(existing);
+  return existing;
+}
+
+// The file tools are synchronous on purpose. The calls of one reply run at the same time, so two
+// edits of one file could otherwise both read it before either writes, and one edit would be lost.
 
 function readText(file: string): string {
   const stat = fs.statSync(file);
-  if (!stat.isFile()) throw new Error("not a file"); // パイプを読むと永遠に待つ
+  if (!stat.isFile()) throw new Error("not a file"); // for example a pipe, which may never end
   if (stat.size > 10_000_000)
     throw new Error(`${stat.size} bytes are too many: look at parts with bash`);
   const bytes = fs.readFileSync(file);
@@ -388,8 +462,9 @@ function readText(file: string): string {
 }
 
 /** `words`の改行をファイルに合わせる。元の改行が何であれ、モデルは"\n"と書いてくる。 */
-function withLineEnds(words: string, content: string): string {
-  return words.replace(/\r?\n/g, content.includes("\r\n") ? "\r\n" : "\n");
+function withLineEnds(text: string, sample: string): string {
+  const lineEnd = sample.includes("\r\n") ? "\r\n" : "\n";
+  return text.replace(/\r?\n/g, lineEnd);
 }
 
 function writeText(name: string, content: string): string {
@@ -404,11 +479,10 @@ function editText(name: string, oldText: string, newText: string): string {
   const file = safePath(name, WORKSPACE);
   const content = readText(file);
   const old = content.includes(oldText) ? oldText : withLineEnds(oldText, content);
-  const parts = content.split(old);
-  if (!oldText || parts.length !== 2) {
-    const times = oldText ? parts.length - 1 : 0;
+  const parts = content.split(old); // what stands between the places where it occurs
+  const times = old === "" ? 0 : parts.length - 1;
+  if (times !== 1)
     throw new Error(`old_text occurs ${times} times in ${name}; it must occur exactly once`);
-  }
   fs.writeFileSync(file, parts.join(withLineEnds(newText, content)));
   return `edited ${name}`;
 }
@@ -420,28 +494,13 @@ const SAFE_ENV =
   "PATH HOME USER LANG TERM TZ TMPDIR TEMP TMP SystemRoot ComSpec PATHEXT USERPROFILE APPDATA";
 const WINDOWS = process.platform === "win32";
 
-async function bash(command: string, seconds: number, signal?: AbortSignal): Promise<string> {
-  const env = Object.fromEntries(SAFE_ENV.split(" ").map((name) => [name, process.env[name]]));
-  const child = spawn(command, {
-    shell: WINDOWS || "bash",
-    cwd: WORKSPACE,
-    env,
-    detached: !WINDOWS, // 独立したプロセスグループにして、まとめて終了できるようにする
-    stdio: ["ignore", "pipe", "pipe"],
-    windowsHide: true,
-  });
-  let output = "";
-  let lost = 0;
-  const collect = (piece: string) => {
-    output += piece;
-    if (output.length < 10 * OUTPUT_LIMIT) return;
-    // 出力が多すぎる。見せるのは両端だけなので、中ほどは捨ててよい。
-    lost += output.length - 2 * OUTPUT_LIMIT;
-    output = output.slice(0, OUTPUT_LIMIT) + output.slice(-OUTPUT_LIMIT);
-  };
-  child.stdout.setEncoding("utf8").on("data", collect);
-  child.stderr.setEncoding("utf8").on("data", collect);
-  let stopped = "";
+/** Runs a script for at most `seconds`, and gives its output. Throws if it fails or is stopped. */
+async function bash(script: string, seconds: number, signal?: AbortSignal): Promise<string> {
+  const child = startShell(script);
+  const output = new CommandOutput();
+  child.stdout.setEncoding("utf8").on("data", (piece) => output.add(piece));
+  child.stderr.setEncoding("utf8").on("data", (piece) => output.add(piece));
+  let stopped = ""; // why we stopped it
   const stop = (why: string) => {
     stopped = why;
     killGroup(child.pid);
@@ -453,11 +512,9 @@ async function bash(command: string, seconds: number, signal?: AbortSignal): Pro
   const limit = Math.min(Math.max(seconds, 1), 600);
   const timer = setTimeout(() => stop(`stopped after ${limit} s`), limit * 1000);
   signal?.addEventListener("abort", interrupt);
-  child.on("exit", () => WINDOWS || killGroup(child.pid)); // バックグラウンドの残りも終了させる
   try {
     const [code, killer] = await once(child, "close");
-    output = keepEnds(output, OUTPUT_LIMIT - 200, lost); // 下で足す文のために空けておく
-    if (code === 0) return output;
+    if (code === 0) return output.toString();
     throw new Error(`${stopped || `exit code ${code ?? killer}`}\n${output}`);
   } finally {
     clearTimeout(timer);
@@ -465,11 +522,47 @@ async function bash(command: string, seconds: number, signal?: AbortSignal): Pro
   }
 }
 
+/** Starts a script in the workspace. When it exits, what it left in the background is ended. */
+function startShell(script: string) {
+  const names = SAFE_ENV.split(" ");
+  const child = spawn(script, {
+    shell: WINDOWS || "bash",
+    cwd: WORKSPACE,
+    env: Object.fromEntries(names.map((name) => [name, process.env[name]])),
+    detached: !WINDOWS, // 独立したプロセスグループにして、まとめて終了できるようにする
+    stdio: ["ignore", "pipe", "pipe"],
+    windowsHide: true,
+  });
+  if (!WINDOWS) child.on("exit", () => killGroup(child.pid));
+  return child;
+}
+
+/** 出力が多すぎる。見せるのは両端だけなので、中ほどは捨ててよい。 */
+class CommandOutput {
+  #kept = "";
+  #total = 0; // characters
+
+  add(piece: string): void {
+    this.#total += piece.length;
+    this.#kept += piece;
+    if (this.#kept.length < 10 * OUTPUT_LIMIT) return;
+    this.#kept = this.#kept.slice(0, OUTPUT_LIMIT) + this.#kept.slice(-OUTPUT_LIMIT);
+  }
+
+  toString(): string {
+    // There must be room for the line that says why the script failed.
+    return keepEnds(this.#kept, OUTPUT_LIMIT - 200, this.#total);
+  }
+}
+
 function killGroup(pid: number | undefined): void {
-  if (pid === undefined) return;
-  if (WINDOWS) return void spawn("taskkill", ["/pid", String(pid), "/t", "/f"]);
+  if (pid === undefined) return; // it could not be started
+  if (WINDOWS) {
+    spawn("taskkill", ["/pid", String(pid), "/t", "/f"]);
+    return;
+  }
   try {
-    process.kill(-pid, "SIGKILL");
+    process.kill(-pid, "SIGKILL"); // a negative number means the whole group
   } catch {
     // グループにはもう誰もいない。
   }
@@ -477,13 +570,19 @@ function killGroup(pid: number | undefined): void {
 
 // ---- 全体をつなぐ ----
 
-async function main(): Promise<void> {
-  // .env.exampleの見本をコピーしただけの値も、キーなしとみなす。
-  if (!process.env.ANTHROPIC_API_KEY?.replace("sk-ant-your-key-here", "")) {
+/** Without an API key two lines say what to do, and the program ends with status 1. */
+function requireApiKey(): void {
+  const key = process.env.ANTHROPIC_API_KEY ?? "";
+  // A copy of .env.example that nobody has filled in contains this placeholder, which is no key.
+  if (key === "" || key === "sk-ant-your-key-here") {
     fail("ANTHROPIC_API_KEYが設定されていません。.env.exampleを.envにコピーし、キーを書いてください。");
     fail("キーがなくても、`npm start`なら同じプログラムを練習用モデルとオフラインで動かせます。");
     process.exit(1);
   }
+}
+
+async function main(): Promise<void> {
+  requireApiKey();
   info(`モデルは${MODEL}です。Ctrl+Cで応答を中断、quitで終了します。`);
   const conversation = new Conversation();
   await new Terminal().run((line, signal) => runTurn(conversation, line, { onText: say, signal }));

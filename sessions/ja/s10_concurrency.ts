@@ -36,7 +36,7 @@ import Anthropic from "@anthropic-ai/sdk";
 import { CronExpressionParser } from "cron-parser";
 import dotenv from "dotenv";
 import { Bot, GrammyError } from "grammy";
-import type { Message as TelegramMessage } from "grammy/types";
+import type { Message as TelegramMessage, UserFromGetMe } from "grammy/types";
 import { EnvHttpProxyAgent, setGlobalDispatcher } from "undici";
 import { type WebSocket, WebSocketServer } from "ws";
 import { parse as parseYaml } from "yaml";
@@ -51,12 +51,20 @@ const MODEL = process.env.MODEL_ID || "claude-sonnet-5-5";
 const WORKSPACE = process.env.CLAW0_WORKSPACE || path.join(import.meta.dirname, "../../workspace");
 const STATE = path.join(WORKSPACE, ".state"); // プログラム自身の保存場所
 const CONTEXT_TOKENS = Number(process.env.CONTEXT_TOKENS || 180_000);
-type Setting = (name: string) => string; // 未設定なら""
+/** Looks up a setting. Gives "" for one that is not set. */
+type Setting = (name: string) => string;
 const env: Setting = (name) => process.env[name] ?? "";
+
+/** A setting that is a whole number from 0 to `max`. Throws, naming the setting and its range. */
+function wholeNumber(name: string, otherwise: number, max: number): number {
+  const value = Number(env(name) || otherwise);
+  if (Number.isInteger(value) && value >= 0 && value <= max) return value;
+  throw new Error(`${name} must be a whole number from 0 to ${max}`);
+}
 
 // ---- ターミナル ----
 
-let atLineStart = true;
+let atLineStart = true; // whether what was printed last ended a line
 
 /** モデルの言葉を、届いた分から表示する。 */
 export function say(piece: string) {
@@ -72,44 +80,44 @@ const sayLine = (line: string) => say(`${atLineStart ? "" : "\n"}${line}\n`);
 export const info = (line: string) => sayLine(tint(2, line));
 export const warn = (line: string) => sayLine(tint(33, line));
 export const fail = (line: string) => sayLine(tint(31, line));
-/** その場では表示しないが、人に見せる文。翻訳の対象だという目印。 */
-export const text = (sentence: string) => sentence;
+/** Gives the sentence back. By this call the translation tool finds what is printed elsewhere. */
+export const t = (sentence: string) => sentence;
 
-let typing: Interface | undefined; // プロンプトで人が入力しているかもしれない間だけ入る
+/** プロンプトで人が入力しているかもしれない間だけ入る */
+let typing: Interface | undefined;
 
 /**
  * 入力中の行の上に表示する。行はターミナルの幅で折り返しているかもしれない。そこで、行の1段目まで
  * 戻って全部消し、表示し、同じ段数だけ空けて、入力中の行を描き直させる。
  */
 function sayAbove(reader: Interface, lines: string): void {
-  const { rows } = reader.getCursorPos();
-  process.stdout.write(`\r${rows ? `\x1b[${rows}A` : ""}\x1b[J${lines}${"\n".repeat(rows)}`);
+  const { rows } = reader.getCursorPos(); // how far the cursor is below the first row
+  const up = rows > 0 ? `\x1b[${rows}A` : ""; // not for 0, which would mean 1
+  const room = "\n".repeat(rows); // readline goes up by so many rows before it draws
+  process.stdout.write(`\r${up}\x1b[J${lines}${room}`);
   reader.prompt(true);
 }
 
 /** 人やパイプから行を読み、1行ずつ渡す。 */
 export class Terminal {
   /** Ctrl+Cは、処理中の行のsignalを中断する。プロンプトで押せば終了する。 */
-  async run(handle: (line: string, signal: AbortSignal) => Promise<unknown>): Promise<void> {
+  async run(onLine: (line: string, signal: AbortSignal) => Promise<unknown>): Promise<void> {
     const { stdin, stdout } = process;
+    const terminal = stdin.isTTY && stdout.isTTY;
     // readlineに任せると、ストリーミング中の応答にキー入力のエコーが混ざる。応答中は止めておき、
     // 入力はキーボードとreadlineの間に溜める。すぐに拾うのはCtrl+Cだけ。
     const keys = Object.assign(new PassThrough(), { setRawMode: stdin.setRawMode?.bind(stdin) });
-    const terminal = stdin.isTTY && stdout.isTTY;
     const reader = createInterface({ input: keys, output: stdout, terminal, prompt: "You > " });
+    if (terminal) reader.on("line", () => reader.pause());
+    let turn: AbortController | undefined; // of the line that is being answered
+    const interrupt = () => (turn ? turn.abort() : reader.close());
+    process.on("SIGINT", interrupt);
+    forwardKeys(keys, interrupt);
     const prompt = () => {
       if (!terminal) return say("You > ");
       typing = reader;
       reader.prompt();
     };
-    let turn: AbortController | undefined;
-    const interrupt = () => (turn ? turn.abort() : reader.close());
-    process.on("SIGINT", interrupt);
-    reader.on("SIGINT", interrupt).on("line", () => terminal && reader.pause());
-    // 1行ずつ流す。readlineは止められても、受け取った分は最後まで処理してしまう。
-    const put = (typed: string) => typed.split(/(?<=\r(?!\n))/).map((line) => keys.write(line));
-    stdin.setEncoding("utf8").on("end", () => keys.end());
-    stdin.on("data", (typed) => (turn && typed.includes("\x03") ? turn.abort() : put(`${typed}`)));
     prompt();
     for await (const entered of reader) {
       typing = undefined;
@@ -117,7 +125,7 @@ export class Terminal {
       const line = entered.trim();
       if (line === "quit" || line === "exit") break;
       turn = new AbortController();
-      if (line) await handle(line, turn.signal).catch((e) => fail(`エラー：${e.apiMessage ?? e}`));
+      if (line) await onLine(line, turn.signal).catch((e) => fail(`エラー：${e.apiMessage ?? e}`));
       turn = undefined;
       if (!atLineStart) say("\n");
       prompt();
@@ -128,13 +136,23 @@ export class Terminal {
   }
 }
 
+/** Passes on what is typed. Only Ctrl+C, which a terminal sends as "\x03", does not wait. */
+function forwardKeys(keys: PassThrough, interrupt: () => void): void {
+  process.stdin.setEncoding("utf8").on("end", () => keys.end());
+  process.stdin.on("data", (typed: string) => {
+    if (process.stdin.isTTY && typed.includes("\x03")) return interrupt();
+    // Line by line, because readline finishes what it has been given before it pauses.
+    for (const line of typed.match(/[^\r]*\r\n?|[^\r]+/g) ?? []) keys.write(line);
+  });
+}
+
 // ---- s01 · エージェントループ ----
 
 type Entry = { role: "user" | "assistant"; content: Anthropic.ContentBlockParam[] };
 /** 応答はAPIが返したまま残す。id、停止理由、usageもそのまま。 */
-export type Message = Anthropic.Message | (Entry & { role: "user" });
+export type Message = Anthropic.Message | (Entry & { role: "user"; stop_reason?: undefined });
 
-/** モデルは前の呼び出しを覚えていない。モデルが知っているのは、このリストにあることだけ。 */
+/** The API is stateless: the model knows nothing but what is in this list. */
 export class Conversation {
   messages: Message[] = [];
 
@@ -143,36 +161,35 @@ export class Conversation {
   }
 }
 
-/** 1ターンの動かし方。届いた応答をどこへ流すか、何で止められるか。 */
+/** How one turn is to run. Later sections declare the interface again, which adds fields to it. */
 export interface TurnOptions {
-  onText?(piece: string): void;
-  signal?: AbortSignal;
+  onText?(piece: string): void; // gets the reply as it arrives
+  signal?: AbortSignal; // stops the turn
 }
 
-/** この理由で止まったら、まだ続きがある。ほかなら終わりで、そのとき人に見せる文が下の表。 */
-const GO_ON = new Set(["pause_turn"]);
+/** After one of these stop reasons the model has more to do. (s02 adds "tool_use".) */
+const CONTINUE_REASONS = new Set(["pause_turn"]);
+/** After these a person is told something. The usual ones, such as "end_turn", need no words. */
 const STOP_NOTES: Record<string, string> = {
-  end_turn: "",
-  stop_sequence: "",
-  max_tokens: text("\n（応答がトークン数の上限に達し、途中で切れました）"),
-  refusal: text("\n（モデルが回答を断りました。このターンは以後モデルに送りません）"),
-  model_context_window_exceeded: text("\n（モデルが一度に読める量を超えたため、途中で切れました）"),
+  max_tokens: t("\n（応答がトークン数の上限に達し、途中で切れました）"),
+  refusal: t("\n（モデルが回答を断りました。このターンは以後モデルに送りません）"),
+  model_context_window_exceeded: t("\n（モデルが一度に読める量を超えたため、途中で切れました）"),
 };
-const noteOf = (m: Message) => ("stop_reason" in m && STOP_NOTES[m.stop_reason ?? ""]) || "";
-const startsTurn = (entry: Entry) => entry.role === "user" && resultsIn(entry).length === 0;
+const stopNote = (message: Message) => STOP_NOTES[message.stop_reason ?? ""] ?? "";
+
+/** A turn starts where a person says something. Results of tools have the role "user", too. */
+const startsTurn = (m: Entry) => m.role === "user" && m.content[0]?.type !== "tool_result";
+/** What was refused once would be refused again, so the whole turn that led to it is left out. */
+const withoutLastTurn = (request: Entry[]) => request.slice(0, request.findLastIndex(startsTurn));
 
 /** APIが受け付ける形にした履歴。空のものと拒否されたものを外し、役割を交互に並べる。 */
 export function toRequest(history: Message[]): Entry[] {
-  const request: Entry[] = [];
-  history = answerCalls(history);
-  for (const message of history) {
-    const last = request.at(-1);
+  let request: Entry[] = [];
+  for (const message of answerCalls(history)) {
     const content = message.content.filter((block) => block.type !== "text" || block.text.trim());
-    // 応答の末尾がthinkingであってはならない。そうなっていたら、思考の途中で切れている。
-    while (content.at(-1)?.type.endsWith("thinking")) content.pop();
-    // 一度拒否された発言は、何度送っても拒否される。後ろに続くものも巻き添えになる。
-    const refused = "stop_reason" in message && message.stop_reason === "refusal";
-    if (refused) request.splice(request.findLastIndex(startsTurn));
+    while (content.at(-1)?.type.endsWith("thinking")) content.pop(); // it was cut off
+    const last = request.at(-1);
+    if (message.stop_reason === "refusal") request = withoutLastTurn(request);
     else if (last?.role === message.role) last.content.push(...content);
     else if (content.length > 0) request.push({ role: message.role, content });
   }
@@ -186,68 +203,69 @@ export function buildRequest({ messages }: Conversation, options: TurnOptions) {
     max_tokens: 8192,
     system: buildSystemPrompt(options),
     tools: toolsFor(options),
-    messages: markLast(toRequest(messages)),
+    messages: withCacheBreakpoint(toRequest(messages)),
   };
 }
 
 /** 1回の呼び出し。応答か、中断されたときは届いていた分を返す。APIのエラーは投げる。 */
 export async function callModel(request: Anthropic.MessageStreamParams, options: TurnOptions) {
-  if (!options.signal?.aborted) throwSimulated();
-  const timer = setTimeout(() => stream.abort(), SILENCE);
-  const watched = { maxRetries: 0, fetch: heard(() => timer.refresh()) };
+  throwSimulated(options);
+  // A minute without a byte aborts the stream, and each byte restarts the timer.
+  const idleTimer = setTimeout(() => stream.abort(), IDLE_TIMEOUT);
   // ANTHROPIC_API_KEYとANTHROPIC_BASE_URLは、SDKが環境変数から読む。
-  const client = (options.client ?? new Anthropic()).withOptions(watched);
+  const client = withIdleTimeout(options.client ?? new Anthropic(), idleTimer);
   const stream = client.messages.stream(request, { signal: options.signal });
-  let finished = 0;
-  stream.on("text", (piece) => options.onText?.(piece)).on("contentBlock", () => finished++);
+  const finished: Anthropic.ContentBlock[] = [];
+  stream.on("text", (piece) => options.onText?.(piece));
+  stream.on("contentBlock", (block) => finished.push(block));
   try {
     return await stream.finalMessage();
   } catch (error) {
     if (!options.signal?.aborted) throw error;
     options.onText?.(" (interrupted)");
+    // Half a text is worth keeping, but half a tool call or half a thought is of no use.
     const arrived = stream.currentMessage?.content ?? [];
-    const kept = arrived.filter((block, index) => block.type === "text" || index < finished);
+    const kept = arrived.filter((block) => block.type === "text" || finished.includes(block));
     const content = [...kept, { type: "text", text: "(interrupted)", citations: null }];
-    // 止めたのはこちらなので停止理由はない。idとusageはAPIしか付けられない。
+    // The API gave no stop reason, no id and no usage, so these are missing here.
     return { role: "assistant", content, stop_reason: null } as Anthropic.Message;
   } finally {
-    clearTimeout(timer);
+    clearTimeout(idleTimer);
   }
 }
 
-/** ループ本体。保存された会話だけを見て進むので、どこからでも入り直せる。 */
+/** The agent loop. It decides only by what is stored, so it can go on after an error or a crash. */
 export async function continueTurn(conversation: Conversation, options: TurnOptions) {
   while (needsReply(conversation.messages.at(-1))) {
     checkRounds(conversation);
-    const reply = await callModel(buildRequest(conversation, options), options);
-    conversation.append(reply);
-    options.onText?.(noteOf(reply));
-    if (reply.stop_reason !== "tool_use") continue;
+    const response = await callModel(buildRequest(conversation, options), options);
+    conversation.append(response);
+    options.onText?.(stopNote(response));
+    if (response.stop_reason !== "tool_use") continue;
     const turn = { ...options, conversation };
-    const results = await Promise.all(callsIn(reply).map((call) => runTool(call, turn)));
+    const results = await Promise.all(callsIn(response).map((call) => runTool(call, turn)));
     conversation.append({ role: "user", content: results });
   }
 }
 
-const needsReply = (last?: Message) => last?.role === "user" || GO_ON.has(last?.stop_reason ?? "");
+const needsReply = (last?: Message) =>
+  last?.role === "user" || CONTINUE_REASONS.has(last?.stop_reason ?? "");
 
 /** ターンを最後まで進め、人の発言のあとにモデルが話したことをまとめて返す。 */
 export async function finishTurn(conversation: Conversation, options: TurnOptions) {
-  const inner = (more: TurnOptions) =>
-    GUARD.run(conversation, more, () => continueTurn(conversation, more));
   // 再起動後は、応答がもうそろっていることもある。そのときキーは要らず、なくても困らない。
-  if (needsReply(conversation.messages.at(-1)))
-    await (options.app ? options.app.resilience.run(options, inner) : inner(options));
+  if (needsReply(conversation.messages.at(-1))) await runMiddleware(conversation, options);
   const start = conversation.messages.findLastIndex(startsTurn) + 1;
-  return conversation.messages.slice(start).map(spoken).filter(Boolean).join("\n\n");
+  return conversation.messages.slice(start).map(textOf).filter(Boolean).join("\n\n");
 }
 
-const spoken = (message: Message) =>
-  message.content.map((b) => (b.type === "text" ? b.text : "")).join("") + noteOf(message);
+const textOf = (message: Message) =>
+  message.content.map((b) => (b.type === "text" ? b.text : "")).join("") + stopNote(message);
 
-/** 1ターン。人の発言はモデルに尋ねる前に記録し、あとで消すこともない。 */
+/** Runs one turn. The person's words are stored first, so they stay if the model fails. */
 export async function runTurn(conversation: Conversation, input: string, options: TurnOptions) {
   const about = { inboxId: options.message?.id };
+  // What changes from turn to turn is in a block of its own, so that the prompt stays the same.
   const texts = [contextFor(conversation, input, options), input];
   const content = texts.map((text) => ({ type: "text" as const, text }));
   conversation.append({ role: "user", content }, about);
@@ -261,20 +279,31 @@ export interface Turn extends TurnOptions {
   conversation: Conversation;
 }
 
-type Fields = Record<string, unknown>; // 外から来た値
+/** The fields of an object that came from outside, so nobody knows the types of their values. */
+type Fields = Record<string, unknown>;
 
 /** スキーマに合った入力を受け取り、出力を返す。投げたエラーはモデルが読む。 */
 export type Handler = (input: Fields, turn: Turn) => string | Promise<string>;
 
+/** The JSON Schema of a text. The model reads the description. */
 const string = (description: string) => ({ type: "string", description });
-const file = string("The path, relative to the workspace.");
+const PATH = string("The path, relative to the workspace.");
 
-function tool(name: string, description: string, properties: object, optional: string[] = []) {
-  const required = Object.keys(properties).filter((field) => !optional.includes(field));
-  return { name, description, input_schema: { type: "object" as const, properties, required } };
+/** The JSON Schema of an object. Every property is required unless `optional` names it. */
+function objectSchema(properties: object, optional: string[] = []) {
+  const required = Object.keys(properties).filter((name) => !optional.includes(name));
+  return { type: "object" as const, properties, required };
 }
 
-/** モデルに見せる説明。モデルにとって、ツールはこの文面がすべて。 */
+/** An entry of TOOLS. The properties are those of the input that the model has to give. */
+function tool(name: string, description: string, properties: object, optional: string[] = []) {
+  return { name, description, input_schema: objectSchema(properties, optional) };
+}
+
+/**
+ * What the model is told about each tool, which is all that it knows. To add a tool, add an entry
+ * here, and a function of the same name in HANDLERS.
+ */
 export const TOOLS: Anthropic.Tool[] = [
   tool(
     "bash",
@@ -287,21 +316,21 @@ export const TOOLS: Anthropic.Tool[] = [
     ["seconds"],
   ),
   tool("read_file", "Read a text file of the workspace. A long one is shown without its middle.", {
-    path: file,
+    path: PATH,
   }),
   tool(
     "write_file",
     "Write a text file of the workspace, with its folders. Replaces what was there.",
-    { path: file, content: string("The whole text of the file.") },
+    { path: PATH, content: string("The whole text of the file.") },
   ),
   tool("edit_file", "Replace one passage of a text file. It must occur exactly once.", {
-    path: file,
+    path: PATH,
     old_text: string("The passage as it stands in the file, with enough round it."),
     new_text: string("What stands there afterwards."),
   }),
 ];
 
-/** モデルがその名前を呼んだとき、手元で動く関数。 */
+/** What runs when the model calls a tool. To add a function, add its schema in TOOLS, too. */
 export const HANDLERS: Record<string, Handler> = {
   bash: (input, turn) => bash(String(input.command), Number(input.seconds ?? 60), turn.signal),
   read_file: (input) => readText(safePath(String(input.path), WORKSPACE)),
@@ -310,50 +339,77 @@ export const HANDLERS: Record<string, Handler> = {
     editText(String(input.path), String(input.old_text), String(input.new_text)),
 };
 
-GO_ON.add("tool_use");
-const MAX_ROUNDS = 50;
+CONTINUE_REASONS.add("tool_use");
+const MAX_ROUNDS = 50; // calls of the model in one turn
 const OUTPUT_LIMIT = 30_000; // 結果1つあたりの文字数。先頭と末尾を半分ずつ残す
 
-/** 堂々めぐりするモデルは、誰かが気づくまで料金を食い続ける。 */
+/** Throws after too many rounds, because a model that repeats itself costs money until it stops. */
 function checkRounds({ messages }: Conversation): void {
-  const replies = messages
-    .slice(messages.findLastIndex(startsTurn))
-    .filter((m) => m.role === "assistant");
+  const turn = messages.slice(messages.findLastIndex(startsTurn));
+  const replies = turn.filter(({ role }) => role === "assistant");
   if (replies.length < MAX_ROUNDS) return;
   throw new Error(`stopped after ${MAX_ROUNDS} rounds of tool calls; say "go on" to go on`);
 }
 
+/** The tool calls of a reply. */
 const callsIn = (message: Message | undefined) =>
   message?.role === "assistant" ? message.content.filter((block) => block.type === "tool_use") : [];
+/** The tool results of a user's message. */
 const resultsIn = (entry: Entry | undefined) =>
   entry?.role === "user" ? entry.content.filter((block) => block.type === "tool_result") : [];
 
-const idsIn = ({ content }: Message) =>
-  content.map((block) => ("tool_use_id" in block ? block.tool_use_id : ""));
+/** The history with exactly one result for every call, in the next message, as the API demands. */
+function answerCalls(history: Message[]): Message[] {
+  return withMissingResults(withoutStrayResults(withoutOpenServerCalls(history)));
+}
+
+/**
+ * The API runs some tools itself, for example its web search. An error in the middle of one leaves
+ * a call whose result only the API could give, so we leave the call out. We keep it in the last
+ * message, because there the reply is only paused, and the API goes on with it.
+ */
+function withoutOpenServerCalls(history: Message[]): Message[] {
+  const answered = new Set<string>();
+  for (const block of history.flatMap<Anthropic.ContentBlockParam>(({ content }) => content)) {
+    if ("tool_use_id" in block) answered.add(block.tool_use_id);
+  }
+  return history.map((message, index) => {
+    if (message.role === "user" || index === history.length - 1) return message;
+    const content = message.content.filter(
+      (block) => block.type !== "server_tool_use" || answered.has(block.id),
+    );
+    return { ...message, content };
+  });
+}
+
+/** Drops results whose call is not in the message before, and the second result of a call. */
+function withoutStrayResults(history: Message[]): Message[] {
+  return history.map((message, index) => {
+    if (message.role === "assistant") return message;
+    const results = resultsIn(message);
+    const calls = callsIn(history[index - 1]);
+    const answers = calls.map(({ id }) => results.find((block) => block.tool_use_id === id));
+    const content = message.content.filter(
+      (block) => block.type !== "tool_result" || answers.includes(block),
+    );
+    return { ...message, content };
+  });
+}
 
 /**
  * すべての呼び出しの直後に結果を1つずつ置いた履歴。APIがそう要求する。結果のない呼び出しは、
  * クラッシュやCtrl+C、入力途中の`max_tokens`で生まれる。API側で動くツールの呼び出しも、
  * 一時停止中のエラーで結果のないまま残ることがある。その呼び出しは履歴から外す。
  */
-function answerCalls(history: Message[]): Message[] {
-  const done = new Set(history.flatMap(idsIn));
+function withMissingResults(history: Message[]): Message[] {
   return history.flatMap((message, index): Message[] => {
-    const asked = new Set(callsIn(history[index - 1]).map(({ id }) => id));
-    const content = message.content.filter((block) => {
-      if (block.type === "tool_result") return asked.delete(block.tool_use_id);
-      const isOpen = block.type === "server_tool_use" && !done.has(block.id);
-      return !isOpen || index === history.length - 1;
-    });
-    if (message.role === "user") return [{ ...message, content }];
     const answered = new Set(resultsIn(history[index + 1]).map((block) => block.tool_use_id));
     const open = callsIn(message).filter(({ id }) => !answered.has(id));
-    const reply = { ...message, content } as Anthropic.Message; // 元のブロックか、その一部
     // 拒否されたターンは丸ごと外れるので、呼び出しに結果は要らない。
-    if (open.length === 0 || message.stop_reason === "refusal") return [reply];
-    const cut = message.stop_reason === "max_tokens";
-    const why = cut ? "cut off; it was not run" : "interrupted; it may have run";
-    return [reply, { role: "user", content: open.map(({ id }) => result(id, why, true)) }];
+    if (open.length === 0 || message.stop_reason === "refusal") return [message];
+    const isCut = message.stop_reason === "max_tokens";
+    const why = isCut ? "cut off; it was not run" : "interrupted; it may have run";
+    return [message, { role: "user", content: open.map(({ id }) => toolResult(id, why, true)) }];
   });
 }
 
@@ -361,79 +417,103 @@ function answerCalls(history: Message[]): Message[] {
 export async function runTool(call: Anthropic.ToolUseBlock, turn: Turn) {
   info(`  ${call.name} ${JSON.stringify(call.input).slice(0, 100)}`);
   try {
-    const tool = toolsFor(turn).find(({ name }) => name === call.name);
+    const offered = toolsFor(turn).find(({ name }) => name === call.name);
     const handler = HANDLERS[call.name];
-    if (!tool || !handler) throw new Error(`there is no tool ${call.name}`);
-    const input = checkInput(tool.input_schema, call.input);
+    if (!offered || !handler) throw new Error(`there is no tool ${call.name}`);
+    const input = checkInput(offered.input_schema, call.input);
     checkPrivate(input, turn);
     if (turn.signal?.aborted) throw new Error("interrupted; it was not run");
-    return result(call.id, await handler(input, turn));
+    return toolResult(call.id, await handler(input, turn));
   } catch (error) {
-    return result(call.id, error instanceof Error ? error.message : String(error), true);
+    return toolResult(call.id, error instanceof Error ? error.message : String(error), true);
   }
 }
 
-function result(id: string, output: string, failed = false): Anthropic.ToolResultBlockParam {
-  // 出力を切った端に文字の片割れ（サロゲート）が残ると、リクエスト全体が無効になる。
+function toolResult(id: string, output: string, failed = false): Anthropic.ToolResultBlockParam {
+  // A cut can fall into the middle of a character, and the API rejects half a character.
   const content = keepEnds(output, OUTPUT_LIMIT).toWellFormed() || "(no output)";
-  return { type: "tool_result", tool_use_id: id, content, ...(failed && { is_error: true }) };
+  const block = { type: "tool_result" as const, tool_use_id: id, content };
+  return failed ? { ...block, is_error: true } : block;
 }
 
+/** The part of JSON Schema that our tools use. */
 type Property = { type?: string; enum?: unknown[] };
 
-/** 必須項目がそろい、型も合っていれば入力を返す。だめなら項目名を添えてエラーにする。 */
-export function checkInput(schema: Anthropic.Tool.InputSchema, input: unknown) {
+/** Gives the input as fields, if it fits the schema. Otherwise throws, naming the field. */
+export function checkInput(schema: Anthropic.Tool.InputSchema, input: unknown): Fields {
   if (typeof input !== "object" || input === null) throw new Error("the input must be an object");
   const fields: Fields = { ...input };
-  const properties = (schema.properties ?? {}) as Record<string, Property>; // 自前の値
-  for (const name of schema.required ?? []) {
-    if (fields[name] === undefined) throw new Error(`${name} is missing`);
-  }
-  for (const [name, { type, enum: values }] of Object.entries(properties)) {
+  checkRequired(fields, schema.required ?? []);
+  // The SDK leaves the properties open, but the schemas in this file have only such properties.
+  const properties = (schema.properties ?? {}) as Record<string, Property>;
+  for (const [name, property] of Object.entries(properties)) {
     const value = fields[name];
     if (value === undefined) continue;
-    const fits = type === "integer" ? Number.isInteger(value) : !type || typeof value === type;
-    if (!fits) throw new Error(`${name} must be of type ${type}`);
-    if (values && !values.includes(value)) throw new Error(`${name} must be one of ${values}`);
+    checkType(name, value, property.type);
+    checkEnum(name, value, property.enum);
   }
   return fields;
 }
 
-/** 文字列をそのまま返す。`limit`より長ければ両端だけ。`lost`は、すでに捨てた文字数。 */
-function keepEnds(whole: string, limit: number, lost = 0): string {
-  if (whole.length <= limit) return whole;
+function checkRequired(fields: Fields, required: string[]): void {
+  const missing = required.find((name) => fields[name] === undefined);
+  if (missing !== undefined) throw new Error(`${missing} is missing`);
+}
+
+function checkType(name: string, value: unknown, type: string | undefined): void {
+  if (type === undefined) return;
+  // JavaScript has only "number", but JSON Schema also has "integer".
+  const fits = type === "integer" ? Number.isInteger(value) : typeof value === type;
+  if (!fits) throw new Error(`${name} must be of type ${type}`);
+}
+
+function checkEnum(name: string, value: unknown, allowed: unknown[] | undefined): void {
+  if (allowed === undefined || allowed.includes(value)) return;
+  throw new Error(`${name} must be one of ${allowed}`);
+}
+
+/**
+ * The text, or both its ends if it is longer than `limit`. `total` is its length before somebody
+ * else, for example CommandOutput, dropped a part of its middle.
+ */
+function keepEnds(text: string, limit: number, total = text.length): string {
+  if (text.length <= limit) return text;
   const half = Math.ceil(limit / 2);
-  const left = whole.length - 2 * half + lost;
-  return `${whole.slice(0, half)}\n… ${left} characters left out …\n${whole.slice(-half)}`;
+  const leftOut = total - 2 * half;
+  return `${text.slice(0, half)}\n… ${leftOut} characters left out …\n${text.slice(-half)}`;
 }
 
 /**
  * `root`以下にあるファイルの実際のパス。ファイルはまだなくてもよい。外に出るならエラー。
  * ".."でも、絶対パスでも、隣の"root2"でも、シンボリックリンク経由でも同じ。
  */
-export function safePath(file: string, root: string): string {
+export function safePath(name: string, root: string): string {
   const base = fs.realpathSync.native(root);
-  const target = path.resolve(base, file);
-  let existing = target;
-  while (!fs.lstatSync(existing, { throwIfNoEntry: false })) existing = path.dirname(existing);
-  // 行き先のないリンクではrealpathが失敗する。それでよい。書き込むと行き先ができてしまう。
+  const target = path.resolve(base, name);
+  const existing = nearestExisting(target);
+  // A link that leads nowhere makes realpath throw, and it should: writing creates its target.
   const real = path.join(fs.realpathSync.native(existing), path.relative(existing, target));
   const inside = path.relative(base, real);
-  if (inside.split(path.sep)[0] === ".." || path.isAbsolute(inside)) {
-    throw new Error(`${file} is outside the workspace`);
-  }
-  if (inside.split(path.sep)[0]?.toLowerCase() === ".state") {
-    throw new Error(`${file} belongs to the program itself`);
-  }
+  const [first = ""] = inside.split(path.sep);
+  if (first === ".." || path.isAbsolute(inside))
+    throw new Error(`${name} is outside the workspace`);
+  if (first.toLowerCase() === ".state") throw new Error(`${name} belongs to the program itself`);
   return real;
 }
 
-// ファイルのツールはわざと同期にしてある。呼び出しは並行して動くが、編集の読み込みと
-// 書き込みの間には誰も割り込めない。
+/** The path itself, or the nearest folder above it that exists. */
+function nearestExisting(target: string): string {
+  let existing = target;
+  while (!fs.lstatSync(existing, { throwIfNoEntry: false })) existing = path.dirname(existing);
+  return existing;
+}
+
+// The file tools are synchronous on purpose. The calls of one reply run at the same time, so two
+// edits of one file could otherwise both read it before either writes, and one edit would be lost.
 
 function readText(file: string): string {
   const stat = fs.statSync(file);
-  if (!stat.isFile()) throw new Error("not a file"); // パイプを読むと永遠に待つ
+  if (!stat.isFile()) throw new Error("not a file"); // for example a pipe, which may never end
   if (stat.size > 10_000_000)
     throw new Error(`${stat.size} bytes are too many: look at parts with bash`);
   const bytes = fs.readFileSync(file);
@@ -444,8 +524,9 @@ function readText(file: string): string {
 }
 
 /** `words`の改行をファイルに合わせる。元の改行が何であれ、モデルは"\n"と書いてくる。 */
-function withLineEnds(words: string, content: string): string {
-  return words.replace(/\r?\n/g, content.includes("\r\n") ? "\r\n" : "\n");
+function withLineEnds(text: string, sample: string): string {
+  const lineEnd = sample.includes("\r\n") ? "\r\n" : "\n";
+  return text.replace(/\r?\n/g, lineEnd);
 }
 
 function writeText(name: string, content: string): string {
@@ -460,11 +541,10 @@ function editText(name: string, oldText: string, newText: string): string {
   const file = safePath(name, WORKSPACE);
   const content = readText(file);
   const old = content.includes(oldText) ? oldText : withLineEnds(oldText, content);
-  const parts = content.split(old);
-  if (!oldText || parts.length !== 2) {
-    const times = oldText ? parts.length - 1 : 0;
+  const parts = content.split(old); // what stands between the places where it occurs
+  const times = old === "" ? 0 : parts.length - 1;
+  if (times !== 1)
     throw new Error(`old_text occurs ${times} times in ${name}; it must occur exactly once`);
-  }
   fs.writeFileSync(file, parts.join(withLineEnds(newText, content)));
   return `edited ${name}`;
 }
@@ -476,28 +556,13 @@ const SAFE_ENV =
   "PATH HOME USER LANG TERM TZ TMPDIR TEMP TMP SystemRoot ComSpec PATHEXT USERPROFILE APPDATA";
 const WINDOWS = process.platform === "win32";
 
-async function bash(command: string, seconds: number, signal?: AbortSignal): Promise<string> {
-  const env = Object.fromEntries(SAFE_ENV.split(" ").map((name) => [name, process.env[name]]));
-  const child = spawn(command, {
-    shell: WINDOWS || "bash",
-    cwd: WORKSPACE,
-    env,
-    detached: !WINDOWS, // 独立したプロセスグループにして、まとめて終了できるようにする
-    stdio: ["ignore", "pipe", "pipe"],
-    windowsHide: true,
-  });
-  let output = "";
-  let lost = 0;
-  const collect = (piece: string) => {
-    output += piece;
-    if (output.length < 10 * OUTPUT_LIMIT) return;
-    // 出力が多すぎる。見せるのは両端だけなので、中ほどは捨ててよい。
-    lost += output.length - 2 * OUTPUT_LIMIT;
-    output = output.slice(0, OUTPUT_LIMIT) + output.slice(-OUTPUT_LIMIT);
-  };
-  child.stdout.setEncoding("utf8").on("data", collect);
-  child.stderr.setEncoding("utf8").on("data", collect);
-  let stopped = "";
+/** Runs a script for at most `seconds`, and gives its output. Throws if it fails or is stopped. */
+async function bash(script: string, seconds: number, signal?: AbortSignal): Promise<string> {
+  const child = startShell(script);
+  const output = new CommandOutput();
+  child.stdout.setEncoding("utf8").on("data", (piece) => output.add(piece));
+  child.stderr.setEncoding("utf8").on("data", (piece) => output.add(piece));
+  let stopped = ""; // why we stopped it
   const stop = (why: string) => {
     stopped = why;
     killGroup(child.pid);
@@ -509,11 +574,9 @@ async function bash(command: string, seconds: number, signal?: AbortSignal): Pro
   const limit = Math.min(Math.max(seconds, 1), 600);
   const timer = setTimeout(() => stop(`stopped after ${limit} s`), limit * 1000);
   signal?.addEventListener("abort", interrupt);
-  child.on("exit", () => WINDOWS || killGroup(child.pid)); // バックグラウンドの残りも終了させる
   try {
     const [code, killer] = await once(child, "close");
-    output = keepEnds(output, OUTPUT_LIMIT - 200, lost); // 下で足す文のために空けておく
-    if (code === 0) return output;
+    if (code === 0) return output.toString();
     throw new Error(`${stopped || `exit code ${code ?? killer}`}\n${output}`);
   } finally {
     clearTimeout(timer);
@@ -521,11 +584,47 @@ async function bash(command: string, seconds: number, signal?: AbortSignal): Pro
   }
 }
 
+/** Starts a script in the workspace. When it exits, what it left in the background is ended. */
+function startShell(script: string) {
+  const names = SAFE_ENV.split(" ");
+  const child = spawn(script, {
+    shell: WINDOWS || "bash",
+    cwd: WORKSPACE,
+    env: Object.fromEntries(names.map((name) => [name, process.env[name]])),
+    detached: !WINDOWS, // 独立したプロセスグループにして、まとめて終了できるようにする
+    stdio: ["ignore", "pipe", "pipe"],
+    windowsHide: true,
+  });
+  if (!WINDOWS) child.on("exit", () => killGroup(child.pid));
+  return child;
+}
+
+/** 出力が多すぎる。見せるのは両端だけなので、中ほどは捨ててよい。 */
+class CommandOutput {
+  #kept = "";
+  #total = 0; // characters
+
+  add(piece: string): void {
+    this.#total += piece.length;
+    this.#kept += piece;
+    if (this.#kept.length < 10 * OUTPUT_LIMIT) return;
+    this.#kept = this.#kept.slice(0, OUTPUT_LIMIT) + this.#kept.slice(-OUTPUT_LIMIT);
+  }
+
+  toString(): string {
+    // There must be room for the line that says why the script failed.
+    return keepEnds(this.#kept, OUTPUT_LIMIT - 200, this.#total);
+  }
+}
+
 function killGroup(pid: number | undefined): void {
-  if (pid === undefined) return;
-  if (WINDOWS) return void spawn("taskkill", ["/pid", String(pid), "/t", "/f"]);
+  if (pid === undefined) return; // it could not be started
+  if (WINDOWS) {
+    spawn("taskkill", ["/pid", String(pid), "/t", "/f"]);
+    return;
+  }
   try {
-    process.kill(-pid, "SIGKILL");
+    process.kill(-pid, "SIGKILL"); // a negative number means the whole group
   } catch {
     // グループにはもう誰もいない。
   }
@@ -539,6 +638,79 @@ export interface App {
   key: string; // ターミナルで開いている会話のキー
 }
 
+/** Each section that needs to know more about a turn adds it to these options. */
+export interface TurnOptions {
+  app?: App; // for middleware and tools that use a part of the program
+}
+
+/**
+ * Middleware, as in Koa or Hono: a layer round every turn. `next` runs everything further in. A
+ * layer may change the options, catch what `next` throws, or call it again. Since all that was said
+ * and done is stored, the turn then goes on from there, and no tool runs twice.
+ */
+export type Middleware = (
+  conversation: Conversation,
+  options: TurnOptions,
+  next: (options: TurnOptions) => Promise<void>,
+) => Promise<void>;
+
+/** Outermost first. To add a layer, `unshift` it (outermost) or `push` it (innermost). */
+export const MIDDLEWARE: Middleware[] = [];
+
+/** Runs `innermost` with all layers of MIDDLEWARE round it. */
+function runMiddleware(
+  conversation: Conversation,
+  options: TurnOptions,
+  innermost: (conversation: Conversation, options: TurnOptions) => Promise<void> = continueTurn,
+): Promise<void> {
+  let run = (given: TurnOptions) => innermost(conversation, given);
+  // From the inside out, because each layer needs the one inside it as its `next`.
+  for (const layer of MIDDLEWARE.toReversed()) {
+    const next = run;
+    run = (given) => layer(conversation, given, next);
+  }
+  return run(options);
+}
+
+// Helpers: hashes, JSON, and files that a crash leaves whole.
+
+const sha256 = (data: string) => crypto.createHash("sha256").update(data);
+
+/** The object in `json`. Undefined if it is no JSON, or another value, such as `null` or a list. */
+function parseObject(json: string): object | undefined {
+  try {
+    const value: unknown = JSON.parse(json);
+    if (typeof value !== "object" || value === null || Array.isArray(value)) return undefined;
+    return value;
+  } catch {
+    return undefined;
+  }
+}
+
+/**
+ * 小さなファイルを書く。クラッシュしても残るのは新旧どちらかで、半端なものは残らない。戻ったとき
+ * には、OSのメモリではなくディスクに書かれているので、停電にも耐える。
+ */
+function replaceFile(file: string, content: string): void {
+  // Flushed first, because the new name must never stand for content that is not on the disk yet.
+  fs.writeFileSync(`${file}.tmp`, content, { flush: true });
+  fs.renameSync(`${file}.tmp`, file);
+  if (WINDOWS) return; // Windowsではフォルダーを書き出せない
+  const folder = fs.openSync(path.dirname(file), "r");
+  fs.fsyncSync(folder);
+  fs.closeSync(folder);
+}
+
+/**
+ * Quarantine: a file that can't be used is renamed and reported, so that it neither stops the
+ * program nor gets lost. Because a part of the name is random, no older file is overwritten.
+ */
+function quarantine(file: string, why: string): void {
+  const name = `${file}.${crypto.randomUUID().slice(0, 8)}.quarantined`;
+  fs.renameSync(file, name);
+  warn(`${file}を隔離しました（${path.basename(name)}に改名）：${why}`);
+}
+
 // セッションファイルの中身。書いた行は変えも消しもしない。履歴を縮めるときも1行足すだけで、
 // リプレイのとき何を外すかは、その行に書いてある。
 //
@@ -549,9 +721,11 @@ export interface App {
 //   5  {"at":…,"message":{"role":"user",…}}
 //   6  {"at":…,"compaction":{"summary":"葵 …","keepFrom":5}}        手順2：2〜4行目が外れる
 
-/** セッションファイルの1行。どの種類の行もこの型。 */
+/** One line. The first has key and label; each other one has a message, a compaction, or ids. */
 interface LogRecord {
   at?: string;
+  key?: string;
+  label?: string;
   message?: Message;
   inboxId?: string;
   compaction?: { summary: string; keepFrom: number };
@@ -559,55 +733,49 @@ interface LogRecord {
 }
 
 /**
- * 追記しかしないJSON Linesファイル。クラッシュで途中までになった行など、読めない行が
- * あっても、行番号を知らせてそのまま残し、ほかの行は読む。
+ * An append-only log in JSON Lines: one record a line, added at the end. Nothing that is in the
+ * file is written again, so a crash can damage at most the line that is being added.
  */
-class Log {
+class JsonlFile {
   readonly file: string;
-  lines = 0;
-  isClosed = false;
-  #torn = false;
+  lines = 0; // how many it has
+  isClosed = false; // 以後、何も追記できない。
+  #isTorn = false; // whether the last line lacks its end
 
   constructor(file: string) {
     this.file = file;
   }
 
-  /** 読める行をすべて、行番号付きで返す。 */
+  /** Every readable line, with its number. The others stay in the file, and are reported. */
   read(): { line: number; record: object }[] {
     if (!fs.existsSync(this.file)) return [];
     const lines = fs.readFileSync(this.file, "utf8").split("\n");
-    this.#torn = lines.at(-1) !== "";
-    if (!this.#torn) lines.pop();
+    // Behind the last line end there is nothing, unless a crash has torn the last line.
+    this.#isTorn = lines.at(-1) !== "";
+    if (!this.#isTorn) lines.pop();
     this.lines = lines.length;
-    return lines.flatMap((content, index) => {
-      const record = parseObject(content);
-      if (record) return [{ line: index + 1, record }];
-      warn(`${this.file}の${index + 1}行目が読めないので飛ばします。行はファイルに残ります。`);
-      return [];
-    });
+    const records: { line: number; record: object }[] = [];
+    for (const [index, json] of lines.entries()) {
+      const line = index + 1;
+      const record = parseObject(json);
+      if (record) records.push({ line, record });
+      else warn(`${this.file}の${line}行目：読み取れないため、飛ばします。この行はファイルに残ります。`);
+    }
+    return records;
   }
 
-  /** 時刻を添えて追記し、行番号を返す。戻ったときには、もうファイルに書かれている。 */
+  /** Adds a record with the time, and gives the number of its line. */
   append(record: object): number {
     if (this.isClosed) throw new Error(`${this.file} is closed: the turn was ended`);
     const json = JSON.stringify({ at: new Date().toISOString(), ...record });
-    // 書きかけの行が残っていると、この行がその続きになってしまう。先に改行を入れる。
-    const line = `${this.#torn ? "\n" : ""}${json}\n`;
-    this.#torn = true; // 失敗したら半端な行か空行が残る。それも1行に数える
-    this.lines++;
-    fs.appendFileSync(this.file, line);
-    this.#torn = false;
+    // Behind a torn line the record would be unreadable, too, so a line end comes first.
+    const lineEnd = this.#isTorn ? "\n" : "";
+    // If appending fails, half of the line may be in the file, which then counts as a line.
+    this.#isTorn = true;
+    this.lines += 1;
+    fs.appendFileSync(this.file, `${lineEnd}${json}\n`);
+    this.#isTorn = false;
     return this.lines;
-  }
-}
-
-/** `json`が表すオブジェクト。読めないときも、`null`などオブジェクトでないときもundefined。 */
-function parseObject(json: string): object | undefined {
-  try {
-    const value: unknown = JSON.parse(json);
-    return typeof value === "object" && !Array.isArray(value) ? (value ?? undefined) : undefined;
-  } catch {
-    return undefined;
   }
 }
 
@@ -616,21 +784,23 @@ export class Session extends Conversation {
   readonly id: string;
   header = { key: "", label: "", at: "" };
   summary = ""; // 圧縮でリストから外れた分の要約
-  rewritten = 0; // 先頭からこの件数までは、APIの数えたトークン数が古い
-  #log: Log;
-  #lines = new Map<Message, number>();
+  // Replies before this index hold token counts of the API that no longer fit the list.
+  countsValidFrom = 0;
+  #log: JsonlFile;
+  #lineOf = new Map<Message, number>(); // where each message is in the file
   #inboxIds = new Set<string>();
 
   /** ファイルをリプレイする。 */
   constructor(file: string) {
     super();
     this.id = path.basename(file, ".jsonl");
-    this.#log = new Log(file);
+    this.#log = new JsonlFile(file);
     for (const { line, record } of this.#log.read()) this.#replay(record, line);
   }
 
   #replay(record: LogRecord, line: number): void {
-    if (line === 1) Object.assign(this.header, record);
+    const { key = "", label = "", at = "" } = record;
+    if (line === 1) this.header = { key, label, at };
     if (Array.isArray(record.message?.content)) this.#add(record.message, line);
     if (record.inboxId) this.#inboxIds.add(record.inboxId);
     if (record.compaction) this.#compact(record.compaction.summary, record.compaction.keepFrom);
@@ -639,8 +809,7 @@ export class Session extends Conversation {
 
   /** リストより先にディスクへ。だから、モデルに見せたものは必ず残っている。 */
   override append(message: Message, about: { inboxId?: string } = {}): void {
-    // クラッシュのあと、受信箱は同じ発言をもう一度渡してくる。発言はもう記録にあり、応答も途中まで
-    // あるかもしれない。
+    // Appending is idempotent: after a crash the inbox brings a message again that is here already.
     if (about.inboxId && this.#inboxIds.has(about.inboxId)) return;
     this.#add(message, this.#log.append({ message, ...about }));
     if (about.inboxId) this.#inboxIds.add(about.inboxId);
@@ -648,32 +817,34 @@ export class Session extends Conversation {
 
   #add(message: Message, line: number): void {
     super.append(message);
-    this.#lines.set(message, line);
+    this.#lineOf.set(message, line);
   }
 
   /** 以後の履歴は、要約と、`kept`から先のメッセージになる。 */
   compact(summary: string, kept: Message | undefined): void {
-    const keepFrom = (kept && this.#lines.get(kept)) ?? this.#log.lines + 1;
+    const line = kept === undefined ? undefined : this.#lineOf.get(kept);
+    // If nothing is kept, it is the number of the coming line, which no message has.
+    const keepFrom = line ?? this.#log.lines + 1;
     this.#log.append({ compaction: { summary, keepFrom } });
     this.#compact(summary, keepFrom);
   }
 
   #compact(summary: string, keepFrom: number): void {
-    const kept = this.messages.filter((message) => (this.#lines.get(message) ?? 0) >= keepFrom);
+    const kept = this.messages.filter((message) => (this.#lineOf.get(message) ?? 0) >= keepFrom);
     const told = `Summary of our conversation so far:\n${summary}`;
     const noted = [{ type: "text", text: "I have read the summary.", citations: null }];
     this.summary = summary;
     this.messages = [
       { role: "user", content: [{ type: "text", text: told }] },
-      // Ctrl+Cのときと同じ、自前の応答。要約を次のターンから切り離しておく。次のターンが
-      // 拒否されて外れても、要約は残る。
+      // Without a reply between them, the summary and the next question would become one message,
+      // and if the model refused the question, both would be left out.
       { role: "assistant", content: noted, stop_reason: null } as Anthropic.Message,
       ...kept,
     ];
-    this.rewritten = this.messages.length;
+    this.countsValidFrom = this.messages.length;
   }
 
-  /** 以後、何も追記できない。 */
+  /** From now on nothing can be added, so a turn that was ended can't add to the conversation. */
   close(): void {
     this.#log.isClosed = true;
   }
@@ -686,14 +857,12 @@ export class Session extends Conversation {
 
   #shorten(ids: Set<string>): void {
     for (const block of this.messages.flatMap(resultsIn)) {
-      // メッセージは作り直さず、中身だけ換える。行番号との対応を保つため。
+      // It is changed in place, because #lineOf knows the message only as this object.
       if (ids.has(block.tool_use_id)) block.content = shortened(block);
     }
-    this.rewritten = this.messages.length;
+    this.countsValidFrom = this.messages.length;
   }
 }
-
-const sha256 = (data: string) => crypto.createHash("sha256").update(data);
 
 // キーは誰が誰と話すかを表し、セッションはその間の会話1つを指す。全セッションを並べた索引は
 // 作らない。フォルダーがそのまま一覧なので、食い違いようがない。
@@ -701,7 +870,7 @@ const sha256 = (data: string) => crypto.createHash("sha256").update(data);
 /** `dir`にある全セッション。キーごとにフォルダーがあり、その中にセッションのファイルが並ぶ。 */
 export class SessionStore {
   #dir: string;
-  #open = new Map<string, Session>();
+  #loaded = new Map<string, Session>(); // the current session of each key that was used
 
   constructor(dir: string) {
     this.#dir = dir;
@@ -709,9 +878,9 @@ export class SessionStore {
 
   /** このキーの現在のセッション。なければ新しく作る。 */
   current(key: string): Session {
-    const open = this.#open.get(key) ?? this.#stored(key) ?? this.create(key);
-    this.#open.set(key, open);
-    return open;
+    const session = this.#loaded.get(key) ?? this.#stored(key) ?? this.create(key);
+    this.#loaded.set(key, session);
+    return session;
   }
 
   /** このキーで新しいセッションを始め、現在のセッションにする。 */
@@ -720,15 +889,15 @@ export class SessionStore {
     const header = { v: 1, id, key, label, at: new Date().toISOString() };
     fs.mkdirSync(this.#folder(key), { recursive: true });
     fs.writeFileSync(this.#file(key, id), `${JSON.stringify(header)}\n`, { flag: "wx" });
-    return this.#enter(key, new Session(this.#file(key, id)));
+    return this.#makeCurrent(key, new Session(this.#file(key, id)));
   }
 
   /** このキーのセッション。新しいものが後ろ。 */
   list(key: string): Session[] {
-    return this.#in(this.#folder(key));
+    return this.#sessionsIn(this.#folder(key));
   }
 
-  #in(folder: string): Session[] {
+  #sessionsIn(folder: string): Session[] {
     if (!fs.statSync(folder, { throwIfNoEntry: false })?.isDirectory()) return [];
     const files = fs.readdirSync(folder).filter((name) => name.endsWith(".jsonl"));
     const sessions = files.map((name) => new Session(path.join(folder, name)));
@@ -738,19 +907,20 @@ export class SessionStore {
   /** すべてのキーの、すべてのセッション。 */
   all(): Session[] {
     const folders = fs.existsSync(this.#dir) ? fs.readdirSync(this.#dir) : [];
-    return folders.flatMap((name) => this.#in(path.join(this.#dir, name)));
+    return folders.flatMap((name) => this.#sessionsIn(path.join(this.#dir, name)));
   }
 
   /** idが`prefix`で始まるセッションに戻る。1つに絞れなければエラー。 */
   switch(key: string, prefix: string): Session {
-    const found = this.list(key).filter(({ id }) => prefix && id.startsWith(prefix));
-    if (found.length === 1 && found[0]) return this.#enter(key, found[0]);
+    const found = prefix === "" ? [] : this.list(key).filter(({ id }) => id.startsWith(prefix));
+    const [session] = found;
+    if (session && found.length === 1) return this.#makeCurrent(key, session);
     throw new Error(`${found.length} sessions begin with "${prefix}"; /list shows them`);
   }
 
-  #enter(key: string, session: Session): Session {
+  #makeCurrent(key: string, session: Session): Session {
     replaceFile(path.join(this.#folder(key), "current"), session.id);
-    this.#open.set(key, session);
+    this.#loaded.set(key, session);
     return session;
   }
 
@@ -759,32 +929,35 @@ export class SessionStore {
     const pointer = path.join(this.#folder(key), "current");
     if (!fs.existsSync(pointer)) return this.list(key).at(-1);
     const id = fs.readFileSync(pointer, "utf8");
-    if (/^[\w-]+$/.test(id) && fs.existsSync(this.#file(key, id)))
-      return new Session(this.#file(key, id));
-    fs.renameSync(pointer, `${pointer}.broken`);
-    warn(`${pointer}の指すセッションがありません。ファイルを.brokenに改名し、最新のセッションで続けます。`);
+    // The id becomes part of a path, so it may hold no "/", for example.
+    const isSession = /^[\w-]+$/.test(id) && fs.existsSync(this.#file(key, id));
+    if (isSession) return new Session(this.#file(key, id));
+    quarantine(pointer, t("セッションを指していません。代わりに最新のセッションを使います。"));
     return this.list(key).at(-1);
   }
 
   /** 会話を閉じ、まだ握っているものから書けなくする。次に求められたら、ファイルから読み直す。 */
   close(key: string): void {
-    this.#open.get(key)?.close();
-    this.#open.delete(key);
+    this.#loaded.get(key)?.close();
+    this.#loaded.delete(key);
   }
 
   /** キーが`prefix`で始まる会話を消す。最後の`keep`個は残す。 */
   prune(prefix: string, keep: number): void {
-    const names = fs.existsSync(this.#dir) ? fs.readdirSync(this.#dir) : [];
-    const ours = names.filter((name) => name.startsWith(encodeURIComponent(prefix))).sort();
-    for (const name of ours.slice(0, -keep)) {
+    if (!fs.existsSync(this.#dir)) return;
+    const start = encodeURIComponent(prefix.toLowerCase());
+    const found = fs.readdirSync(this.#dir).filter((name) => name.startsWith(start));
+    // The keys end with a time, so the newest come last.
+    for (const name of found.sort().slice(0, -keep)) {
       fs.rmSync(path.join(this.#dir, name), { recursive: true });
-      this.#open.delete(decodeURIComponent(name));
+      this.#loaded.delete(decodeURIComponent(name));
     }
   }
 
   #folder(key: string): string {
+    // Windows allows no "*" in a name, but encodeURIComponent leaves it as it is.
     const name = encodeURIComponent(key.toLowerCase()).replaceAll("*", "%2A");
-    if (name.length <= 200) return path.join(this.#dir, name); // ファイルシステムの上限は255
+    if (name.length <= 200) return path.join(this.#dir, name); // most file systems allow 255
     return path.join(this.#dir, sha256(name).digest("hex"));
   }
 
@@ -794,53 +967,48 @@ export class SessionStore {
 }
 
 /**
- * 小さなファイルを書く。クラッシュしても残るのは新旧どちらかで、半端なものは残らない。戻ったとき
- * には、OSのメモリではなくディスクに書かれているので、停電にも耐える。
+ * Locks `dir` until this process exits, because the lines of two processes that append to one
+ * session would get mixed up. Throws if another process has the lock.
  */
-function replaceFile(file: string, content: string): void {
-  fs.writeFileSync(`${file}.tmp`, content, { flush: true }); // 改名より先に、中身をディスクへ
-  fs.renameSync(`${file}.tmp`, file);
-  if (WINDOWS) return; // Windowsではフォルダーを書き出せない
-  const folder = fs.openSync(path.dirname(file), "r");
-  fs.fsyncSync(folder);
-  fs.closeSync(folder);
-}
-
-/** 2つのプログラムが同じセッションに追記すると壊れる。ほかが`dir`を使っていればエラー。 */
 export function lockFolder(dir: string): void {
   const file = path.join(dir, "lock");
-  fs.mkdirSync(dir, { recursive: true, mode: 0o700 }); // 会話を他人に読ませない
-  if (fs.existsSync(file)) {
-    const before = fs.readFileSync(file, "utf8");
-    const pid = Number.parseInt(before, 10);
-    const who = `process ${pid} is using ${path.dirname(dir)}`;
-    if (isAlive(pid)) throw new Error(`${who}: stop it, set CLAW0_WORKSPACE, or delete ${file}`);
-    // 同時に起動した2つが同じ古いロックを見つけ、相手がもう新しいロックを置いているかもしれない。
-    // そこで、まず改名して手元に移す（成功するのは一方だけ）。中を見直し、別物なら戻す。
-    const taken = `${file}.${process.pid}`;
-    fs.renameSync(file, taken);
-    if (fs.readFileSync(taken, "utf8") !== before) fs.renameSync(taken, file);
-    fs.rmSync(taken, { force: true });
-  }
+  fs.mkdirSync(dir, { recursive: true, mode: 0o700 }); // only this user may read what people said
+  if (fs.existsSync(file)) removeStaleLock(file, path.dirname(dir));
   // wx：ファイルがあれば失敗する。同時にここまで来ても、通るのは一方だけ。
   fs.writeFileSync(file, `${process.pid} ${crypto.randomUUID()}`, { flag: "wx" });
-  process.on("exit", () => fs.rmSync(file, { force: true })); // SIGKILLでは残る（上を参照）
+  process.on("exit", () => fs.rmSync(file, { force: true }));
+}
+
+/** Removes the lock that a killed process left behind. Throws if its process is alive. */
+function removeStaleLock(file: string, workspace: string): void {
+  const before = fs.readFileSync(file, "utf8");
+  const pid = Number.parseInt(before, 10);
+  const who = `process ${pid} is using ${workspace}`;
+  if (isAlive(pid)) throw new Error(`${who}: stop it, set CLAW0_WORKSPACE, or delete ${file}`);
+  // 同時に起動した2つが同じ古いロックを見つけ、相手がもう新しいロックを置いているかもしれない。
+  // そこで、まず改名して手元に移す（成功するのは一方だけ）。中を見直し、別物なら戻す。
+  const taken = `${file}.${process.pid}`;
+  fs.renameSync(file, taken);
+  if (fs.readFileSync(taken, "utf8") !== before) fs.renameSync(taken, file);
+  fs.rmSync(taken, { force: true });
 }
 
 function isAlive(pid: number): boolean {
-  // 前回の起動が残した、自分と同じ番号。コンテナの中では毎回同じになる。
-  if (!(pid > 0) || pid === process.pid) return false;
+  if (!(pid > 0)) return false; // the file does not begin with a number
+  // In a container each start can have the same pid, so our own is that of an earlier start.
+  if (pid === process.pid) return false;
   try {
-    return process.kill(pid, 0); // シグナル0は確かめるだけ
+    return process.kill(pid, 0); // signal 0 is not delivered; it only tests the process
   } catch (error) {
-    return (error as NodeJS.ErrnoException).code === "EPERM"; // 動いているが別ユーザーのもの
+    // EPERM means that the process is alive but belongs to another user.
+    return (error as NodeJS.ErrnoException).code === "EPERM";
   }
 }
 
-/** 文字列のおおよそのトークン数。4文字で1つ、ただし中国語・日本語・韓国語は1文字で1つ。 */
-export function estimateTokens(words: string): number {
-  const wide = words.match(/[\p{sc=Han}\p{sc=Hiragana}\p{sc=Katakana}\p{sc=Hangul}]/gu) ?? [];
-  return wide.length + Math.ceil((words.length - wide.length) / 4);
+/** About how many tokens a text has: one for four characters, but in CJK scripts one for each. */
+export function estimateTokens(text: string): number {
+  const cjk = text.match(/[\p{sc=Han}\p{sc=Hiragana}\p{sc=Katakana}\p{sc=Hangul}]/gu) ?? [];
+  return cjk.length + Math.ceil((text.length - cjk.length) / 4);
 }
 
 const tokensOf = (messages: Message[]) =>
@@ -852,7 +1020,7 @@ const tokensOf = (messages: Message[]) =>
 
 const BIG_RESULT = 2_000; // 文字数。短縮した結果はこの半分になる
 const FULL = 0.85; // ウィンドウに対する割合。残りは応答の分
-const KEPT = 0.3; // 会話（多ければ上限）のうち、圧縮後もそのまま残す割合
+const KEPT = 0.3; // the share of the conversation that a compaction leaves as it is
 
 // いちばん大事なのは名前とid。"src/a.ts"が「あのファイル」になると、モデルは聞き直すしかない。
 const SUMMARISE =
@@ -860,10 +1028,11 @@ const SUMMARISE =
   "paths and ids exactly, what was decided, what failed, and what the user still waits for. " +
   "Facts only, at most 400 words.";
 
+/** Both ends of a result. */
 const shortened = ({ content }: Anthropic.ToolResultBlockParam) =>
   keepEnds(String(content), BIG_RESULT / 2).toWellFormed();
 
-/** 長すぎることを表すエラー型がAPIにはない。文面で見分けるエラーは、これ1つだけ。 */
+/** Whether the request was too long. The API has no error type for it, so we look at the words. */
 export function isOverflow(error: unknown): boolean {
   return error instanceof Anthropic.BadRequestError && /prompt is too long/i.test(error.message);
 }
@@ -879,11 +1048,12 @@ export class ContextGuard {
   /** 次のリクエストのトークン数。APIが数えた値に、そのあと増えた分の見積もりを足す。 */
   size(conversation: Conversation): number {
     const { messages } = conversation;
-    // 圧縮前の値を信じると、圧縮しても「長すぎる」のままで、いつまでも終わらない。
-    const old = conversation instanceof Session ? conversation.rewritten : 0;
-    const at = messages.findLastIndex((m, i) => i >= old && m.role !== "user" && m.stop_reason);
-    const last = messages[at];
-    const tail = tokensOf(messages.slice(at + 1));
+    // A count from before a compaction is too high, and would bring one compaction after another.
+    const start = conversation instanceof Session ? conversation.countsValidFrom : 0;
+    // A reply that was interrupted has no stop reason, and no count either.
+    const counted = messages.findLastIndex((m, index) => index >= start && m.stop_reason);
+    const last = messages[counted];
+    const tail = tokensOf(messages.slice(counted + 1));
     if (last?.role !== "assistant")
       return tail + estimateTokens(JSON.stringify([buildSystemPrompt({}), TOOLS]));
     const { usage } = last;
@@ -892,27 +1062,28 @@ export class ContextGuard {
   }
 
   /** `inner`を実行する。会話が長すぎるときは、最大3段階で縮める。 */
-  async run(conversation: Conversation, options: TurnOptions, inner: () => Promise<void>) {
+  async run(
+    conversation: Conversation,
+    options: TurnOptions,
+    next: (options: TurnOptions) => Promise<void>,
+  ): Promise<void> {
     const steps = [
       () => this.shortenResults(conversation),
       () => this.summarise(conversation, options, KEPT),
       () => this.summarise(conversation, options, 0),
     ];
-    const shrink = async () => {
-      for (let step = steps.shift(); step; step = steps.shift()) if (await step()) return true;
-      return false;
-    };
-    // 呼ぶ前は、費用のかからない自前の計算で決める。呼んだあとはAPIの言うことに従う。
-    // 再起動後は、応答がもうそろっていて、呼ぶ必要がないこともある。そのときは縮めない。
+    // Our own count saves a request that would be too long. It matters only if a reply is due:
+    // /compact, for example, makes room itself.
     const isFull = this.size(conversation) > this.limit * FULL;
-    if (isFull && needsReply(conversation.messages.at(-1))) await shrink();
-    for (;;) {
+    if (isFull && needsReply(conversation.messages.at(-1))) await takeStep(steps);
+    while (true) {
       try {
-        return await inner();
+        return await next(options);
       } catch (error) {
         if (!isOverflow(error)) throw error;
-        if (await shrink()) continue;
-        throw new Error("too long for the model, even shortened; /new begins a new session");
+        const isShorter = await takeStep(steps);
+        if (!isShorter)
+          throw new Error("too long for the model, even shortened; /new begins a new session");
       }
     }
   }
@@ -934,37 +1105,63 @@ export class ContextGuard {
     // こちらの上限より先にAPIが長すぎると言ったなら、上限のほうがおかしい。実際の量を基準にする。
     const budget = Math.min(this.limit, this.size(conversation));
     const cut = cutPoint(messages, budget * keep);
-    const old = messages.slice(conversation.summary ? 2 : 0, cut);
+    const summaryMessages = conversation.summary ? 2 : 0; // see Session.#compact
+    const old = messages.slice(summaryMessages, cut);
     if (old.length === 0) return false;
-    const words = old.map((message) => `${message.role}: ${wordsIn(message)}`).join("\n");
-    conversation.compact(await askSummary(conversation, words, budget, options), messages[cut]);
+    const text = old.map((message) => `${message.role}: ${wordsIn(message)}`).join("\n");
+    const summary = await askSummary(conversation, text, budget, options);
+    conversation.compact(summary, messages[cut]);
     info(`  （空きを作るため、メッセージ${old.length}件を要約しました）`);
     return true;
   }
 }
 
+/**
+ * Takes the next steps until one makes the conversation shorter. False if none does. A step that
+ * was taken is removed from the list, so no step is taken twice in a turn.
+ */
+async function takeStep(steps: (() => boolean | Promise<boolean>)[]): Promise<boolean> {
+  while (steps.length > 0) {
+    const step = steps.shift();
+    if (await step?.()) return true;
+  }
+  return false;
+}
+
 /** 新しいほうから収まるだけ渡して要約を頼む。多すぎたら半分にする。 */
-async function askSummary(session: Session, old: string, tokens: number, options: TurnOptions) {
-  // 1回のリクエストに収まらなかった会話なので、全部は見せられない。
-  for (let fit = tokens; ; fit /= 2) {
-    const newest = old.slice(-Math.ceil((old.length * fit) / estimateTokens(old))).toWellFormed();
-    const content = `Summary so far: ${session.summary || "none"}\n\nSince then:\n${newest}`;
-    const messages = [{ role: "user" as const, content }];
-    const request = {
-      model: options.model ?? MODEL,
-      max_tokens: 2048,
-      system: SUMMARISE,
-      messages,
-    };
+async function askSummary(session: Session, text: string, tokens: number, options: TurnOptions) {
+  let budget = tokens;
+  while (true) {
     try {
-      const reply = await callModel(request, { ...options, onText: undefined });
-      options.signal?.throwIfAborted(); // 途中で切れた要約なら、ないほうがまし
-      if (reply.stop_reason !== "refusal" && wordsIn(reply).trim()) return wordsIn(reply);
-      throw new Error("the model gave no summary; /new begins a new session");
+      return await requestSummary(session, newestThatFits(text, budget), options);
     } catch (error) {
-      if (!isOverflow(error) || fit < 100) throw error;
+      if (!isOverflow(error) || budget < 100) throw error;
+      budget /= 2; // our estimate was too low
     }
   }
+}
+
+/** The end of the text, about so many tokens long. */
+function newestThatFits(text: string, tokens: number): string {
+  const share = Math.min(1, tokens / estimateTokens(text));
+  return text.slice(-Math.ceil(text.length * share)).toWellFormed(); // the cut may halve a character
+}
+
+/** Asks the model for one summary. Throws if it gives none. */
+async function requestSummary(session: Session, text: string, options: TurnOptions) {
+  const content = `Summary so far: ${session.summary || "none"}\n\nSince then:\n${text}`;
+  const messages = [{ role: "user" as const, content }];
+  const request = {
+    model: options.model ?? MODEL,
+    max_tokens: 2048,
+    system: SUMMARISE,
+    messages,
+  };
+  const response = await callModel(request, { ...options, onText: undefined });
+  options.signal?.throwIfAborted(); // 途中で切れた要約なら、ないほうがまし
+  const summary = wordsIn(response);
+  if (response.stop_reason !== "refusal" && summary.trim()) return summary;
+  throw new Error("the model gave no summary; /new begins a new session");
 }
 
 /**
@@ -979,24 +1176,27 @@ function cutPoint(messages: Message[], tokens: number): number {
     if (size > tokens) break;
     if (startsTurn(message)) cut = index;
   }
+  if (!needsReply(messages.at(-1))) return cut;
   // 途中のターンは丸ごと残す。質問が消えると、答えの意味がわからなくなる。
-  const underWay = needsReply(messages.at(-1)) ? messages.findLastIndex(startsTurn) : cut;
-  return Math.min(cut, underWay);
+  return Math.min(cut, messages.findLastIndex(startsTurn));
 }
 
+/** A message as text, with its tool calls and results in brackets. */
 function wordsIn({ content }: Message): string {
   const words = content.map((block) => {
     if (block.type === "text") return block.text;
     if (block.type === "tool_use") return `[${block.name} ${JSON.stringify(block.input)}]`;
-    return block.type === "tool_result" ? `[result: ${shortened(block)}]` : "";
+    if (block.type === "tool_result") return `[result: ${shortened(block)}]`;
+    return "";
   });
   return words.join("\n");
 }
 
 const GUARD = new ContextGuard(CONTEXT_TOKENS);
+MIDDLEWARE.push((conversation, options, next) => GUARD.run(conversation, options, next));
 
 TOOLS.push(
-  tool("list_directory", "List a folder of the workspace.", { path: file }, ["path"]),
+  tool("list_directory", "List a folder of the workspace.", { path: PATH }, ["path"]),
   tool("get_current_time", "Get the date, the time and the time zone.", {}),
 );
 
@@ -1017,18 +1217,20 @@ export interface Command {
   run(args: string, app: App, options: TurnOptions): string | string[] | Promise<string>;
 }
 
+/** The slash commands, by name. To add a command, call `command` in the region of its section. */
 export const COMMANDS: Record<string, Command> = {};
 
 function command(name: string, help: string, run: Command["run"]): void {
   COMMANDS[name] = { help, run };
 }
 
-/** "/name 残り"を実行し、表示する文を返す。 */
+/** Runs a line such as "/switch 668c", and gives what to show. */
 async function runCommand(line: string, app: App, options: TurnOptions): Promise<string> {
   const [name = "", ...rest] = line.slice(1).split(" ");
   const found = Object.hasOwn(COMMANDS, name) ? COMMANDS[name] : undefined;
-  if (!found) return text(`/${name}というコマンドはありません。一覧は/helpで見られます。`);
-  return [await found.run(rest.join(" ").trim(), app, options)].flat().join("\n");
+  if (!found) return t(`/${name}というコマンドはありません。一覧は/helpで見られます。`);
+  const shown = await found.run(rest.join(" ").trim(), app, options);
+  return typeof shown === "string" ? shown : shown.join("\n");
 }
 
 command("help", "使えるコマンドの一覧", () =>
@@ -1037,33 +1239,35 @@ command("help", "使えるコマンドの一覧", () =>
 
 command("new", "[ラベル]：新しいセッションを始める", (label, { store, key }) => {
   const { id } = store.create(key, label);
-  return text(`セッション${id}を始めます。前のセッションも残っています（/listで一覧）。`);
+  return t(`セッション${id}を始めます。前のセッションも残っています（/listで一覧）。`);
 });
 
 command("list", "この会話のセッション一覧", (_args, { store, key }) => {
   const current = store.current(key).id;
-  const line = ({ id, messages, header: { at, label } }: Session) =>
+  const formatSession = ({ id, messages, header: { at, label } }: Session) =>
     `${id === current ? "*" : " "} ${id}  ${at}  ${messages.length}  ${label}`;
-  return store.list(key).map(line);
+  return store.list(key).map(formatSession);
 });
 
 command("switch", "<id>：前のセッションに戻る。idは先頭の数文字でよい", (id, app) => {
   const session = app.store.switch(app.key, id);
-  return text(`セッション${session.id}に切り替えました。メッセージは${session.messages.length}件あります。`);
+  return t(`セッション${session.id}に切り替えました。メッセージは${session.messages.length}件あります。`);
 });
 
 command("context", "コンテキストウィンドウの埋まり具合", (_args, { store, key }) => {
   const size = GUARD.size(store.current(key));
   const percent = Math.round((size / GUARD.limit) * 100);
-  return text(`${GUARD.limit}トークン中、約${size}トークン（${percent}%）です。`);
+  return t(`${GUARD.limit}トークン中、約${size}トークン（${percent}%）です。`);
 });
 
 command("compact", "古いターンを要約に置き換える", async (_args, app, options) => {
   let done = false;
-  await app.resilience.run(options, async (more) => {
-    done = await GUARD.summarise(app.store.current(app.key), more, KEPT);
+  // It goes through the middleware, because the request for the summary can fail as a turn can.
+  // Summarising takes the place of `continueTurn` here, inside all the layers.
+  await runMiddleware(app.store.current(app.key), { ...options, app }, async (session, given) => {
+    done = await GUARD.summarise(session, given, KEPT);
   });
-  return done ? text("要約しました。") : text("要約するものがまだありません。");
+  return done ? t("要約しました。") : t("要約するものがまだありません。");
 });
 
 const TERMINAL_KEY = "agent:luna:cli:direct:owner"; // エージェント、名前、チャネル、種別、相手
@@ -1074,143 +1278,27 @@ const TERMINAL_KEY = "agent:luna:cli:direct:owner"; // エージェント、名�
 // こと、1つの会話ではメッセージに1つずつ順番に答えること。1つ目は、プラットフォームに受信確認を
 // 返す前に書くファイルで守る。2つ目は、会話ごとにPromiseをつないで守る。
 
-/** どのプラットフォームのメッセージも、この形になる。`peerId`は返信の宛先、`at`の単位はミリ秒。 */
+// -- 1 · One envelope --
+
+/** What every platform's message becomes, so that the rest of the program knows no platform. */
 export interface InboundMessage {
-  id: string;
+  id: string; // the idempotency key: a message that a platform sends twice has the same id twice
   channel: string;
   accountId: string; // こちらのどのアカウントに届いたか
-  peerId: string; // チャット
+  peerId: string; // the chat, which is where the answer goes
   senderId: string; // 送り主
   guildId?: string; // チャットが属するもの：スーパーグループや会社
   isGroup: boolean;
   text: string;
   media: { kind: string; id: string }[];
-  at: number;
+  at: number; // when it was sent, in ms
   part?: string; // 印が同じものは1つのメッセージ：アルバム、分割された長文
-  begun?: number; // 処理を始めた回数。受信箱が数える
+  attempts?: number; // 処理を始めた回数。受信箱が数える
 }
 
 /** 誰の会話に入るかが決まったメッセージ。決めるのは、届いたときの一度だけ。 */
 export interface Routed extends InboundMessage {
   sessionKey: string;
-}
-
-/** 戻ったときには、メッセージはディスクにある。`done`は、答え終わったときにその答えを渡す。 */
-export type Accept = (message: InboundMessage, signal?: AbortSignal) => { done: Promise<string> };
-
-/** プラットフォーム。メッセージを届けてくる。1通で送れるテキストは、UTF-16で`limit`単位まで。 */
-export interface Channel {
-  readonly name: string;
-  readonly limit: number;
-  start(accept: Accept): Promise<void>; // 準備できたらresolve、見込みがなければreject
-  send(to: string, text: string): Promise<void>; // SendErrorを投げる
-  stop(): Promise<void>;
-  typing?(to: string): Promise<unknown>;
-  stream?(to: string, delta: string): void; // 作りかけの応答を見せるチャネル用
-}
-
-/** テキストを送れなかった理由。`permanent`なら何度やっても送れない。`retryAfter`は待つ秒数。 */
-export class SendError extends Error {
-  permanent = false;
-  retryAfter?: number;
-}
-
-const sendError = (why: string, permanent: boolean, retryAfter?: number) =>
-  Object.assign(new SendError(why), { permanent, retryAfter });
-
-export interface App {
-  inbox: Inbox;
-  channels: ChannelManager;
-}
-
-export interface TurnOptions {
-  message?: InboundMessage; // いま答えているメッセージ
-}
-
-// ボットに話しかけてよい人でも、このマシンでプログラムを動かしてよいとは限らない。
-// 読むのは構わない。ワークスペースはあえて共有している。REMOTE_TOOLS=1なら全部使える。
-const OWNER_TOOLS = ["bash", "write_file", "edit_file"];
-
-function toolsFor({ message }: TurnOptions): Anthropic.Tool[] {
-  const trusted = !message || message.channel === "cli" || env("REMOTE_TOOLS") === "1";
-  return trusted ? TOOLS : TOOLS.filter(({ name }) => !OWNER_TOOLS.includes(name));
-}
-
-/**
- * 受け付けて、まだ答えていないもの。メッセージごとに1つのファイル。済んだもののidも持っておく。
- * 受信確認をもらえなかったプラットフォームは、メッセージを送り直してくる。いちばん起こりやすいのは
- * クラッシュのあとで、idがメモリにしかなければ、そのクラッシュで忘れている。
- */
-export class Inbox {
-  #dir: string;
-  #log: Log;
-  #done: Set<string>;
-  #open = new Map<string, { file: string; message: Routed }>();
-  #next = 1;
-
-  constructor(dir: string) {
-    this.#dir = dir;
-    fs.mkdirSync(dir, { recursive: true });
-    this.#log = new Log(path.join(dir, "done.jsonl"));
-    // 自分で書いたものなので、idは必ずある。
-    this.#done = new Set(this.#log.read().map(({ record }) => (record as { id: string }).id));
-    for (const name of fs.readdirSync(dir).sort()) if (/^\d+\.json$/.test(name)) this.#load(name);
-  }
-
-  #load(name: string): void {
-    const file = path.join(this.#dir, name);
-    this.#next = Number.parseInt(name, 10) + 1;
-    const message = parseObject(fs.readFileSync(file, "utf8")) as Routed | undefined; // 自前の値
-    if (message && this.#done.has(message.id)) {
-      fs.rmSync(file);
-    } else if (message?.id && (message.begun ?? 0) < 3) {
-      this.#open.set(message.id, { file, message });
-    } else {
-      fs.renameSync(file, `${file}.${crypto.randomUUID().slice(0, 8)}.aside`);
-      warn(`受信箱の${name}を隔離しました。読めないか、3回始めて一度も終わらなかったものです。`);
-    }
-  }
-
-  /** 受け付けた順に並ぶ。 */
-  pending = () => [...this.#open.values()].map(({ message }) => message);
-
-  /** メッセージを残す。前にも来ていればfalse。答えはもう出したか、これから出す。 */
-  add(message: Routed): boolean {
-    if (this.#done.has(message.id) || this.#open.has(message.id)) return false;
-    const file = path.join(this.#dir, `${String(this.#next++).padStart(12, "0")}.json`);
-    replaceFile(file, JSON.stringify(message));
-    this.#open.set(message.id, { file, message });
-    return true;
-  }
-
-  /**
-   * 処理を始めるたびに、その前に回数を増やす。増やさないと、プログラムを落とすメッセージは、起動の
-   * たびに戻ってきてまた落とす。
-   */
-  begin(messages: Routed[]): void {
-    for (const { file, message } of this.#find(messages)) {
-      message.begun = (message.begun ?? 0) + 1;
-      replaceFile(file, JSON.stringify(message));
-    }
-  }
-
-  /** 返信を送り終えた。ファイルは消し、idは残す。ターンのidは1通目のものなので、1通目は最後に。 */
-  finish(messages: Routed[]): void {
-    for (const { file, message } of this.#find(messages).reverse()) {
-      // 先にidを書く。間でクラッシュするとファイルは残るが、済んだものだとわかる。
-      this.#log.append({ id: message.id });
-      this.#done.add(message.id);
-      this.#open.delete(message.id);
-      fs.rmSync(file);
-    }
-  }
-
-  #find = (messages: Routed[]) => messages.flatMap(({ id }) => this.#open.get(id) ?? []);
-}
-
-/** 同じ会話のタスクは1つずつ順番に、違う会話のタスクは並行して動かす。 */
-export function inOrder<T>(sessionKey: string, task: () => Promise<T>): Promise<T> {
-  return LANES.run(sessionKey, task);
 }
 
 /** メッセージが誰の会話に入るか。 */
@@ -1222,123 +1310,101 @@ export function route(message: InboundMessage, app: App, agent?: Agent): Routed 
   return { ...message, agentId, sessionKey: isTerminal ? app.key : key };
 }
 
-/** 入口。同期関数で、戻ったときにはディスクにある。プラットフォームはもう忘れてよい。 */
-export function accept(app: App, message: InboundMessage, signal?: AbortSignal) {
-  const routed = route(message, app);
-  noteOwner(app, message);
-  // ターミナルの行は残さない。クラッシュのあと、答えを待つ人はいない。
-  if (message.channel !== "cli" && !app.inbox.add(routed)) return { done: Promise.resolve("") };
-  return { done: enqueue(app, routed, signal) };
+/**
+ * Takes a message from a channel. When it returns, the message is on disk. `done` resolves to the
+ * answer when that was sent, and to "" if another message has it: the same one that came before, or
+ * one that this is a part of.
+ */
+export type Accept = (message: InboundMessage, signal?: AbortSignal) => { done: Promise<string> };
+
+/** プラットフォーム。メッセージを届けてくる。1通で送れるテキストは、UTF-16で`limit`単位まで。 */
+export interface Channel {
+  readonly name: string;
+  readonly limit: number;
+  start(onMessage: Accept): Promise<void>; // 準備できたらresolve、見込みがなければreject
+  send(to: string, text: string): Promise<void>; // SendErrorを投げる
+  stop(): Promise<void>;
+  typing?(to: string): Promise<unknown>;
+  stream?(to: string, delta: string): void; // 作りかけの応答を見せるチャネル用
 }
 
-// Telegramはアルバムの写真を1枚ずつ送ってくる。アプリは長文を何通かに分割する。1通ごとに答えたら
-// おかしい。そこで、1通目が順番待ちに並び、順番が来たら残りを待つ。その間も、届いたものは1通ずつ
-// ファイルになって受信箱に入る。
-const QUIET = 600; // ミリ秒。この間に続きが来なければ、全部そろったとみなす
-const groups = new Map<string, { parts: Routed[]; last: number; done: Promise<string> }>();
+/** テキストを送れなかった理由。`permanent`なら何度やっても送れない。`retryAfter`は待つ秒数。 */
+export class SendError extends Error {
+  permanent: boolean;
+  retryAfter?: number;
 
-/** 順番待ちに並べる。分割されたうちの1通なら、先に来た分がまだ待っていれば合流する。 */
-function enqueue(app: App, message: Routed, signal?: AbortSignal): Promise<string> {
-  const { sessionKey, channel } = message;
-  if (channel === "cron") return inOrder(sessionKey, () => runJob(app, message, signal));
-  if (!message.part) return inOrder(sessionKey, () => handle(app, [message], signal));
-  // クラッシュの前に始めた分は、始めたときの形で記録に残っている。あとから来た1通は入っていない。
-  const mark = `${message.part} ${(message.begun ?? 0) > 0}`;
-  const group = groups.get(mark) ?? { parts: [], last: 0, done: Promise.resolve("") };
-  group.parts.push(message);
-  group.last = Date.now();
-  if (groups.has(mark)) return group.done;
-  groups.set(mark, group);
-  group.done = inOrder(sessionKey, async () => {
-    for (let left = QUIET; left > 0; left = group.last + QUIET - Date.now()) await sleep(left);
-    groups.delete(mark);
-    return handle(app, group.parts, signal);
-  });
-  return group.done;
+  constructor(why: string, permanent = false, retryAfter?: number) {
+    super(why);
+    this.permanent = permanent;
+    this.retryAfter = retryAfter;
+  }
+}
+
+export interface App {
+  channels: ChannelManager;
+  inbox: Inbox;
+}
+
+export interface TurnOptions {
+  message?: InboundMessage; // いま答えているメッセージ
+}
+
+// ボットに話しかけてよい人でも、このマシンでプログラムを動かしてよいとは限らない。
+// 読むのは構わない。ワークスペースはあえて共有している。REMOTE_TOOLS=1なら全部使える。
+const OWNER_TOOLS = ["bash", "write_file", "edit_file"];
+
+/** The tools that the model is offered in this turn. */
+function toolsFor({ message }: TurnOptions): Anthropic.Tool[] {
+  const isTrusted = !message || message.channel === "cli" || env("REMOTE_TOOLS") === "1";
+  return isTrusted ? TOOLS : TOOLS.filter(({ name }) => !OWNER_TOOLS.includes(name));
 }
 
 /**
- * 1つのメッセージ（分割されていれば全部）に1ターン。受信箱から返信まで進める。何が起きてもターンは
- * 終わり、相手には何かが届く。同じメッセージがもう一度来るのは、プログラムが落ちたときだけ。
+ * The name of the command in a direct chat on a platform, or "". In a group it is plain text,
+ * because otherwise anybody there could end the conversation of all the others.
  */
-export async function handle(app: App, parts: Routed[], signal?: AbortSignal): Promise<string> {
-  // 少なくとも1通はある。ターンのidは1通目のもの。
-  const message = { ...parts[0], text: parts.map((part) => part.text).join("\n") } as Routed;
-  const channel = app.channels.get(message.channel);
-  const showTyping = () => channel?.typing?.(message.peerId).catch(() => {});
-  const timer = setInterval(showTyping, 4_000); // プラットフォームの表示は5秒で消える
-  const onText = (piece: string) => channel?.stream?.(message.peerId, piece);
-  let answer: string;
-  let about: InboundMessage = message;
-  try {
-    showTyping();
-    const agent = app.agents.get(message.agentId);
-    answer = await serve(app, message, signal, (signal) => {
-      app.inbox.begin(parts);
-      return answerTo(message, app, { message, signal, onText, agent });
-    });
-  } catch (error) {
-    if (message.channel === "cli") throw error; // 表示はターミナルに任せる
-    if (error instanceof StoppingError) throw error; // 受信箱に残る
-    warn(`${message.sessionKey}: ${error}`);
-    answer = text("うまく答えられませんでした。少し待ってからもう一度送るか、/newで新しい会話を始めてください。");
-    about = { ...message, id: `${message.id}!` }; // クラッシュのあとで出た答えと区別する
-  } finally {
-    clearInterval(timer);
-  }
-  if (!channel?.stream) await reply(app, about, answer);
-  app.inbox.finish(parts);
-  return answer;
+function publicCommand({ channel, isGroup, text }: Routed): string {
+  if (channel === "cli" || isGroup) return "";
+  return /^\/(new|help)\b/.exec(text)?.[1] ?? "";
 }
 
 /** メッセージへの答え。モデルか、誰でも使える2つのコマンドのどちらかが答える。 */
 async function answerTo(message: Routed, app: App, options: TurnOptions): Promise<string> {
-  const [, name] = /^\/(new|help)\b/.exec(message.text) ?? [];
-  if (message.channel === "cli" || message.isGroup || !name) {
-    // 文字の片割れ（サロゲートの半分）を送れるクライアントもある。そのまま残すと、このリクエストも
-    // 以後のリクエストもすべて通らなくなる。
-    const session = app.store.current(message.sessionKey);
-    return runTurn(session, message.text.toWellFormed(), { ...options, app });
-  }
-  if (name === "help") return text("/newで新しい会話を始められます。");
-  return runCommand(message.text, { ...app, key: message.sessionKey }, options);
+  const name = publicCommand(message);
+  if (name === "help") return t("/newで新しい会話を始められます。");
+  if (name) return runCommand(message.text, { ...app, key: message.sessionKey }, options);
+  const session = app.store.current(message.sessionKey);
+  // 文字の片割れ（サロゲートの半分）を送れるクライアントもある。そのまま残すと、このリクエストも
+  // 以後のリクエストもすべて通らなくなる。
+  return runTurn(session, message.text.toWellFormed(), { ...options, app });
 }
 
-/**
- * 答えを、プラットフォームが受け取れる長さに分けてキューに入れる。戻ったときにはディスクにある。
- * クラッシュのあとで同じ答えがまた来ても、idが同じなので、入るのは一度だけ。
- */
-export async function reply(app: App, { id, channel, peerId: to }: InboundMessage, answer: string) {
-  const target = app.channels.get(channel);
-  const words = answer.trim() || text("（返す内容がありません）");
-  if (!target || target.stream) return target?.send(to, words);
-  const rest = { channel, to, at: Date.now(), next: Date.now(), tries: 0, begun: 0 };
-  for (const [part, piece] of chunkMessage(words, target.limit).entries())
-    app.queue.add({ id: `${id}#${part}`, text: piece, ...rest });
-  app.delivery.wake(`${channel} ${to}`);
-}
+const CHANNEL_PATIENCE = 3_000; // ms that start and stop wait for a platform that is out of reach
 
 /** 動いているプログラムのチャネル。名前で引く。1つが落ちても、ほかは止まらない。 */
 export class ChannelManager extends Map<string, Channel> {
   readonly states = new Map<string, string>();
 
   /** 全部が準備できたか失敗したらresolve。遅くとも3秒後にresolve。 */
-  async start(accept: Accept): Promise<void> {
-    const starts = [...this.values()].map(async (channel) => {
-      this.states.set(channel.name, text("起動中"));
-      const state = await channel.start(accept).then(() => text("準備完了"), String);
-      this.states.set(channel.name, state);
-      info(`${channel.name}: ${state}`);
-    });
-    await Promise.race([Promise.all(starts), sleep(3_000)]);
-    const late = [...this.states].filter(([, state]) => state === text("起動中"));
-    for (const [name] of late) warn(`${name}: まだ準備できていません。接続を試み続けます。`);
+  async start(onMessage: Accept): Promise<void> {
+    const starts = [...this.values()].map((channel) => this.#start(channel, onMessage));
+    await Promise.race([Promise.all(starts), sleep(CHANNEL_PATIENCE)]);
+    for (const [name, state] of this.states) {
+      if (state === t("起動中")) warn(`${name}: まだ準備できていません。接続を試み続けます。`);
+    }
   }
 
-  /** 全部が止まるか3秒たてばresolve。つながらないプラットフォームには、終わりを伝えようがない。 */
+  async #start(channel: Channel, onMessage: Accept): Promise<void> {
+    this.states.set(channel.name, t("起動中"));
+    const state = await channel.start(onMessage).then(() => t("準備完了"), String);
+    this.states.set(channel.name, state);
+    info(`${channel.name}: ${state}`);
+  }
+
+  /** Resolves when all have stopped, or after 3 s. What fails here no longer matters. */
   async stop(): Promise<void> {
-    const stops = [...this.values()].map((channel) => channel.stop().catch(() => {}));
-    await Promise.race([Promise.all(stops), sleep(3_000)]);
+    const stops = [...this.values()].map((channel) => channel.stop());
+    await Promise.race([Promise.allSettled(stops), sleep(CHANNEL_PATIENCE)]);
   }
 }
 
@@ -1346,20 +1412,32 @@ export class ChannelManager extends Map<string, Channel> {
 export class CliChannel implements Channel {
   readonly name = "cli";
   readonly limit = Number.MAX_SAFE_INTEGER;
-  closed = Promise.resolve(); // 始まるまでは完了済み。始まったら、人が終了したときに完了
-  #command: (line: string, options: TurnOptions) => Promise<string>;
+  closed = Promise.resolve(); // from `start` on, it resolves when the person leaves
+  #app: App;
 
-  constructor(command: (line: string, options: TurnOptions) => Promise<string>) {
-    this.#command = command;
+  constructor(app: App) {
+    this.#app = app;
   }
 
-  async start(accept: Accept): Promise<void> {
-    const from = { channel: "cli", accountId: "local", peerId: "owner", senderId: "owner" };
+  async start(onMessage: Accept): Promise<void> {
     this.closed = new Terminal().run(async (line, signal) => {
-      if (line.startsWith("/")) return info(await this.#command(line, { signal }));
-      const rest = { isGroup: false, text: line, media: [], at: Date.now() };
-      return accept({ id: `cli:${crypto.randomUUID()}`, ...from, ...rest }, signal).done;
+      if (line.startsWith("/")) return info(await runCommand(line, this.#app, { signal }));
+      return onMessage(this.#read(line), signal).done;
     });
+  }
+
+  #read(text: string): InboundMessage {
+    return {
+      id: `cli:${crypto.randomUUID()}`,
+      channel: "cli",
+      accountId: "local",
+      peerId: "owner",
+      senderId: "owner",
+      isGroup: false,
+      text,
+      media: [],
+      at: Date.now(),
+    };
   }
 
   stream(_to: string, delta: string): void {
@@ -1373,77 +1451,406 @@ export class CliChannel implements Channel {
   async stop(): Promise<void> {}
 }
 
-// ボットは誰にでも見つけられ、答えるたびに料金がかかる。だから、既定では誰も許可しない。
-const strangers = new Set<string>();
+/** Shows "typing" in a chat until the function that it gives is called. */
+function showTyping(channel: Channel | undefined, peerId: string): () => void {
+  const show = () => channel?.typing?.(peerId).catch(() => {});
+  show();
+  const timer = setInterval(show, 4_000); // プラットフォームの表示は5秒で消える
+  return () => clearInterval(timer);
+}
 
-/** チャットが`allowed`にあれば通す。知らない人には、持ち主が何をすればよいかを一度だけ伝える。 */
-function admit(channel: Channel, message: InboundMessage, allowed: string, accept: Accept): void {
-  const [chat = ""] = message.peerId.split(":topic:");
-  if (allowed.split(/[\s,]+/).includes(chat)) {
-    // JSONにしておく。制御文字でターミナルを荒らされないように。
-    info(`[${channel.name} ${message.peerId}] ${JSON.stringify(message.text.slice(0, 80))}`);
-    accept(message).done.catch((error) => warn(`${message.id}: ${error}`));
-  } else if (!strangers.has(chat)) {
-    strangers.add(chat); // 一度だけ。さもないと、知らない人に好きなだけ送信させられてしまう
-    warn(`知らない人からメッセージが届きました。${channel.name.toUpperCase()}_ALLOWED_CHATS=${chat}で許可できます。`);
-    const words = text(`このチャットは許可されていません。idは${chat}です。ボットの持ち主が許可すれば話せます。`);
-    channel.send(message.peerId, words).catch(() => {});
+/**
+ * 答えを、プラットフォームが受け取れる長さに分けてキューに入れる。戻ったときにはディスクにある。
+ * クラッシュのあとで同じ答えがまた来ても、idが同じなので、入るのは一度だけ。
+ */
+export async function reply(app: App, { id, channel, peerId: to }: InboundMessage, answer: string) {
+  const target = app.channels.get(channel);
+  const text = answer.trim() || t("（返す内容がありません）");
+  if (!target) return;
+  // Whoever sees a reply while it is made sits in front of it, so nothing has to wait in a queue.
+  if (target.stream) return target.send(to, text);
+  for (const [part, piece] of chunkMessage(text, target.limit).entries()) {
+    app.queue.add(newDelivery(`${id}#${part}`, { channel, to, text: piece }));
+  }
+  app.delivery.wake(recipientOf({ channel, to }));
+}
+
+// -- 2 · Nothing lost, and in order --
+
+/** フォルダーの中の、自分で書き終えたファイル。"….json.tmp"は書きかけかもしれない。 */
+function numberedFiles(folder: string): string[] {
+  const names = fs.readdirSync(folder).filter((name) => /^\d+\.json$/.test(name));
+  return names.sort().map((name) => path.join(folder, name));
+}
+
+const numberOf = (file: string) => Number.parseInt(path.basename(file), 10);
+
+/** The entry in a file. A file without a usable one is quarantined, and gives undefined. */
+function readEntry<T>(file: string, schema: Anthropic.Tool.InputSchema): T | undefined {
+  try {
+    // The cast is right because the schema names the fields without which the program can't go on.
+    return checkInput(schema, parseObject(fs.readFileSync(file, "utf8"))) as T;
+  } catch (error) {
+    quarantine(file, String(error));
+    return undefined;
   }
 }
 
-const MEDIA = ["photo", "video", "animation", "document", "audio", "voice", "sticker"] as const;
-const CUT_AT = 4_000; // アプリは4096単位か、その手前の単語の切れ目で分割する
+/**
+ * A folder of entries that still have to be worked on, each in a numbered file of its own. It is a
+ * write-ahead log: an entry is flushed to the disk before anybody acts on it. The ids of processed
+ * entries stay in a file, which makes adding idempotent: an entry that comes again is not new.
+ */
+export class Spool<T extends { id: string }> {
+  protected nextNumber = 1;
+  protected readonly open = new Map<string, { entry: T; file: string }>(); // by id, oldest first
+  readonly #dir: string;
+  readonly #log: JsonlFile;
+  readonly #processed = new Set<string>(); // ids
 
-/** Node自身のfetch。grammYは独自の中断シグナルを渡すが、Node 24のfetchはそれを受け付けない。 */
+  /** Takes up what an earlier run has left in `dir`. The schema says what an entry has to have. */
+  constructor(dir: string, schema: Anthropic.Tool.InputSchema) {
+    this.#dir = dir;
+    fs.mkdirSync(dir, { recursive: true });
+    this.#log = new JsonlFile(path.join(dir, "processed.jsonl"));
+    for (const { record } of this.#log.read()) {
+      this.#processed.add((record as { id: string }).id); // markProcessed wrote it
+    }
+    for (const file of numberedFiles(dir)) {
+      this.nextNumber = numberOf(file) + 1;
+      const entry = readEntry<T>(file, schema);
+      if (!entry) continue;
+      // A crash in markProcessed leaves a file that is done, and a restored backup may add a copy.
+      if (this.#isKnown(entry.id)) fs.rmSync(file);
+      else this.open.set(entry.id, { entry, file });
+    }
+  }
+
+  #isKnown(id: string): boolean {
+    return this.#processed.has(id) || this.open.has(id);
+  }
+
+  /** The entries that are not processed yet, in the order in which they were added. */
+  pending(): T[] {
+    return [...this.open.values()].map(({ entry }) => entry);
+  }
+
+  /** Keeps an entry, which is on disk when it returns. False if its id was added before. */
+  add(entry: T): boolean {
+    if (this.#isKnown(entry.id)) return false;
+    // The number is padded with zeros, so that the names sort as the numbers do.
+    const name = `${String(this.nextNumber).padStart(12, "0")}.json`;
+    const file = path.join(this.#dir, name);
+    this.nextNumber += 1;
+    replaceFile(file, JSON.stringify(entry));
+    this.open.set(entry.id, { entry, file });
+    return true;
+  }
+
+  /** Writes an entry that has changed. One that is not here is left alone. */
+  save(entry: T): void {
+    const kept = this.open.get(entry.id);
+    if (kept) replaceFile(kept.file, JSON.stringify(entry));
+  }
+
+  /** Removes an entry and remembers its id. One that is not here is left alone. */
+  protected markProcessed(id: string): void {
+    const kept = this.open.get(id);
+    if (!kept) return;
+    // The id is written first, so that a crash between the two steps leaves a file which the next
+    // start removes. In the other order nothing would know the id when the entry comes again.
+    this.#log.append({ id });
+    this.#processed.add(id);
+    fs.rmSync(kept.file, { force: true });
+    this.open.delete(id);
+  }
+}
+
+/** For a schema: properties of one type. */
+const ofType = (type: string, ...names: string[]) =>
+  Object.fromEntries(names.map((name) => [name, { type }]));
+
+const ROUTED = objectSchema(ofType("string", "id", "channel", "peerId", "text", "sessionKey"));
+const MAX_ATTEMPTS = 3;
+
+/**
+ * 受け付けて、まだ答えていないもの。メッセージごとに1つのファイル。済んだもののidも持っておく。
+ * 受信確認をもらえなかったプラットフォームは、メッセージを送り直してくる。いちばん起こりやすいのは
+ * クラッシュのあとで、idがメモリにしかなければ、そのクラッシュで忘れている。
+ */
+export class Inbox extends Spool<Routed> {
+  constructor(dir: string) {
+    super(dir, ROUTED);
+    // A poison message kills the program, so without a limit it would do so at every start.
+    for (const [id, { entry, file }] of this.open) {
+      if ((entry.attempts ?? 0) < MAX_ATTEMPTS) continue;
+      quarantine(file, t("処理を3回試みましたが、一度も完了しませんでした"));
+      this.open.delete(id);
+    }
+  }
+
+  /** Counts an attempt before it begins, because the message may kill the program during it. */
+  countAttempt(messages: Routed[]): void {
+    for (const message of messages) {
+      message.attempts = (message.attempts ?? 0) + 1;
+      this.save(message);
+    }
+  }
+
+  /**
+   * The messages that are parts of the same one as `message`; none if it is answered already. One
+   * that was attempted before a crash is in the session as it was then, so a picture that arrives
+   * only after the crash can't be added to it.
+   */
+  partsOf(message: Routed): Routed[] {
+    if (!this.open.has(message.id)) return [];
+    const isAttempted = ({ attempts = 0 }: Routed) => attempts > 0;
+    return this.pending()
+      .filter(({ part, sessionKey }) => part === message.part && sessionKey === message.sessionKey)
+      .filter((other) => isAttempted(other) === isAttempted(message));
+  }
+
+  /** The messages are answered. The first part goes last, because the session knows its id. */
+  acknowledge(messages: Routed[]): void {
+    for (const { id } of messages.toReversed()) this.markProcessed(id);
+  }
+}
+
+/** 同じ会話のタスクは1つずつ順番に、違う会話のタスクは並行して動かす。 */
+export function runExclusive<T>(sessionKey: string, task: () => Promise<T>): Promise<T> {
+  return LANES.run(sessionKey, task);
+}
+
+/**
+ * The entry point of every message. It is synchronous, so when it returns, a platform may forget
+ * the message. Delivery is at-least-once: what a crash interrupts is done again.
+ */
+export function accept(app: App, message: InboundMessage, signal?: AbortSignal) {
+  const routed = route(message, app);
+  rememberOwner(app, message);
+  // ターミナルの行は残さない。クラッシュのあと、答えを待つ人はいない。
+  const isKept = message.channel !== "cli";
+  if (isKept && !app.inbox.add(routed)) return { done: Promise.resolve("") };
+  return { done: enqueue(app, routed, signal) };
+}
+
+const PART_GAP = 600; // ミリ秒。この間に続きが来なければ、全部そろったとみなす
+
+/**
+ * Telegram sends the pictures of an album one by one, and its apps cut a long text in pieces, but a
+ * person expects one answer. This is a debounce: if parts arrive during a wait, it waits again.
+ */
+async function allPartsOf(message: Routed, inbox: Inbox): Promise<Routed[]> {
+  let parts: Routed[] = [];
+  while (inbox.partsOf(message).length > parts.length) {
+    parts = inbox.partsOf(message);
+    await sleep(PART_GAP);
+  }
+  return parts;
+}
+
+/**
+ * Puts a message into the queue of its conversation. Gives the answer. Each part of a message has a
+ * place of its own there: the first one answers for all, and the others then find nothing to do.
+ */
+function enqueue(app: App, message: Routed, signal?: AbortSignal): Promise<string> {
+  if (message.channel === "cron") {
+    return runExclusive(message.sessionKey, () => runJob(app, message, signal));
+  }
+  if (message.channel === "cron") return runExclusive("cron", () => runJob(app, message, signal));
+  return runExclusive(message.sessionKey, async () => {
+    const parts = message.part ? await allPartsOf(message, app.inbox) : [message];
+    return parts.length > 0 ? handle(app, parts, signal) : "";
+  });
+}
+
+/**
+ * 1つのメッセージ（分割されていれば全部）に1ターン。受信箱から返信まで進める。何が起きてもターンは
+ * 終わり、相手には何かが届く。同じメッセージがもう一度来るのは、プログラムが落ちたときだけ。
+ */
+export async function handle(app: App, parts: Routed[], signal?: AbortSignal): Promise<string> {
+  const text = parts.map((part) => part.text).join("\n");
+  const message = { ...parts[0], text } as Routed; // it has a first part, and that gives the id
+  const channel = app.channels.get(message.channel);
+  const stopTyping = showTyping(channel, message.peerId);
+  const onText = (piece: string) => channel?.stream?.(message.peerId, piece);
+  let answered: InboundMessage = message;
+  let answer: string;
+  try {
+    const agent = app.agents.get(message.agentId);
+    answer = await runUserTurn(app, message, signal, (laneSignal) => {
+      app.inbox.countAttempt(parts);
+      return answerTo(message, app, { message, signal: laneSignal, onText, agent });
+    });
+  } catch (error) {
+    if (message.channel === "cli") throw error; // 表示はターミナルに任せる
+    if (error instanceof StoppingError) throw error; // 受信箱に残る
+    warn(`${message.sessionKey}: ${error}`);
+    answer = t("うまく答えられませんでした。少し待ってからもう一度送るか、/newで新しい会話を始めてください。");
+    answered = { ...message, id: failureReplyId(message.id) };
+  } finally {
+    stopTyping();
+  }
+  if (!channel?.stream) await reply(app, answered, answer);
+  app.inbox.acknowledge(parts);
+  return answer;
+}
+
+// -- 3 · Telegram --
+
+/** Stands between the chat and the thread in the peer of a topic: "-1001:topic:7". */
+const TOPIC = ":topic:";
+
+/** フォーラムのトピックは、それぞれ別の宛先："<chat>:topic:<thread>"。 */
+function peerOf({ chat, is_topic_message, message_thread_id }: TelegramMessage): string {
+  return is_topic_message ? `${chat.id}${TOPIC}${message_thread_id}` : String(chat.id);
+}
+
+/** The reverse of peerOf: what the Bot API has to be told to send something there. */
+function telegramAddress(peerId: string) {
+  const [chat = "", thread] = peerId.split(TOPIC);
+  return { chat, options: thread ? { message_thread_id: Number(thread) } : {} };
+}
+
+// Anyone can find a bot and write to it, and each answer costs its owner money. So the owner lists
+// the chats that may use it, and an empty list admits nobody.
+
+/** The chats that may use the bot of one platform. Its adapter passes each message through here. */
+class AllowList {
+  #chats: string[];
+  #informed = new Set<string>(); // strangers who have been told what their chat's id is
+
+  /** Takes the value of a setting: ids of chats, separated by blanks or commas. */
+  constructor(setting: string) {
+    this.#chats = setting.split(/[\s,]+/).filter((chat) => chat !== "");
+  }
+
+  /** Passes on a message from a chat of the list. Throws if the message can't be stored. */
+  admit(channel: Channel, message: InboundMessage, onMessage: Accept): void {
+    // The owner lists a forum once, by the id of its chat, and that admits all of its topics.
+    const [chat = ""] = message.peerId.split(TOPIC);
+    if (!this.#chats.includes(chat)) {
+      this.#inform(channel, message.peerId, chat);
+      return;
+    }
+    // JSON escapes control characters, with which a sender could overwrite lines of our terminal.
+    info(`[${channel.name} ${message.peerId}] ${JSON.stringify(message.text.slice(0, 80))}`);
+    onMessage(message).done.catch((error) => warn(`${message.id}: ${error}`));
+  }
+
+  /** Tells a stranger the id of the chat, and the owner the setting that would admit it. */
+  #inform(channel: Channel, peerId: string, chat: string): void {
+    // Only the first message of a chat is answered, because otherwise strangers could make the bot
+    // send as much as they like.
+    if (this.#informed.has(chat)) return;
+    this.#informed.add(chat);
+    warn(`知らない人からメッセージが届きました。${channel.name.toUpperCase()}_ALLOWED_CHATS=${chat}で許可できます。`);
+    const words = t(`このチャットは許可されていません。idは${chat}です。ボットの持ち主が許可すれば話せます。`);
+    channel.send(peerId, words).catch(() => {}); // the owner has read the id in the log already
+  }
+}
+
+/** The words of a message. Under a picture or a file they are called its caption. */
+const telegramText = ({ text, caption }: TelegramMessage) => text ?? caption ?? "";
+
+type Attachment = InboundMessage["media"][number];
+
+// Telegram also sets `document` for an animation, so the animation has to be looked for first.
+const FILE_KINDS = ["video", "animation", "document", "audio", "voice", "sticker"] as const;
+
+/** The picture or file that came with a message. Its id is Telegram's: we download nothing. */
+function attachmentOf(message: TelegramMessage): Attachment | undefined {
+  const largest = message.photo?.at(-1); // 写真なら、いちばん大きなサイズ
+  if (largest) return { kind: "photo", id: largest.file_id };
+  for (const kind of FILE_KINDS) {
+    const attached = message[kind];
+    if (attached) return { kind, id: attached.file_id };
+  }
+  return undefined;
+}
+
+/** Finds "@our_bot" in a text, also in "/help@our_bot", but not in "@our_bot2". */
+const mentionOf = (bot: UserFromGetMe) => new RegExp(`@${bot.username}\\b`, "gi");
+
+/** Whether a message is meant for the bot: in a group, only if it mentions or answers the bot. */
+function isAddressedTo(bot: UserFromGetMe, message: TelegramMessage): boolean {
+  if (message.chat.type === "private") return true;
+  const isReply = message.reply_to_message?.from?.id === bot.id;
+  return isReply || mentionOf(bot).test(telegramText(message));
+}
+
+/** A text as the model gets it: the kind of the attachment, and the words without our name. */
+function describeMessage(bot: UserFromGetMe, words: string, attachment?: Attachment): string {
+  const kind = attachment ? `[${attachment.kind}] ` : "";
+  const description = `${kind}${words.replaceAll(mentionOf(bot), "")}`.trim();
+  return description || words; // of a bare "@our_bot" nothing would be left, and no turn is empty
+}
+
+/** Makes a SendError of a failed call, which says whether another attempt can succeed. */
+function telegramError(error: unknown): SendError {
+  // If Telegram itself did not answer, the network failed, and a later attempt may succeed.
+  if (!(error instanceof GrammyError)) return new SendError(String(error));
+  const { error_code: status, description, parameters } = error;
+  // 429 means that we send too fast. Any other refusal is permanent, for example 403, which says
+  // that the person blocked the bot, or 400, that there is no such chat.
+  const isTemporary = status === 429 || status >= 500;
+  return new SendError(description, !isTemporary, parameters.retry_after);
+}
+
+/**
+ * The fetch of Node, for grammY. grammY stops a call by a signal of the package abort-controller,
+ * but the fetch of Node 24 takes only Node's own, so this one passes the stop on.
+ */
 const fetchForGrammy: typeof fetch = (url, init) => {
-  const control = new AbortController();
-  if (init?.signal?.aborted) control.abort();
-  init?.signal?.addEventListener("abort", () => control.abort());
-  return fetch(url, { ...init, signal: control.signal });
+  const controller = new AbortController();
+  const stop = () => controller.abort();
+  if (init?.signal?.aborted) stop();
+  init?.signal?.addEventListener("abort", stop);
+  return fetch(url, { ...init, signal: controller.signal });
 };
 
-/** Telegram。ロングポーリングを使う。次を求めると前の分の受信確認になるので、先に残しておく。 */
+// アプリは4096単位か、その手前の単語の切れ目で分割する
+const MIN_CUT_LENGTH = 4_000;
+
+/** The adapter for Telegram, which gets messages by long polling (see `#poll`). */
 export class TelegramChannel implements Channel {
   readonly name = "telegram";
   readonly limit = 4096;
-  #setting: Setting;
+  #newBot: () => Bot;
   #bot: Bot;
   #stopped = false;
-  #cut = new Map<string, { next: number; part: string }>();
-  #ours = new Set<string>(); // 通してよい分割メッセージの印
+  #allowed: AllowList;
+  // By sender: the newest piece of a text that was cut, and the id that the next piece would have.
+  #lastPiece = new Map<string, { part: string; nextId: number }>();
+  #addressedParts = new Set<string>(); // the `part` of albums and long texts that are meant for us
 
   constructor(setting: Setting) {
-    this.#setting = setting;
+    this.#allowed = new AllowList(setting("TELEGRAM_ALLOWED_CHATS"));
+    const apiRoot = setting("TELEGRAM_API_ROOT") || "https://api.telegram.org";
+    // By default grammY uses node-fetch, which would ignore the proxy that is set for this program.
+    const client = { apiRoot, timeoutSeconds: 60, fetch: fetchForGrammy };
+    this.#newBot = () => new Bot(setting("TELEGRAM_BOT_TOKEN"), { client });
     this.#bot = this.#newBot();
   }
 
-  #newBot(): Bot {
-    const apiRoot = this.#setting("TELEGRAM_API_ROOT") || "https://api.telegram.org";
-    // Nodeのfetchを使う。grammYに付いてくるfetchはプロキシを通らない。
-    const client = { apiRoot, timeoutSeconds: 60, fetch: fetchForGrammy };
-    return new Bot(this.#setting("TELEGRAM_BOT_TOKEN"), { client });
-  }
-
-  /** トークンが違えばreject。 */
-  async start(accept: Accept): Promise<void> {
+  /** Resolves when Telegram has taken the token; rejects if it refuses it. */
+  async start(onMessage: Accept): Promise<void> {
     await this.#bot.init();
-    void this.#poll(accept);
+    void this.#poll(onMessage);
   }
 
-  /** 止められるまで、新しいメッセージを求め続ける。サーバーが落ちていれば、grammYが復旧を待つ。 */
-  async #poll(accept: Accept): Promise<void> {
+  /**
+   * Long polling: we ask for updates, and Telegram holds the request open until there are some.
+   * The next request names the first update that we don't have, which confirms all before it.
+   */
+  async #poll(onMessage: Accept): Promise<void> {
     while (!this.#stopped) {
-      this.#bot.on("message", ({ message }) => {
-        const inbound = this.#read(message);
-        if (inbound) admit(this, inbound, this.#setting("TELEGRAM_ALLOWED_CHATS"), accept);
-      });
-      // acceptは同期的なので、この関数が戻ればメッセージはディスクにあり、grammYは次を求めてよい。
-      // 残せなかったとき（ディスクが一杯など）は、何も受信確認してはならない。エラーでこのボットを
-      // 終わらせると、次のボットが同じメッセージを受け取り直す。
-      this.#bot.catch(({ error }) => Promise.reject(error));
+      this.#handleUpdates(onMessage);
       try {
         await this.#bot.start({ allowed_updates: ["message"] });
       } catch (error) {
+        // grammY itself waits for a server that is down. So this is a refusal, for example because
+        // another program asks with the same token, or a message that could not be stored.
         if (!this.#stopped) warn(`telegram: ${error}。5秒後にもう一度試します。`);
         await sleep(5_000);
         this.#bot = this.#newBot();
@@ -1451,66 +1858,75 @@ export class TelegramChannel implements Channel {
     }
   }
 
+  #handleUpdates(onMessage: Accept): void {
+    // Telegram forgets what was confirmed, so a message has to be on disk before grammY asks for
+    // the next ones. It is, because `onMessage` is synchronous.
+    this.#bot.on("message", ({ message }) => {
+      const inbound = this.#read(message);
+      if (inbound) this.#allowed.admit(this, inbound, onMessage);
+    });
+    // acceptは同期的なので、この関数が戻ればメッセージはディスクにあり、grammYは次を求めてよい。
+    // 残せなかったとき（ディスクが一杯など）は、何も受信確認してはならない。エラーでこのボットを
+    // 終わらせると、次のボットが同じメッセージを受け取り直す。
+    this.#bot.catch(({ error }) => Promise.reject(error));
+  }
+
   /** こちら宛てでなければundefined：ほかのボット、サービスメッセージ、グループでの雑談。 */
   #read(message: TelegramMessage): InboundMessage | undefined {
-    const { chat, from, message_id, reply_to_message: answered } = message;
-    const { id: me, username } = this.#bot.botInfo;
-    const kind = MEDIA.find((name) => message[name]);
-    const file = kind && [message[kind]].flat().at(-1); // 写真なら、いちばん大きなサイズ
-    const words = message.text ?? message.caption ?? "";
-    if (!from || from.is_bot || (!words && !kind)) return undefined;
-    // "@bot"のほか、"/command@bot"もある。グループでは、ボットに向けたものにだけ答える。
-    const name = new RegExp(`@${username}\\b`, "gi");
-    const isGroup = chat.type !== "private";
-    const part = this.#partOf(message, words);
-    const isMeant = name.test(words) || answered?.from?.id === me;
+    const { chat, from, message_id } = message;
+    const bot = this.#bot.botInfo;
+    const words = telegramText(message);
+    const attachment = attachmentOf(message);
+    const isEmpty = !words && !attachment; // a service message, such as "Bob joined the group"
+    if (!from || from.is_bot || isEmpty) return undefined;
+    const part = this.#partOf(message);
     // アルバムでは、メンションの入った説明文が付くのは1枚だけ。
-    if (isGroup && !isMeant && !this.#ours.has(part ?? "")) return undefined;
-    if (part) this.#ours.add(part);
-    const topic = message.is_topic_message ? `:topic:${message.message_thread_id}` : "";
+    const follows = part !== undefined && this.#addressedParts.has(part);
+    if (!follows && !isAddressedTo(bot, message)) return undefined;
+    if (part !== undefined) this.#addressedParts.add(part);
     return {
-      id: `telegram:${me}:${chat.id}:${message_id}`,
+      id: `telegram:${bot.id}:${chat.id}:${message_id}`,
       channel: "telegram",
-      accountId: String(me),
-      peerId: `${chat.id}${topic}`,
+      accountId: String(bot.id),
+      peerId: peerOf(message),
       senderId: String(from.id),
-      guildId: topic ? String(chat.id) : undefined,
-      isGroup,
-      text: `${kind ? `[${kind}] ` : ""}${words.replaceAll(name, "")}`.trim() || words,
-      media: kind && file ? [{ kind, id: file.file_id }] : [],
-      at: message.date * 1000,
+      guildId: message.is_topic_message ? String(chat.id) : undefined,
+      isGroup: chat.type !== "private",
+      text: describeMessage(bot, words, attachment),
+      media: attachment ? [attachment] : [],
+      at: message.date * 1000, // Telegram counts seconds
       part,
     };
   }
 
-  /** アルバムの印、または分割された長文の印。長文なら、分割された1通ずつの番号が続いている。 */
-  #partOf({ chat, from, message_id, media_group_id }: TelegramMessage, words: string) {
+  /**
+   * The mark that all parts of one message share; undefined if it is whole. Telegram marks the
+   * parts of an album, but not the pieces of a long text: we know those by their ids in a row.
+   */
+  #partOf(message: TelegramMessage): string | undefined {
+    const { chat, from, message_id, media_group_id } = message;
     if (media_group_id) return `telegram ${chat.id} ${media_group_id}`;
     const sender = `telegram ${chat.id} ${from?.id}`;
-    const cut = this.#cut.get(sender);
-    const before = cut?.next === message_id ? cut.part : undefined;
-    // これより短ければ最後の1通。そもそも分割されていないこともある。
-    if (words.length < CUT_AT) return before;
-    const part = before ?? `${sender} ${message_id}`;
-    this.#cut.set(sender, { next: message_id + 1, part });
+    const previous = this.#lastPiece.get(sender);
+    const continued = previous?.nextId === message_id ? previous.part : undefined;
+    if (telegramText(message).length < MIN_CUT_LENGTH) return continued;
+    const part = continued ?? `${sender} ${message_id}`;
+    this.#lastPiece.set(sender, { part, nextId: message_id + 1 });
     return part;
   }
 
-  async send(to: string, words: string): Promise<void> {
-    const { chat, thread } = telegramPlace(to);
+  async send(to: string, text: string): Promise<void> {
+    const { chat, options } = telegramAddress(to);
     try {
-      await this.#bot.api.sendMessage(chat, words, thread);
+      await this.#bot.api.sendMessage(chat, text, options);
     } catch (error) {
-      if (!(error instanceof GrammyError)) throw sendError(String(error), false);
-      // 403はブロックされたとき、400はチャットがないとき。もう一度試しても変わらない。
-      const { error_code: code, description, parameters } = error;
-      throw sendError(description, code < 500 && code !== 429, parameters.retry_after);
+      throw telegramError(error);
     }
   }
 
   typing(to: string): Promise<unknown> {
-    const { chat, thread } = telegramPlace(to);
-    return this.#bot.api.sendChatAction(chat, "typing", thread);
+    const { chat, options } = telegramAddress(to);
+    return this.#bot.api.sendChatAction(chat, "typing", options);
   }
 
   async stop(): Promise<void> {
@@ -1519,46 +1935,57 @@ export class TelegramChannel implements Channel {
   }
 }
 
-/** フォーラムのトピックは、それぞれ別の宛先："<chat>:topic:<thread>"。 */
-function telegramPlace(to: string) {
-  const [chat = "", thread] = to.split(":topic:");
-  return { chat, thread: thread ? { message_thread_id: Number(thread) } : {} };
-}
+// -- 4 · A webhook, and who calls it --
 
-// Feishuは聞かれるのを待たず、向こうから呼び出してくる。だからサーバーが要り、サーバーには用心が
-// 要る。アドレスを見つけた人なら、誰でも何でも送れるからだ。
+// Feishu doesn't wait for us to ask. It calls a webhook, an address of ours to which it sends each
+// event. Anyone who finds that address can send something there as well. So the server limits what
+// it reads, and the channel checks by secrets, which only Feishu and we know, who sent an event.
 
+/** What our HTTP server answers; the body is sent as JSON. */
 type Answer = { status: number; body: object };
-/** HTTPサーバーが受けるもの："POST /path"。本文は、送られてきたバイト列のまま渡す。 */
-export const ROUTES: Record<string, (body: Buffer, headers: http.IncomingHttpHeaders) => Answer> =
-  {};
 
+/** Gets the body byte for byte as it was sent, because a signature is a hash over these bytes. */
+type Route = (body: Buffer, headers: http.IncomingHttpHeaders) => Answer;
+
+/** To add a route to the HTTP server, set ROUTES["POST /path"] to a function of this type. */
+export const ROUTES: Record<string, Route> = {};
+
+const UNAUTHORIZED: Answer = { status: 401, body: { error: "this does not come from Feishu" } };
+
+const MAX_BODY = 1_000_000; // bytes: they are kept in memory before we know who sends them
+
+/** Finds the route, reads the body, and lets the route answer. */
 async function answerHttp(request: http.IncomingMessage): Promise<Answer> {
-  const place = `${request.method} ${request.url?.split("?")[0]}`;
-  const route = Object.hasOwn(ROUTES, place) && ROUTES[place];
-  if (!route) return { status: 404, body: { error: "not found" } };
+  const [pathname] = request.url?.split("?") ?? [];
+  const handler = ROUTES[`${request.method} ${pathname}`];
+  if (!handler) return { status: 404, body: { error: "not found" } };
   const chunks: Buffer[] = [];
-  let left = 1_000_000; // バイト数。相手が誰であれ、まだトークンを見せていない
+  let size = 0;
   for await (const chunk of request) {
-    left -= chunk.length;
-    if (left < 0) return { status: 413, body: { error: "too large" } };
+    size += chunk.length;
+    if (size > MAX_BODY) return { status: 413, body: { error: "too large" } };
     chunks.push(chunk);
   }
-  return route(Buffer.concat(chunks), request.headers);
+  return handler(Buffer.concat(chunks), request.headers);
 }
 
-/** ただ1つのHTTPサーバー。ループバックで待つ。外から届かせたいものは、トンネルを通す。 */
+/**
+ * Starts the only HTTP server of the program. It listens on loopback, so Feishu reaches it through
+ * a tunnel or a reverse proxy. If the port is taken, the server that this gives is not listening.
+ */
 async function startHttp(port: number): Promise<http.Server> {
   const server = http.createServer(async (request, response) => {
     const { status, body } = await answerHttp(request).catch((error) => {
+      // What went wrong is in the log, and only there, because the sender may be anyone.
       warn(`http: ${error}`);
-      return { status: 500, body: { error: "internal error" } }; // 理由は一言も書かない
+      return { status: 500, body: { error: "internal error" } };
     });
     response.writeHead(status, { "content-type": "application/json" }).end(JSON.stringify(body));
   });
   try {
     await once(server.listen(port, "127.0.0.1"), "listening");
-    // TCPで待ち受けているので、アドレスにはポートがある。
+    // With HTTP_PORT=0 the system chooses the port, so we ask for it. The cast is right because an
+    // address has no port only if the server listens on a pipe.
     info(`http: 127.0.0.1:${(server.address() as { port: number }).port}で待ち受けています`);
   } catch (error) {
     warn(`http: ${error}。HTTP_PORTを変えてください。ほかは動き続けます。`);
@@ -1566,33 +1993,114 @@ async function startHttp(port: number): Promise<http.Server> {
   return server;
 }
 
+/** An object from outside with strings under these names, any of which may be missing. */
 type Strings<Name extends string> = Partial<Record<Name, string>>;
 
-/** イベントのうち、こちらで読むもの。誰でも送りつけられるので、どれも欠けていることがある。 */
+type FeishuMention = Strings<"key" | "name"> & { id?: Strings<"open_id"> };
+
+/**
+ * What we read of a request to the webhook. If it is encrypted, it has only `encrypt`, and the rest
+ * is inside. Feishu tests a new webhook by `type`, `token` and `challenge`; events have the others.
+ */
 type FeishuEvent = Strings<"encrypt" | "type" | "token" | "challenge"> & {
   header?: Strings<"event_type" | "token" | "tenant_key">;
   event?: {
     sender?: Strings<"sender_type"> & { sender_id?: Strings<"open_id"> };
     message?: Strings<"chat_id" | "chat_type" | "message_type" | "content" | "create_time"> & {
-      mentions?: { key: string; name: string; id?: Strings<"open_id"> }[];
+      mentions?: FeishuMention[];
     };
   };
 };
 
-const FEISHU_BUSY = [99991400, 230020, 11232]; // リクエストが多すぎる
-const FEISHU_EXPIRED = [99991661, 99991663, 99991664]; // アクセストークンの期限切れ
+/** Undefined if the body is not encrypted with this key, or, without a key, if it is no JSON. */
+function decryptEvent(body: Buffer, encryptKey: string): FeishuEvent | undefined {
+  const event: FeishuEvent | undefined = parseObject(body.toString());
+  if (!event || !encryptKey) return event;
+  const bytes = Buffer.from(String(event.encrypt), "base64");
+  const iv = bytes.subarray(0, 16);
+  const encrypted = bytes.subarray(16);
+  try {
+    const decipher = crypto.createDecipheriv("aes-256-cbc", sha256(encryptKey).digest(), iv);
+    // We join bytes, because one character may have its bytes in both pieces.
+    const json = Buffer.concat([decipher.update(encrypted), decipher.final()]);
+    return parseObject(json.toString());
+  } catch {
+    return undefined;
+  }
+}
 
-/** FeishuとLark。イベントはHTTPで届き、受信確認はすぐに返す。処理はそのあと。 */
+const MAX_EVENT_AGE = 3600; // 秒
+
+/**
+ * Whether the signature is right, a hash over the body and a key that only Feishu and we have.
+ * Feishu signs only what it encrypts, so without a key the verification token has to be enough.
+ */
+function isSigned(body: Buffer, headers: http.IncomingHttpHeaders, encryptKey: string): boolean {
+  if (!encryptKey) return true;
+  const time = headers["x-lark-request-timestamp"];
+  const nonce = headers["x-lark-request-nonce"];
+  const signature = sha256(`${time}${nonce}${encryptKey}${body}`).digest("hex");
+  // In a replay attack, somebody records a signed request and sends it again later. Its signature
+  // is still right, but the time in it, which is signed as well, shows how old it is.
+  const isFresh = Math.abs(Date.now() / 1000 - Number(time)) < MAX_EVENT_AGE;
+  return isFresh && headers["x-lark-signature"] === signature;
+}
+
+// -- 5 · Feishu --
+
+const fileKeyOf = ({ file_key, image_key }: Fields) => file_key ?? image_key;
+
+/** Gives a link with its address, and a mention as the mark that Feishu uses: "@_user_1". */
+function textOfElement(element: Fields): string {
+  if (fileKeyOf(element)) return "[image]";
+  const words = String(element.text ?? element.user_id ?? "");
+  return element.href ? `${words} (${element.href})` : words;
+}
+
+/** The elements of a list from outside that are objects, so that their fields can be looked at. */
+const objectsOf = (list: unknown): Fields[] =>
+  Array.isArray(list) ? list.filter((item) => typeof item === "object" && item !== null) : [];
+
+/** A post is rich text: a title, and lines, each of which is a list of elements. */
+function readPost({ title, content }: Fields) {
+  const lines = objectsOf(content).map(objectsOf);
+  const texts = lines.map((elements) => elements.map(textOfElement).join(""));
+  const keys = lines.flat().map(fileKeyOf).filter(Boolean);
+  const media = keys.map((key) => ({ kind: "image", id: String(key) }));
+  return { text: [title, ...texts].filter(Boolean).join("\n"), media };
+}
+
+/**
+ * Reads the content of a message: JSON, whose form depends on the type of the message. Gives the
+ * words, and the pictures and files that came with them.
+ */
+function readFeishu(type: string, json: string) {
+  const content = (parseObject(json) ?? {}) as Fields; // the readers check the fields that they use
+  if (type === "post") return readPost(content);
+  const key = fileKeyOf(content);
+  if (key) return { text: `[${type}]`, media: [{ kind: type, id: String(key) }] };
+  return { text: textOfElement(content), media: [] };
+}
+
+/** What Feishu's API answers. `code` is 0 if it did what we asked, else it says why not. */
+type FeishuAnswer = { code: number; msg: string; expire?: number; tenant_access_token?: string };
+
+const FEISHU_BUSY = [99991400, 230020, 11232]; // リクエストが多すぎる
+const FEISHU_EXPIRED = [99991661, 99991663, 99991664]; // codes for an access token that has expired
+
+/** The adapter for Feishu, and for Lark, its international edition. Events come by a webhook. */
 export class FeishuChannel implements Channel {
   readonly name = "feishu";
   readonly limit = 4000;
   #setting: Setting;
   #api: string;
-  #access = { token: "", until: 0 };
+  #allowed: AllowList;
+  #access = { token: "", expiresAt: 0 };
 
   /** 設定がおかしければエラーを投げる。 */
   constructor(setting: Setting) {
     this.#setting = setting;
+    this.#allowed = new AllowList(setting("FEISHU_ALLOWED_CHATS"));
     const missing = ["FEISHU_APP_SECRET", "FEISHU_VERIFICATION_TOKEN"].find((it) => !setting(it));
     if (missing) throw new Error(`${missing} is not set, and FEISHU_APP_ID needs it`);
     const domain = setting("FEISHU_DOMAIN") || "feishu";
@@ -1602,130 +2110,118 @@ export class FeishuChannel implements Channel {
   }
 
   /** アプリのidかシークレットが違えばreject。 */
-  async start(accept: Accept): Promise<void> {
-    ROUTES["POST /feishu/events"] = (body, headers) => this.#receive(body, headers, accept);
+  async start(onMessage: Accept): Promise<void> {
+    ROUTES["POST /feishu/events"] = (body, headers) => this.#receive(body, headers, onMessage);
     await this.#accessToken();
   }
 
-  /** すぐに答える。3秒を過ぎるとFeishuはあきらめ、イベントを送り直す。 */
-  #receive(body: Buffer, headers: http.IncomingHttpHeaders, accept: Accept): Answer {
-    const event = this.#decrypt(body);
+  /**
+   * Answers as soon as the message is stored, without waiting for the model. If Feishu gets no
+   * answer within 3 s, it sends the event again, which is called a redelivery.
+   */
+  #receive(body: Buffer, headers: http.IncomingHttpHeaders, onMessage: Accept): Answer {
+    const encryptKey = this.#setting("FEISHU_ENCRYPT_KEY");
+    const event = decryptEvent(body, encryptKey);
     const token = event?.header?.token ?? event?.token;
-    const refused = { status: 401, body: { error: "this does not come from Feishu" } };
-    if (!event || token !== this.#setting("FEISHU_VERIFICATION_TOKEN")) return refused;
+    if (!event || token !== this.#setting("FEISHU_VERIFICATION_TOKEN")) return UNAUTHORIZED;
+    // When the owner registers the webhook, Feishu tests it: we have to send the challenge back.
     if (event.type === "url_verification")
       return { status: 200, body: { challenge: event.challenge } };
-    if (!this.#isSigned(body, headers)) return refused;
+    if (!isSigned(body, headers, encryptKey)) return UNAUTHORIZED;
     const inbound = this.#read(event);
-    if (inbound) admit(this, inbound, this.#setting("FEISHU_ALLOWED_CHATS"), accept);
+    if (inbound) this.#allowed.admit(this, inbound, onMessage);
     return { status: 200, body: {} };
-  }
-
-  /** 読めなければundefined。暗号化されているはずのものが平文で来たときも同じ。 */
-  #decrypt(body: Buffer): FeishuEvent | undefined {
-    const event: FeishuEvent | undefined = parseObject(body.toString());
-    const encryptKey = this.#setting("FEISHU_ENCRYPT_KEY");
-    if (!encryptKey || !event) return event;
-    const key = sha256(encryptKey).digest();
-    const bytes = Buffer.from(String(event.encrypt), "base64");
-    try {
-      const cipher = crypto.createDecipheriv("aes-256-cbc", key, bytes.subarray(0, 16));
-      // バイト列のままつなぐ。ブロックの境目が、文字の途中にあたることもある。
-      return parseObject(`${Buffer.concat([cipher.update(bytes.subarray(16)), cipher.final()])}`);
-    } catch {
-      return undefined; // キーが違うか、暗号化されていない
-    }
-  }
-
-  /** 本文と、Feishuとこちらだけが持つキーから作るハッシュ。 */
-  #isSigned(body: Buffer, headers: http.IncomingHttpHeaders): boolean {
-    const encryptKey = this.#setting("FEISHU_ENCRYPT_KEY");
-    if (!encryptKey) return true; // 暗号化しないものには署名もない。トークンは合っていた
-    const time = headers["x-lark-request-timestamp"];
-    const hash = sha256(`${time}${headers["x-lark-request-nonce"]}${encryptKey}${body}`);
-    const fresh = Math.abs(Date.now() / 1000 - Number(time)) < 3600; // 古ければリプレイ攻撃
-    return fresh && headers["x-lark-signature"] === hash.digest("hex");
   }
 
   /** メッセージでないもの、こちら宛てでないものはundefined。 */
   #read({ header, event }: FeishuEvent): InboundMessage | undefined {
     const { sender, message } = event ?? {};
-    if (header?.event_type !== "im.message.receive_v1" || !message?.chat_id) return undefined;
-    if (sender?.sender_type !== "user") return undefined;
-    const { chat_id: peerId, create_time, content = "" } = message;
-    const mentions = message.mentions ?? [];
-    const accountId = this.#setting("FEISHU_APP_ID");
-    const isMe = ({ id }: { id?: Strings<"open_id"> }) =>
-      id?.open_id === (this.#setting("FEISHU_BOT_OPEN_ID") || null);
+    if (header?.event_type !== "im.message.receive_v1") return undefined;
+    if (!message?.chat_id || sender?.sender_type !== "user") return undefined;
+    const { chat_id: peerId, message_type: type = "", content = "", create_time } = message;
     const isGroup = message.chat_type !== "p2p";
-    if (isGroup && !mentions.some(isMe)) return undefined;
+    const mentions = message.mentions ?? [];
+    if (isGroup && !mentions.some((mention) => this.#isBot(mention))) return undefined;
+    const accountId = this.#setting("FEISHU_APP_ID");
     const senderId = sender.sender_id?.open_id ?? "";
-    const { words, media } = readFeishu(message.message_type ?? "", content);
-    let out = words;
-    // 後ろから置き換える。"@_user_1"は"@_user_10"の先頭でもある。
-    for (const m of mentions.toReversed()) out = out.split(m.key).join(isMe(m) ? "" : `@${m.name}`);
+    const { text, media } = readFeishu(type, content);
+    const words = text.trim() || `[${type}]`; // a location, for example, has no text
     // 再配信では、メッセージのidが変わることがある。送り主、時刻、内容は変わらない。
-    const same = JSON.stringify([senderId, peerId, create_time, content]);
-    const id = `feishu:${accountId}:${sha256(same).digest("hex")}`;
-    const who = { channel: "feishu", accountId, peerId, senderId, guildId: header.tenant_key };
-    return { id, ...who, isGroup, text: out.trim() || words, media, at: Number(create_time) };
+    const fingerprint = JSON.stringify([senderId, peerId, create_time, content]);
+    return {
+      id: `feishu:${accountId}:${sha256(fingerprint).digest("hex")}`,
+      channel: "feishu",
+      accountId,
+      peerId,
+      senderId,
+      guildId: header.tenant_key,
+      isGroup,
+      text: this.#nameMentions(words, mentions).trim() || words,
+      media,
+      at: Number(create_time), // in ms already
+    };
   }
 
-  async send(to: string, words: string, again = false): Promise<void> {
-    const place = "/open-apis/im/v1/messages?receive_id_type=chat_id";
-    const body = { receive_id: to, msg_type: "text", content: JSON.stringify({ text: words }) };
-    const { code, msg } = await this.#post(place, body, await this.#accessToken());
-    if (FEISHU_EXPIRED.includes(code) && !again) {
-      this.#access.until = 0;
-      return this.send(to, words, true);
+  /** False for everybody if FEISHU_BOT_OPEN_ID is not set, so that no group is answered. */
+  #isBot({ id }: FeishuMention): boolean {
+    const botId = this.#setting("FEISHU_BOT_OPEN_ID");
+    return botId !== "" && id?.open_id === botId;
+  }
+
+  /** Puts names where the text has "@_user_1", and nothing where it mentions the bot. */
+  #nameMentions(text: string, mentions: FeishuMention[]): string {
+    const nameOf = (mention: FeishuMention) => (this.#isBot(mention) ? "" : `@${mention.name}`);
+    const names = new Map(mentions.map((mention) => [mention.key, nameOf(mention)]));
+    return text.replace(/@_user_\d+/g, (key) => names.get(key) ?? key);
+  }
+
+  async send(to: string, text: string): Promise<void> {
+    const message = { receive_id: to, msg_type: "text", content: JSON.stringify({ text }) };
+    let answer = await this.#postMessage(message);
+    // An access token can become invalid early. One retry with a new token is enough: if Feishu
+    // refuses that one, too, the token is not the problem.
+    if (FEISHU_EXPIRED.includes(answer.code)) {
+      this.#access.expiresAt = 0;
+      answer = await this.#postMessage(message);
     }
-    if (code !== 0) throw sendError(`${code} ${msg}`, !FEISHU_BUSY.includes(code));
+    const { code, msg } = answer;
+    if (code !== 0) throw new SendError(`${code} ${msg}`, !FEISHU_BUSY.includes(code));
   }
 
-  /** 使えるのは約2時間。切れる1分前になったら取り直す。 */
+  async #postMessage(message: object): Promise<FeishuAnswer> {
+    const token = await this.#accessToken();
+    return this.#post("/open-apis/im/v1/messages?receive_id_type=chat_id", message, token);
+  }
+
+  /** Gives the same token for about two hours, and gets a new one a minute before it expires. */
   async #accessToken(): Promise<string> {
-    if (Date.now() < this.#access.until) return this.#access.token;
-    const [app_id, app_secret] = ["FEISHU_APP_ID", "FEISHU_APP_SECRET"].map(this.#setting);
-    const place = "/open-apis/auth/v3/tenant_access_token/internal";
-    const answer = await this.#post(place, { app_id, app_secret });
-    if (answer.code !== 0) throw sendError(`${answer.code} ${answer.msg}`, true);
+    if (Date.now() < this.#access.expiresAt) return this.#access.token;
+    const setting = this.#setting;
+    const app = { app_id: setting("FEISHU_APP_ID"), app_secret: setting("FEISHU_APP_SECRET") };
+    const answer = await this.#post("/open-apis/auth/v3/tenant_access_token/internal", app);
+    if (answer.code !== 0) throw new SendError(`${answer.code} ${answer.msg}`, true);
     const { tenant_access_token: token = "", expire = 0 } = answer;
-    this.#access = { token, until: Date.now() + (expire - 60) * 1000 };
+    this.#access = { token, expiresAt: Date.now() + (expire - 60) * 1000 };
     return token;
   }
 
-  async #post(place: string, body: object, token = ""): Promise<FeishuAnswer> {
+  /** Gives what Feishu answers, also if it refuses. Throws SendError if there is no answer. */
+  async #post(endpoint: string, body: object, token = ""): Promise<FeishuAnswer> {
     const headers = { "content-type": "application/json", authorization: `Bearer ${token}` };
     const signal = AbortSignal.timeout(10_000);
     const request = { method: "POST", headers, body: JSON.stringify(body), signal };
     try {
-      const response = await fetch(this.#api + place, request);
+      const response = await fetch(this.#api + endpoint, request);
       if (response.status === 429 || response.status >= 500) throw new Error(response.statusText);
       return (await response.json()) as FeishuAnswer; // 断られたときも、この形で返る
     } catch (error) {
-      throw sendError(String(error), false);
+      throw new SendError(String(error));
     }
   }
 
-  stop = async () => void delete ROUTES["POST /feishu/events"];
-}
-
-type FeishuAnswer = { code: number; msg: string; expire?: number; tenant_access_token?: string };
-
-/** メッセージの文章とリンク。それに、中にある画像とファイル。 */
-function readFeishu(type: string, json: string) {
-  const media: { kind: string; id: string }[] = [];
-  const wordsOf = (item: Fields | null): string => {
-    const id = item?.file_key ?? item?.image_key;
-    if (!id) return `${item?.text ?? item?.user_id ?? ""}${item?.href ? ` (${item.href})` : ""}`;
-    media.push({ kind: type === "post" ? "image" : type, id: String(id) });
-    return `[${media.at(-1)?.kind}]`;
-  };
-  const content = (parseObject(json) ?? {}) as Fields; // 中身はフィールドごとに確かめる
-  if (type !== "post") return { words: wordsOf(content).trim() || `[${type}]`, media };
-  const lines = Array.isArray(content.content) ? content.content : [];
-  const words = lines.map((line: Fields[]) => [line ?? []].flat().map(wordsOf).join(""));
-  return { words: [content.title, ...words].filter(Boolean).join("\n").trim() || "[post]", media };
+  async stop(): Promise<void> {
+    delete ROUTES["POST /feishu/events"];
+  }
 }
 
 command("channels", "チャネルの一覧と状態", (_args, { channels }) =>
@@ -1733,8 +2229,9 @@ command("channels", "チャネルの一覧と状態", (_args, { channels }) =>
 );
 
 command("accounts", "プラットフォームで使うアカウントの一覧", () => {
-  const shown = (name: string) => `${name}  ${(env(name) || "-").slice(0, 6)}`; // 全部は見せない
-  return ["TELEGRAM_BOT_TOKEN", "FEISHU_APP_ID", "FEISHU_APP_SECRET"].map(shown);
+  // Only the beginning of each, because whoever reads a whole token can act as the bot.
+  const masked = (name: string) => `${name}  ${(env(name) || "-").slice(0, 6)}`;
+  return ["TELEGRAM_BOT_TOKEN", "FEISHU_APP_ID", "FEISHU_APP_SECRET"].map(masked);
 });
 
 // ---- s05 · ゲートウェイとルーティング ----
@@ -1771,15 +2268,15 @@ export interface App {
 const LUNA = "You are Luna, a warm and brief assistant. Answer plainly.";
 const SAGE = "You are Sage, a calm and thorough assistant. Give your reasons.";
 
-/** 答えられるエージェント。バインディングで決まらなければ、先頭のものが答える。 */
-export const AGENTS: Agent[] = [
+/** Who can answer. The type asks for at least one, because the first is the default. */
+export const AGENTS: [Agent, ...Agent[]] = [
   { id: "luna", system: LUNA, dmScope: "per-channel-peer" },
   { id: "sage", system: SAGE, dmScope: "per-channel-peer" },
 ];
 
 /** エージェント。idで引く。 */
 export class AgentManager extends Map<string, Agent> {
-  /** なければ、どれがあるかを挙げて投げる。 */
+  /** Throws if there is no such agent; the error names those that exist. */
   find(id: string): Agent {
     const agent = this.get(id);
     if (!agent) throw new Error(`no such agentId: ${id}; there are ${[...this.keys()].join(", ")}`);
@@ -1787,28 +2284,32 @@ export class AgentManager extends Map<string, Agent> {
   }
 }
 
-// 段階。絞り込みの細かい順に、チャット、チャットが属するもの、こちらのアカウント、チャネル。
+// The tiers in their order of precedence: a chat comes before the group of chats that it belongs
+// to, then our own account, the platform, and last what applies to every message.
 const TIERS = ["peerId", "guildId", "accountId", "channel", "default"] as const;
+
+type Tier = (typeof TIERS)[number];
 
 /** 「ここから来たら、このエージェントが答える」。同じ段階なら、priorityの大きいほうが勝つ。 */
 export interface Binding {
   agentId: string;
   tier: number; // 1〜5
-  matchKey: (typeof TIERS)[number];
+  matchKey: Tier;
   matchValue: string; // peerIdなら"telegram:1001"とも書ける
   priority: number;
 }
 
+/** The bindings at the start. Clients of the gateway can set others, until the program ends. */
 export const BINDINGS: Omit<Binding, "tier">[] = [
   { agentId: "luna", matchKey: "default", matchValue: "*", priority: 0 },
 ];
 
 /**
- * バインディングの表。段階ごとのMapを引くので、バインディングが増えても、メッセージ1つあたりの
- * 手間は増えない。プログラムが終わると消える。
+ * Finds the agent for a message. Each tier is a map from value to binding, because a look-up takes
+ * the same time however many bindings there are.
  */
 export class BindingTable {
-  #byKey = new Map<string, Map<string, Binding>>(TIERS.map((key) => [key, new Map()]));
+  #byTier = new Map<string, Map<string, Binding>>(TIERS.map((key) => [key, new Map()]));
 
   constructor(bindings: Omit<Binding, "tier">[]) {
     for (const binding of bindings) this.set(binding);
@@ -1817,33 +2318,45 @@ export class BindingTable {
   /** キーも値も同じバインディングがあれば置き換える。 */
   set(binding: Omit<Binding, "tier">): Binding {
     const complete = { ...binding, tier: TIERS.indexOf(binding.matchKey) + 1 };
-    this.#byKey.get(binding.matchKey)?.set(binding.matchValue.toLowerCase(), complete);
+    this.#byTier.get(binding.matchKey)?.set(binding.matchValue.toLowerCase(), complete);
     return complete;
   }
 
+  /** Gives false if there was no such binding. */
   remove(matchKey: string, matchValue: string): boolean {
-    return this.#byKey.get(matchKey)?.delete(matchValue.toLowerCase()) ?? false;
+    return this.#byTier.get(matchKey)?.delete(matchValue.toLowerCase()) ?? false;
   }
 
   list(): Binding[] {
-    return [...this.#byKey.values()].flatMap((bindings) => [...bindings.values()]);
+    return [...this.#byTier.values()].flatMap((bindings) => [...bindings.values()]);
   }
 
-  /**
-   * メッセージに答えるエージェントと、その根拠。最初にバインディングが見つかった段階で決まる。
-   * peerIdは"telegram:1001"とも書ける。別のプラットフォームに同じ番号があるかもしれないから。
-   */
+  /** The agent for a message, and the binding that decided: one of the first tier that has any. */
   resolve(message: InboundMessage): { agentId: string; binding?: Binding } {
-    for (const key of TIERS) {
-      const value = key === "default" ? "*" : message[key];
-      if (!value) continue;
-      const values = key === "peerId" ? [`${message.channel}:${value}`, value] : [value];
-      const found = values.flatMap((one) => this.#byKey.get(key)?.get(one.toLowerCase()) ?? []);
-      const [binding] = found.sort((a, b) => b.priority - a.priority);
+    for (const tier of TIERS) {
+      const binding = this.#lookUp(tier, message);
       if (binding) return { agentId: binding.agentId, binding };
     }
-    return { agentId: AGENTS[0]?.id ?? "" };
+    return { agentId: AGENTS[0].id };
   }
+
+  #lookUp(tier: Tier, message: InboundMessage): Binding | undefined {
+    const values = matchValues(tier, message).map((value) => value.toLowerCase());
+    const found = values.map((value) => this.#byTier.get(tier)?.get(value));
+    const bindings = found.filter((binding) => binding !== undefined);
+    return bindings.sort((a, b) => b.priority - a.priority)[0];
+  }
+}
+
+/** What a binding of this tier has to name to apply to the message. */
+function matchValues(tier: Tier, message: InboundMessage): string[] {
+  if (tier === "default") return ["*"];
+  const value = message[tier];
+  if (!value) return [];
+  // Two platforms may give the same number to two people, so a peer can be bound by both names:
+  // "telegram:1001", or just "1001" for whoever has it.
+  if (tier === "peerId") return [`${message.channel}:${value}`, value];
+  return [value];
 }
 
 /**
@@ -1851,54 +2364,78 @@ export class BindingTable {
  * 小文字にそろえる。まともなキーではありえない長さになったら投げる。
  */
 export function buildSessionKey(agentId: string, message: InboundMessage, dmScope: DmScope) {
+  const key = `agent:${agentId}:${conversationPlace(message, dmScope)}`.toLowerCase();
+  if (key.length > 150) throw new Error(`peerId is too long: ${key.length} characters in the key`);
+  return key;
+}
+
+/** Where the message was said, which is the part of its session key behind the agent. */
+function conversationPlace(message: InboundMessage, dmScope: DmScope): string {
   const { channel, accountId, peerId, isGroup } = message;
-  // "main"だと、1対1で話しかけた全員が1つの会話に入る。持ち主だけが使うエージェント向け。
-  // 2人で使えば、互いの話が相手に読まれてしまう。
+  if (channel === "cron") return message.id; // 実行ごとに会話を分ける
+  if (isGroup) return `${channel}:group:${peerId}`;
   const direct = {
+    // All direct chats are one conversation. That suits an agent with one owner; if two people
+    // wrote to it, each could ask for what the other said.
     main: "main",
     "per-peer": `direct:${peerId}`,
     "per-channel-peer": `${channel}:direct:${peerId}`,
     "per-account-channel-peer": `${channel}:${accountId}:direct:${peerId}`,
   };
-  const place = isGroup ? `${channel}:group:${peerId}` : direct[dmScope];
-  const rest = channel === "cron" ? message.id : place; // 実行ごとに会話を分ける
-  const key = `agent:${agentId}:${rest}`.toLowerCase();
-  if (key.length > 150) throw new Error(`peerId is too long: ${key.length} characters in the key`);
-  return key;
+  return direct[dmScope];
 }
 
-/** JSON-RPC 2.0のエラー。-32700はJSONでない、-32600はリクエストでない、-32601はメソッドがない、… */
+// The error codes of JSON-RPC 2.0 by the names that its specification gives them.
+const PARSE_ERROR = -32700;
+const INVALID_REQUEST = -32600;
+const METHOD_NOT_FOUND = -32601;
+const INVALID_PARAMS = -32602;
+const INTERNAL_ERROR = -32603;
+const SERVER_ERROR = -32000; // the first of those that each server may use as it likes
+
+/** An error that the client is told. Any other error stays in our log: it may hold private data. */
 class RpcError extends Error {
-  code = 0;
+  readonly code: number;
+
+  constructor(code: number, message: string) {
+    super(message);
+    this.code = code;
+  }
 }
 
-const rpcError = (code: number, why: string) => Object.assign(new RpcError(why), { code });
-
-/** 尋ねてきた相手。接続ごとのpeerIdと、答えの前に知らせを送る手段を持つ。 */
+/**
+ * The client that a method works for. `notify` sends it a notification before the response is
+ * there, and does nothing if the request has no id that the notification could refer to.
+ */
 export interface Connection {
-  peerId: string;
+  peerId: string; // 会話は別になる
   notify(method: string, params: object): void;
 }
 
+/** Gives the result. What it throws becomes the error of the response. */
 export type Method = (params: Fields, app: App, connection: Connection) => unknown;
-/** クライアントがゲートウェイに頼めること。 */
+
+/**
+ * What a client can ask of the gateway. To add a method, call `method` with its name, its
+ * parameters, the names of those that may be left out, and a function that gives the result.
+ */
 export const METHODS: Record<string, Method> = {};
 
 /** メソッドを加える。パラメーターは、ツールの入力と同じように検査する。 */
 function method(name: string, properties: object, optional: string[], run: Method): void {
-  const schema = tool(name, "", properties, optional).input_schema;
+  const schema = objectSchema(properties, optional);
   METHODS[name] = (params, app, connection) => {
-    const fields = asked(() => checkInput(schema, params));
+    const fields = orInvalidParams(() => checkInput(schema, params));
     return run(fields, app, connection);
   };
 }
 
-/** クライアントが送ってきたものを検査する。おかしければ、直すのはクライアントの側。 */
-function asked<T>(check: () => T): T {
+/** Runs a check of what a client sent. Its error becomes one that the client is told. */
+function orInvalidParams<T>(check: () => T): T {
   try {
     return check();
   } catch (error) {
-    throw rpcError(-32602, error instanceof Error ? error.message : String(error));
+    throw new RpcError(INVALID_PARAMS, error instanceof Error ? error.message : String(error));
   }
 }
 
@@ -1909,139 +2446,245 @@ const MAX_FRAME = 1024 * 1024; // バイト数。メッセージ1つの上限。
  * 同じことができ、バインディングも変えられる。持ち主ではないので、bashは使わせない。
  */
 export class GatewayServer {
-  address = ""; // attachしたら入る
-  #token: string;
+  address = ""; // "ws://…", once it is attached to a server that listens
   readonly sockets = new WebSocketServer({ noServer: true, maxPayload: MAX_FRAME });
+  #token: string;
 
   constructor(token: string) {
     this.#token = token;
   }
 
-  /** "/"でWebSocketを求めてきたものを引き受ける。 */
+  /** From now on, whoever asks this server for a WebSocket at "/" talks to the gateway. */
   attach(server: http.Server, app: App): void {
     const address = server.address();
     if (typeof address === "object" && address) this.address = `ws://127.0.0.1:${address.port}/`;
     server.on("upgrade", (request: http.IncomingMessage, socket: Duplex, head: Buffer) => {
-      socket.on("error", () => {}); // こちらが答える前に切れた
-      const refused = this.#refusal(request);
-      if (refused) socket.end(`HTTP/1.1 ${refused}\r\nConnection: close\r\n\r\n`);
-      else this.sockets.handleUpgrade(request, socket, head, (client) => this.#serve(client, app));
+      // A client may be gone before we answer. Without a listener that error would end the program.
+      socket.on("error", () => {});
+      const refusal = this.#refusalOf(request);
+      if (refusal) {
+        socket.end(`HTTP/1.1 ${refusal}\r\nConnection: close\r\n\r\n`);
+        return;
+      }
+      this.sockets.handleUpgrade(request, socket, head, (client) => this.#listenTo(client, app));
     });
   }
 
-  /** ハンドシェイクの前に調べる。あとでは、誰でも送れてしまう。""なら通す。 */
-  #refusal({ url = "", headers, socket }: http.IncomingMessage): string {
-    const [place, query] = url.split("?");
+  /**
+   * A WebSocket begins with a handshake, which is an HTTP request to upgrade the connection. Gives
+   * the status that refuses it. After the handshake it would be too late: the client could send.
+   */
+  #refusalOf(request: http.IncomingMessage): string | undefined {
+    const [place, query] = (request.url ?? "").split("?");
     if (place !== "/") return "404 Not Found";
-    // 持ち主のブラウザーで開いたページもループバックに届く。ただし、どこから来たかは隠せない。
-    const own = [`http://localhost:${socket.localPort}`, `http://127.0.0.1:${socket.localPort}`];
-    if (headers.origin && !own.includes(headers.origin)) return "403 Forbidden";
-    const asked = headers.authorization?.replace(/^Bearer /i, "");
-    const token = asked ?? new URLSearchParams(query).get("token") ?? "";
-    // ハッシュで比べれば、推測がどこまで当たっていても、かかる時間は同じ。
-    const same = crypto.timingSafeEqual(sha256(token).digest(), sha256(this.#token).digest());
-    return same ? "" : "401 Unauthorized";
+    if (isForeignPage(request)) return "403 Forbidden";
+    const bearer = request.headers.authorization?.replace(/^Bearer /i, "");
+    const token = bearer ?? new URLSearchParams(query).get("token") ?? "";
+    if (!isSameSecret(token, this.#token)) return "401 Unauthorized";
+    return undefined;
   }
 
-  #serve(socket: WebSocket, app: App): void {
-    const peerId = crypto.randomUUID();
-    const push = (message: object) => {
-      if (socket.readyState === socket.OPEN) socket.send(JSON.stringify(message));
-      // 読まないクライアントに付き合うと、何もかも溜め込むことになる。
-      if (socket.bufferedAmount > MAX_FRAME) socket.terminate();
-    };
+  #listenTo(socket: WebSocket, app: App): void {
+    const push = (message: object) => pushTo(socket, message);
+    const client = { peerId: crypto.randomUUID(), push };
     socket.on("error", (error) => info(`gateway: ${error.message}`)); // 上限を超えたフレームなど
     socket.on("message", async (data) => {
-      const answer = await answerRpc(String(data), app, { peerId, push });
-      if (answer) push(answer);
+      const response = await answerRpc(String(data), app, client);
+      if (response) client.push(response);
     });
   }
 }
 
+/**
+ * Every web page in the owner's browser can connect to loopback, but the browser adds the page's
+ * origin to the request, and a page can't change it. Programs that are no browsers send none.
+ */
+function isForeignPage({ headers, socket }: http.IncomingMessage): boolean {
+  if (!headers.origin) return false;
+  const own = [`http://localhost:${socket.localPort}`, `http://127.0.0.1:${socket.localPort}`];
+  return !own.includes(headers.origin);
+}
+
+/**
+ * Compares in constant time. `===` stops at the first difference, so the time that it takes would
+ * tell an attacker how much of a guess is right. The hashes have one length, as the function needs.
+ */
+function isSameSecret(given: string, secret: string): boolean {
+  return crypto.timingSafeEqual(sha256(given).digest(), sha256(secret).digest());
+}
+
+/**
+ * Sends a message, if the client is still there. Backpressure: what a client does not read piles up
+ * in our memory, so we drop a client that leaves too much of it unread.
+ */
+function pushTo(socket: WebSocket, message: object): void {
+  if (socket.readyState === socket.OPEN) socket.send(JSON.stringify(message));
+  if (socket.bufferedAmount > MAX_FRAME) socket.terminate();
+}
+
+/** The other end of one connection. */
 type Client = { peerId: string; push(message: object): void };
 
-/** リクエスト、またはそのバッチへの答え。通知しかなければ、答えはない。 */
+type RpcId = string | number | null;
+/** Without an id it is a notification, to which JSON-RPC gives no response, not even an error. */
+type RpcRequest = { id?: RpcId; method: string; params: unknown };
+type ResultResponse = { jsonrpc: "2.0"; id: RpcId; result: unknown };
+type ErrorResponse = { jsonrpc: "2.0"; id: RpcId; error: { code: number; message: string } };
+
+const errorResponse = (id: RpcId, { code, message }: RpcError): ErrorResponse => ({
+  jsonrpc: "2.0",
+  id,
+  error: { code, message },
+});
+
+/** The response to what a client sent, or undefined where there is none to give. */
 async function answerRpc(json: string, app: App, client: Client) {
   let message: unknown;
   try {
     message = JSON.parse(json);
   } catch {
-    return { jsonrpc: "2.0", id: null, error: { code: -32700, message: "this is not JSON" } };
+    return errorResponse(null, new RpcError(PARSE_ERROR, "this is not JSON"));
   }
-  if (!Array.isArray(message) || message.length === 0) return callMethod(message, app, client);
-  const answers = await Promise.all(message.map((one) => callMethod(one, app, client)));
-  const said = answers.filter((answer) => answer !== undefined);
-  return said.length > 0 ? said : undefined;
+  // By the specification an empty array is one invalid request, and not a batch without any.
+  if (Array.isArray(message) && message.length > 0) return answerBatch(message, app, client);
+  return answerMessage(message, app, client);
+}
+
+/** リクエスト、またはそのバッチへの答え。通知しかなければ、答えはない。 */
+async function answerBatch(batch: unknown[], app: App, client: Client) {
+  const all = await Promise.all(batch.map((message) => answerMessage(message, app, client)));
+  const responses = all.filter((response) => response !== undefined);
+  return responses.length > 0 ? responses : undefined;
 }
 
 /**
  * リクエスト1つへの答え。通知なら、結果がどうなっても答えない。リクエストは互いに待たない。
  * "send"がまだモデルを待っている間にも、"status"には答える。
  */
-async function callMethod(message: unknown, app: App, { peerId, push }: Client) {
-  const fields = typeof message === "object" && !Array.isArray(message) ? message : {};
-  const { jsonrpc, id, method, params = {} } = { ...fields } as Fields; // 1つずつ確かめる
+async function answerMessage(message: unknown, app: App, client: Client) {
+  const parsed = parseRequest(message);
+  if ("error" in parsed) return parsed;
+  const response = await dispatch(parsed, app, client);
+  const isNotification = parsed.id === undefined;
+  return isNotification ? undefined : response;
+}
+
+/** The request in a message, or the error response to a message that is no request. */
+function parseRequest(message: unknown): RpcRequest | ErrorResponse {
+  const isObject = typeof message === "object" && message !== null && !Array.isArray(message);
+  const { jsonrpc, id, method: name, params = {} }: Fields = isObject ? { ...message } : {};
   const isId = id === null || typeof id === "string" || typeof id === "number";
-  const isRequest = jsonrpc === "2.0" && typeof method === "string" && (isId || id === undefined);
-  const answer = { jsonrpc: "2.0", id: isId ? id : null };
+  const hasGoodId = isId || id === undefined;
+  const isRequest = jsonrpc === "2.0" && typeof name === "string" && hasGoodId;
+  if (isRequest) return { id, method: name, params };
+  const error = new RpcError(INVALID_REQUEST, "this is no request of JSON-RPC 2.0");
+  return errorResponse(isId ? id : null, error);
+}
+
+/** Runs the method that a request names. It never rejects: an error becomes the response. */
+async function dispatch(request: RpcRequest, app: App, client: Client) {
+  const { id, method: name, params } = request;
   const notify = (about: string, more: object) => {
-    if (isId) push({ jsonrpc: "2.0", method: about, params: { id, ...more } });
+    if (id !== undefined) client.push({ jsonrpc: "2.0", method: about, params: { id, ...more } });
   };
   try {
-    if (!isRequest) throw rpcError(-32600, "this is no request of JSON-RPC 2.0");
-    const run = Object.hasOwn(METHODS, method) ? METHODS[method] : undefined;
-    if (!run) throw rpcError(-32601, `there is no method ${method}`);
-    const result = await run(params as Fields, app, { peerId, notify }); // 検査はrunがする
-    return isId ? { ...answer, result } : undefined;
+    // Every object inherits "constructor" and "toString", and these are no methods of ours.
+    const run = Object.hasOwn(METHODS, name) ? METHODS[name] : undefined;
+    if (!run) throw new RpcError(METHOD_NOT_FOUND, `there is no method ${name}`);
+    // `params` may still be anything. Each method checks it against its schema.
+    const value = await run(params as Fields, app, { peerId: client.peerId, notify });
+    return { jsonrpc: "2.0", id: id ?? null, result: value } satisfies ResultResponse;
   } catch (error) {
-    if (isRequest && !isId) return undefined; // 通知なので、知らせを待つ人はいない
-    if (error instanceof RpcError) {
-      return { ...answer, error: { code: error.code, message: error.message } };
-    }
-    warn(`gateway: ${method}: ${error}`);
-    return { ...answer, error: { code: -32603, message: "internal error" } };
+    if (error instanceof RpcError) return errorResponse(id ?? null, error);
+    warn(`gateway: ${name}: ${error}`);
+    return errorResponse(id ?? null, new RpcError(INTERNAL_ERROR, "internal error"));
   }
 }
 
-const FROM = { channel: string("telegram, …"), peerId: string("the chat"), agentId: string("who") };
-const SEND = { text: string("…"), ...FROM };
+// Only the owner and the program itself write on these channels, so no client may name them. (Jobs
+// and heartbeats are sections of their own.)
+const INTERNAL_CHANNELS = ["cli", "cron", "heartbeat"];
+
+const SENDER = {
+  channel: string("The channel that decides about route and session key; ws if left out."),
+  peerId: string("The chat on it; if left out, one that only this connection has."),
+  agentId: string("The agent that answers; if left out, the bindings decide."),
+};
+const SEND = { text: string("What the person says."), ...SENDER };
 
 // sendは受信箱に入れない。クラッシュすれば接続も切れ、答えを待つ人はいない。それでも、話したことは
 // セッションに残っている。
-method("send", SEND, Object.keys(FROM), async (params, app, connection) => {
-  const { text, channel = "ws", peerId = connection.peerId, agentId } = params;
-  const id = `ws:${crypto.randomUUID()}`;
-  const from = { accountId: "local", senderId: connection.peerId, isGroup: false, media: [] };
-  const place = { channel: String(channel).toLowerCase(), peerId: String(peerId) };
-  const inbound = { id, ...from, ...place, text: String(text).trim(), at: Date.now() };
-  // ネットワーク越しに来た相手は、何と名乗ろうと持ち主ではない。
-  const isTheirs = /^(?!(cli|cron|heartbeat)$)\w+$/.test(place.channel);
-  if (!isTheirs) throw rpcError(-32602, "channel: not this one");
-  if (!inbound.text) throw rpcError(-32602, "text is empty");
-  const agent = agentId === undefined ? agentId : asked(() => app.agents.find(String(agentId)));
-  const message = asked(() => route(inbound, app, agent));
+method("send", SEND, Object.keys(SENDER), async (params, app, connection) => {
+  const inbound = messageFromClient(params, connection);
+  const agent = requestedAgent(params, app);
+  const message = orInvalidParams(() => route(inbound, app, agent));
   connection.notify("typing", {});
-  const onText = (piece: string) => piece && connection.notify("delta", { text: piece });
-  const options = { message, onText, agent: app.agents.get(message.agentId) };
-  const turn = () =>
-    serve(app, message, undefined, (signal) => answerTo(message, app, { ...options, signal }));
   try {
-    const reply = await inOrder(message.sessionKey, turn);
-    return { agentId: message.agentId, sessionKey: message.sessionKey, reply };
+    const answer = await answerClient(message, app, connection);
+    return { agentId: message.agentId, sessionKey: message.sessionKey, reply: answer };
   } catch (error) {
-    throw rpcError(-32000, `the turn failed: ${error}`);
+    throw new RpcError(SERVER_ERROR, `the turn failed: ${error}`);
   }
 });
 
-const MATCH = { matchKey: { type: "string", enum: TIERS }, matchValue: string("…") };
-const BINDING = { agentId: string("who"), ...MATCH, priority: { type: "integer" } };
+/** The message that a `send` stands for. Throws an RpcError that names the wrong parameter. */
+function messageFromClient(params: Fields, connection: Connection): InboundMessage {
+  const { channel: named = "ws", peerId = connection.peerId } = params;
+  const channel = String(named).toLowerCase();
+  const isInternal = INTERNAL_CHANNELS.includes(channel);
+  if (isInternal || !/^\w+$/.test(channel)) {
+    throw new RpcError(INVALID_PARAMS, "channel: not this one");
+  }
+  const text = String(params.text).trim();
+  if (!text) throw new RpcError(INVALID_PARAMS, "text is empty");
+  return {
+    id: `ws:${crypto.randomUUID()}`,
+    channel,
+    accountId: "local",
+    peerId: String(peerId),
+    senderId: connection.peerId,
+    isGroup: false,
+    text,
+    media: [],
+    at: Date.now(),
+  };
+}
+
+/** The agent that a client asks for; undefined if the bindings are to decide. */
+function requestedAgent({ agentId }: Fields, app: App): Agent | undefined {
+  if (agentId === undefined) return undefined;
+  return orInvalidParams(() => app.agents.find(String(agentId)));
+}
+
+/** Runs the turn, and passes the pieces of the reply on to the client as they arrive. */
+function answerClient(message: Routed, app: App, connection: Connection): Promise<string> {
+  const onText = (piece: string) => {
+    if (piece) connection.notify("delta", { text: piece });
+  };
+  const options = { message, onText, agent: app.agents.get(message.agentId) };
+  const turn: Task<string> = (signal) => answerTo(message, app, { ...options, signal });
+  return runExclusive(message.sessionKey, () => runUserTurn(app, message, undefined, turn));
+}
+
+const MATCH = {
+  matchKey: { type: "string", enum: TIERS },
+  matchValue: string("The value that a message must have there; * for the default."),
+};
+const BINDING = {
+  agentId: string("The agent that answers."),
+  ...MATCH,
+  priority: { type: "integer", description: "The highest in a tier wins; 0 if left out." },
+};
 
 method("bindings.set", BINDING, ["priority"], (params, app) => {
   const { agentId, matchKey, matchValue, priority = 0 } = params;
-  const agent = asked(() => app.agents.find(String(agentId)));
-  const key = TIERS.find((tier) => tier === matchKey) ?? "default";
-  const rest = { matchKey: key, matchValue: String(matchValue), priority: Number(priority) };
-  return app.bindings.set({ agentId: agent.id, ...rest });
+  const agent = orInvalidParams(() => app.agents.find(String(agentId)));
+  return app.bindings.set({
+    agentId: agent.id,
+    matchKey: matchKey as Tier, // the schema lets nothing else through
+    matchValue: String(matchValue),
+    priority: Number(priority),
+  });
 });
 
 method("bindings.remove", MATCH, [], ({ matchKey, matchValue }, app) => ({
@@ -2072,8 +2715,8 @@ command("bindings", "バインディングの一覧（何に誰が答えるか�
 
 command("route", "<channel> <peer> [account] [guild]：誰が答えるか、なぜか", (args, app) => {
   const [channel = "", peerId = "", accountId = "", guildId] = args.split(/\s+/);
-  const rest = { id: "", senderId: "", isGroup: false, text: "", media: [], at: 0 };
-  const message = { channel, peerId, accountId, guildId, ...rest };
+  const nothingSaid = { id: "", senderId: "", isGroup: false, text: "", media: [], at: 0 };
+  const message = { ...nothingSaid, channel, peerId, accountId, guildId };
   const { binding } = app.bindings.resolve(message);
   const { agentId, sessionKey } = route(message, app);
   return `${agentId}  ${sessionKey}  (${binding?.tier ?? 5} ${binding?.matchKey ?? "default"})`;
@@ -2085,8 +2728,9 @@ command("agents", "エージェントの一覧", (_args, { agents }) =>
 
 command("agent", "<id>|off：ここで答えるエージェントを選ぶ", (id, app) => {
   app.terminalAgent = id === "off" ? undefined : app.agents.find(id).id;
-  app.key = TERMINAL_KEY.replace("luna", app.terminalAgent ?? "luna"); // 会話は別になる
-  return text(`これからは${app.terminalAgent ?? "バインディングで決まるエージェント"}が答えます。`);
+  // The agent is a part of the key, so with each agent the terminal has another conversation.
+  app.key = TERMINAL_KEY.replace("luna", app.terminalAgent ?? "luna");
+  return t(`これからは${app.terminalAgent ?? "バインディングで決まるエージェント"}が答えます。`);
 });
 
 command("sessions", "すべての会話", (_args, { store }) =>
@@ -2094,7 +2738,7 @@ command("sessions", "すべての会話", (_args, { store }) =>
 );
 
 command("gateway", "ほかのプログラムの接続先", (_args, { gateway }) =>
-  text(`${gateway.address || "（待ち受けていません）"}  接続中：${gateway.sockets.clients.size}`),
+  t(`${gateway.address || "（待ち受けていません）"}  接続中：${gateway.sockets.clients.size}`),
 );
 
 /**
@@ -2102,11 +2746,13 @@ command("gateway", "ほかのプログラムの接続先", (_args, { gateway }) 
  * どのプログラムからも、どのページからも届く。
  */
 function gatewayToken(): string {
-  const file = path.join(STATE, "gateway-token");
-  const kept = fs.existsSync(file) ? fs.readFileSync(file, "utf8") : "";
-  if (env("GATEWAY_TOKEN") || /^[\w-]{32}$/.test(kept)) return env("GATEWAY_TOKEN") || kept;
-  const token = crypto.randomBytes(24).toString("base64url");
-  fs.writeFileSync(file, token, { mode: 0o600 }); // 読めるのはこのユーザーだけ
+  const given = env("GATEWAY_TOKEN");
+  if (given) return given;
+  const tokenFile = path.join(STATE, "gateway-token");
+  const kept = fs.existsSync(tokenFile) ? fs.readFileSync(tokenFile, "utf8") : "";
+  if (/^[\w-]{32}$/.test(kept)) return kept;
+  const token = crypto.randomBytes(24).toString("base64url"); // 32 characters
+  fs.writeFileSync(tokenFile, token, { mode: 0o600 }); // 読めるのはこのユーザーだけ
   return token;
 }
 
@@ -2117,72 +2763,96 @@ function gatewayToken(): string {
 // 取っておき、次からは10分の1の料金で読む。ただし、先頭から一字一句同じ部分だけ。
 
 export interface TurnOptions {
-  app?: App;
-  mode?: "full" | "minimal" | "none"; // プロンプトの量：全部、人のいないジョブ用、1行だけ
+  mode?: "full" | "minimal" | "none"; // all of the prompt; what a job needs; the identity alone
 }
 
 export interface App {
   memory: MemoryStore;
 }
 
-/** 持ち主とは、ターミナルの前にいる人と、各チャネルの一覧の最初にある1対1のチャットの相手。 */
+/** Whether only the owner reads the answer. Without a message it is a command at the terminal. */
 export function isOwner({ message }: TurnOptions): boolean {
-  if (!message || ["cli", "heartbeat"].includes(message.channel)) return true;
-  // ジョブは持ち主のもの。ただし、その文がほかの人に届くことはある。
-  const { channel, to } = message.job?.deliver ?? { channel: "cli", to: "" };
-  if (message.job) return isOwner({ message: { ...message, job: undefined, channel, peerId: to } });
-  const listed = env(`${message.channel.toUpperCase()}_ALLOWED_CHATS`).split(/[\s,]+/);
-  // Telegramのグループのidは負の数。
-  const first = listed.find((chat) => chat && !chat.startsWith("-"));
-  // ゲートウェイのクライアントは、どの相手の名前でも名乗れる。名乗っただけでは本人にならない。
-  return !message.isGroup && !message.id.startsWith("ws:") && message.peerId === first;
+  if (!message) return true;
+  // A client of the gateway may name the owner's chat as its own, and that proves nothing.
+  if (message.isGroup || message.id.startsWith("ws:")) return false;
+  // A job is always the owner's, but its answer may go to somebody else.
+  const { job } = message;
+  if (job) return !job.deliver || isOwnersChat(job.deliver.channel, job.deliver.to);
+  return isOwnersChat(message.channel, message.peerId);
 }
 
-const PRIVATE = ["MEMORY.md", "USER.md"];
+/** The owner's are the terminal and, on each platform, the direct chat that is listed first. */
+function isOwnersChat(channel: string, peerId: string): boolean {
+  if (channel === "cli") return true;
+  if (channel === "heartbeat") return true; // in which the program asks on the owner's behalf
+  const listed = env(`${channel.toUpperCase()}_ALLOWED_CHATS`).split(/[\s,]+/);
+  // Telegram's groups have negative numbers. An empty setting is split into one empty string.
+  const firstDirectChat = listed.find((chat) => chat !== "" && !chat.startsWith("-"));
+  return peerId === firstDirectChat;
+}
+
+const PRIVATE = ["MEMORY.md", "USER.md"]; // what the owner wrote about themselves
 const PRIVATE_FILES = PRIVATE.map((name) => path.join(WORKSPACE, name));
 
-/** 持ち主のものは、どんなパスやリンクで頼まれても、ほかの人には渡さない。 */
-function checkPrivate({ path: asked }: Fields, turn: Turn): void {
-  if (typeof asked !== "string" || isOwner(turn)) return;
-  const real = safePath(asked, WORKSPACE);
-  const isPrivate = [asked, real].some((one) => /^(memory|user)\.md$/i.test(path.basename(one)));
-  const files = PRIVATE_FILES.filter((one) => fs.existsSync(one)); // これ自体がリンクかもしれない
-  if (isPrivate || files.some((one) => fs.realpathSync.native(one) === real))
-    throw new Error(`${asked} is the owner's`);
+/** Throws if a tool asks for a file of the owner's in a turn of somebody else's. */
+function checkPrivate({ path: requested }: Fields, turn: Turn): void {
+  if (typeof requested !== "string" || isOwner(turn)) return;
+  const real = safePath(requested, WORKSPACE);
+  // Both names count, because a link may have a harmless name and lead to a private file.
+  const hasPrivateName = isPrivateName(requested) || isPrivateName(real);
+  // MEMORY.md may itself be a link. Then the file that it leads to is private, whatever its name.
+  const existing = PRIVATE_FILES.filter((one) => fs.existsSync(one));
+  const isPrivateFile = existing.some((one) => fs.realpathSync.native(one) === real);
+  if (hasPrivateName || isPrivateFile) throw new Error(`${requested} is the owner's`);
 }
 
-const complained = new Set<string>();
+/** Upper and lower case are the same here, because they are on macOS and Windows. */
+function isPrivateName(place: string): boolean {
+  const name = path.basename(place).toLowerCase();
+  return PRIVATE.some((one) => one.toLowerCase() === name);
+}
+
+// The problems that were printed already. A broken file is read again for every prompt, but a
+// person wants to be told once. This belongs to the terminal and not to one App: the prompt is also
+// made where there is no App, for example when ContextGuard estimates its size.
+const reportedProblems = new Set<string>();
 
 /** `read`が返すものを返す。例外なら一度だけ知らせ、`otherwise`を返す。 */
 function readOrSay<T>(file: string, otherwise: T, read: (file: string) => T): T {
   try {
     return fs.existsSync(file) ? read(file) : otherwise;
   } catch (error) {
-    if (!complained.has(`${file} ${error}`)) warn(`${file}を飛ばします：${error}`);
-    complained.add(`${file} ${error}`);
+    const problem = `${file} ${error}`;
+    if (!reportedProblems.has(problem)) warn(`${file}を飛ばします：${error}`);
+    reportedProblems.add(problem);
     return otherwise;
   }
 }
 
 const FILE_LIMIT = 20_000; // プロンプトに載せるファイル1つの文字数の上限
-const ALL_LIMIT = 60_000; // 全部合わせた文字数の上限
+const TOTAL_LIMIT = 60_000; // 全部合わせた文字数の上限
 
 /**
- * エージェントのファイルを名前で引けるようにする。専用のものがあればそれを、なければ共通のものを
- * 使う。長いものは中ほどを省く。文字数の余りは`names`の順に割り当てる。
+ * Gives an agent's files by name: its own where it has one, else the common one. A long file loses
+ * its middle. Earlier `names` have precedence when the limit of all files together is reached.
  */
 export function loadBootstrap(agentId: string, names: string[], root = WORKSPACE) {
-  let left = ALL_LIMIT;
   const files = new Map<string, string>();
+  let room = TOTAL_LIMIT;
   for (const name of names) {
-    const places = [path.join(root, "agents", agentId, name), path.join(root, name)];
-    // 「ファイルがあるか」では決めない。専用のファイルが空だと、何もなくなってしまう。
-    const [found = ""] = places.flatMap((file) => readOrSay(file, "", readText).trim() || []);
-    const kept = left > 0 ? keepEnds(found, Math.min(left, FILE_LIMIT)) : "";
+    const whole = readAgentFile(agentId, name, root);
+    const kept = room > 0 ? keepEnds(whole, Math.min(room, FILE_LIMIT)) : "";
     files.set(name, kept);
-    left -= kept.length;
+    room -= kept.length;
   }
   return files;
+}
+
+/** Both files are read, because one that is broken should be reported even if it is not needed. */
+function readAgentFile(agentId: string, name: string, root: string): string {
+  const own = readOrSay(path.join(root, "agents", agentId, name), "", readText).trim();
+  const common = readOrSay(path.join(root, name), "", readText).trim();
+  return own || common; // an empty file of its own would leave the agent without any
 }
 
 /** `file`はワークスペースからの相対パス。要るときに、モデルがここから続きを読む。 */
@@ -2196,155 +2866,235 @@ export class SkillsManager {
     this.#folders = folders;
   }
 
+  /** Reads the folders anew. A skill that can't be read is reported and left out. */
   list(): Skill[] {
-    const skills = new Map<string, Skill>();
-    for (const folder of this.#folders) {
-      for (const name of readOrSay(folder, [], (it) => fs.readdirSync(it)).sort()) {
-        const skill = readOrSay(path.join(folder, name, "SKILL.md"), undefined, readSkill);
-        if (skill && !skills.has(skill.name)) skills.set(skill.name, skill);
-      }
+    const byName = new Map<string, Skill>();
+    for (const skill of this.#folders.flatMap(skillsIn)) {
+      if (!byName.has(skill.name)) byName.set(skill.name, skill);
     }
-    return [...skills.values()];
+    return [...byName.values()];
   }
 }
 
-// 制御文字も取り除く。知らない人の書いたものが、ターミナルに表示されることもある。
-const oneLine = (words: unknown) => `${words}`.replace(/[\s\p{Cc}]+/gu, " ").trim();
-const SKILL = tool("", "", { name: string("…"), description: string("…") }).input_schema;
-
-/** スキルになっていなければ投げる。それでも、ほかのスキルは読み込まれる。 */
-function readSkill(file: string): Skill {
-  const [, front = "{}"] = /^\uFEFF?---\r?\n([\s\S]{0,20000}?)\r?\n---/.exec(readText(file)) ?? [];
-  // YAMLでは、一度名付けたものを何度でも使い回せる。重ねれば、数行でメモリを食い尽くせる。
-  const fields: unknown = parseYaml(front, { maxAliasCount: 20, logLevel: "error" });
-  const { name, description } = checkInput(SKILL, fields);
-  if (!oneLine(name)) throw new Error("name is empty");
-  const short = path.relative(WORKSPACE, file).split(path.sep).join("/");
-  return { name: oneLine(name), description: oneLine(description), file: short };
+function skillsIn(folder: string): Skill[] {
+  const names = readOrSay(folder, [], (place) => fs.readdirSync(place)).sort();
+  const skills = names.map((name) =>
+    readOrSay(path.join(folder, name, "SKILL.md"), undefined, readSkill),
+  );
+  return skills.filter((skill) => skill !== undefined);
 }
 
-type Parts = { agent: Agent; message?: InboundMessage; files: Map<string, string> };
+// Control characters become blanks, too, because a stranger may have written what is shown on our
+// terminal, and a control sequence could clear it or draw over it.
+const oneLine = (words: unknown) => `${words}`.replace(/[\s\p{Cc}]+/gu, " ").trim();
 
-const fromFiles =
-  (...names: string[]) =>
-  ({ files }: Parts) =>
-    names.flatMap((name) => files.get(name) || []).join("\n\n");
+const SKILL = objectSchema({
+  name: string("What the skill is called in the list."),
+  description: string("When to use it."),
+});
+// The front matter: YAML between two lines of dashes, where the file begins. Editors on Windows may
+// put a byte order mark before it.
+const FRONT_MATTER = /^\uFEFF?---\r?\n([\s\S]{0,20000}?)\r?\n---/;
 
-/** プロンプトの層。この順に並ぶ。 */
-export const PROMPT_LAYERS: { name: string; text(parts: Parts): string }[] = [
+/** Reads a SKILL.md. Throws if it has no name or no description. */
+function readSkill(skillFile: string): Skill {
+  const [, yaml = "{}"] = FRONT_MATTER.exec(readText(skillFile)) ?? [];
+  // YAML can name a part and repeat it. A few lines of repeated repetitions, known as "billion
+  // laughs", would otherwise fill all memory.
+  const fields: unknown = parseYaml(yaml, { maxAliasCount: 20, logLevel: "error" });
+  const { name, description } = checkInput(SKILL, fields);
+  if (!oneLine(name)) throw new Error("name is empty");
+  const relative = path.relative(WORKSPACE, skillFile).split(path.sep).join("/");
+  return { name: oneLine(name), description: oneLine(description), file: relative };
+}
+
+/** What the layers of the prompt are made from. `files` are those that this person may see. */
+type PromptParts = { agent: Agent; message?: InboundMessage; files: Map<string, string> };
+
+/**
+ * The layers of the system prompt, in order. To add a layer, add its name and a function that gives
+ * its text. The text must not change from turn to turn, or nothing behind it would be cached.
+ */
+export const PROMPT_LAYERS: { name: string; text(parts: PromptParts): string }[] = [
   { name: "identity", text: ({ agent, files }) => files.get("IDENTITY.md") || agent.system },
-  { name: "soul", text: fromFiles("SOUL.md") },
-  { name: "tools", text: fromFiles("TOOLS.md") },
+  { name: "soul", text: ({ files }) => joinFiles(files, ["SOUL.md"]) },
+  { name: "tools", text: ({ files }) => joinFiles(files, ["TOOLS.md"]) },
   { name: "skills", text: skillsText },
-  { name: "memory", text: fromFiles(...PRIVATE) },
-  { name: "bootstrap", text: fromFiles("AGENTS.md", "BOOTSTRAP.md") },
+  { name: "memory", text: ({ files }) => joinFiles(files, PRIVATE) },
+  { name: "bootstrap", text: ({ files }) => joinFiles(files, ["AGENTS.md", "BOOTSTRAP.md"]) },
   { name: "runtime", text: ({ agent }) => `# Runtime\n\nYour id: ${agent.id}` },
   { name: "channel", text: channelText },
 ];
 
-const MINIMAL = ["identity", "tools", "runtime", "channel"]; // 人のいないジョブ用
+const MINIMAL_LAYERS = ["identity", "tools", "runtime", "channel"]; // 人のいないジョブ用
 
-function channelText({ message }: Parts): string {
+function joinFiles(files: Map<string, string>, names: string[]): string {
+  const texts = names.map((name) => files.get(name) ?? "");
+  return texts.filter((text) => text !== "").join("\n\n");
+}
+
+function channelText({ message }: PromptParts): string {
   return `# Channel\n\n${message?.channel ?? "cli"}, ${message?.isGroup ? "a group" : "one person"}`;
 }
 
-function skillsText({ agent }: Parts): string {
+function skillsText({ agent }: PromptParts): string {
   const folders = [`agents/${agent.id}/skills`, "skills"].map((one) => path.join(WORKSPACE, one));
   const skills = new SkillsManager(folders).list();
+  if (skills.length === 0) return "";
   const lines = skills.map((skill) => `- ${skill.name}: ${skill.description} (${skill.file})`);
   const all = ["# Skills\n\nRead the file before you use one.\n", ...lines].join("\n");
-  return lines.length > 0 ? keepEnds(all, FILE_LIMIT) : "";
+  return keepEnds(all, FILE_LIMIT);
 }
 
-/** 各層とその文章。時刻やカウンターなど、ターンごとに変わるものは入れない。 */
-export function promptLayers(options: TurnOptions) {
-  const { agent = AGENTS[0] as Agent, message, mode = "full" } = options; // 必ず1つはある
-  const names = ["IDENTITY.md", "SOUL.md", "TOOLS.md", "AGENTS.md", "BOOTSTRAP.md"];
-  const files = loadBootstrap(agent.id, isOwner(options) ? [...names, ...PRIVATE] : names);
+/** Each layer of the prompt with its text. It may be empty. */
+export function promptLayers(options: TurnOptions): { name: string; text: string }[] {
+  const { agent = AGENTS[0], message, mode = "full" } = options;
   if (mode === "none") return [{ name: "identity", text: agent.system }];
-  const layers = PROMPT_LAYERS.filter(({ name }) => mode === "full" || MINIMAL.includes(name));
-  return layers.map(({ name, text }) => ({ name, text: text({ agent, message, files }) }));
+  const names = ["IDENTITY.md", "SOUL.md", "TOOLS.md", "AGENTS.md", "BOOTSTRAP.md"];
+  const visible = isOwner(options) ? [...names, ...PRIVATE] : names;
+  const parts = { agent, message, files: loadBootstrap(agent.id, visible) };
+  const layers = PROMPT_LAYERS.filter(
+    ({ name }) => mode === "full" || MINIMAL_LAYERS.includes(name),
+  );
+  return layers.map((layer) => ({ name: layer.name, text: layer.text(parts) }));
 }
 
-const MARK = { cache_control: { type: "ephemeral" as const } }; // 「ここまで取っておく」
+// A breakpoint tells the API to cache the request up to and including this block. We set two: the
+// one behind the system prompt serves all conversations, the one on the last message serves the
+// next call of this one.
+const CACHE_BREAKPOINT = { cache_control: { type: "ephemeral" as const } };
 
 /** システムプロンプト。末尾にキャッシュの目印を付ける。 */
 export function buildSystemPrompt(options: TurnOptions): Anthropic.TextBlockParam[] {
-  const texts = promptLayers(options).flatMap(({ text }) => text || []);
-  // 長いファイルを切った端に、文字の片割れが残ることがある。
-  return [{ type: "text", text: texts.join("\n\n").toWellFormed(), ...MARK }];
+  const texts = promptLayers(options).map(({ text }) => text);
+  const prompt = texts.filter((text) => text !== "").join("\n\n");
+  // A cut through a long file may leave half of a surrogate pair, which the API would refuse.
+  return [{ type: "text", text: prompt.toWellFormed(), ...CACHE_BREAKPOINT }];
 }
 
 /** もう1つの目印を最後のブロックに付ける。次のリクエストは、これと丸ごと同じ内容で始まる。 */
-function markLast(request: Entry[]): Entry[] {
+function withCacheBreakpoint(request: Entry[]): Entry[] {
   const last = request.at(-1);
   const block = last?.content.at(-1);
   if (!last || !block) return request;
-  const marked = { ...block, ...MARK } as Anthropic.ContentBlockParam; // 目印を足しただけ
-  return [...request.slice(0, -1), { ...last, content: [...last.content.slice(0, -1), marked] }];
+  // TypeScript forgets which kind of block it was, but it still is one of the same kind.
+  const marked = { ...block, ...CACHE_BREAKPOINT } as Anthropic.ContentBlockParam;
+  const content = [...last.content.slice(0, -1), marked];
+  return [...request.slice(0, -1), { ...last, content }];
 }
 
 /** 検索で見つかるもの。`at`（ミリ秒）がなければ古びず、キーがなければ持ち主のもの。 */
 export type Memory = { text: string; source: string; at?: number; sessionKey?: string };
-/** `terms`は単語→回数。`vector`はバケット→重み。 */
-type Indexed = Memory & { terms: Map<string, number>; size: number; vector: Map<number, number> };
-export type Hit = Memory & { score: number }; // 0〜1
+/** A memory that a search has found. Its score is from 0 to 1. */
+export type Hit = Memory & { score: number };
 
-const SEGMENTS = new Intl.Segmenter("und", { granularity: "word" });
+/** A memory with what the search needs to know of its text. */
+type IndexedMemory = {
+  memory: Memory;
+  length: number; // in terms
+  termFrequencies: Map<string, number>; // term → how often it occurs
+  vector: Map<number, number>; // bucket → weight
+};
+
+const SEGMENTER = new Intl.Segmenter("und", { granularity: "word" });
 const WIDE = /[\p{sc=Han}\p{sc=Hiragana}\p{sc=Katakana}\p{sc=Hangul}]/u;
-// 記憶が少ないうちは、こうした語も珍しい。除かないと、名前と同じ重みになる。
-const FILLERS =
+// In a store of few texts these words are rare, and so BM25 would take them for important.
+const STOP_WORDS =
   /^(an?|and|are|at|did|do|does|for|how|i|in|is|it|my|of|on|the|to|wh(at|en|ere|o|y))$/;
-// 長い文章は、先頭だけを使う。1MBの文章は誰でも送れるが、全部を単語にするとメモリがあふれる。
-const folded = (content: string) => content.slice(0, 4_000).normalize("NFKC").toLowerCase();
 
-/** 文章を単語に分ける。中国語と日本語には空白がないので、辞書で切り分ける。 */
+/** 長い文章は、先頭だけを使う。1MBの文章は誰でも送れるが、全部を単語にするとメモリがあふれる。 */
+const normalise = (content: string) => content.slice(0, 4_000).normalize("NFKC").toLowerCase();
+
+/** The words that a text can be found by. A dictionary splits Chinese and Japanese into words. */
 function termsOf(content: string): string[] {
-  return [...SEGMENTS.segment(folded(content))].flatMap(({ segment }) => {
-    if (!/[\p{L}\p{N}]/u.test(segment) || FILLERS.test(segment)) return [];
-    // "teas"は"tea"とみなす。それ以上の語形変化は、下の文字の並びに任せる。
-    return WIDE.test(segment) ? segment : segment.replace(/(?<=\p{L}{3})s$/u, "");
-  });
+  const segments = [...SEGMENTER.segment(normalise(content))].map(({ segment }) => segment);
+  return segments.filter(isTerm).map(stem);
+}
+
+/** Between the words, the segmenter also gives blanks and punctuation. */
+const isTerm = (segment: string) => /[\p{L}\p{N}]/u.test(segment) && !STOP_WORDS.test(segment);
+
+/** Stemming in its simplest form: "teas" becomes "tea". The trigrams find the other endings. */
+const stem = (word: string) => (WIDE.test(word) ? word : word.replace(/(?<=\p{L}{3})s$/u, ""));
+
+function countEach<T>(items: T[]): Map<T, number> {
+  const counts = new Map<T, number>();
+  for (const item of items) counts.set(item, (counts.get(item) ?? 0) + 1);
+  return counts;
 }
 
 /**
- * 文章を長さ1のベクトルにする。3文字（中国語と日本語は2文字）の並びをハッシュで各バケットに
- * 振り分ける。"allergies"は"allergic"でも見つかるが、意味は何も知らない。モデルが作る本物の
- * 埋め込み（embedding）を入れるなら、差し替えるのはここだけ。
+ * The overlapping pieces of three characters that a word is made of: " te", "tea", "ea " for "tea".
+ * A Chinese or Japanese word often has only two, so there a piece has two characters.
+ */
+function trigrams(word: string): string[] {
+  const isWide = WIDE.test(word);
+  const size = isWide ? 2 : 3;
+  const padded = isWide ? word : ` ${word} `; // the blanks tell a beginning or an end apart
+  const grams = [padded.slice(0, size)]; // also of a single character, which is shorter than that
+  for (let start = 1; start + size <= padded.length; start++) {
+    grams.push(padded.slice(start, start + size));
+  }
+  return grams;
+}
+
+/** FNV-1a：どのプロセスでも同じ値になる */
+function fnv1a(words: string): number {
+  let hash = 0x811c9dc5; // the offset basis of FNV
+  for (const character of words) {
+    const mixed = hash ^ (character.codePointAt(0) ?? 0);
+    hash = Math.imul(mixed, 0x01000193); // the prime of FNV
+  }
+  return hash >>> 0; // as an unsigned number
+}
+
+/** The dimension of the vector that a trigram counts for: 13 bits of the hash, so one of 8,192. */
+const bucketOf = (gram: string) => fnv1a(gram) >>> 19;
+
+/**
+ * The embedding of a text: a vector of length 1 that counts its trigrams. By it "allergic" finds
+ * "allergies", but it knows nothing of meanings. A model's embedding would replace this function.
  */
 function embed(content: string): Map<number, number> {
-  const vector = new Map<number, number>();
-  for (const run of folded(content).match(/[\p{L}\p{N}]+/gu) ?? []) {
-    const [size, word] = WIDE.test(run) ? [2, run] : [3, ` ${run} `];
-    for (let start = 0; start === 0 || start + size <= word.length; start++) {
-      let hash = 0x811c9dc5; // FNV-1a：どのプロセスでも同じ値になる
-      for (const unit of word.slice(start, start + size))
-        hash = Math.imul(hash ^ (unit.codePointAt(0) ?? 0), 0x01000193);
-      vector.set(hash >>> 19, (vector.get(hash >>> 19) ?? 0) + 1);
-    }
-  }
-  const length = Math.hypot(...vector.values()) || 1;
-  return new Map([...vector].map(([bucket, weight]) => [bucket, weight / length]));
+  const words = normalise(content).match(/[\p{L}\p{N}]+/gu) ?? [];
+  const buckets = words.flatMap((word) => trigrams(word).map(bucketOf));
+  const counts = countEach(buckets);
+  const length = Math.hypot(...counts.values()) || 1; // a text without words has no trigrams
+  return new Map([...counts].map(([bucket, count]) => [bucket, count / length]));
 }
 
-const WEIGHTS = { words: 0.6, shape: 0.4 };
-const [K1, B] = [1.2, 0.75]; // BM25：同じ単語の繰り返しがどこで頭打ちになるか、長さをどれだけ見るか
+const WEIGHTS = { keyword: 0.6, vector: 0.4 }; // the two scores, from 0 to 1 each, add up to 1
+const K1 = 1.2; // of BM25: the lower, the sooner it stops to matter that a word is repeated
+const B = 0.75; // of BM25: how far a text's length counts against it, from 0 to 1
 const HALF_LIFE = 30 * 24 * 3600 * 1000; // ミリ秒
-const OLD = 0.8; // どんなに古い項目でも、スコアのこの割合は残る
+const MIN_RECENCY = 0.8; // どんなに古い項目でも、スコアのこの割合は残る
 
 /**
- * 日々のメモと、持ち主のMEMORY.mdとUSER.md。単語とバケットから、それを含む項目を引ける。検索では
- * 引いた項目だけを見て、ファイルは読まない。
+ * BM25, the usual score of keyword search. It rises with the term frequency, but ever more slowly,
+ * up to `idf * (K1 + 1)`. A long text needs a word more often than a short one.
+ */
+function bm25(termFrequency: number, lengthNorm: number, idf: number): number {
+  return (idf * termFrequency * (K1 + 1)) / (termFrequency + K1 * lengthNorm);
+}
+
+/** Adds points to the score of an entry. */
+type AddScore = (entry: IndexedMemory, points: number) => void;
+
+/**
+ * What was noted from day to day, and the owner's MEMORY.md and USER.md. Search is hybrid: BM25
+ * finds words, and the cosine of two vectors of trigrams finds what is spelled alike.
  */
 export class MemoryStore {
   #dir: string;
   #files: string[];
   #now: () => number;
-  #entries = new Set<Indexed>();
-  #having = new Map<string | number, Set<Indexed>>();
-  #words = 0; // 全項目の合計
-  #read = new Map<string, { changed: number; entries: Indexed[] }>();
-  #logs = new Map<string, Log>();
+  #entries = new Set<IndexedMemory>();
+  // 日々のメモと、持ち主のMEMORY.mdとUSER.md。単語とバケットから、それを含む項目を引ける。検索では
+  // 引いた項目だけを見て、ファイルは読まない。
+  #postings = new Map<string | number, Set<IndexedMemory>>();
+  #totalLength = 0; // 全項目の合計
+  #loaded = new Map<string, { mtime: number; entries: IndexedMemory[] }>();
+  #logs = new Map<string, JsonlFile>();
 
   /** `dir`は日ごとのログの置き場。`files`は持ち主が書くもので、変わっていれば読み直す。 */
   constructor(dir: string, files: string[], now = Date.now) {
@@ -2353,14 +3103,18 @@ export class MemoryStore {
     this.#now = now;
     fs.mkdirSync(dir, { recursive: true });
     for (const name of fs.readdirSync(dir).filter((one) => one.endsWith(".jsonl"))) {
-      const log = new Log(path.join(dir, name));
-      this.#logs.set(name, log);
-      for (const { record } of log.read()) this.#load({ ...record }, name);
+      for (const { record } of this.#log(name).read()) this.#addNote({ ...record }, name);
     }
   }
 
-  /** 欠けのないものだけ。人が手で書いた行なら、何が抜けていてもおかしくない。 */
-  #load({ content, sessionKey, at, category }: Fields, name: string): void {
+  #log(name: string): JsonlFile {
+    const log = this.#logs.get(name) ?? new JsonlFile(path.join(this.#dir, name));
+    this.#logs.set(name, log);
+    return log;
+  }
+
+  /** Adds a line of a log. One that was written by hand may lack anything; then it is skipped. */
+  #addNote({ content, sessionKey, at, category }: Fields, name: string): void {
     if (typeof content !== "string" || typeof sessionKey !== "string") return;
     const source = `${name} ${category}`;
     this.#add({ text: content, source, at: Date.parse(String(at)) || 0, sessionKey });
@@ -2370,126 +3124,186 @@ export class MemoryStore {
   write(content: string, category: string, sessionKey: string): void {
     const at = new Date(this.#now()).toISOString();
     const name = `${at.slice(0, 10)}.jsonl`;
-    const log = this.#logs.get(name) ?? new Log(path.join(this.#dir, name));
-    this.#logs.set(name, log);
-    log.append({ at, content, category, sessionKey });
-    this.#load({ at, content, category, sessionKey }, name);
+    const record = { at, content, category, sessionKey };
+    this.#log(name).append(record);
+    this.#addNote(record, name);
   }
 
-  #add(memory: Memory): Indexed {
-    const list = termsOf(memory.text);
-    const terms = new Map<string, number>();
-    for (const term of list) terms.set(term, (terms.get(term) ?? 0) + 1);
-    const entry = { ...memory, terms, size: list.length, vector: embed(memory.text) };
-    for (const key of [...terms.keys(), ...entry.vector.keys()])
-      this.#having.set(key, (this.#having.get(key) ?? new Set()).add(entry));
+  #add(memory: Memory): IndexedMemory {
+    const terms = termsOf(memory.text);
+    const termFrequencies = countEach(terms);
+    const vector = embed(memory.text);
+    const entry = { memory, length: terms.length, termFrequencies, vector };
+    for (const key of indexKeys(entry)) {
+      const posting = this.#postings.get(key) ?? new Set();
+      this.#postings.set(key, posting.add(entry));
+    }
     this.#entries.add(entry);
-    this.#words += entry.size;
+    this.#totalLength += entry.length;
     return entry;
   }
 
-  #remove(entry: Indexed): void {
-    for (const key of [...entry.terms.keys(), ...entry.vector.keys()])
-      this.#having.get(key)?.delete(entry);
+  #remove(entry: IndexedMemory): void {
+    for (const key of indexKeys(entry)) this.#postings.get(key)?.delete(entry);
     this.#entries.delete(entry);
-    this.#words -= entry.size;
+    this.#totalLength -= entry.length;
   }
 
   /** 持ち主のファイルのうち、変わったものを取り込む。1行が1つの事実。 */
   #refresh(): void {
-    for (const file of this.#files) {
-      const changed = fs.statSync(file, { throwIfNoEntry: false })?.mtimeMs ?? 0;
-      const before = this.#read.get(file) ?? { changed: 0, entries: [] };
-      if (before.changed === changed) continue;
+    for (const ownersFile of this.#files) {
+      const mtime = fs.statSync(ownersFile, { throwIfNoEntry: false })?.mtimeMs ?? 0;
+      const before = this.#loaded.get(ownersFile) ?? { mtime: 0, entries: [] };
+      if (before.mtime === mtime) continue;
       for (const entry of before.entries) this.#remove(entry);
-      const lines = `\n${readOrSay(file, "", readText)}`.split(/\r?\n[-*\s]*/);
-      // 見出しとコメント、それに埋められていない"Name:"の類いは除く。
-      const facts = lines.filter((line) => /^[^#<].*[^\s:]\s*$/.test(line));
-      const entries = facts.map((text) => this.#add({ text, source: path.basename(file) }));
-      this.#read.set(file, { changed, entries });
+      const source = path.basename(ownersFile);
+      const facts = factsIn(readOrSay(ownersFile, "", readText));
+      const entries = facts.map((text) => this.#add({ text, source }));
+      this.#loaded.set(ownersFile, { mtime, entries });
     }
   }
 
   /** その会話の項目からよく合うものを返す。持ち主が尋ねたなら、持ち主のファイルからも返す。 */
-  search(query: string, { sessionKey = "", owner = false, topK = 5, weights = WEIGHTS } = {}) {
+  search(
+    query: string,
+    { sessionKey = "", owner = false, topK = 5, weights = WEIGHTS } = {},
+  ): Hit[] {
     this.#refresh();
-    const scores = new Map<Indexed, number>();
-    // 誰の項目かは、スコアを数える前に確かめる。だから、ほかの人の項目はここで止まる。影響が
-    // あるとすれば、単語の珍しさを数えるときだけ。
-    const count = (entry: Indexed, points: number) => {
-      const isTheirs = entry.sessionKey === undefined ? owner : entry.sessionKey === sessionKey;
-      if (isTheirs) scores.set(entry, (scores.get(entry) ?? 0) + points);
+    const scores = new Map<IndexedMemory, number>();
+    // What others noted is left out here, before it has a score, so it can't come any further. It
+    // only has a part in how rare a word is.
+    const add: AddScore = (entry, points) => {
+      const { memory } = entry;
+      const isVisible = memory.sessionKey === undefined ? owner : memory.sessionKey === sessionKey;
+      if (isVisible) scores.set(entry, (scores.get(entry) ?? 0) + points);
     };
-    const terms = new Map(termsOf(query).map((term) => [term, this.#rarity(term)]));
-    // 質問の単語だけを延々と繰り返した項目なら取れるスコア。
-    const most = [...terms.values()].reduce((sum, rarity) => sum + rarity, 0) * (K1 + 1);
-    for (const [term, rarity] of terms) {
-      for (const entry of this.#having.get(term) ?? []) {
-        const often = entry.terms.get(term) ?? 0;
-        const long = 1 - B + (B * entry.size * this.#entries.size) / this.#words;
-        count(entry, (weights.words * rarity * often * (K1 + 1)) / (often + K1 * long) / most);
-      }
-    }
-    for (const [bucket, weight] of embed(query)) {
-      for (const entry of this.#having.get(bucket) ?? [])
-        count(entry, weights.shape * weight * (entry.vector.get(bucket) ?? 0));
-    }
-    const hits = [...scores].map(([it, points]) => ({ it, score: points * this.#youth(it) }));
+    this.#scoreKeywords(query, (entry, score) => add(entry, weights.keyword * score));
+    this.#scoreVectors(query, (entry, score) => add(entry, weights.vector * score));
+    const hits = [...scores].map(([entry, score]) => ({
+      entry,
+      score: score * this.#recency(entry.memory),
+    }));
     return diversify(hits, topK);
   }
 
+  /** The keyword channel: the BM25 scores of all terms of the query, scaled to 0 to 1. */
+  #scoreKeywords(query: string, add: AddScore): void {
+    const idfs = new Map(termsOf(query).map((term) => [term, this.#idf(term)]));
+    const sumOfIdfs = [...idfs.values()].reduce((sum, idf) => sum + idf, 0);
+    const maxScore = sumOfIdfs * (K1 + 1); // of a text that has only these terms, again and again
+    const averageLength = this.#totalLength / this.#entries.size;
+    for (const [term, idf] of idfs) {
+      for (const entry of this.#postings.get(term) ?? []) {
+        const termFrequency = entry.termFrequencies.get(term) ?? 0;
+        const lengthNorm = 1 - B + B * (entry.length / averageLength);
+        add(entry, bm25(termFrequency, lengthNorm, idf) / maxScore);
+      }
+    }
+  }
+
+  /**
+   * The vector channel: the cosine similarity of two texts, which is 1 if they have the same
+   * trigrams. Both vectors have the length 1, so it is the sum of the products bucket by bucket.
+   */
+  #scoreVectors(query: string, add: AddScore): void {
+    for (const [bucket, weight] of embed(query)) {
+      for (const entry of this.#postings.get(bucket) ?? []) {
+        add(entry, weight * (entry.vector.get(bucket) ?? 0));
+      }
+    }
+  }
+
   /** BM25：わずかな項目にしかない単語は、どの項目にもある単語よりも手がかりになる。 */
-  #rarity(term: string): number {
-    const having = this.#having.get(term)?.size ?? 0;
+  #idf(term: string): number {
+    const having = this.#postings.get(term)?.size ?? 0;
     return Math.log(1 + (this.#entries.size - having + 0.5) / (having + 0.5));
   }
 
-  /** 同じくらい合うなら、新しいほう。ただし、2か月前に聞いた名前も、名前に変わりはない。 */
-  #youth({ at = this.#now() }: Memory): number {
-    return OLD + (1 - OLD) * 0.5 ** (Math.max(0, this.#now() - at) / HALF_LIFE);
+  /** From 1 down to MIN_RECENCY: a younger entry is preferred, but an old name is still a name. */
+  #recency({ at = this.#now() }: Memory): number {
+    const age = Math.max(0, this.#now() - at);
+    return MIN_RECENCY + (1 - MIN_RECENCY) * 0.5 ** (age / HALF_LIFE);
   }
 }
 
-const REPEAT = 0.8; // 単語のこの割合が重なれば、ほとんど同じ項目とみなす
+/** What leads to an entry in the inverted index: words are terms, numbers are buckets. */
+const indexKeys = ({ termFrequencies, vector }: IndexedMemory) => [
+  ...termFrequencies.keys(),
+  ...vector.keys(),
+];
 
-/** MMR（maximal marginal relevance）を大ざっぱに：スコアの高い順に取り、ほぼ同じものは外す。 */
-function diversify(hits: { it: Indexed; score: number }[], topK: number): Hit[] {
-  const taken: typeof hits = [];
-  for (const hit of hits.sort((a, b) => b.score - a.score)) {
-    if (taken.length >= Math.min(topK, 50)) break; // 1件ごとに、採ったものすべてと比べる
-    if (taken.every(({ it }) => likeness(it, hit.it) < REPEAT)) taken.push(hit);
+/** The facts in a file of the owner's: one in each line, without the mark of a list before it. */
+function factsIn(content: string): string[] {
+  const lines = content.split(/\r?\n/).map((line) => line.replace(/^[-*\s]+/, ""));
+  return lines.filter(isFact);
+}
+
+/** Whether a line says something. A heading, a comment and a field left empty ("Name:") do not. */
+function isFact(line: string): boolean {
+  const words = line.trimEnd();
+  const isHeading = words.startsWith("#");
+  const isComment = words.startsWith("<");
+  const isEmptyField = words.endsWith(":");
+  return words.length > 1 && !isHeading && !isComment && !isEmptyField;
+}
+
+const DUPLICATE = 0.8; // two entries that share this part of their terms say nearly the same
+
+/**
+ * Maximal marginal relevance, in its simplest form: the best hits, but none that repeats a better
+ * one. The full form weighs how relevant a hit is against how much it resembles the others.
+ */
+function diversify(hits: { entry: IndexedMemory; score: number }[], topK: number): Hit[] {
+  const ranked = hits.toSorted((a, b) => b.score - a.score);
+  const limit = Math.min(topK, 50); // 1件ごとに、採ったものすべてと比べる
+  const chosen: typeof hits = [];
+  for (const hit of ranked) {
+    if (chosen.length >= limit) break;
+    const isNew = chosen.every(({ entry }) => jaccard(entry, hit.entry) < DUPLICATE);
+    if (isNew) chosen.push(hit);
   }
-  return taken.map(({ it: { terms, size, vector, ...memory }, score }) => ({ ...memory, score }));
+  return chosen.map(({ entry, score }) => ({ ...entry.memory, score }));
 }
 
-function likeness(a: Indexed, b: Indexed): number {
-  const shared = [...a.terms.keys()].filter((term) => b.terms.has(term)).length;
-  return shared / (a.terms.size + b.terms.size - shared || 1);
+/** The Jaccard index: how many of the terms that either entry has are in both, from 0 to 1. */
+function jaccard(a: IndexedMemory, b: IndexedMemory): number {
+  const ofBoth = [...a.termFrequencies.keys()].filter((term) => b.termFrequencies.has(term));
+  const shared = ofBoth.length;
+  const all = a.termFrequencies.size + b.termFrequencies.size - shared;
+  return all === 0 ? 0 : shared / all;
 }
 
-const RECALL_FROM = 0.17; // これより低いスコアは、たいていハッシュの偶然で出たもの
+const MIN_SCORE = 0.17; // a lower one comes from a few trigrams that any two texts share by chance
+
+/** At most three memories that belong to what the person says, the best first. */
+function recall(conversation: Conversation, input: string, options: TurnOptions): string[] {
+  // A heartbeat asks the same each time, so it would recall the same three memories each time.
+  if (options.message?.channel === "heartbeat") return [];
+  const scope = { ...memoryScope(conversation, options), topK: 3 };
+  const hits = options.app?.memory.search(input, scope) ?? [];
+  const relevant = hits.filter(({ score }) => score >= MIN_SCORE);
+  return relevant.map(({ text }) => keepEnds(text, 1_000));
+}
 
 /**
  * 人の発言の前に置き、発言と一緒に保存するもの：時刻と、思い出したこと。システムプロンプトに
  * 入れると、どのリクエストも先頭から変わり、キャッシュが何も効かない。
  */
 function contextFor(conversation: Conversation, input: string, options: TurnOptions): string {
-  // ハートビートの問いは毎回同じで、人の質問ではない。
-  const topK = options.message?.channel === "heartbeat" ? 0 : 3;
-  const about = { ...whose(conversation, options), topK };
-  const hits = options.app?.memory.search(input, about) ?? [];
-  const found = hits.flatMap((hit) => (hit.score < RECALL_FROM ? [] : keepEnds(hit.text, 1_000)));
+  const found = recall(conversation, input, options);
   if (found.length > 0) info(`  （思い出したこと：${oneLine(found.join(" · "))}）`);
   const lines = [`It is ${new Date()}.`, ...found.map((one) => `You remember: ${one}`)];
   return `<context>\n${lines.join("\n").toWellFormed()}\n</context>`;
 }
 
-const whose = (conversation: Conversation, options: TurnOptions) => ({
+/** Whose memories a conversation may use: its own, and the owner's files if it is the owner's. */
+const memoryScope = (conversation: Conversation, options: TurnOptions) => ({
   sessionKey: conversation instanceof Session ? conversation.header.key : "",
   owner: isOwner(options),
 });
 
-const shown = (hits: Hit[]) =>
+/** A line for each hit: its score, where it is from, and how it begins. */
+const formatHits = (hits: Hit[]) =>
   hits.map((hit) => `${hit.score.toFixed(2)}  ${hit.source}  ${oneLine(hit.text.slice(0, 80))}`);
 
 const COUNT = { type: "integer", description: "How many at most; 5 if left out." };
@@ -2500,41 +3314,61 @@ TOOLS.push(
 );
 
 Object.assign(HANDLERS, {
-  memory_write: ({ content, category }, { app, conversation, ...options }) => {
-    app?.memory.write(String(content), String(category), whose(conversation, options).sessionKey);
+  memory_write: ({ content, category }, turn) => {
+    const { sessionKey } = memoryScope(turn.conversation, turn);
+    turn.app?.memory.write(String(content), String(category), sessionKey);
     return "remembered";
   },
-  memory_search: ({ query, topK = 5 }, { app, conversation, ...options }) => {
-    const about = { ...whose(conversation, options), topK: Number(topK) };
-    return shown(app?.memory.search(String(query), about) ?? []).join("\n") || "nothing found";
+  memory_search: ({ query, topK = 5 }, turn) => {
+    const scope = { ...memoryScope(turn.conversation, turn), topK: Number(topK) };
+    const hits = turn.app?.memory.search(String(query), scope) ?? [];
+    return formatHits(hits).join("\n") || "nothing found";
   },
 } satisfies Record<string, Handler>);
 
-const SEARCH = { query: string("…"), topK: COUNT, sessionKey: string("whose memory") };
+const SEARCH = {
+  query: string("The words to search for."),
+  topK: COUNT,
+  sessionKey: string("The conversation whose memories are searched."),
+};
 method("memory.search", SEARCH, ["topK", "sessionKey"], (params, app) => {
   const { query, topK = 5, sessionKey = "" } = params;
   return app.memory.search(String(query), { topK: Number(topK), sessionKey: String(sessionKey) });
 });
 
-const layersOf = (app: App) => promptLayers({ agent: app.agents.get(app.terminalAgent ?? "luna") });
-const layerOf = (app: App, it: string) => layersOf(app).find((l) => l.name === it)?.text || "-";
+/** The prompt as it is for the owner at the terminal. */
+const ownersLayers = (app: App) =>
+  promptLayers({ agent: app.agents.get(app.terminalAgent ?? AGENTS[0].id) });
 
-command("soul", "話し方", (_args, app) => layerOf(app, "soul"));
-command("skills", "使えるスキル", (_args, app) => layerOf(app, "skills"));
-command("memory", "あなたについて、いつも知っていること", (_args, app) => layerOf(app, "memory"));
-command("bootstrap", "仕事の進め方", (_args, app) => layerOf(app, "bootstrap"));
+const layerText = (app: App, name: string) =>
+  ownersLayers(app).find((layer) => layer.name === name)?.text || "-";
+
+command("soul", "話し方", (_args, app) => layerText(app, "soul"));
+command("skills", "使えるスキル", (_args, app) => layerText(app, "skills"));
+command("memory", "あなたについて、いつも知っていること", (_args, app) => layerText(app, "memory"));
+command("bootstrap", "仕事の進め方", (_args, app) => layerText(app, "bootstrap"));
 command("search", "<言葉>：覚えていることを、よく合う順に", (query, { memory, key }) =>
-  shown(memory.search(query, { sessionKey: key, owner: true })),
+  formatHits(memory.search(query, { sessionKey: key, owner: true })),
 );
 command("prompt", "プロンプトの層と、それぞれの文字数", (_args, app) =>
-  layersOf(app).map((it, i) => `${i + 1} ${it.name.padEnd(10)} ${it.text.length}`),
+  ownersLayers(app).map(({ name, text }, i) => `${i + 1} ${name.padEnd(10)} ${text.length}`),
 );
 
 // ---- s07 · ハートビートとcron ----
 
-// プログラムが、ひとりでに動くようになる。誰も話しかけていなくても、仕事を始める。邪魔者にならない
-// よう、決まりを2つ置く。人を待たせないこと。予定の時刻は、実行をファイルに書いてから消し込むこと。
-// これで、クラッシュしても、ノートPCがスリープしても、実行は失われない。
+// From here on the program also begins turns that nobody asked for: cron jobs run at their times,
+// and a heartbeat looks whether something needs the owner. Two rules hold.
+//
+// A person never waits for either. They begin only while nobody is being answered, and whoever
+// writes later is answered beside them, because each of them has a conversation of its own.
+//
+// A job runs at least once for each due time (at-least-once). Its run is written to the inbox
+// before the due time counts as done (write-ahead), so a crash between the two can't lose it. The
+// next start finds the time still due and begins the run again, but the inbox drops it, because it
+// knows the run by its idempotency key, `cron:<job>:<due>`.
+
+/** A place to which a text can be sent: a channel, and a chat on it. */
+export type Place = { channel: string; to: string };
 
 /** CRON.jsonのジョブ。ファイルを書くのは持ち主で、このプログラムは読むだけ。 */
 export interface Job {
@@ -2543,129 +3377,263 @@ export interface Job {
   enabled: boolean;
   schedule: Schedule;
   payload: { kind: "agent_turn" | "system_event"; message?: string; text?: string };
-  deliver?: { channel: string; to: string };
+  deliver?: Place;
   deleteAfterRun?: boolean;
 }
 
-/** 一度だけ、`anchor`から数えて何秒ごと、またはcronの書式。時刻はISO 8601。 */
+/** When a job is due: once, at a fixed interval, or by a cron expression. Times are ISO 8601. */
 export type Schedule =
   | { kind: "at"; at: string }
-  | { kind: "every"; everySeconds: number; anchor?: string }
+  | Interval
   | { kind: "cron"; expr: string; tz?: string };
 
+type Interval = { kind: "every"; everySeconds: number; anchor?: string }; // counted from `anchor`
+
 export interface InboundMessage {
-  job?: { isEvent: boolean; deliver?: Job["deliver"] }; // チャネル"cron"のメッセージに付く
+  job?: { isEvent: boolean; deliver?: Place }; // チャネル"cron"のメッセージに付く
 }
 
 export interface App {
+  activeTurns: ActiveTurns;
   cron: CronService;
   heartbeat: HeartbeatRunner;
 }
 
-const shape = (fields: object, optional?: string[]) => tool("", "", fields, optional).input_schema;
-const [WORDS, FLAG, OBJECT] = ["string", "boolean", "object"].map((type) => ({ type }));
-const MORE = { name: WORDS, deliver: OBJECT, deleteAfterRun: FLAG };
-const NEEDED = { id: WORDS, enabled: FLAG, schedule: OBJECT, payload: OBJECT };
-const JOB = shape({ ...NEEDED, ...MORE }, Object.keys(MORE));
-const KINDS = new Map<unknown, Anthropic.Tool.InputSchema>([
-  ["schedule at", shape({ at: WORDS })],
-  ["schedule every", shape({ everySeconds: { type: "number" }, anchor: WORDS }, ["anchor"])],
-  ["schedule cron", shape({ expr: WORDS, tz: WORDS }, ["tz"])],
-  ["payload agent_turn", shape({ message: WORDS })],
-  ["payload system_event", shape({ text: WORDS })],
-]);
+// Helpers of this section and of the later ones.
 
 const HOUR = 3600 * 1000; // ミリ秒
 
-/** 動かせるジョブでなければ、フィールド名を挙げて投げる。 */
-function checkJob(raw: unknown): Job {
-  const job = checkInput(JOB, raw) as unknown as Job; // 続いて、その中身：
-  for (const part of ["schedule", "payload"] as const) {
-    const kind = KINDS.get(`${part} ${job[part]?.kind}`);
-    if (!kind) throw new Error(`${part}.kind: there is no ${job[part]?.kind}`);
-    checkInput(kind, job[part]);
-  }
-  if (job.deliver) checkInput(shape({ channel: WORDS, to: WORDS }), job.deliver);
-  if (!/^[a-z\d_-]{1,64}$/.test(job.id)) throw new Error("id: a to z, 0 to 9, - and _, at most 64");
-  nextRun(job.schedule, 0, 0); // おかしければ投げる
-  return job;
-}
+/** A time in ms as ISO 8601, or "never" if there is none. Dates end at 8.64e15 ms. */
+const formatTime = (at = Infinity) => (at < 8.64e15 ? new Date(at).toISOString() : "never");
 
-/**
- * `now`（ミリ秒）より後の、最初の時刻。"every"は`anchor`から、なければ`since`から数えるので、
- * ずれていかない。"at"の時刻は、過ぎていてもそのまま返す。
- */
-export function nextRun(schedule: Schedule, now: number, since: number): number {
-  if (schedule.kind === "cron") return nextCron(schedule.expr, schedule.tz, now);
-  const words = schedule.kind === "at" ? schedule.at : schedule.anchor;
-  const start = words === undefined ? since : Date.parse(words);
-  if (Number.isNaN(start)) throw new Error(`${words}: not a time like 2027-03-14T09:00:00Z`);
-  if (schedule.kind === "at") return start;
-  const step = schedule.everySeconds * 1000;
-  if (!(step >= 1000 && step <= 1e12)) throw new Error("everySeconds must be from 1 to 1e9");
-  const steps = Math.floor((now - start) / step) + 1;
-  return start + Math.max(steps, schedule.anchor ? 0 : steps) * step; // anchorより前にはしない
-}
-
-// 夏時間で時計が動く土地では、ある時刻が抜けたり、2回来たりする。ライブラリはそこでつまずく。
-// だから、ライブラリには夏時間のない時計で計算させ、それが実際のいつに当たるかはこちらで決める。
-function nextCron(expr: string, timeZone: string | undefined, now: number): number {
-  // フィールドが足りないとライブラリが勝手に補い、"H"は見るたびに別の時刻になる。
-  if (!/^(?!.*\bH\b)(\S+\s+){4,5}\S+$/.test(expr.trim()))
-    throw new Error(`expr: "${expr}" has not the 5 fields of cron`);
-  // その土地の時計が指す時刻を、UTCとみなした値。
-  const wall = (at: number) => Date.parse(`${new Date(at).toLocaleString("sv", { timeZone })}Z`);
-  const times = CronExpressionParser.parse(expr, { currentDate: wall(now), tz: "UTC" });
-  const isHourly = expr.trim().split(/\s+/).at(-4)?.startsWith("*");
-  for (;;) {
-    const shown = times.next().getTime();
-    const left = shown - wall(now);
-    // 1時間ごとのものは、2回来る1時間の2回目にも動かす。ほかは動かさない。
-    const at = isHourly && left <= HOUR ? now - (now % 1000) + left : timeOf(shown, wall);
-    if (at > now) return at;
-  }
-}
-
-/** 時計が初めてその時刻を指す瞬間。指さない時刻なら、時計が進まなければ指していた瞬間。 */
-function timeOf(shown: number, wall: (at: number) => number): number {
-  const before = shown - (wall(shown - 24 * HOUR) - (shown - 24 * HOUR)); // 1日前の時差で
-  const after = shown - (wall(before) - before); // その瞬間の時差で
-  return wall(before) !== shown && wall(after) === shown ? after : before;
-}
-
-/** プログラムが持つ小さなファイル。読めなければ隔離し、まっさらな状態から始める。 */
+/** The object in a JSON file of `.state`. Gives {} if there is no file, or none that is usable. */
 function readState(file: string): object {
-  const state = fs.existsSync(file) ? parseObject(fs.readFileSync(file, "utf8")) : {};
+  if (!fs.existsSync(file)) return {};
+  const state = parseObject(fs.readFileSync(file, "utf8"));
   if (state) return state;
-  fs.renameSync(file, `${file}.broken`);
-  warn(`${file}が読めないので隔離しました。`);
+  quarantine(file, t("内容がJSONオブジェクトではありません。このファイルなしで続けます。"));
   return {};
 }
 
+/** The turns of people that are running now. Jobs and heartbeats begin only if there are none. */
+export class ActiveTurns extends Set<Promise<unknown>> {
+  /** Counts a turn until it has ended, successfully or not. Gives the same promise back. */
+  track<T>(turn: Promise<T>): Promise<T> {
+    this.add(turn);
+    turn.catch(() => {}).finally(() => this.delete(turn)); // its error is the caller's affair
+    return turn;
+  }
+
+  /**
+   * Resolves when no turn is running. It looks again after each wait, because somebody else may
+   * have written meanwhile. So while people write without a pause, jobs wait (starvation).
+   */
+  async idle(): Promise<void> {
+    while (this.size > 0) await Promise.allSettled(this);
+  }
+}
+
+// What CRON.json may contain.
+
+const STRING = { type: "string" };
+const BOOLEAN = { type: "boolean" };
+const OBJECT = { type: "object" };
+
+const PLACE_SCHEMA = objectSchema({ channel: STRING, to: STRING });
+
+const JOB_REQUIRED = { id: STRING, enabled: BOOLEAN, schedule: OBJECT, payload: OBJECT };
+const JOB_OPTIONAL = { name: STRING, deliver: OBJECT, deleteAfterRun: BOOLEAN };
+const JOB_SCHEMA = objectSchema({ ...JOB_REQUIRED, ...JOB_OPTIONAL }, Object.keys(JOB_OPTIONAL));
+
+type SchemasByKind = Map<unknown, Anthropic.Tool.InputSchema>;
+
+// To add a kind of schedule: an entry here, one in the type `Schedule`, and its case in `nextRun`.
+// Both tables are a Map, because an object would also have an entry for the kind "constructor".
+const SCHEDULE_SCHEMAS: SchemasByKind = new Map([
+  ["at", objectSchema({ at: STRING })],
+  ["every", objectSchema({ everySeconds: { type: "number" }, anchor: STRING }, ["anchor"])],
+  ["cron", objectSchema({ expr: STRING, tz: STRING }, ["tz"])],
+]);
+
+// To add a kind of payload: an entry here, one in the interface `Job`, and its case in `answerJob`.
+const PAYLOAD_SCHEMAS: SchemasByKind = new Map([
+  ["agent_turn", objectSchema({ message: STRING })],
+  ["system_event", objectSchema({ text: STRING })],
+]);
+
+/** 動かせるジョブでなければ、フィールド名を挙げて投げる。 */
+function checkJob(raw: unknown): Job {
+  const job = checkInput(JOB_SCHEMA, raw) as unknown as Job; // the parts of it are checked next
+  checkKind("schedule", SCHEDULE_SCHEMAS, job.schedule);
+  checkKind("payload", PAYLOAD_SCHEMAS, job.payload);
+  if (job.deliver) checkInput(PLACE_SCHEMA, job.deliver);
+  // The id becomes a part of the session key, and so of a folder's name.
+  const isName = /^[a-z\d_-]{1,64}$/.test(job.id);
+  if (!isName) throw new Error("id: a to z, 0 to 9, - and _, at most 64");
+  // A schedule of the right shape may still make no sense, for example the 30th of February.
+  nextRun(job.schedule, 0, 0);
+  return job;
+}
+
+/** Throws unless `value` has a `kind` that there is, and the fields which that kind requires. */
+function checkKind(part: string, schemas: SchemasByKind, value: { kind: string } | null): void {
+  const schema = schemas.get(value?.kind);
+  if (!schema) throw new Error(`${part}.kind: there is no ${value?.kind}`);
+  checkInput(schema, value);
+}
+
+/** Jobs that can be run, or undefined if the file as a whole can't be used; and what is wrong. */
+type ParsedJobs = { jobs?: Job[]; problems: string[] };
+
+/** Reads a CRON.json. Never throws. A file that does not exist has no jobs, which is no problem. */
+function parseJobs(file: string): ParsedJobs {
+  if (!fs.existsSync(file)) return { jobs: [], problems: [] };
+  try {
+    const json = readText(file).replace(/^\uFEFF/, ""); // some editors put a byte order mark there
+    const content: { jobs?: unknown } | null = JSON.parse(json);
+    if (Array.isArray(content?.jobs)) return checkJobs(content.jobs);
+    return { problems: [t('"jobs"は配列でなければなりません。以前のジョブを続けます。')] };
+  } catch (error) {
+    return { problems: [t(`読み取れません。以前のジョブを続けます。${error}`)] };
+  }
+}
+
+/** One job that makes no sense is left out and named by its number. The others are run. */
+function checkJobs(list: unknown[]): ParsedJobs {
+  const jobs = new Map<string, Job>();
+  const problems: string[] = [];
+  for (const [index, raw] of list.entries()) {
+    try {
+      const job = checkJob(raw);
+      if (jobs.has(job.id)) throw new Error(`id: ${job.id} is there twice`);
+      jobs.set(job.id, job);
+    } catch (error) {
+      problems.push(t(`${index + 1}番目のジョブを飛ばします：${error}`));
+    }
+  }
+  return { jobs: [...jobs.values()], problems };
+}
+
+// When a job is due.
+
 /**
- * ジョブについて覚えておくこと。`entry`はジョブの中身で、いまと違っていれば、まっさらから始める。
- * 時刻はミリ秒。`due`は、もう動かないジョブにはない。`from`は、`due`を計算したときの時刻。
- * `errors`は続けて失敗した回数。
+ * The first time after `now` at which the schedule is due. All times are in ms. For an "at" it is
+ * that one time, also if it is past, because a missed run is made up. `since`, when the job was
+ * first seen, is the anchor of an "every" without one. Throws if the schedule makes no sense.
  */
-type JobState = { entry: string; since: number; due?: number; from?: number; errors: number };
+export function nextRun(schedule: Schedule, now: number, since: number): number {
+  if (schedule.kind === "at") return parseTime(schedule.at);
+  if (schedule.kind === "every") return nextInterval(schedule, now, since);
+  return nextCron(schedule.expr, schedule.tz, now);
+}
+
+function parseTime(iso: string): number {
+  const time = Date.parse(iso);
+  if (Number.isNaN(time)) throw new Error(`${iso}: not a time like 2027-03-14T09:00:00Z`);
+  return time;
+}
+
+// An interval is counted from a fixed time, its anchor, and not from the last run. Otherwise each
+// run that begins late, because a person is being answered, would make all later ones late.
+function nextInterval({ everySeconds, anchor }: Interval, now: number, since: number): number {
+  const step = everySeconds * 1000;
+  // Not `step < 1000 || step > 1e12`, which is false for NaN.
+  if (!(step >= 1000 && step <= 1e12)) throw new Error("everySeconds must be from 1 to 1e9");
+  const start = anchor === undefined ? since : parseTime(anchor);
+  const steps = Math.floor((now - start) / step) + 1;
+  // An anchor in the future is the first time. But `since` is in the future only if the clock was
+  // put back, and then the job must not wait until the clock has caught up.
+  if (anchor !== undefined && steps < 0) return start;
+  return start + steps * step;
+}
+
+// Daylight saving time (DST) makes a local time ambiguous. In Berlin on 2027-03-28 the clocks go
+// from 02:00 to 03:00, so a job for 02:30 has no such time. On 2027-10-31 they go from 03:00 back
+// to 02:00, so it has two. The library loses or repeats runs there. So we let it count wall times,
+// which is what a clock on the wall shows, as if they were UTC, where clocks never change. Then we
+// find the instant at which the clock in the job's time zone shows that wall time.
+function nextCron(expr: string, timeZone: string | undefined, now: number): number {
+  // The Swedish format is close to ISO 8601: 2027-03-28 03:30:00.
+  const wallClock: WallClock = (instant) =>
+    Date.parse(`${new Date(instant).toLocaleString("sv", { timeZone })}Z`);
+  const isHourly = cronFields(expr).at(-4)?.startsWith("*"); // the field of the hours
+  const wallNow = wallClock(now); // without fractions of a second, so we drop them from `now`, too
+  const lastSecond = now - (now % 1000);
+  const wallTimes = CronExpressionParser.parse(expr, { currentDate: wallNow, tz: "UTC" });
+  let due: number;
+  do {
+    const wallTime = wallTimes.next().getTime();
+    const wait = wallTime - wallNow;
+    // A job of every hour also runs in the second pass of a repeated hour, so it waits by elapsed
+    // time. All others run in the first pass alone.
+    due = isHourly && wait <= HOUR ? lastSecond + wait : instantOf(wallTime, wallClock);
+    // At 02:15 of the second pass, 02:30 is still to come on the wall, but its run was in the first
+    // pass. So we go on to the next wall time.
+  } while (due <= now);
+  return due;
+}
+
+/** The fields of a cron expression. Throws unless there are five, or six with the seconds first. */
+function cronFields(expr: string): string[] {
+  const fields = expr.trim().split(/\s+/);
+  // フィールドが足りないとライブラリが勝手に補い、"H"は見るたびに別の時刻になる。
+  const isSupported = (fields.length === 5 || fields.length === 6) && !/\bH\b/.test(expr);
+  if (!isSupported) throw new Error(`expr: "${expr}" has not the 5 fields of cron`);
+  return fields;
+}
+
+/** From an instant to what a clock on the wall shows then, both in ms. */
+type WallClock = (instant: number) => number;
+
+/** The instant, in ms, at which a clock on the wall shows `wallTime`. */
+function instantOf(wallTime: number, wallClock: WallClock): number {
+  const offsetAt = (instant: number) => wallClock(instant) - instant;
+  // With the offset from UTC of the day before.
+  const byOldOffset = wallTime - offsetAt(wallTime - 24 * HOUR);
+  // The normal case. Also a repeated hour: the old offset gives the first of its two passes. A job
+  // for 02:30 in Berlin runs on 2027-10-31 at 00:30 UTC, and not at 01:30 UTC again.
+  if (wallClock(byOldOffset) === wallTime) return byOldOffset;
+  // The clocks have changed since the day before: 09:00 on 2027-03-28 is 07:00 UTC, and not 08:00.
+  const byNewOffset = wallTime - offsetAt(byOldOffset);
+  if (wallClock(byNewOffset) === wallTime) return byNewOffset;
+  // A skipped time. The job runs when it would have without the change: 02:30 on 2027-03-28 is
+  // 01:30 UTC, when the clocks show 03:30.
+  return byOldOffset;
+}
+
+/** What `.state/cron.json` keeps of each job. Times are in ms. */
+interface JobState {
+  entry: string; // the job as JSON; a job whose entry changes starts afresh
+  since: number; // when this entry was first seen
+  due?: number; // missing if the job will not run again
+  computedAt?: number; // the time from which `due` was computed
+  errors: number; // in a row
+}
+
 const MAX_ERRORS = 5;
+
+// Somebody may have edited the file. A job with {"due":"soon"} would never run.
+const isUsable = (state: JobState | null) => state?.due === undefined || state.due >= 0;
 
 /** CRON.jsonのジョブと、それぞれの予定の時刻。 */
 export class CronService {
   jobs: Job[] = [];
-  #file: string;
+  readonly #file: string;
   readonly #stateFile: string;
-  #states: Map<string, JobState>;
-  #begin: (job: Job, due: number) => boolean;
-  #now: () => number;
-  #changed = 0;
+  readonly #states: Map<string, JobState>;
+  readonly #begin: (job: Job, due: number) => boolean;
+  readonly #now: () => number;
+  #modified = 0; // the time (mtime) of the file when it was last read; 0 if there was none
 
-  /** `begin`は実行をファイルに残し、知っている実行なら捨てる。falseなら、いまは始めない。 */
+  /**
+   * `begin` is told of each due run. It writes the run to a file before it returns, and drops one
+   * that it knows by job and due time. It gives false if the run can't begin now.
+   */
   constructor(workspace: string, begin: (job: Job, due: number) => boolean, now = Date.now) {
     this.#file = path.join(workspace, "CRON.json");
     this.#stateFile = path.join(workspace, ".state/cron.json");
-    const states = Object.entries(readState(this.#stateFile));
-    this.#states = new Map(states.filter(([, one]) => (one?.due ?? 0) >= 0)); // {"due":"soon"}以外
+    const states: [string, JobState][] = Object.entries(readState(this.#stateFile));
+    this.#states = new Map(states.filter(([, state]) => isUsable(state)));
     this.#begin = begin;
     this.#now = now;
   }
@@ -2676,39 +3644,47 @@ export class CronService {
       try {
         this.#beginIfDue(job);
       } catch (error) {
-        warn(`cron: ${job.id}: ${error}`); // ディスクが一杯など
+        warn(`cron: ${job.id}: ${error}`); // for example because the disk is full
       }
     }
   }
 
-  /** 予定の時刻を消し込むのは、実行がファイルに入ったときだけ。ほかの場所では消し込まない。 */
   #beginIfDue(job: Job): void {
     const state = this.stateOf(job);
-    if (!job.enabled || !state.due || state.due > this.#now()) return;
+    const now = this.#now();
+    if (!job.enabled || state.due === undefined || state.due > now) return;
     if (!this.#begin(job, state.due)) return;
-    // `due`からではなく、いまから数える。1週間分を逃しても、取り戻すのは1回だけ。
+    // Only now, since the run is in a file, may its due time be replaced. The next one is after
+    // `now` and not after `due`, so that one run makes up for all that a week of sleep missed
+    // (coalescing).
     const isLast = job.schedule.kind === "at" || job.deleteAfterRun;
-    state.from = this.#now();
-    state.due = isLast ? undefined : nextRun(job.schedule, state.from, state.since);
+    state.due = isLast ? undefined : nextRun(job.schedule, now, state.since);
+    state.computedAt = now;
     this.#save();
   }
 
   /** 次のジョブの時刻。ミリ秒。 */
   next(): number {
-    const dueOf = (job: Job) => (job.enabled && this.stateOf(job).due) || Infinity;
-    return Math.min(...this.jobs.map(dueOf));
+    const enabled = this.jobs.filter((job) => job.enabled);
+    return Math.min(...enabled.map((job) => this.stateOf(job).due ?? Infinity));
   }
 
+  /** What is kept of a job, with its due time. */
   stateOf(job: Job): JobState {
-    const entry = JSON.stringify(job);
     const now = this.#now();
+    const entry = JSON.stringify(job);
     const known = this.#states.get(job.id);
-    const state = known?.entry === entry ? known : { entry, since: now, errors: 0, due: Infinity };
-    const { due = 0, since, from = Infinity } = state;
-    // 時計が戻されると、覚えている時刻では遅すぎることがある。もう動いたものは`begin`が知っている
-    // ので、二度は始まらない。（見るたびに計算し直すと、2回来る1時間でもう一度動いてしまう。）
-    if (due > now && now < from)
-      Object.assign(state, { due: Math.min(due, nextRun(job.schedule, now, since)), from: now });
+    const isNew = known?.entry !== entry;
+    const state: JobState = isNew ? { entry, since: now, errors: 0 } : known;
+    // If the clock was a day ahead and is put right, a due time that was computed meanwhile is a
+    // day too late. Computing it again may give one that has had its run, but `begin` drops that.
+    // It is not computed at each look, because in an hour that comes twice the result changes.
+    const clockWentBack = now < (state.computedAt ?? Infinity);
+    const isAhead = state.due !== undefined && state.due > now;
+    if (isNew || (clockWentBack && isAhead)) {
+      state.due = Math.min(state.due ?? Infinity, nextRun(job.schedule, now, state.since));
+      state.computedAt = now;
+    }
     this.#states.set(job.id, state);
     return state;
   }
@@ -2717,33 +3693,22 @@ export class CronService {
     replaceFile(this.#stateFile, JSON.stringify(Object.fromEntries(this.#states)));
   }
 
-  /** ファイルにある、いまのジョブ。おかしなファイルなら、前の状態のままにする。 */
+  /** The jobs as CRON.json has them now. They stay as they were while the file can't be used. */
   read(): Job[] {
-    const changed = fs.statSync(this.#file, { throwIfNoEntry: false })?.mtimeMs ?? 0;
-    if (changed === this.#changed) return this.jobs;
-    this.#changed = changed;
-    const parse = (it: string): Fields => ({ ...JSON.parse(readText(it).replace(/^\uFEFF/, "")) });
-    const { jobs } = readOrSay(this.#file, { jobs: changed ? this.jobs : [] }, parse);
-    const list: unknown[] = Array.isArray(jobs) ? jobs : this.jobs;
-    if (list !== jobs) warn(`${this.#file}: "jobs"は一覧でなければなりません。前のジョブを続けます。`);
-    const checked = new Map<string, Job>();
-    for (const [index, raw] of list.entries()) {
-      try {
-        const job = checkJob(raw);
-        if (checked.has(job.id)) throw new Error(`id: ${job.id} is there twice`);
-        checked.set(job.id, job);
-      } catch (error) {
-        warn(`${this.#file}の${index + 1}番目のジョブを飛ばします：${error}`);
-      }
-    }
-    this.jobs = [...checked.values()];
-    // 消えたジョブの状態も残す。エディターは、ファイルをいったん消してから書き戻すことがある。
+    const modified = fs.statSync(this.#file, { throwIfNoEntry: false })?.mtimeMs ?? 0;
+    if (modified === this.#modified) return this.jobs;
+    this.#modified = modified;
+    const { jobs, problems } = parseJobs(this.#file);
+    for (const problem of problems) warn(`${this.#file}: ${problem}`);
+    this.jobs = jobs ?? this.jobs;
     for (const job of this.jobs) this.stateOf(job);
+    // The states of jobs that are gone stay, too, because an editor may delete the file and write
+    // it again a moment later. A job with deleteAfterRun would otherwise run a second time.
     this.#save();
     return this.jobs;
   }
 
-  /** 結果を数え、持ち主に伝える文を返す。伝えるのは、失敗してもう動かないときだけ。 */
+  /** Counts the errors in a row. Gives a sentence for the owner if the job is off now, else "". */
   report(id: string, error?: unknown): string {
     const state = this.#states.get(id);
     if (!state) return "";
@@ -2751,172 +3716,224 @@ export class CronService {
     if (error) warn(`cron: ${id}が失敗しました（続けて${state.errors}回目）：${error}`);
     if (state.errors >= MAX_ERRORS) state.due = undefined;
     this.#save();
-    if (!error || state.due !== undefined) return "";
-    return text(`ジョブ${id}を止めました（続けて${state.errors}回失敗）。CRON.jsonの中身を直せば、また動きます。`);
+    // An "at" has no due time any more, so the owner hears of its first error.
+    const isOff = error && state.due === undefined;
+    if (!isOff) return "";
+    return t(`ジョブ${id}を止めました（続けて${state.errors}回失敗）。CRON.jsonの中身を直せば、また動きます。`);
   }
 }
 
-// 進行中の、人のターン。1つでもある間は、こちらの仕事を始めない。
-const serving = new Set<Promise<unknown>>();
+// How a job is run.
 
-function counted<T>(turn: Promise<T>): Promise<T> {
-  serving.add(turn);
-  turn.catch(() => {}).then(() => serving.delete(turn));
-  return turn;
+// What all messages that this program writes to itself have in common.
+const INTERNAL = { accountId: "local", senderId: "owner", isGroup: false, media: [] };
+
+/** A message of this program to itself. `at`, in ms, makes its id unique. */
+function internalMessage(channel: string, peerId: string, text: string, at: number) {
+  const id = `${channel}:${peerId}:${new Date(at).toISOString()}`;
+  return { ...INTERNAL, id, channel, peerId, text, at };
 }
 
-/** 誰も書いていないメッセージ。 */
-const ownMessage = (channel: string, peerId: string, words: string, at: number) => ({
-  id: `${channel}:${peerId}:${new Date(at).toISOString()}`,
-  ...{ channel, accountId: "local", peerId, senderId: "owner", isGroup: false, media: [], at },
-  text: words,
-});
-
-/** 実行も、ほかのメッセージと同じ道を通る。idに予定の時刻が入っているので、動くのは一度だけ。 */
-function beginJob(app: App, { id, payload, deliver }: Job, due: number): boolean {
-  const isRun = ({ channel, peerId }: Routed) => channel === "cron" && peerId === id;
-  if (app.inbox.pending().some(isRun)) return false; // 遅いジョブが溜まると、料金もかさむ
-  const words = payload.message ?? payload.text ?? "";
-  const job = { isEvent: payload.kind === "system_event", deliver };
-  const { done } = accept(app, { ...ownMessage("cron", id, words, due), job });
-  done.catch((error) => warn(`cron: ${id}: ${error}`));
+/**
+ * Puts a run into the inbox, as if somebody had written it. It is on disk when this returns, under
+ * the idempotency key `cron:<job>:<due>`. False if an earlier run of the job is still in there: a
+ * job that takes longer than its interval would otherwise pile up and cost more and more.
+ */
+function enqueueJob(app: App, { id, payload, deliver }: Job, due: number): boolean {
+  const isOfThisJob = ({ channel, peerId }: Routed) => channel === "cron" && peerId === id;
+  if (app.inbox.pending().some(isOfThisJob)) return false;
+  const text = payload.message ?? payload.text ?? "";
+  const isEvent = payload.kind === "system_event";
+  const message = { ...internalMessage("cron", id, text, due), job: { isEvent, deliver } };
+  accept(app, message).done.catch((error) => warn(`cron: ${id}: ${error}`));
   return true;
 }
 
-const KEPT_RUNS = 20;
-
-/** ジョブを動かす。失敗はエラーであって答えではない。回数を数え、誰にも送らない。 */
+/** Runs a job. An error is counted by `report` and not sent as an answer. Gives what was said. */
 async function runJob(app: App, message: Routed, signal?: AbortSignal): Promise<string> {
-  const { sessionKey, peerId: id, job } = message;
-  const options = { message, agent: app.agents.get(message.agentId), mode: "minimal" as const };
-  const run = async (signal?: AbortSignal) => {
-    if (serving.size > 0) return undefined; // 順番を待つ間に、人が話しかけてきた
-    app.inbox.begin([message]);
-    if (job?.isEvent) return message.text;
-    return runAlone(sessionKey, message.text, app, { ...options, signal });
-  };
-  let answer: string | undefined;
+  const { peerId: id, job } = message;
+  let answer: string;
   let about: InboundMessage = message;
   try {
-    // 人を待つのはレーンの外。中で待つと、リセットや時計に終わらされてしまう。
-    while (answer === undefined) {
-      while (serving.size > 0) await Promise.allSettled(serving);
-      answer = await inLane("cron", app, sessionKey, run, signal);
-    }
+    answer = await answerJobInLane(app, message, signal);
     app.cron.report(id);
   } catch (error) {
-    if (error instanceof StoppingError) throw error; // 受信箱に残る
+    // The program is about to end. The run stays in the inbox, so the next start begins it.
+    if (error instanceof StoppingError) throw error;
     answer = app.cron.report(id, error);
-    about = { ...message, id: `${message.id}!` }; // 知らせは答えではないので、idを分ける
+    // This text is not the answer, so its parts must not have the ids of the answer's parts.
+    about = { ...message, id: failureReplyId(message.id) };
   }
   if (answer) await tellOwner(app, about, answer, job?.deliver);
-  app.inbox.finish([message]);
+  app.inbox.acknowledge([message]);
   return answer;
 }
 
+const KEPT_RUNS = 20; // conversations of each job, and of the heartbeat
+
+/** What a job has to say. An event is its own text, which costs no call to the model. */
+async function answerJob(app: App, message: Routed, signal?: AbortSignal): Promise<string> {
+  const { agentId, peerId: id, sessionKey, job } = message;
+  app.inbox.countAttempt([message]);
+  if (job?.isEvent) return message.text;
+  app.store.prune(`agent:${agentId}:cron:${id}:`, KEPT_RUNS - 1);
+  const agent = app.agents.get(agentId);
+  return runUnattended(app, sessionKey, { message, agent, mode: "minimal", signal });
+}
+
+/** The options of a turn that has a message. */
+type MessageOptions = TurnOptions & { message: InboundMessage };
+
 /** 誰も待っていないターン。止められたり拒否されたりしたら投げる。それは答えではない。 */
-async function runAlone(key: string, input: string, app: App, options: TurnOptions) {
-  app.store.prune(key.slice(0, -"2026-11-22T08:00:00.000Z".length), KEPT_RUNS - 1);
-  const session = app.store.current(key);
-  const answer = await runTurn(session, input.toWellFormed(), { ...options, app });
+async function runUnattended(app: App, sessionKey: string, options: MessageOptions) {
+  const session = app.store.current(sessionKey);
+  const text = options.message.text.toWellFormed();
+  const answer = await runTurn(session, text, { ...options, app });
   const last = session.messages.at(-1);
-  const reason = last && "stop_reason" in last ? last.stop_reason : "";
+  // A reply that was stopped, by Ctrl+C for example, has no reason of the model's own.
+  const reason = last && "stop_reason" in last ? last.stop_reason : undefined;
   if (reason && reason !== "refusal") return answer;
   throw new Error(`the model gave no answer: ${reason || "stopped"}`);
 }
 
-const OWNER_FILE = path.join(STATE, "owner.json"); // 持ち主が最後に話しかけてきた場所
+// Where the owner is told something.
 
-/** 持ち主がどこにいるかを覚えておく。 */
-function noteOwner({ channels }: App, message: InboundMessage): void {
+const OWNER_FILE = path.join(STATE, "owner.json"); // holds the Place from which they wrote last
+
+/** Remembers the chat from which the owner wrote, so that jobs and heartbeats can answer there. */
+function rememberOwner(app: App, message: InboundMessage): void {
   const { channel, peerId: to } = message;
-  if (channel === "cli" || !channels.has(channel) || !isOwner({ message })) return;
+  if (channel === "cli" || !app.channels.has(channel) || !isOwner({ message })) return;
   const place = JSON.stringify({ channel, to });
-  if (JSON.stringify(readState(OWNER_FILE)) !== place) replaceFile(OWNER_FILE, place);
+  const known = JSON.stringify(readState(OWNER_FILE));
+  if (known !== place) replaceFile(OWNER_FILE, place);
 }
 
-/** ジョブの指定した宛先か、持ち主が最後に話しかけてきた場所に伝える。なければターミナルに出す。 */
-async function tellOwner(app: App, about: InboundMessage, words: string, deliver?: Job["deliver"]) {
-  const { channel, to } = { channel: "", to: "", ...(deliver ?? readState(OWNER_FILE)) };
-  const message = { ...about, job: undefined, channel, peerId: to };
-  // 設定で持ち主でなくなった人は、ファイルに何と書いてあっても持ち主ではない。
-  if (!app.channels.has(channel) || !(deliver || isOwner({ message }))) return info(words);
-  await reply(app, message, words);
+/** The chat from which the owner wrote last. Undefined if there is none that is still theirs. */
+function ownerPlace(app: App): Place | undefined {
+  const { channel = "", to = "" }: Partial<Place> = readState(OWNER_FILE);
+  // The settings may have changed since, so that the owner's chat is another one now.
+  const isTheirs = app.channels.has(channel) && isOwnersChat(channel, to);
+  return isTheirs ? { channel, to } : undefined;
 }
 
-const BLANK = /^\s*(#.*|[-*+]\s*(\[.?\])?\s*|```.*)?$/; // 見出し、空の項目、コードの囲み
-const AROUND = String.raw`(?:</?\w+>|[^<\p{L}\p{N}])*`; // 太字やコードにしたがるので
-const OK = new RegExp(`^${AROUND}HEARTBEAT_OK\\b${AROUND}|\\bHEARTBEAT_OK${AROUND}$`, "gu");
+/**
+ * Sends a text to `deliver`, where the job wants it, or to the chat from which the owner wrote
+ * last. Prints it in the terminal if neither exists. `about` is the message that it belongs to.
+ */
+async function tellOwner(app: App, about: InboundMessage, text: string, deliver?: Place) {
+  const place = deliver ?? ownerPlace(app);
+  if (!place || !app.channels.has(place.channel)) return info(text);
+  const { channel, to: peerId } = place;
+  await reply(app, { ...about, job: undefined, channel, peerId }, text);
+}
+
+// The heartbeat.
+
+const MAX_OK_LENGTH = 300; // characters beside HEARTBEAT_OK; a longer answer is news
+// The model likes to write it bold, as code, or in a tag: whatever holds no letter and no digit.
+const AROUND = String.raw`(?:</?\w+>|[^<\p{L}\p{N}])*`;
+const OK_FIRST = new RegExp(`^${AROUND}HEARTBEAT_OK\\b${AROUND}`, "u");
+const OK_LAST = new RegExp(`\\bHEARTBEAT_OK${AROUND}$`, "u");
 
 /** ハートビートへの答えのうち、人に伝える分。短い言葉で異状なしと言っていれば、何も伝えない。 */
 export function heartbeatText(answer: string): string {
-  const rest = answer.trim().replace(OK, "").trim();
-  return rest.length < answer.trim().length && rest.length <= 300 ? "" : rest;
+  const whole = answer.trim();
+  const text = whole.replace(OK_FIRST, "").replace(OK_LAST, "").trim();
+  const saysOk = text.length < whole.length;
+  return saysOk && text.length <= MAX_OK_LENGTH ? "" : text;
+}
+
+// Lines of HEARTBEAT.md that ask for nothing: a blank one or a heading; an item of a list, perhaps
+// with a check box, without words; a code fence.
+const EMPTY_LINES = [/^\s*(#|$)/, /^\s*[-*+]\s*(\[.?\])?\s*$/, /^\s*```/];
+
+/** Whether a HEARTBEAT.md asks for something. If not, a heartbeat would cost a call for nothing. */
+function hasTasks(markdown: string): boolean {
+  const lines = markdown.replace(/<!--[\s\S]*?-->/g, "").split("\n");
+  return lines.some((line) => !EMPTY_LINES.some((pattern) => pattern.test(line)));
 }
 
 /** 持ち主に知らせることがないか、エージェントにときどき尋ねる。 */
 export class HeartbeatRunner {
-  last = ""; // 前回の結果
+  last = ""; // what came of the last one that was due: "ok", or a reason to skip it
   readonly settings: { interval: number; start: number; end: number }; // 秒、時
-  #at: number;
-  #file: string;
-  #now: () => number;
+  readonly #file: string; // keeps what the owner was told last
+  readonly #now: () => number;
+  #lastRun: number;
 
   /** 設定がおかしければエラーを投げる。 */
   constructor(file: string, now = Date.now) {
     const interval = wholeNumber("HEARTBEAT_INTERVAL", 1800, 2_000_000);
     const start = wholeNumber("HEARTBEAT_ACTIVE_START", 9, 24);
-    this.settings = { interval, start, end: wholeNumber("HEARTBEAT_ACTIVE_END", 22, 24) };
+    const end = wholeNumber("HEARTBEAT_ACTIVE_END", 22, 24);
+    this.settings = { interval, start, end };
     this.#file = file;
     this.#now = now;
-    this.#at = now();
+    this.#lastRun = now(); // so the first one comes after an interval, and not at each start
   }
 
+  /** When the next one is due, in ms. An interval of 0 switches the heartbeat off. */
   next(): number {
-    return this.#at + (this.settings.interval * 1000 || Infinity);
+    const { interval } = this.settings;
+    return interval === 0 ? Infinity : this.#lastRun + interval * 1000;
   }
 
-  /** いま見送る理由。なければ""。`forced`は手動のとき。時刻を問わない。 */
-  #reason(tasks: string, forced: boolean): string {
+  /** Why there can be no heartbeat now: the first reason in this list that holds, or "". */
+  #reason(app: App, tasks: string, isForced: boolean): string {
+    const reasons: [reason: string, holds: boolean][] = [
+      ["under-way", LANES.isBusy("heartbeat")],
+      ["not-due", !isForced && this.next() > this.#now()],
+      ["quiet-hours", !isForced && !this.#isActiveHour()],
+      ["requests-in-flight", app.activeTurns.size > 0],
+      ["cron-in-progress", LANES.isBusy("cron")],
+      ["empty-heartbeat-file", !hasTasks(tasks)],
+    ];
+    return reasons.find(([, holds]) => holds)?.[0] ?? "";
+  }
+
+  #isActiveHour(): boolean {
     const { start, end } = this.settings;
     const hour = new Date(this.#now()).getHours();
-    const isActive = start < end ? hour >= start && hour < end : hour >= start || hour < end;
-    if (LANES.isBusy("heartbeat")) return "under-way";
-    if (!forced && this.next() > this.#now()) return "not-due";
-    if (!forced && !isActive) return "quiet-hours";
-    if (serving.size > 0) return "requests-in-flight";
-    if (LANES.isBusy("cron")) return "cron-in-progress";
-    const lines = tasks.replace(/<!--[\s\S]*?-->/g, "").split("\n");
-    return lines.every((line) => BLANK.test(line)) ? "empty-heartbeat-file" : "";
+    if (start < end) return start <= hour && hour < end;
+    return start <= hour || hour < end; // across midnight, for example from 22 to 6
   }
 
-  /** 結果を返す。例外は投げない。 */
-  async run(app: App, forced = false, signal?: AbortSignal): Promise<string> {
+  /**
+   * Gives what came of it, or why there was none. Never throws. `isForced`: a person asks for it,
+   * so it is neither too early nor too late in the day.
+   */
+  async run(app: App, isForced = false, signal?: AbortSignal): Promise<string> {
     const at = this.#now();
-    this.#at = Math.min(this.#at, at); // 時計が戻されたとき
-    const [agent = AGENTS[0] as Agent] = app.agents.values(); // 必ず1つはある
+    // If the clock was put back by a day, the last one may not make us wait for a day.
+    this.#lastRun = Math.min(this.#lastRun, at);
+    const agent = app.agents.find(AGENTS[0]?.id ?? "");
     const tasks = loadBootstrap(agent.id, ["HEARTBEAT.md"]).get("HEARTBEAT.md") ?? "";
-    const reason = this.#reason(tasks, forced);
+    const reason = this.#reason(app, tasks, isForced);
     if (reason) return reason;
-    this.#at = at;
+    this.#lastRun = at;
     const ask = `${tasks}\n\nIf nothing needs the owner, answer HEARTBEAT_OK and nothing else.`;
-    const options = { message: ownMessage("heartbeat", "owner", ask, at), signal, agent };
+    const options = { message: internalMessage("heartbeat", "owner", ask, at), agent, signal };
     return this.#ask(app, options).catch((error) => {
       warn(`heartbeat: ${error}`);
       return "failed";
     });
   }
 
-  async #ask(app: App, options: { message: InboundMessage; agent: Agent; signal?: AbortSignal }) {
+  /** Each heartbeat has a conversation of its own, so old answers don't make it longer. */
+  async #ask(app: App, options: MessageOptions & { agent: Agent }): Promise<string> {
     const { message, agent } = options;
-    const key = `agent:${agent.id}:heartbeat:${time(message.at)}`.toLowerCase();
-    const turn = (signal: AbortSignal) => runAlone(key, message.text, app, { ...options, signal });
-    const said = heartbeatText(await inLane("heartbeat", app, key, turn, options.signal));
-    const before = { text: "", at: 0, ...readState(this.#file) };
-    if (!said) return "ok";
-    if (said === before.text && message.at - before.at < 24 * HOUR) return "duplicate";
-    await tellOwner(app, message, said);
-    replaceFile(this.#file, JSON.stringify({ text: said, at: message.at }));
+    const prefix = `agent:${agent.id}:heartbeat:`;
+    const key = `${prefix}${formatTime(message.at)}`.toLowerCase();
+    app.store.prune(prefix, KEPT_RUNS - 1);
+    const turn = (signal: AbortSignal) => runUnattended(app, key, { ...options, signal });
+    const answer = await inLane("heartbeat", app, key, turn, options.signal);
+    const text = heartbeatText(answer);
+    if (!text) return "ok";
+    const told = { text: "", at: 0, ...readState(this.#file) };
+    if (text === told.text && message.at - told.at < 24 * HOUR) return "duplicate";
+    await tellOwner(app, message, text);
+    replaceFile(this.#file, JSON.stringify({ text, at: message.at }));
     return "delivered";
   }
 
@@ -2926,62 +3943,60 @@ export class HeartbeatRunner {
   }
 }
 
+const MAX_SLEEP = 60_000; // ミリ秒
+
 /**
  * ただ1つのタイマー。眠るのは長くても1分で、起きるたびに時計とCRON.jsonを見直す。これで、
  * ノートPCのスリープにも、時計合わせにも、ファイルの編集にも対応できる。24.8日を超えて待つことも
  * なくなる。そんな時間を渡すと、setTimeoutはすぐに発火してしまう。
  */
 function startTimer(app: App): void {
-  const began = Date.now(); // 見ている間に時刻が来たものは、次の回で拾う
-  let waits: number[] = [];
+  const now = Date.now(); // 見ている間に時刻が来たものは、次の回で拾う
+  let wait = MAX_SLEEP;
   try {
     app.cron.tick();
     void app.heartbeat.tick(app);
-    waits = [app.cron.next(), app.heartbeat.next()].map((at) => at - began);
+    // What is due, but could not begin, has a wait of 0 or less. It is tried again with the next
+    // look, because a timer that fired for it at once would do nothing else.
+    const waits = [app.cron.next() - now, app.heartbeat.next() - now].filter((ms) => ms > 0);
+    wait = Math.min(MAX_SLEEP, ...waits);
   } catch (error) {
     warn(`timer: ${error}`); // 何が起きても、タイマーは続ける
   }
-  setTimeout(startTimer, Math.min(60_000, ...waits.filter((ms) => ms > 0)), app);
+  setTimeout(startTimer, wait, app);
 }
 
-const time = (at = Infinity) => (at < 8.64e15 ? new Date(at).toISOString() : "never");
+// What RPC and the terminal show.
 
-const statusOf = ({ heartbeat }: App) => {
-  return { ...heartbeat.settings, next: time(heartbeat.next()), last: heartbeat.last };
+const describeHeartbeat = ({ heartbeat }: App) => {
+  return { ...heartbeat.settings, next: formatTime(heartbeat.next()), last: heartbeat.last };
 };
 
-const jobsOf = ({ cron }: App) =>
+const describeJobs = ({ cron }: App) =>
   cron.read().map((job) => {
     const { due, errors } = cron.stateOf(job);
-    return { ...job, due: time(job.enabled ? due : undefined), errors };
+    return { ...job, due: formatTime(job.enabled ? due : undefined), errors };
   });
 
-method("cron.list", {}, [], (_params, app) => jobsOf(app));
-method("heartbeat.status", {}, [], (_params, app) => statusOf(app));
+method("cron.list", {}, [], (_params, app) => describeJobs(app));
+method("heartbeat.status", {}, [], (_params, app) => describeHeartbeat(app));
 
 command("heartbeat", "ハートビートの予定と、前回の結果", (_args, app) =>
-  Object.entries(statusOf(app)).map(([name, value]) => `${name.padEnd(9)} ${value}`),
+  Object.entries(describeHeartbeat(app)).map(([name, value]) => `${name.padEnd(9)} ${value}`),
 );
 
 command("trigger", "いますぐハートビートを1回", (_, app, { signal }) => app.heartbeat.run(app, true, signal));
 
 command("cron", "ジョブの一覧", (_args, app) =>
-  jobsOf(app).map((job) => `${job.id}  ${job.due}  ${job.errors}  ${job.name ?? ""}`),
+  describeJobs(app).map((job) => `${job.id}  ${job.due}  ${job.errors}  ${job.name ?? ""}`),
 );
 
 command("cron-trigger", "<id>：ジョブをいますぐ動かす", (id, app) => {
   const job = app.cron.read().find((one) => one.id === id);
   if (!job) throw new Error(`there is no job "${id}"; /cron shows them`);
-  beginJob(app, job, Date.now());
-  return text(`${id}を順番待ちに入れました。`);
+  enqueueJob(app, job, Date.now());
+  return t(`${id}を順番待ちに入れました。`);
 });
-
-/** 設定の数値。おかしければ投げる。 */
-function wholeNumber(name: string, otherwise: number, max: number): number {
-  const value = Number(env(name) || otherwise);
-  if (Number.isInteger(value) && value >= 0 && value <= max) return value;
-  throw new Error(`${name} must be a whole number from 0 to ${max}`);
-}
 
 // ---- s08 · 配信 ----
 
@@ -2990,356 +4005,479 @@ function wholeNumber(name: string, otherwise: number, max: number): number {
 // プラットフォームの助けなしには誰にもできない。それでも、2回届くかもしれないと気付いて、知らせる
 // ことはできる。
 
-/** これから送る1通。長い返信は何通かに分かれる。時刻はミリ秒。 */
+/** A part of a reply that is to be sent, as it stands in its file. Times are in ms. */
 export interface Delivery {
   id: string; // 答える相手のメッセージのid、"#"、何通目か
   channel: string;
   to: string;
   text: string;
-  at: number;
-  next: number; // これより前には送らない
-  tries: number;
-  begun: number; // 始めたきり終わっていない送信の回数
-  why?: string; // 送るのをあきらめた理由
+  enqueuedAt: number;
+  nextAttemptAt: number; // これより前には送らない
+  failures: number;
+  unfinished: number; // sends during which the program ended, so nobody knows what became of them
+  error?: string; // of a dead letter: why it was given up
 }
 
 export interface App {
   queue: DeliveryQueue;
   delivery: DeliveryRunner;
+  simulatedFailures: SimulatedFailures;
 }
 
-const DIGITS = { type: "integer" };
-const PLACE = { id: WORDS, channel: WORDS, to: WORDS, text: WORDS };
-const DELIVERY = shape({ ...PLACE, at: DIGITS, next: DIGITS, tries: DIGITS, begun: DIGITS });
+const DELIVERY = objectSchema({
+  ...ofType("string", "id", "channel", "to", "text"),
+  ...ofType("integer", "enqueuedAt", "nextAttemptAt", "failures", "unfinished"),
+});
 
-// 順序を守るのは宛先ごと。ほかの人への返信が先に届いたかどうかは、誰にも見えない。1つの返信を分けた
-// 何通かは、ひとまとまりとして扱う。どれが仲間かはidでわかる。"#"の前が、答えるメッセージのid。
-const recipientOf = ({ channel, to }: Delivery) => `${channel} ${to}`;
-const replyOf = ({ id }: Delivery) => id.replace(/#\d+$/, "");
+type Content = Pick<Delivery, "channel" | "to" | "text">;
 
-/** ファイルにある1通。おかしければ隔離し、ほかは続ける。 */
-function readDelivery(file: string): Delivery[] {
-  try {
-    return [
-      checkInput(DELIVERY, parseObject(fs.readFileSync(file, "utf8"))) as unknown as Delivery,
-    ];
-  } catch (error) {
-    fs.renameSync(file, `${file}.aside`);
-    warn(`${file}を隔離しました：${error}`);
-    return [];
-  }
+/** A delivery that is due at once. */
+function newDelivery(id: string, { channel, to, text }: Content, now = Date.now()): Delivery {
+  return {
+    id,
+    channel,
+    to,
+    text,
+    enqueuedAt: now,
+    nextAttemptAt: now,
+    failures: 0,
+    unfinished: 0,
+  };
 }
-
-/** フォルダーの中の、自分で書き終えたファイル。"….json.tmp"は書きかけかもしれない。 */
-const numbered = (folder: string) =>
-  fs
-    .readdirSync(folder)
-    .filter((name) => /^\d+\.json$/.test(name))
-    .sort();
 
 /**
- * これから送るもの。宛先ごとに古い順に並び、1通ごとにファイルがある。送り終えたものもidは残す。
- * クラッシュのあとで同じ返信がもう一度作られても、それでわかる。
+ * The id under which a person is told that a turn failed. After a crash the turn may have an answer
+ * after all, and under the same id the queue would drop that answer as a repetition.
  */
-export class DeliveryQueue {
-  readonly waiting = new Map<string, Delivery[]>();
-  readonly files = new Map<string, string>(); // id → ファイル
-  #dir: string;
-  #failed: string;
-  #log: Log;
-  #done: Set<string>;
-  #next: number;
+const failureReplyId = (messageId: string) => `${messageId}!`;
+
+// Order matters only for each recipient, because nobody sees when somebody else's reply came.
+const recipientOf = ({ channel, to }: Omit<Content, "text">) => `${channel} ${to}`;
+const replyOf = ({ id }: Delivery) => id.replace(/#\d+$/, ""); // the same for all parts of a reply
+
+/**
+ * The outbox: a spool of deliveries that are also listed by recipient. Those that can't be sent are
+ * dead letters. Their files are moved to the folder "failed", from which /retry sends them again.
+ */
+export class DeliveryQueue extends Spool<Delivery> {
+  readonly waiting = new Map<string, Delivery[]>(); // by recipient, the oldest first
+  readonly #failed: string;
 
   constructor(dir: string) {
-    this.#dir = dir;
+    super(dir, DELIVERY);
     this.#failed = path.join(dir, "failed");
     fs.mkdirSync(this.#failed, { recursive: true });
-    this.#log = new Log(path.join(dir, "done.jsonl"));
-    this.#done = new Set(this.#log.read().map(({ record }) => (record as Delivery).id)); // 自前の値
-    const names = [...numbered(dir), ...numbered(this.#failed)].sort();
-    this.#next = Number.parseInt(names.at(-1) ?? "0", 10) + 1;
-    for (const file of numbered(dir).map((name) => path.join(dir, name))) {
-      for (const delivery of readDelivery(file)) this.#keep(delivery, file);
-    }
+    // A dead letter keeps its file name, so no new delivery may get the same number.
+    const lastFailed = numberedFiles(this.#failed).at(-1);
+    if (lastFailed) this.nextNumber = Math.max(this.nextNumber, numberOf(lastFailed) + 1);
+    for (const delivery of this.pending()) this.#list(delivery);
   }
 
-  #keep(delivery: Delivery, file: string): void {
-    // idを書いてファイルを消す前にクラッシュした（もう送り終えている）。または、誰かがファイルを
-    // 複製した。
-    if (this.#done.has(delivery.id) || this.files.has(delivery.id)) return void fs.rmSync(file);
-    const line = this.waiting.get(recipientOf(delivery)) ?? [];
-    line.push(delivery);
-    this.waiting.set(recipientOf(delivery), line);
-    this.files.set(delivery.id, file);
+  get size(): number {
+    return this.open.size;
   }
 
-  /** 戻ったときにはディスクにある。前にも来て、送ったかもしれないものは、もう受け取らない。 */
-  add(delivery: Delivery): void {
-    if (this.#done.has(delivery.id) || this.files.has(delivery.id)) return;
-    const file = path.join(this.#dir, `${String(this.#next++).padStart(12, "0")}.json`);
-    replaceFile(file, JSON.stringify(delivery));
-    this.#keep(delivery, file);
-  }
-
-  save(delivery: Delivery): void {
-    replaceFile(this.#fileOf(delivery), JSON.stringify(delivery));
-  }
-
-  #fileOf({ id }: Delivery): string {
-    return this.files.get(id) ?? "";
-  }
-
-  /** 宛先の先頭の1通を送り終えた。先にidを書く。ファイルだけが残ると、また送ってしまう。 */
-  finish(delivery: Delivery): void {
-    this.#log.append({ id: delivery.id });
-    this.#done.add(delivery.id);
-    fs.rmSync(this.#fileOf(delivery));
-    this.#forget(recipientOf(delivery), [delivery]);
-  }
-
-  /** 送れない。1通欠けた返信の残りを送っても意味がないので、残りも一緒にあきらめる。 */
-  fail(delivery: Delivery, why: string): Delivery[] {
-    const line = this.waiting.get(recipientOf(delivery)) ?? [];
-    const parts = line.filter((one) => replyOf(one) === replyOf(delivery));
-    // 後ろから移す。途中でクラッシュしても先頭の1通は残り、次の起動で残りを道連れにできる。
-    for (const part of parts.toReversed()) {
-      this.save(Object.assign(part, { why }));
-      const file = this.#fileOf(part);
-      fs.renameSync(file, path.join(this.#failed, path.basename(file)));
-    }
-    this.#forget(recipientOf(delivery), parts);
-    return parts;
-  }
-
-  #forget(recipient: string, gone: Delivery[]): void {
+  #list(delivery: Delivery): void {
+    const recipient = recipientOf(delivery);
     const line = this.waiting.get(recipient) ?? [];
-    for (const delivery of gone) {
-      this.files.delete(delivery.id);
-      line.splice(line.indexOf(delivery), 1); // たいていは先頭
-    }
+    line.push(delivery);
+    this.waiting.set(recipient, line);
+  }
+
+  #unlist(delivery: Delivery): void {
+    const recipient = recipientOf(delivery);
+    const line = this.waiting.get(recipient) ?? [];
+    const place = line.findIndex(({ id }) => id === delivery.id); // たいていは先頭
+    if (place >= 0) line.splice(place, 1);
     if (line.length === 0) this.waiting.delete(recipient);
   }
 
-  /** あきらめたもの。 */
-  failed(): Delivery[] {
-    return numbered(this.#failed).flatMap((name) => readDelivery(path.join(this.#failed, name)));
+  override add(delivery: Delivery): boolean {
+    const isNew = super.add(delivery);
+    if (isNew) this.#list(delivery);
+    return isNew;
+  }
+
+  /** The platform has taken it. */
+  acknowledge(delivery: Delivery): void {
+    this.markProcessed(delivery.id);
+    this.#unlist(delivery);
+  }
+
+  /** Gives up a reply, from the part `delivery` on. Gives all parts of which that is true. */
+  deadLetter(delivery: Delivery, why: string): Delivery[] {
+    const line = this.waiting.get(recipientOf(delivery)) ?? [];
+    // 送れない。1通欠けた返信の残りを送っても意味がないので、残りも一緒にあきらめる。
+    const parts = line.filter((one) => replyOf(one) === replyOf(delivery));
+    // The last part is moved first. After a crash in between, the first one is therefore still in
+    // the queue, and takes the others along when it is given up again.
+    for (const part of parts.toReversed()) this.#moveToDeadLetters(part, why);
+    return parts;
+  }
+
+  #moveToDeadLetters(delivery: Delivery, why: string): void {
+    const kept = this.open.get(delivery.id);
+    if (!kept) return;
+    delivery.error = why;
+    this.save(delivery);
+    fs.renameSync(kept.file, path.join(this.#failed, path.basename(kept.file)));
+    this.open.delete(delivery.id);
+    this.#unlist(delivery);
+  }
+
+  /** The dead letters. They are read each time, because a person may have deleted some. */
+  #readDeadLetters(): { file: string; letter: Delivery }[] {
+    const found: { file: string; letter: Delivery }[] = [];
+    for (const file of numberedFiles(this.#failed)) {
+      const letter = readEntry<Delivery>(file, DELIVERY);
+      if (letter) found.push({ file, letter });
+    }
+    return found;
+  }
+
+  /** What was given up, the oldest first. */
+  deadLetters(): Delivery[] {
+    return this.#readDeadLetters().map(({ letter }) => letter);
   }
 
   /** あきらめたものをすべて、新しいものとしてキューに戻す。その数を返す。 */
   retry(now: number): number {
-    const names = numbered(this.#failed);
-    for (const file of names.map((name) => path.join(this.#failed, name))) {
-      const anew = { at: now, next: now, tries: 0, begun: 0, why: undefined };
-      for (const old of readDelivery(file)) this.add({ ...old, ...anew });
+    const found = this.#readDeadLetters();
+    for (const { file, letter } of found) {
+      // A crash between the two steps leaves both files. Because adding is idempotent, the next
+      // /retry then only removes the dead letter.
+      this.add(newDelivery(letter.id, letter, now));
       fs.rmSync(file, { force: true });
     }
-    return names.length;
+    return found.length;
   }
 }
 
-const BACKOFF = [5, 25, 120, 600]; // 秒。1回目、2回目、…の失敗のあと。5回目が最後
+const BACKOFF = [5, 25, 120, 600]; // seconds to wait after the first failure, the second, …
 const EXPIRES = 24 * 3600 * 1000; // ミリ秒。これより古いと、届いても戸惑わせるだけ
+
+/** Jitter: up to a quarter longer, so that not all deliveries are tried in the same second. */
+const withJitter = (seconds: number) => seconds * (1 + Math.random() / 4);
+
+/**
+ * Exponential back-off: how many seconds to wait after so many failures, or what the platform asks
+ * for, if that is longer. Undefined if there is to be no other attempt.
+ */
+function backoff(failures: number, retryAfter = 0): number | undefined {
+  const seconds = BACKOFF[failures - 1];
+  if (seconds === undefined) return undefined;
+  return Math.ceil(Math.max(withJitter(seconds), retryAfter));
+}
+
+/** When to do something about a delivery, in ms. */
+function dueAt({ enqueuedAt, nextAttemptAt }: Delivery, now: number): number {
+  // It was enqueued in the future, so somebody has put the clock back: its times mean nothing.
+  if (enqueuedAt > now) return now;
+  // If it expires before its next attempt, it is given up then, and what is behind it goes on.
+  return Math.min(nextAttemptAt, enqueuedAt + EXPIRES + 1);
+}
+
+/** The kinds of failure that can be simulated. To add one, push its name and ask `take` for it. */
+const SIMULATED_KINDS = ["delivery"];
+
+/** Failures that somebody ordered, to see what the program does about them. */
+export class SimulatedFailures {
+  readonly #left = new Map<string, number>(); // by kind
+
+  /** From now on the next `times` attempts of a kind fail. */
+  order(kind: string, times: number): void {
+    this.#left.set(kind, times);
+  }
+
+  /** Whether this attempt is to fail, which uses up one of those that were ordered. */
+  take(kind: string): boolean {
+    const left = this.#left.get(kind) ?? 0;
+    if (left === 0) return false;
+    this.#left.set(kind, left - 1);
+    return true;
+  }
+}
 
 /** 待っているものを送る。同じ宛先には順番に、違う宛先には並行して送る。 */
 export class DeliveryRunner {
   readonly stats = { sent: 0, retried: 0, failed: 0 };
   #queue: DeliveryQueue;
   #channels: ChannelManager;
+  #simulated: SimulatedFailures;
   #now: () => number;
-  #timers = new Map<string, NodeJS.Timeout>();
-  #taken = new Set<string>(); // プラットフォームは受け取ったが、まだ消し込んでいない
+  #timers = new Map<string, NodeJS.Timeout>(); // by recipient
+  #taken = new Set<string>(); // ids that the platform has taken and that are still in the queue
 
-  constructor(queue: DeliveryQueue, channels: ChannelManager, now = Date.now) {
+  constructor(
+    queue: DeliveryQueue,
+    channels: ChannelManager,
+    simulated: SimulatedFailures,
+    now = Date.now,
+  ) {
     this.#queue = queue;
     this.#channels = channels;
+    this.#simulated = simulated;
     this.#now = now;
   }
 
   /** 待っているものすべてに取りかかる。いま設定されていないチャネルの分は、待たせておく。 */
   start(): void {
-    for (const [recipient, [first]] of this.#queue.waiting)
+    for (const [recipient, [first]] of this.#queue.waiting) {
       if (first && this.#channels.has(first.channel)) this.wake(recipient);
+    }
   }
 
   /** 宛先1つの続きを進める。先頭の後ろに何通待っていても、タイマーは1つ。 */
   wake(recipient: string): void {
-    clearTimeout(this.#timers.get(recipient));
-    this.#timers.delete(recipient);
-    inOrder(`delivery ${recipient}`, () => this.#work(recipient)).catch((error) => {
-      warn(`delivery: ${error}`); // ディスクが一杯など
+    this.#clearTimer(recipient);
+    runExclusive(`delivery ${recipient}`, () => this.#work(recipient)).catch((error) => {
+      warn(`delivery: ${error}`); // for example, because the disk is full
       this.#wakeLater(recipient, 60_000);
     });
   }
 
   #wakeLater(recipient: string, ms: number): void {
+    this.#clearTimer(recipient);
+    const timer = setTimeout(() => this.wake(recipient), ms);
+    this.#timers.set(recipient, timer);
+  }
+
+  #clearTimer(recipient: string): void {
     clearTimeout(this.#timers.get(recipient));
-    this.#timers.set(
-      recipient,
-      setTimeout(() => this.wake(recipient), ms),
-    );
+    this.#timers.delete(recipient);
   }
 
+  #firstFor(recipient: string): Delivery | undefined {
+    return this.#queue.waiting.get(recipient)?.[0];
+  }
+
+  /**
+   * Works on the first delivery of a recipient until there is none. If the first has to wait, all
+   * behind it wait too (head-of-line blocking), because parts must not overtake each other.
+   */
   async #work(recipient: string): Promise<void> {
-    // 送るのは必ず先頭の1通。先頭が次の試みを待つなら、後ろもすべて待つ。1通目を追い越した2通目は、
-    // 遅れた2通目よりも始末が悪い。
-    for (;;) {
-      const [first] = this.#queue.waiting.get(recipient) ?? [];
-      if (!first) return;
+    let first = this.#firstFor(recipient);
+    while (first) {
       const now = this.#now();
-      // 時計が戻されたなら、すぐに送る。古くなりすぎるものも、順番を待たずに済ませる。
-      const wait = first.at > now ? 0 : Math.min(first.next, first.at + EXPIRES + 1) - now;
+      const wait = dueAt(first, now) - now;
       if (wait > 0) return this.#wakeLater(recipient, wait);
-      if (!this.#taken.has(first.id) && !(await this.#deliver(first))) continue;
-      // ディスクが一杯で消し込めなければ、またここを通る。そのときは送らない。
-      this.#queue.finish(first);
-      this.#taken.delete(first.id);
-      this.stats.sent++;
+      await this.#process(first);
+      first = this.#firstFor(recipient);
     }
   }
 
-  /** プラットフォームが受け取ったか。受け取らなければ、待つか、あきらめる。 */
-  async #deliver(delivery: Delivery): Promise<boolean> {
-    const { id, channel, to, at, begun } = delivery;
-    if (this.#now() - at > EXPIRES) return this.#fail(delivery, "older than 24 hours");
-    if (begun > 1) return this.#fail(delivery, "the program ended twice while this was sent");
-    if (begun > 0) warn(`${id}: 送っている最中にプログラムが終わっていました。2回届くかもしれません。`);
-    this.#queue.save({ ...delivery, begun: begun + 1 });
-    delivery.begun++; // 先に増やさない。ディスクが一杯なら、まだ何も始めていない
+  /** Sends a delivery. If that fails, it is postponed, or it becomes a dead letter. */
+  async #process(delivery: Delivery): Promise<void> {
+    // What was taken is not sent again, even if a full disk kept it from being acknowledged.
+    if (!this.#taken.has(delivery.id)) {
+      const why = this.#whyHopeless(delivery);
+      if (why) return this.#giveUp(delivery, why);
+      const failure = await this.#attempt(delivery);
+      if (failure) return this.#postpone(delivery, failure);
+      this.#taken.add(delivery.id);
+    }
+    this.#queue.acknowledge(delivery);
+    this.#taken.delete(delivery.id);
+    this.stats.sent += 1;
+  }
+
+  /** Why no attempt makes sense any more, or "". */
+  #whyHopeless({ enqueuedAt, unfinished }: Delivery): string {
+    if (this.#now() - enqueuedAt > EXPIRES) return "older than 24 hours";
+    // It may have arrived twice by now, and perhaps it is what kills the program.
+    if (unfinished > 1) return "the program ended twice while this was sent";
+    return "";
+  }
+
+  /** One attempt. Gives what went wrong, or undefined if the platform has taken the text. */
+  async #attempt(delivery: Delivery): Promise<SendError | undefined> {
+    const { id, channel, to, text, unfinished } = delivery;
+    if (unfinished > 0) warn(`${id}: 送っている最中にプログラムが終わっていました。2回届くかもしれません。`);
+    // In the file the send counts as unfinished until it has ended, one way or the other.
+    this.#queue.save({ ...delivery, unfinished: unfinished + 1 });
+    delivery.unfinished += 1; // only now, because on a full disk no send has begun
+    const target = this.#channels.get(channel);
+    if (!target) return new SendError("no channel", false);
+    if (this.#simulated.take("delivery")) return new SendError("simulated", false);
     try {
-      const target = this.#channels.get(channel);
-      if (!target || isSimulated("delivery"))
-        throw sendError(target ? "simulated" : "no channel", false);
-      await target.send(to, delivery.text);
-      this.#taken.add(id);
-      return true;
+      await target.send(to, text);
+      return undefined;
     } catch (error) {
-      const known = error instanceof SendError ? error : sendError(`${error}`, false);
-      return this.#postpone(delivery, known);
+      return error instanceof SendError ? error : new SendError(String(error), false);
     }
   }
 
-  #postpone(delivery: Delivery, { message, permanent, retryAfter = 0 }: SendError): false {
-    const wait = BACKOFF[delivery.tries++];
-    if (permanent || !wait) return this.#fail(delivery, message);
-    // プラットフォームが復旧したとき一斉に送らないよう、それぞれ最大25%長く待つ。
-    const seconds = Math.ceil(Math.max(wait * (1 + Math.random() / 4), retryAfter));
-    delivery.begun = 0;
-    delivery.next = this.#now() + seconds * 1000;
+  #postpone(delivery: Delivery, { message, permanent, retryAfter }: SendError): void {
+    delivery.failures += 1;
+    const seconds = backoff(delivery.failures, retryAfter);
+    if (permanent || seconds === undefined) {
+      this.#giveUp(delivery, message);
+      return;
+    }
+    delivery.unfinished = 0;
+    delivery.nextAttemptAt = this.#now() + seconds * 1000;
     this.#queue.save(delivery);
-    this.stats.retried++;
+    this.stats.retried += 1;
     warn(`${delivery.id}: 送れませんでした：${message}。${seconds}秒後にもう一度送ります。`);
-    return false;
   }
 
-  #fail(delivery: Delivery, why: string): false {
-    const parts = this.#queue.fail(delivery, why);
+  #giveUp(delivery: Delivery, why: string): void {
+    const parts = this.#queue.deadLetter(delivery, why);
     this.stats.failed += parts.length;
     warn(
       `${delivery.id}: 送るのをあきらめ、${parts.length}通をfailed/に移しました：${why}。/retryで送り直せます。`,
     );
-    return false;
   }
 }
-
-const FENCE = /^ {0,3}(`{3,8}(?!.*`)|~{3,8})/; // "```code``` など"は囲みではない
-const MIN_FENCED = 60; // これより狭ければ、コードブロックもほかと同じように切る
-const ENDS = [/\n\s*\n/g, /\n/g, /[.!?](?=\s)|[。！？…]/g, /\s/g]; // 切る場所。望ましい順
-const GRAPHEMES = new Intl.Segmenter("und", { granularity: "grapheme" });
 
 /**
  * 文章を、UTF-16で`limit`単位以内に分ける。切るのは段落の間、だめなら行、文、単語の間。人の目に
  * 1文字と見えるものの途中では切らない。コードブロックは、切る所で閉じ、次の1通で開き直す。
  */
-export function chunkMessage(words: string, limit: number): string[] {
+export function chunkMessage(text: string, limit: number): string[] {
   const chunks: string[] = [];
-  const spare = limit < MIN_FENCED ? 0 : 9; // コードブロックを閉じる分
-  let open = ""; // いま入っているコードブロックを開いた行
-  let isCut = false; // 前の1通が、行の途中で終わった
-  for (let rest = words; rest.trim(); ) {
-    const head = open && `${open}\n`;
-    const fits = head.length + rest.length <= limit;
-    const piece = rest.slice(0, fits ? rest.length : cutAt(rest, limit - head.length - spare));
+  let rest = text;
+  let fence = ""; // いま入っているコードブロックを開いた行
+  let isMidLine = false; // 前の1通が、行の途中で終わった
+  while (rest.trim()) {
+    const piece = nextPiece(rest, limit, fence);
     rest = rest.slice(piece.length);
-    // 行の途中で切った続きは行頭ではないので、コードブロックを開かない。
-    for (const line of `${isCut ? "." : ""}${piece}`.split("\n"))
-      open = fenceAfter(open, line, limit);
-    isCut = !piece.endsWith("\n");
-    const close = open && rest ? `\n${FENCE.exec(open)?.[1]}` : "";
-    if (head || piece.trim()) chunks.push(`${head}${piece.trimEnd()}${close}`);
-    // 2通の境目に空行は要らない。ただし、コードの中の空行は残す。
-    if (!open) rest = rest.replace(isCut ? /^\s*\n|^ / : /^\s*\n/, "");
+    const before = fence;
+    if (limit >= MIN_FENCED) fence = fenceAfter(piece, before, isMidLine);
+    isMidLine = !piece.endsWith("\n");
+    const chunk = withFences(piece, before, rest ? fence : "");
+    if (chunk) chunks.push(chunk);
+    if (!fence) rest = withoutGap(rest, isMidLine); // but code keeps its empty lines
   }
   return chunks;
 }
 
-/** その行のあとで開いている囲み。 */
-function fenceAfter(open: string, line: string, limit: number): string {
-  const marks = FENCE.exec(line)?.[1];
-  if (!marks || limit < MIN_FENCED) return open;
-  if (!open) return line.length < 30 ? line : marks; // 長いままだと、中身が入らない
-  return line.trim() === marks && marks.startsWith(FENCE.exec(open)?.[1] ?? "") ? "" : open;
+/** What goes into the next chunk: all of it, if it fits. `fence` is repeated in front of it. */
+function nextPiece(text: string, limit: number, fence: string): string {
+  const room = fence ? limit - fence.length - 1 : limit;
+  if (text.length <= room) return text;
+  return text.slice(0, cutAt(text, limit < MIN_FENCED ? room : room - CLOSING_ROOM));
 }
+
+/** A piece with the fences that open its first code block and close its last one. */
+function withFences(piece: string, before: string, after: string): string {
+  if (!before && !piece.trim()) return ""; // no platform takes an empty message
+  const opening = before ? `${before}\n` : "";
+  const closing = after ? `\n${fenceMarks(after)}` : "";
+  return `${opening}${piece.trimEnd()}${closing}`;
+}
+
+/** Between two messages nobody needs an empty line, nor the space at which a line was cut. */
+function withoutGap(rest: string, isMidLine: boolean): string {
+  const [emptyLines] = /^\s*\n/.exec(rest) ?? [];
+  if (emptyLines) return rest.slice(emptyLines.length);
+  return isMidLine && rest.startsWith(" ") ? rest.slice(1) : rest;
+}
+
+const MIN_FENCED = 60; // これより狭ければ、コードブロックもほかと同じように切る
+const CLOSING_ROOM = 9; // a new line and the longest fence that we recognise
+const MAX_OPENING = 30; // of a longer line only the marks are repeated, since it leaves no room
+const FENCE = /^ {0,3}(`{3,8}|~{3,8})(.*)/;
+
+/** The marks of a line that opens or closes a code block, for example "~~~". Otherwise "". */
+function fenceMarks(line: string): string {
+  const [, marks = "", behind = ""] = FENCE.exec(line) ?? [];
+  // "```npm test``` runs them" is code within a line.
+  const isInline = marks.startsWith("`") && behind.includes("`");
+  return isInline ? "" : marks;
+}
+
+/** The line that opened the code block in which a piece ends, or "" if it ends in none. */
+function fenceAfter(piece: string, before: string, isMidLine: boolean): string {
+  const lines = piece.split("\n");
+  // Backticks are a fence only where a line begins, so the rest of a line that was cut has none.
+  if (isMidLine) lines.shift();
+  let open = before;
+  for (const line of lines) {
+    const marks = fenceMarks(line);
+    if (!marks) continue;
+    if (!open) open = line.length < MAX_OPENING ? line : marks;
+    else if (closesFence(line, open)) open = "";
+  }
+  return open;
+}
+
+/** Four backticks are not closed by three, nor by a line with more on it than its marks. */
+function closesFence(line: string, open: string): boolean {
+  const marks = fenceMarks(line);
+  return line.trim() === marks && marks.startsWith(fenceMarks(open));
+}
+
+// The places at which a text may be cut, the best first: paragraphs, lines, sentences, words.
+const BOUNDARIES = [/\n\s*\n/g, /\n/g, /[.!?](?=\s)|[。！？…]/g, /\s/g];
+const GRAPHEMES = new Intl.Segmenter("und", { granularity: "grapheme" });
 
 /**
  * 文章をどこまで取るか。最大で`room`、少なくとも1文字。切るのによい場所でも、先頭に近すぎれば
  * 使わない。1行だけの1通と、残り全部の1通になってしまう。
  */
-function cutAt(words: string, room: number): number {
-  const head = words.slice(0, room);
-  for (const end of ENDS) {
-    const last = [...head.matchAll(end)].at(-1);
+function cutAt(text: string, room: number): number {
+  const head = text.slice(0, room);
+  for (const boundary of BOUNDARIES) {
+    const last = [...head.matchAll(boundary)].at(-1);
     const size = last ? last.index + last[0].length : 0;
-    if (size > room / 3) return size; // でないと、小さくなりすぎる
+    // A boundary near the beginning would leave one line in a message, and the rest for the next.
+    if (size > room / 3) return size;
   }
-  const size = GRAPHEMES.segment(words.slice(0, room + 50)).containing(room)?.index || room;
-  // 家族の絵文字は、ごく短い上限より長いことがある。それでも、文字の片割れだけは作らない。
-  return /[\ud800-\udbff]$/.test(words.slice(0, size)) ? size - 1 || 2 : size;
+  return cutBetweenGraphemes(text, room);
 }
 
-/** わざと起こすよう頼まれた失敗。種類ごとの残り回数。 */
-const simulated = new Map([["delivery", 0]]);
-
-function isSimulated(kind: string): boolean {
-  const left = simulated.get(kind) ?? 0;
-  if (left > 0) simulated.set(kind, left - 1);
-  return left > 0;
+/** A grapheme cluster is what people see as one character; the emoji of a family has 11 units. */
+function cutBetweenGraphemes(text: string, room: number): number {
+  const cluster = GRAPHEMES.segment(text.slice(0, room + 50)).containing(room);
+  if (cluster && cluster.index > 0) return cluster.index;
+  // One cluster fills all the room, so it has to be cut, but not between two halves of a character.
+  const endsInHalf = /[\ud800-\udbff]$/.test(text.slice(0, room));
+  if (!endsInHalf) return room;
+  return room > 1 ? room - 1 : 2;
 }
 
 method("delivery.status", {}, [], (_params, { queue, delivery }) => ({
   ...delivery.stats,
-  waiting: queue.files.size,
+  waiting: queue.size,
   recipients: queue.waiting.size,
-  inFailed: queue.failed().length,
+  inFailed: queue.deadLetters().length,
 }));
 
-const lineOf = ({ id, to, tries, next, text, why }: Delivery) =>
-  `${id}  ${to}  ${tries}  ${why ?? time(next)}  ${JSON.stringify(text.slice(0, 40))}`;
+/** A line of /queue and /failed. */
+function formatDelivery({ id, to, failures, nextAttemptAt, error, text }: Delivery): string {
+  const state = error ?? formatTime(nextAttemptAt);
+  return `${id}  ${to}  ${failures}  ${state}  ${JSON.stringify(text.slice(0, 40))}`;
+}
 
 command("queue", "これから送るもの", (_args, { queue }) =>
-  [...queue.waiting.values()].flat().slice(0, 20).map(lineOf),
+  [...queue.waiting.values()].flat().slice(0, 20).map(formatDelivery),
 );
 
 command("failed", "送るのをあきらめたもの", (_args, { queue }) =>
-  queue.failed().slice(-20).map(lineOf),
+  queue.deadLetters().slice(-20).map(formatDelivery),
 );
 
 command("retry", "あきらめたものを送り直す", (_args, { queue, delivery }) => {
   const count = queue.retry(Date.now());
   delivery.start();
-  return text(`${count}通をキューに戻しました。`);
+  return t(`${count}通をキューに戻しました。`);
 });
 
 command("stats", "送った数、送り直した数、あきらめた数", (_args, { queue, delivery }) => {
-  const stats = { ...delivery.stats, waiting: queue.files.size };
+  const stats = { ...delivery.stats, waiting: queue.size };
   return Object.entries(stats).map(([name, count]) => `${name.padEnd(8)} ${count}`);
 });
 
-command("simulate-failure", "<kind> [回数]：次からわざと失敗させる", (args) => {
+command("simulate-failure", "<kind> [回数]：次からわざと失敗させる", (args, app) => {
   const [kind = "", times = "1"] = args.split(/\s+/);
-  if (!simulated.has(kind)) throw new Error(`kind: one of ${[...simulated.keys()].join(", ")}`);
+  if (!SIMULATED_KINDS.includes(kind)) {
+    throw new Error(`kind: one of ${SIMULATED_KINDS.join(", ")}`);
+  }
   if (!/^\d{1,3}$/.test(times)) throw new Error("times: a number from 0 to 999");
-  simulated.set(kind, Number(times));
-  return text(`次から${simulated.get(kind)}回、${kind}の失敗を起こします。`);
+  const count = Number(times);
+  app.simulatedFailures.order(kind, count);
+  return t(`これから${count}回、${kind}を失敗させます。`);
 });
 
 // ---- s09 · 障害への備え ----
@@ -3360,7 +4498,10 @@ export type Reason =
   | "invalid"
   | "unknown";
 
-/** APIの示す型と、ステータスで引く。ここにないもの（500など）は"unknown"。 */
+/**
+ * Reasons by the API's error type and by HTTP status. All others, like a 500, are "unknown". It is
+ * a Map because the type comes from outside: an object would find something for "constructor".
+ */
 const REASONS = new Map<string | number | null | undefined, Reason>([
   ["rate_limit_error", "rate_limit"],
   [429, "rate_limit"],
@@ -3384,94 +4525,136 @@ const REASONS = new Map<string | number | null | undefined, Reason>([
   [422, "invalid"],
 ]);
 
-/** APIの示す型、なければステータスで分ける（ストリーム中のエラーは型だけ）。文面では分けない。 */
+/**
+ * Tells failures apart by their class, then by the API's error type, then by the HTTP status, which
+ * an error inside a stream lacks. Words prove nothing: a 500 may say "rate limit" in its text.
+ */
 export function classifyFailure(error: unknown): Reason {
   if (isOverflow(error)) return "overflow";
-  // この2つもAPIErrorの一種だが、型もステータスもない。中断は、下にある自前の見張りによる。
   const { APIConnectionError, APIUserAbortError, APIError, AnthropicError } = Anthropic;
+  // These two are API errors as well, but without a type and a status. callModel throws the second
+  // one only when the idle timeout has aborted the stream, because it catches a person's Ctrl+C.
   if (error instanceof APIConnectionError || error instanceof APIUserAbortError) return "timeout";
-  if (error instanceof APIError)
+  if (error instanceof APIError) {
     return REASONS.get(error.type) ?? REASONS.get(error.status) ?? "unknown";
-  return error instanceof AnthropicError ? "timeout" : "unknown"; // 途中で終わったストリーム
+  }
+  // The SDK throws its base class when a stream ends before the reply is complete.
+  return error instanceof AnthropicError ? "timeout" : "unknown";
 }
 
-// 制限は数秒で解ける。払われていない料金や、取り消されたキーは、誰かに直してもらうしかない。直った
-// ことを誰も教えてくれないので、こうしたものも、間隔を広げながらまた試す。
-
-/** 休ませる秒数：最初の失敗での値と、続けて失敗して倍々に増えたときの上限。ほかは休ませない。 */
-const COOLDOWNS: Partial<Record<Reason, [first: number, cap: number]>> = {
-  rate_limit: [5, 300],
-  overloaded: [2, 60],
-  timeout: [1, 60],
-  unknown: [1, 60],
-  model: [600, 3600],
-  auth: [600, 3600],
-  billing: [600, 86_400],
+// A cooldown is a time in which a key or a model is not used. It grows by exponential back-off: the
+// first failure costs `firstSeconds`, each further one in a row twice as much, up to the cap. A
+// rate limit passes within seconds. An unpaid bill or a revoked key has to be dealt with by a
+// person, but nobody tells the program when that has happened, so it tries even these keys again.
+// After a reason that is missing here another attempt is of no use, so the failure is final.
+const COOLDOWNS: Partial<Record<Reason, { firstSeconds: number; capSeconds: number }>> = {
+  rate_limit: { firstSeconds: 5, capSeconds: 300 },
+  overloaded: { firstSeconds: 2, capSeconds: 60 },
+  timeout: { firstSeconds: 1, capSeconds: 60 },
+  unknown: { firstSeconds: 1, capSeconds: 60 },
+  model: { firstSeconds: 600, capSeconds: 3600 },
+  auth: { firstSeconds: 600, capSeconds: 3600 },
+  billing: { firstSeconds: 600, capSeconds: 86_400 },
 };
+const LONGEST_COOLDOWN = 86_400_000; // ミリ秒
 
-/** キー。設定の名前で呼ぶ。 */
-export type AuthProfile = { name: string; key: string };
-/** 時刻はミリ秒。`count`は続けて失敗した回数。 */
-type Cooldown = { reason: Reason; since: number; until: number; count: number };
+/** An API key, and the name of the setting that it comes from, such as ANTHROPIC_API_KEY_2. */
+export interface AuthProfile {
+  name: string;
+  key: string;
+}
 
-/** キーとその状態。休ませるものはファイルに残す。再起動は、また試してよい理由にならない。 */
+/** The cooldown of a key or a model. Its times are in ms. */
+interface Cooldown {
+  reason: Reason;
+  since: number;
+  until: number;
+  count: number; // failures in a row for this reason
+}
+
+/** Whether an entry of the file can be used. Whoever edits the file may write anything into it. */
+const isCooldown = (entry: Cooldown | null) =>
+  entry !== null && entry.count > 0 && entry.until - entry.since <= LONGEST_COOLDOWN;
+
+/** What the next attempt uses. `wait`: ms until the cooldowns of both have ended at `at`. */
+interface Choice {
+  profile: AuthProfile;
+  model: string;
+  at: number;
+  wait: number;
+}
+
+/**
+ * The keys, and the cooldowns of keys and models by their ids. Cooldowns are kept in a file,
+ * because a key that was revoked before a restart is still revoked after it.
+ */
 export class ProfileManager {
   readonly profiles: AuthProfile[];
   readonly cooldowns: Map<string, Cooldown>;
   #file: string;
   #now: () => number;
-  #current = 0; // 使えるうちは同じキーを使う。キャッシュされた分が安い
+  #current = 0; // the index of the key that is in use
 
   constructor(profiles: AuthProfile[], file: string, now = Date.now) {
     this.profiles = profiles;
     this.#file = file;
     this.#now = now;
-    // 人が手で直したファイルには、何が入っているかわからない。まともな休みは長くても1日。
-    const isSound = ([, one]: [string, Cooldown]) =>
-      one?.count > 0 && one.until - one.since <= 86_400_000;
-    this.cooldowns = new Map(Object.entries(readState(file)).filter(isSound));
+    const entries = Object.entries(readState(file));
+    this.cooldowns = new Map(entries.filter(([, entry]) => isCooldown(entry)));
   }
 
   /** キーやモデルが、次に使えるようになる時刻（ミリ秒）。いま使えるなら0。 */
   readyAt(id: string): number {
-    const { since = 0, until = 0 } = this.cooldowns.get(id) ?? {};
+    const cooldown = this.cooldowns.get(id);
+    if (!cooldown) return 0;
     const now = this.#now();
-    return since <= now && until > now ? until : 0; // since > nowなら、時計が戻された
+    // A clock that was put back by a day would make a cooldown of seconds last for that day.
+    if (cooldown.since > now) return 0;
+    return cooldown.until > now ? cooldown.until : 0;
   }
 
-  /** 最初に使える組。1つのモデルで全部のキーを試してから、次のモデルに移る。`at`は使える時刻。 */
-  choose(models: string[]) {
+  /**
+   * Gives the best choice that is ready, or else the one that is ready first. All keys are tried
+   * with the first model before the next model is. Throws if there is no key.
+   */
+  choose(models: string[]): Choice {
+    // It stays with a key that works, because another account has none of the prompt in its cache.
     const { profiles } = this;
     const order = [...profiles.slice(this.#current), ...profiles.slice(0, this.#current)];
-    const choices = models.flatMap((model) =>
-      order.map((profile) => {
-        const at = Math.max(this.readyAt(model), this.readyAt(idOf(profile)));
-        return { model, profile, at };
-      }),
-    );
-    // 安定ソートなので、使えるものの中では、望ましいモデルと、いまのキーが先頭のまま残る。
-    const [best] = choices.sort((a, b) => a.at - b.at);
+    let best: Omit<Choice, "wait"> | undefined;
+    for (const model of models) {
+      for (const profile of order) {
+        const at = Math.max(this.readyAt(model), this.readyAt(cooldownId(profile)));
+        if (best === undefined || at < best.at) best = { profile, model, at };
+      }
+    }
     if (!best) throw new Error("there is no key");
     this.#current = profiles.indexOf(best.profile);
-    return best;
+    return { ...best, wait: Math.max(0, best.at - this.#now()) };
   }
 
-  /** キーかモデルを休ませる。もう休んでいるものの休みは延ばさない。 */
+  /** Starts a cooldown, which lasts `retryAfter` seconds if the back-off alone would be shorter. */
   fail(id: string, reason: Reason, retryAfter = 0): void {
-    const now = this.#now();
-    const [first, cap] = COOLDOWNS[reason] ?? [0, 0];
-    if (this.readyAt(id)) return; // 別のターンに先を越された
+    const limits = COOLDOWNS[reason];
+    if (!limits) return;
+    // Turns run side by side, so ten of them may report the same outage. It counts as one failure.
+    if (this.readyAt(id) > 0) return;
     const before = this.cooldowns.get(id);
     const count = before?.reason === reason ? before.count + 1 : 1;
-    const seconds = Math.max(Math.min(first * 2 ** (count - 1), cap), retryAfter);
+    const doubled = limits.firstSeconds * 2 ** (count - 1);
+    const seconds = Math.max(Math.min(doubled, limits.capSeconds), retryAfter);
+    const now = this.#now();
     this.cooldowns.set(id, { reason, since: now, until: now + seconds * 1000, count });
     this.#save();
   }
 
-  /** 使えた。これまでの失敗は忘れる。ただし、別のターンがその間に休ませたものは、そのまま。 */
+  /** Forgets the failures of keys and models that have just worked. */
   succeed(ids: string[]): void {
-    const gone = ids.filter((id) => !this.readyAt(id) && this.cooldowns.delete(id));
-    if (gone.length > 0) this.#save();
+    // A cooldown that is running began after this attempt did, so it is the newer information.
+    const ended = ids.filter((id) => this.cooldowns.has(id) && this.readyAt(id) === 0);
+    if (ended.length === 0) return;
+    for (const id of ended) this.cooldowns.delete(id);
+    this.#save();
   }
 
   clear(): void {
@@ -3485,15 +4668,17 @@ export class ProfileManager {
 }
 
 /** 同じ名前でも、キーが変われば別物で、すぐに使える。キーそのものはどのファイルにも書かない。 */
-const idOf = ({ name, key }: AuthProfile) => `${name} ${sha256(key).digest("hex").slice(0, 8)}`;
+const cooldownId = ({ name, key }: AuthProfile) =>
+  `${name} ${sha256(key).digest("hex").slice(0, 8)}`;
 
-// ミリ秒。1ターンが、待つことと失敗した試みに使ってよい合計。キーが2つあると、一方が1分黙り込む間に
-// もう一方の休みが明けるので、限度がなければターンはいつまでも終わらない。
-const PATIENCE = 120_000;
+// The deadline of a turn: ms for all its waits and failed attempts together. Without it a turn with
+// two keys might never end, because while one of them is silent for a minute the cooldown of the
+// other ends, and so there is always one that can be tried.
+const RETRY_BUDGET = 120_000;
 
 export interface TurnOptions {
-  client?: Anthropic;
-  model?: string;
+  client?: Anthropic; // with the key of this attempt
+  model?: string; // the model of this attempt
 }
 
 export interface App {
@@ -3513,103 +4698,148 @@ export class ResilienceRunner {
     this.#now = now;
   }
 
-  /** キーとモデルを選んで`inner`を実行し、失敗したらまた選ぶ。ここで直せないエラーは投げる。 */
+  /**
+   * Runs `inner` with a key and a model, as often as the retry budget allows. Throws the last
+   * failure when the budget is used up, and at once a failure that no other attempt can cure.
+   */
   async run(options: TurnOptions, inner: (options: TurnOptions) => Promise<void>): Promise<void> {
-    let patience = PATIENCE;
     const models = [options.agent?.model ?? MODEL, ...this.fallbacks];
-    for (let failed: unknown; ; ) {
-      const { profile, model, at } = this.#profiles.choose(models);
-      const wait = Math.max(0, at - this.#now());
-      if (wait > patience) throw failed ?? new Error(`nothing is ready before ${time(at)}`);
-      if (wait > 0) info(`  （${Math.ceil(wait / 1000)}秒待ちます）`);
-      // Ctrl+Cはここを終わらせ、続くcallModelも終わらせる。
-      if (wait > 0) await sleep(wait, undefined, { signal: options.signal }).catch(() => {});
-      const began = this.#now();
-      const client = new Anthropic({ apiKey: profile.key });
-      try {
-        await inner({ ...options, client, model });
-        // Ctrl+Cで止めたときは、キーが使えたかどうかわからない。
-        if (!options.signal?.aborted) this.#profiles.succeed([idOf(profile), model]);
-        return;
-      } catch (error) {
-        const reason = classifyFailure(error);
-        // APIのものでないエラー（ディスクが一杯など）も投げる。キーを替えても直らない。
-        if (!(error instanceof Anthropic.AnthropicError) || !COOLDOWNS[reason]) throw error;
-        failed = error;
-        patience -= wait + Math.min(this.#now() - began, SILENCE); // ツールが長く動くこともある
-        info(`  (${reason}: ${profile.name}, ${model})`);
-        // 向こうの過負荷はキーのせいではない。休ませるのはモデル。
-        const id = ["overloaded", "model"].includes(reason) ? model : idOf(profile);
-        this.#profiles.fail(id, reason, retryAfterOf(error));
-      }
+    let budget = RETRY_BUDGET;
+    let failure: unknown;
+    let choice = this.#profiles.choose(models);
+    while (choice.wait <= budget) {
+      await this.#wait(choice, options);
+      const startedAt = this.#now();
+      failure = await this.#attempt(choice, options, inner);
+      if (failure === undefined) return;
+      // An attempt counts for a minute at most, because its tools may have run for an hour before
+      // one of its calls failed.
+      const spent = Math.min(this.#now() - startedAt, IDLE_TIMEOUT);
+      budget -= choice.wait + spent;
+      choice = this.#profiles.choose(models);
     }
+    throw failure ?? new Error(`nothing is ready before ${formatTime(choice.at)}`);
+  }
+
+  /** Waits for the end of a cooldown, or until Ctrl+C. */
+  async #wait({ wait }: Choice, { signal }: TurnOptions): Promise<void> {
+    if (wait === 0) return;
+    info(`  （${Math.ceil(wait / 1000)}秒待ちます）`);
+    // Ctrl+C is no error here, because callModel sees the same signal and ends the turn properly.
+    await sleep(wait, undefined, { signal }).catch(() => {});
+  }
+
+  /**
+   * Gives undefined if the attempt succeeded, or the failure that started a cooldown. Throws what
+   * another key or model would not change, for example a full disk or an invalid request.
+   */
+  async #attempt(
+    { profile, model }: Choice,
+    options: TurnOptions,
+    inner: (options: TurnOptions) => Promise<void>,
+  ): Promise<unknown> {
+    const client = new Anthropic({ apiKey: profile.key });
+    try {
+      await inner({ ...options, client, model });
+    } catch (error) {
+      const reason = classifyFailure(error);
+      const isCurable =
+        error instanceof Anthropic.AnthropicError && COOLDOWNS[reason] !== undefined;
+      if (!isCurable) throw error;
+      info(`  (${reason}: ${profile.name}, ${model})`);
+      // A model that is overloaded or does not exist is so for all keys: the cooldown is its own.
+      const isOfModel = reason === "overloaded" || reason === "model";
+      this.#profiles.fail(isOfModel ? model : cooldownId(profile), reason, retryAfterOf(error));
+      return error;
+    }
+    // A turn that Ctrl+C has interrupted does not tell whether its key would have worked.
+    if (!options.signal?.aborted) this.#profiles.succeed([cooldownId(profile), model]);
+    return undefined;
   }
 }
 
-/** APIが待つように言ってきた秒数。 */
-function retryAfterOf(error: unknown): number {
-  return error instanceof Anthropic.APIError ? Number(error.headers?.get("retry-after")) || 0 : 0;
-}
-
-const SILENCE = 60_000; // バイトを待つミリ秒数。止まったストリームはひとりでには終わらない
-
-/**
- * 断片が届くたびに知らせるfetch。SDKにもイベントはあるが、pingでは起きない。モデルが長いファイルを
- * 書いている間は、pingしか届かないこともある。
- */
-function heard(tell: () => void): typeof fetch {
-  return async (...request) => {
-    const response = await fetch(...request);
-    const ear = new TransformStream<Uint8Array, Uint8Array>({
-      transform(piece, to) {
-        tell();
-        to.enqueue(piece);
-      },
-    });
-    return new Response(response.body?.pipeThrough(ear), response);
-  };
-}
-
-const ERRORS: Record<string, [status: number, type: string, message: string]> = {
-  rate_limit: [429, "rate_limit_error", "simulated"],
-  overloaded: [529, "overloaded_error", "simulated"],
-  auth: [401, "authentication_error", "simulated"],
-  billing: [402, "billing_error", "simulated"],
-  timeout: [504, "timeout_error", "simulated"],
-  overflow: [400, "invalid_request_error", "prompt is too long: simulated"],
-  unknown: [500, "api_error", "simulated"],
-};
-for (const kind of Object.keys(ERRORS)) simulated.set(kind, 0);
-
-/**
- * /simulate-failureで頼まれたエラーを投げる。SDKが作るSDK自身のエラーなので、失敗を見分けるコードが
- * 本物と同じように試される。こちらで決めた特別な目印は付けない。
- */
-function throwSimulated(): void {
-  for (const [kind, [status, type, message]] of Object.entries(ERRORS)) {
-    const body = { type: "error", error: { type, message } };
-    if (isSimulated(kind))
-      throw Anthropic.APIError.generate(status, body, undefined, new Headers());
-  }
-}
-
-const profilesOf = ({ profiles }: App) =>
-  profiles.profiles.map((profile) => {
-    const { reason = "", count = 0 } = profiles.cooldowns.get(idOf(profile)) ?? {};
-    const at = profiles.readyAt(idOf(profile));
-    return { name: profile.name, ready: at ? time(at) : "now", reason, failures: count };
-  });
-
-method("profiles.list", {}, [], (_params, app) => profilesOf(app));
-
-command("profiles", "キーの一覧と、使えるようになる時刻", (_args, app) =>
-  profilesOf(app).map((it) => `${it.name}  ${it.ready}  ${it.failures} ${it.reason}`),
+// It is the outermost layer, so an overflow gets here only when the context guard, the layer inside
+// it, can't shorten the conversation any further. `app` is missing only in tests without a program.
+MIDDLEWARE.unshift((_conversation, options, next) =>
+  options.app ? options.app.resilience.run(options, next) : next(options),
 );
 
-command("cooldowns", "[clear]：休ませているものと、その理由", (args, { profiles }) => {
+/** How long the API asks us to wait (its header `retry-after`), in seconds; 0 if it does not. */
+function retryAfterOf(error: unknown): number {
+  if (!(error instanceof Anthropic.APIError)) return 0;
+  return Number(error.headers?.get("retry-after")) || 0;
+}
+
+// ms without a byte after which a stream counts as failed. A connection whose other side has
+// disappeared never ends by itself, so the turn would wait for ever.
+const IDLE_TIMEOUT = 60_000;
+
+/**
+ * The same client, but each piece of a response restarts `timer`, and the SDK tries nothing again,
+ * because ResilienceRunner decides about that. The SDK's events could not restart the timer: it
+ * reports no pings, and while the model writes a long file little else may arrive.
+ */
+function withIdleTimeout(client: Anthropic, timer: NodeJS.Timeout): Anthropic {
+  const watchedFetch: typeof fetch = async (...request) => {
+    const response = await fetch(...request);
+    const watched = new TransformStream<Uint8Array, Uint8Array>({
+      transform(bytes, controller) {
+        timer.refresh();
+        controller.enqueue(bytes);
+      },
+    });
+    return new Response(response.body?.pipeThrough(watched), response);
+  };
+  return client.withOptions({ maxRetries: 0, fetch: watchedFetch });
+}
+
+/** What the API answers for each kind of failure. To add a kind, add its answer here. */
+const SIMULATED_ERRORS: Record<string, { status: number; type: string; message?: string }> = {
+  rate_limit: { status: 429, type: "rate_limit_error" },
+  overloaded: { status: 529, type: "overloaded_error" },
+  auth: { status: 401, type: "authentication_error" },
+  billing: { status: 402, type: "billing_error" },
+  timeout: { status: 504, type: "timeout_error" },
+  overflow: {
+    status: 400,
+    type: "invalid_request_error",
+    message: "prompt is too long: simulated",
+  },
+  unknown: { status: 500, type: "api_error" },
+};
+SIMULATED_KINDS.push(...Object.keys(SIMULATED_ERRORS));
+
+/**
+ * Throws a failure that was ordered by /simulate-failure. The SDK makes the error, just as it does
+ * from a real answer, so classifyFailure and all that follows are tried as in a real failure.
+ */
+function throwSimulated({ app, signal }: TurnOptions): void {
+  if (signal?.aborted) return; // no request will be sent, so none can fail
+  for (const [kind, { status, type, message = "simulated" }] of Object.entries(SIMULATED_ERRORS)) {
+    if (!app?.simulatedFailures.take(kind)) continue;
+    const body = { type: "error", error: { type, message } };
+    throw Anthropic.APIError.generate(status, body, undefined, new Headers());
+  }
+}
+
+const describeProfiles = ({ profiles }: App) =>
+  profiles.profiles.map((profile) => {
+    const id = cooldownId(profile);
+    const { reason = "", count = 0 } = profiles.cooldowns.get(id) ?? {};
+    const at = profiles.readyAt(id);
+    return { name: profile.name, ready: at > 0 ? formatTime(at) : "now", reason, failures: count };
+  });
+
+method("profiles.list", {}, [], (_params, app) => describeProfiles(app));
+
+command("profiles", "キーの一覧と、使えるようになる時刻", (_args, app) =>
+  describeProfiles(app).map((it) => `${it.name}  ${it.ready}  ${it.failures} ${it.reason}`),
+);
+
+command("cooldowns", "[clear]：クールダウン中のキーとモデルを理由とともに表示（clearですべて解除）", (args, { profiles }) => {
   if (args === "clear") profiles.clear();
-  const resting = [...profiles.cooldowns].filter(([id]) => profiles.readyAt(id));
-  return resting.map(([id, { reason, until }]) => `${id}  ${reason}  ${time(until)}`);
+  const running = [...profiles.cooldowns].filter(([id]) => profiles.readyAt(id) > 0);
+  return running.map(([id, { reason, until }]) => `${id}  ${reason}  ${formatTime(until)}`);
 });
 
 command("fallback", "試すモデルの一覧（上から順に）", (_args, { resilience }) => [
@@ -3619,152 +4849,222 @@ command("fallback", "試すモデルの一覧（上から順に）", (_args, { r
 
 /** 設定にあるすべてのキー：ANTHROPIC_API_KEYと、ANTHROPIC_API_KEY_2から_9。 */
 function profilesFrom(setting: Setting): AuthProfile[] {
-  const names = ["", 2, 3, 4, 5, 6, 7, 8, 9].map((n) => `ANTHROPIC_API_KEY${n && `_${n}`}`);
+  const names = ["ANTHROPIC_API_KEY"];
+  for (let i = 2; i <= 9; i++) names.push(`ANTHROPIC_API_KEY_${i}`);
   const profiles = names.map((name) => ({ name, key: setting(name) })).filter(({ key }) => key);
-  // 「…」の混じったキーを貼り付けると、送ることさえできない。
-  const odd = profiles.find(({ key }) => !/^[\x21-\x7e]+$/.test(key));
-  if (odd) throw new Error(`${odd.name} has a character that is in no key: copy it again`);
+  // A key is sent in an HTTP header, which holds visible ASCII only. Whoever copies a key from a
+  // page that shortens it has an "…" in it, and would be told so only at the first message.
+  const broken = profiles.find(({ key }) => !/^[\x21-\x7e]+$/.test(key));
+  if (broken) throw new Error(`${broken.name} has a character that is in no key: copy it again`);
   return profiles;
 }
 
 // ---- s10 · 並行処理 ----
 
-// ここまでは、会話ごとにPromiseをつなぐだけだった。100人が同時に話しかければ、呼び出しも同時に
-// 100回になる。固まったターンは会話を握ったまま放さず、人のターンを待つcronも道連れになる。
-// レーンは、そのつながりに数と時計を付けたもの。ターンはレーンを2つ通る。外側は会話ごとのレーンで、
-// 順序を守る。内側は全員で共有するレーンで、数を抑える。
+// Up to s09 each conversation has a chain of promises, and nothing else limits the program. So a
+// hundred people who write at once cause a hundred model calls at once, and so do all the messages
+// that wait in the inbox at a start (a thundering herd). And a turn that hangs holds up its
+// conversation for ever, as well as the cron jobs, because they wait until no person's turn runs.
+//
+// A lane is a FIFO queue with a concurrency limit (a semaphore) and a timeout for each task. A turn
+// passes through two of them: the lane of its conversation keeps the order, and inside it a lane
+// that all conversations share limits how many turns run side by side.
 
 /** タスクが外から終わらされた。時間がかかりすぎたか、リセットがあったか。 */
 export class LaneError extends Error {}
-/** プログラムが終わろうとしているので、始まらなかった。 */
+/** The task was refused because the program is shutting down. It never started. */
 export class StoppingError extends LaneError {}
 
 /** レーンの中で動くもの。signalが中断を告げたら、2秒のうちに終わる。 */
 export type Task<T> = (signal: AbortSignal) => Promise<T>;
 
-const GRACE = 2_000; // ミリ秒
+const GRACE_PERIOD = 2_000; // ミリ秒
+
+/** Rejects when the grace period is over, which begins when the signal aborts. */
+async function endOfGracePeriod(signal: AbortSignal): Promise<never> {
+  if (!signal.aborted) await once(signal, "abort");
+  await sleep(GRACE_PERIOD);
+  throw new LaneError("it did not stop within 2 s");
+}
+
+/** The way to end a task that runs. Its signal aborts at Ctrl+C, too, which is no failure. */
+class RunningTask {
+  readonly control = new AbortController();
+  // Not the reason of the signal: if a reset comes after Ctrl+C, the signal keeps its first reason.
+  stoppedBy: LaneError | undefined;
+
+  stop(why: LaneError): void {
+    this.stoppedBy ??= why;
+    this.control.abort();
+  }
+}
 
 /**
- * 来た順に始まるタスク。同時に動くのは`limit`個まで、持ち時間は1つ`seconds`秒。Promiseは強制終了
- * できないので、固まったものからは枠を取り上げ、あとは放っておく。
+ * Gives what the task gives, or rejects when its grace period is over. JavaScript can't kill a
+ * promise, so a task that ignores its signal lives on; but nobody waits for it any longer, and
+ * what it throws later is ignored.
+ */
+async function withDeadline<T>(task: Task<T>, running: RunningTask): Promise<T> {
+  const { signal } = running.control;
+  const answer = Promise.race([task(signal), endOfGracePeriod(signal)]);
+  await Promise.allSettled([answer]);
+  // A task that the lane has stopped fails for this reason, whatever it gave or threw afterwards.
+  if (running.stoppedBy) throw running.stoppedBy;
+  return answer;
+}
+
+/** A task that has not started, and what its caller gets if it is refused. */
+interface WaitingTask {
+  start(): void;
+  reject(error: LaneError): void;
+}
+
+/**
+ * A FIFO queue: tasks start in the order in which they came, at most `limit` of them run side by
+ * side, and each is stopped after `timeout` seconds.
  */
 export class LaneQueue {
-  limit: number;
-  readonly seconds: number;
-  active = 0;
-  generation = 0; // リセットのたびに1つ増える
-  readonly waiting = new Set<{ begin(): void; reject(error: Error): void }>();
-  #running = new Set<(why: LaneError) => void>();
+  readonly timeout: number;
+  active = 0; // places that are taken, which is what a semaphore counts
+  // The number of resets so far, also called an epoch. A task remembers the generation in which it
+  // started, because one that ends after a reset must not give back a place of the new generation.
+  generation = 0;
+  readonly waiting = new Set<WaitingTask>(); // a Set keeps the order, and removes from the middle
+  #limit: number;
+  #running = new Set<RunningTask>(); // those of this generation
 
-  constructor(limit = 1, seconds = Infinity) {
-    this.limit = limit;
-    this.seconds = seconds;
+  constructor(limit = 1, timeout = Infinity) {
+    this.#limit = limit;
+    this.timeout = timeout;
+  }
+
+  get limit(): number {
+    return this.#limit;
+  }
+
+  /** A higher limit starts waiting tasks at once. A lower one stops none of those that run. */
+  set limit(limit: number) {
+    if (!Number.isInteger(limit) || limit < 1) throw new Error(`limit: ${limit} is not 1 or more`);
+    this.#limit = limit;
+    this.#pump();
   }
 
   /** タスクの結果を返す。タスクが失敗すればreject、外から終わらされたらLaneErrorでreject。 */
   enqueue<T>(task: Task<T>, signal?: AbortSignal): Promise<T> {
     return new Promise((resolve, reject) => {
-      const begin = () =>
-        this.waiting.delete(entry) && this.#run(task, signal).then(resolve, reject);
-      const entry = { begin, reject };
+      const start = () => {
+        // The signal may abort when the task has long been started or refused.
+        if (!this.waiting.has(entry)) return;
+        this.waiting.delete(entry);
+        this.#run(task, signal).then(resolve, reject);
+      };
+      const entry = { start, reject };
       this.waiting.add(entry);
-      // 順番待ちの間にCtrl+Cが来たら、先に始めてすぐ終わる。人の発言は、いつもどおり残る。
-      if (signal?.aborted) begin();
-      else signal?.addEventListener("abort", begin, { once: true });
-      this.pump();
+      // After Ctrl+C a waiting task starts at once, even if the limit is reached. It ends at once,
+      // too, but it has to run, because a turn stores what the person said.
+      signal?.addEventListener("abort", start, { once: true });
+      if (signal?.aborted) start();
+      this.#pump();
     });
   }
 
-  /** 枠の空いている分だけ始める。 */
-  pump(): void {
-    for (const { begin } of this.waiting) {
+  /** Starts waiting tasks, the oldest first, until the limit is reached. */
+  #pump(): void {
+    for (const { start } of this.waiting) {
       if (this.active >= this.limit) return;
-      begin();
+      start();
     }
   }
 
+  /** Takes a place, runs the task, and gives the place to the next one when the task has ended. */
   async #run<T>(task: Task<T>, signal?: AbortSignal): Promise<T> {
-    const { generation, seconds } = this;
-    const control = new AbortController();
-    setMaxListeners(0, control.signal); // 同時に動く十数個のツールが見張る
-    let ended: LaneError | undefined;
-    const end = (why: LaneError) => {
-      ended ??= why;
-      control.abort();
-    };
-    const interrupt = () => control.abort();
-    // 競走するのは、タスクと、終わるよう告げたときに動き出す時計。時計が勝っても、タスクはまだ
-    // どこかで動いているかもしれない。誰もそれを待たず、あとで投げるものも捨てる。
-    const late = once(control.signal, "abort")
-      .then(() => sleep(GRACE))
-      .then(() => Promise.reject(ended ?? new LaneError("it did not stop within 2 s")));
-    late.catch(() => {}); // 競走の前にタスクが投げることもある
-    const tooLong = new LaneError(`it took longer than ${seconds} s`);
-    const timer = seconds < Infinity && setTimeout(end, seconds * 1000, tooLong);
-    if (signal?.aborted) interrupt();
+    const { generation } = this;
+    const running = new RunningTask();
+    // All tools of a turn listen to this signal, and Node warns of a leak from 11 listeners on.
+    setMaxListeners(0, running.control.signal);
+    const interrupt = () => running.control.abort();
     signal?.addEventListener("abort", interrupt);
-    this.#running.add(end);
+    if (signal?.aborted) interrupt();
+    const timer = this.#startTimer(running);
+    this.#running.add(running);
     this.active++;
     try {
-      const result = await Promise.race([task(control.signal), late]);
-      if (ended) throw ended;
-      return result;
-    } catch (error) {
-      throw ended ?? error;
+      return await withDeadline(task, running);
     } finally {
-      if (timer) clearTimeout(timer);
+      clearTimeout(timer);
       signal?.removeEventListener("abort", interrupt);
-      this.#running.delete(end);
-      // リセットのあとは枠を数え直すので、このタスクに返す枠はない。
-      if (generation === this.generation) {
-        this.active--;
-        this.pump();
-      }
+      this.#running.delete(running);
+      this.#release(generation);
     }
   }
 
-  /** 動いているものを終わらせ、待っているものをすぐに始める。終わらせた数を返す。 */
+  /** The time begins when the task starts, so a long wait in the queue costs it nothing. */
+  #startTimer(running: RunningTask): NodeJS.Timeout | undefined {
+    if (this.timeout === Infinity) return undefined; // Node would take it for 1 ms
+    const error = new LaneError(`it took longer than ${this.timeout} s`);
+    return setTimeout(() => running.stop(error), this.timeout * 1000);
+  }
+
+  #release(generation: number): void {
+    if (generation !== this.generation) return;
+    this.active--;
+    this.#pump();
+  }
+
+  /** Stops what runs, and starts what waits without waiting for it. Gives how many were stopped. */
   reset(): number {
-    // 2秒の猶予は与えるが、枠は渡さない。待っていたら、詰まりから抜け出せない。
-    const running = [...this.#running];
+    // The stopped tasks have their grace period, but they lose their places now. If the waiting
+    // tasks had to wait for them, a reset would not help against tasks that hang.
+    const stopped = [...this.#running];
     this.generation++;
     this.active = 0;
     this.#running.clear();
-    for (const end of running) end(new LaneError("there was a reset"));
-    this.pump();
-    return running.length;
+    for (const task of stopped) task.stop(new LaneError("there was a reset"));
+    this.#pump();
+    return stopped.length;
+  }
+
+  /** Rejects all tasks that have not started. Those that run go on. */
+  refuseWaiting(error: LaneError): void {
+    for (const { reject } of this.waiting) reject(error);
+    this.waiting.clear();
   }
 }
 
-/** レーンを名前で引く。`named`にないレーンは、仕事のある間だけある。 */
+/**
+ * All lanes by name. The named lanes limit how many turns run side by side, and exist for ever. Any
+ * other name is a conversation, whose lane (one at a time, no timeout) exists while it has work.
+ */
 export class CommandQueue {
   readonly lanes: Map<string, LaneQueue>;
   readonly named: string[];
-  #open = new Set<Promise<unknown>>(); // まだ出ていない結果
+  #unsettled = new Set<Promise<unknown>>();
   #isStopping = false;
 
-  /** `named`は、同時に動く数と、1つの持ち時間（秒）。 */
-  constructor(named: Record<string, [limit: number, seconds: number]>) {
-    const lanes = Object.entries(named);
+  constructor(named: Record<string, [limit: number, timeout: number]>) {
     this.named = Object.keys(named);
+    const lanes = Object.entries(named);
     this.lanes = new Map(lanes.map(([name, [limit, s]]) => [name, new LaneQueue(limit, s)]));
   }
 
-  /** 同じレーンの中からawaitしてはならない。自分を待つことになる。 */
+  /**
+   * Runs a task in a lane. A task must not await its own lane: it would keep the place that the
+   * task it waits for needs, so neither of the two could ever go on (a deadlock).
+   */
   run<T>(name: string, task: Task<T>, signal?: AbortSignal): Promise<T> {
     const isNamed = this.named.includes(name);
     if (this.#isStopping && isNamed) return Promise.reject(new StoppingError("stopping"));
     const lane = this.lanes.get(name) ?? new LaneQueue();
     this.lanes.set(name, lane);
-    const result = lane.enqueue(task, signal);
-    this.#open.add(result);
+    const answer = lane.enqueue(task, signal);
+    this.#unsettled.add(answer);
     const forget = () => {
-      this.#open.delete(result);
+      this.#unsettled.delete(answer);
       // 最後に終わったものが消す。消さないと、話しかけたことのある人の数だけレーンが残る。
       if (!isNamed && !this.isBusy(name)) this.lanes.delete(name);
     };
-    result.then(forget, forget);
-    return result;
+    answer.then(forget, forget);
+    return answer;
   }
 
   isBusy(name: string): boolean {
@@ -3773,30 +5073,34 @@ export class CommandQueue {
   }
 
   /**
-   * 動いているターンを終わらせる。会話のレーンには手を出さない。中のターンが終われば、遅くとも2秒後
-   * には進む。それより早めると、2つのターンが同じ会話に書いてしまう。
+   * Stops the turns that run, and gives how many. It leaves the lanes of conversations alone: each
+   * goes on when its turn has ended, after 2 s at most. If they were reset too, the next turn of a
+   * conversation would write into its file while the stopped turn still does.
    */
   reset(): number {
-    const ended = this.named.map((name) => this.lanes.get(name)?.reset() ?? 0);
-    return ended.reduce((sum, count) => sum + count, 0);
+    let stopped = 0;
+    for (const name of this.named) stopped += this.lanes.get(name)?.reset() ?? 0;
+    return stopped;
   }
 
   /** もうターンを始めない。動いているものが終わり、返信も済んだらresolve。 */
-  async drain(): Promise<void> {
+  async shutDown(): Promise<void> {
     this.#isStopping = true;
-    for (const { waiting } of this.named.flatMap((name) => this.lanes.get(name) ?? [])) {
-      for (const { reject } of waiting) reject(new StoppingError("stopping"));
-      waiting.clear();
+    for (const name of this.named) {
+      this.lanes.get(name)?.refuseWaiting(new StoppingError("stopping"));
     }
-    while (this.#open.size > 0) await Promise.allSettled(this.#open);
+    // It looks again each time, because a turn that ends may enqueue its reply.
+    while (this.#unsettled.size > 0) await Promise.allSettled(this.#unsettled);
   }
 }
 
-// 同時に動く数と、持ち時間（秒）。会話のレーンに時計は要らない。中のターンが、このどれかの
-// 時計で必ず終わるから。
+/** The named lanes: how many turns run side by side, and after how many seconds one is stopped. */
 export const LANES = new CommandQueue({ main: [4, 1800], cron: [1, 3600], heartbeat: [1, 600] });
 
-/** レーンでターンを動かす。外から終わらされたら会話を閉じ、まだ動いていても書かせない。 */
+/**
+ * Runs a turn in a named lane. A turn that was stopped may still be at work somewhere, so its
+ * conversation is closed to it; the next turn opens the file anew.
+ */
 async function inLane<T>(lane: string, app: App, key: string, turn: Task<T>, stop?: AbortSignal) {
   try {
     return await LANES.run(lane, turn, stop);
@@ -3806,28 +5110,41 @@ async function inLane<T>(lane: string, app: App, key: string, turn: Task<T>, sto
   }
 }
 
+/** 人を待つのはレーンの外。中で待つと、リセットや時計に終わらされてしまう。 */
+async function answerJobInLane(app: App, message: Routed, stop?: AbortSignal): Promise<string> {
+  const task = async (signal: AbortSignal) =>
+    app.activeTurns.size > 0 ? undefined : answerJob(app, message, signal);
+  let answer: string | undefined;
+  while (answer === undefined) {
+    await app.activeTurns.idle();
+    answer = await inLane("cron", app, message.sessionKey, task, stop);
+  }
+  return answer;
+}
+
 /**
  * 人のターン。順番待ちに並んだときから数に入る。数えるのはレーンのPromiseで、ターン自身のものでは
  * ない。固まったターンのPromiseはいつまでも決まらず、ジョブは待ち続けることになる。
  */
-const serve = (
+const runUserTurn = (
   app: App,
   { sessionKey }: Routed,
   stop: AbortSignal | undefined,
   turn: Task<string>,
-) => counted(inLane("main", app, sessionKey, turn, stop));
+) => app.activeTurns.track(inLane("main", app, sessionKey, turn, stop));
 
-const lanesOf = () =>
+/** One entry for each lane that exists now, as `lanes.list` gives it. */
+const describeLanes = () =>
   [...LANES.lanes].map(([name, { limit, active, waiting, generation }]) => {
     return { name, limit, active, waiting: waiting.size, generation };
   });
 
-method("lanes.list", {}, [], lanesOf);
+method("lanes.list", {}, [], describeLanes);
 
 command("lanes", "動いているものと、待っているもの", () =>
-  lanesOf()
-    .map(({ name, active, limit, waiting }) => `${name.padEnd(10)} ${active}/${limit}  +${waiting}`)
-    .join("\n"),
+  describeLanes().map(
+    ({ name, active, limit, waiting }) => `${name.padEnd(10)} ${active}/${limit}  +${waiting}`,
+  ),
 );
 
 command("enqueue", "<レーン> <文>：レーンでターンを1つ動かす。新しい名前ならレーンを作る", (args, app) => {
@@ -3839,7 +5156,7 @@ command("enqueue", "<レーン> <文>：レーンでターンを1つ動かす。
     (answer) => info(`[${place}] ${answer}`),
     (error) => warn(`[${place}] ${error}`),
   );
-  return text(`${lane}: ${LANES.lanes.get(lane)?.waiting.size}件が待っています。`);
+  return t(`${lane}: ${LANES.lanes.get(lane)?.waiting.size}件が待っています。`);
 });
 
 command("concurrency", "<レーン> <数>：同時に動く数を変える", (args) => {
@@ -3849,85 +5166,137 @@ command("concurrency", "<レーン> <数>：同時に動く数を変える", (ar
   if (!lane) throw new Error(`lane: one of ${LANES.named.join(", ")}`);
   if (!/^[1-9]\d{0,2}$/.test(count ?? "")) throw new Error("n: a number from 1 to 999");
   lane.limit = Number(count);
-  lane.pump();
-  return text(`${name}: 同時に${lane.limit}件まで動きます。`);
+  return t(`${name}: 同時に${lane.limit}件まで動きます。`);
 });
 
 command("generation", "各レーンの世代番号（リセットした回数）", () =>
-  lanesOf()
-    .map(({ name, generation }) => `${name.padEnd(10)} ${generation}`)
-    .join("\n"),
+  describeLanes().map(({ name, generation }) => `${name.padEnd(10)} ${generation}`),
 );
 
-command("reset", "動いているターンを終わらせる。待っているものは進める", () =>
-  text(`${LANES.reset()}件を終わらせました。`),
-);
+command("reset", "動いているターンを終わらせる。待っているものは進める", () => t(`${LANES.reset()}件を終わらせました。`));
 
 // ---- 全体をつなぐ ----
 
-async function main(): Promise<void> {
-  // .env.exampleの見本をコピーしただけの値も、キーなしとみなす。
-  if (!process.env.ANTHROPIC_API_KEY?.replace("sk-ant-your-key-here", "")) {
+/** Without an API key two lines say what to do, and the program ends with status 1. */
+function requireApiKey(): void {
+  const key = process.env.ANTHROPIC_API_KEY ?? "";
+  // A copy of .env.example that nobody has filled in contains this placeholder, which is no key.
+  if (key === "" || key === "sk-ant-your-key-here") {
     fail("ANTHROPIC_API_KEYが設定されていません。.env.exampleを.envにコピーし、キーを書いてください。");
     fail("キーがなくても、`npm start`なら同じプログラムを練習用モデルとオフラインで動かせます。");
     process.exit(1);
   }
-  if (!(CONTEXT_TOKENS >= 1000)) throw new Error("CONTEXT_TOKENS must be a number from 1000 up");
-  setGlobalDispatcher(new EnvHttpProxyAgent()); // HTTPS_PROXYは、こちらの通信すべてに効く
-  lockFolder(STATE);
+}
+
+/** Step 2. Creates the parts of the program from what is on disk. Nothing is running yet. */
+function createApp(): App {
   const channels = new ChannelManager();
+  if (env("TELEGRAM_BOT_TOKEN")) channels.set("telegram", new TelegramChannel(env));
+  if (env("FEISHU_APP_ID")) channels.set("feishu", new FeishuChannel(env));
   const queue = new DeliveryQueue(path.join(STATE, "delivery"));
+  const simulatedFailures = new SimulatedFailures();
   const profiles = new ProfileManager(profilesFrom(env), path.join(STATE, "profiles.json"));
+  const fallbackModels = env("FALLBACK_MODELS").match(/[^\s,]+/g) ?? [];
   const app: App = {
     store: new SessionStore(path.join(STATE, "sessions")),
     key: TERMINAL_KEY,
     inbox: new Inbox(path.join(STATE, "inbox")),
     channels,
-    queue,
-    delivery: new DeliveryRunner(queue, channels),
-    profiles,
-    resilience: new ResilienceRunner(profiles, env("FALLBACK_MODELS").match(/[^\s,]+/g) ?? []),
     agents: new AgentManager(AGENTS.map((agent) => [agent.id, agent])),
     bindings: new BindingTable(BINDINGS),
     gateway: new GatewayServer(gatewayToken()),
     memory: new MemoryStore(path.join(STATE, "memory"), PRIVATE_FILES),
-    cron: new CronService(WORKSPACE, (job, due) => beginJob(app, job, due)),
+    activeTurns: new ActiveTurns(),
+    cron: new CronService(WORKSPACE, (job, due) => enqueueJob(app, job, due)),
     heartbeat: new HeartbeatRunner(path.join(STATE, "heartbeat.json")),
+    queue,
+    delivery: new DeliveryRunner(queue, channels, simulatedFailures),
+    simulatedFailures,
+    profiles,
+    resilience: new ResilienceRunner(profiles, fallbackModels),
   };
-  const cli = new CliChannel((line, options) => runCommand(line, app, options));
-  if (env("TELEGRAM_BOT_TOKEN")) app.channels.set("telegram", new TelegramChannel(env));
-  if (env("FEISHU_APP_ID")) app.channels.set("feishu", new FeishuChannel(env));
-  const { id, messages } = app.store.current(app.key);
-  for (const { agentId } of BINDINGS) app.agents.find(agentId); // なければ名前を挙げて投げる
+  // A binding to an agent that does not exist throws here, and the error names the agent.
+  for (const { agentId } of BINDINGS) app.agents.find(agentId);
+  return app;
+}
+
+function greet({ store, key }: App): void {
+  const { id, messages } = store.current(key);
   info(`モデルは${MODEL}です。Ctrl+Cで応答を中断、quitで終了します。`);
   info(`セッション${id}、メッセージ${messages.length}件。コマンドの一覧は/helpで見られます。`);
-  const port = wholeNumber("HTTP_PORT", 8765, 65535);
-  // ポートがなければイベントは届かない。そのときFeishuは使わない。
-  const server = await startHttp(port);
+}
+
+/** Step 3. Starts everything that runs beside the terminal. */
+async function startApp(app: App, httpPort: number): Promise<void> {
+  // From here on every fetch of this process goes through HTTPS_PROXY or HTTP_PROXY, if one is set.
+  setGlobalDispatcher(new EnvHttpProxyAgent());
+  const server = await startHttp(httpPort);
+  // Feishu's events come in over HTTP, so without a port the channel could receive nothing.
   if (!server.listening) app.channels.delete("feishu");
   app.gateway.attach(server, app);
-  const isOurs = app.gateway.address && !env("GATEWAY_TOKEN");
-  if (isOurs) info(`gateway: ${app.gateway.address}?token=${gatewayToken()}`);
+  const hasOwnToken = app.gateway.address && !env("GATEWAY_TOKEN");
+  if (hasOwnToken) info(`gateway: ${app.gateway.address}?token=${gatewayToken()}`);
   app.delivery.start();
-  // 残っていた分から始める。順番が入れ替わらないように。いま設定されていないチャネルの
-  // メッセージは、また設定されるまで受信箱に残る。
-  for (const one of app.inbox.pending()) if (app.channels.has(one.channel)) void enqueue(app, one);
-  for (const one of app.inbox.pending()) if (one.channel === "cron") void enqueue(app, one);
-  const serve = process.argv.includes("--serve");
-  const stopped = serve && Promise.race([once(process, "SIGTERM"), once(process, "SIGINT")]);
+  // Before the channels receive anything new, so that nobody is answered out of order.
+  resumeInbox(app);
   await app.channels.start((message, signal) => accept(app, message, signal));
   startTimer(app);
-  if (serve) {
-    await stopped; // タイマーがあるので、Nodeは終了しない
-  } else {
-    app.channels.set("cli", cli);
-    await cli.start((message, signal) => accept(app, message, signal));
-    await cli.closed;
+}
+
+/**
+ * Goes on with the messages that an earlier run accepted and did not finish. One whose channel is
+ * not set up now stays in the inbox until it is again.
+ */
+function resumeInbox(app: App): void {
+  for (const message of app.inbox.pending()) {
+    if (app.channels.has(message.channel)) void enqueue(app, message);
   }
+  for (const message of app.inbox.pending()) {
+    if (message.channel === "cron") void enqueue(app, message);
+  }
+}
+
+/** Answers lines and runs commands until the person at the terminal leaves. */
+async function runTerminal(app: App): Promise<void> {
+  const cli = new CliChannel(app);
+  app.channels.set("cli", cli);
+  await cli.start((message, signal) => accept(app, message, signal));
+  await cli.closed;
+}
+
+/** Resolves when a service manager or a person asks the program to stop. */
+async function stopSignal(): Promise<void> {
+  // シグナルを待つだけでは、Nodeは終了してしまう
+  const keepAlive = setInterval(() => {}, 60_000);
+  await Promise.race([once(process, "SIGTERM"), once(process, "SIGINT")]);
+  clearInterval(keepAlive);
+}
+
+/**
+ * Step 4 is a graceful shutdown: no channel receives any more, and turns that are running get up
+ * to 10 s. What is not done by then is still in the inbox, so the next start goes on with it.
+ */
+async function shutDown(app: App, isServing: boolean): Promise<void> {
   await app.channels.stop();
-  // 答えている途中なら、最大10秒待つ。終わらなかった分は、起動し直したときに片付ける。
-  if (serve || process.stdin.isTTY) await Promise.race([LANES.drain(), sleep(10_000)]);
-  process.stdout.write("", () => process.exit(0)); // パイプの相手が全部受け取ったら
+  if (isServing || process.stdin.isTTY) await Promise.race([LANES.shutDown(), sleep(10_000)]);
+  // パイプの相手が全部受け取ったら
+  process.stdout.write("", () => process.exit(0));
+}
+
+async function main(): Promise<void> {
+  // Step 1: the settings are checked before anything has started.
+  requireApiKey();
+  if (!(CONTEXT_TOKENS >= 1000)) throw new Error("CONTEXT_TOKENS must be a number from 1000 up");
+  const httpPort = wholeNumber("HTTP_PORT", 8765, 65535);
+  const isServing = process.argv.includes("--serve"); // then nobody sits at the terminal
+  lockFolder(STATE);
+  const app = createApp();
+  greet(app);
+  // We listen for signals from here on, because one may arrive while the channels are starting.
+  const stopped = isServing ? stopSignal() : undefined;
+  await startApp(app, httpPort);
+  await (stopped ?? runTerminal(app));
+  await shutDown(app, isServing);
 }
 
 if (RUN) {

@@ -32,7 +32,7 @@ const SYSTEM = "You are a helpful assistant. Answer briefly and plainly.";
 
 // ---- 终端 ----
 
-let atLineStart = true;
+let atLineStart = true; // whether what was printed last ended a line
 
 /** 把模型说的话一段一段打印出来。 */
 export function say(piece: string) {
@@ -46,34 +46,31 @@ const sayLine = (line: string) => say(`${atLineStart ? "" : "\n"}${line}\n`);
 /** 程序自己的输出：灰色和红色。 */
 export const info = (line: string) => sayLine(tint(2, line));
 export const fail = (line: string) => sayLine(tint(31, line));
-/** 标出给人看的句子：不在这里打印，但翻译时要找得到。 */
-export const text = (sentence: string) => sentence;
+/** Gives the sentence back. By this call the translation tool finds what is printed elsewhere. */
+export const t = (sentence: string) => sentence;
 
 /** 从键盘或管道读入，一次交出一行。 */
 export class Terminal {
   /** 正在回答时按 Ctrl+C，中止这一行的 signal；在提示符下按，退出程序。 */
-  async run(handle: (line: string, signal: AbortSignal) => Promise<unknown>): Promise<void> {
+  async run(onLine: (line: string, signal: AbortSignal) => Promise<unknown>): Promise<void> {
     const { stdin, stdout } = process;
+    const terminal = stdin.isTTY && stdout.isTTY;
     // 回复还在流式输出时，readline 会把按键回显到文字中间。所以这段时间暂停 readline，
     // 按键先存在 keys 里，也就是键盘和 readline 之间。只有 Ctrl+C 立刻处理。
     const keys = Object.assign(new PassThrough(), { setRawMode: stdin.setRawMode?.bind(stdin) });
-    const terminal = stdin.isTTY && stdout.isTTY;
     const reader = createInterface({ input: keys, output: stdout, terminal, prompt: "You > " });
-    const prompt = () => (terminal ? reader.prompt() : stdout.write("You > "));
-    let turn: AbortController | undefined;
+    if (terminal) reader.on("line", () => reader.pause());
+    let turn: AbortController | undefined; // of the line that is being answered
     const interrupt = () => (turn ? turn.abort() : reader.close());
     process.on("SIGINT", interrupt);
-    reader.on("SIGINT", interrupt).on("line", () => terminal && reader.pause());
-    // 一行一行地喂：readline 就算暂停了，已经拿到的那一段还是会处理完。
-    const put = (typed: string) => typed.split(/(?<=\r(?!\n))/).map((line) => keys.write(line));
-    stdin.setEncoding("utf8").on("end", () => keys.end());
-    stdin.on("data", (typed) => (turn && typed.includes("\x03") ? turn.abort() : put(`${typed}`)));
+    forwardKeys(keys, interrupt);
+    const prompt = () => (terminal ? reader.prompt() : stdout.write("You > "));
     prompt();
     for await (const entered of reader) {
       const line = entered.trim();
       if (line === "quit" || line === "exit") break;
       turn = new AbortController();
-      if (line) await handle(line, turn.signal).catch((e) => fail(`失败：${e.apiMessage ?? e}`));
+      if (line) await onLine(line, turn.signal).catch((e) => fail(`失败：${e.apiMessage ?? e}`));
       turn = undefined;
       if (!atLineStart) say("\n");
       prompt();
@@ -83,13 +80,23 @@ export class Terminal {
   }
 }
 
+/** Passes on what is typed. Only Ctrl+C, which a terminal sends as "\x03", does not wait. */
+function forwardKeys(keys: PassThrough, interrupt: () => void): void {
+  process.stdin.setEncoding("utf8").on("end", () => keys.end());
+  process.stdin.on("data", (typed: string) => {
+    if (process.stdin.isTTY && typed.includes("\x03")) return interrupt();
+    // Line by line, because readline finishes what it has been given before it pauses.
+    for (const line of typed.match(/[^\r]*\r\n?|[^\r]+/g) ?? []) keys.write(line);
+  });
+}
+
 // ---- s01 · Agent 循环 ----
 
 type Entry = { role: "user" | "assistant"; content: Anthropic.ContentBlockParam[] };
 /** 回复按 API 给的原样保存，id、停止原因和 usage 都在。 */
-export type Message = Anthropic.Message | (Entry & { role: "user" });
+export type Message = Anthropic.Message | (Entry & { role: "user"; stop_reason?: undefined });
 
-/** 两次调用之间，模型什么都不记得。它知道的一切都在这个列表里。 */
+/** The API is stateless: the model knows nothing but what is in this list. */
 export class Conversation {
   messages: Message[] = [];
 
@@ -98,35 +105,35 @@ export class Conversation {
   }
 }
 
-/** 一轮怎么跑：回复陆续到达时交给谁，用什么来中止。 */
+/** How one turn is to run. Later sections declare the interface again, which adds fields to it. */
 export interface TurnOptions {
-  onText?(piece: string): void;
-  signal?: AbortSignal;
+  onText?(piece: string): void; // gets the reply as it arrives
+  signal?: AbortSignal; // stops the turn
 }
 
-/** GO_ON 里的原因表示模型还没说完；其余的都算说完，表里写的是该告诉用户的话。 */
-const GO_ON = new Set(["pause_turn"]);
+/** After one of these stop reasons the model has more to do. (s02 adds "tool_use".) */
+const CONTINUE_REASONS = new Set(["pause_turn"]);
+/** After these a person is told something. The usual ones, such as "end_turn", need no words. */
 const STOP_NOTES: Record<string, string> = {
-  end_turn: "",
-  stop_sequence: "",
-  max_tokens: text("\n（回复断在这里：到了 token 上限。）"),
-  refusal: text("\n（模型拒绝回答。从现在起，它不会再看到这一轮。）"),
-  model_context_window_exceeded: text("\n（断在这里：上下文窗口满了，模型读不下更多内容。）"),
+  max_tokens: t("\n（回复断在这里：到了 token 上限。）"),
+  refusal: t("\n（模型拒绝回答。从现在起，它不会再看到这一轮。）"),
+  model_context_window_exceeded: t("\n（断在这里：上下文窗口满了，模型读不下更多内容。）"),
 };
-const noteOf = (m: Message) => ("stop_reason" in m && STOP_NOTES[m.stop_reason ?? ""]) || "";
-const startsTurn = ({ role }: Entry) => role === "user";
+const stopNote = (message: Message) => STOP_NOTES[message.stop_reason ?? ""] ?? "";
+
+/** A turn starts where a person says something. Results of tools have the role "user", too. */
+const startsTurn = (m: Entry) => m.role === "user" && m.content[0]?.type !== "tool_result";
+/** What was refused once would be refused again, so the whole turn that led to it is left out. */
+const withoutLastTurn = (request: Entry[]) => request.slice(0, request.findLastIndex(startsTurn));
 
 /** 把历史整理成 API 接受的样子：去掉空白，去掉遭到拒绝的内容，让角色交替。 */
 export function toRequest(history: Message[]): Entry[] {
-  const request: Entry[] = [];
+  let request: Entry[] = [];
   for (const message of history) {
-    const last = request.at(-1);
     const content = message.content.filter((block) => block.type !== "text" || block.text.trim());
-    // 回复不能以 thinking 结尾；真以它结尾，说明思考只到了一半。
-    while (content.at(-1)?.type.endsWith("thinking")) content.pop();
-    // 模型拒绝过的内容，再发还是拒绝，连带后面的也一起拒绝。
-    const refused = "stop_reason" in message && message.stop_reason === "refusal";
-    if (refused) request.splice(request.findLastIndex(startsTurn));
+    while (content.at(-1)?.type.endsWith("thinking")) content.pop(); // it was cut off
+    const last = request.at(-1);
+    if (message.stop_reason === "refusal") request = withoutLastTurn(request);
     else if (last?.role === message.role) last.content.push(...content);
     else if (content.length > 0) request.push({ role: message.role, content });
   }
@@ -141,44 +148,48 @@ export function buildRequest({ messages }: Conversation, _options: TurnOptions) 
 /** 调用一次，返回回复；中途中止就返回已经收到的部分。API 的错误照样抛出。 */
 export async function callModel(request: Anthropic.MessageStreamParams, options: TurnOptions) {
   // SDK 自己从环境变量里读 ANTHROPIC_API_KEY 和 ANTHROPIC_BASE_URL。
-  const stream = new Anthropic().messages.stream(request, { signal: options.signal });
-  let finished = 0;
-  stream.on("text", (piece) => options.onText?.(piece)).on("contentBlock", () => finished++);
+  const client = new Anthropic();
+  const stream = client.messages.stream(request, { signal: options.signal });
+  const finished: Anthropic.ContentBlock[] = [];
+  stream.on("text", (piece) => options.onText?.(piece));
+  stream.on("contentBlock", (block) => finished.push(block));
   try {
     return await stream.finalMessage();
   } catch (error) {
     if (!options.signal?.aborted) throw error;
     options.onText?.(" (interrupted)");
+    // Half a text is worth keeping, but half a tool call or half a thought is of no use.
     const arrived = stream.currentMessage?.content ?? [];
-    const kept = arrived.filter((block, index) => block.type === "text" || index < finished);
+    const kept = arrived.filter((block) => block.type === "text" || finished.includes(block));
     const content = [...kept, { type: "text", text: "(interrupted)", citations: null }];
-    // 没有停止原因，因为是我们让它停的。id 和 usage 只有 API 才给得出。
+    // The API gave no stop reason, no id and no usage, so these are missing here.
     return { role: "assistant", content, stop_reason: null } as Anthropic.Message;
   }
 }
 
-/** 循环。只看存下来的内容，所以从哪里都能接着跑。 */
+/** The agent loop. It decides only by what is stored, so it can go on after an error or a crash. */
 export async function continueTurn(conversation: Conversation, options: TurnOptions) {
   while (needsReply(conversation.messages.at(-1))) {
-    const reply = await callModel(buildRequest(conversation, options), options);
-    conversation.append(reply);
-    options.onText?.(noteOf(reply));
+    const response = await callModel(buildRequest(conversation, options), options);
+    conversation.append(response);
+    options.onText?.(stopNote(response));
   }
 }
 
-const needsReply = (last?: Message) => last?.role === "user" || GO_ON.has(last?.stop_reason ?? "");
+const needsReply = (last?: Message) =>
+  last?.role === "user" || CONTINUE_REASONS.has(last?.stop_reason ?? "");
 
 /** 把这一轮跑完。返回用户说话之后模型说的全部内容。 */
 export async function finishTurn(conversation: Conversation, options: TurnOptions) {
   await continueTurn(conversation, options);
   const start = conversation.messages.findLastIndex(startsTurn) + 1;
-  return conversation.messages.slice(start).map(spoken).filter(Boolean).join("\n\n");
+  return conversation.messages.slice(start).map(textOf).filter(Boolean).join("\n\n");
 }
 
-const spoken = (message: Message) =>
-  message.content.map((b) => (b.type === "text" ? b.text : "")).join("") + noteOf(message);
+const textOf = (message: Message) =>
+  message.content.map((b) => (b.type === "text" ? b.text : "")).join("") + stopNote(message);
 
-/** 一轮。用户的话先记下来，再去问模型；不管成不成功，记下的都留着。 */
+/** Runs one turn. The person's words are stored first, so they stay if the model fails. */
 export async function runTurn(conversation: Conversation, input: string, options: TurnOptions) {
   conversation.append({ role: "user", content: [{ type: "text", text: input }] });
   return finishTurn(conversation, options);
@@ -186,13 +197,19 @@ export async function runTurn(conversation: Conversation, input: string, options
 
 // ---- 组装起来 ----
 
-async function main(): Promise<void> {
-  // 从 .env.example 抄过来没改的示例，也不算密钥。
-  if (!process.env.ANTHROPIC_API_KEY?.replace("sk-ant-your-key-here", "")) {
+/** Without an API key two lines say what to do, and the program ends with status 1. */
+function requireApiKey(): void {
+  const key = process.env.ANTHROPIC_API_KEY ?? "";
+  // A copy of .env.example that nobody has filled in contains this placeholder, which is no key.
+  if (key === "" || key === "sk-ant-your-key-here") {
     fail("没有设置 ANTHROPIC_API_KEY：把 .env.example 复制成 .env，填上你的密钥。");
     fail("没有密钥？`npm start -- --lang zh` 可以离线运行同一个程序，由练习模型来回答。");
     process.exit(1);
   }
+}
+
+async function main(): Promise<void> {
+  requireApiKey();
   info(`正在和 ${MODEL} 对话。Ctrl+C 中断回复，输入 quit 退出。`);
   const conversation = new Conversation();
   await new Terminal().run((line, signal) => runTurn(conversation, line, { onText: say, signal }));

@@ -38,7 +38,7 @@ const CONTEXT_TOKENS = Number(process.env.CONTEXT_TOKENS || 180_000);
 
 // ---- 终端 ----
 
-let atLineStart = true;
+let atLineStart = true; // whether what was printed last ended a line
 
 /** 把模型说的话一段一段打印出来。 */
 export function say(piece: string) {
@@ -53,34 +53,31 @@ const sayLine = (line: string) => say(`${atLineStart ? "" : "\n"}${line}\n`);
 export const info = (line: string) => sayLine(tint(2, line));
 export const warn = (line: string) => sayLine(tint(33, line));
 export const fail = (line: string) => sayLine(tint(31, line));
-/** 标出给人看的句子：不在这里打印，但翻译时要找得到。 */
-export const text = (sentence: string) => sentence;
+/** Gives the sentence back. By this call the translation tool finds what is printed elsewhere. */
+export const t = (sentence: string) => sentence;
 
 /** 从键盘或管道读入，一次交出一行。 */
 export class Terminal {
   /** 正在回答时按 Ctrl+C，中止这一行的 signal；在提示符下按，退出程序。 */
-  async run(handle: (line: string, signal: AbortSignal) => Promise<unknown>): Promise<void> {
+  async run(onLine: (line: string, signal: AbortSignal) => Promise<unknown>): Promise<void> {
     const { stdin, stdout } = process;
+    const terminal = stdin.isTTY && stdout.isTTY;
     // 回复还在流式输出时，readline 会把按键回显到文字中间。所以这段时间暂停 readline，
     // 按键先存在 keys 里，也就是键盘和 readline 之间。只有 Ctrl+C 立刻处理。
     const keys = Object.assign(new PassThrough(), { setRawMode: stdin.setRawMode?.bind(stdin) });
-    const terminal = stdin.isTTY && stdout.isTTY;
     const reader = createInterface({ input: keys, output: stdout, terminal, prompt: "You > " });
-    const prompt = () => (terminal ? reader.prompt() : stdout.write("You > "));
-    let turn: AbortController | undefined;
+    if (terminal) reader.on("line", () => reader.pause());
+    let turn: AbortController | undefined; // of the line that is being answered
     const interrupt = () => (turn ? turn.abort() : reader.close());
     process.on("SIGINT", interrupt);
-    reader.on("SIGINT", interrupt).on("line", () => terminal && reader.pause());
-    // 一行一行地喂：readline 就算暂停了，已经拿到的那一段还是会处理完。
-    const put = (typed: string) => typed.split(/(?<=\r(?!\n))/).map((line) => keys.write(line));
-    stdin.setEncoding("utf8").on("end", () => keys.end());
-    stdin.on("data", (typed) => (turn && typed.includes("\x03") ? turn.abort() : put(`${typed}`)));
+    forwardKeys(keys, interrupt);
+    const prompt = () => (terminal ? reader.prompt() : stdout.write("You > "));
     prompt();
     for await (const entered of reader) {
       const line = entered.trim();
       if (line === "quit" || line === "exit") break;
       turn = new AbortController();
-      if (line) await handle(line, turn.signal).catch((e) => fail(`失败：${e.apiMessage ?? e}`));
+      if (line) await onLine(line, turn.signal).catch((e) => fail(`失败：${e.apiMessage ?? e}`));
       turn = undefined;
       if (!atLineStart) say("\n");
       prompt();
@@ -90,13 +87,23 @@ export class Terminal {
   }
 }
 
+/** Passes on what is typed. Only Ctrl+C, which a terminal sends as "\x03", does not wait. */
+function forwardKeys(keys: PassThrough, interrupt: () => void): void {
+  process.stdin.setEncoding("utf8").on("end", () => keys.end());
+  process.stdin.on("data", (typed: string) => {
+    if (process.stdin.isTTY && typed.includes("\x03")) return interrupt();
+    // Line by line, because readline finishes what it has been given before it pauses.
+    for (const line of typed.match(/[^\r]*\r\n?|[^\r]+/g) ?? []) keys.write(line);
+  });
+}
+
 // ---- s01 · Agent 循环 ----
 
 type Entry = { role: "user" | "assistant"; content: Anthropic.ContentBlockParam[] };
 /** 回复按 API 给的原样保存，id、停止原因和 usage 都在。 */
-export type Message = Anthropic.Message | (Entry & { role: "user" });
+export type Message = Anthropic.Message | (Entry & { role: "user"; stop_reason?: undefined });
 
-/** 两次调用之间，模型什么都不记得。它知道的一切都在这个列表里。 */
+/** The API is stateless: the model knows nothing but what is in this list. */
 export class Conversation {
   messages: Message[] = [];
 
@@ -105,36 +112,35 @@ export class Conversation {
   }
 }
 
-/** 一轮怎么跑：回复陆续到达时交给谁，用什么来中止。 */
+/** How one turn is to run. Later sections declare the interface again, which adds fields to it. */
 export interface TurnOptions {
-  onText?(piece: string): void;
-  signal?: AbortSignal;
+  onText?(piece: string): void; // gets the reply as it arrives
+  signal?: AbortSignal; // stops the turn
 }
 
-/** GO_ON 里的原因表示模型还没说完；其余的都算说完，表里写的是该告诉用户的话。 */
-const GO_ON = new Set(["pause_turn"]);
+/** After one of these stop reasons the model has more to do. (s02 adds "tool_use".) */
+const CONTINUE_REASONS = new Set(["pause_turn"]);
+/** After these a person is told something. The usual ones, such as "end_turn", need no words. */
 const STOP_NOTES: Record<string, string> = {
-  end_turn: "",
-  stop_sequence: "",
-  max_tokens: text("\n（回复断在这里：到了 token 上限。）"),
-  refusal: text("\n（模型拒绝回答。从现在起，它不会再看到这一轮。）"),
-  model_context_window_exceeded: text("\n（断在这里：上下文窗口满了，模型读不下更多内容。）"),
+  max_tokens: t("\n（回复断在这里：到了 token 上限。）"),
+  refusal: t("\n（模型拒绝回答。从现在起，它不会再看到这一轮。）"),
+  model_context_window_exceeded: t("\n（断在这里：上下文窗口满了，模型读不下更多内容。）"),
 };
-const noteOf = (m: Message) => ("stop_reason" in m && STOP_NOTES[m.stop_reason ?? ""]) || "";
-const startsTurn = (entry: Entry) => entry.role === "user" && resultsIn(entry).length === 0;
+const stopNote = (message: Message) => STOP_NOTES[message.stop_reason ?? ""] ?? "";
+
+/** A turn starts where a person says something. Results of tools have the role "user", too. */
+const startsTurn = (m: Entry) => m.role === "user" && m.content[0]?.type !== "tool_result";
+/** What was refused once would be refused again, so the whole turn that led to it is left out. */
+const withoutLastTurn = (request: Entry[]) => request.slice(0, request.findLastIndex(startsTurn));
 
 /** 把历史整理成 API 接受的样子：去掉空白，去掉遭到拒绝的内容，让角色交替。 */
 export function toRequest(history: Message[]): Entry[] {
-  const request: Entry[] = [];
-  history = answerCalls(history);
-  for (const message of history) {
-    const last = request.at(-1);
+  let request: Entry[] = [];
+  for (const message of answerCalls(history)) {
     const content = message.content.filter((block) => block.type !== "text" || block.text.trim());
-    // 回复不能以 thinking 结尾；真以它结尾，说明思考只到了一半。
-    while (content.at(-1)?.type.endsWith("thinking")) content.pop();
-    // 模型拒绝过的内容，再发还是拒绝，连带后面的也一起拒绝。
-    const refused = "stop_reason" in message && message.stop_reason === "refusal";
-    if (refused) request.splice(request.findLastIndex(startsTurn));
+    while (content.at(-1)?.type.endsWith("thinking")) content.pop(); // it was cut off
+    const last = request.at(-1);
+    if (message.stop_reason === "refusal") request = withoutLastTurn(request);
     else if (last?.role === message.role) last.content.push(...content);
     else if (content.length > 0) request.push({ role: message.role, content });
   }
@@ -155,49 +161,54 @@ export function buildRequest({ messages }: Conversation, _options: TurnOptions) 
 /** 调用一次，返回回复；中途中止就返回已经收到的部分。API 的错误照样抛出。 */
 export async function callModel(request: Anthropic.MessageStreamParams, options: TurnOptions) {
   // SDK 自己从环境变量里读 ANTHROPIC_API_KEY 和 ANTHROPIC_BASE_URL。
-  const stream = new Anthropic().messages.stream(request, { signal: options.signal });
-  let finished = 0;
-  stream.on("text", (piece) => options.onText?.(piece)).on("contentBlock", () => finished++);
+  const client = new Anthropic();
+  const stream = client.messages.stream(request, { signal: options.signal });
+  const finished: Anthropic.ContentBlock[] = [];
+  stream.on("text", (piece) => options.onText?.(piece));
+  stream.on("contentBlock", (block) => finished.push(block));
   try {
     return await stream.finalMessage();
   } catch (error) {
     if (!options.signal?.aborted) throw error;
     options.onText?.(" (interrupted)");
+    // Half a text is worth keeping, but half a tool call or half a thought is of no use.
     const arrived = stream.currentMessage?.content ?? [];
-    const kept = arrived.filter((block, index) => block.type === "text" || index < finished);
+    const kept = arrived.filter((block) => block.type === "text" || finished.includes(block));
     const content = [...kept, { type: "text", text: "(interrupted)", citations: null }];
-    // 没有停止原因，因为是我们让它停的。id 和 usage 只有 API 才给得出。
+    // The API gave no stop reason, no id and no usage, so these are missing here.
     return { role: "assistant", content, stop_reason: null } as Anthropic.Message;
   }
 }
 
-/** 循环。只看存下来的内容，所以从哪里都能接着跑。 */
+/** The agent loop. It decides only by what is stored, so it can go on after an error or a crash. */
 export async function continueTurn(conversation: Conversation, options: TurnOptions) {
   while (needsReply(conversation.messages.at(-1))) {
     checkRounds(conversation);
-    const reply = await callModel(buildRequest(conversation, options), options);
-    conversation.append(reply);
-    options.onText?.(noteOf(reply));
-    if (reply.stop_reason !== "tool_use") continue;
+    const response = await callModel(buildRequest(conversation, options), options);
+    conversation.append(response);
+    options.onText?.(stopNote(response));
+    if (response.stop_reason !== "tool_use") continue;
     const turn = { ...options, conversation };
-    const results = await Promise.all(callsIn(reply).map((call) => runTool(call, turn)));
+    const results = await Promise.all(callsIn(response).map((call) => runTool(call, turn)));
     conversation.append({ role: "user", content: results });
   }
 }
 
-const needsReply = (last?: Message) => last?.role === "user" || GO_ON.has(last?.stop_reason ?? "");
+const needsReply = (last?: Message) =>
+  last?.role === "user" || CONTINUE_REASONS.has(last?.stop_reason ?? "");
 
 /** 把这一轮跑完。返回用户说话之后模型说的全部内容。 */
 export async function finishTurn(conversation: Conversation, options: TurnOptions) {
-  await GUARD.run(conversation, options, () => continueTurn(conversation, options));
+  // 重启之后，可能该说的都说完了。那就用不着密钥，没有密钥也行。
+  if (needsReply(conversation.messages.at(-1))) await runMiddleware(conversation, options);
   const start = conversation.messages.findLastIndex(startsTurn) + 1;
-  return conversation.messages.slice(start).map(spoken).filter(Boolean).join("\n\n");
+  return conversation.messages.slice(start).map(textOf).filter(Boolean).join("\n\n");
 }
 
-const spoken = (message: Message) =>
-  message.content.map((b) => (b.type === "text" ? b.text : "")).join("") + noteOf(message);
+const textOf = (message: Message) =>
+  message.content.map((b) => (b.type === "text" ? b.text : "")).join("") + stopNote(message);
 
-/** 一轮。用户的话先记下来，再去问模型；不管成不成功，记下的都留着。 */
+/** Runs one turn. The person's words are stored first, so they stay if the model fails. */
 export async function runTurn(conversation: Conversation, input: string, options: TurnOptions) {
   conversation.append({ role: "user", content: [{ type: "text", text: input }] });
   return finishTurn(conversation, options);
@@ -210,20 +221,31 @@ export interface Turn extends TurnOptions {
   conversation: Conversation;
 }
 
-type Fields = Record<string, unknown>; // 外面传进来的，里面可能是任何东西
+/** The fields of an object that came from outside, so nobody knows the types of their values. */
+type Fields = Record<string, unknown>;
 
 /** 收到的输入已经符合工具的 schema。返回输出；抛出的错误会给模型看。 */
 export type Handler = (input: Fields, turn: Turn) => string | Promise<string>;
 
+/** The JSON Schema of a text. The model reads the description. */
 const string = (description: string) => ({ type: "string", description });
-const file = string("The path, relative to the workspace.");
+const PATH = string("The path, relative to the workspace.");
 
-function tool(name: string, description: string, properties: object, optional: string[] = []) {
-  const required = Object.keys(properties).filter((field) => !optional.includes(field));
-  return { name, description, input_schema: { type: "object" as const, properties, required } };
+/** The JSON Schema of an object. Every property is required unless `optional` names it. */
+function objectSchema(properties: object, optional: string[] = []) {
+  const required = Object.keys(properties).filter((name) => !optional.includes(name));
+  return { type: "object" as const, properties, required };
 }
 
-/** 告诉模型的就是这些。模型对一个工具的了解，仅限于这几句话。 */
+/** An entry of TOOLS. The properties are those of the input that the model has to give. */
+function tool(name: string, description: string, properties: object, optional: string[] = []) {
+  return { name, description, input_schema: objectSchema(properties, optional) };
+}
+
+/**
+ * What the model is told about each tool, which is all that it knows. To add a tool, add an entry
+ * here, and a function of the same name in HANDLERS.
+ */
 export const TOOLS: Anthropic.Tool[] = [
   tool(
     "bash",
@@ -236,21 +258,21 @@ export const TOOLS: Anthropic.Tool[] = [
     ["seconds"],
   ),
   tool("read_file", "Read a text file of the workspace. A long one is shown without its middle.", {
-    path: file,
+    path: PATH,
   }),
   tool(
     "write_file",
     "Write a text file of the workspace, with its folders. Replaces what was there.",
-    { path: file, content: string("The whole text of the file.") },
+    { path: PATH, content: string("The whole text of the file.") },
   ),
   tool("edit_file", "Replace one passage of a text file. It must occur exactly once.", {
-    path: file,
+    path: PATH,
     old_text: string("The passage as it stands in the file, with enough round it."),
     new_text: string("What stands there afterwards."),
   }),
 ];
 
-/** 模型说出名字，这里就运行对应的函数。 */
+/** What runs when the model calls a tool. To add a function, add its schema in TOOLS, too. */
 export const HANDLERS: Record<string, Handler> = {
   bash: (input, turn) => bash(String(input.command), Number(input.seconds ?? 60), turn.signal),
   read_file: (input) => readText(safePath(String(input.path), WORKSPACE)),
@@ -259,50 +281,77 @@ export const HANDLERS: Record<string, Handler> = {
     editText(String(input.path), String(input.old_text), String(input.new_text)),
 };
 
-GO_ON.add("tool_use");
-const MAX_ROUNDS = 50;
+CONTINUE_REASONS.add("tool_use");
+const MAX_ROUNDS = 50; // calls of the model in one turn
 const OUTPUT_LIMIT = 30_000; // 一个结果最多这么多字符，首尾各留一半
 
-/** 模型要是原地打转，没人看着就一直烧钱。 */
+/** Throws after too many rounds, because a model that repeats itself costs money until it stops. */
 function checkRounds({ messages }: Conversation): void {
-  const replies = messages
-    .slice(messages.findLastIndex(startsTurn))
-    .filter((m) => m.role === "assistant");
+  const turn = messages.slice(messages.findLastIndex(startsTurn));
+  const replies = turn.filter(({ role }) => role === "assistant");
   if (replies.length < MAX_ROUNDS) return;
   throw new Error(`stopped after ${MAX_ROUNDS} rounds of tool calls; say "go on" to go on`);
 }
 
+/** The tool calls of a reply. */
 const callsIn = (message: Message | undefined) =>
   message?.role === "assistant" ? message.content.filter((block) => block.type === "tool_use") : [];
+/** The tool results of a user's message. */
 const resultsIn = (entry: Entry | undefined) =>
   entry?.role === "user" ? entry.content.filter((block) => block.type === "tool_result") : [];
 
-const idsIn = ({ content }: Message) =>
-  content.map((block) => ("tool_use_id" in block ? block.tool_use_id : ""));
+/** The history with exactly one result for every call, in the next message, as the API demands. */
+function answerCalls(history: Message[]): Message[] {
+  return withMissingResults(withoutStrayResults(withoutOpenServerCalls(history)));
+}
+
+/**
+ * The API runs some tools itself, for example its web search. An error in the middle of one leaves
+ * a call whose result only the API could give, so we leave the call out. We keep it in the last
+ * message, because there the reply is only paused, and the API goes on with it.
+ */
+function withoutOpenServerCalls(history: Message[]): Message[] {
+  const answered = new Set<string>();
+  for (const block of history.flatMap<Anthropic.ContentBlockParam>(({ content }) => content)) {
+    if ("tool_use_id" in block) answered.add(block.tool_use_id);
+  }
+  return history.map((message, index) => {
+    if (message.role === "user" || index === history.length - 1) return message;
+    const content = message.content.filter(
+      (block) => block.type !== "server_tool_use" || answered.has(block.id),
+    );
+    return { ...message, content };
+  });
+}
+
+/** Drops results whose call is not in the message before, and the second result of a call. */
+function withoutStrayResults(history: Message[]): Message[] {
+  return history.map((message, index) => {
+    if (message.role === "assistant") return message;
+    const results = resultsIn(message);
+    const calls = callsIn(history[index - 1]);
+    const answers = calls.map(({ id }) => results.find((block) => block.tool_use_id === id));
+    const content = message.content.filter(
+      (block) => block.type !== "tool_result" || answers.includes(block),
+    );
+    return { ...message, content };
+  });
+}
 
 /**
  * 补全后的历史：每个调用后面紧跟一个结果，这是 API 的要求。崩溃、Ctrl+C，或者参数写到一半
  * 碰上 `max_tokens`，都会留下没有结果的调用。API 自己运行的工具，如果暂停途中出错，
  * 也没有结果；这种调用直接去掉。
  */
-function answerCalls(history: Message[]): Message[] {
-  const done = new Set(history.flatMap(idsIn));
+function withMissingResults(history: Message[]): Message[] {
   return history.flatMap((message, index): Message[] => {
-    const asked = new Set(callsIn(history[index - 1]).map(({ id }) => id));
-    const content = message.content.filter((block) => {
-      if (block.type === "tool_result") return asked.delete(block.tool_use_id);
-      const isOpen = block.type === "server_tool_use" && !done.has(block.id);
-      return !isOpen || index === history.length - 1;
-    });
-    if (message.role === "user") return [{ ...message, content }];
     const answered = new Set(resultsIn(history[index + 1]).map((block) => block.tool_use_id));
     const open = callsIn(message).filter(({ id }) => !answered.has(id));
-    const reply = { ...message, content } as Anthropic.Message; // 还是原来的块，可能少几个
     // 拒绝过的一轮会整轮去掉，里面的调用不用补结果。
-    if (open.length === 0 || message.stop_reason === "refusal") return [reply];
-    const cut = message.stop_reason === "max_tokens";
-    const why = cut ? "cut off; it was not run" : "interrupted; it may have run";
-    return [reply, { role: "user", content: open.map(({ id }) => result(id, why, true)) }];
+    if (open.length === 0 || message.stop_reason === "refusal") return [message];
+    const isCut = message.stop_reason === "max_tokens";
+    const why = isCut ? "cut off; it was not run" : "interrupted; it may have run";
+    return [message, { role: "user", content: open.map(({ id }) => toolResult(id, why, true)) }];
   });
 }
 
@@ -310,78 +359,102 @@ function answerCalls(history: Message[]): Message[] {
 export async function runTool(call: Anthropic.ToolUseBlock, turn: Turn) {
   info(`  ${call.name} ${JSON.stringify(call.input).slice(0, 100)}`);
   try {
-    const tool = TOOLS.find(({ name }) => name === call.name);
+    const offered = TOOLS.find(({ name }) => name === call.name);
     const handler = HANDLERS[call.name];
-    if (!tool || !handler) throw new Error(`there is no tool ${call.name}`);
-    const input = checkInput(tool.input_schema, call.input);
+    if (!offered || !handler) throw new Error(`there is no tool ${call.name}`);
+    const input = checkInput(offered.input_schema, call.input);
     if (turn.signal?.aborted) throw new Error("interrupted; it was not run");
-    return result(call.id, await handler(input, turn));
+    return toolResult(call.id, await handler(input, turn));
   } catch (error) {
-    return result(call.id, error instanceof Error ? error.message : String(error), true);
+    return toolResult(call.id, error instanceof Error ? error.message : String(error), true);
   }
 }
 
-function result(id: string, output: string, failed = false): Anthropic.ToolResultBlockParam {
-  // 输出截断后可能留下半个字符，整个请求都会因此无效。
+function toolResult(id: string, output: string, failed = false): Anthropic.ToolResultBlockParam {
+  // A cut can fall into the middle of a character, and the API rejects half a character.
   const content = keepEnds(output, OUTPUT_LIMIT).toWellFormed() || "(no output)";
-  return { type: "tool_result", tool_use_id: id, content, ...(failed && { is_error: true }) };
+  const block = { type: "tool_result" as const, tool_use_id: id, content };
+  return failed ? { ...block, is_error: true } : block;
 }
 
+/** The part of JSON Schema that our tools use. */
 type Property = { type?: string; enum?: unknown[] };
 
-/** 检查必填字段和类型，没问题就返回输入；否则抛错，并指出字段名。 */
-export function checkInput(schema: Anthropic.Tool.InputSchema, input: unknown) {
+/** Gives the input as fields, if it fits the schema. Otherwise throws, naming the field. */
+export function checkInput(schema: Anthropic.Tool.InputSchema, input: unknown): Fields {
   if (typeof input !== "object" || input === null) throw new Error("the input must be an object");
   const fields: Fields = { ...input };
-  const properties = (schema.properties ?? {}) as Record<string, Property>; // 自己写的
-  for (const name of schema.required ?? []) {
-    if (fields[name] === undefined) throw new Error(`${name} is missing`);
-  }
-  for (const [name, { type, enum: values }] of Object.entries(properties)) {
+  checkRequired(fields, schema.required ?? []);
+  // The SDK leaves the properties open, but the schemas in this file have only such properties.
+  const properties = (schema.properties ?? {}) as Record<string, Property>;
+  for (const [name, property] of Object.entries(properties)) {
     const value = fields[name];
     if (value === undefined) continue;
-    const fits = type === "integer" ? Number.isInteger(value) : !type || typeof value === type;
-    if (!fits) throw new Error(`${name} must be of type ${type}`);
-    if (values && !values.includes(value)) throw new Error(`${name} must be one of ${values}`);
+    checkType(name, value, property.type);
+    checkEnum(name, value, property.enum);
   }
   return fields;
 }
 
-/** 返回原文；比 `limit` 长就只留首尾。`lost` 是之前已经丢掉的字符数。 */
-function keepEnds(whole: string, limit: number, lost = 0): string {
-  if (whole.length <= limit) return whole;
+function checkRequired(fields: Fields, required: string[]): void {
+  const missing = required.find((name) => fields[name] === undefined);
+  if (missing !== undefined) throw new Error(`${missing} is missing`);
+}
+
+function checkType(name: string, value: unknown, type: string | undefined): void {
+  if (type === undefined) return;
+  // JavaScript has only "number", but JSON Schema also has "integer".
+  const fits = type === "integer" ? Number.isInteger(value) : typeof value === type;
+  if (!fits) throw new Error(`${name} must be of type ${type}`);
+}
+
+function checkEnum(name: string, value: unknown, allowed: unknown[] | undefined): void {
+  if (allowed === undefined || allowed.includes(value)) return;
+  throw new Error(`${name} must be one of ${allowed}`);
+}
+
+/**
+ * The text, or both its ends if it is longer than `limit`. `total` is its length before somebody
+ * else, for example CommandOutput, dropped a part of its middle.
+ */
+function keepEnds(text: string, limit: number, total = text.length): string {
+  if (text.length <= limit) return text;
   const half = Math.ceil(limit / 2);
-  const left = whole.length - 2 * half + lost;
-  return `${whole.slice(0, half)}\n… ${left} characters left out …\n${whole.slice(-half)}`;
+  const leftOut = total - 2 * half;
+  return `${text.slice(0, half)}\n… ${leftOut} characters left out …\n${text.slice(-half)}`;
 }
 
 /**
  * `root` 里某个文件的真实路径，文件可以还不存在。跑到 `root` 外面就抛错，
  * 不管用的是 ".."、绝对路径、旁边的目录 "root2"，还是符号链接。
  */
-export function safePath(file: string, root: string): string {
+export function safePath(name: string, root: string): string {
   const base = fs.realpathSync.native(root);
-  const target = path.resolve(base, file);
-  let existing = target;
-  while (!fs.lstatSync(existing, { throwIfNoEntry: false })) existing = path.dirname(existing);
-  // 链接指向的地方不存在，realpath 就抛错。正合适：不然一写，就在那边建出文件来了。
+  const target = path.resolve(base, name);
+  const existing = nearestExisting(target);
+  // A link that leads nowhere makes realpath throw, and it should: writing creates its target.
   const real = path.join(fs.realpathSync.native(existing), path.relative(existing, target));
   const inside = path.relative(base, real);
-  if (inside.split(path.sep)[0] === ".." || path.isAbsolute(inside)) {
-    throw new Error(`${file} is outside the workspace`);
-  }
-  if (inside.split(path.sep)[0]?.toLowerCase() === ".state") {
-    throw new Error(`${file} belongs to the program itself`);
-  }
+  const [first = ""] = inside.split(path.sep);
+  if (first === ".." || path.isAbsolute(inside))
+    throw new Error(`${name} is outside the workspace`);
+  if (first.toLowerCase() === ".state") throw new Error(`${name} belongs to the program itself`);
   return real;
 }
 
-// 文件工具特意写成同步的：几次调用会并行，而编辑时从读到写，
-// 中间不能让别的调用插进来。
+/** The path itself, or the nearest folder above it that exists. */
+function nearestExisting(target: string): string {
+  let existing = target;
+  while (!fs.lstatSync(existing, { throwIfNoEntry: false })) existing = path.dirname(existing);
+  return existing;
+}
+
+// The file tools are synchronous on purpose. The calls of one reply run at the same time, so two
+// edits of one file could otherwise both read it before either writes, and one edit would be lost.
 
 function readText(file: string): string {
   const stat = fs.statSync(file);
-  if (!stat.isFile()) throw new Error("not a file"); // 读管道会一直等下去
+  if (!stat.isFile()) throw new Error("not a file"); // for example a pipe, which may never end
   if (stat.size > 10_000_000)
     throw new Error(`${stat.size} bytes are too many: look at parts with bash`);
   const bytes = fs.readFileSync(file);
@@ -392,8 +465,9 @@ function readText(file: string): string {
 }
 
 /** 把 `words` 的换行符改成和文件一致：不管原来是什么，模型只会写 "\n"。 */
-function withLineEnds(words: string, content: string): string {
-  return words.replace(/\r?\n/g, content.includes("\r\n") ? "\r\n" : "\n");
+function withLineEnds(text: string, sample: string): string {
+  const lineEnd = sample.includes("\r\n") ? "\r\n" : "\n";
+  return text.replace(/\r?\n/g, lineEnd);
 }
 
 function writeText(name: string, content: string): string {
@@ -408,11 +482,10 @@ function editText(name: string, oldText: string, newText: string): string {
   const file = safePath(name, WORKSPACE);
   const content = readText(file);
   const old = content.includes(oldText) ? oldText : withLineEnds(oldText, content);
-  const parts = content.split(old);
-  if (!oldText || parts.length !== 2) {
-    const times = oldText ? parts.length - 1 : 0;
+  const parts = content.split(old); // what stands between the places where it occurs
+  const times = old === "" ? 0 : parts.length - 1;
+  if (times !== 1)
     throw new Error(`old_text occurs ${times} times in ${name}; it must occur exactly once`);
-  }
   fs.writeFileSync(file, parts.join(withLineEnds(newText, content)));
   return `edited ${name}`;
 }
@@ -424,28 +497,13 @@ const SAFE_ENV =
   "PATH HOME USER LANG TERM TZ TMPDIR TEMP TMP SystemRoot ComSpec PATHEXT USERPROFILE APPDATA";
 const WINDOWS = process.platform === "win32";
 
-async function bash(command: string, seconds: number, signal?: AbortSignal): Promise<string> {
-  const env = Object.fromEntries(SAFE_ENV.split(" ").map((name) => [name, process.env[name]]));
-  const child = spawn(command, {
-    shell: WINDOWS || "bash",
-    cwd: WORKSPACE,
-    env,
-    detached: !WINDOWS, // 自成一个进程组，可以一起杀掉
-    stdio: ["ignore", "pipe", "pipe"],
-    windowsHide: true,
-  });
-  let output = "";
-  let lost = 0;
-  const collect = (piece: string) => {
-    output += piece;
-    if (output.length < 10 * OUTPUT_LIMIT) return;
-    // 输出太多。反正只显示首尾，中间的不用留。
-    lost += output.length - 2 * OUTPUT_LIMIT;
-    output = output.slice(0, OUTPUT_LIMIT) + output.slice(-OUTPUT_LIMIT);
-  };
-  child.stdout.setEncoding("utf8").on("data", collect);
-  child.stderr.setEncoding("utf8").on("data", collect);
-  let stopped = "";
+/** Runs a script for at most `seconds`, and gives its output. Throws if it fails or is stopped. */
+async function bash(script: string, seconds: number, signal?: AbortSignal): Promise<string> {
+  const child = startShell(script);
+  const output = new CommandOutput();
+  child.stdout.setEncoding("utf8").on("data", (piece) => output.add(piece));
+  child.stderr.setEncoding("utf8").on("data", (piece) => output.add(piece));
+  let stopped = ""; // why we stopped it
   const stop = (why: string) => {
     stopped = why;
     killGroup(child.pid);
@@ -457,11 +515,9 @@ async function bash(command: string, seconds: number, signal?: AbortSignal): Pro
   const limit = Math.min(Math.max(seconds, 1), 600);
   const timer = setTimeout(() => stop(`stopped after ${limit} s`), limit * 1000);
   signal?.addEventListener("abort", interrupt);
-  child.on("exit", () => WINDOWS || killGroup(child.pid)); // 结束还留在后台的进程
   try {
     const [code, killer] = await once(child, "close");
-    output = keepEnds(output, OUTPUT_LIMIT - 200, lost); // 给下面那句话留地方
-    if (code === 0) return output;
+    if (code === 0) return output.toString();
     throw new Error(`${stopped || `exit code ${code ?? killer}`}\n${output}`);
   } finally {
     clearTimeout(timer);
@@ -469,11 +525,47 @@ async function bash(command: string, seconds: number, signal?: AbortSignal): Pro
   }
 }
 
+/** Starts a script in the workspace. When it exits, what it left in the background is ended. */
+function startShell(script: string) {
+  const names = SAFE_ENV.split(" ");
+  const child = spawn(script, {
+    shell: WINDOWS || "bash",
+    cwd: WORKSPACE,
+    env: Object.fromEntries(names.map((name) => [name, process.env[name]])),
+    detached: !WINDOWS, // 自成一个进程组，可以一起杀掉
+    stdio: ["ignore", "pipe", "pipe"],
+    windowsHide: true,
+  });
+  if (!WINDOWS) child.on("exit", () => killGroup(child.pid));
+  return child;
+}
+
+/** 输出太多。反正只显示首尾，中间的不用留。 */
+class CommandOutput {
+  #kept = "";
+  #total = 0; // characters
+
+  add(piece: string): void {
+    this.#total += piece.length;
+    this.#kept += piece;
+    if (this.#kept.length < 10 * OUTPUT_LIMIT) return;
+    this.#kept = this.#kept.slice(0, OUTPUT_LIMIT) + this.#kept.slice(-OUTPUT_LIMIT);
+  }
+
+  toString(): string {
+    // There must be room for the line that says why the script failed.
+    return keepEnds(this.#kept, OUTPUT_LIMIT - 200, this.#total);
+  }
+}
+
 function killGroup(pid: number | undefined): void {
-  if (pid === undefined) return;
-  if (WINDOWS) return void spawn("taskkill", ["/pid", String(pid), "/t", "/f"]);
+  if (pid === undefined) return; // it could not be started
+  if (WINDOWS) {
+    spawn("taskkill", ["/pid", String(pid), "/t", "/f"]);
+    return;
+  }
   try {
-    process.kill(-pid, "SIGKILL");
+    process.kill(-pid, "SIGKILL"); // a negative number means the whole group
   } catch {
     // 组里已经没有进程了。
   }
@@ -487,6 +579,79 @@ export interface App {
   key: string; // 终端正在用的会话 key
 }
 
+/** Each section that needs to know more about a turn adds it to these options. */
+export interface TurnOptions {
+  app?: App; // for middleware and tools that use a part of the program
+}
+
+/**
+ * Middleware, as in Koa or Hono: a layer round every turn. `next` runs everything further in. A
+ * layer may change the options, catch what `next` throws, or call it again. Since all that was said
+ * and done is stored, the turn then goes on from there, and no tool runs twice.
+ */
+export type Middleware = (
+  conversation: Conversation,
+  options: TurnOptions,
+  next: (options: TurnOptions) => Promise<void>,
+) => Promise<void>;
+
+/** Outermost first. To add a layer, `unshift` it (outermost) or `push` it (innermost). */
+export const MIDDLEWARE: Middleware[] = [];
+
+/** Runs `innermost` with all layers of MIDDLEWARE round it. */
+function runMiddleware(
+  conversation: Conversation,
+  options: TurnOptions,
+  innermost: (conversation: Conversation, options: TurnOptions) => Promise<void> = continueTurn,
+): Promise<void> {
+  let run = (given: TurnOptions) => innermost(conversation, given);
+  // From the inside out, because each layer needs the one inside it as its `next`.
+  for (const layer of MIDDLEWARE.toReversed()) {
+    const next = run;
+    run = (given) => layer(conversation, given, next);
+  }
+  return run(options);
+}
+
+// Helpers: hashes, JSON, and files that a crash leaves whole.
+
+const sha256 = (data: string) => crypto.createHash("sha256").update(data);
+
+/** The object in `json`. Undefined if it is no JSON, or another value, such as `null` or a list. */
+function parseObject(json: string): object | undefined {
+  try {
+    const value: unknown = JSON.parse(json);
+    if (typeof value !== "object" || value === null || Array.isArray(value)) return undefined;
+    return value;
+  } catch {
+    return undefined;
+  }
+}
+
+/**
+ * 写一个小文件。就算中途崩溃，留下的也是完整的旧文件或新文件，不会是半个。
+ * 返回时已经真的落盘，而不是还在系统的内存里：断电也不会丢。
+ */
+function replaceFile(file: string, content: string): void {
+  // Flushed first, because the new name must never stand for content that is not on the disk yet.
+  fs.writeFileSync(`${file}.tmp`, content, { flush: true });
+  fs.renameSync(`${file}.tmp`, file);
+  if (WINDOWS) return; // Windows 没法对文件夹做 fsync
+  const folder = fs.openSync(path.dirname(file), "r");
+  fs.fsyncSync(folder);
+  fs.closeSync(folder);
+}
+
+/**
+ * Quarantine: a file that can't be used is renamed and reported, so that it neither stops the
+ * program nor gets lost. Because a part of the name is random, no older file is overwritten.
+ */
+function quarantine(file: string, why: string): void {
+  const name = `${file}.${crypto.randomUUID().slice(0, 8)}.quarantined`;
+  fs.renameSync(file, name);
+  warn(`${file} 已隔离（改名为 ${path.basename(name)}）：${why}`);
+}
+
 // 会话文件，一行一行看。里面的内容从不修改，也不删除：
 // 想让历史变短，就再加一行，写明重放时略去什么。
 //
@@ -497,62 +662,58 @@ export interface App {
 //   5  {"at":…,"message":{"role":"user",…}}
 //   6  {"at":…,"compaction":{"summary":"小林 …","keepFrom":5}}      第 2 步：略去第 2 到 4 行
 
-/** 会话文件里的一行。是哪一种，看它有哪个字段。 */
+/** One line. The first has key and label; each other one has a message, a compaction, or ids. */
 interface LogRecord {
   at?: string;
+  key?: string;
+  label?: string;
   message?: Message;
   compaction?: { summary: string; keepFrom: number };
   shorten?: { toolUseIds: string[] };
 }
 
 /**
- * 一行一条 JSON 的文件，只追加。读不出来的行（可能是崩溃时只写了一半）留在原处，
- * 报出行号，不影响其他行。
+ * An append-only log in JSON Lines: one record a line, added at the end. Nothing that is in the
+ * file is written again, so a crash can damage at most the line that is being added.
  */
-class Log {
+class JsonlFile {
   readonly file: string;
-  lines = 0;
-  #torn = false;
+  lines = 0; // how many it has
+  #isTorn = false; // whether the last line lacks its end
 
   constructor(file: string) {
     this.file = file;
   }
 
-  /** 所有读得出来的行，带行号。 */
+  /** Every readable line, with its number. The others stay in the file, and are reported. */
   read(): { line: number; record: object }[] {
     if (!fs.existsSync(this.file)) return [];
     const lines = fs.readFileSync(this.file, "utf8").split("\n");
-    this.#torn = lines.at(-1) !== "";
-    if (!this.#torn) lines.pop();
+    // Behind the last line end there is nothing, unless a crash has torn the last line.
+    this.#isTorn = lines.at(-1) !== "";
+    if (!this.#isTorn) lines.pop();
     this.lines = lines.length;
-    return lines.flatMap((content, index) => {
-      const record = parseObject(content);
-      if (record) return [{ line: index + 1, record }];
-      warn(`${this.file} 第 ${index + 1} 行：读不出来，已跳过。这一行仍留在文件里。`);
-      return [];
-    });
+    const records: { line: number; record: object }[] = [];
+    for (const [index, json] of lines.entries()) {
+      const line = index + 1;
+      const record = parseObject(json);
+      if (record) records.push({ line, record });
+      else warn(`${this.file} 第 ${line} 行无法解析，已跳过。这一行仍保留在文件里。`);
+    }
+    return records;
   }
 
-  /** 加上时间，写进文件之后才返回。返回值是行号。 */
+  /** Adds a record with the time, and gives the number of its line. */
   append(record: object): number {
     const json = JSON.stringify({ at: new Date().toISOString(), ...record });
-    // 不先换行的话，这一行会接在上次没写完的半行后面，一起作废。
-    const line = `${this.#torn ? "\n" : ""}${json}\n`;
-    this.#torn = true; // 写失败会留下半行或者空行，那也算一行
-    this.lines++;
-    fs.appendFileSync(this.file, line);
-    this.#torn = false;
+    // Behind a torn line the record would be unreadable, too, so a line end comes first.
+    const lineEnd = this.#isTorn ? "\n" : "";
+    // If appending fails, half of the line may be in the file, which then counts as a line.
+    this.#isTorn = true;
+    this.lines += 1;
+    fs.appendFileSync(this.file, `${lineEnd}${json}\n`);
+    this.#isTorn = false;
     return this.lines;
-  }
-}
-
-/** `json` 里的对象；解析不了，或者解析出来不是对象（比如 `null`），都返回 undefined。 */
-function parseObject(json: string): object | undefined {
-  try {
-    const value: unknown = JSON.parse(json);
-    return typeof value === "object" && !Array.isArray(value) ? (value ?? undefined) : undefined;
-  } catch {
-    return undefined;
   }
 }
 
@@ -561,20 +722,22 @@ export class Session extends Conversation {
   readonly id: string;
   header = { key: "", label: "", at: "" };
   summary = ""; // 压缩时从列表里拿掉的内容，写成了这段摘要
-  rewritten = 0; // 开头这么多条消息，API 报过的数字已经对不上了
-  #log: Log;
-  #lines = new Map<Message, number>();
+  // Replies before this index hold token counts of the API that no longer fit the list.
+  countsValidFrom = 0;
+  #log: JsonlFile;
+  #lineOf = new Map<Message, number>(); // where each message is in the file
 
   /** 重放整个文件。 */
   constructor(file: string) {
     super();
     this.id = path.basename(file, ".jsonl");
-    this.#log = new Log(file);
+    this.#log = new JsonlFile(file);
     for (const { line, record } of this.#log.read()) this.#replay(record, line);
   }
 
   #replay(record: LogRecord, line: number): void {
-    if (line === 1) Object.assign(this.header, record);
+    const { key = "", label = "", at = "" } = record;
+    if (line === 1) this.header = { key, label, at };
     if (Array.isArray(record.message?.content)) this.#add(record.message, line);
     if (record.compaction) this.#compact(record.compaction.summary, record.compaction.keepFrom);
     if (record.shorten) this.#shorten(new Set(record.shorten.toolUseIds));
@@ -587,29 +750,31 @@ export class Session extends Conversation {
 
   #add(message: Message, line: number): void {
     super.append(message);
-    this.#lines.set(message, line);
+    this.#lineOf.set(message, line);
   }
 
   /** 从现在起，历史就是这段摘要，加上从 `kept` 开始的内容。 */
   compact(summary: string, kept: Message | undefined): void {
-    const keepFrom = (kept && this.#lines.get(kept)) ?? this.#log.lines + 1;
+    const line = kept === undefined ? undefined : this.#lineOf.get(kept);
+    // If nothing is kept, it is the number of the coming line, which no message has.
+    const keepFrom = line ?? this.#log.lines + 1;
     this.#log.append({ compaction: { summary, keepFrom } });
     this.#compact(summary, keepFrom);
   }
 
   #compact(summary: string, keepFrom: number): void {
-    const kept = this.messages.filter((message) => (this.#lines.get(message) ?? 0) >= keepFrom);
+    const kept = this.messages.filter((message) => (this.#lineOf.get(message) ?? 0) >= keepFrom);
     const told = `Summary of our conversation so far:\n${summary}`;
     const noted = [{ type: "text", text: "I have read the summary.", citations: null }];
     this.summary = summary;
     this.messages = [
       { role: "user", content: [{ type: "text", text: told }] },
-      // 这条回复是我们自己写的，和 Ctrl+C 时一样。有这条隔着，
-      // 下一轮要是模型拒绝回答，去掉的只是那一轮，摘要还在。
+      // Without a reply between them, the summary and the next question would become one message,
+      // and if the model refused the question, both would be left out.
       { role: "assistant", content: noted, stop_reason: null } as Anthropic.Message,
       ...kept,
     ];
-    this.rewritten = this.messages.length;
+    this.countsValidFrom = this.messages.length;
   }
 
   /** 从现在起，这些调用的结果只留首尾。 */
@@ -620,14 +785,12 @@ export class Session extends Conversation {
 
   #shorten(ids: Set<string>): void {
     for (const block of this.messages.flatMap(resultsIn)) {
-      // 原地修改，这样消息还对得上行号。
+      // It is changed in place, because #lineOf knows the message only as this object.
       if (ids.has(block.tool_use_id)) block.content = shortened(block);
     }
-    this.rewritten = this.messages.length;
+    this.countsValidFrom = this.messages.length;
   }
 }
-
-const sha256 = (data: string) => crypto.createHash("sha256").update(data);
 
 // key 说明是谁和谁在说话；会话是他们之间的一段对话。所有会话的总表没有另存成文件：
 // 文件夹本身就是总表，不会有对不上的时候。
@@ -635,7 +798,7 @@ const sha256 = (data: string) => crypto.createHash("sha256").update(data);
 /** `dir` 下的所有会话：每个 key 一个文件夹，里面每个会话一个文件。 */
 export class SessionStore {
   #dir: string;
-  #open = new Map<string, Session>();
+  #loaded = new Map<string, Session>(); // the current session of each key that was used
 
   constructor(dir: string) {
     this.#dir = dir;
@@ -643,9 +806,9 @@ export class SessionStore {
 
   /** 这个 key 当前的会话；还没有就新建。 */
   current(key: string): Session {
-    const open = this.#open.get(key) ?? this.#stored(key) ?? this.create(key);
-    this.#open.set(key, open);
-    return open;
+    const session = this.#loaded.get(key) ?? this.#stored(key) ?? this.create(key);
+    this.#loaded.set(key, session);
+    return session;
   }
 
   /** 给这个 key 新建一个会话，并切换过去。 */
@@ -654,15 +817,15 @@ export class SessionStore {
     const header = { v: 1, id, key, label, at: new Date().toISOString() };
     fs.mkdirSync(this.#folder(key), { recursive: true });
     fs.writeFileSync(this.#file(key, id), `${JSON.stringify(header)}\n`, { flag: "wx" });
-    return this.#enter(key, new Session(this.#file(key, id)));
+    return this.#makeCurrent(key, new Session(this.#file(key, id)));
   }
 
   /** 这个 key 的所有会话，最新的在最后。 */
   list(key: string): Session[] {
-    return this.#in(this.#folder(key));
+    return this.#sessionsIn(this.#folder(key));
   }
 
-  #in(folder: string): Session[] {
+  #sessionsIn(folder: string): Session[] {
     if (!fs.statSync(folder, { throwIfNoEntry: false })?.isDirectory()) return [];
     const files = fs.readdirSync(folder).filter((name) => name.endsWith(".jsonl"));
     const sessions = files.map((name) => new Session(path.join(folder, name)));
@@ -671,14 +834,15 @@ export class SessionStore {
 
   /** 回到 id 以 `prefix` 开头的会话。必须正好有一个，否则抛错。 */
   switch(key: string, prefix: string): Session {
-    const found = this.list(key).filter(({ id }) => prefix && id.startsWith(prefix));
-    if (found.length === 1 && found[0]) return this.#enter(key, found[0]);
+    const found = prefix === "" ? [] : this.list(key).filter(({ id }) => id.startsWith(prefix));
+    const [session] = found;
+    if (session && found.length === 1) return this.#makeCurrent(key, session);
     throw new Error(`${found.length} sessions begin with "${prefix}"; /list shows them`);
   }
 
-  #enter(key: string, session: Session): Session {
+  #makeCurrent(key: string, session: Session): Session {
     replaceFile(path.join(this.#folder(key), "current"), session.id);
-    this.#open.set(key, session);
+    this.#loaded.set(key, session);
     return session;
   }
 
@@ -687,16 +851,17 @@ export class SessionStore {
     const pointer = path.join(this.#folder(key), "current");
     if (!fs.existsSync(pointer)) return this.list(key).at(-1);
     const id = fs.readFileSync(pointer, "utf8");
-    if (/^[\w-]+$/.test(id) && fs.existsSync(this.#file(key, id)))
-      return new Session(this.#file(key, id));
-    fs.renameSync(pointer, `${pointer}.broken`);
-    warn(`${pointer} 指向的会话不存在，已改名放到一边；接着用最新的会话。`);
+    // The id becomes part of a path, so it may hold no "/", for example.
+    const isSession = /^[\w-]+$/.test(id) && fs.existsSync(this.#file(key, id));
+    if (isSession) return new Session(this.#file(key, id));
+    quarantine(pointer, t("里面没有有效的会话 id。改用最新的会话。"));
     return this.list(key).at(-1);
   }
 
   #folder(key: string): string {
+    // Windows allows no "*" in a name, but encodeURIComponent leaves it as it is.
     const name = encodeURIComponent(key.toLowerCase()).replaceAll("*", "%2A");
-    if (name.length <= 200) return path.join(this.#dir, name); // 文件系统的上限是 255
+    if (name.length <= 200) return path.join(this.#dir, name); // most file systems allow 255
     return path.join(this.#dir, sha256(name).digest("hex"));
   }
 
@@ -705,47 +870,49 @@ export class SessionStore {
   }
 }
 
-/** 写一个小文件。就算中途崩溃，留下的也是完整的旧文件或新文件，不会是半个。 */
-function replaceFile(file: string, content: string): void {
-  fs.writeFileSync(`${file}.tmp`, content, { flush: true }); // 先落盘，再换成正式的名字
-  fs.renameSync(`${file}.tmp`, file);
-}
-
-/** 两个程序往同一个会话里追加，会把它写坏。`dir` 已经有别的程序在用就抛错。 */
+/**
+ * Locks `dir` until this process exits, because the lines of two processes that append to one
+ * session would get mixed up. Throws if another process has the lock.
+ */
 export function lockFolder(dir: string): void {
   const file = path.join(dir, "lock");
-  fs.mkdirSync(dir, { recursive: true, mode: 0o700 }); // 聊天内容，不给系统里的别人看
-  if (fs.existsSync(file)) {
-    const before = fs.readFileSync(file, "utf8");
-    const pid = Number.parseInt(before, 10);
-    const who = `process ${pid} is using ${path.dirname(dir)}`;
-    if (isAlive(pid)) throw new Error(`${who}: stop it, set CLAW0_WORKSPACE, or delete ${file}`);
-    // 两个同时启动的程序可能看到同一把失效的锁，而对方说不定已经换上了自己的锁。
-    // 所以先把锁拿走（只有一个拿得到），再看一眼；如果还有效，就放回去。
-    const taken = `${file}.${process.pid}`;
-    fs.renameSync(file, taken);
-    if (fs.readFileSync(taken, "utf8") !== before) fs.renameSync(taken, file);
-    fs.rmSync(taken, { force: true });
-  }
+  fs.mkdirSync(dir, { recursive: true, mode: 0o700 }); // only this user may read what people said
+  if (fs.existsSync(file)) removeStaleLock(file, path.dirname(dir));
   // wx：文件已存在就失败。两个程序同时走到这里，总有一个进不来。
   fs.writeFileSync(file, `${process.pid} ${crypto.randomUUID()}`, { flag: "wx" });
-  process.on("exit", () => fs.rmSync(file, { force: true })); // SIGKILL 会把它留下，见上文
+  process.on("exit", () => fs.rmSync(file, { force: true }));
+}
+
+/** Removes the lock that a killed process left behind. Throws if its process is alive. */
+function removeStaleLock(file: string, workspace: string): void {
+  const before = fs.readFileSync(file, "utf8");
+  const pid = Number.parseInt(before, 10);
+  const who = `process ${pid} is using ${workspace}`;
+  if (isAlive(pid)) throw new Error(`${who}: stop it, set CLAW0_WORKSPACE, or delete ${file}`);
+  // 两个同时启动的程序可能看到同一把失效的锁，而对方说不定已经换上了自己的锁。
+  // 所以先把锁拿走（只有一个拿得到），再看一眼；如果还有效，就放回去。
+  const taken = `${file}.${process.pid}`;
+  fs.renameSync(file, taken);
+  if (fs.readFileSync(taken, "utf8") !== before) fs.renameSync(taken, file);
+  fs.rmSync(taken, { force: true });
 }
 
 function isAlive(pid: number): boolean {
-  // 和我们的进程号一样，是上次运行留下的锁：在容器里，进程号每次都一样。
-  if (!(pid > 0) || pid === process.pid) return false;
+  if (!(pid > 0)) return false; // the file does not begin with a number
+  // In a container each start can have the same pid, so our own is that of an earlier start.
+  if (pid === process.pid) return false;
   try {
-    return process.kill(pid, 0); // 信号 0 只问进程在不在
+    return process.kill(pid, 0); // signal 0 is not delivered; it only tests the process
   } catch (error) {
-    return (error as NodeJS.ErrnoException).code === "EPERM"; // 还活着，只是属于别的用户
+    // EPERM means that the process is alive but belongs to another user.
+    return (error as NodeJS.ErrnoException).code === "EPERM";
   }
 }
 
-/** 一段文字的 token 数，粗略估算：四个字符算一个，中日韩文字一个字算一个。 */
-export function estimateTokens(words: string): number {
-  const wide = words.match(/[\p{sc=Han}\p{sc=Hiragana}\p{sc=Katakana}\p{sc=Hangul}]/gu) ?? [];
-  return wide.length + Math.ceil((words.length - wide.length) / 4);
+/** About how many tokens a text has: one for four characters, but in CJK scripts one for each. */
+export function estimateTokens(text: string): number {
+  const cjk = text.match(/[\p{sc=Han}\p{sc=Hiragana}\p{sc=Katakana}\p{sc=Hangul}]/gu) ?? [];
+  return cjk.length + Math.ceil((text.length - cjk.length) / 4);
 }
 
 const tokensOf = (messages: Message[]) =>
@@ -757,7 +924,7 @@ const tokensOf = (messages: Message[]) =>
 
 const BIG_RESULT = 2_000; // 字符数；截短后留一半
 const FULL = 0.85; // 占窗口的比例：还要给回复留地方
-const KEPT = 0.3; // 压缩后原样保留多少，占原来的比例
+const KEPT = 0.3; // the share of the conversation that a compaction leaves as it is
 
 // 名字和 id 最要紧：把 "src/a.ts" 写成“那个文件”，模型就得再问一遍。
 const SUMMARISE =
@@ -765,10 +932,11 @@ const SUMMARISE =
   "paths and ids exactly, what was decided, what failed, and what the user still waits for. " +
   "Facts only, at most 400 words.";
 
+/** Both ends of a result. */
 const shortened = ({ content }: Anthropic.ToolResultBlockParam) =>
   keepEnds(String(content), BIG_RESULT / 2).toWellFormed();
 
-/** API 没有给这个错误单独的类型。只有这一个错误，我们靠文字来认。 */
+/** Whether the request was too long. The API has no error type for it, so we look at the words. */
 export function isOverflow(error: unknown): boolean {
   return error instanceof Anthropic.BadRequestError && /prompt is too long/i.test(error.message);
 }
@@ -784,11 +952,12 @@ export class ContextGuard {
   /** 下一个请求的 token 数：API 自己报的数字，加上对后面内容的估算。 */
   size(conversation: Conversation): number {
     const { messages } = conversation;
-    // 压缩之后，旧数字照样显示“太长”，就会没完没了地压缩。
-    const old = conversation instanceof Session ? conversation.rewritten : 0;
-    const at = messages.findLastIndex((m, i) => i >= old && m.role !== "user" && m.stop_reason);
-    const last = messages[at];
-    const tail = tokensOf(messages.slice(at + 1));
+    // A count from before a compaction is too high, and would bring one compaction after another.
+    const start = conversation instanceof Session ? conversation.countsValidFrom : 0;
+    // A reply that was interrupted has no stop reason, and no count either.
+    const counted = messages.findLastIndex((m, index) => index >= start && m.stop_reason);
+    const last = messages[counted];
+    const tail = tokensOf(messages.slice(counted + 1));
     if (last?.role !== "assistant") return tail + estimateTokens(JSON.stringify([SYSTEM, TOOLS]));
     const { usage } = last;
     const cached = (usage.cache_read_input_tokens ?? 0) + (usage.cache_creation_input_tokens ?? 0);
@@ -796,27 +965,28 @@ export class ContextGuard {
   }
 
   /** 运行 `inner`；对话放不下就缩短，最多三步。 */
-  async run(conversation: Conversation, options: TurnOptions, inner: () => Promise<void>) {
+  async run(
+    conversation: Conversation,
+    options: TurnOptions,
+    next: (options: TurnOptions) => Promise<void>,
+  ): Promise<void> {
     const steps = [
       () => this.shortenResults(conversation),
       () => this.summarise(conversation, options, KEPT),
       () => this.summarise(conversation, options, 0),
     ];
-    const shrink = async () => {
-      for (let step = steps.shift(); step; step = steps.shift()) if (await step()) return true;
-      return false;
-    };
-    // 调用之前看自己的估算，不花钱；调用之后看 API 怎么说。
-    // 刚重启时可能没有调用要发：该说的话都已经在了。
+    // Our own count saves a request that would be too long. It matters only if a reply is due:
+    // /compact, for example, makes room itself.
     const isFull = this.size(conversation) > this.limit * FULL;
-    if (isFull && needsReply(conversation.messages.at(-1))) await shrink();
-    for (;;) {
+    if (isFull && needsReply(conversation.messages.at(-1))) await takeStep(steps);
+    while (true) {
       try {
-        return await inner();
+        return await next(options);
       } catch (error) {
         if (!isOverflow(error)) throw error;
-        if (await shrink()) continue;
-        throw new Error("too long for the model, even shortened; /new begins a new session");
+        const isShorter = await takeStep(steps);
+        if (!isShorter)
+          throw new Error("too long for the model, even shortened; /new begins a new session");
       }
     }
   }
@@ -838,32 +1008,58 @@ export class ContextGuard {
     // 没到我们的上限 API 就说“太长”，说明上限设错了：按实际的大小来。
     const budget = Math.min(this.limit, this.size(conversation));
     const cut = cutPoint(messages, budget * keep);
-    const old = messages.slice(conversation.summary ? 2 : 0, cut);
+    const summaryMessages = conversation.summary ? 2 : 0; // see Session.#compact
+    const old = messages.slice(summaryMessages, cut);
     if (old.length === 0) return false;
-    const words = old.map((message) => `${message.role}: ${wordsIn(message)}`).join("\n");
-    conversation.compact(await askSummary(conversation, words, budget, options), messages[cut]);
+    const text = old.map((message) => `${message.role}: ${wordsIn(message)}`).join("\n");
+    const summary = await askSummary(conversation, text, budget, options);
+    conversation.compact(summary, messages[cut]);
     info(`  （为腾出空间，把 ${old.length} 条消息写成了摘要）`);
     return true;
   }
 }
 
+/**
+ * Takes the next steps until one makes the conversation shorter. False if none does. A step that
+ * was taken is removed from the list, so no step is taken twice in a turn.
+ */
+async function takeStep(steps: (() => boolean | Promise<boolean>)[]): Promise<boolean> {
+  while (steps.length > 0) {
+    const step = steps.shift();
+    if (await step?.()) return true;
+  }
+  return false;
+}
+
 /** 只给最新的、放得下的那部分做摘要；要是还太长，就减半再试。 */
-async function askSummary(session: Session, old: string, tokens: number, options: TurnOptions) {
-  // 要做摘要的内容本来就太长，一个请求放不下，没法全给模型看。
-  for (let fit = tokens; ; fit /= 2) {
-    const newest = old.slice(-Math.ceil((old.length * fit) / estimateTokens(old))).toWellFormed();
-    const content = `Summary so far: ${session.summary || "none"}\n\nSince then:\n${newest}`;
-    const messages = [{ role: "user" as const, content }];
-    const request = { model: MODEL, max_tokens: 2048, system: SUMMARISE, messages };
+async function askSummary(session: Session, text: string, tokens: number, options: TurnOptions) {
+  let budget = tokens;
+  while (true) {
     try {
-      const reply = await callModel(request, { ...options, onText: undefined });
-      options.signal?.throwIfAborted(); // 这时回复只有半段摘要，还不如没有
-      if (reply.stop_reason !== "refusal" && wordsIn(reply).trim()) return wordsIn(reply);
-      throw new Error("the model gave no summary; /new begins a new session");
+      return await requestSummary(session, newestThatFits(text, budget), options);
     } catch (error) {
-      if (!isOverflow(error) || fit < 100) throw error;
+      if (!isOverflow(error) || budget < 100) throw error;
+      budget /= 2; // our estimate was too low
     }
   }
+}
+
+/** The end of the text, about so many tokens long. */
+function newestThatFits(text: string, tokens: number): string {
+  const share = Math.min(1, tokens / estimateTokens(text));
+  return text.slice(-Math.ceil(text.length * share)).toWellFormed(); // the cut may halve a character
+}
+
+/** Asks the model for one summary. Throws if it gives none. */
+async function requestSummary(session: Session, text: string, options: TurnOptions) {
+  const content = `Summary so far: ${session.summary || "none"}\n\nSince then:\n${text}`;
+  const messages = [{ role: "user" as const, content }];
+  const request = { model: MODEL, max_tokens: 2048, system: SUMMARISE, messages };
+  const response = await callModel(request, { ...options, onText: undefined });
+  options.signal?.throwIfAborted(); // 这时回复只有半段摘要，还不如没有
+  const summary = wordsIn(response);
+  if (response.stop_reason !== "refusal" && summary.trim()) return summary;
+  throw new Error("the model gave no summary; /new begins a new session");
 }
 
 /**
@@ -878,24 +1074,27 @@ function cutPoint(messages: Message[], tokens: number): number {
     if (size > tokens) break;
     if (startsTurn(message)) cut = index;
   }
+  if (!needsReply(messages.at(-1))) return cut;
   // 还没走完的一轮要留完整：少了提问，后面的回答就看不懂了。
-  const underWay = needsReply(messages.at(-1)) ? messages.findLastIndex(startsTurn) : cut;
-  return Math.min(cut, underWay);
+  return Math.min(cut, messages.findLastIndex(startsTurn));
 }
 
+/** A message as text, with its tool calls and results in brackets. */
 function wordsIn({ content }: Message): string {
   const words = content.map((block) => {
     if (block.type === "text") return block.text;
     if (block.type === "tool_use") return `[${block.name} ${JSON.stringify(block.input)}]`;
-    return block.type === "tool_result" ? `[result: ${shortened(block)}]` : "";
+    if (block.type === "tool_result") return `[result: ${shortened(block)}]`;
+    return "";
   });
   return words.join("\n");
 }
 
 const GUARD = new ContextGuard(CONTEXT_TOKENS);
+MIDDLEWARE.push((conversation, options, next) => GUARD.run(conversation, options, next));
 
 TOOLS.push(
-  tool("list_directory", "List a folder of the workspace.", { path: file }, ["path"]),
+  tool("list_directory", "List a folder of the workspace.", { path: PATH }, ["path"]),
   tool("get_current_time", "Get the date, the time and the time zone.", {}),
 );
 
@@ -916,18 +1115,20 @@ export interface Command {
   run(args: string, app: App, options: TurnOptions): string | string[] | Promise<string>;
 }
 
+/** The slash commands, by name. To add a command, call `command` in the region of its section. */
 export const COMMANDS: Record<string, Command> = {};
 
 function command(name: string, help: string, run: Command["run"]): void {
   COMMANDS[name] = { help, run };
 }
 
-/** 执行 "/name 剩下的部分"。返回要显示的内容。 */
+/** Runs a line such as "/switch 668c", and gives what to show. */
 async function runCommand(line: string, app: App, options: TurnOptions): Promise<string> {
   const [name = "", ...rest] = line.slice(1).split(" ");
   const found = Object.hasOwn(COMMANDS, name) ? COMMANDS[name] : undefined;
-  if (!found) return text(`没有 /${name} 这个命令。/help 列出所有命令。`);
-  return [await found.run(rest.join(" ").trim(), app, options)].flat().join("\n");
+  if (!found) return t(`没有 /${name} 这个命令。/help 列出所有命令。`);
+  const shown = await found.run(rest.join(" ").trim(), app, options);
+  return typeof shown === "string" ? shown : shown.join("\n");
 }
 
 command("help", "这里可以输入什么", () =>
@@ -936,54 +1137,82 @@ command("help", "这里可以输入什么", () =>
 
 command("new", "[标签]：新建一个会话", (label, { store, key }) => {
   const { id } = store.create(key, label);
-  return text(`新会话 ${id} 开好了。旧会话还在，/list 可以看到。`);
+  return t(`新会话 ${id} 开好了。旧会话还在，/list 可以看到。`);
 });
 
 command("list", "列出这里的所有会话", (_args, { store, key }) => {
   const current = store.current(key).id;
-  const line = ({ id, messages, header: { at, label } }: Session) =>
+  const formatSession = ({ id, messages, header: { at, label } }: Session) =>
     `${id === current ? "*" : " "} ${id}  ${at}  ${messages.length}  ${label}`;
-  return store.list(key).map(line);
+  return store.list(key).map(formatSession);
 });
 
 command("switch", "<id>：回到某个会话，id 只写开头几位就行", (id, app) => {
   const session = app.store.switch(app.key, id);
-  return text(`已切换到会话 ${session.id}，${session.messages.length} 条消息。`);
+  return t(`已切换到会话 ${session.id}，${session.messages.length} 条消息。`);
 });
 
 command("context", "上下文窗口用了多少", (_args, { store, key }) => {
   const size = GUARD.size(store.current(key));
   const percent = Math.round((size / GUARD.limit) * 100);
-  return text(`大约 ${size} token，上限 ${GUARD.limit}（${percent}%）。`);
+  return t(`大约 ${size} token，上限 ${GUARD.limit}（${percent}%）。`);
 });
 
 command("compact", "把较早的轮换成摘要", async (_args, app, options) => {
-  const done = await GUARD.summarise(app.store.current(app.key), options, KEPT);
-  return done ? text("好了。") : text("现在还没有可以做摘要的内容。");
+  let done = false;
+  // It goes through the middleware, because the request for the summary can fail as a turn can.
+  // Summarising takes the place of `continueTurn` here, inside all the layers.
+  await runMiddleware(app.store.current(app.key), { ...options, app }, async (session, given) => {
+    done = await GUARD.summarise(session, given, KEPT);
+  });
+  return done ? t("好了。") : t("现在还没有可以做摘要的内容。");
 });
 
 const TERMINAL_KEY = "agent:luna:cli:direct:owner"; // agent、名字、渠道、类型、对方
 
 // ---- 组装起来 ----
 
-async function main(): Promise<void> {
-  // 从 .env.example 抄过来没改的示例，也不算密钥。
-  if (!process.env.ANTHROPIC_API_KEY?.replace("sk-ant-your-key-here", "")) {
+/** Without an API key two lines say what to do, and the program ends with status 1. */
+function requireApiKey(): void {
+  const key = process.env.ANTHROPIC_API_KEY ?? "";
+  // A copy of .env.example that nobody has filled in contains this placeholder, which is no key.
+  if (key === "" || key === "sk-ant-your-key-here") {
     fail("没有设置 ANTHROPIC_API_KEY：把 .env.example 复制成 .env，填上你的密钥。");
     fail("没有密钥？`npm start -- --lang zh` 可以离线运行同一个程序，由练习模型来回答。");
     process.exit(1);
   }
-  if (!(CONTEXT_TOKENS >= 1000)) throw new Error("CONTEXT_TOKENS must be a number from 1000 up");
-  lockFolder(STATE);
-  const app: App = { store: new SessionStore(path.join(STATE, "sessions")), key: TERMINAL_KEY };
-  const { id, messages } = app.store.current(app.key);
+}
+
+/** Creates the parts of the program from what is on disk. Nothing is running yet. */
+function createApp(): App {
+  const app: App = {
+    store: new SessionStore(path.join(STATE, "sessions")),
+    key: TERMINAL_KEY,
+  };
+  return app;
+}
+
+function greet({ store, key }: App): void {
+  const { id, messages } = store.current(key);
   info(`正在和 ${MODEL} 对话。Ctrl+C 中断回复，输入 quit 退出。`);
   info(`会话 ${id}，${messages.length} 条消息。/help 列出所有命令。`);
+}
+
+/** Answers lines and runs commands until the person at the terminal leaves. */
+async function runTerminal(app: App): Promise<void> {
   await new Terminal().run(async (line, signal) => {
-    const options = { onText: say, signal };
-    if (line.startsWith("/")) return info(await runCommand(line, app, options));
-    return runTurn(app.store.current(app.key), line, options);
+    if (line.startsWith("/")) return info(await runCommand(line, app, { signal }));
+    return runTurn(app.store.current(app.key), line, { onText: say, signal });
   });
+}
+
+async function main(): Promise<void> {
+  requireApiKey();
+  if (!(CONTEXT_TOKENS >= 1000)) throw new Error("CONTEXT_TOKENS must be a number from 1000 up");
+  lockFolder(STATE);
+  const app = createApp();
+  greet(app);
+  await runTerminal(app);
 }
 
 if (RUN) {

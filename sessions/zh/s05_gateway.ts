@@ -32,7 +32,7 @@ import { setTimeout as sleep } from "node:timers/promises";
 import Anthropic from "@anthropic-ai/sdk";
 import dotenv from "dotenv";
 import { Bot, GrammyError } from "grammy";
-import type { Message as TelegramMessage } from "grammy/types";
+import type { Message as TelegramMessage, UserFromGetMe } from "grammy/types";
 import { EnvHttpProxyAgent, setGlobalDispatcher } from "undici";
 import { type WebSocket, WebSocketServer } from "ws";
 
@@ -47,12 +47,20 @@ const SYSTEM = "You are a helpful assistant. Answer briefly and plainly.";
 const WORKSPACE = process.env.CLAW0_WORKSPACE || path.join(import.meta.dirname, "../../workspace");
 const STATE = path.join(WORKSPACE, ".state"); // 程序自己用的数据
 const CONTEXT_TOKENS = Number(process.env.CONTEXT_TOKENS || 180_000);
-type Setting = (name: string) => string; // 没有设置的，返回 ""
+/** Looks up a setting. Gives "" for one that is not set. */
+type Setting = (name: string) => string;
 const env: Setting = (name) => process.env[name] ?? "";
+
+/** A setting that is a whole number from 0 to `max`. Throws, naming the setting and its range. */
+function wholeNumber(name: string, otherwise: number, max: number): number {
+  const value = Number(env(name) || otherwise);
+  if (Number.isInteger(value) && value >= 0 && value <= max) return value;
+  throw new Error(`${name} must be a whole number from 0 to ${max}`);
+}
 
 // ---- 终端 ----
 
-let atLineStart = true;
+let atLineStart = true; // whether what was printed last ended a line
 
 /** 把模型说的话一段一段打印出来。 */
 export function say(piece: string) {
@@ -68,44 +76,44 @@ const sayLine = (line: string) => say(`${atLineStart ? "" : "\n"}${line}\n`);
 export const info = (line: string) => sayLine(tint(2, line));
 export const warn = (line: string) => sayLine(tint(33, line));
 export const fail = (line: string) => sayLine(tint(31, line));
-/** 标出给人看的句子：不在这里打印，但翻译时要找得到。 */
-export const text = (sentence: string) => sentence;
+/** Gives the sentence back. By this call the translation tool finds what is printed elsewhere. */
+export const t = (sentence: string) => sentence;
 
-let typing: Interface | undefined; // 停在提示符、有人可能正在输入时才有值
+/** 停在提示符、有人可能正在输入时才有值 */
+let typing: Interface | undefined;
 
 /**
  * 打印在正在输入的那一行上方。那一行可能比终端还宽，占了好几行，所以：先回到它的第一行，
  * 从这里往下清掉，打印，再留出同样多的行，让 readline 重画。
  */
 function sayAbove(reader: Interface, lines: string): void {
-  const { rows } = reader.getCursorPos();
-  process.stdout.write(`\r${rows ? `\x1b[${rows}A` : ""}\x1b[J${lines}${"\n".repeat(rows)}`);
+  const { rows } = reader.getCursorPos(); // how far the cursor is below the first row
+  const up = rows > 0 ? `\x1b[${rows}A` : ""; // not for 0, which would mean 1
+  const room = "\n".repeat(rows); // readline goes up by so many rows before it draws
+  process.stdout.write(`\r${up}\x1b[J${lines}${room}`);
   reader.prompt(true);
 }
 
 /** 从键盘或管道读入，一次交出一行。 */
 export class Terminal {
   /** 正在回答时按 Ctrl+C，中止这一行的 signal；在提示符下按，退出程序。 */
-  async run(handle: (line: string, signal: AbortSignal) => Promise<unknown>): Promise<void> {
+  async run(onLine: (line: string, signal: AbortSignal) => Promise<unknown>): Promise<void> {
     const { stdin, stdout } = process;
+    const terminal = stdin.isTTY && stdout.isTTY;
     // 回复还在流式输出时，readline 会把按键回显到文字中间。所以这段时间暂停 readline，
     // 按键先存在 keys 里，也就是键盘和 readline 之间。只有 Ctrl+C 立刻处理。
     const keys = Object.assign(new PassThrough(), { setRawMode: stdin.setRawMode?.bind(stdin) });
-    const terminal = stdin.isTTY && stdout.isTTY;
     const reader = createInterface({ input: keys, output: stdout, terminal, prompt: "You > " });
+    if (terminal) reader.on("line", () => reader.pause());
+    let turn: AbortController | undefined; // of the line that is being answered
+    const interrupt = () => (turn ? turn.abort() : reader.close());
+    process.on("SIGINT", interrupt);
+    forwardKeys(keys, interrupt);
     const prompt = () => {
       if (!terminal) return say("You > ");
       typing = reader;
       reader.prompt();
     };
-    let turn: AbortController | undefined;
-    const interrupt = () => (turn ? turn.abort() : reader.close());
-    process.on("SIGINT", interrupt);
-    reader.on("SIGINT", interrupt).on("line", () => terminal && reader.pause());
-    // 一行一行地喂：readline 就算暂停了，已经拿到的那一段还是会处理完。
-    const put = (typed: string) => typed.split(/(?<=\r(?!\n))/).map((line) => keys.write(line));
-    stdin.setEncoding("utf8").on("end", () => keys.end());
-    stdin.on("data", (typed) => (turn && typed.includes("\x03") ? turn.abort() : put(`${typed}`)));
     prompt();
     for await (const entered of reader) {
       typing = undefined;
@@ -113,7 +121,7 @@ export class Terminal {
       const line = entered.trim();
       if (line === "quit" || line === "exit") break;
       turn = new AbortController();
-      if (line) await handle(line, turn.signal).catch((e) => fail(`失败：${e.apiMessage ?? e}`));
+      if (line) await onLine(line, turn.signal).catch((e) => fail(`失败：${e.apiMessage ?? e}`));
       turn = undefined;
       if (!atLineStart) say("\n");
       prompt();
@@ -124,13 +132,23 @@ export class Terminal {
   }
 }
 
+/** Passes on what is typed. Only Ctrl+C, which a terminal sends as "\x03", does not wait. */
+function forwardKeys(keys: PassThrough, interrupt: () => void): void {
+  process.stdin.setEncoding("utf8").on("end", () => keys.end());
+  process.stdin.on("data", (typed: string) => {
+    if (process.stdin.isTTY && typed.includes("\x03")) return interrupt();
+    // Line by line, because readline finishes what it has been given before it pauses.
+    for (const line of typed.match(/[^\r]*\r\n?|[^\r]+/g) ?? []) keys.write(line);
+  });
+}
+
 // ---- s01 · Agent 循环 ----
 
 type Entry = { role: "user" | "assistant"; content: Anthropic.ContentBlockParam[] };
 /** 回复按 API 给的原样保存，id、停止原因和 usage 都在。 */
-export type Message = Anthropic.Message | (Entry & { role: "user" });
+export type Message = Anthropic.Message | (Entry & { role: "user"; stop_reason?: undefined });
 
-/** 两次调用之间，模型什么都不记得。它知道的一切都在这个列表里。 */
+/** The API is stateless: the model knows nothing but what is in this list. */
 export class Conversation {
   messages: Message[] = [];
 
@@ -139,36 +157,35 @@ export class Conversation {
   }
 }
 
-/** 一轮怎么跑：回复陆续到达时交给谁，用什么来中止。 */
+/** How one turn is to run. Later sections declare the interface again, which adds fields to it. */
 export interface TurnOptions {
-  onText?(piece: string): void;
-  signal?: AbortSignal;
+  onText?(piece: string): void; // gets the reply as it arrives
+  signal?: AbortSignal; // stops the turn
 }
 
-/** GO_ON 里的原因表示模型还没说完；其余的都算说完，表里写的是该告诉用户的话。 */
-const GO_ON = new Set(["pause_turn"]);
+/** After one of these stop reasons the model has more to do. (s02 adds "tool_use".) */
+const CONTINUE_REASONS = new Set(["pause_turn"]);
+/** After these a person is told something. The usual ones, such as "end_turn", need no words. */
 const STOP_NOTES: Record<string, string> = {
-  end_turn: "",
-  stop_sequence: "",
-  max_tokens: text("\n（回复断在这里：到了 token 上限。）"),
-  refusal: text("\n（模型拒绝回答。从现在起，它不会再看到这一轮。）"),
-  model_context_window_exceeded: text("\n（断在这里：上下文窗口满了，模型读不下更多内容。）"),
+  max_tokens: t("\n（回复断在这里：到了 token 上限。）"),
+  refusal: t("\n（模型拒绝回答。从现在起，它不会再看到这一轮。）"),
+  model_context_window_exceeded: t("\n（断在这里：上下文窗口满了，模型读不下更多内容。）"),
 };
-const noteOf = (m: Message) => ("stop_reason" in m && STOP_NOTES[m.stop_reason ?? ""]) || "";
-const startsTurn = (entry: Entry) => entry.role === "user" && resultsIn(entry).length === 0;
+const stopNote = (message: Message) => STOP_NOTES[message.stop_reason ?? ""] ?? "";
+
+/** A turn starts where a person says something. Results of tools have the role "user", too. */
+const startsTurn = (m: Entry) => m.role === "user" && m.content[0]?.type !== "tool_result";
+/** What was refused once would be refused again, so the whole turn that led to it is left out. */
+const withoutLastTurn = (request: Entry[]) => request.slice(0, request.findLastIndex(startsTurn));
 
 /** 把历史整理成 API 接受的样子：去掉空白，去掉遭到拒绝的内容，让角色交替。 */
 export function toRequest(history: Message[]): Entry[] {
-  const request: Entry[] = [];
-  history = answerCalls(history);
-  for (const message of history) {
-    const last = request.at(-1);
+  let request: Entry[] = [];
+  for (const message of answerCalls(history)) {
     const content = message.content.filter((block) => block.type !== "text" || block.text.trim());
-    // 回复不能以 thinking 结尾；真以它结尾，说明思考只到了一半。
-    while (content.at(-1)?.type.endsWith("thinking")) content.pop();
-    // 模型拒绝过的内容，再发还是拒绝，连带后面的也一起拒绝。
-    const refused = "stop_reason" in message && message.stop_reason === "refusal";
-    if (refused) request.splice(request.findLastIndex(startsTurn));
+    while (content.at(-1)?.type.endsWith("thinking")) content.pop(); // it was cut off
+    const last = request.at(-1);
+    if (message.stop_reason === "refusal") request = withoutLastTurn(request);
     else if (last?.role === message.role) last.content.push(...content);
     else if (content.length > 0) request.push({ role: message.role, content });
   }
@@ -189,49 +206,54 @@ export function buildRequest({ messages }: Conversation, options: TurnOptions) {
 /** 调用一次，返回回复；中途中止就返回已经收到的部分。API 的错误照样抛出。 */
 export async function callModel(request: Anthropic.MessageStreamParams, options: TurnOptions) {
   // SDK 自己从环境变量里读 ANTHROPIC_API_KEY 和 ANTHROPIC_BASE_URL。
-  const stream = new Anthropic().messages.stream(request, { signal: options.signal });
-  let finished = 0;
-  stream.on("text", (piece) => options.onText?.(piece)).on("contentBlock", () => finished++);
+  const client = new Anthropic();
+  const stream = client.messages.stream(request, { signal: options.signal });
+  const finished: Anthropic.ContentBlock[] = [];
+  stream.on("text", (piece) => options.onText?.(piece));
+  stream.on("contentBlock", (block) => finished.push(block));
   try {
     return await stream.finalMessage();
   } catch (error) {
     if (!options.signal?.aborted) throw error;
     options.onText?.(" (interrupted)");
+    // Half a text is worth keeping, but half a tool call or half a thought is of no use.
     const arrived = stream.currentMessage?.content ?? [];
-    const kept = arrived.filter((block, index) => block.type === "text" || index < finished);
+    const kept = arrived.filter((block) => block.type === "text" || finished.includes(block));
     const content = [...kept, { type: "text", text: "(interrupted)", citations: null }];
-    // 没有停止原因，因为是我们让它停的。id 和 usage 只有 API 才给得出。
+    // The API gave no stop reason, no id and no usage, so these are missing here.
     return { role: "assistant", content, stop_reason: null } as Anthropic.Message;
   }
 }
 
-/** 循环。只看存下来的内容，所以从哪里都能接着跑。 */
+/** The agent loop. It decides only by what is stored, so it can go on after an error or a crash. */
 export async function continueTurn(conversation: Conversation, options: TurnOptions) {
   while (needsReply(conversation.messages.at(-1))) {
     checkRounds(conversation);
-    const reply = await callModel(buildRequest(conversation, options), options);
-    conversation.append(reply);
-    options.onText?.(noteOf(reply));
-    if (reply.stop_reason !== "tool_use") continue;
+    const response = await callModel(buildRequest(conversation, options), options);
+    conversation.append(response);
+    options.onText?.(stopNote(response));
+    if (response.stop_reason !== "tool_use") continue;
     const turn = { ...options, conversation };
-    const results = await Promise.all(callsIn(reply).map((call) => runTool(call, turn)));
+    const results = await Promise.all(callsIn(response).map((call) => runTool(call, turn)));
     conversation.append({ role: "user", content: results });
   }
 }
 
-const needsReply = (last?: Message) => last?.role === "user" || GO_ON.has(last?.stop_reason ?? "");
+const needsReply = (last?: Message) =>
+  last?.role === "user" || CONTINUE_REASONS.has(last?.stop_reason ?? "");
 
 /** 把这一轮跑完。返回用户说话之后模型说的全部内容。 */
 export async function finishTurn(conversation: Conversation, options: TurnOptions) {
-  await GUARD.run(conversation, options, () => continueTurn(conversation, options));
+  // 重启之后，可能该说的都说完了。那就用不着密钥，没有密钥也行。
+  if (needsReply(conversation.messages.at(-1))) await runMiddleware(conversation, options);
   const start = conversation.messages.findLastIndex(startsTurn) + 1;
-  return conversation.messages.slice(start).map(spoken).filter(Boolean).join("\n\n");
+  return conversation.messages.slice(start).map(textOf).filter(Boolean).join("\n\n");
 }
 
-const spoken = (message: Message) =>
-  message.content.map((b) => (b.type === "text" ? b.text : "")).join("") + noteOf(message);
+const textOf = (message: Message) =>
+  message.content.map((b) => (b.type === "text" ? b.text : "")).join("") + stopNote(message);
 
-/** 一轮。用户的话先记下来，再去问模型；不管成不成功，记下的都留着。 */
+/** Runs one turn. The person's words are stored first, so they stay if the model fails. */
 export async function runTurn(conversation: Conversation, input: string, options: TurnOptions) {
   const about = { inboxId: options.message?.id };
   conversation.append({ role: "user", content: [{ type: "text", text: input }] }, about);
@@ -245,20 +267,31 @@ export interface Turn extends TurnOptions {
   conversation: Conversation;
 }
 
-type Fields = Record<string, unknown>; // 外面传进来的，里面可能是任何东西
+/** The fields of an object that came from outside, so nobody knows the types of their values. */
+type Fields = Record<string, unknown>;
 
 /** 收到的输入已经符合工具的 schema。返回输出；抛出的错误会给模型看。 */
 export type Handler = (input: Fields, turn: Turn) => string | Promise<string>;
 
+/** The JSON Schema of a text. The model reads the description. */
 const string = (description: string) => ({ type: "string", description });
-const file = string("The path, relative to the workspace.");
+const PATH = string("The path, relative to the workspace.");
 
-function tool(name: string, description: string, properties: object, optional: string[] = []) {
-  const required = Object.keys(properties).filter((field) => !optional.includes(field));
-  return { name, description, input_schema: { type: "object" as const, properties, required } };
+/** The JSON Schema of an object. Every property is required unless `optional` names it. */
+function objectSchema(properties: object, optional: string[] = []) {
+  const required = Object.keys(properties).filter((name) => !optional.includes(name));
+  return { type: "object" as const, properties, required };
 }
 
-/** 告诉模型的就是这些。模型对一个工具的了解，仅限于这几句话。 */
+/** An entry of TOOLS. The properties are those of the input that the model has to give. */
+function tool(name: string, description: string, properties: object, optional: string[] = []) {
+  return { name, description, input_schema: objectSchema(properties, optional) };
+}
+
+/**
+ * What the model is told about each tool, which is all that it knows. To add a tool, add an entry
+ * here, and a function of the same name in HANDLERS.
+ */
 export const TOOLS: Anthropic.Tool[] = [
   tool(
     "bash",
@@ -271,21 +304,21 @@ export const TOOLS: Anthropic.Tool[] = [
     ["seconds"],
   ),
   tool("read_file", "Read a text file of the workspace. A long one is shown without its middle.", {
-    path: file,
+    path: PATH,
   }),
   tool(
     "write_file",
     "Write a text file of the workspace, with its folders. Replaces what was there.",
-    { path: file, content: string("The whole text of the file.") },
+    { path: PATH, content: string("The whole text of the file.") },
   ),
   tool("edit_file", "Replace one passage of a text file. It must occur exactly once.", {
-    path: file,
+    path: PATH,
     old_text: string("The passage as it stands in the file, with enough round it."),
     new_text: string("What stands there afterwards."),
   }),
 ];
 
-/** 模型说出名字，这里就运行对应的函数。 */
+/** What runs when the model calls a tool. To add a function, add its schema in TOOLS, too. */
 export const HANDLERS: Record<string, Handler> = {
   bash: (input, turn) => bash(String(input.command), Number(input.seconds ?? 60), turn.signal),
   read_file: (input) => readText(safePath(String(input.path), WORKSPACE)),
@@ -294,50 +327,77 @@ export const HANDLERS: Record<string, Handler> = {
     editText(String(input.path), String(input.old_text), String(input.new_text)),
 };
 
-GO_ON.add("tool_use");
-const MAX_ROUNDS = 50;
+CONTINUE_REASONS.add("tool_use");
+const MAX_ROUNDS = 50; // calls of the model in one turn
 const OUTPUT_LIMIT = 30_000; // 一个结果最多这么多字符，首尾各留一半
 
-/** 模型要是原地打转，没人看着就一直烧钱。 */
+/** Throws after too many rounds, because a model that repeats itself costs money until it stops. */
 function checkRounds({ messages }: Conversation): void {
-  const replies = messages
-    .slice(messages.findLastIndex(startsTurn))
-    .filter((m) => m.role === "assistant");
+  const turn = messages.slice(messages.findLastIndex(startsTurn));
+  const replies = turn.filter(({ role }) => role === "assistant");
   if (replies.length < MAX_ROUNDS) return;
   throw new Error(`stopped after ${MAX_ROUNDS} rounds of tool calls; say "go on" to go on`);
 }
 
+/** The tool calls of a reply. */
 const callsIn = (message: Message | undefined) =>
   message?.role === "assistant" ? message.content.filter((block) => block.type === "tool_use") : [];
+/** The tool results of a user's message. */
 const resultsIn = (entry: Entry | undefined) =>
   entry?.role === "user" ? entry.content.filter((block) => block.type === "tool_result") : [];
 
-const idsIn = ({ content }: Message) =>
-  content.map((block) => ("tool_use_id" in block ? block.tool_use_id : ""));
+/** The history with exactly one result for every call, in the next message, as the API demands. */
+function answerCalls(history: Message[]): Message[] {
+  return withMissingResults(withoutStrayResults(withoutOpenServerCalls(history)));
+}
+
+/**
+ * The API runs some tools itself, for example its web search. An error in the middle of one leaves
+ * a call whose result only the API could give, so we leave the call out. We keep it in the last
+ * message, because there the reply is only paused, and the API goes on with it.
+ */
+function withoutOpenServerCalls(history: Message[]): Message[] {
+  const answered = new Set<string>();
+  for (const block of history.flatMap<Anthropic.ContentBlockParam>(({ content }) => content)) {
+    if ("tool_use_id" in block) answered.add(block.tool_use_id);
+  }
+  return history.map((message, index) => {
+    if (message.role === "user" || index === history.length - 1) return message;
+    const content = message.content.filter(
+      (block) => block.type !== "server_tool_use" || answered.has(block.id),
+    );
+    return { ...message, content };
+  });
+}
+
+/** Drops results whose call is not in the message before, and the second result of a call. */
+function withoutStrayResults(history: Message[]): Message[] {
+  return history.map((message, index) => {
+    if (message.role === "assistant") return message;
+    const results = resultsIn(message);
+    const calls = callsIn(history[index - 1]);
+    const answers = calls.map(({ id }) => results.find((block) => block.tool_use_id === id));
+    const content = message.content.filter(
+      (block) => block.type !== "tool_result" || answers.includes(block),
+    );
+    return { ...message, content };
+  });
+}
 
 /**
  * 补全后的历史：每个调用后面紧跟一个结果，这是 API 的要求。崩溃、Ctrl+C，或者参数写到一半
  * 碰上 `max_tokens`，都会留下没有结果的调用。API 自己运行的工具，如果暂停途中出错，
  * 也没有结果；这种调用直接去掉。
  */
-function answerCalls(history: Message[]): Message[] {
-  const done = new Set(history.flatMap(idsIn));
+function withMissingResults(history: Message[]): Message[] {
   return history.flatMap((message, index): Message[] => {
-    const asked = new Set(callsIn(history[index - 1]).map(({ id }) => id));
-    const content = message.content.filter((block) => {
-      if (block.type === "tool_result") return asked.delete(block.tool_use_id);
-      const isOpen = block.type === "server_tool_use" && !done.has(block.id);
-      return !isOpen || index === history.length - 1;
-    });
-    if (message.role === "user") return [{ ...message, content }];
     const answered = new Set(resultsIn(history[index + 1]).map((block) => block.tool_use_id));
     const open = callsIn(message).filter(({ id }) => !answered.has(id));
-    const reply = { ...message, content } as Anthropic.Message; // 还是原来的块，可能少几个
     // 拒绝过的一轮会整轮去掉，里面的调用不用补结果。
-    if (open.length === 0 || message.stop_reason === "refusal") return [reply];
-    const cut = message.stop_reason === "max_tokens";
-    const why = cut ? "cut off; it was not run" : "interrupted; it may have run";
-    return [reply, { role: "user", content: open.map(({ id }) => result(id, why, true)) }];
+    if (open.length === 0 || message.stop_reason === "refusal") return [message];
+    const isCut = message.stop_reason === "max_tokens";
+    const why = isCut ? "cut off; it was not run" : "interrupted; it may have run";
+    return [message, { role: "user", content: open.map(({ id }) => toolResult(id, why, true)) }];
   });
 }
 
@@ -345,78 +405,102 @@ function answerCalls(history: Message[]): Message[] {
 export async function runTool(call: Anthropic.ToolUseBlock, turn: Turn) {
   info(`  ${call.name} ${JSON.stringify(call.input).slice(0, 100)}`);
   try {
-    const tool = toolsFor(turn).find(({ name }) => name === call.name);
+    const offered = toolsFor(turn).find(({ name }) => name === call.name);
     const handler = HANDLERS[call.name];
-    if (!tool || !handler) throw new Error(`there is no tool ${call.name}`);
-    const input = checkInput(tool.input_schema, call.input);
+    if (!offered || !handler) throw new Error(`there is no tool ${call.name}`);
+    const input = checkInput(offered.input_schema, call.input);
     if (turn.signal?.aborted) throw new Error("interrupted; it was not run");
-    return result(call.id, await handler(input, turn));
+    return toolResult(call.id, await handler(input, turn));
   } catch (error) {
-    return result(call.id, error instanceof Error ? error.message : String(error), true);
+    return toolResult(call.id, error instanceof Error ? error.message : String(error), true);
   }
 }
 
-function result(id: string, output: string, failed = false): Anthropic.ToolResultBlockParam {
-  // 输出截断后可能留下半个字符，整个请求都会因此无效。
+function toolResult(id: string, output: string, failed = false): Anthropic.ToolResultBlockParam {
+  // A cut can fall into the middle of a character, and the API rejects half a character.
   const content = keepEnds(output, OUTPUT_LIMIT).toWellFormed() || "(no output)";
-  return { type: "tool_result", tool_use_id: id, content, ...(failed && { is_error: true }) };
+  const block = { type: "tool_result" as const, tool_use_id: id, content };
+  return failed ? { ...block, is_error: true } : block;
 }
 
+/** The part of JSON Schema that our tools use. */
 type Property = { type?: string; enum?: unknown[] };
 
-/** 检查必填字段和类型，没问题就返回输入；否则抛错，并指出字段名。 */
-export function checkInput(schema: Anthropic.Tool.InputSchema, input: unknown) {
+/** Gives the input as fields, if it fits the schema. Otherwise throws, naming the field. */
+export function checkInput(schema: Anthropic.Tool.InputSchema, input: unknown): Fields {
   if (typeof input !== "object" || input === null) throw new Error("the input must be an object");
   const fields: Fields = { ...input };
-  const properties = (schema.properties ?? {}) as Record<string, Property>; // 自己写的
-  for (const name of schema.required ?? []) {
-    if (fields[name] === undefined) throw new Error(`${name} is missing`);
-  }
-  for (const [name, { type, enum: values }] of Object.entries(properties)) {
+  checkRequired(fields, schema.required ?? []);
+  // The SDK leaves the properties open, but the schemas in this file have only such properties.
+  const properties = (schema.properties ?? {}) as Record<string, Property>;
+  for (const [name, property] of Object.entries(properties)) {
     const value = fields[name];
     if (value === undefined) continue;
-    const fits = type === "integer" ? Number.isInteger(value) : !type || typeof value === type;
-    if (!fits) throw new Error(`${name} must be of type ${type}`);
-    if (values && !values.includes(value)) throw new Error(`${name} must be one of ${values}`);
+    checkType(name, value, property.type);
+    checkEnum(name, value, property.enum);
   }
   return fields;
 }
 
-/** 返回原文；比 `limit` 长就只留首尾。`lost` 是之前已经丢掉的字符数。 */
-function keepEnds(whole: string, limit: number, lost = 0): string {
-  if (whole.length <= limit) return whole;
+function checkRequired(fields: Fields, required: string[]): void {
+  const missing = required.find((name) => fields[name] === undefined);
+  if (missing !== undefined) throw new Error(`${missing} is missing`);
+}
+
+function checkType(name: string, value: unknown, type: string | undefined): void {
+  if (type === undefined) return;
+  // JavaScript has only "number", but JSON Schema also has "integer".
+  const fits = type === "integer" ? Number.isInteger(value) : typeof value === type;
+  if (!fits) throw new Error(`${name} must be of type ${type}`);
+}
+
+function checkEnum(name: string, value: unknown, allowed: unknown[] | undefined): void {
+  if (allowed === undefined || allowed.includes(value)) return;
+  throw new Error(`${name} must be one of ${allowed}`);
+}
+
+/**
+ * The text, or both its ends if it is longer than `limit`. `total` is its length before somebody
+ * else, for example CommandOutput, dropped a part of its middle.
+ */
+function keepEnds(text: string, limit: number, total = text.length): string {
+  if (text.length <= limit) return text;
   const half = Math.ceil(limit / 2);
-  const left = whole.length - 2 * half + lost;
-  return `${whole.slice(0, half)}\n… ${left} characters left out …\n${whole.slice(-half)}`;
+  const leftOut = total - 2 * half;
+  return `${text.slice(0, half)}\n… ${leftOut} characters left out …\n${text.slice(-half)}`;
 }
 
 /**
  * `root` 里某个文件的真实路径，文件可以还不存在。跑到 `root` 外面就抛错，
  * 不管用的是 ".."、绝对路径、旁边的目录 "root2"，还是符号链接。
  */
-export function safePath(file: string, root: string): string {
+export function safePath(name: string, root: string): string {
   const base = fs.realpathSync.native(root);
-  const target = path.resolve(base, file);
-  let existing = target;
-  while (!fs.lstatSync(existing, { throwIfNoEntry: false })) existing = path.dirname(existing);
-  // 链接指向的地方不存在，realpath 就抛错。正合适：不然一写，就在那边建出文件来了。
+  const target = path.resolve(base, name);
+  const existing = nearestExisting(target);
+  // A link that leads nowhere makes realpath throw, and it should: writing creates its target.
   const real = path.join(fs.realpathSync.native(existing), path.relative(existing, target));
   const inside = path.relative(base, real);
-  if (inside.split(path.sep)[0] === ".." || path.isAbsolute(inside)) {
-    throw new Error(`${file} is outside the workspace`);
-  }
-  if (inside.split(path.sep)[0]?.toLowerCase() === ".state") {
-    throw new Error(`${file} belongs to the program itself`);
-  }
+  const [first = ""] = inside.split(path.sep);
+  if (first === ".." || path.isAbsolute(inside))
+    throw new Error(`${name} is outside the workspace`);
+  if (first.toLowerCase() === ".state") throw new Error(`${name} belongs to the program itself`);
   return real;
 }
 
-// 文件工具特意写成同步的：几次调用会并行，而编辑时从读到写，
-// 中间不能让别的调用插进来。
+/** The path itself, or the nearest folder above it that exists. */
+function nearestExisting(target: string): string {
+  let existing = target;
+  while (!fs.lstatSync(existing, { throwIfNoEntry: false })) existing = path.dirname(existing);
+  return existing;
+}
+
+// The file tools are synchronous on purpose. The calls of one reply run at the same time, so two
+// edits of one file could otherwise both read it before either writes, and one edit would be lost.
 
 function readText(file: string): string {
   const stat = fs.statSync(file);
-  if (!stat.isFile()) throw new Error("not a file"); // 读管道会一直等下去
+  if (!stat.isFile()) throw new Error("not a file"); // for example a pipe, which may never end
   if (stat.size > 10_000_000)
     throw new Error(`${stat.size} bytes are too many: look at parts with bash`);
   const bytes = fs.readFileSync(file);
@@ -427,8 +511,9 @@ function readText(file: string): string {
 }
 
 /** 把 `words` 的换行符改成和文件一致：不管原来是什么，模型只会写 "\n"。 */
-function withLineEnds(words: string, content: string): string {
-  return words.replace(/\r?\n/g, content.includes("\r\n") ? "\r\n" : "\n");
+function withLineEnds(text: string, sample: string): string {
+  const lineEnd = sample.includes("\r\n") ? "\r\n" : "\n";
+  return text.replace(/\r?\n/g, lineEnd);
 }
 
 function writeText(name: string, content: string): string {
@@ -443,11 +528,10 @@ function editText(name: string, oldText: string, newText: string): string {
   const file = safePath(name, WORKSPACE);
   const content = readText(file);
   const old = content.includes(oldText) ? oldText : withLineEnds(oldText, content);
-  const parts = content.split(old);
-  if (!oldText || parts.length !== 2) {
-    const times = oldText ? parts.length - 1 : 0;
+  const parts = content.split(old); // what stands between the places where it occurs
+  const times = old === "" ? 0 : parts.length - 1;
+  if (times !== 1)
     throw new Error(`old_text occurs ${times} times in ${name}; it must occur exactly once`);
-  }
   fs.writeFileSync(file, parts.join(withLineEnds(newText, content)));
   return `edited ${name}`;
 }
@@ -459,28 +543,13 @@ const SAFE_ENV =
   "PATH HOME USER LANG TERM TZ TMPDIR TEMP TMP SystemRoot ComSpec PATHEXT USERPROFILE APPDATA";
 const WINDOWS = process.platform === "win32";
 
-async function bash(command: string, seconds: number, signal?: AbortSignal): Promise<string> {
-  const env = Object.fromEntries(SAFE_ENV.split(" ").map((name) => [name, process.env[name]]));
-  const child = spawn(command, {
-    shell: WINDOWS || "bash",
-    cwd: WORKSPACE,
-    env,
-    detached: !WINDOWS, // 自成一个进程组，可以一起杀掉
-    stdio: ["ignore", "pipe", "pipe"],
-    windowsHide: true,
-  });
-  let output = "";
-  let lost = 0;
-  const collect = (piece: string) => {
-    output += piece;
-    if (output.length < 10 * OUTPUT_LIMIT) return;
-    // 输出太多。反正只显示首尾，中间的不用留。
-    lost += output.length - 2 * OUTPUT_LIMIT;
-    output = output.slice(0, OUTPUT_LIMIT) + output.slice(-OUTPUT_LIMIT);
-  };
-  child.stdout.setEncoding("utf8").on("data", collect);
-  child.stderr.setEncoding("utf8").on("data", collect);
-  let stopped = "";
+/** Runs a script for at most `seconds`, and gives its output. Throws if it fails or is stopped. */
+async function bash(script: string, seconds: number, signal?: AbortSignal): Promise<string> {
+  const child = startShell(script);
+  const output = new CommandOutput();
+  child.stdout.setEncoding("utf8").on("data", (piece) => output.add(piece));
+  child.stderr.setEncoding("utf8").on("data", (piece) => output.add(piece));
+  let stopped = ""; // why we stopped it
   const stop = (why: string) => {
     stopped = why;
     killGroup(child.pid);
@@ -492,11 +561,9 @@ async function bash(command: string, seconds: number, signal?: AbortSignal): Pro
   const limit = Math.min(Math.max(seconds, 1), 600);
   const timer = setTimeout(() => stop(`stopped after ${limit} s`), limit * 1000);
   signal?.addEventListener("abort", interrupt);
-  child.on("exit", () => WINDOWS || killGroup(child.pid)); // 结束还留在后台的进程
   try {
     const [code, killer] = await once(child, "close");
-    output = keepEnds(output, OUTPUT_LIMIT - 200, lost); // 给下面那句话留地方
-    if (code === 0) return output;
+    if (code === 0) return output.toString();
     throw new Error(`${stopped || `exit code ${code ?? killer}`}\n${output}`);
   } finally {
     clearTimeout(timer);
@@ -504,11 +571,47 @@ async function bash(command: string, seconds: number, signal?: AbortSignal): Pro
   }
 }
 
+/** Starts a script in the workspace. When it exits, what it left in the background is ended. */
+function startShell(script: string) {
+  const names = SAFE_ENV.split(" ");
+  const child = spawn(script, {
+    shell: WINDOWS || "bash",
+    cwd: WORKSPACE,
+    env: Object.fromEntries(names.map((name) => [name, process.env[name]])),
+    detached: !WINDOWS, // 自成一个进程组，可以一起杀掉
+    stdio: ["ignore", "pipe", "pipe"],
+    windowsHide: true,
+  });
+  if (!WINDOWS) child.on("exit", () => killGroup(child.pid));
+  return child;
+}
+
+/** 输出太多。反正只显示首尾，中间的不用留。 */
+class CommandOutput {
+  #kept = "";
+  #total = 0; // characters
+
+  add(piece: string): void {
+    this.#total += piece.length;
+    this.#kept += piece;
+    if (this.#kept.length < 10 * OUTPUT_LIMIT) return;
+    this.#kept = this.#kept.slice(0, OUTPUT_LIMIT) + this.#kept.slice(-OUTPUT_LIMIT);
+  }
+
+  toString(): string {
+    // There must be room for the line that says why the script failed.
+    return keepEnds(this.#kept, OUTPUT_LIMIT - 200, this.#total);
+  }
+}
+
 function killGroup(pid: number | undefined): void {
-  if (pid === undefined) return;
-  if (WINDOWS) return void spawn("taskkill", ["/pid", String(pid), "/t", "/f"]);
+  if (pid === undefined) return; // it could not be started
+  if (WINDOWS) {
+    spawn("taskkill", ["/pid", String(pid), "/t", "/f"]);
+    return;
+  }
   try {
-    process.kill(-pid, "SIGKILL");
+    process.kill(-pid, "SIGKILL"); // a negative number means the whole group
   } catch {
     // 组里已经没有进程了。
   }
@@ -522,6 +625,79 @@ export interface App {
   key: string; // 终端正在用的会话 key
 }
 
+/** Each section that needs to know more about a turn adds it to these options. */
+export interface TurnOptions {
+  app?: App; // for middleware and tools that use a part of the program
+}
+
+/**
+ * Middleware, as in Koa or Hono: a layer round every turn. `next` runs everything further in. A
+ * layer may change the options, catch what `next` throws, or call it again. Since all that was said
+ * and done is stored, the turn then goes on from there, and no tool runs twice.
+ */
+export type Middleware = (
+  conversation: Conversation,
+  options: TurnOptions,
+  next: (options: TurnOptions) => Promise<void>,
+) => Promise<void>;
+
+/** Outermost first. To add a layer, `unshift` it (outermost) or `push` it (innermost). */
+export const MIDDLEWARE: Middleware[] = [];
+
+/** Runs `innermost` with all layers of MIDDLEWARE round it. */
+function runMiddleware(
+  conversation: Conversation,
+  options: TurnOptions,
+  innermost: (conversation: Conversation, options: TurnOptions) => Promise<void> = continueTurn,
+): Promise<void> {
+  let run = (given: TurnOptions) => innermost(conversation, given);
+  // From the inside out, because each layer needs the one inside it as its `next`.
+  for (const layer of MIDDLEWARE.toReversed()) {
+    const next = run;
+    run = (given) => layer(conversation, given, next);
+  }
+  return run(options);
+}
+
+// Helpers: hashes, JSON, and files that a crash leaves whole.
+
+const sha256 = (data: string) => crypto.createHash("sha256").update(data);
+
+/** The object in `json`. Undefined if it is no JSON, or another value, such as `null` or a list. */
+function parseObject(json: string): object | undefined {
+  try {
+    const value: unknown = JSON.parse(json);
+    if (typeof value !== "object" || value === null || Array.isArray(value)) return undefined;
+    return value;
+  } catch {
+    return undefined;
+  }
+}
+
+/**
+ * 写一个小文件。就算中途崩溃，留下的也是完整的旧文件或新文件，不会是半个。
+ * 返回时已经真的落盘，而不是还在系统的内存里：断电也不会丢。
+ */
+function replaceFile(file: string, content: string): void {
+  // Flushed first, because the new name must never stand for content that is not on the disk yet.
+  fs.writeFileSync(`${file}.tmp`, content, { flush: true });
+  fs.renameSync(`${file}.tmp`, file);
+  if (WINDOWS) return; // Windows 没法对文件夹做 fsync
+  const folder = fs.openSync(path.dirname(file), "r");
+  fs.fsyncSync(folder);
+  fs.closeSync(folder);
+}
+
+/**
+ * Quarantine: a file that can't be used is renamed and reported, so that it neither stops the
+ * program nor gets lost. Because a part of the name is random, no older file is overwritten.
+ */
+function quarantine(file: string, why: string): void {
+  const name = `${file}.${crypto.randomUUID().slice(0, 8)}.quarantined`;
+  fs.renameSync(file, name);
+  warn(`${file} 已隔离（改名为 ${path.basename(name)}）：${why}`);
+}
+
 // 会话文件，一行一行看。里面的内容从不修改，也不删除：
 // 想让历史变短，就再加一行，写明重放时略去什么。
 //
@@ -532,9 +708,11 @@ export interface App {
 //   5  {"at":…,"message":{"role":"user",…}}
 //   6  {"at":…,"compaction":{"summary":"小林 …","keepFrom":5}}      第 2 步：略去第 2 到 4 行
 
-/** 会话文件里的一行。是哪一种，看它有哪个字段。 */
+/** One line. The first has key and label; each other one has a message, a compaction, or ids. */
 interface LogRecord {
   at?: string;
+  key?: string;
+  label?: string;
   message?: Message;
   inboxId?: string;
   compaction?: { summary: string; keepFrom: number };
@@ -542,53 +720,47 @@ interface LogRecord {
 }
 
 /**
- * 一行一条 JSON 的文件，只追加。读不出来的行（可能是崩溃时只写了一半）留在原处，
- * 报出行号，不影响其他行。
+ * An append-only log in JSON Lines: one record a line, added at the end. Nothing that is in the
+ * file is written again, so a crash can damage at most the line that is being added.
  */
-class Log {
+class JsonlFile {
   readonly file: string;
-  lines = 0;
-  #torn = false;
+  lines = 0; // how many it has
+  #isTorn = false; // whether the last line lacks its end
 
   constructor(file: string) {
     this.file = file;
   }
 
-  /** 所有读得出来的行，带行号。 */
+  /** Every readable line, with its number. The others stay in the file, and are reported. */
   read(): { line: number; record: object }[] {
     if (!fs.existsSync(this.file)) return [];
     const lines = fs.readFileSync(this.file, "utf8").split("\n");
-    this.#torn = lines.at(-1) !== "";
-    if (!this.#torn) lines.pop();
+    // Behind the last line end there is nothing, unless a crash has torn the last line.
+    this.#isTorn = lines.at(-1) !== "";
+    if (!this.#isTorn) lines.pop();
     this.lines = lines.length;
-    return lines.flatMap((content, index) => {
-      const record = parseObject(content);
-      if (record) return [{ line: index + 1, record }];
-      warn(`${this.file} 第 ${index + 1} 行：读不出来，已跳过。这一行仍留在文件里。`);
-      return [];
-    });
+    const records: { line: number; record: object }[] = [];
+    for (const [index, json] of lines.entries()) {
+      const line = index + 1;
+      const record = parseObject(json);
+      if (record) records.push({ line, record });
+      else warn(`${this.file} 第 ${line} 行无法解析，已跳过。这一行仍保留在文件里。`);
+    }
+    return records;
   }
 
-  /** 加上时间，写进文件之后才返回。返回值是行号。 */
+  /** Adds a record with the time, and gives the number of its line. */
   append(record: object): number {
     const json = JSON.stringify({ at: new Date().toISOString(), ...record });
-    // 不先换行的话，这一行会接在上次没写完的半行后面，一起作废。
-    const line = `${this.#torn ? "\n" : ""}${json}\n`;
-    this.#torn = true; // 写失败会留下半行或者空行，那也算一行
-    this.lines++;
-    fs.appendFileSync(this.file, line);
-    this.#torn = false;
+    // Behind a torn line the record would be unreadable, too, so a line end comes first.
+    const lineEnd = this.#isTorn ? "\n" : "";
+    // If appending fails, half of the line may be in the file, which then counts as a line.
+    this.#isTorn = true;
+    this.lines += 1;
+    fs.appendFileSync(this.file, `${lineEnd}${json}\n`);
+    this.#isTorn = false;
     return this.lines;
-  }
-}
-
-/** `json` 里的对象；解析不了，或者解析出来不是对象（比如 `null`），都返回 undefined。 */
-function parseObject(json: string): object | undefined {
-  try {
-    const value: unknown = JSON.parse(json);
-    return typeof value === "object" && !Array.isArray(value) ? (value ?? undefined) : undefined;
-  } catch {
-    return undefined;
   }
 }
 
@@ -597,21 +769,23 @@ export class Session extends Conversation {
   readonly id: string;
   header = { key: "", label: "", at: "" };
   summary = ""; // 压缩时从列表里拿掉的内容，写成了这段摘要
-  rewritten = 0; // 开头这么多条消息，API 报过的数字已经对不上了
-  #log: Log;
-  #lines = new Map<Message, number>();
+  // Replies before this index hold token counts of the API that no longer fit the list.
+  countsValidFrom = 0;
+  #log: JsonlFile;
+  #lineOf = new Map<Message, number>(); // where each message is in the file
   #inboxIds = new Set<string>();
 
   /** 重放整个文件。 */
   constructor(file: string) {
     super();
     this.id = path.basename(file, ".jsonl");
-    this.#log = new Log(file);
+    this.#log = new JsonlFile(file);
     for (const { line, record } of this.#log.read()) this.#replay(record, line);
   }
 
   #replay(record: LogRecord, line: number): void {
-    if (line === 1) Object.assign(this.header, record);
+    const { key = "", label = "", at = "" } = record;
+    if (line === 1) this.header = { key, label, at };
     if (Array.isArray(record.message?.content)) this.#add(record.message, line);
     if (record.inboxId) this.#inboxIds.add(record.inboxId);
     if (record.compaction) this.#compact(record.compaction.summary, record.compaction.keepFrom);
@@ -620,7 +794,7 @@ export class Session extends Conversation {
 
   /** 先写进文件，再放进列表：告诉过模型的，一定已经存下来了。 */
   override append(message: Message, about: { inboxId?: string } = {}): void {
-    // 崩溃之后，收件箱会把消息再送来一次。这里已经有了，说不定回答也有了一半。
+    // Appending is idempotent: after a crash the inbox brings a message again that is here already.
     if (about.inboxId && this.#inboxIds.has(about.inboxId)) return;
     this.#add(message, this.#log.append({ message, ...about }));
     if (about.inboxId) this.#inboxIds.add(about.inboxId);
@@ -628,29 +802,31 @@ export class Session extends Conversation {
 
   #add(message: Message, line: number): void {
     super.append(message);
-    this.#lines.set(message, line);
+    this.#lineOf.set(message, line);
   }
 
   /** 从现在起，历史就是这段摘要，加上从 `kept` 开始的内容。 */
   compact(summary: string, kept: Message | undefined): void {
-    const keepFrom = (kept && this.#lines.get(kept)) ?? this.#log.lines + 1;
+    const line = kept === undefined ? undefined : this.#lineOf.get(kept);
+    // If nothing is kept, it is the number of the coming line, which no message has.
+    const keepFrom = line ?? this.#log.lines + 1;
     this.#log.append({ compaction: { summary, keepFrom } });
     this.#compact(summary, keepFrom);
   }
 
   #compact(summary: string, keepFrom: number): void {
-    const kept = this.messages.filter((message) => (this.#lines.get(message) ?? 0) >= keepFrom);
+    const kept = this.messages.filter((message) => (this.#lineOf.get(message) ?? 0) >= keepFrom);
     const told = `Summary of our conversation so far:\n${summary}`;
     const noted = [{ type: "text", text: "I have read the summary.", citations: null }];
     this.summary = summary;
     this.messages = [
       { role: "user", content: [{ type: "text", text: told }] },
-      // 这条回复是我们自己写的，和 Ctrl+C 时一样。有这条隔着，
-      // 下一轮要是模型拒绝回答，去掉的只是那一轮，摘要还在。
+      // Without a reply between them, the summary and the next question would become one message,
+      // and if the model refused the question, both would be left out.
       { role: "assistant", content: noted, stop_reason: null } as Anthropic.Message,
       ...kept,
     ];
-    this.rewritten = this.messages.length;
+    this.countsValidFrom = this.messages.length;
   }
 
   /** 从现在起，这些调用的结果只留首尾。 */
@@ -661,14 +837,12 @@ export class Session extends Conversation {
 
   #shorten(ids: Set<string>): void {
     for (const block of this.messages.flatMap(resultsIn)) {
-      // 原地修改，这样消息还对得上行号。
+      // It is changed in place, because #lineOf knows the message only as this object.
       if (ids.has(block.tool_use_id)) block.content = shortened(block);
     }
-    this.rewritten = this.messages.length;
+    this.countsValidFrom = this.messages.length;
   }
 }
-
-const sha256 = (data: string) => crypto.createHash("sha256").update(data);
 
 // key 说明是谁和谁在说话；会话是他们之间的一段对话。所有会话的总表没有另存成文件：
 // 文件夹本身就是总表，不会有对不上的时候。
@@ -676,7 +850,7 @@ const sha256 = (data: string) => crypto.createHash("sha256").update(data);
 /** `dir` 下的所有会话：每个 key 一个文件夹，里面每个会话一个文件。 */
 export class SessionStore {
   #dir: string;
-  #open = new Map<string, Session>();
+  #loaded = new Map<string, Session>(); // the current session of each key that was used
 
   constructor(dir: string) {
     this.#dir = dir;
@@ -684,9 +858,9 @@ export class SessionStore {
 
   /** 这个 key 当前的会话；还没有就新建。 */
   current(key: string): Session {
-    const open = this.#open.get(key) ?? this.#stored(key) ?? this.create(key);
-    this.#open.set(key, open);
-    return open;
+    const session = this.#loaded.get(key) ?? this.#stored(key) ?? this.create(key);
+    this.#loaded.set(key, session);
+    return session;
   }
 
   /** 给这个 key 新建一个会话，并切换过去。 */
@@ -695,15 +869,15 @@ export class SessionStore {
     const header = { v: 1, id, key, label, at: new Date().toISOString() };
     fs.mkdirSync(this.#folder(key), { recursive: true });
     fs.writeFileSync(this.#file(key, id), `${JSON.stringify(header)}\n`, { flag: "wx" });
-    return this.#enter(key, new Session(this.#file(key, id)));
+    return this.#makeCurrent(key, new Session(this.#file(key, id)));
   }
 
   /** 这个 key 的所有会话，最新的在最后。 */
   list(key: string): Session[] {
-    return this.#in(this.#folder(key));
+    return this.#sessionsIn(this.#folder(key));
   }
 
-  #in(folder: string): Session[] {
+  #sessionsIn(folder: string): Session[] {
     if (!fs.statSync(folder, { throwIfNoEntry: false })?.isDirectory()) return [];
     const files = fs.readdirSync(folder).filter((name) => name.endsWith(".jsonl"));
     const sessions = files.map((name) => new Session(path.join(folder, name)));
@@ -713,19 +887,20 @@ export class SessionStore {
   /** 所有 key 的所有会话。 */
   all(): Session[] {
     const folders = fs.existsSync(this.#dir) ? fs.readdirSync(this.#dir) : [];
-    return folders.flatMap((name) => this.#in(path.join(this.#dir, name)));
+    return folders.flatMap((name) => this.#sessionsIn(path.join(this.#dir, name)));
   }
 
   /** 回到 id 以 `prefix` 开头的会话。必须正好有一个，否则抛错。 */
   switch(key: string, prefix: string): Session {
-    const found = this.list(key).filter(({ id }) => prefix && id.startsWith(prefix));
-    if (found.length === 1 && found[0]) return this.#enter(key, found[0]);
+    const found = prefix === "" ? [] : this.list(key).filter(({ id }) => id.startsWith(prefix));
+    const [session] = found;
+    if (session && found.length === 1) return this.#makeCurrent(key, session);
     throw new Error(`${found.length} sessions begin with "${prefix}"; /list shows them`);
   }
 
-  #enter(key: string, session: Session): Session {
+  #makeCurrent(key: string, session: Session): Session {
     replaceFile(path.join(this.#folder(key), "current"), session.id);
-    this.#open.set(key, session);
+    this.#loaded.set(key, session);
     return session;
   }
 
@@ -734,16 +909,17 @@ export class SessionStore {
     const pointer = path.join(this.#folder(key), "current");
     if (!fs.existsSync(pointer)) return this.list(key).at(-1);
     const id = fs.readFileSync(pointer, "utf8");
-    if (/^[\w-]+$/.test(id) && fs.existsSync(this.#file(key, id)))
-      return new Session(this.#file(key, id));
-    fs.renameSync(pointer, `${pointer}.broken`);
-    warn(`${pointer} 指向的会话不存在，已改名放到一边；接着用最新的会话。`);
+    // The id becomes part of a path, so it may hold no "/", for example.
+    const isSession = /^[\w-]+$/.test(id) && fs.existsSync(this.#file(key, id));
+    if (isSession) return new Session(this.#file(key, id));
+    quarantine(pointer, t("里面没有有效的会话 id。改用最新的会话。"));
     return this.list(key).at(-1);
   }
 
   #folder(key: string): string {
+    // Windows allows no "*" in a name, but encodeURIComponent leaves it as it is.
     const name = encodeURIComponent(key.toLowerCase()).replaceAll("*", "%2A");
-    if (name.length <= 200) return path.join(this.#dir, name); // 文件系统的上限是 255
+    if (name.length <= 200) return path.join(this.#dir, name); // most file systems allow 255
     return path.join(this.#dir, sha256(name).digest("hex"));
   }
 
@@ -753,53 +929,48 @@ export class SessionStore {
 }
 
 /**
- * 写一个小文件。就算中途崩溃，留下的也是完整的旧文件或新文件，不会是半个。
- * 返回时已经真的落盘，而不是还在系统的内存里：断电也不会丢。
+ * Locks `dir` until this process exits, because the lines of two processes that append to one
+ * session would get mixed up. Throws if another process has the lock.
  */
-function replaceFile(file: string, content: string): void {
-  fs.writeFileSync(`${file}.tmp`, content, { flush: true }); // 先落盘，再换成正式的名字
-  fs.renameSync(`${file}.tmp`, file);
-  if (WINDOWS) return; // Windows 没法对文件夹做 fsync
-  const folder = fs.openSync(path.dirname(file), "r");
-  fs.fsyncSync(folder);
-  fs.closeSync(folder);
-}
-
-/** 两个程序往同一个会话里追加，会把它写坏。`dir` 已经有别的程序在用就抛错。 */
 export function lockFolder(dir: string): void {
   const file = path.join(dir, "lock");
-  fs.mkdirSync(dir, { recursive: true, mode: 0o700 }); // 聊天内容，不给系统里的别人看
-  if (fs.existsSync(file)) {
-    const before = fs.readFileSync(file, "utf8");
-    const pid = Number.parseInt(before, 10);
-    const who = `process ${pid} is using ${path.dirname(dir)}`;
-    if (isAlive(pid)) throw new Error(`${who}: stop it, set CLAW0_WORKSPACE, or delete ${file}`);
-    // 两个同时启动的程序可能看到同一把失效的锁，而对方说不定已经换上了自己的锁。
-    // 所以先把锁拿走（只有一个拿得到），再看一眼；如果还有效，就放回去。
-    const taken = `${file}.${process.pid}`;
-    fs.renameSync(file, taken);
-    if (fs.readFileSync(taken, "utf8") !== before) fs.renameSync(taken, file);
-    fs.rmSync(taken, { force: true });
-  }
+  fs.mkdirSync(dir, { recursive: true, mode: 0o700 }); // only this user may read what people said
+  if (fs.existsSync(file)) removeStaleLock(file, path.dirname(dir));
   // wx：文件已存在就失败。两个程序同时走到这里，总有一个进不来。
   fs.writeFileSync(file, `${process.pid} ${crypto.randomUUID()}`, { flag: "wx" });
-  process.on("exit", () => fs.rmSync(file, { force: true })); // SIGKILL 会把它留下，见上文
+  process.on("exit", () => fs.rmSync(file, { force: true }));
+}
+
+/** Removes the lock that a killed process left behind. Throws if its process is alive. */
+function removeStaleLock(file: string, workspace: string): void {
+  const before = fs.readFileSync(file, "utf8");
+  const pid = Number.parseInt(before, 10);
+  const who = `process ${pid} is using ${workspace}`;
+  if (isAlive(pid)) throw new Error(`${who}: stop it, set CLAW0_WORKSPACE, or delete ${file}`);
+  // 两个同时启动的程序可能看到同一把失效的锁，而对方说不定已经换上了自己的锁。
+  // 所以先把锁拿走（只有一个拿得到），再看一眼；如果还有效，就放回去。
+  const taken = `${file}.${process.pid}`;
+  fs.renameSync(file, taken);
+  if (fs.readFileSync(taken, "utf8") !== before) fs.renameSync(taken, file);
+  fs.rmSync(taken, { force: true });
 }
 
 function isAlive(pid: number): boolean {
-  // 和我们的进程号一样，是上次运行留下的锁：在容器里，进程号每次都一样。
-  if (!(pid > 0) || pid === process.pid) return false;
+  if (!(pid > 0)) return false; // the file does not begin with a number
+  // In a container each start can have the same pid, so our own is that of an earlier start.
+  if (pid === process.pid) return false;
   try {
-    return process.kill(pid, 0); // 信号 0 只问进程在不在
+    return process.kill(pid, 0); // signal 0 is not delivered; it only tests the process
   } catch (error) {
-    return (error as NodeJS.ErrnoException).code === "EPERM"; // 还活着，只是属于别的用户
+    // EPERM means that the process is alive but belongs to another user.
+    return (error as NodeJS.ErrnoException).code === "EPERM";
   }
 }
 
-/** 一段文字的 token 数，粗略估算：四个字符算一个，中日韩文字一个字算一个。 */
-export function estimateTokens(words: string): number {
-  const wide = words.match(/[\p{sc=Han}\p{sc=Hiragana}\p{sc=Katakana}\p{sc=Hangul}]/gu) ?? [];
-  return wide.length + Math.ceil((words.length - wide.length) / 4);
+/** About how many tokens a text has: one for four characters, but in CJK scripts one for each. */
+export function estimateTokens(text: string): number {
+  const cjk = text.match(/[\p{sc=Han}\p{sc=Hiragana}\p{sc=Katakana}\p{sc=Hangul}]/gu) ?? [];
+  return cjk.length + Math.ceil((text.length - cjk.length) / 4);
 }
 
 const tokensOf = (messages: Message[]) =>
@@ -811,7 +982,7 @@ const tokensOf = (messages: Message[]) =>
 
 const BIG_RESULT = 2_000; // 字符数；截短后留一半
 const FULL = 0.85; // 占窗口的比例：还要给回复留地方
-const KEPT = 0.3; // 压缩后原样保留多少，占原来的比例
+const KEPT = 0.3; // the share of the conversation that a compaction leaves as it is
 
 // 名字和 id 最要紧：把 "src/a.ts" 写成“那个文件”，模型就得再问一遍。
 const SUMMARISE =
@@ -819,10 +990,11 @@ const SUMMARISE =
   "paths and ids exactly, what was decided, what failed, and what the user still waits for. " +
   "Facts only, at most 400 words.";
 
+/** Both ends of a result. */
 const shortened = ({ content }: Anthropic.ToolResultBlockParam) =>
   keepEnds(String(content), BIG_RESULT / 2).toWellFormed();
 
-/** API 没有给这个错误单独的类型。只有这一个错误，我们靠文字来认。 */
+/** Whether the request was too long. The API has no error type for it, so we look at the words. */
 export function isOverflow(error: unknown): boolean {
   return error instanceof Anthropic.BadRequestError && /prompt is too long/i.test(error.message);
 }
@@ -838,11 +1010,12 @@ export class ContextGuard {
   /** 下一个请求的 token 数：API 自己报的数字，加上对后面内容的估算。 */
   size(conversation: Conversation): number {
     const { messages } = conversation;
-    // 压缩之后，旧数字照样显示“太长”，就会没完没了地压缩。
-    const old = conversation instanceof Session ? conversation.rewritten : 0;
-    const at = messages.findLastIndex((m, i) => i >= old && m.role !== "user" && m.stop_reason);
-    const last = messages[at];
-    const tail = tokensOf(messages.slice(at + 1));
+    // A count from before a compaction is too high, and would bring one compaction after another.
+    const start = conversation instanceof Session ? conversation.countsValidFrom : 0;
+    // A reply that was interrupted has no stop reason, and no count either.
+    const counted = messages.findLastIndex((m, index) => index >= start && m.stop_reason);
+    const last = messages[counted];
+    const tail = tokensOf(messages.slice(counted + 1));
     if (last?.role !== "assistant") return tail + estimateTokens(JSON.stringify([SYSTEM, TOOLS]));
     const { usage } = last;
     const cached = (usage.cache_read_input_tokens ?? 0) + (usage.cache_creation_input_tokens ?? 0);
@@ -850,27 +1023,28 @@ export class ContextGuard {
   }
 
   /** 运行 `inner`；对话放不下就缩短，最多三步。 */
-  async run(conversation: Conversation, options: TurnOptions, inner: () => Promise<void>) {
+  async run(
+    conversation: Conversation,
+    options: TurnOptions,
+    next: (options: TurnOptions) => Promise<void>,
+  ): Promise<void> {
     const steps = [
       () => this.shortenResults(conversation),
       () => this.summarise(conversation, options, KEPT),
       () => this.summarise(conversation, options, 0),
     ];
-    const shrink = async () => {
-      for (let step = steps.shift(); step; step = steps.shift()) if (await step()) return true;
-      return false;
-    };
-    // 调用之前看自己的估算，不花钱；调用之后看 API 怎么说。
-    // 刚重启时可能没有调用要发：该说的话都已经在了。
+    // Our own count saves a request that would be too long. It matters only if a reply is due:
+    // /compact, for example, makes room itself.
     const isFull = this.size(conversation) > this.limit * FULL;
-    if (isFull && needsReply(conversation.messages.at(-1))) await shrink();
-    for (;;) {
+    if (isFull && needsReply(conversation.messages.at(-1))) await takeStep(steps);
+    while (true) {
       try {
-        return await inner();
+        return await next(options);
       } catch (error) {
         if (!isOverflow(error)) throw error;
-        if (await shrink()) continue;
-        throw new Error("too long for the model, even shortened; /new begins a new session");
+        const isShorter = await takeStep(steps);
+        if (!isShorter)
+          throw new Error("too long for the model, even shortened; /new begins a new session");
       }
     }
   }
@@ -892,32 +1066,58 @@ export class ContextGuard {
     // 没到我们的上限 API 就说“太长”，说明上限设错了：按实际的大小来。
     const budget = Math.min(this.limit, this.size(conversation));
     const cut = cutPoint(messages, budget * keep);
-    const old = messages.slice(conversation.summary ? 2 : 0, cut);
+    const summaryMessages = conversation.summary ? 2 : 0; // see Session.#compact
+    const old = messages.slice(summaryMessages, cut);
     if (old.length === 0) return false;
-    const words = old.map((message) => `${message.role}: ${wordsIn(message)}`).join("\n");
-    conversation.compact(await askSummary(conversation, words, budget, options), messages[cut]);
+    const text = old.map((message) => `${message.role}: ${wordsIn(message)}`).join("\n");
+    const summary = await askSummary(conversation, text, budget, options);
+    conversation.compact(summary, messages[cut]);
     info(`  （为腾出空间，把 ${old.length} 条消息写成了摘要）`);
     return true;
   }
 }
 
+/**
+ * Takes the next steps until one makes the conversation shorter. False if none does. A step that
+ * was taken is removed from the list, so no step is taken twice in a turn.
+ */
+async function takeStep(steps: (() => boolean | Promise<boolean>)[]): Promise<boolean> {
+  while (steps.length > 0) {
+    const step = steps.shift();
+    if (await step?.()) return true;
+  }
+  return false;
+}
+
 /** 只给最新的、放得下的那部分做摘要；要是还太长，就减半再试。 */
-async function askSummary(session: Session, old: string, tokens: number, options: TurnOptions) {
-  // 要做摘要的内容本来就太长，一个请求放不下，没法全给模型看。
-  for (let fit = tokens; ; fit /= 2) {
-    const newest = old.slice(-Math.ceil((old.length * fit) / estimateTokens(old))).toWellFormed();
-    const content = `Summary so far: ${session.summary || "none"}\n\nSince then:\n${newest}`;
-    const messages = [{ role: "user" as const, content }];
-    const request = { model: MODEL, max_tokens: 2048, system: SUMMARISE, messages };
+async function askSummary(session: Session, text: string, tokens: number, options: TurnOptions) {
+  let budget = tokens;
+  while (true) {
     try {
-      const reply = await callModel(request, { ...options, onText: undefined });
-      options.signal?.throwIfAborted(); // 这时回复只有半段摘要，还不如没有
-      if (reply.stop_reason !== "refusal" && wordsIn(reply).trim()) return wordsIn(reply);
-      throw new Error("the model gave no summary; /new begins a new session");
+      return await requestSummary(session, newestThatFits(text, budget), options);
     } catch (error) {
-      if (!isOverflow(error) || fit < 100) throw error;
+      if (!isOverflow(error) || budget < 100) throw error;
+      budget /= 2; // our estimate was too low
     }
   }
+}
+
+/** The end of the text, about so many tokens long. */
+function newestThatFits(text: string, tokens: number): string {
+  const share = Math.min(1, tokens / estimateTokens(text));
+  return text.slice(-Math.ceil(text.length * share)).toWellFormed(); // the cut may halve a character
+}
+
+/** Asks the model for one summary. Throws if it gives none. */
+async function requestSummary(session: Session, text: string, options: TurnOptions) {
+  const content = `Summary so far: ${session.summary || "none"}\n\nSince then:\n${text}`;
+  const messages = [{ role: "user" as const, content }];
+  const request = { model: MODEL, max_tokens: 2048, system: SUMMARISE, messages };
+  const response = await callModel(request, { ...options, onText: undefined });
+  options.signal?.throwIfAborted(); // 这时回复只有半段摘要，还不如没有
+  const summary = wordsIn(response);
+  if (response.stop_reason !== "refusal" && summary.trim()) return summary;
+  throw new Error("the model gave no summary; /new begins a new session");
 }
 
 /**
@@ -932,24 +1132,27 @@ function cutPoint(messages: Message[], tokens: number): number {
     if (size > tokens) break;
     if (startsTurn(message)) cut = index;
   }
+  if (!needsReply(messages.at(-1))) return cut;
   // 还没走完的一轮要留完整：少了提问，后面的回答就看不懂了。
-  const underWay = needsReply(messages.at(-1)) ? messages.findLastIndex(startsTurn) : cut;
-  return Math.min(cut, underWay);
+  return Math.min(cut, messages.findLastIndex(startsTurn));
 }
 
+/** A message as text, with its tool calls and results in brackets. */
 function wordsIn({ content }: Message): string {
   const words = content.map((block) => {
     if (block.type === "text") return block.text;
     if (block.type === "tool_use") return `[${block.name} ${JSON.stringify(block.input)}]`;
-    return block.type === "tool_result" ? `[result: ${shortened(block)}]` : "";
+    if (block.type === "tool_result") return `[result: ${shortened(block)}]`;
+    return "";
   });
   return words.join("\n");
 }
 
 const GUARD = new ContextGuard(CONTEXT_TOKENS);
+MIDDLEWARE.push((conversation, options, next) => GUARD.run(conversation, options, next));
 
 TOOLS.push(
-  tool("list_directory", "List a folder of the workspace.", { path: file }, ["path"]),
+  tool("list_directory", "List a folder of the workspace.", { path: PATH }, ["path"]),
   tool("get_current_time", "Get the date, the time and the time zone.", {}),
 );
 
@@ -970,18 +1173,20 @@ export interface Command {
   run(args: string, app: App, options: TurnOptions): string | string[] | Promise<string>;
 }
 
+/** The slash commands, by name. To add a command, call `command` in the region of its section. */
 export const COMMANDS: Record<string, Command> = {};
 
 function command(name: string, help: string, run: Command["run"]): void {
   COMMANDS[name] = { help, run };
 }
 
-/** 执行 "/name 剩下的部分"。返回要显示的内容。 */
+/** Runs a line such as "/switch 668c", and gives what to show. */
 async function runCommand(line: string, app: App, options: TurnOptions): Promise<string> {
   const [name = "", ...rest] = line.slice(1).split(" ");
   const found = Object.hasOwn(COMMANDS, name) ? COMMANDS[name] : undefined;
-  if (!found) return text(`没有 /${name} 这个命令。/help 列出所有命令。`);
-  return [await found.run(rest.join(" ").trim(), app, options)].flat().join("\n");
+  if (!found) return t(`没有 /${name} 这个命令。/help 列出所有命令。`);
+  const shown = await found.run(rest.join(" ").trim(), app, options);
+  return typeof shown === "string" ? shown : shown.join("\n");
 }
 
 command("help", "这里可以输入什么", () =>
@@ -990,30 +1195,35 @@ command("help", "这里可以输入什么", () =>
 
 command("new", "[标签]：新建一个会话", (label, { store, key }) => {
   const { id } = store.create(key, label);
-  return text(`新会话 ${id} 开好了。旧会话还在，/list 可以看到。`);
+  return t(`新会话 ${id} 开好了。旧会话还在，/list 可以看到。`);
 });
 
 command("list", "列出这里的所有会话", (_args, { store, key }) => {
   const current = store.current(key).id;
-  const line = ({ id, messages, header: { at, label } }: Session) =>
+  const formatSession = ({ id, messages, header: { at, label } }: Session) =>
     `${id === current ? "*" : " "} ${id}  ${at}  ${messages.length}  ${label}`;
-  return store.list(key).map(line);
+  return store.list(key).map(formatSession);
 });
 
 command("switch", "<id>：回到某个会话，id 只写开头几位就行", (id, app) => {
   const session = app.store.switch(app.key, id);
-  return text(`已切换到会话 ${session.id}，${session.messages.length} 条消息。`);
+  return t(`已切换到会话 ${session.id}，${session.messages.length} 条消息。`);
 });
 
 command("context", "上下文窗口用了多少", (_args, { store, key }) => {
   const size = GUARD.size(store.current(key));
   const percent = Math.round((size / GUARD.limit) * 100);
-  return text(`大约 ${size} token，上限 ${GUARD.limit}（${percent}%）。`);
+  return t(`大约 ${size} token，上限 ${GUARD.limit}（${percent}%）。`);
 });
 
 command("compact", "把较早的轮换成摘要", async (_args, app, options) => {
-  const done = await GUARD.summarise(app.store.current(app.key), options, KEPT);
-  return done ? text("好了。") : text("现在还没有可以做摘要的内容。");
+  let done = false;
+  // It goes through the middleware, because the request for the summary can fail as a turn can.
+  // Summarising takes the place of `continueTurn` here, inside all the layers.
+  await runMiddleware(app.store.current(app.key), { ...options, app }, async (session, given) => {
+    done = await GUARD.summarise(session, given, KEPT);
+  });
+  return done ? t("好了。") : t("现在还没有可以做摘要的内容。");
 });
 
 const TERMINAL_KEY = "agent:luna:cli:direct:owner"; // agent、名字、渠道、类型、对方
@@ -1024,151 +1234,27 @@ const TERMINAL_KEY = "agent:luna:cli:direct:owner"; // agent、名字、渠道�
 // 收下的消息不会丢；同一段对话里，答完一条再答下一条。
 // 前一个靠文件：先写好文件，再对平台说“收到了”。后一个靠 promise：每段对话连成一条链。
 
-/** 每个平台的消息都变成这个样子。`peerId` 是回答要发去的地方，`at` 的单位是毫秒。 */
+// -- 1 · One envelope --
+
+/** What every platform's message becomes, so that the rest of the program knows no platform. */
 export interface InboundMessage {
-  id: string;
+  id: string; // the idempotency key: a message that a platform sends twice has the same id twice
   channel: string;
   accountId: string; // 发给了我们的哪个账号
-  peerId: string; // 聊天
+  peerId: string; // the chat, which is where the answer goes
   senderId: string; // 发消息的人
   guildId?: string; // 聊天归谁所有：超级群，或者企业
   isGroup: boolean;
   text: string;
   media: { kind: string; id: string }[];
-  at: number;
+  at: number; // when it was sent, in ms
   part?: string; // 标记相同的几条其实是一条：相册，或者切开的长文字
-  begun?: number; // 开始处理过几次，由收件箱来数
+  attempts?: number; // 开始处理过几次，由收件箱来数
 }
 
 /** 定好归属的消息：属于谁的对话。消息进来时定一次，以后不再变。 */
 export interface Routed extends InboundMessage {
   sessionKey: string;
-}
-
-/** 返回时，消息已经落盘。等有了回答，`done` 会给出回答的内容。 */
-export type Accept = (message: InboundMessage, signal?: AbortSignal) => { done: Promise<string> };
-
-/** 一个平台：给我们送来消息，替我们发出文字。一次最多发 `limit` 个 UTF-16 码元。 */
-export interface Channel {
-  readonly name: string;
-  readonly limit: number;
-  start(accept: Accept): Promise<void>; // 就绪就 resolve，没法就绪就 reject
-  send(to: string, text: string): Promise<void>; // 失败抛 SendError
-  stop(): Promise<void>;
-  typing?(to: string): Promise<unknown>;
-  stream?(to: string, delta: string): void; // 边生成边显示回复的渠道才有
-}
-
-/** 为什么没发出去。`permanent`：再试也没用。`retryAfter`：过多少秒再试。 */
-export class SendError extends Error {
-  permanent = false;
-  retryAfter?: number;
-}
-
-const sendError = (why: string, permanent: boolean, retryAfter?: number) =>
-  Object.assign(new SendError(why), { permanent, retryAfter });
-
-export interface App {
-  inbox: Inbox;
-  channels: ChannelManager;
-}
-
-export interface TurnOptions {
-  message?: InboundMessage; // 正在回答的消息
-}
-
-// 能给机器人发消息，不等于能在这台机器上运行程序。
-// 读文件不受限：工作区本来就是共用的。设置 REMOTE_TOOLS=1，就什么工具都给。
-const OWNER_TOOLS = ["bash", "write_file", "edit_file"];
-
-function toolsFor({ message }: TurnOptions): Anthropic.Tool[] {
-  const trusted = !message || message.channel === "cli" || env("REMOTE_TOOLS") === "1";
-  return trusted ? TOOLS : TOOLS.filter(({ name }) => !OWNER_TOOLS.includes(name));
-}
-
-/**
- * 收下了、还没回答的消息，一条一个文件。处理完的消息也要记住 id：平台等不到确认就会重发，
- * 而等不到确认，多半是因为我们崩溃了。偏偏内存里的东西，一崩溃就忘光了。
- */
-export class Inbox {
-  #dir: string;
-  #log: Log;
-  #done: Set<string>;
-  #open = new Map<string, { file: string; message: Routed }>();
-  #next = 1;
-
-  constructor(dir: string) {
-    this.#dir = dir;
-    fs.mkdirSync(dir, { recursive: true });
-    this.#log = new Log(path.join(dir, "done.jsonl"));
-    // 是我们自己写的，所以都有 id。
-    this.#done = new Set(this.#log.read().map(({ record }) => (record as { id: string }).id));
-    for (const name of fs.readdirSync(dir).sort()) if (/^\d+\.json$/.test(name)) this.#load(name);
-  }
-
-  #load(name: string): void {
-    const file = path.join(this.#dir, name);
-    this.#next = Number.parseInt(name, 10) + 1;
-    const message = parseObject(fs.readFileSync(file, "utf8")) as Routed | undefined; // 自己写的
-    if (message && this.#done.has(message.id)) {
-      fs.rmSync(file);
-    } else if (message?.id && (message.begun ?? 0) < 3) {
-      this.#open.set(message.id, { file, message });
-    } else {
-      fs.renameSync(file, `${file}.${crypto.randomUUID().slice(0, 8)}.aside`);
-      warn(`收件箱里的 ${name} 已改名放到一边：读不出来，或者开始处理了三次都没有做完。`);
-    }
-  }
-
-  /** 按收下的先后排列。 */
-  pending = () => [...this.#open.values()].map(({ message }) => message);
-
-  /** 存下一条消息。以前收过就返回 false：要么已经回答，要么迟早会回答。 */
-  add(message: Routed): boolean {
-    if (this.#done.has(message.id) || this.#open.has(message.id)) return false;
-    const file = path.join(this.#dir, `${String(this.#next++).padStart(12, "0")}.json`);
-    replaceFile(file, JSON.stringify(message));
-    this.#open.set(message.id, { file, message });
-    return true;
-  }
-
-  /**
-   * 每次处理之前，先把次数加一。不然，一条能让程序崩溃的消息，每次启动都会再来，
-   * 每次都让程序再崩一回。
-   */
-  begin(messages: Routed[]): void {
-    for (const { file, message } of this.#find(messages)) {
-      message.begun = (message.begun ?? 0) + 1;
-      replaceFile(file, JSON.stringify(message));
-    }
-  }
-
-  /** 回答已经发出：删掉文件，留下 id。一组消息里的第一条最后删：认的是它的 id。 */
-  finish(messages: Routed[]): void {
-    for (const { file, message } of this.#find(messages).reverse()) {
-      // 先写 id。要是中间崩溃，文件会留下来，但已经知道它处理完了。
-      this.#log.append({ id: message.id });
-      this.#done.add(message.id);
-      this.#open.delete(message.id);
-      fs.rmSync(file);
-    }
-  }
-
-  #find = (messages: Routed[]) => messages.flatMap(({ id }) => this.#open.get(id) ?? []);
-}
-
-// 每段有活在干的对话各有一个 promise，也就是目前的队尾。
-const tails = new Map<string, Promise<unknown>>();
-
-/** 同一段对话的任务一个接一个地跑，不同对话的并行。 */
-export function inOrder<T>(sessionKey: string, task: () => Promise<T>): Promise<T> {
-  // 第二个 `task`：前一个任务失败了也照样跑，它的失败不归我们管。
-  const result = (tails.get(sessionKey) ?? Promise.resolve()).then(task, task);
-  tails.set(sessionKey, result);
-  // 最后一个走的负责清掉位置，不然所有有过的对话都会留在 Map 里。
-  const forget = () => tails.get(sessionKey) === result && tails.delete(sessionKey);
-  result.then(forget, forget);
-  return result;
 }
 
 /** 一条消息属于谁的对话。 */
@@ -1180,117 +1266,100 @@ export function route(message: InboundMessage, app: App, agent?: Agent): Routed 
   return { ...message, agentId, sessionKey: isTerminal ? app.key : key };
 }
 
-/** 入口。同步函数：返回之后，平台就可以忘掉这条消息了。 */
-export function accept(app: App, message: InboundMessage, signal?: AbortSignal) {
-  const routed = route(message, app);
-  // 终端里输入的行不存：崩溃之后，没有人在等回答。
-  if (message.channel !== "cli" && !app.inbox.add(routed)) return { done: Promise.resolve("") };
-  return { done: enqueue(app, routed, signal) };
+/**
+ * Takes a message from a channel. When it returns, the message is on disk. `done` resolves to the
+ * answer when that was sent, and to "" if another message has it: the same one that came before, or
+ * one that this is a part of.
+ */
+export type Accept = (message: InboundMessage, signal?: AbortSignal) => { done: Promise<string> };
+
+/** 一个平台：给我们送来消息，替我们发出文字。一次最多发 `limit` 个 UTF-16 码元。 */
+export interface Channel {
+  readonly name: string;
+  readonly limit: number;
+  start(onMessage: Accept): Promise<void>; // 就绪就 resolve，没法就绪就 reject
+  send(to: string, text: string): Promise<void>; // 失败抛 SendError
+  stop(): Promise<void>;
+  typing?(to: string): Promise<unknown>;
+  stream?(to: string, delta: string): void; // 边生成边显示回复的渠道才有
 }
 
-// 相册里的图，Telegram 一张一张发来；长文字，它的客户端会切成几条。要是逐条回答，就太傻了。
-// 所以只由第一条去排队，排到了，再在那里等后面几条。等的时候，每一条都已经进了收件箱，
-// 各有各的文件。
-const QUIET = 600; // 毫秒；这么久没有再来，这组消息就齐了
-const groups = new Map<string, { parts: Routed[]; last: number; done: Promise<string> }>();
+/** 为什么没发出去。`permanent`：再试也没用。`retryAfter`：过多少秒再试。 */
+export class SendError extends Error {
+  permanent: boolean;
+  retryAfter?: number;
 
-/** 让一条消息去排队。同组的前几条要是还在等，就并进去。 */
-function enqueue(app: App, message: Routed, signal?: AbortSignal): Promise<string> {
-  const { sessionKey } = message;
-  if (!message.part) return inOrder(sessionKey, () => handle(app, [message], signal));
-  // 崩溃前开始处理过的，会话里记的是什么样就是什么样；那之后才到的，不在其中。
-  const mark = `${message.part} ${(message.begun ?? 0) > 0}`;
-  const group = groups.get(mark) ?? { parts: [], last: 0, done: Promise.resolve("") };
-  group.parts.push(message);
-  group.last = Date.now();
-  if (groups.has(mark)) return group.done;
-  groups.set(mark, group);
-  group.done = inOrder(sessionKey, async () => {
-    for (let left = QUIET; left > 0; left = group.last + QUIET - Date.now()) await sleep(left);
-    groups.delete(mark);
-    return handle(app, group.parts, signal);
-  });
-  return group.done;
+  constructor(why: string, permanent = false, retryAfter?: number) {
+    super(why);
+    this.permanent = permanent;
+    this.retryAfter = retryAfter;
+  }
+}
+
+export interface App {
+  channels: ChannelManager;
+  inbox: Inbox;
+}
+
+export interface TurnOptions {
+  message?: InboundMessage; // 正在回答的消息
+}
+
+// 能给机器人发消息，不等于能在这台机器上运行程序。
+// 读文件不受限：工作区本来就是共用的。设置 REMOTE_TOOLS=1，就什么工具都给。
+const OWNER_TOOLS = ["bash", "write_file", "edit_file"];
+
+/** The tools that the model is offered in this turn. */
+function toolsFor({ message }: TurnOptions): Anthropic.Tool[] {
+  const isTrusted = !message || message.channel === "cli" || env("REMOTE_TOOLS") === "1";
+  return isTrusted ? TOOLS : TOOLS.filter(({ name }) => !OWNER_TOOLS.includes(name));
 }
 
 /**
- * 处理一条消息或者一组消息，从收件箱到回复，算一轮。中间不管出什么事，这一轮都会结束，
- * 对方也总能收到一句话。只有整个程序死掉，消息才会再来一次。
+ * The name of the command in a direct chat on a platform, or "". In a group it is plain text,
+ * because otherwise anybody there could end the conversation of all the others.
  */
-export async function handle(app: App, parts: Routed[], signal?: AbortSignal): Promise<string> {
-  // 至少有一条；这一轮用的是第一条的 id。
-  const message = { ...parts[0], text: parts.map((part) => part.text).join("\n") } as Routed;
-  const channel = app.channels.get(message.channel);
-  const showTyping = () => channel?.typing?.(message.peerId).catch(() => {});
-  const timer = setInterval(showTyping, 4_000); // 平台只显示 5 秒
-  const onText = (piece: string) => channel?.stream?.(message.peerId, piece);
-  let answer: string;
-  try {
-    showTyping();
-    app.inbox.begin(parts);
-    const agent = app.agents.get(message.agentId);
-    answer = await answerTo(message, app, { message, signal, onText, agent });
-  } catch (error) {
-    if (message.channel === "cli") throw error; // 终端自己会说
-    warn(`${message.sessionKey}: ${error}`);
-    answer = text("这条消息我没能回答。过一会儿再试，或者发 /new 重新开始。");
-  } finally {
-    clearInterval(timer);
-  }
-  if (!channel?.stream) await reply(app, message, answer);
-  app.inbox.finish(parts);
-  return answer;
+function publicCommand({ channel, isGroup, text }: Routed): string {
+  if (channel === "cli" || isGroup) return "";
+  return /^\/(new|help)\b/.exec(text)?.[1] ?? "";
 }
 
 /** 一条消息得到什么回答：模型说的，或者人人能用的那两个命令给的。 */
 async function answerTo(message: Routed, app: App, options: TurnOptions): Promise<string> {
-  const [, name] = /^\/(new|help)\b/.exec(message.text) ?? [];
-  if (message.channel === "cli" || message.isGroup || !name) {
-    // 客户端可能发来半个字符，不处理掉，这次请求和以后的请求就全毁了。
-    return runTurn(app.store.current(message.sessionKey), message.text.toWellFormed(), options);
-  }
-  if (name === "help") return text("发 /new 可以新开一段对话。");
-  return runCommand(message.text, { ...app, key: message.sessionKey }, options);
+  const name = publicCommand(message);
+  if (name === "help") return t("发 /new 可以新开一段对话。");
+  if (name) return runCommand(message.text, { ...app, key: message.sessionKey }, options);
+  const session = app.store.current(message.sessionKey);
+  // 客户端可能发来半个字符，不处理掉，这次请求和以后的请求就全毁了。
+  return runTurn(session, message.text.toWellFormed(), options);
 }
 
-/**
- * 把回答切成平台收得下的几段，发出去。发送失败只在这里说一声，对方就收不到了：
- * 要想不丢，回复得有自己的队列。
- */
-export async function reply(app: App, { channel, peerId }: InboundMessage, answer: string) {
-  const target = app.channels.get(channel);
-  // 上限数的是 UTF-16 码元，一个字符最多占两个。
-  const size = Math.floor((target?.limit ?? 2) / 2);
-  const words = answer.trim() || text("（没有什么可说的。）");
-  const pieces = words.match(new RegExp(`[^]{1,${size}}`, "gu")) ?? [];
-  try {
-    for (const piece of pieces) await target?.send(peerId, piece);
-  } catch (error) {
-    warn(`${channel} ${peerId}: 有一条回复没发出去：${error}`);
-  }
-}
+const CHANNEL_PATIENCE = 3_000; // ms that start and stop wait for a platform that is out of reach
 
 /** 运行中的程序有哪些渠道，按名字查。一个渠道坏了，其他的照常。 */
 export class ChannelManager extends Map<string, Channel> {
   readonly states = new Map<string, string>();
 
   /** 所有渠道都就绪或者失败了才 resolve；最多等 3 秒。 */
-  async start(accept: Accept): Promise<void> {
-    const starts = [...this.values()].map(async (channel) => {
-      this.states.set(channel.name, text("正在启动"));
-      const state = await channel.start(accept).then(() => text("就绪"), String);
-      this.states.set(channel.name, state);
-      info(`${channel.name}: ${state}`);
-    });
-    await Promise.race([Promise.all(starts), sleep(3_000)]);
-    const late = [...this.states].filter(([, state]) => state === text("正在启动"));
-    for (const [name] of late) warn(`${name}: 还没就绪，还在试`);
+  async start(onMessage: Accept): Promise<void> {
+    const starts = [...this.values()].map((channel) => this.#start(channel, onMessage));
+    await Promise.race([Promise.all(starts), sleep(CHANNEL_PATIENCE)]);
+    for (const [name, state] of this.states) {
+      if (state === t("正在启动")) warn(`${name}: 还没就绪，还在试`);
+    }
   }
 
-  /** 全部停下时 resolve，最多等 3 秒：连不上的平台，想通知也通知不到。 */
+  async #start(channel: Channel, onMessage: Accept): Promise<void> {
+    this.states.set(channel.name, t("正在启动"));
+    const state = await channel.start(onMessage).then(() => t("就绪"), String);
+    this.states.set(channel.name, state);
+    info(`${channel.name}: ${state}`);
+  }
+
+  /** Resolves when all have stopped, or after 3 s. What fails here no longer matters. */
   async stop(): Promise<void> {
-    const stops = [...this.values()].map((channel) => channel.stop().catch(() => {}));
-    await Promise.race([Promise.all(stops), sleep(3_000)]);
+    const stops = [...this.values()].map((channel) => channel.stop());
+    await Promise.race([Promise.allSettled(stops), sleep(CHANNEL_PATIENCE)]);
   }
 }
 
@@ -1298,20 +1367,32 @@ export class ChannelManager extends Map<string, Channel> {
 export class CliChannel implements Channel {
   readonly name = "cli";
   readonly limit = Number.MAX_SAFE_INTEGER;
-  closed = Promise.resolve(); // 启动之前就是这个值；启动之后，人离开时才 resolve
-  #command: (line: string, options: TurnOptions) => Promise<string>;
+  closed = Promise.resolve(); // from `start` on, it resolves when the person leaves
+  #app: App;
 
-  constructor(command: (line: string, options: TurnOptions) => Promise<string>) {
-    this.#command = command;
+  constructor(app: App) {
+    this.#app = app;
   }
 
-  async start(accept: Accept): Promise<void> {
-    const from = { channel: "cli", accountId: "local", peerId: "owner", senderId: "owner" };
+  async start(onMessage: Accept): Promise<void> {
     this.closed = new Terminal().run(async (line, signal) => {
-      if (line.startsWith("/")) return info(await this.#command(line, { signal }));
-      const rest = { isGroup: false, text: line, media: [], at: Date.now() };
-      return accept({ id: `cli:${crypto.randomUUID()}`, ...from, ...rest }, signal).done;
+      if (line.startsWith("/")) return info(await runCommand(line, this.#app, { signal }));
+      return onMessage(this.#read(line), signal).done;
     });
+  }
+
+  #read(text: string): InboundMessage {
+    return {
+      id: `cli:${crypto.randomUUID()}`,
+      channel: "cli",
+      accountId: "local",
+      peerId: "owner",
+      senderId: "owner",
+      isGroup: false,
+      text,
+      media: [],
+      at: Date.now(),
+    };
   }
 
   stream(_to: string, delta: string): void {
@@ -1325,77 +1406,408 @@ export class CliChannel implements Channel {
   async stop(): Promise<void> {}
 }
 
-// 机器人谁都找得到，而每次回答都要花钱。所以默认谁都不让进。
-const strangers = new Set<string>();
+/** Shows "typing" in a chat until the function that it gives is called. */
+function showTyping(channel: Channel | undefined, peerId: string): () => void {
+  const show = () => channel?.typing?.(peerId).catch(() => {});
+  show();
+  const timer = setInterval(show, 4_000); // 平台只显示 5 秒
+  return () => clearInterval(timer);
+}
 
-/** 消息所在的聊天在 `allowed` 里，就放行。陌生人会收到一句话，说主人可以怎么做，只说一次。 */
-function admit(channel: Channel, message: InboundMessage, allowed: string, accept: Accept): void {
-  const [chat = ""] = message.peerId.split(":topic:");
-  if (allowed.split(/[\s,]+/).includes(chat)) {
-    // 打印成 JSON，免得有人用控制字符在我们的终端上乱画。
-    info(`[${channel.name} ${message.peerId}] ${JSON.stringify(message.text.slice(0, 80))}`);
-    accept(message).done.catch((error) => warn(`${message.id}: ${error}`));
-  } else if (!strangers.has(chat)) {
-    strangers.add(chat); // 只说一次：不然陌生人要我们发多少，我们就得发多少
-    warn(`有陌生人发来消息，设置 ${channel.name.toUpperCase()}_ALLOWED_CHATS=${chat} 可以放行。`);
-    const words = text(`我不认识这个聊天，它的 id 是 ${chat}。要和我说话，得先请我的主人放行。`);
-    channel.send(message.peerId, words).catch(() => {});
+/**
+ * 把回答切成平台收得下的几段，发出去。发送失败只在这里说一声，对方就收不到了：
+ * 要想不丢，回复得有自己的队列。
+ */
+export async function reply(app: App, { channel, peerId: to }: InboundMessage, answer: string) {
+  const target = app.channels.get(channel);
+  const text = answer.trim() || t("（没有什么可说的。）");
+  if (!target) return;
+  // 上限数的是 UTF-16 码元，一个字符最多占两个。
+  const pieces = text.match(new RegExp(`[^]{1,${Math.floor(target.limit / 2)}}`, "gu")) ?? [];
+  try {
+    for (const piece of pieces) await target.send(to, piece);
+  } catch (error) {
+    warn(`${channel} ${to}：有一条回复未能发送：${error}`);
   }
 }
 
-const MEDIA = ["photo", "video", "animation", "document", "audio", "voice", "sticker"] as const;
-const CUT_AT = 4_000; // 客户端满 4096 个码元就切，也可能提前在两个词之间切
+// -- 2 · Nothing lost, and in order --
 
-/** Node 自带的 fetch。grammY 用自己的信号来中止它，而 Node 24 的 fetch 不认这种信号。 */
+/** 文件夹里属于我们、又写完整了的文件："….json.tmp" 可能只写了一半。 */
+function numberedFiles(folder: string): string[] {
+  const names = fs.readdirSync(folder).filter((name) => /^\d+\.json$/.test(name));
+  return names.sort().map((name) => path.join(folder, name));
+}
+
+const numberOf = (file: string) => Number.parseInt(path.basename(file), 10);
+
+/** The entry in a file. A file without a usable one is quarantined, and gives undefined. */
+function readEntry<T>(file: string, schema: Anthropic.Tool.InputSchema): T | undefined {
+  try {
+    // The cast is right because the schema names the fields without which the program can't go on.
+    return checkInput(schema, parseObject(fs.readFileSync(file, "utf8"))) as T;
+  } catch (error) {
+    quarantine(file, String(error));
+    return undefined;
+  }
+}
+
+/**
+ * A folder of entries that still have to be worked on, each in a numbered file of its own. It is a
+ * write-ahead log: an entry is flushed to the disk before anybody acts on it. The ids of processed
+ * entries stay in a file, which makes adding idempotent: an entry that comes again is not new.
+ */
+export class Spool<T extends { id: string }> {
+  protected nextNumber = 1;
+  protected readonly open = new Map<string, { entry: T; file: string }>(); // by id, oldest first
+  readonly #dir: string;
+  readonly #log: JsonlFile;
+  readonly #processed = new Set<string>(); // ids
+
+  /** Takes up what an earlier run has left in `dir`. The schema says what an entry has to have. */
+  constructor(dir: string, schema: Anthropic.Tool.InputSchema) {
+    this.#dir = dir;
+    fs.mkdirSync(dir, { recursive: true });
+    this.#log = new JsonlFile(path.join(dir, "processed.jsonl"));
+    for (const { record } of this.#log.read()) {
+      this.#processed.add((record as { id: string }).id); // markProcessed wrote it
+    }
+    for (const file of numberedFiles(dir)) {
+      this.nextNumber = numberOf(file) + 1;
+      const entry = readEntry<T>(file, schema);
+      if (!entry) continue;
+      // A crash in markProcessed leaves a file that is done, and a restored backup may add a copy.
+      if (this.#isKnown(entry.id)) fs.rmSync(file);
+      else this.open.set(entry.id, { entry, file });
+    }
+  }
+
+  #isKnown(id: string): boolean {
+    return this.#processed.has(id) || this.open.has(id);
+  }
+
+  /** The entries that are not processed yet, in the order in which they were added. */
+  pending(): T[] {
+    return [...this.open.values()].map(({ entry }) => entry);
+  }
+
+  /** Keeps an entry, which is on disk when it returns. False if its id was added before. */
+  add(entry: T): boolean {
+    if (this.#isKnown(entry.id)) return false;
+    // The number is padded with zeros, so that the names sort as the numbers do.
+    const name = `${String(this.nextNumber).padStart(12, "0")}.json`;
+    const file = path.join(this.#dir, name);
+    this.nextNumber += 1;
+    replaceFile(file, JSON.stringify(entry));
+    this.open.set(entry.id, { entry, file });
+    return true;
+  }
+
+  /** Writes an entry that has changed. One that is not here is left alone. */
+  save(entry: T): void {
+    const kept = this.open.get(entry.id);
+    if (kept) replaceFile(kept.file, JSON.stringify(entry));
+  }
+
+  /** Removes an entry and remembers its id. One that is not here is left alone. */
+  protected markProcessed(id: string): void {
+    const kept = this.open.get(id);
+    if (!kept) return;
+    // The id is written first, so that a crash between the two steps leaves a file which the next
+    // start removes. In the other order nothing would know the id when the entry comes again.
+    this.#log.append({ id });
+    this.#processed.add(id);
+    fs.rmSync(kept.file, { force: true });
+    this.open.delete(id);
+  }
+}
+
+/** For a schema: properties of one type. */
+const ofType = (type: string, ...names: string[]) =>
+  Object.fromEntries(names.map((name) => [name, { type }]));
+
+const ROUTED = objectSchema(ofType("string", "id", "channel", "peerId", "text", "sessionKey"));
+const MAX_ATTEMPTS = 3;
+
+/**
+ * 收下了、还没回答的消息，一条一个文件。处理完的消息也要记住 id：平台等不到确认就会重发，
+ * 而等不到确认，多半是因为我们崩溃了。偏偏内存里的东西，一崩溃就忘光了。
+ */
+export class Inbox extends Spool<Routed> {
+  constructor(dir: string) {
+    super(dir, ROUTED);
+    // A poison message kills the program, so without a limit it would do so at every start.
+    for (const [id, { entry, file }] of this.open) {
+      if ((entry.attempts ?? 0) < MAX_ATTEMPTS) continue;
+      quarantine(file, t("尝试处理了三次，都没有完成"));
+      this.open.delete(id);
+    }
+  }
+
+  /** Counts an attempt before it begins, because the message may kill the program during it. */
+  countAttempt(messages: Routed[]): void {
+    for (const message of messages) {
+      message.attempts = (message.attempts ?? 0) + 1;
+      this.save(message);
+    }
+  }
+
+  /**
+   * The messages that are parts of the same one as `message`; none if it is answered already. One
+   * that was attempted before a crash is in the session as it was then, so a picture that arrives
+   * only after the crash can't be added to it.
+   */
+  partsOf(message: Routed): Routed[] {
+    if (!this.open.has(message.id)) return [];
+    const isAttempted = ({ attempts = 0 }: Routed) => attempts > 0;
+    return this.pending()
+      .filter(({ part, sessionKey }) => part === message.part && sessionKey === message.sessionKey)
+      .filter((other) => isAttempted(other) === isAttempted(message));
+  }
+
+  /** The messages are answered. The first part goes last, because the session knows its id. */
+  acknowledge(messages: Routed[]): void {
+    for (const { id } of messages.toReversed()) this.markProcessed(id);
+  }
+}
+
+// 每段有活在干的对话各有一个 promise，也就是目前的队尾。
+const tails = new Map<string, Promise<unknown>>();
+
+/** 同一段对话的任务一个接一个地跑，不同对话的并行。 */
+export function runExclusive<T>(sessionKey: string, task: () => Promise<T>): Promise<T> {
+  const previous = tails.get(sessionKey) ?? Promise.resolve();
+  // `task` stands here twice because it must also run if the task before it has failed.
+  const latest = previous.then(task, task);
+  tails.set(sessionKey, latest);
+  // 最后一个走的负责清掉位置，不然所有有过的对话都会留在 Map 里。
+  const forget = () => {
+    if (tails.get(sessionKey) === latest) tails.delete(sessionKey);
+  };
+  latest.then(forget, forget);
+  return latest;
+}
+
+/**
+ * The entry point of every message. It is synchronous, so when it returns, a platform may forget
+ * the message. Delivery is at-least-once: what a crash interrupts is done again.
+ */
+export function accept(app: App, message: InboundMessage, signal?: AbortSignal) {
+  const routed = route(message, app);
+  // 终端里输入的行不存：崩溃之后，没有人在等回答。
+  const isKept = message.channel !== "cli";
+  if (isKept && !app.inbox.add(routed)) return { done: Promise.resolve("") };
+  return { done: enqueue(app, routed, signal) };
+}
+
+const PART_GAP = 600; // 毫秒；这么久没有再来，这组消息就齐了
+
+/**
+ * Telegram sends the pictures of an album one by one, and its apps cut a long text in pieces, but a
+ * person expects one answer. This is a debounce: if parts arrive during a wait, it waits again.
+ */
+async function allPartsOf(message: Routed, inbox: Inbox): Promise<Routed[]> {
+  let parts: Routed[] = [];
+  while (inbox.partsOf(message).length > parts.length) {
+    parts = inbox.partsOf(message);
+    await sleep(PART_GAP);
+  }
+  return parts;
+}
+
+/**
+ * Puts a message into the queue of its conversation. Gives the answer. Each part of a message has a
+ * place of its own there: the first one answers for all, and the others then find nothing to do.
+ */
+function enqueue(app: App, message: Routed, signal?: AbortSignal): Promise<string> {
+  return runExclusive(message.sessionKey, async () => {
+    const parts = message.part ? await allPartsOf(message, app.inbox) : [message];
+    return parts.length > 0 ? handle(app, parts, signal) : "";
+  });
+}
+
+/**
+ * 处理一条消息或者一组消息，从收件箱到回复，算一轮。中间不管出什么事，这一轮都会结束，
+ * 对方也总能收到一句话。只有整个程序死掉，消息才会再来一次。
+ */
+export async function handle(app: App, parts: Routed[], signal?: AbortSignal): Promise<string> {
+  const text = parts.map((part) => part.text).join("\n");
+  const message = { ...parts[0], text } as Routed; // it has a first part, and that gives the id
+  const channel = app.channels.get(message.channel);
+  const stopTyping = showTyping(channel, message.peerId);
+  const onText = (piece: string) => channel?.stream?.(message.peerId, piece);
+  let answer: string;
+  try {
+    app.inbox.countAttempt(parts);
+    const agent = app.agents.get(message.agentId);
+    answer = await answerTo(message, app, { message, signal, onText, agent });
+  } catch (error) {
+    if (message.channel === "cli") throw error; // 终端自己会说
+    warn(`${message.sessionKey}: ${error}`);
+    answer = t("这条消息我没能回答。过一会儿再试，或者发 /new 重新开始。");
+  } finally {
+    stopTyping();
+  }
+  if (!channel?.stream) await reply(app, message, answer);
+  app.inbox.acknowledge(parts);
+  return answer;
+}
+
+// -- 3 · Telegram --
+
+/** Stands between the chat and the thread in the peer of a topic: "-1001:topic:7". */
+const TOPIC = ":topic:";
+
+/** 论坛群里的每个话题单独算一个地方："<chat>:topic:<thread>"。 */
+function peerOf({ chat, is_topic_message, message_thread_id }: TelegramMessage): string {
+  return is_topic_message ? `${chat.id}${TOPIC}${message_thread_id}` : String(chat.id);
+}
+
+/** The reverse of peerOf: what the Bot API has to be told to send something there. */
+function telegramAddress(peerId: string) {
+  const [chat = "", thread] = peerId.split(TOPIC);
+  return { chat, options: thread ? { message_thread_id: Number(thread) } : {} };
+}
+
+// Anyone can find a bot and write to it, and each answer costs its owner money. So the owner lists
+// the chats that may use it, and an empty list admits nobody.
+
+/** The chats that may use the bot of one platform. Its adapter passes each message through here. */
+class AllowList {
+  #chats: string[];
+  #informed = new Set<string>(); // strangers who have been told what their chat's id is
+
+  /** Takes the value of a setting: ids of chats, separated by blanks or commas. */
+  constructor(setting: string) {
+    this.#chats = setting.split(/[\s,]+/).filter((chat) => chat !== "");
+  }
+
+  /** Passes on a message from a chat of the list. Throws if the message can't be stored. */
+  admit(channel: Channel, message: InboundMessage, onMessage: Accept): void {
+    // The owner lists a forum once, by the id of its chat, and that admits all of its topics.
+    const [chat = ""] = message.peerId.split(TOPIC);
+    if (!this.#chats.includes(chat)) {
+      this.#inform(channel, message.peerId, chat);
+      return;
+    }
+    // JSON escapes control characters, with which a sender could overwrite lines of our terminal.
+    info(`[${channel.name} ${message.peerId}] ${JSON.stringify(message.text.slice(0, 80))}`);
+    onMessage(message).done.catch((error) => warn(`${message.id}: ${error}`));
+  }
+
+  /** Tells a stranger the id of the chat, and the owner the setting that would admit it. */
+  #inform(channel: Channel, peerId: string, chat: string): void {
+    // Only the first message of a chat is answered, because otherwise strangers could make the bot
+    // send as much as they like.
+    if (this.#informed.has(chat)) return;
+    this.#informed.add(chat);
+    warn(`有陌生人发来消息，设置 ${channel.name.toUpperCase()}_ALLOWED_CHATS=${chat} 可以放行。`);
+    const words = t(`我不认识这个聊天，它的 id 是 ${chat}。要和我说话，得先请我的主人放行。`);
+    channel.send(peerId, words).catch(() => {}); // the owner has read the id in the log already
+  }
+}
+
+/** The words of a message. Under a picture or a file they are called its caption. */
+const telegramText = ({ text, caption }: TelegramMessage) => text ?? caption ?? "";
+
+type Attachment = InboundMessage["media"][number];
+
+// Telegram also sets `document` for an animation, so the animation has to be looked for first.
+const FILE_KINDS = ["video", "animation", "document", "audio", "voice", "sticker"] as const;
+
+/** The picture or file that came with a message. Its id is Telegram's: we download nothing. */
+function attachmentOf(message: TelegramMessage): Attachment | undefined {
+  const largest = message.photo?.at(-1); // 图片取尺寸最大的
+  if (largest) return { kind: "photo", id: largest.file_id };
+  for (const kind of FILE_KINDS) {
+    const attached = message[kind];
+    if (attached) return { kind, id: attached.file_id };
+  }
+  return undefined;
+}
+
+/** Finds "@our_bot" in a text, also in "/help@our_bot", but not in "@our_bot2". */
+const mentionOf = (bot: UserFromGetMe) => new RegExp(`@${bot.username}\\b`, "gi");
+
+/** Whether a message is meant for the bot: in a group, only if it mentions or answers the bot. */
+function isAddressedTo(bot: UserFromGetMe, message: TelegramMessage): boolean {
+  if (message.chat.type === "private") return true;
+  const isReply = message.reply_to_message?.from?.id === bot.id;
+  return isReply || mentionOf(bot).test(telegramText(message));
+}
+
+/** A text as the model gets it: the kind of the attachment, and the words without our name. */
+function describeMessage(bot: UserFromGetMe, words: string, attachment?: Attachment): string {
+  const kind = attachment ? `[${attachment.kind}] ` : "";
+  const description = `${kind}${words.replaceAll(mentionOf(bot), "")}`.trim();
+  return description || words; // of a bare "@our_bot" nothing would be left, and no turn is empty
+}
+
+/** Makes a SendError of a failed call, which says whether another attempt can succeed. */
+function telegramError(error: unknown): SendError {
+  // If Telegram itself did not answer, the network failed, and a later attempt may succeed.
+  if (!(error instanceof GrammyError)) return new SendError(String(error));
+  const { error_code: status, description, parameters } = error;
+  // 429 means that we send too fast. Any other refusal is permanent, for example 403, which says
+  // that the person blocked the bot, or 400, that there is no such chat.
+  const isTemporary = status === 429 || status >= 500;
+  return new SendError(description, !isTemporary, parameters.retry_after);
+}
+
+/**
+ * The fetch of Node, for grammY. grammY stops a call by a signal of the package abort-controller,
+ * but the fetch of Node 24 takes only Node's own, so this one passes the stop on.
+ */
 const fetchForGrammy: typeof fetch = (url, init) => {
-  const control = new AbortController();
-  if (init?.signal?.aborted) control.abort();
-  init?.signal?.addEventListener("abort", () => control.abort());
-  return fetch(url, { ...init, signal: control.signal });
+  const controller = new AbortController();
+  const stop = () => controller.abort();
+  if (init?.signal?.aborted) stop();
+  init?.signal?.addEventListener("abort", stop);
+  return fetch(url, { ...init, signal: controller.signal });
 };
 
-/** Telegram，用长轮询。去取新消息，就等于确认旧消息收到了：所以要先把旧的存好。 */
+// 客户端满 4096 个码元就切，也可能提前在两个词之间切
+const MIN_CUT_LENGTH = 4_000;
+
+/** The adapter for Telegram, which gets messages by long polling (see `#poll`). */
 export class TelegramChannel implements Channel {
   readonly name = "telegram";
   readonly limit = 4096;
-  #setting: Setting;
+  #newBot: () => Bot;
   #bot: Bot;
   #stopped = false;
-  #cut = new Map<string, { next: number; part: string }>();
-  #ours = new Set<string>(); // 放行过的那些组的标记
+  #allowed: AllowList;
+  // By sender: the newest piece of a text that was cut, and the id that the next piece would have.
+  #lastPiece = new Map<string, { part: string; nextId: number }>();
+  #addressedParts = new Set<string>(); // the `part` of albums and long texts that are meant for us
 
   constructor(setting: Setting) {
-    this.#setting = setting;
+    this.#allowed = new AllowList(setting("TELEGRAM_ALLOWED_CHATS"));
+    const apiRoot = setting("TELEGRAM_API_ROOT") || "https://api.telegram.org";
+    // By default grammY uses node-fetch, which would ignore the proxy that is set for this program.
+    const client = { apiRoot, timeoutSeconds: 60, fetch: fetchForGrammy };
+    this.#newBot = () => new Bot(setting("TELEGRAM_BOT_TOKEN"), { client });
     this.#bot = this.#newBot();
   }
 
-  #newBot(): Bot {
-    const apiRoot = this.#setting("TELEGRAM_API_ROOT") || "https://api.telegram.org";
-    // 用 Node 自己的 fetch：grammY 自带的那个不走代理。
-    const client = { apiRoot, timeoutSeconds: 60, fetch: fetchForGrammy };
-    return new Bot(this.#setting("TELEGRAM_BOT_TOKEN"), { client });
-  }
-
-  /** 令牌不对就 reject。 */
-  async start(accept: Accept): Promise<void> {
+  /** Resolves when Telegram has taken the token; rejects if it refuses it. */
+  async start(onMessage: Accept): Promise<void> {
     await this.#bot.init();
-    void this.#poll(accept);
+    void this.#poll(onMessage);
   }
 
-  /** 一直去取新消息，直到停止。服务器连不上时，grammY 自己会等它恢复。 */
-  async #poll(accept: Accept): Promise<void> {
+  /**
+   * Long polling: we ask for updates, and Telegram holds the request open until there are some.
+   * The next request names the first update that we don't have, which confirms all before it.
+   */
+  async #poll(onMessage: Accept): Promise<void> {
     while (!this.#stopped) {
-      this.#bot.on("message", ({ message }) => {
-        const inbound = this.#read(message);
-        if (inbound) admit(this, inbound, this.#setting("TELEGRAM_ALLOWED_CHATS"), accept);
-      });
-      // accept 是同步函数，所以这里返回时，消息已经落盘，grammY 可以去取下一批了。
-      // 要是没存下来（比如磁盘满了），那就什么都不能确认：这个 Bot 作废，
-      // 再建一个新的，同样的消息会再来一遍。
-      this.#bot.catch(({ error }) => Promise.reject(error));
+      this.#handleUpdates(onMessage);
       try {
         await this.#bot.start({ allowed_updates: ["message"] });
       } catch (error) {
+        // grammY itself waits for a server that is down. So this is a refusal, for example because
+        // another program asks with the same token, or a message that could not be stored.
         if (!this.#stopped) warn(`telegram: ${error}。5 秒后再试。`);
         await sleep(5_000);
         this.#bot = this.#newBot();
@@ -1403,66 +1815,75 @@ export class TelegramChannel implements Channel {
     }
   }
 
+  #handleUpdates(onMessage: Accept): void {
+    // Telegram forgets what was confirmed, so a message has to be on disk before grammY asks for
+    // the next ones. It is, because `onMessage` is synchronous.
+    this.#bot.on("message", ({ message }) => {
+      const inbound = this.#read(message);
+      if (inbound) this.#allowed.admit(this, inbound, onMessage);
+    });
+    // accept 是同步函数，所以这里返回时，消息已经落盘，grammY 可以去取下一批了。
+    // 要是没存下来（比如磁盘满了），那就什么都不能确认：这个 Bot 作废，
+    // 再建一个新的，同样的消息会再来一遍。
+    this.#bot.catch(({ error }) => Promise.reject(error));
+  }
+
   /** 不是给我们的，就返回 undefined：别的机器人、服务消息、群里的闲聊。 */
   #read(message: TelegramMessage): InboundMessage | undefined {
-    const { chat, from, message_id, reply_to_message: answered } = message;
-    const { id: me, username } = this.#bot.botInfo;
-    const kind = MEDIA.find((name) => message[name]);
-    const file = kind && [message[kind]].flat().at(-1); // 图片取尺寸最大的
-    const words = message.text ?? message.caption ?? "";
-    if (!from || from.is_bot || (!words && !kind)) return undefined;
-    // "@bot"，还有 "/command@bot"。在群里，只回答指名找我们的消息。
-    const name = new RegExp(`@${username}\\b`, "gi");
-    const isGroup = chat.type !== "private";
-    const part = this.#partOf(message, words);
-    const isMeant = name.test(words) || answered?.from?.id === me;
+    const { chat, from, message_id } = message;
+    const bot = this.#bot.botInfo;
+    const words = telegramText(message);
+    const attachment = attachmentOf(message);
+    const isEmpty = !words && !attachment; // a service message, such as "Bob joined the group"
+    if (!from || from.is_bot || isEmpty) return undefined;
+    const part = this.#partOf(message);
     // 一个相册里，只有一张图的说明文字会提到我们。
-    if (isGroup && !isMeant && !this.#ours.has(part ?? "")) return undefined;
-    if (part) this.#ours.add(part);
-    const topic = message.is_topic_message ? `:topic:${message.message_thread_id}` : "";
+    const follows = part !== undefined && this.#addressedParts.has(part);
+    if (!follows && !isAddressedTo(bot, message)) return undefined;
+    if (part !== undefined) this.#addressedParts.add(part);
     return {
-      id: `telegram:${me}:${chat.id}:${message_id}`,
+      id: `telegram:${bot.id}:${chat.id}:${message_id}`,
       channel: "telegram",
-      accountId: String(me),
-      peerId: `${chat.id}${topic}`,
+      accountId: String(bot.id),
+      peerId: peerOf(message),
       senderId: String(from.id),
-      guildId: topic ? String(chat.id) : undefined,
-      isGroup,
-      text: `${kind ? `[${kind}] ` : ""}${words.replaceAll(name, "")}`.trim() || words,
-      media: kind && file ? [{ kind, id: file.file_id }] : [],
-      at: message.date * 1000,
+      guildId: message.is_topic_message ? String(chat.id) : undefined,
+      isGroup: chat.type !== "private",
+      text: describeMessage(bot, words, attachment),
+      media: attachment ? [attachment] : [],
+      at: message.date * 1000, // Telegram counts seconds
       part,
     };
   }
 
-  /** 相册的标记，或者切开的长文字的标记：切出来的几条，编号是连着的。 */
-  #partOf({ chat, from, message_id, media_group_id }: TelegramMessage, words: string) {
+  /**
+   * The mark that all parts of one message share; undefined if it is whole. Telegram marks the
+   * parts of an album, but not the pieces of a long text: we know those by their ids in a row.
+   */
+  #partOf(message: TelegramMessage): string | undefined {
+    const { chat, from, message_id, media_group_id } = message;
     if (media_group_id) return `telegram ${chat.id} ${media_group_id}`;
     const sender = `telegram ${chat.id} ${from?.id}`;
-    const cut = this.#cut.get(sender);
-    const before = cut?.next === message_id ? cut.part : undefined;
-    // 比这短的，就算真是切出来的，也是最后一条。
-    if (words.length < CUT_AT) return before;
-    const part = before ?? `${sender} ${message_id}`;
-    this.#cut.set(sender, { next: message_id + 1, part });
+    const previous = this.#lastPiece.get(sender);
+    const continued = previous?.nextId === message_id ? previous.part : undefined;
+    if (telegramText(message).length < MIN_CUT_LENGTH) return continued;
+    const part = continued ?? `${sender} ${message_id}`;
+    this.#lastPiece.set(sender, { part, nextId: message_id + 1 });
     return part;
   }
 
-  async send(to: string, words: string): Promise<void> {
-    const { chat, thread } = telegramPlace(to);
+  async send(to: string, text: string): Promise<void> {
+    const { chat, options } = telegramAddress(to);
     try {
-      await this.#bot.api.sendMessage(chat, words, thread);
+      await this.#bot.api.sendMessage(chat, text, options);
     } catch (error) {
-      if (!(error instanceof GrammyError)) throw sendError(String(error), false);
-      // 403：机器人被拉黑；400：没有这个聊天。再试也没用。
-      const { error_code: code, description, parameters } = error;
-      throw sendError(description, code < 500 && code !== 429, parameters.retry_after);
+      throw telegramError(error);
     }
   }
 
   typing(to: string): Promise<unknown> {
-    const { chat, thread } = telegramPlace(to);
-    return this.#bot.api.sendChatAction(chat, "typing", thread);
+    const { chat, options } = telegramAddress(to);
+    return this.#bot.api.sendChatAction(chat, "typing", options);
   }
 
   async stop(): Promise<void> {
@@ -1471,46 +1892,57 @@ export class TelegramChannel implements Channel {
   }
 }
 
-/** 论坛群里的每个话题单独算一个地方："<chat>:topic:<thread>"。 */
-function telegramPlace(to: string) {
-  const [chat = "", thread] = to.split(":topic:");
-  return { chat, thread: thread ? { message_thread_id: Number(thread) } : {} };
-}
+// -- 4 · A webhook, and who calls it --
 
-// 飞书不等我们去取，是它来调用我们。这就需要服务端，而服务端要多加小心：
-// 谁找到了地址，谁就能随便往这里发东西。
+// Feishu doesn't wait for us to ask. It calls a webhook, an address of ours to which it sends each
+// event. Anyone who finds that address can send something there as well. So the server limits what
+// it reads, and the channel checks by secrets, which only Feishu and we know, who sent an event.
 
+/** What our HTTP server answers; the body is sent as JSON. */
 type Answer = { status: number; body: object };
-/** 我们的 HTTP 服务端接受哪些请求："POST /path"。请求体是原样的字节，一个都没动过。 */
-export const ROUTES: Record<string, (body: Buffer, headers: http.IncomingHttpHeaders) => Answer> =
-  {};
 
+/** Gets the body byte for byte as it was sent, because a signature is a hash over these bytes. */
+type Route = (body: Buffer, headers: http.IncomingHttpHeaders) => Answer;
+
+/** To add a route to the HTTP server, set ROUTES["POST /path"] to a function of this type. */
+export const ROUTES: Record<string, Route> = {};
+
+const UNAUTHORIZED: Answer = { status: 401, body: { error: "this does not come from Feishu" } };
+
+const MAX_BODY = 1_000_000; // bytes: they are kept in memory before we know who sends them
+
+/** Finds the route, reads the body, and lets the route answer. */
 async function answerHttp(request: http.IncomingMessage): Promise<Answer> {
-  const place = `${request.method} ${request.url?.split("?")[0]}`;
-  const route = Object.hasOwn(ROUTES, place) && ROUTES[place];
-  if (!route) return { status: 404, body: { error: "not found" } };
+  const [pathname] = request.url?.split("?") ?? [];
+  const handler = ROUTES[`${request.method} ${pathname}`];
+  if (!handler) return { status: 404, body: { error: "not found" } };
   const chunks: Buffer[] = [];
-  let left = 1_000_000; // 字节；不管来的是谁，到这时还没有出示令牌
+  let size = 0;
   for await (const chunk of request) {
-    left -= chunk.length;
-    if (left < 0) return { status: 413, body: { error: "too large" } };
+    size += chunk.length;
+    if (size > MAX_BODY) return { status: 413, body: { error: "too large" } };
     chunks.push(chunk);
   }
-  return route(Buffer.concat(chunks), request.headers);
+  return handler(Buffer.concat(chunks), request.headers);
 }
 
-/** 唯一的 HTTP 服务端，只监听回环地址：要让外面访问，就走隧道。 */
+/**
+ * Starts the only HTTP server of the program. It listens on loopback, so Feishu reaches it through
+ * a tunnel or a reverse proxy. If the port is taken, the server that this gives is not listening.
+ */
 async function startHttp(port: number): Promise<http.Server> {
   const server = http.createServer(async (request, response) => {
     const { status, body } = await answerHttp(request).catch((error) => {
+      // What went wrong is in the log, and only there, because the sender may be anyone.
       warn(`http: ${error}`);
-      return { status: 500, body: { error: "internal error" } }; // 原因不往外说
+      return { status: 500, body: { error: "internal error" } };
     });
     response.writeHead(status, { "content-type": "application/json" }).end(JSON.stringify(body));
   });
   try {
     await once(server.listen(port, "127.0.0.1"), "listening");
-    // 它监听的是 TCP，所以地址里有端口。
+    // With HTTP_PORT=0 the system chooses the port, so we ask for it. The cast is right because an
+    // address has no port only if the server listens on a pipe.
     info(`http: 正在监听 127.0.0.1:${(server.address() as { port: number }).port}`);
   } catch (error) {
     warn(`http: ${error}。请换一个 HTTP_PORT，其余部分照常运行。`);
@@ -1518,33 +1950,114 @@ async function startHttp(port: number): Promise<http.Server> {
   return server;
 }
 
+/** An object from outside with strings under these names, any of which may be missing. */
 type Strings<Name extends string> = Partial<Record<Name, string>>;
 
-/** 事件里我们会读的部分。谁都可以往这里 POST，所以哪个字段都可能没有。 */
+type FeishuMention = Strings<"key" | "name"> & { id?: Strings<"open_id"> };
+
+/**
+ * What we read of a request to the webhook. If it is encrypted, it has only `encrypt`, and the rest
+ * is inside. Feishu tests a new webhook by `type`, `token` and `challenge`; events have the others.
+ */
 type FeishuEvent = Strings<"encrypt" | "type" | "token" | "challenge"> & {
   header?: Strings<"event_type" | "token" | "tenant_key">;
   event?: {
     sender?: Strings<"sender_type"> & { sender_id?: Strings<"open_id"> };
     message?: Strings<"chat_id" | "chat_type" | "message_type" | "content" | "create_time"> & {
-      mentions?: { key: string; name: string; id?: Strings<"open_id"> }[];
+      mentions?: FeishuMention[];
     };
   };
 };
 
-const FEISHU_BUSY = [99991400, 230020, 11232]; // 请求太频繁
-const FEISHU_EXPIRED = [99991661, 99991663, 99991664]; // 我们的 access token 过期了
+/** Undefined if the body is not encrypted with this key, or, without a key, if it is no JSON. */
+function decryptEvent(body: Buffer, encryptKey: string): FeishuEvent | undefined {
+  const event: FeishuEvent | undefined = parseObject(body.toString());
+  if (!event || !encryptKey) return event;
+  const bytes = Buffer.from(String(event.encrypt), "base64");
+  const iv = bytes.subarray(0, 16);
+  const encrypted = bytes.subarray(16);
+  try {
+    const decipher = crypto.createDecipheriv("aes-256-cbc", sha256(encryptKey).digest(), iv);
+    // We join bytes, because one character may have its bytes in both pieces.
+    const json = Buffer.concat([decipher.update(encrypted), decipher.final()]);
+    return parseObject(json.toString());
+  } catch {
+    return undefined;
+  }
+}
 
-/** 飞书，还有 Lark：事件从 HTTP 来，马上确认，活留到之后再干。 */
+const MAX_EVENT_AGE = 3600; // 秒
+
+/**
+ * Whether the signature is right, a hash over the body and a key that only Feishu and we have.
+ * Feishu signs only what it encrypts, so without a key the verification token has to be enough.
+ */
+function isSigned(body: Buffer, headers: http.IncomingHttpHeaders, encryptKey: string): boolean {
+  if (!encryptKey) return true;
+  const time = headers["x-lark-request-timestamp"];
+  const nonce = headers["x-lark-request-nonce"];
+  const signature = sha256(`${time}${nonce}${encryptKey}${body}`).digest("hex");
+  // In a replay attack, somebody records a signed request and sends it again later. Its signature
+  // is still right, but the time in it, which is signed as well, shows how old it is.
+  const isFresh = Math.abs(Date.now() / 1000 - Number(time)) < MAX_EVENT_AGE;
+  return isFresh && headers["x-lark-signature"] === signature;
+}
+
+// -- 5 · Feishu --
+
+const fileKeyOf = ({ file_key, image_key }: Fields) => file_key ?? image_key;
+
+/** Gives a link with its address, and a mention as the mark that Feishu uses: "@_user_1". */
+function textOfElement(element: Fields): string {
+  if (fileKeyOf(element)) return "[image]";
+  const words = String(element.text ?? element.user_id ?? "");
+  return element.href ? `${words} (${element.href})` : words;
+}
+
+/** The elements of a list from outside that are objects, so that their fields can be looked at. */
+const objectsOf = (list: unknown): Fields[] =>
+  Array.isArray(list) ? list.filter((item) => typeof item === "object" && item !== null) : [];
+
+/** A post is rich text: a title, and lines, each of which is a list of elements. */
+function readPost({ title, content }: Fields) {
+  const lines = objectsOf(content).map(objectsOf);
+  const texts = lines.map((elements) => elements.map(textOfElement).join(""));
+  const keys = lines.flat().map(fileKeyOf).filter(Boolean);
+  const media = keys.map((key) => ({ kind: "image", id: String(key) }));
+  return { text: [title, ...texts].filter(Boolean).join("\n"), media };
+}
+
+/**
+ * Reads the content of a message: JSON, whose form depends on the type of the message. Gives the
+ * words, and the pictures and files that came with them.
+ */
+function readFeishu(type: string, json: string) {
+  const content = (parseObject(json) ?? {}) as Fields; // the readers check the fields that they use
+  if (type === "post") return readPost(content);
+  const key = fileKeyOf(content);
+  if (key) return { text: `[${type}]`, media: [{ kind: type, id: String(key) }] };
+  return { text: textOfElement(content), media: [] };
+}
+
+/** What Feishu's API answers. `code` is 0 if it did what we asked, else it says why not. */
+type FeishuAnswer = { code: number; msg: string; expire?: number; tenant_access_token?: string };
+
+const FEISHU_BUSY = [99991400, 230020, 11232]; // 请求太频繁
+const FEISHU_EXPIRED = [99991661, 99991663, 99991664]; // codes for an access token that has expired
+
+/** The adapter for Feishu, and for Lark, its international edition. Events come by a webhook. */
 export class FeishuChannel implements Channel {
   readonly name = "feishu";
   readonly limit = 4000;
   #setting: Setting;
   #api: string;
-  #access = { token: "", until: 0 };
+  #allowed: AllowList;
+  #access = { token: "", expiresAt: 0 };
 
   /** 设置不合理就抛错。 */
   constructor(setting: Setting) {
     this.#setting = setting;
+    this.#allowed = new AllowList(setting("FEISHU_ALLOWED_CHATS"));
     const missing = ["FEISHU_APP_SECRET", "FEISHU_VERIFICATION_TOKEN"].find((it) => !setting(it));
     if (missing) throw new Error(`${missing} is not set, and FEISHU_APP_ID needs it`);
     const domain = setting("FEISHU_DOMAIN") || "feishu";
@@ -1554,130 +2067,118 @@ export class FeishuChannel implements Channel {
   }
 
   /** App ID 或者 App Secret 不对，就 reject。 */
-  async start(accept: Accept): Promise<void> {
-    ROUTES["POST /feishu/events"] = (body, headers) => this.#receive(body, headers, accept);
+  async start(onMessage: Accept): Promise<void> {
+    ROUTES["POST /feishu/events"] = (body, headers) => this.#receive(body, headers, onMessage);
     await this.#accessToken();
   }
 
-  /** 马上应答：超过 3 秒，飞书就不等了，会把事件再发一遍。 */
-  #receive(body: Buffer, headers: http.IncomingHttpHeaders, accept: Accept): Answer {
-    const event = this.#decrypt(body);
+  /**
+   * Answers as soon as the message is stored, without waiting for the model. If Feishu gets no
+   * answer within 3 s, it sends the event again, which is called a redelivery.
+   */
+  #receive(body: Buffer, headers: http.IncomingHttpHeaders, onMessage: Accept): Answer {
+    const encryptKey = this.#setting("FEISHU_ENCRYPT_KEY");
+    const event = decryptEvent(body, encryptKey);
     const token = event?.header?.token ?? event?.token;
-    const refused = { status: 401, body: { error: "this does not come from Feishu" } };
-    if (!event || token !== this.#setting("FEISHU_VERIFICATION_TOKEN")) return refused;
+    if (!event || token !== this.#setting("FEISHU_VERIFICATION_TOKEN")) return UNAUTHORIZED;
+    // When the owner registers the webhook, Feishu tests it: we have to send the challenge back.
     if (event.type === "url_verification")
       return { status: 200, body: { challenge: event.challenge } };
-    if (!this.#isSigned(body, headers)) return refused;
+    if (!isSigned(body, headers, encryptKey)) return UNAUTHORIZED;
     const inbound = this.#read(event);
-    if (inbound) admit(this, inbound, this.#setting("FEISHU_ALLOWED_CHATS"), accept);
+    if (inbound) this.#allowed.admit(this, inbound, onMessage);
     return { status: 200, body: {} };
-  }
-
-  /** 看不懂就返回 undefined；该加密却是明文，也一样。 */
-  #decrypt(body: Buffer): FeishuEvent | undefined {
-    const event: FeishuEvent | undefined = parseObject(body.toString());
-    const encryptKey = this.#setting("FEISHU_ENCRYPT_KEY");
-    if (!encryptKey || !event) return event;
-    const key = sha256(encryptKey).digest();
-    const bytes = Buffer.from(String(event.encrypt), "base64");
-    try {
-      const cipher = crypto.createDecipheriv("aes-256-cbc", key, bytes.subarray(0, 16));
-      // 按字节拼起来：一个字符可能正好跨在两块中间。
-      return parseObject(`${Buffer.concat([cipher.update(bytes.subarray(16)), cipher.final()])}`);
-    } catch {
-      return undefined; // 密钥不对，或者根本没有加密
-    }
-  }
-
-  /** 签名是一个哈希，由请求体和只有飞书跟我们知道的密钥一起算出来。 */
-  #isSigned(body: Buffer, headers: http.IncomingHttpHeaders): boolean {
-    const encryptKey = this.#setting("FEISHU_ENCRYPT_KEY");
-    if (!encryptKey) return true; // 没有加密就没有签名；token 已经对过了
-    const time = headers["x-lark-request-timestamp"];
-    const hash = sha256(`${time}${headers["x-lark-request-nonce"]}${encryptKey}${body}`);
-    const fresh = Math.abs(Date.now() / 1000 - Number(time)) < 3600; // 太旧的，是重放攻击
-    return fresh && headers["x-lark-signature"] === hash.digest("hex");
   }
 
   /** 不是消息，或者不是给我们的，就返回 undefined。 */
   #read({ header, event }: FeishuEvent): InboundMessage | undefined {
     const { sender, message } = event ?? {};
-    if (header?.event_type !== "im.message.receive_v1" || !message?.chat_id) return undefined;
-    if (sender?.sender_type !== "user") return undefined;
-    const { chat_id: peerId, create_time, content = "" } = message;
-    const mentions = message.mentions ?? [];
-    const accountId = this.#setting("FEISHU_APP_ID");
-    const isMe = ({ id }: { id?: Strings<"open_id"> }) =>
-      id?.open_id === (this.#setting("FEISHU_BOT_OPEN_ID") || null);
+    if (header?.event_type !== "im.message.receive_v1") return undefined;
+    if (!message?.chat_id || sender?.sender_type !== "user") return undefined;
+    const { chat_id: peerId, message_type: type = "", content = "", create_time } = message;
     const isGroup = message.chat_type !== "p2p";
-    if (isGroup && !mentions.some(isMe)) return undefined;
+    const mentions = message.mentions ?? [];
+    if (isGroup && !mentions.some((mention) => this.#isBot(mention))) return undefined;
+    const accountId = this.#setting("FEISHU_APP_ID");
     const senderId = sender.sender_id?.open_id ?? "";
-    const { words, media } = readFeishu(message.message_type ?? "", content);
-    let out = words;
-    // 从后往前换："@_user_10" 的开头也是 "@_user_1"。
-    for (const m of mentions.toReversed()) out = out.split(m.key).join(isMe(m) ? "" : `@${m.name}`);
+    const { text, media } = readFeishu(type, content);
+    const words = text.trim() || `[${type}]`; // a location, for example, has no text
     // 重发时，消息 id 可能会变，但发送者、时间和内容不会。
-    const same = JSON.stringify([senderId, peerId, create_time, content]);
-    const id = `feishu:${accountId}:${sha256(same).digest("hex")}`;
-    const who = { channel: "feishu", accountId, peerId, senderId, guildId: header.tenant_key };
-    return { id, ...who, isGroup, text: out.trim() || words, media, at: Number(create_time) };
+    const fingerprint = JSON.stringify([senderId, peerId, create_time, content]);
+    return {
+      id: `feishu:${accountId}:${sha256(fingerprint).digest("hex")}`,
+      channel: "feishu",
+      accountId,
+      peerId,
+      senderId,
+      guildId: header.tenant_key,
+      isGroup,
+      text: this.#nameMentions(words, mentions).trim() || words,
+      media,
+      at: Number(create_time), // in ms already
+    };
   }
 
-  async send(to: string, words: string, again = false): Promise<void> {
-    const place = "/open-apis/im/v1/messages?receive_id_type=chat_id";
-    const body = { receive_id: to, msg_type: "text", content: JSON.stringify({ text: words }) };
-    const { code, msg } = await this.#post(place, body, await this.#accessToken());
-    if (FEISHU_EXPIRED.includes(code) && !again) {
-      this.#access.until = 0;
-      return this.send(to, words, true);
+  /** False for everybody if FEISHU_BOT_OPEN_ID is not set, so that no group is answered. */
+  #isBot({ id }: FeishuMention): boolean {
+    const botId = this.#setting("FEISHU_BOT_OPEN_ID");
+    return botId !== "" && id?.open_id === botId;
+  }
+
+  /** Puts names where the text has "@_user_1", and nothing where it mentions the bot. */
+  #nameMentions(text: string, mentions: FeishuMention[]): string {
+    const nameOf = (mention: FeishuMention) => (this.#isBot(mention) ? "" : `@${mention.name}`);
+    const names = new Map(mentions.map((mention) => [mention.key, nameOf(mention)]));
+    return text.replace(/@_user_\d+/g, (key) => names.get(key) ?? key);
+  }
+
+  async send(to: string, text: string): Promise<void> {
+    const message = { receive_id: to, msg_type: "text", content: JSON.stringify({ text }) };
+    let answer = await this.#postMessage(message);
+    // An access token can become invalid early. One retry with a new token is enough: if Feishu
+    // refuses that one, too, the token is not the problem.
+    if (FEISHU_EXPIRED.includes(answer.code)) {
+      this.#access.expiresAt = 0;
+      answer = await this.#postMessage(message);
     }
-    if (code !== 0) throw sendError(`${code} ${msg}`, !FEISHU_BUSY.includes(code));
+    const { code, msg } = answer;
+    if (code !== 0) throw new SendError(`${code} ${msg}`, !FEISHU_BUSY.includes(code));
   }
 
-  /** 有效期大约两小时；到期前一分钟重新去取。 */
+  async #postMessage(message: object): Promise<FeishuAnswer> {
+    const token = await this.#accessToken();
+    return this.#post("/open-apis/im/v1/messages?receive_id_type=chat_id", message, token);
+  }
+
+  /** Gives the same token for about two hours, and gets a new one a minute before it expires. */
   async #accessToken(): Promise<string> {
-    if (Date.now() < this.#access.until) return this.#access.token;
-    const [app_id, app_secret] = ["FEISHU_APP_ID", "FEISHU_APP_SECRET"].map(this.#setting);
-    const place = "/open-apis/auth/v3/tenant_access_token/internal";
-    const answer = await this.#post(place, { app_id, app_secret });
-    if (answer.code !== 0) throw sendError(`${answer.code} ${answer.msg}`, true);
+    if (Date.now() < this.#access.expiresAt) return this.#access.token;
+    const setting = this.#setting;
+    const app = { app_id: setting("FEISHU_APP_ID"), app_secret: setting("FEISHU_APP_SECRET") };
+    const answer = await this.#post("/open-apis/auth/v3/tenant_access_token/internal", app);
+    if (answer.code !== 0) throw new SendError(`${answer.code} ${answer.msg}`, true);
     const { tenant_access_token: token = "", expire = 0 } = answer;
-    this.#access = { token, until: Date.now() + (expire - 60) * 1000 };
+    this.#access = { token, expiresAt: Date.now() + (expire - 60) * 1000 };
     return token;
   }
 
-  async #post(place: string, body: object, token = ""): Promise<FeishuAnswer> {
+  /** Gives what Feishu answers, also if it refuses. Throws SendError if there is no answer. */
+  async #post(endpoint: string, body: object, token = ""): Promise<FeishuAnswer> {
     const headers = { "content-type": "application/json", authorization: `Bearer ${token}` };
     const signal = AbortSignal.timeout(10_000);
     const request = { method: "POST", headers, body: JSON.stringify(body), signal };
     try {
-      const response = await fetch(this.#api + place, request);
+      const response = await fetch(this.#api + endpoint, request);
       if (response.status === 429 || response.status >= 500) throw new Error(response.statusText);
       return (await response.json()) as FeishuAnswer; // 拒绝时的应答也是这个格式
     } catch (error) {
-      throw sendError(String(error), false);
+      throw new SendError(String(error));
     }
   }
 
-  stop = async () => void delete ROUTES["POST /feishu/events"];
-}
-
-type FeishuAnswer = { code: number; msg: string; expire?: number; tenant_access_token?: string };
-
-/** 一条消息的文字，连同里面的链接；还有里面的图片和文件。 */
-function readFeishu(type: string, json: string) {
-  const media: { kind: string; id: string }[] = [];
-  const wordsOf = (item: Fields | null): string => {
-    const id = item?.file_key ?? item?.image_key;
-    if (!id) return `${item?.text ?? item?.user_id ?? ""}${item?.href ? ` (${item.href})` : ""}`;
-    media.push({ kind: type === "post" ? "image" : type, id: String(id) });
-    return `[${media.at(-1)?.kind}]`;
-  };
-  const content = (parseObject(json) ?? {}) as Fields; // 里面的内容逐个字段检查
-  if (type !== "post") return { words: wordsOf(content).trim() || `[${type}]`, media };
-  const lines = Array.isArray(content.content) ? content.content : [];
-  const words = lines.map((line: Fields[]) => [line ?? []].flat().map(wordsOf).join(""));
-  return { words: [content.title, ...words].filter(Boolean).join("\n").trim() || "[post]", media };
+  async stop(): Promise<void> {
+    delete ROUTES["POST /feishu/events"];
+  }
 }
 
 command("channels", "有哪些渠道，现在怎么样", (_args, { channels }) =>
@@ -1685,8 +2186,9 @@ command("channels", "有哪些渠道，现在怎么样", (_args, { channels }) =
 );
 
 command("accounts", "我们在各个平台上的账号", () => {
-  const shown = (name: string) => `${name}  ${(env(name) || "-").slice(0, 6)}`; // 只露开头
-  return ["TELEGRAM_BOT_TOKEN", "FEISHU_APP_ID", "FEISHU_APP_SECRET"].map(shown);
+  // Only the beginning of each, because whoever reads a whole token can act as the bot.
+  const masked = (name: string) => `${name}  ${(env(name) || "-").slice(0, 6)}`;
+  return ["TELEGRAM_BOT_TOKEN", "FEISHU_APP_ID", "FEISHU_APP_SECRET"].map(masked);
 });
 
 // ---- s05 · 网关和路由 ----
@@ -1723,15 +2225,15 @@ export interface App {
 const LUNA = "You are Luna, a warm and brief assistant. Answer plainly.";
 const SAGE = "You are Sage, a calm and thorough assistant. Give your reasons.";
 
-/** 可以回答的 Agent。没有绑定另作安排时，由第一个回答。 */
-export const AGENTS: Agent[] = [
+/** Who can answer. The type asks for at least one, because the first is the default. */
+export const AGENTS: [Agent, ...Agent[]] = [
   { id: "luna", system: LUNA, dmScope: "per-channel-peer" },
   { id: "sage", system: SAGE, dmScope: "per-channel-peer" },
 ];
 
 /** 按 id 查 Agent。 */
 export class AgentManager extends Map<string, Agent> {
-  /** 没有就抛错，并说出有哪些。 */
+  /** Throws if there is no such agent; the error names those that exist. */
   find(id: string): Agent {
     const agent = this.get(id);
     if (!agent) throw new Error(`no such agentId: ${id}; there are ${[...this.keys()].join(", ")}`);
@@ -1739,28 +2241,32 @@ export class AgentManager extends Map<string, Agent> {
   }
 }
 
-// 各个层级，最具体的排在前面：聊天、聊天的归属、我们的账号、平台。
+// The tiers in their order of precedence: a chat comes before the group of chats that it belongs
+// to, then our own account, the platform, and last what applies to every message.
 const TIERS = ["peerId", "guildId", "accountId", "channel", "default"] as const;
+
+type Tier = (typeof TIERS)[number];
 
 /** “从那里来的消息，归这个 Agent 回答。”在同一层级里，priority 大的优先。 */
 export interface Binding {
   agentId: string;
   tier: number; // 1 到 5
-  matchKey: (typeof TIERS)[number];
+  matchKey: Tier;
   matchValue: string; // 聊天也可以写成 "telegram:1001"
   priority: number;
 }
 
+/** The bindings at the start. Clients of the gateway can set others, until the program ends. */
 export const BINDINGS: Omit<Binding, "tier">[] = [
   { agentId: "luna", matchKey: "default", matchValue: "*", priority: 0 },
 ];
 
 /**
- * 所有绑定，每个层级一张 Map，查表就能找到：绑定再多，一条消息的开销也不会变大。
- * 程序一退出，绑定就没了。
+ * Finds the agent for a message. Each tier is a map from value to binding, because a look-up takes
+ * the same time however many bindings there are.
  */
 export class BindingTable {
-  #byKey = new Map<string, Map<string, Binding>>(TIERS.map((key) => [key, new Map()]));
+  #byTier = new Map<string, Map<string, Binding>>(TIERS.map((key) => [key, new Map()]));
 
   constructor(bindings: Omit<Binding, "tier">[]) {
     for (const binding of bindings) this.set(binding);
@@ -1769,33 +2275,45 @@ export class BindingTable {
   /** matchKey 和 matchValue 都相同的，新的替换旧的。 */
   set(binding: Omit<Binding, "tier">): Binding {
     const complete = { ...binding, tier: TIERS.indexOf(binding.matchKey) + 1 };
-    this.#byKey.get(binding.matchKey)?.set(binding.matchValue.toLowerCase(), complete);
+    this.#byTier.get(binding.matchKey)?.set(binding.matchValue.toLowerCase(), complete);
     return complete;
   }
 
+  /** Gives false if there was no such binding. */
   remove(matchKey: string, matchValue: string): boolean {
-    return this.#byKey.get(matchKey)?.delete(matchValue.toLowerCase()) ?? false;
+    return this.#byTier.get(matchKey)?.delete(matchValue.toLowerCase()) ?? false;
   }
 
   list(): Binding[] {
-    return [...this.#byKey.values()].flatMap((bindings) => [...bindings.values()]);
+    return [...this.#byTier.values()].flatMap((bindings) => [...bindings.values()]);
   }
 
-  /**
-   * 一条消息归哪个 Agent，为什么：从上往下，第一个有绑定的层级说了算。
-   * 聊天可以写成 "telegram:1001" 来绑定，因为别的平台上可能也有这个号码。
-   */
+  /** The agent for a message, and the binding that decided: one of the first tier that has any. */
   resolve(message: InboundMessage): { agentId: string; binding?: Binding } {
-    for (const key of TIERS) {
-      const value = key === "default" ? "*" : message[key];
-      if (!value) continue;
-      const values = key === "peerId" ? [`${message.channel}:${value}`, value] : [value];
-      const found = values.flatMap((one) => this.#byKey.get(key)?.get(one.toLowerCase()) ?? []);
-      const [binding] = found.sort((a, b) => b.priority - a.priority);
+    for (const tier of TIERS) {
+      const binding = this.#lookUp(tier, message);
       if (binding) return { agentId: binding.agentId, binding };
     }
-    return { agentId: AGENTS[0]?.id ?? "" };
+    return { agentId: AGENTS[0].id };
   }
+
+  #lookUp(tier: Tier, message: InboundMessage): Binding | undefined {
+    const values = matchValues(tier, message).map((value) => value.toLowerCase());
+    const found = values.map((value) => this.#byTier.get(tier)?.get(value));
+    const bindings = found.filter((binding) => binding !== undefined);
+    return bindings.sort((a, b) => b.priority - a.priority)[0];
+  }
+}
+
+/** What a binding of this tier has to name to apply to the message. */
+function matchValues(tier: Tier, message: InboundMessage): string[] {
+  if (tier === "default") return ["*"];
+  const value = message[tier];
+  if (!value) return [];
+  // Two platforms may give the same number to two people, so a peer can be bound by both names:
+  // "telegram:1001", or just "1001" for whoever has it.
+  if (tier === "peerId") return [`${message.channel}:${value}`, value];
+  return [value];
 }
 
 /**
@@ -1803,53 +2321,77 @@ export class BindingTable {
  * 正常的 key 没有这么长，超过上限就抛错。
  */
 export function buildSessionKey(agentId: string, message: InboundMessage, dmScope: DmScope) {
+  const key = `agent:${agentId}:${conversationPlace(message, dmScope)}`.toLowerCase();
+  if (key.length > 150) throw new Error(`peerId is too long: ${key.length} characters in the key`);
+  return key;
+}
+
+/** Where the message was said, which is the part of its session key behind the agent. */
+function conversationPlace(message: InboundMessage, dmScope: DmScope): string {
   const { channel, accountId, peerId, isGroup } = message;
-  // "main" 把所有人的单聊放进同一段对话。这适合只有主人一个人用的 Agent：
-  // 要是有两个人，就会互相看到对方说的话。
+  if (isGroup) return `${channel}:group:${peerId}`;
   const direct = {
+    // All direct chats are one conversation. That suits an agent with one owner; if two people
+    // wrote to it, each could ask for what the other said.
     main: "main",
     "per-peer": `direct:${peerId}`,
     "per-channel-peer": `${channel}:direct:${peerId}`,
     "per-account-channel-peer": `${channel}:${accountId}:direct:${peerId}`,
   };
-  const rest = isGroup ? `${channel}:group:${peerId}` : direct[dmScope];
-  const key = `agent:${agentId}:${rest}`.toLowerCase();
-  if (key.length > 150) throw new Error(`peerId is too long: ${key.length} characters in the key`);
-  return key;
+  return direct[dmScope];
 }
 
-/** JSON-RPC 2.0 的错误：-32700 不是 JSON，-32600 请求无效，-32601 没有这个方法，…… */
+// The error codes of JSON-RPC 2.0 by the names that its specification gives them.
+const PARSE_ERROR = -32700;
+const INVALID_REQUEST = -32600;
+const METHOD_NOT_FOUND = -32601;
+const INVALID_PARAMS = -32602;
+const INTERNAL_ERROR = -32603;
+const SERVER_ERROR = -32000; // the first of those that each server may use as it likes
+
+/** An error that the client is told. Any other error stays in our log: it may hold private data. */
 class RpcError extends Error {
-  code = 0;
+  readonly code: number;
+
+  constructor(code: number, message: string) {
+    super(message);
+    this.code = code;
+  }
 }
 
-const rpcError = (code: number, why: string) => Object.assign(new RpcError(why), { code });
-
-/** 谁在问：有自己的 peerId；答案还没出来的时候，可以用 notify 先告诉它一些事。 */
+/**
+ * The client that a method works for. `notify` sends it a notification before the response is
+ * there, and does nothing if the request has no id that the notification could refer to.
+ */
 export interface Connection {
-  peerId: string;
+  peerId: string; // 换到它自己的对话
   notify(method: string, params: object): void;
 }
 
+/** Gives the result. What it throws becomes the error of the response. */
 export type Method = (params: Fields, app: App, connection: Connection) => unknown;
-/** 客户端可以调用的方法。 */
+
+/**
+ * What a client can ask of the gateway. To add a method, call `method` with its name, its
+ * parameters, the names of those that may be left out, and a function that gives the result.
+ */
 export const METHODS: Record<string, Method> = {};
 
 /** 加一个方法，参数像工具的输入那样检查。 */
 function method(name: string, properties: object, optional: string[], run: Method): void {
-  const schema = tool(name, "", properties, optional).input_schema;
+  const schema = objectSchema(properties, optional);
   METHODS[name] = (params, app, connection) => {
-    const fields = asked(() => checkInput(schema, params));
+    const fields = orInvalidParams(() => checkInput(schema, params));
     return run(fields, app, connection);
   };
 }
 
-/** 检查客户端发来的内容：哪里不对，得由客户端去改。 */
-function asked<T>(check: () => T): T {
+/** Runs a check of what a client sent. Its error becomes one that the client is told. */
+function orInvalidParams<T>(check: () => T): T {
   try {
     return check();
   } catch (error) {
-    throw rpcError(-32602, error instanceof Error ? error.message : String(error));
+    throw new RpcError(INVALID_PARAMS, error instanceof Error ? error.message : String(error));
   }
 }
 
@@ -1860,138 +2402,244 @@ const MAX_FRAME = 1024 * 1024; // 字节；一条消息的上限，也是替慢�
  * 还能改绑定。但不算主人：不给它用 bash。
  */
 export class GatewayServer {
-  address = ""; // attach 之后才有
-  #token: string;
+  address = ""; // "ws://…", once it is attached to a server that listens
   readonly sockets = new WebSocketServer({ noServer: true, maxPayload: MAX_FRAME });
+  #token: string;
 
   constructor(token: string) {
     this.#token = token;
   }
 
-  /** 有人要在 "/" 上开 WebSocket，就接过来。 */
+  /** From now on, whoever asks this server for a WebSocket at "/" talks to the gateway. */
   attach(server: http.Server, app: App): void {
     const address = server.address();
     if (typeof address === "object" && address) this.address = `ws://127.0.0.1:${address.port}/`;
     server.on("upgrade", (request: http.IncomingMessage, socket: Duplex, head: Buffer) => {
-      socket.on("error", () => {}); // 还没应答，对方就走了
-      const refused = this.#refusal(request);
-      if (refused) socket.end(`HTTP/1.1 ${refused}\r\nConnection: close\r\n\r\n`);
-      else this.sockets.handleUpgrade(request, socket, head, (client) => this.#serve(client, app));
+      // A client may be gone before we answer. Without a listener that error would end the program.
+      socket.on("error", () => {});
+      const refusal = this.#refusalOf(request);
+      if (refusal) {
+        socket.end(`HTTP/1.1 ${refusal}\r\nConnection: close\r\n\r\n`);
+        return;
+      }
+      this.sockets.handleUpgrade(request, socket, head, (client) => this.#listenTo(client, app));
     });
   }
 
-  /** 在握手之前检查：握手之后，谁都能发东西过来。返回 "" 就是放行。 */
-  #refusal({ url = "", headers, socket }: http.IncomingMessage): string {
-    const [place, query] = url.split("?");
+  /**
+   * A WebSocket begins with a handshake, which is an HTTP request to upgrade the connection. Gives
+   * the status that refuses it. After the handshake it would be too late: the client could send.
+   */
+  #refusalOf(request: http.IncomingMessage): string | undefined {
+    const [place, query] = (request.url ?? "").split("?");
     if (place !== "/") return "404 Not Found";
-    // 主人浏览器里的网页也够得到回环地址。好在它们瞒不住自己是从哪里来的。
-    const own = [`http://localhost:${socket.localPort}`, `http://127.0.0.1:${socket.localPort}`];
-    if (headers.origin && !own.includes(headers.origin)) return "403 Forbidden";
-    const asked = headers.authorization?.replace(/^Bearer /i, "");
-    const token = asked ?? new URLSearchParams(query).get("token") ?? "";
-    // 比较的是哈希，所以不管猜对多少，花的时间都一样。
-    const same = crypto.timingSafeEqual(sha256(token).digest(), sha256(this.#token).digest());
-    return same ? "" : "401 Unauthorized";
+    if (isForeignPage(request)) return "403 Forbidden";
+    const bearer = request.headers.authorization?.replace(/^Bearer /i, "");
+    const token = bearer ?? new URLSearchParams(query).get("token") ?? "";
+    if (!isSameSecret(token, this.#token)) return "401 Unauthorized";
+    return undefined;
   }
 
-  #serve(socket: WebSocket, app: App): void {
-    const peerId = crypto.randomUUID();
-    const push = (message: object) => {
-      if (socket.readyState === socket.OPEN) socket.send(JSON.stringify(message));
-      // 客户端要是一直不读，发给它的东西就全得由我们存着。
-      if (socket.bufferedAmount > MAX_FRAME) socket.terminate();
-    };
+  #listenTo(socket: WebSocket, app: App): void {
+    const push = (message: object) => pushTo(socket, message);
+    const client = { peerId: crypto.randomUUID(), push };
     socket.on("error", (error) => info(`gateway: ${error.message}`)); // 比如超过上限的帧
     socket.on("message", async (data) => {
-      const answer = await answerRpc(String(data), app, { peerId, push });
-      if (answer) push(answer);
+      const response = await answerRpc(String(data), app, client);
+      if (response) client.push(response);
     });
   }
 }
 
+/**
+ * Every web page in the owner's browser can connect to loopback, but the browser adds the page's
+ * origin to the request, and a page can't change it. Programs that are no browsers send none.
+ */
+function isForeignPage({ headers, socket }: http.IncomingMessage): boolean {
+  if (!headers.origin) return false;
+  const own = [`http://localhost:${socket.localPort}`, `http://127.0.0.1:${socket.localPort}`];
+  return !own.includes(headers.origin);
+}
+
+/**
+ * Compares in constant time. `===` stops at the first difference, so the time that it takes would
+ * tell an attacker how much of a guess is right. The hashes have one length, as the function needs.
+ */
+function isSameSecret(given: string, secret: string): boolean {
+  return crypto.timingSafeEqual(sha256(given).digest(), sha256(secret).digest());
+}
+
+/**
+ * Sends a message, if the client is still there. Backpressure: what a client does not read piles up
+ * in our memory, so we drop a client that leaves too much of it unread.
+ */
+function pushTo(socket: WebSocket, message: object): void {
+  if (socket.readyState === socket.OPEN) socket.send(JSON.stringify(message));
+  if (socket.bufferedAmount > MAX_FRAME) socket.terminate();
+}
+
+/** The other end of one connection. */
 type Client = { peerId: string; push(message: object): void };
 
-/** 一个或一批请求的应答；要是里面只有通知，就没有应答。 */
+type RpcId = string | number | null;
+/** Without an id it is a notification, to which JSON-RPC gives no response, not even an error. */
+type RpcRequest = { id?: RpcId; method: string; params: unknown };
+type ResultResponse = { jsonrpc: "2.0"; id: RpcId; result: unknown };
+type ErrorResponse = { jsonrpc: "2.0"; id: RpcId; error: { code: number; message: string } };
+
+const errorResponse = (id: RpcId, { code, message }: RpcError): ErrorResponse => ({
+  jsonrpc: "2.0",
+  id,
+  error: { code, message },
+});
+
+/** The response to what a client sent, or undefined where there is none to give. */
 async function answerRpc(json: string, app: App, client: Client) {
   let message: unknown;
   try {
     message = JSON.parse(json);
   } catch {
-    return { jsonrpc: "2.0", id: null, error: { code: -32700, message: "this is not JSON" } };
+    return errorResponse(null, new RpcError(PARSE_ERROR, "this is not JSON"));
   }
-  if (!Array.isArray(message) || message.length === 0) return callMethod(message, app, client);
-  const answers = await Promise.all(message.map((one) => callMethod(one, app, client)));
-  const said = answers.filter((answer) => answer !== undefined);
-  return said.length > 0 ? said : undefined;
+  // By the specification an empty array is one invalid request, and not a batch without any.
+  if (Array.isArray(message) && message.length > 0) return answerBatch(message, app, client);
+  return answerMessage(message, app, client);
+}
+
+/** 一个或一批请求的应答；要是里面只有通知，就没有应答。 */
+async function answerBatch(batch: unknown[], app: App, client: Client) {
+  const all = await Promise.all(batch.map((message) => answerMessage(message, app, client)));
+  const responses = all.filter((response) => response !== undefined);
+  return responses.length > 0 ? responses : undefined;
 }
 
 /**
  * 一个请求的应答；通知不管结果如何，都没有应答。请求之间互不等待：
  * "send" 还在等模型的时候，"status" 就有了应答。
  */
-async function callMethod(message: unknown, app: App, { peerId, push }: Client) {
-  const fields = typeof message === "object" && !Array.isArray(message) ? message : {};
-  const { jsonrpc, id, method, params = {} } = { ...fields } as Fields; // 下面逐个检查
+async function answerMessage(message: unknown, app: App, client: Client) {
+  const parsed = parseRequest(message);
+  if ("error" in parsed) return parsed;
+  const response = await dispatch(parsed, app, client);
+  const isNotification = parsed.id === undefined;
+  return isNotification ? undefined : response;
+}
+
+/** The request in a message, or the error response to a message that is no request. */
+function parseRequest(message: unknown): RpcRequest | ErrorResponse {
+  const isObject = typeof message === "object" && message !== null && !Array.isArray(message);
+  const { jsonrpc, id, method: name, params = {} }: Fields = isObject ? { ...message } : {};
   const isId = id === null || typeof id === "string" || typeof id === "number";
-  const isRequest = jsonrpc === "2.0" && typeof method === "string" && (isId || id === undefined);
-  const answer = { jsonrpc: "2.0", id: isId ? id : null };
+  const hasGoodId = isId || id === undefined;
+  const isRequest = jsonrpc === "2.0" && typeof name === "string" && hasGoodId;
+  if (isRequest) return { id, method: name, params };
+  const error = new RpcError(INVALID_REQUEST, "this is no request of JSON-RPC 2.0");
+  return errorResponse(isId ? id : null, error);
+}
+
+/** Runs the method that a request names. It never rejects: an error becomes the response. */
+async function dispatch(request: RpcRequest, app: App, client: Client) {
+  const { id, method: name, params } = request;
   const notify = (about: string, more: object) => {
-    if (isId) push({ jsonrpc: "2.0", method: about, params: { id, ...more } });
+    if (id !== undefined) client.push({ jsonrpc: "2.0", method: about, params: { id, ...more } });
   };
   try {
-    if (!isRequest) throw rpcError(-32600, "this is no request of JSON-RPC 2.0");
-    const run = Object.hasOwn(METHODS, method) ? METHODS[method] : undefined;
-    if (!run) throw rpcError(-32601, `there is no method ${method}`);
-    const result = await run(params as Fields, app, { peerId, notify }); // 由 run 来检查
-    return isId ? { ...answer, result } : undefined;
+    // Every object inherits "constructor" and "toString", and these are no methods of ours.
+    const run = Object.hasOwn(METHODS, name) ? METHODS[name] : undefined;
+    if (!run) throw new RpcError(METHOD_NOT_FOUND, `there is no method ${name}`);
+    // `params` may still be anything. Each method checks it against its schema.
+    const value = await run(params as Fields, app, { peerId: client.peerId, notify });
+    return { jsonrpc: "2.0", id: id ?? null, result: value } satisfies ResultResponse;
   } catch (error) {
-    if (isRequest && !isId) return undefined; // 是通知：没有人要听结果
-    if (error instanceof RpcError) {
-      return { ...answer, error: { code: error.code, message: error.message } };
-    }
-    warn(`gateway: ${method}: ${error}`);
-    return { ...answer, error: { code: -32603, message: "internal error" } };
+    if (error instanceof RpcError) return errorResponse(id ?? null, error);
+    warn(`gateway: ${name}: ${error}`);
+    return errorResponse(id ?? null, new RpcError(INTERNAL_ERROR, "internal error"));
   }
 }
 
-const FROM = { channel: string("telegram, …"), peerId: string("the chat"), agentId: string("who") };
-const SEND = { text: string("…"), ...FROM };
+// Only the owner and the program itself write on these channels, so no client may name them. (Jobs
+// and heartbeats are sections of their own.)
+const INTERNAL_CHANNELS = ["cli", "cron", "heartbeat"];
+
+const SENDER = {
+  channel: string("The channel that decides about route and session key; ws if left out."),
+  peerId: string("The chat on it; if left out, one that only this connection has."),
+  agentId: string("The agent that answers; if left out, the bindings decide."),
+};
+const SEND = { text: string("What the person says."), ...SENDER };
 
 // send 不进收件箱。崩溃之后连接也没了，没有人在等回答；
 // 说过的话照样存在会话里。
-method("send", SEND, Object.keys(FROM), async (params, app, connection) => {
-  const { text, channel = "ws", peerId = connection.peerId, agentId } = params;
-  const id = `ws:${crypto.randomUUID()}`;
-  const from = { accountId: "local", senderId: connection.peerId, isGroup: false, media: [] };
-  const place = { channel: String(channel).toLowerCase(), peerId: String(peerId) };
-  const inbound = { id, ...from, ...place, text: String(text).trim(), at: Date.now() };
-  // 从网络上来的都不算主人，不管自称是谁。
-  const isTheirs = /^(?!(cli|cron|heartbeat)$)\w+$/.test(place.channel);
-  if (!isTheirs) throw rpcError(-32602, "channel: not this one");
-  if (!inbound.text) throw rpcError(-32602, "text is empty");
-  const agent = agentId === undefined ? agentId : asked(() => app.agents.find(String(agentId)));
-  const message = asked(() => route(inbound, app, agent));
+method("send", SEND, Object.keys(SENDER), async (params, app, connection) => {
+  const inbound = messageFromClient(params, connection);
+  const agent = requestedAgent(params, app);
+  const message = orInvalidParams(() => route(inbound, app, agent));
   connection.notify("typing", {});
-  const onText = (piece: string) => piece && connection.notify("delta", { text: piece });
-  const turn = () =>
-    answerTo(message, app, { message, onText, agent: app.agents.get(message.agentId) });
   try {
-    const reply = await inOrder(message.sessionKey, turn);
-    return { agentId: message.agentId, sessionKey: message.sessionKey, reply };
+    const answer = await answerClient(message, app, connection);
+    return { agentId: message.agentId, sessionKey: message.sessionKey, reply: answer };
   } catch (error) {
-    throw rpcError(-32000, `the turn failed: ${error}`);
+    throw new RpcError(SERVER_ERROR, `the turn failed: ${error}`);
   }
 });
 
-const MATCH = { matchKey: { type: "string", enum: TIERS }, matchValue: string("…") };
-const BINDING = { agentId: string("who"), ...MATCH, priority: { type: "integer" } };
+/** The message that a `send` stands for. Throws an RpcError that names the wrong parameter. */
+function messageFromClient(params: Fields, connection: Connection): InboundMessage {
+  const { channel: named = "ws", peerId = connection.peerId } = params;
+  const channel = String(named).toLowerCase();
+  const isInternal = INTERNAL_CHANNELS.includes(channel);
+  if (isInternal || !/^\w+$/.test(channel)) {
+    throw new RpcError(INVALID_PARAMS, "channel: not this one");
+  }
+  const text = String(params.text).trim();
+  if (!text) throw new RpcError(INVALID_PARAMS, "text is empty");
+  return {
+    id: `ws:${crypto.randomUUID()}`,
+    channel,
+    accountId: "local",
+    peerId: String(peerId),
+    senderId: connection.peerId,
+    isGroup: false,
+    text,
+    media: [],
+    at: Date.now(),
+  };
+}
+
+/** The agent that a client asks for; undefined if the bindings are to decide. */
+function requestedAgent({ agentId }: Fields, app: App): Agent | undefined {
+  if (agentId === undefined) return undefined;
+  return orInvalidParams(() => app.agents.find(String(agentId)));
+}
+
+/** Runs the turn, and passes the pieces of the reply on to the client as they arrive. */
+function answerClient(message: Routed, app: App, connection: Connection): Promise<string> {
+  const onText = (piece: string) => {
+    if (piece) connection.notify("delta", { text: piece });
+  };
+  const options = { message, onText, agent: app.agents.get(message.agentId) };
+  return runExclusive(message.sessionKey, () => answerTo(message, app, options));
+}
+
+const MATCH = {
+  matchKey: { type: "string", enum: TIERS },
+  matchValue: string("The value that a message must have there; * for the default."),
+};
+const BINDING = {
+  agentId: string("The agent that answers."),
+  ...MATCH,
+  priority: { type: "integer", description: "The highest in a tier wins; 0 if left out." },
+};
 
 method("bindings.set", BINDING, ["priority"], (params, app) => {
   const { agentId, matchKey, matchValue, priority = 0 } = params;
-  const agent = asked(() => app.agents.find(String(agentId)));
-  const key = TIERS.find((tier) => tier === matchKey) ?? "default";
-  const rest = { matchKey: key, matchValue: String(matchValue), priority: Number(priority) };
-  return app.bindings.set({ agentId: agent.id, ...rest });
+  const agent = orInvalidParams(() => app.agents.find(String(agentId)));
+  return app.bindings.set({
+    agentId: agent.id,
+    matchKey: matchKey as Tier, // the schema lets nothing else through
+    matchValue: String(matchValue),
+    priority: Number(priority),
+  });
 });
 
 method("bindings.remove", MATCH, [], ({ matchKey, matchValue }, app) => ({
@@ -2022,8 +2670,8 @@ command("bindings", "哪里来的消息归谁回答", (_args, { bindings }) =>
 
 command("route", "<channel> <peer> [account] [guild]：会归谁回答，为什么", (args, app) => {
   const [channel = "", peerId = "", accountId = "", guildId] = args.split(/\s+/);
-  const rest = { id: "", senderId: "", isGroup: false, text: "", media: [], at: 0 };
-  const message = { channel, peerId, accountId, guildId, ...rest };
+  const nothingSaid = { id: "", senderId: "", isGroup: false, text: "", media: [], at: 0 };
+  const message = { ...nothingSaid, channel, peerId, accountId, guildId };
   const { binding } = app.bindings.resolve(message);
   const { agentId, sessionKey } = route(message, app);
   return `${agentId}  ${sessionKey}  (${binding?.tier ?? 5} ${binding?.matchKey ?? "default"})`;
@@ -2035,8 +2683,9 @@ command("agents", "有哪些 Agent", (_args, { agents }) =>
 
 command("agent", "<id>|off：在终端里由谁回答你", (id, app) => {
   app.terminalAgent = id === "off" ? undefined : app.agents.find(id).id;
-  app.key = TERMINAL_KEY.replace("luna", app.terminalAgent ?? "luna"); // 换到它自己的对话
-  return text(`从现在起回答你的：${app.terminalAgent ?? "绑定里指定的 Agent"}。`);
+  // The agent is a part of the key, so with each agent the terminal has another conversation.
+  app.key = TERMINAL_KEY.replace("luna", app.terminalAgent ?? "luna");
+  return t(`从现在起回答你的：${app.terminalAgent ?? "绑定里指定的 Agent"}。`);
 });
 
 command("sessions", "所有 key 的会话", (_args, { store }) =>
@@ -2044,7 +2693,7 @@ command("sessions", "所有 key 的会话", (_args, { store }) =>
 );
 
 command("gateway", "程序可以连到哪里", (_args, { gateway }) =>
-  text(`${gateway.address || "（没有监听）"}  ${gateway.sockets.clients.size} 个连接`),
+  t(`${gateway.address || "（没有监听）"}  ${gateway.sockets.clients.size} 个连接`),
 );
 
 /**
@@ -2052,69 +2701,121 @@ command("gateway", "程序可以连到哪里", (_args, { gateway }) =>
  * 这台机器上的每个程序、每个网页都够得到它。
  */
 function gatewayToken(): string {
-  const file = path.join(STATE, "gateway-token");
-  const kept = fs.existsSync(file) ? fs.readFileSync(file, "utf8") : "";
-  if (env("GATEWAY_TOKEN") || /^[\w-]{32}$/.test(kept)) return env("GATEWAY_TOKEN") || kept;
-  const token = crypto.randomBytes(24).toString("base64url");
-  fs.writeFileSync(file, token, { mode: 0o600 }); // 只有这个用户能读
+  const given = env("GATEWAY_TOKEN");
+  if (given) return given;
+  const tokenFile = path.join(STATE, "gateway-token");
+  const kept = fs.existsSync(tokenFile) ? fs.readFileSync(tokenFile, "utf8") : "";
+  if (/^[\w-]{32}$/.test(kept)) return kept;
+  const token = crypto.randomBytes(24).toString("base64url"); // 32 characters
+  fs.writeFileSync(tokenFile, token, { mode: 0o600 }); // 只有这个用户能读
   return token;
 }
 
 // ---- 组装起来 ----
 
-async function main(): Promise<void> {
-  // 从 .env.example 抄过来没改的示例，也不算密钥。
-  if (!process.env.ANTHROPIC_API_KEY?.replace("sk-ant-your-key-here", "")) {
+/** Without an API key two lines say what to do, and the program ends with status 1. */
+function requireApiKey(): void {
+  const key = process.env.ANTHROPIC_API_KEY ?? "";
+  // A copy of .env.example that nobody has filled in contains this placeholder, which is no key.
+  if (key === "" || key === "sk-ant-your-key-here") {
     fail("没有设置 ANTHROPIC_API_KEY：把 .env.example 复制成 .env，填上你的密钥。");
     fail("没有密钥？`npm start -- --lang zh` 可以离线运行同一个程序，由练习模型来回答。");
     process.exit(1);
   }
-  if (!(CONTEXT_TOKENS >= 1000)) throw new Error("CONTEXT_TOKENS must be a number from 1000 up");
-  setGlobalDispatcher(new EnvHttpProxyAgent()); // HTTPS_PROXY 对我们发出的请求都生效
-  lockFolder(STATE);
+}
+
+/** Step 2. Creates the parts of the program from what is on disk. Nothing is running yet. */
+function createApp(): App {
+  const channels = new ChannelManager();
+  if (env("TELEGRAM_BOT_TOKEN")) channels.set("telegram", new TelegramChannel(env));
+  if (env("FEISHU_APP_ID")) channels.set("feishu", new FeishuChannel(env));
   const app: App = {
     store: new SessionStore(path.join(STATE, "sessions")),
     key: TERMINAL_KEY,
     inbox: new Inbox(path.join(STATE, "inbox")),
-    channels: new ChannelManager(),
+    channels,
     agents: new AgentManager(AGENTS.map((agent) => [agent.id, agent])),
     bindings: new BindingTable(BINDINGS),
     gateway: new GatewayServer(gatewayToken()),
   };
-  const cli = new CliChannel((line, options) => runCommand(line, app, options));
-  if (env("TELEGRAM_BOT_TOKEN")) app.channels.set("telegram", new TelegramChannel(env));
-  if (env("FEISHU_APP_ID")) app.channels.set("feishu", new FeishuChannel(env));
-  const { id, messages } = app.store.current(app.key);
-  for (const { agentId } of BINDINGS) app.agents.find(agentId); // 没有就抛错，并指出名字
+  // A binding to an agent that does not exist throws here, and the error names the agent.
+  for (const { agentId } of BINDINGS) app.agents.find(agentId);
+  return app;
+}
+
+function greet({ store, key }: App): void {
+  const { id, messages } = store.current(key);
   info(`正在和 ${MODEL} 对话。Ctrl+C 中断回复，输入 quit 退出。`);
   info(`会话 ${id}，${messages.length} 条消息。/help 列出所有命令。`);
-  const port = Number(env("HTTP_PORT") || 8765);
-  if (!(port >= 0 && port < 65536)) throw new Error("HTTP_PORT must be a number from 0 to 65535");
-  // 没有端口，事件就进不来：那就当没有飞书这个渠道。
-  const server = await startHttp(port);
+}
+
+/** Step 3. Starts everything that runs beside the terminal. */
+async function startApp(app: App, httpPort: number): Promise<void> {
+  // From here on every fetch of this process goes through HTTPS_PROXY or HTTP_PROXY, if one is set.
+  setGlobalDispatcher(new EnvHttpProxyAgent());
+  const server = await startHttp(httpPort);
+  // Feishu's events come in over HTTP, so without a port the channel could receive nothing.
   if (!server.listening) app.channels.delete("feishu");
   app.gateway.attach(server, app);
-  const isOurs = app.gateway.address && !env("GATEWAY_TOKEN");
-  if (isOurs) info(`gateway: ${app.gateway.address}?token=${gatewayToken()}`);
-  // 上次剩下的排在最前面，免得回答乱了次序。
-  // 渠道要是这次没有设置，它的消息就留在收件箱里，等设置了再说。
-  for (const one of app.inbox.pending()) if (app.channels.has(one.channel)) void enqueue(app, one);
-  const serve = process.argv.includes("--serve");
-  const stopped = serve && Promise.race([once(process, "SIGTERM"), once(process, "SIGINT")]);
+  const hasOwnToken = app.gateway.address && !env("GATEWAY_TOKEN");
+  if (hasOwnToken) info(`gateway: ${app.gateway.address}?token=${gatewayToken()}`);
+  // Before the channels receive anything new, so that nobody is answered out of order.
+  resumeInbox(app);
   await app.channels.start((message, signal) => accept(app, message, signal));
-  if (serve) {
-    setInterval(() => {}, 60_000); // 光是等信号，Node 会自己退出
-    await stopped;
-  } else {
-    app.channels.set("cli", cli);
-    await cli.start((message, signal) => accept(app, message, signal));
-    await cli.closed;
+}
+
+/**
+ * Goes on with the messages that an earlier run accepted and did not finish. One whose channel is
+ * not set up now stays in the inbox until it is again.
+ */
+function resumeInbox(app: App): void {
+  for (const message of app.inbox.pending()) {
+    if (app.channels.has(message.channel)) void enqueue(app, message);
   }
+}
+
+/** Answers lines and runs commands until the person at the terminal leaves. */
+async function runTerminal(app: App): Promise<void> {
+  const cli = new CliChannel(app);
+  app.channels.set("cli", cli);
+  await cli.start((message, signal) => accept(app, message, signal));
+  await cli.closed;
+}
+
+/** Resolves when a service manager or a person asks the program to stop. */
+async function stopSignal(): Promise<void> {
+  // 光是等信号，Node 会自己退出
+  const keepAlive = setInterval(() => {}, 60_000);
+  await Promise.race([once(process, "SIGTERM"), once(process, "SIGINT")]);
+  clearInterval(keepAlive);
+}
+
+/**
+ * Step 4 is a graceful shutdown: no channel receives any more, and turns that are running get up
+ * to 10 s. What is not done by then is still in the inbox, so the next start goes on with it.
+ */
+async function shutDown(app: App, isServing: boolean): Promise<void> {
   await app.channels.stop();
-  // 正在回答的，最多再给 10 秒；到时还没做完的，重启之后再做。
-  if (serve || process.stdin.isTTY)
+  if (isServing || process.stdin.isTTY)
     await Promise.race([Promise.allSettled(tails.values()), sleep(10_000)]);
-  process.stdout.write("", () => process.exit(0)); // 等管道那头全部读走再退出
+  // 等管道那头全部读走再退出
+  process.stdout.write("", () => process.exit(0));
+}
+
+async function main(): Promise<void> {
+  // Step 1: the settings are checked before anything has started.
+  requireApiKey();
+  if (!(CONTEXT_TOKENS >= 1000)) throw new Error("CONTEXT_TOKENS must be a number from 1000 up");
+  const httpPort = wholeNumber("HTTP_PORT", 8765, 65535);
+  const isServing = process.argv.includes("--serve"); // then nobody sits at the terminal
+  lockFolder(STATE);
+  const app = createApp();
+  greet(app);
+  // We listen for signals from here on, because one may arrive while the channels are starting.
+  const stopped = isServing ? stopSignal() : undefined;
+  await startApp(app, httpPort);
+  await (stopped ?? runTerminal(app));
+  await shutDown(app, isServing);
 }
 
 if (RUN) {

@@ -34,7 +34,7 @@ import Anthropic from "@anthropic-ai/sdk";
 import { CronExpressionParser } from "cron-parser";
 import dotenv from "dotenv";
 import { Bot, GrammyError } from "grammy";
-import type { Message as TelegramMessage } from "grammy/types";
+import type { Message as TelegramMessage, UserFromGetMe } from "grammy/types";
 import { EnvHttpProxyAgent, setGlobalDispatcher } from "undici";
 import { type WebSocket, WebSocketServer } from "ws";
 import { parse as parseYaml } from "yaml";
@@ -49,12 +49,20 @@ const MODEL = process.env.MODEL_ID || "claude-sonnet-5-5";
 const WORKSPACE = process.env.CLAW0_WORKSPACE || path.join(import.meta.dirname, "../../workspace");
 const STATE = path.join(WORKSPACE, ".state"); // 程序自己用的数据
 const CONTEXT_TOKENS = Number(process.env.CONTEXT_TOKENS || 180_000);
-type Setting = (name: string) => string; // 没有设置的，返回 ""
+/** Looks up a setting. Gives "" for one that is not set. */
+type Setting = (name: string) => string;
 const env: Setting = (name) => process.env[name] ?? "";
+
+/** A setting that is a whole number from 0 to `max`. Throws, naming the setting and its range. */
+function wholeNumber(name: string, otherwise: number, max: number): number {
+  const value = Number(env(name) || otherwise);
+  if (Number.isInteger(value) && value >= 0 && value <= max) return value;
+  throw new Error(`${name} must be a whole number from 0 to ${max}`);
+}
 
 // ---- 终端 ----
 
-let atLineStart = true;
+let atLineStart = true; // whether what was printed last ended a line
 
 /** 把模型说的话一段一段打印出来。 */
 export function say(piece: string) {
@@ -70,44 +78,44 @@ const sayLine = (line: string) => say(`${atLineStart ? "" : "\n"}${line}\n`);
 export const info = (line: string) => sayLine(tint(2, line));
 export const warn = (line: string) => sayLine(tint(33, line));
 export const fail = (line: string) => sayLine(tint(31, line));
-/** 标出给人看的句子：不在这里打印，但翻译时要找得到。 */
-export const text = (sentence: string) => sentence;
+/** Gives the sentence back. By this call the translation tool finds what is printed elsewhere. */
+export const t = (sentence: string) => sentence;
 
-let typing: Interface | undefined; // 停在提示符、有人可能正在输入时才有值
+/** 停在提示符、有人可能正在输入时才有值 */
+let typing: Interface | undefined;
 
 /**
  * 打印在正在输入的那一行上方。那一行可能比终端还宽，占了好几行，所以：先回到它的第一行，
  * 从这里往下清掉，打印，再留出同样多的行，让 readline 重画。
  */
 function sayAbove(reader: Interface, lines: string): void {
-  const { rows } = reader.getCursorPos();
-  process.stdout.write(`\r${rows ? `\x1b[${rows}A` : ""}\x1b[J${lines}${"\n".repeat(rows)}`);
+  const { rows } = reader.getCursorPos(); // how far the cursor is below the first row
+  const up = rows > 0 ? `\x1b[${rows}A` : ""; // not for 0, which would mean 1
+  const room = "\n".repeat(rows); // readline goes up by so many rows before it draws
+  process.stdout.write(`\r${up}\x1b[J${lines}${room}`);
   reader.prompt(true);
 }
 
 /** 从键盘或管道读入，一次交出一行。 */
 export class Terminal {
   /** 正在回答时按 Ctrl+C，中止这一行的 signal；在提示符下按，退出程序。 */
-  async run(handle: (line: string, signal: AbortSignal) => Promise<unknown>): Promise<void> {
+  async run(onLine: (line: string, signal: AbortSignal) => Promise<unknown>): Promise<void> {
     const { stdin, stdout } = process;
+    const terminal = stdin.isTTY && stdout.isTTY;
     // 回复还在流式输出时，readline 会把按键回显到文字中间。所以这段时间暂停 readline，
     // 按键先存在 keys 里，也就是键盘和 readline 之间。只有 Ctrl+C 立刻处理。
     const keys = Object.assign(new PassThrough(), { setRawMode: stdin.setRawMode?.bind(stdin) });
-    const terminal = stdin.isTTY && stdout.isTTY;
     const reader = createInterface({ input: keys, output: stdout, terminal, prompt: "You > " });
+    if (terminal) reader.on("line", () => reader.pause());
+    let turn: AbortController | undefined; // of the line that is being answered
+    const interrupt = () => (turn ? turn.abort() : reader.close());
+    process.on("SIGINT", interrupt);
+    forwardKeys(keys, interrupt);
     const prompt = () => {
       if (!terminal) return say("You > ");
       typing = reader;
       reader.prompt();
     };
-    let turn: AbortController | undefined;
-    const interrupt = () => (turn ? turn.abort() : reader.close());
-    process.on("SIGINT", interrupt);
-    reader.on("SIGINT", interrupt).on("line", () => terminal && reader.pause());
-    // 一行一行地喂：readline 就算暂停了，已经拿到的那一段还是会处理完。
-    const put = (typed: string) => typed.split(/(?<=\r(?!\n))/).map((line) => keys.write(line));
-    stdin.setEncoding("utf8").on("end", () => keys.end());
-    stdin.on("data", (typed) => (turn && typed.includes("\x03") ? turn.abort() : put(`${typed}`)));
     prompt();
     for await (const entered of reader) {
       typing = undefined;
@@ -115,7 +123,7 @@ export class Terminal {
       const line = entered.trim();
       if (line === "quit" || line === "exit") break;
       turn = new AbortController();
-      if (line) await handle(line, turn.signal).catch((e) => fail(`失败：${e.apiMessage ?? e}`));
+      if (line) await onLine(line, turn.signal).catch((e) => fail(`失败：${e.apiMessage ?? e}`));
       turn = undefined;
       if (!atLineStart) say("\n");
       prompt();
@@ -126,13 +134,23 @@ export class Terminal {
   }
 }
 
+/** Passes on what is typed. Only Ctrl+C, which a terminal sends as "\x03", does not wait. */
+function forwardKeys(keys: PassThrough, interrupt: () => void): void {
+  process.stdin.setEncoding("utf8").on("end", () => keys.end());
+  process.stdin.on("data", (typed: string) => {
+    if (process.stdin.isTTY && typed.includes("\x03")) return interrupt();
+    // Line by line, because readline finishes what it has been given before it pauses.
+    for (const line of typed.match(/[^\r]*\r\n?|[^\r]+/g) ?? []) keys.write(line);
+  });
+}
+
 // ---- s01 · Agent 循环 ----
 
 type Entry = { role: "user" | "assistant"; content: Anthropic.ContentBlockParam[] };
 /** 回复按 API 给的原样保存，id、停止原因和 usage 都在。 */
-export type Message = Anthropic.Message | (Entry & { role: "user" });
+export type Message = Anthropic.Message | (Entry & { role: "user"; stop_reason?: undefined });
 
-/** 两次调用之间，模型什么都不记得。它知道的一切都在这个列表里。 */
+/** The API is stateless: the model knows nothing but what is in this list. */
 export class Conversation {
   messages: Message[] = [];
 
@@ -141,36 +159,35 @@ export class Conversation {
   }
 }
 
-/** 一轮怎么跑：回复陆续到达时交给谁，用什么来中止。 */
+/** How one turn is to run. Later sections declare the interface again, which adds fields to it. */
 export interface TurnOptions {
-  onText?(piece: string): void;
-  signal?: AbortSignal;
+  onText?(piece: string): void; // gets the reply as it arrives
+  signal?: AbortSignal; // stops the turn
 }
 
-/** GO_ON 里的原因表示模型还没说完；其余的都算说完，表里写的是该告诉用户的话。 */
-const GO_ON = new Set(["pause_turn"]);
+/** After one of these stop reasons the model has more to do. (s02 adds "tool_use".) */
+const CONTINUE_REASONS = new Set(["pause_turn"]);
+/** After these a person is told something. The usual ones, such as "end_turn", need no words. */
 const STOP_NOTES: Record<string, string> = {
-  end_turn: "",
-  stop_sequence: "",
-  max_tokens: text("\n（回复断在这里：到了 token 上限。）"),
-  refusal: text("\n（模型拒绝回答。从现在起，它不会再看到这一轮。）"),
-  model_context_window_exceeded: text("\n（断在这里：上下文窗口满了，模型读不下更多内容。）"),
+  max_tokens: t("\n（回复断在这里：到了 token 上限。）"),
+  refusal: t("\n（模型拒绝回答。从现在起，它不会再看到这一轮。）"),
+  model_context_window_exceeded: t("\n（断在这里：上下文窗口满了，模型读不下更多内容。）"),
 };
-const noteOf = (m: Message) => ("stop_reason" in m && STOP_NOTES[m.stop_reason ?? ""]) || "";
-const startsTurn = (entry: Entry) => entry.role === "user" && resultsIn(entry).length === 0;
+const stopNote = (message: Message) => STOP_NOTES[message.stop_reason ?? ""] ?? "";
+
+/** A turn starts where a person says something. Results of tools have the role "user", too. */
+const startsTurn = (m: Entry) => m.role === "user" && m.content[0]?.type !== "tool_result";
+/** What was refused once would be refused again, so the whole turn that led to it is left out. */
+const withoutLastTurn = (request: Entry[]) => request.slice(0, request.findLastIndex(startsTurn));
 
 /** 把历史整理成 API 接受的样子：去掉空白，去掉遭到拒绝的内容，让角色交替。 */
 export function toRequest(history: Message[]): Entry[] {
-  const request: Entry[] = [];
-  history = answerCalls(history);
-  for (const message of history) {
-    const last = request.at(-1);
+  let request: Entry[] = [];
+  for (const message of answerCalls(history)) {
     const content = message.content.filter((block) => block.type !== "text" || block.text.trim());
-    // 回复不能以 thinking 结尾；真以它结尾，说明思考只到了一半。
-    while (content.at(-1)?.type.endsWith("thinking")) content.pop();
-    // 模型拒绝过的内容，再发还是拒绝，连带后面的也一起拒绝。
-    const refused = "stop_reason" in message && message.stop_reason === "refusal";
-    if (refused) request.splice(request.findLastIndex(startsTurn));
+    while (content.at(-1)?.type.endsWith("thinking")) content.pop(); // it was cut off
+    const last = request.at(-1);
+    if (message.stop_reason === "refusal") request = withoutLastTurn(request);
     else if (last?.role === message.role) last.content.push(...content);
     else if (content.length > 0) request.push({ role: message.role, content });
   }
@@ -184,68 +201,69 @@ export function buildRequest({ messages }: Conversation, options: TurnOptions) {
     max_tokens: 8192,
     system: buildSystemPrompt(options),
     tools: toolsFor(options),
-    messages: markLast(toRequest(messages)),
+    messages: withCacheBreakpoint(toRequest(messages)),
   };
 }
 
 /** 调用一次，返回回复；中途中止就返回已经收到的部分。API 的错误照样抛出。 */
 export async function callModel(request: Anthropic.MessageStreamParams, options: TurnOptions) {
-  if (!options.signal?.aborted) throwSimulated();
-  const timer = setTimeout(() => stream.abort(), SILENCE);
-  const watched = { maxRetries: 0, fetch: heard(() => timer.refresh()) };
+  throwSimulated(options);
+  // A minute without a byte aborts the stream, and each byte restarts the timer.
+  const idleTimer = setTimeout(() => stream.abort(), IDLE_TIMEOUT);
   // SDK 自己从环境变量里读 ANTHROPIC_API_KEY 和 ANTHROPIC_BASE_URL。
-  const client = (options.client ?? new Anthropic()).withOptions(watched);
+  const client = withIdleTimeout(options.client ?? new Anthropic(), idleTimer);
   const stream = client.messages.stream(request, { signal: options.signal });
-  let finished = 0;
-  stream.on("text", (piece) => options.onText?.(piece)).on("contentBlock", () => finished++);
+  const finished: Anthropic.ContentBlock[] = [];
+  stream.on("text", (piece) => options.onText?.(piece));
+  stream.on("contentBlock", (block) => finished.push(block));
   try {
     return await stream.finalMessage();
   } catch (error) {
     if (!options.signal?.aborted) throw error;
     options.onText?.(" (interrupted)");
+    // Half a text is worth keeping, but half a tool call or half a thought is of no use.
     const arrived = stream.currentMessage?.content ?? [];
-    const kept = arrived.filter((block, index) => block.type === "text" || index < finished);
+    const kept = arrived.filter((block) => block.type === "text" || finished.includes(block));
     const content = [...kept, { type: "text", text: "(interrupted)", citations: null }];
-    // 没有停止原因，因为是我们让它停的。id 和 usage 只有 API 才给得出。
+    // The API gave no stop reason, no id and no usage, so these are missing here.
     return { role: "assistant", content, stop_reason: null } as Anthropic.Message;
   } finally {
-    clearTimeout(timer);
+    clearTimeout(idleTimer);
   }
 }
 
-/** 循环。只看存下来的内容，所以从哪里都能接着跑。 */
+/** The agent loop. It decides only by what is stored, so it can go on after an error or a crash. */
 export async function continueTurn(conversation: Conversation, options: TurnOptions) {
   while (needsReply(conversation.messages.at(-1))) {
     checkRounds(conversation);
-    const reply = await callModel(buildRequest(conversation, options), options);
-    conversation.append(reply);
-    options.onText?.(noteOf(reply));
-    if (reply.stop_reason !== "tool_use") continue;
+    const response = await callModel(buildRequest(conversation, options), options);
+    conversation.append(response);
+    options.onText?.(stopNote(response));
+    if (response.stop_reason !== "tool_use") continue;
     const turn = { ...options, conversation };
-    const results = await Promise.all(callsIn(reply).map((call) => runTool(call, turn)));
+    const results = await Promise.all(callsIn(response).map((call) => runTool(call, turn)));
     conversation.append({ role: "user", content: results });
   }
 }
 
-const needsReply = (last?: Message) => last?.role === "user" || GO_ON.has(last?.stop_reason ?? "");
+const needsReply = (last?: Message) =>
+  last?.role === "user" || CONTINUE_REASONS.has(last?.stop_reason ?? "");
 
 /** 把这一轮跑完。返回用户说话之后模型说的全部内容。 */
 export async function finishTurn(conversation: Conversation, options: TurnOptions) {
-  const inner = (more: TurnOptions) =>
-    GUARD.run(conversation, more, () => continueTurn(conversation, more));
   // 重启之后，可能该说的都说完了。那就用不着密钥，没有密钥也行。
-  if (needsReply(conversation.messages.at(-1)))
-    await (options.app ? options.app.resilience.run(options, inner) : inner(options));
+  if (needsReply(conversation.messages.at(-1))) await runMiddleware(conversation, options);
   const start = conversation.messages.findLastIndex(startsTurn) + 1;
-  return conversation.messages.slice(start).map(spoken).filter(Boolean).join("\n\n");
+  return conversation.messages.slice(start).map(textOf).filter(Boolean).join("\n\n");
 }
 
-const spoken = (message: Message) =>
-  message.content.map((b) => (b.type === "text" ? b.text : "")).join("") + noteOf(message);
+const textOf = (message: Message) =>
+  message.content.map((b) => (b.type === "text" ? b.text : "")).join("") + stopNote(message);
 
-/** 一轮。用户的话先记下来，再去问模型；不管成不成功，记下的都留着。 */
+/** Runs one turn. The person's words are stored first, so they stay if the model fails. */
 export async function runTurn(conversation: Conversation, input: string, options: TurnOptions) {
   const about = { inboxId: options.message?.id };
+  // What changes from turn to turn is in a block of its own, so that the prompt stays the same.
   const texts = [contextFor(conversation, input, options), input];
   const content = texts.map((text) => ({ type: "text" as const, text }));
   conversation.append({ role: "user", content }, about);
@@ -259,20 +277,31 @@ export interface Turn extends TurnOptions {
   conversation: Conversation;
 }
 
-type Fields = Record<string, unknown>; // 外面传进来的，里面可能是任何东西
+/** The fields of an object that came from outside, so nobody knows the types of their values. */
+type Fields = Record<string, unknown>;
 
 /** 收到的输入已经符合工具的 schema。返回输出；抛出的错误会给模型看。 */
 export type Handler = (input: Fields, turn: Turn) => string | Promise<string>;
 
+/** The JSON Schema of a text. The model reads the description. */
 const string = (description: string) => ({ type: "string", description });
-const file = string("The path, relative to the workspace.");
+const PATH = string("The path, relative to the workspace.");
 
-function tool(name: string, description: string, properties: object, optional: string[] = []) {
-  const required = Object.keys(properties).filter((field) => !optional.includes(field));
-  return { name, description, input_schema: { type: "object" as const, properties, required } };
+/** The JSON Schema of an object. Every property is required unless `optional` names it. */
+function objectSchema(properties: object, optional: string[] = []) {
+  const required = Object.keys(properties).filter((name) => !optional.includes(name));
+  return { type: "object" as const, properties, required };
 }
 
-/** 告诉模型的就是这些。模型对一个工具的了解，仅限于这几句话。 */
+/** An entry of TOOLS. The properties are those of the input that the model has to give. */
+function tool(name: string, description: string, properties: object, optional: string[] = []) {
+  return { name, description, input_schema: objectSchema(properties, optional) };
+}
+
+/**
+ * What the model is told about each tool, which is all that it knows. To add a tool, add an entry
+ * here, and a function of the same name in HANDLERS.
+ */
 export const TOOLS: Anthropic.Tool[] = [
   tool(
     "bash",
@@ -285,21 +314,21 @@ export const TOOLS: Anthropic.Tool[] = [
     ["seconds"],
   ),
   tool("read_file", "Read a text file of the workspace. A long one is shown without its middle.", {
-    path: file,
+    path: PATH,
   }),
   tool(
     "write_file",
     "Write a text file of the workspace, with its folders. Replaces what was there.",
-    { path: file, content: string("The whole text of the file.") },
+    { path: PATH, content: string("The whole text of the file.") },
   ),
   tool("edit_file", "Replace one passage of a text file. It must occur exactly once.", {
-    path: file,
+    path: PATH,
     old_text: string("The passage as it stands in the file, with enough round it."),
     new_text: string("What stands there afterwards."),
   }),
 ];
 
-/** 模型说出名字，这里就运行对应的函数。 */
+/** What runs when the model calls a tool. To add a function, add its schema in TOOLS, too. */
 export const HANDLERS: Record<string, Handler> = {
   bash: (input, turn) => bash(String(input.command), Number(input.seconds ?? 60), turn.signal),
   read_file: (input) => readText(safePath(String(input.path), WORKSPACE)),
@@ -308,50 +337,77 @@ export const HANDLERS: Record<string, Handler> = {
     editText(String(input.path), String(input.old_text), String(input.new_text)),
 };
 
-GO_ON.add("tool_use");
-const MAX_ROUNDS = 50;
+CONTINUE_REASONS.add("tool_use");
+const MAX_ROUNDS = 50; // calls of the model in one turn
 const OUTPUT_LIMIT = 30_000; // 一个结果最多这么多字符，首尾各留一半
 
-/** 模型要是原地打转，没人看着就一直烧钱。 */
+/** Throws after too many rounds, because a model that repeats itself costs money until it stops. */
 function checkRounds({ messages }: Conversation): void {
-  const replies = messages
-    .slice(messages.findLastIndex(startsTurn))
-    .filter((m) => m.role === "assistant");
+  const turn = messages.slice(messages.findLastIndex(startsTurn));
+  const replies = turn.filter(({ role }) => role === "assistant");
   if (replies.length < MAX_ROUNDS) return;
   throw new Error(`stopped after ${MAX_ROUNDS} rounds of tool calls; say "go on" to go on`);
 }
 
+/** The tool calls of a reply. */
 const callsIn = (message: Message | undefined) =>
   message?.role === "assistant" ? message.content.filter((block) => block.type === "tool_use") : [];
+/** The tool results of a user's message. */
 const resultsIn = (entry: Entry | undefined) =>
   entry?.role === "user" ? entry.content.filter((block) => block.type === "tool_result") : [];
 
-const idsIn = ({ content }: Message) =>
-  content.map((block) => ("tool_use_id" in block ? block.tool_use_id : ""));
+/** The history with exactly one result for every call, in the next message, as the API demands. */
+function answerCalls(history: Message[]): Message[] {
+  return withMissingResults(withoutStrayResults(withoutOpenServerCalls(history)));
+}
+
+/**
+ * The API runs some tools itself, for example its web search. An error in the middle of one leaves
+ * a call whose result only the API could give, so we leave the call out. We keep it in the last
+ * message, because there the reply is only paused, and the API goes on with it.
+ */
+function withoutOpenServerCalls(history: Message[]): Message[] {
+  const answered = new Set<string>();
+  for (const block of history.flatMap<Anthropic.ContentBlockParam>(({ content }) => content)) {
+    if ("tool_use_id" in block) answered.add(block.tool_use_id);
+  }
+  return history.map((message, index) => {
+    if (message.role === "user" || index === history.length - 1) return message;
+    const content = message.content.filter(
+      (block) => block.type !== "server_tool_use" || answered.has(block.id),
+    );
+    return { ...message, content };
+  });
+}
+
+/** Drops results whose call is not in the message before, and the second result of a call. */
+function withoutStrayResults(history: Message[]): Message[] {
+  return history.map((message, index) => {
+    if (message.role === "assistant") return message;
+    const results = resultsIn(message);
+    const calls = callsIn(history[index - 1]);
+    const answers = calls.map(({ id }) => results.find((block) => block.tool_use_id === id));
+    const content = message.content.filter(
+      (block) => block.type !== "tool_result" || answers.includes(block),
+    );
+    return { ...message, content };
+  });
+}
 
 /**
  * 补全后的历史：每个调用后面紧跟一个结果，这是 API 的要求。崩溃、Ctrl+C，或者参数写到一半
  * 碰上 `max_tokens`，都会留下没有结果的调用。API 自己运行的工具，如果暂停途中出错，
  * 也没有结果；这种调用直接去掉。
  */
-function answerCalls(history: Message[]): Message[] {
-  const done = new Set(history.flatMap(idsIn));
+function withMissingResults(history: Message[]): Message[] {
   return history.flatMap((message, index): Message[] => {
-    const asked = new Set(callsIn(history[index - 1]).map(({ id }) => id));
-    const content = message.content.filter((block) => {
-      if (block.type === "tool_result") return asked.delete(block.tool_use_id);
-      const isOpen = block.type === "server_tool_use" && !done.has(block.id);
-      return !isOpen || index === history.length - 1;
-    });
-    if (message.role === "user") return [{ ...message, content }];
     const answered = new Set(resultsIn(history[index + 1]).map((block) => block.tool_use_id));
     const open = callsIn(message).filter(({ id }) => !answered.has(id));
-    const reply = { ...message, content } as Anthropic.Message; // 还是原来的块，可能少几个
     // 拒绝过的一轮会整轮去掉，里面的调用不用补结果。
-    if (open.length === 0 || message.stop_reason === "refusal") return [reply];
-    const cut = message.stop_reason === "max_tokens";
-    const why = cut ? "cut off; it was not run" : "interrupted; it may have run";
-    return [reply, { role: "user", content: open.map(({ id }) => result(id, why, true)) }];
+    if (open.length === 0 || message.stop_reason === "refusal") return [message];
+    const isCut = message.stop_reason === "max_tokens";
+    const why = isCut ? "cut off; it was not run" : "interrupted; it may have run";
+    return [message, { role: "user", content: open.map(({ id }) => toolResult(id, why, true)) }];
   });
 }
 
@@ -359,79 +415,103 @@ function answerCalls(history: Message[]): Message[] {
 export async function runTool(call: Anthropic.ToolUseBlock, turn: Turn) {
   info(`  ${call.name} ${JSON.stringify(call.input).slice(0, 100)}`);
   try {
-    const tool = toolsFor(turn).find(({ name }) => name === call.name);
+    const offered = toolsFor(turn).find(({ name }) => name === call.name);
     const handler = HANDLERS[call.name];
-    if (!tool || !handler) throw new Error(`there is no tool ${call.name}`);
-    const input = checkInput(tool.input_schema, call.input);
+    if (!offered || !handler) throw new Error(`there is no tool ${call.name}`);
+    const input = checkInput(offered.input_schema, call.input);
     checkPrivate(input, turn);
     if (turn.signal?.aborted) throw new Error("interrupted; it was not run");
-    return result(call.id, await handler(input, turn));
+    return toolResult(call.id, await handler(input, turn));
   } catch (error) {
-    return result(call.id, error instanceof Error ? error.message : String(error), true);
+    return toolResult(call.id, error instanceof Error ? error.message : String(error), true);
   }
 }
 
-function result(id: string, output: string, failed = false): Anthropic.ToolResultBlockParam {
-  // 输出截断后可能留下半个字符，整个请求都会因此无效。
+function toolResult(id: string, output: string, failed = false): Anthropic.ToolResultBlockParam {
+  // A cut can fall into the middle of a character, and the API rejects half a character.
   const content = keepEnds(output, OUTPUT_LIMIT).toWellFormed() || "(no output)";
-  return { type: "tool_result", tool_use_id: id, content, ...(failed && { is_error: true }) };
+  const block = { type: "tool_result" as const, tool_use_id: id, content };
+  return failed ? { ...block, is_error: true } : block;
 }
 
+/** The part of JSON Schema that our tools use. */
 type Property = { type?: string; enum?: unknown[] };
 
-/** 检查必填字段和类型，没问题就返回输入；否则抛错，并指出字段名。 */
-export function checkInput(schema: Anthropic.Tool.InputSchema, input: unknown) {
+/** Gives the input as fields, if it fits the schema. Otherwise throws, naming the field. */
+export function checkInput(schema: Anthropic.Tool.InputSchema, input: unknown): Fields {
   if (typeof input !== "object" || input === null) throw new Error("the input must be an object");
   const fields: Fields = { ...input };
-  const properties = (schema.properties ?? {}) as Record<string, Property>; // 自己写的
-  for (const name of schema.required ?? []) {
-    if (fields[name] === undefined) throw new Error(`${name} is missing`);
-  }
-  for (const [name, { type, enum: values }] of Object.entries(properties)) {
+  checkRequired(fields, schema.required ?? []);
+  // The SDK leaves the properties open, but the schemas in this file have only such properties.
+  const properties = (schema.properties ?? {}) as Record<string, Property>;
+  for (const [name, property] of Object.entries(properties)) {
     const value = fields[name];
     if (value === undefined) continue;
-    const fits = type === "integer" ? Number.isInteger(value) : !type || typeof value === type;
-    if (!fits) throw new Error(`${name} must be of type ${type}`);
-    if (values && !values.includes(value)) throw new Error(`${name} must be one of ${values}`);
+    checkType(name, value, property.type);
+    checkEnum(name, value, property.enum);
   }
   return fields;
 }
 
-/** 返回原文；比 `limit` 长就只留首尾。`lost` 是之前已经丢掉的字符数。 */
-function keepEnds(whole: string, limit: number, lost = 0): string {
-  if (whole.length <= limit) return whole;
+function checkRequired(fields: Fields, required: string[]): void {
+  const missing = required.find((name) => fields[name] === undefined);
+  if (missing !== undefined) throw new Error(`${missing} is missing`);
+}
+
+function checkType(name: string, value: unknown, type: string | undefined): void {
+  if (type === undefined) return;
+  // JavaScript has only "number", but JSON Schema also has "integer".
+  const fits = type === "integer" ? Number.isInteger(value) : typeof value === type;
+  if (!fits) throw new Error(`${name} must be of type ${type}`);
+}
+
+function checkEnum(name: string, value: unknown, allowed: unknown[] | undefined): void {
+  if (allowed === undefined || allowed.includes(value)) return;
+  throw new Error(`${name} must be one of ${allowed}`);
+}
+
+/**
+ * The text, or both its ends if it is longer than `limit`. `total` is its length before somebody
+ * else, for example CommandOutput, dropped a part of its middle.
+ */
+function keepEnds(text: string, limit: number, total = text.length): string {
+  if (text.length <= limit) return text;
   const half = Math.ceil(limit / 2);
-  const left = whole.length - 2 * half + lost;
-  return `${whole.slice(0, half)}\n… ${left} characters left out …\n${whole.slice(-half)}`;
+  const leftOut = total - 2 * half;
+  return `${text.slice(0, half)}\n… ${leftOut} characters left out …\n${text.slice(-half)}`;
 }
 
 /**
  * `root` 里某个文件的真实路径，文件可以还不存在。跑到 `root` 外面就抛错，
  * 不管用的是 ".."、绝对路径、旁边的目录 "root2"，还是符号链接。
  */
-export function safePath(file: string, root: string): string {
+export function safePath(name: string, root: string): string {
   const base = fs.realpathSync.native(root);
-  const target = path.resolve(base, file);
-  let existing = target;
-  while (!fs.lstatSync(existing, { throwIfNoEntry: false })) existing = path.dirname(existing);
-  // 链接指向的地方不存在，realpath 就抛错。正合适：不然一写，就在那边建出文件来了。
+  const target = path.resolve(base, name);
+  const existing = nearestExisting(target);
+  // A link that leads nowhere makes realpath throw, and it should: writing creates its target.
   const real = path.join(fs.realpathSync.native(existing), path.relative(existing, target));
   const inside = path.relative(base, real);
-  if (inside.split(path.sep)[0] === ".." || path.isAbsolute(inside)) {
-    throw new Error(`${file} is outside the workspace`);
-  }
-  if (inside.split(path.sep)[0]?.toLowerCase() === ".state") {
-    throw new Error(`${file} belongs to the program itself`);
-  }
+  const [first = ""] = inside.split(path.sep);
+  if (first === ".." || path.isAbsolute(inside))
+    throw new Error(`${name} is outside the workspace`);
+  if (first.toLowerCase() === ".state") throw new Error(`${name} belongs to the program itself`);
   return real;
 }
 
-// 文件工具特意写成同步的：几次调用会并行，而编辑时从读到写，
-// 中间不能让别的调用插进来。
+/** The path itself, or the nearest folder above it that exists. */
+function nearestExisting(target: string): string {
+  let existing = target;
+  while (!fs.lstatSync(existing, { throwIfNoEntry: false })) existing = path.dirname(existing);
+  return existing;
+}
+
+// The file tools are synchronous on purpose. The calls of one reply run at the same time, so two
+// edits of one file could otherwise both read it before either writes, and one edit would be lost.
 
 function readText(file: string): string {
   const stat = fs.statSync(file);
-  if (!stat.isFile()) throw new Error("not a file"); // 读管道会一直等下去
+  if (!stat.isFile()) throw new Error("not a file"); // for example a pipe, which may never end
   if (stat.size > 10_000_000)
     throw new Error(`${stat.size} bytes are too many: look at parts with bash`);
   const bytes = fs.readFileSync(file);
@@ -442,8 +522,9 @@ function readText(file: string): string {
 }
 
 /** 把 `words` 的换行符改成和文件一致：不管原来是什么，模型只会写 "\n"。 */
-function withLineEnds(words: string, content: string): string {
-  return words.replace(/\r?\n/g, content.includes("\r\n") ? "\r\n" : "\n");
+function withLineEnds(text: string, sample: string): string {
+  const lineEnd = sample.includes("\r\n") ? "\r\n" : "\n";
+  return text.replace(/\r?\n/g, lineEnd);
 }
 
 function writeText(name: string, content: string): string {
@@ -458,11 +539,10 @@ function editText(name: string, oldText: string, newText: string): string {
   const file = safePath(name, WORKSPACE);
   const content = readText(file);
   const old = content.includes(oldText) ? oldText : withLineEnds(oldText, content);
-  const parts = content.split(old);
-  if (!oldText || parts.length !== 2) {
-    const times = oldText ? parts.length - 1 : 0;
+  const parts = content.split(old); // what stands between the places where it occurs
+  const times = old === "" ? 0 : parts.length - 1;
+  if (times !== 1)
     throw new Error(`old_text occurs ${times} times in ${name}; it must occur exactly once`);
-  }
   fs.writeFileSync(file, parts.join(withLineEnds(newText, content)));
   return `edited ${name}`;
 }
@@ -474,28 +554,13 @@ const SAFE_ENV =
   "PATH HOME USER LANG TERM TZ TMPDIR TEMP TMP SystemRoot ComSpec PATHEXT USERPROFILE APPDATA";
 const WINDOWS = process.platform === "win32";
 
-async function bash(command: string, seconds: number, signal?: AbortSignal): Promise<string> {
-  const env = Object.fromEntries(SAFE_ENV.split(" ").map((name) => [name, process.env[name]]));
-  const child = spawn(command, {
-    shell: WINDOWS || "bash",
-    cwd: WORKSPACE,
-    env,
-    detached: !WINDOWS, // 自成一个进程组，可以一起杀掉
-    stdio: ["ignore", "pipe", "pipe"],
-    windowsHide: true,
-  });
-  let output = "";
-  let lost = 0;
-  const collect = (piece: string) => {
-    output += piece;
-    if (output.length < 10 * OUTPUT_LIMIT) return;
-    // 输出太多。反正只显示首尾，中间的不用留。
-    lost += output.length - 2 * OUTPUT_LIMIT;
-    output = output.slice(0, OUTPUT_LIMIT) + output.slice(-OUTPUT_LIMIT);
-  };
-  child.stdout.setEncoding("utf8").on("data", collect);
-  child.stderr.setEncoding("utf8").on("data", collect);
-  let stopped = "";
+/** Runs a script for at most `seconds`, and gives its output. Throws if it fails or is stopped. */
+async function bash(script: string, seconds: number, signal?: AbortSignal): Promise<string> {
+  const child = startShell(script);
+  const output = new CommandOutput();
+  child.stdout.setEncoding("utf8").on("data", (piece) => output.add(piece));
+  child.stderr.setEncoding("utf8").on("data", (piece) => output.add(piece));
+  let stopped = ""; // why we stopped it
   const stop = (why: string) => {
     stopped = why;
     killGroup(child.pid);
@@ -507,11 +572,9 @@ async function bash(command: string, seconds: number, signal?: AbortSignal): Pro
   const limit = Math.min(Math.max(seconds, 1), 600);
   const timer = setTimeout(() => stop(`stopped after ${limit} s`), limit * 1000);
   signal?.addEventListener("abort", interrupt);
-  child.on("exit", () => WINDOWS || killGroup(child.pid)); // 结束还留在后台的进程
   try {
     const [code, killer] = await once(child, "close");
-    output = keepEnds(output, OUTPUT_LIMIT - 200, lost); // 给下面那句话留地方
-    if (code === 0) return output;
+    if (code === 0) return output.toString();
     throw new Error(`${stopped || `exit code ${code ?? killer}`}\n${output}`);
   } finally {
     clearTimeout(timer);
@@ -519,11 +582,47 @@ async function bash(command: string, seconds: number, signal?: AbortSignal): Pro
   }
 }
 
+/** Starts a script in the workspace. When it exits, what it left in the background is ended. */
+function startShell(script: string) {
+  const names = SAFE_ENV.split(" ");
+  const child = spawn(script, {
+    shell: WINDOWS || "bash",
+    cwd: WORKSPACE,
+    env: Object.fromEntries(names.map((name) => [name, process.env[name]])),
+    detached: !WINDOWS, // 自成一个进程组，可以一起杀掉
+    stdio: ["ignore", "pipe", "pipe"],
+    windowsHide: true,
+  });
+  if (!WINDOWS) child.on("exit", () => killGroup(child.pid));
+  return child;
+}
+
+/** 输出太多。反正只显示首尾，中间的不用留。 */
+class CommandOutput {
+  #kept = "";
+  #total = 0; // characters
+
+  add(piece: string): void {
+    this.#total += piece.length;
+    this.#kept += piece;
+    if (this.#kept.length < 10 * OUTPUT_LIMIT) return;
+    this.#kept = this.#kept.slice(0, OUTPUT_LIMIT) + this.#kept.slice(-OUTPUT_LIMIT);
+  }
+
+  toString(): string {
+    // There must be room for the line that says why the script failed.
+    return keepEnds(this.#kept, OUTPUT_LIMIT - 200, this.#total);
+  }
+}
+
 function killGroup(pid: number | undefined): void {
-  if (pid === undefined) return;
-  if (WINDOWS) return void spawn("taskkill", ["/pid", String(pid), "/t", "/f"]);
+  if (pid === undefined) return; // it could not be started
+  if (WINDOWS) {
+    spawn("taskkill", ["/pid", String(pid), "/t", "/f"]);
+    return;
+  }
   try {
-    process.kill(-pid, "SIGKILL");
+    process.kill(-pid, "SIGKILL"); // a negative number means the whole group
   } catch {
     // 组里已经没有进程了。
   }
@@ -537,6 +636,79 @@ export interface App {
   key: string; // 终端正在用的会话 key
 }
 
+/** Each section that needs to know more about a turn adds it to these options. */
+export interface TurnOptions {
+  app?: App; // for middleware and tools that use a part of the program
+}
+
+/**
+ * Middleware, as in Koa or Hono: a layer round every turn. `next` runs everything further in. A
+ * layer may change the options, catch what `next` throws, or call it again. Since all that was said
+ * and done is stored, the turn then goes on from there, and no tool runs twice.
+ */
+export type Middleware = (
+  conversation: Conversation,
+  options: TurnOptions,
+  next: (options: TurnOptions) => Promise<void>,
+) => Promise<void>;
+
+/** Outermost first. To add a layer, `unshift` it (outermost) or `push` it (innermost). */
+export const MIDDLEWARE: Middleware[] = [];
+
+/** Runs `innermost` with all layers of MIDDLEWARE round it. */
+function runMiddleware(
+  conversation: Conversation,
+  options: TurnOptions,
+  innermost: (conversation: Conversation, options: TurnOptions) => Promise<void> = continueTurn,
+): Promise<void> {
+  let run = (given: TurnOptions) => innermost(conversation, given);
+  // From the inside out, because each layer needs the one inside it as its `next`.
+  for (const layer of MIDDLEWARE.toReversed()) {
+    const next = run;
+    run = (given) => layer(conversation, given, next);
+  }
+  return run(options);
+}
+
+// Helpers: hashes, JSON, and files that a crash leaves whole.
+
+const sha256 = (data: string) => crypto.createHash("sha256").update(data);
+
+/** The object in `json`. Undefined if it is no JSON, or another value, such as `null` or a list. */
+function parseObject(json: string): object | undefined {
+  try {
+    const value: unknown = JSON.parse(json);
+    if (typeof value !== "object" || value === null || Array.isArray(value)) return undefined;
+    return value;
+  } catch {
+    return undefined;
+  }
+}
+
+/**
+ * 写一个小文件。就算中途崩溃，留下的也是完整的旧文件或新文件，不会是半个。
+ * 返回时已经真的落盘，而不是还在系统的内存里：断电也不会丢。
+ */
+function replaceFile(file: string, content: string): void {
+  // Flushed first, because the new name must never stand for content that is not on the disk yet.
+  fs.writeFileSync(`${file}.tmp`, content, { flush: true });
+  fs.renameSync(`${file}.tmp`, file);
+  if (WINDOWS) return; // Windows 没法对文件夹做 fsync
+  const folder = fs.openSync(path.dirname(file), "r");
+  fs.fsyncSync(folder);
+  fs.closeSync(folder);
+}
+
+/**
+ * Quarantine: a file that can't be used is renamed and reported, so that it neither stops the
+ * program nor gets lost. Because a part of the name is random, no older file is overwritten.
+ */
+function quarantine(file: string, why: string): void {
+  const name = `${file}.${crypto.randomUUID().slice(0, 8)}.quarantined`;
+  fs.renameSync(file, name);
+  warn(`${file} 已隔离（改名为 ${path.basename(name)}）：${why}`);
+}
+
 // 会话文件，一行一行看。里面的内容从不修改，也不删除：
 // 想让历史变短，就再加一行，写明重放时略去什么。
 //
@@ -547,9 +719,11 @@ export interface App {
 //   5  {"at":…,"message":{"role":"user",…}}
 //   6  {"at":…,"compaction":{"summary":"小林 …","keepFrom":5}}      第 2 步：略去第 2 到 4 行
 
-/** 会话文件里的一行。是哪一种，看它有哪个字段。 */
+/** One line. The first has key and label; each other one has a message, a compaction, or ids. */
 interface LogRecord {
   at?: string;
+  key?: string;
+  label?: string;
   message?: Message;
   inboxId?: string;
   compaction?: { summary: string; keepFrom: number };
@@ -557,55 +731,49 @@ interface LogRecord {
 }
 
 /**
- * 一行一条 JSON 的文件，只追加。读不出来的行（可能是崩溃时只写了一半）留在原处，
- * 报出行号，不影响其他行。
+ * An append-only log in JSON Lines: one record a line, added at the end. Nothing that is in the
+ * file is written again, so a crash can damage at most the line that is being added.
  */
-class Log {
+class JsonlFile {
   readonly file: string;
-  lines = 0;
-  isClosed = false;
-  #torn = false;
+  lines = 0; // how many it has
+  isClosed = false; // 从现在起，什么都加不进去。
+  #isTorn = false; // whether the last line lacks its end
 
   constructor(file: string) {
     this.file = file;
   }
 
-  /** 所有读得出来的行，带行号。 */
+  /** Every readable line, with its number. The others stay in the file, and are reported. */
   read(): { line: number; record: object }[] {
     if (!fs.existsSync(this.file)) return [];
     const lines = fs.readFileSync(this.file, "utf8").split("\n");
-    this.#torn = lines.at(-1) !== "";
-    if (!this.#torn) lines.pop();
+    // Behind the last line end there is nothing, unless a crash has torn the last line.
+    this.#isTorn = lines.at(-1) !== "";
+    if (!this.#isTorn) lines.pop();
     this.lines = lines.length;
-    return lines.flatMap((content, index) => {
-      const record = parseObject(content);
-      if (record) return [{ line: index + 1, record }];
-      warn(`${this.file} 第 ${index + 1} 行：读不出来，已跳过。这一行仍留在文件里。`);
-      return [];
-    });
+    const records: { line: number; record: object }[] = [];
+    for (const [index, json] of lines.entries()) {
+      const line = index + 1;
+      const record = parseObject(json);
+      if (record) records.push({ line, record });
+      else warn(`${this.file} 第 ${line} 行无法解析，已跳过。这一行仍保留在文件里。`);
+    }
+    return records;
   }
 
-  /** 加上时间，写进文件之后才返回。返回值是行号。 */
+  /** Adds a record with the time, and gives the number of its line. */
   append(record: object): number {
     if (this.isClosed) throw new Error(`${this.file} is closed: the turn was ended`);
     const json = JSON.stringify({ at: new Date().toISOString(), ...record });
-    // 不先换行的话，这一行会接在上次没写完的半行后面，一起作废。
-    const line = `${this.#torn ? "\n" : ""}${json}\n`;
-    this.#torn = true; // 写失败会留下半行或者空行，那也算一行
-    this.lines++;
-    fs.appendFileSync(this.file, line);
-    this.#torn = false;
+    // Behind a torn line the record would be unreadable, too, so a line end comes first.
+    const lineEnd = this.#isTorn ? "\n" : "";
+    // If appending fails, half of the line may be in the file, which then counts as a line.
+    this.#isTorn = true;
+    this.lines += 1;
+    fs.appendFileSync(this.file, `${lineEnd}${json}\n`);
+    this.#isTorn = false;
     return this.lines;
-  }
-}
-
-/** `json` 里的对象；解析不了，或者解析出来不是对象（比如 `null`），都返回 undefined。 */
-function parseObject(json: string): object | undefined {
-  try {
-    const value: unknown = JSON.parse(json);
-    return typeof value === "object" && !Array.isArray(value) ? (value ?? undefined) : undefined;
-  } catch {
-    return undefined;
   }
 }
 
@@ -614,21 +782,23 @@ export class Session extends Conversation {
   readonly id: string;
   header = { key: "", label: "", at: "" };
   summary = ""; // 压缩时从列表里拿掉的内容，写成了这段摘要
-  rewritten = 0; // 开头这么多条消息，API 报过的数字已经对不上了
-  #log: Log;
-  #lines = new Map<Message, number>();
+  // Replies before this index hold token counts of the API that no longer fit the list.
+  countsValidFrom = 0;
+  #log: JsonlFile;
+  #lineOf = new Map<Message, number>(); // where each message is in the file
   #inboxIds = new Set<string>();
 
   /** 重放整个文件。 */
   constructor(file: string) {
     super();
     this.id = path.basename(file, ".jsonl");
-    this.#log = new Log(file);
+    this.#log = new JsonlFile(file);
     for (const { line, record } of this.#log.read()) this.#replay(record, line);
   }
 
   #replay(record: LogRecord, line: number): void {
-    if (line === 1) Object.assign(this.header, record);
+    const { key = "", label = "", at = "" } = record;
+    if (line === 1) this.header = { key, label, at };
     if (Array.isArray(record.message?.content)) this.#add(record.message, line);
     if (record.inboxId) this.#inboxIds.add(record.inboxId);
     if (record.compaction) this.#compact(record.compaction.summary, record.compaction.keepFrom);
@@ -637,7 +807,7 @@ export class Session extends Conversation {
 
   /** 先写进文件，再放进列表：告诉过模型的，一定已经存下来了。 */
   override append(message: Message, about: { inboxId?: string } = {}): void {
-    // 崩溃之后，收件箱会把消息再送来一次。这里已经有了，说不定回答也有了一半。
+    // Appending is idempotent: after a crash the inbox brings a message again that is here already.
     if (about.inboxId && this.#inboxIds.has(about.inboxId)) return;
     this.#add(message, this.#log.append({ message, ...about }));
     if (about.inboxId) this.#inboxIds.add(about.inboxId);
@@ -645,32 +815,34 @@ export class Session extends Conversation {
 
   #add(message: Message, line: number): void {
     super.append(message);
-    this.#lines.set(message, line);
+    this.#lineOf.set(message, line);
   }
 
   /** 从现在起，历史就是这段摘要，加上从 `kept` 开始的内容。 */
   compact(summary: string, kept: Message | undefined): void {
-    const keepFrom = (kept && this.#lines.get(kept)) ?? this.#log.lines + 1;
+    const line = kept === undefined ? undefined : this.#lineOf.get(kept);
+    // If nothing is kept, it is the number of the coming line, which no message has.
+    const keepFrom = line ?? this.#log.lines + 1;
     this.#log.append({ compaction: { summary, keepFrom } });
     this.#compact(summary, keepFrom);
   }
 
   #compact(summary: string, keepFrom: number): void {
-    const kept = this.messages.filter((message) => (this.#lines.get(message) ?? 0) >= keepFrom);
+    const kept = this.messages.filter((message) => (this.#lineOf.get(message) ?? 0) >= keepFrom);
     const told = `Summary of our conversation so far:\n${summary}`;
     const noted = [{ type: "text", text: "I have read the summary.", citations: null }];
     this.summary = summary;
     this.messages = [
       { role: "user", content: [{ type: "text", text: told }] },
-      // 这条回复是我们自己写的，和 Ctrl+C 时一样。有这条隔着，
-      // 下一轮要是模型拒绝回答，去掉的只是那一轮，摘要还在。
+      // Without a reply between them, the summary and the next question would become one message,
+      // and if the model refused the question, both would be left out.
       { role: "assistant", content: noted, stop_reason: null } as Anthropic.Message,
       ...kept,
     ];
-    this.rewritten = this.messages.length;
+    this.countsValidFrom = this.messages.length;
   }
 
-  /** 从现在起，什么都加不进去。 */
+  /** From now on nothing can be added, so a turn that was ended can't add to the conversation. */
   close(): void {
     this.#log.isClosed = true;
   }
@@ -683,14 +855,12 @@ export class Session extends Conversation {
 
   #shorten(ids: Set<string>): void {
     for (const block of this.messages.flatMap(resultsIn)) {
-      // 原地修改，这样消息还对得上行号。
+      // It is changed in place, because #lineOf knows the message only as this object.
       if (ids.has(block.tool_use_id)) block.content = shortened(block);
     }
-    this.rewritten = this.messages.length;
+    this.countsValidFrom = this.messages.length;
   }
 }
-
-const sha256 = (data: string) => crypto.createHash("sha256").update(data);
 
 // key 说明是谁和谁在说话；会话是他们之间的一段对话。所有会话的总表没有另存成文件：
 // 文件夹本身就是总表，不会有对不上的时候。
@@ -698,7 +868,7 @@ const sha256 = (data: string) => crypto.createHash("sha256").update(data);
 /** `dir` 下的所有会话：每个 key 一个文件夹，里面每个会话一个文件。 */
 export class SessionStore {
   #dir: string;
-  #open = new Map<string, Session>();
+  #loaded = new Map<string, Session>(); // the current session of each key that was used
 
   constructor(dir: string) {
     this.#dir = dir;
@@ -706,9 +876,9 @@ export class SessionStore {
 
   /** 这个 key 当前的会话；还没有就新建。 */
   current(key: string): Session {
-    const open = this.#open.get(key) ?? this.#stored(key) ?? this.create(key);
-    this.#open.set(key, open);
-    return open;
+    const session = this.#loaded.get(key) ?? this.#stored(key) ?? this.create(key);
+    this.#loaded.set(key, session);
+    return session;
   }
 
   /** 给这个 key 新建一个会话，并切换过去。 */
@@ -717,15 +887,15 @@ export class SessionStore {
     const header = { v: 1, id, key, label, at: new Date().toISOString() };
     fs.mkdirSync(this.#folder(key), { recursive: true });
     fs.writeFileSync(this.#file(key, id), `${JSON.stringify(header)}\n`, { flag: "wx" });
-    return this.#enter(key, new Session(this.#file(key, id)));
+    return this.#makeCurrent(key, new Session(this.#file(key, id)));
   }
 
   /** 这个 key 的所有会话，最新的在最后。 */
   list(key: string): Session[] {
-    return this.#in(this.#folder(key));
+    return this.#sessionsIn(this.#folder(key));
   }
 
-  #in(folder: string): Session[] {
+  #sessionsIn(folder: string): Session[] {
     if (!fs.statSync(folder, { throwIfNoEntry: false })?.isDirectory()) return [];
     const files = fs.readdirSync(folder).filter((name) => name.endsWith(".jsonl"));
     const sessions = files.map((name) => new Session(path.join(folder, name)));
@@ -735,19 +905,20 @@ export class SessionStore {
   /** 所有 key 的所有会话。 */
   all(): Session[] {
     const folders = fs.existsSync(this.#dir) ? fs.readdirSync(this.#dir) : [];
-    return folders.flatMap((name) => this.#in(path.join(this.#dir, name)));
+    return folders.flatMap((name) => this.#sessionsIn(path.join(this.#dir, name)));
   }
 
   /** 回到 id 以 `prefix` 开头的会话。必须正好有一个，否则抛错。 */
   switch(key: string, prefix: string): Session {
-    const found = this.list(key).filter(({ id }) => prefix && id.startsWith(prefix));
-    if (found.length === 1 && found[0]) return this.#enter(key, found[0]);
+    const found = prefix === "" ? [] : this.list(key).filter(({ id }) => id.startsWith(prefix));
+    const [session] = found;
+    if (session && found.length === 1) return this.#makeCurrent(key, session);
     throw new Error(`${found.length} sessions begin with "${prefix}"; /list shows them`);
   }
 
-  #enter(key: string, session: Session): Session {
+  #makeCurrent(key: string, session: Session): Session {
     replaceFile(path.join(this.#folder(key), "current"), session.id);
-    this.#open.set(key, session);
+    this.#loaded.set(key, session);
     return session;
   }
 
@@ -756,32 +927,35 @@ export class SessionStore {
     const pointer = path.join(this.#folder(key), "current");
     if (!fs.existsSync(pointer)) return this.list(key).at(-1);
     const id = fs.readFileSync(pointer, "utf8");
-    if (/^[\w-]+$/.test(id) && fs.existsSync(this.#file(key, id)))
-      return new Session(this.#file(key, id));
-    fs.renameSync(pointer, `${pointer}.broken`);
-    warn(`${pointer} 指向的会话不存在，已改名放到一边；接着用最新的会话。`);
+    // The id becomes part of a path, so it may hold no "/", for example.
+    const isSession = /^[\w-]+$/.test(id) && fs.existsSync(this.#file(key, id));
+    if (isSession) return new Session(this.#file(key, id));
+    quarantine(pointer, t("里面没有有效的会话 id。改用最新的会话。"));
     return this.list(key).at(-1);
   }
 
   /** 关上一段对话，手里还拿着它的，再也写不进去。下一个来要的，会从文件里重新读。 */
   close(key: string): void {
-    this.#open.get(key)?.close();
-    this.#open.delete(key);
+    this.#loaded.get(key)?.close();
+    this.#loaded.delete(key);
   }
 
   /** 删掉 key 以 `prefix` 开头的对话，只留最后的 `keep` 段。 */
   prune(prefix: string, keep: number): void {
-    const names = fs.existsSync(this.#dir) ? fs.readdirSync(this.#dir) : [];
-    const ours = names.filter((name) => name.startsWith(encodeURIComponent(prefix))).sort();
-    for (const name of ours.slice(0, -keep)) {
+    if (!fs.existsSync(this.#dir)) return;
+    const start = encodeURIComponent(prefix.toLowerCase());
+    const found = fs.readdirSync(this.#dir).filter((name) => name.startsWith(start));
+    // The keys end with a time, so the newest come last.
+    for (const name of found.sort().slice(0, -keep)) {
       fs.rmSync(path.join(this.#dir, name), { recursive: true });
-      this.#open.delete(decodeURIComponent(name));
+      this.#loaded.delete(decodeURIComponent(name));
     }
   }
 
   #folder(key: string): string {
+    // Windows allows no "*" in a name, but encodeURIComponent leaves it as it is.
     const name = encodeURIComponent(key.toLowerCase()).replaceAll("*", "%2A");
-    if (name.length <= 200) return path.join(this.#dir, name); // 文件系统的上限是 255
+    if (name.length <= 200) return path.join(this.#dir, name); // most file systems allow 255
     return path.join(this.#dir, sha256(name).digest("hex"));
   }
 
@@ -791,53 +965,48 @@ export class SessionStore {
 }
 
 /**
- * 写一个小文件。就算中途崩溃，留下的也是完整的旧文件或新文件，不会是半个。
- * 返回时已经真的落盘，而不是还在系统的内存里：断电也不会丢。
+ * Locks `dir` until this process exits, because the lines of two processes that append to one
+ * session would get mixed up. Throws if another process has the lock.
  */
-function replaceFile(file: string, content: string): void {
-  fs.writeFileSync(`${file}.tmp`, content, { flush: true }); // 先落盘，再换成正式的名字
-  fs.renameSync(`${file}.tmp`, file);
-  if (WINDOWS) return; // Windows 没法对文件夹做 fsync
-  const folder = fs.openSync(path.dirname(file), "r");
-  fs.fsyncSync(folder);
-  fs.closeSync(folder);
-}
-
-/** 两个程序往同一个会话里追加，会把它写坏。`dir` 已经有别的程序在用就抛错。 */
 export function lockFolder(dir: string): void {
   const file = path.join(dir, "lock");
-  fs.mkdirSync(dir, { recursive: true, mode: 0o700 }); // 聊天内容，不给系统里的别人看
-  if (fs.existsSync(file)) {
-    const before = fs.readFileSync(file, "utf8");
-    const pid = Number.parseInt(before, 10);
-    const who = `process ${pid} is using ${path.dirname(dir)}`;
-    if (isAlive(pid)) throw new Error(`${who}: stop it, set CLAW0_WORKSPACE, or delete ${file}`);
-    // 两个同时启动的程序可能看到同一把失效的锁，而对方说不定已经换上了自己的锁。
-    // 所以先把锁拿走（只有一个拿得到），再看一眼；如果还有效，就放回去。
-    const taken = `${file}.${process.pid}`;
-    fs.renameSync(file, taken);
-    if (fs.readFileSync(taken, "utf8") !== before) fs.renameSync(taken, file);
-    fs.rmSync(taken, { force: true });
-  }
+  fs.mkdirSync(dir, { recursive: true, mode: 0o700 }); // only this user may read what people said
+  if (fs.existsSync(file)) removeStaleLock(file, path.dirname(dir));
   // wx：文件已存在就失败。两个程序同时走到这里，总有一个进不来。
   fs.writeFileSync(file, `${process.pid} ${crypto.randomUUID()}`, { flag: "wx" });
-  process.on("exit", () => fs.rmSync(file, { force: true })); // SIGKILL 会把它留下，见上文
+  process.on("exit", () => fs.rmSync(file, { force: true }));
+}
+
+/** Removes the lock that a killed process left behind. Throws if its process is alive. */
+function removeStaleLock(file: string, workspace: string): void {
+  const before = fs.readFileSync(file, "utf8");
+  const pid = Number.parseInt(before, 10);
+  const who = `process ${pid} is using ${workspace}`;
+  if (isAlive(pid)) throw new Error(`${who}: stop it, set CLAW0_WORKSPACE, or delete ${file}`);
+  // 两个同时启动的程序可能看到同一把失效的锁，而对方说不定已经换上了自己的锁。
+  // 所以先把锁拿走（只有一个拿得到），再看一眼；如果还有效，就放回去。
+  const taken = `${file}.${process.pid}`;
+  fs.renameSync(file, taken);
+  if (fs.readFileSync(taken, "utf8") !== before) fs.renameSync(taken, file);
+  fs.rmSync(taken, { force: true });
 }
 
 function isAlive(pid: number): boolean {
-  // 和我们的进程号一样，是上次运行留下的锁：在容器里，进程号每次都一样。
-  if (!(pid > 0) || pid === process.pid) return false;
+  if (!(pid > 0)) return false; // the file does not begin with a number
+  // In a container each start can have the same pid, so our own is that of an earlier start.
+  if (pid === process.pid) return false;
   try {
-    return process.kill(pid, 0); // 信号 0 只问进程在不在
+    return process.kill(pid, 0); // signal 0 is not delivered; it only tests the process
   } catch (error) {
-    return (error as NodeJS.ErrnoException).code === "EPERM"; // 还活着，只是属于别的用户
+    // EPERM means that the process is alive but belongs to another user.
+    return (error as NodeJS.ErrnoException).code === "EPERM";
   }
 }
 
-/** 一段文字的 token 数，粗略估算：四个字符算一个，中日韩文字一个字算一个。 */
-export function estimateTokens(words: string): number {
-  const wide = words.match(/[\p{sc=Han}\p{sc=Hiragana}\p{sc=Katakana}\p{sc=Hangul}]/gu) ?? [];
-  return wide.length + Math.ceil((words.length - wide.length) / 4);
+/** About how many tokens a text has: one for four characters, but in CJK scripts one for each. */
+export function estimateTokens(text: string): number {
+  const cjk = text.match(/[\p{sc=Han}\p{sc=Hiragana}\p{sc=Katakana}\p{sc=Hangul}]/gu) ?? [];
+  return cjk.length + Math.ceil((text.length - cjk.length) / 4);
 }
 
 const tokensOf = (messages: Message[]) =>
@@ -849,7 +1018,7 @@ const tokensOf = (messages: Message[]) =>
 
 const BIG_RESULT = 2_000; // 字符数；截短后留一半
 const FULL = 0.85; // 占窗口的比例：还要给回复留地方
-const KEPT = 0.3; // 压缩后原样保留多少，占原来的比例
+const KEPT = 0.3; // the share of the conversation that a compaction leaves as it is
 
 // 名字和 id 最要紧：把 "src/a.ts" 写成“那个文件”，模型就得再问一遍。
 const SUMMARISE =
@@ -857,10 +1026,11 @@ const SUMMARISE =
   "paths and ids exactly, what was decided, what failed, and what the user still waits for. " +
   "Facts only, at most 400 words.";
 
+/** Both ends of a result. */
 const shortened = ({ content }: Anthropic.ToolResultBlockParam) =>
   keepEnds(String(content), BIG_RESULT / 2).toWellFormed();
 
-/** API 没有给这个错误单独的类型。只有这一个错误，我们靠文字来认。 */
+/** Whether the request was too long. The API has no error type for it, so we look at the words. */
 export function isOverflow(error: unknown): boolean {
   return error instanceof Anthropic.BadRequestError && /prompt is too long/i.test(error.message);
 }
@@ -876,11 +1046,12 @@ export class ContextGuard {
   /** 下一个请求的 token 数：API 自己报的数字，加上对后面内容的估算。 */
   size(conversation: Conversation): number {
     const { messages } = conversation;
-    // 压缩之后，旧数字照样显示“太长”，就会没完没了地压缩。
-    const old = conversation instanceof Session ? conversation.rewritten : 0;
-    const at = messages.findLastIndex((m, i) => i >= old && m.role !== "user" && m.stop_reason);
-    const last = messages[at];
-    const tail = tokensOf(messages.slice(at + 1));
+    // A count from before a compaction is too high, and would bring one compaction after another.
+    const start = conversation instanceof Session ? conversation.countsValidFrom : 0;
+    // A reply that was interrupted has no stop reason, and no count either.
+    const counted = messages.findLastIndex((m, index) => index >= start && m.stop_reason);
+    const last = messages[counted];
+    const tail = tokensOf(messages.slice(counted + 1));
     if (last?.role !== "assistant")
       return tail + estimateTokens(JSON.stringify([buildSystemPrompt({}), TOOLS]));
     const { usage } = last;
@@ -889,27 +1060,28 @@ export class ContextGuard {
   }
 
   /** 运行 `inner`；对话放不下就缩短，最多三步。 */
-  async run(conversation: Conversation, options: TurnOptions, inner: () => Promise<void>) {
+  async run(
+    conversation: Conversation,
+    options: TurnOptions,
+    next: (options: TurnOptions) => Promise<void>,
+  ): Promise<void> {
     const steps = [
       () => this.shortenResults(conversation),
       () => this.summarise(conversation, options, KEPT),
       () => this.summarise(conversation, options, 0),
     ];
-    const shrink = async () => {
-      for (let step = steps.shift(); step; step = steps.shift()) if (await step()) return true;
-      return false;
-    };
-    // 调用之前看自己的估算，不花钱；调用之后看 API 怎么说。
-    // 刚重启时可能没有调用要发：该说的话都已经在了。
+    // Our own count saves a request that would be too long. It matters only if a reply is due:
+    // /compact, for example, makes room itself.
     const isFull = this.size(conversation) > this.limit * FULL;
-    if (isFull && needsReply(conversation.messages.at(-1))) await shrink();
-    for (;;) {
+    if (isFull && needsReply(conversation.messages.at(-1))) await takeStep(steps);
+    while (true) {
       try {
-        return await inner();
+        return await next(options);
       } catch (error) {
         if (!isOverflow(error)) throw error;
-        if (await shrink()) continue;
-        throw new Error("too long for the model, even shortened; /new begins a new session");
+        const isShorter = await takeStep(steps);
+        if (!isShorter)
+          throw new Error("too long for the model, even shortened; /new begins a new session");
       }
     }
   }
@@ -931,37 +1103,63 @@ export class ContextGuard {
     // 没到我们的上限 API 就说“太长”，说明上限设错了：按实际的大小来。
     const budget = Math.min(this.limit, this.size(conversation));
     const cut = cutPoint(messages, budget * keep);
-    const old = messages.slice(conversation.summary ? 2 : 0, cut);
+    const summaryMessages = conversation.summary ? 2 : 0; // see Session.#compact
+    const old = messages.slice(summaryMessages, cut);
     if (old.length === 0) return false;
-    const words = old.map((message) => `${message.role}: ${wordsIn(message)}`).join("\n");
-    conversation.compact(await askSummary(conversation, words, budget, options), messages[cut]);
+    const text = old.map((message) => `${message.role}: ${wordsIn(message)}`).join("\n");
+    const summary = await askSummary(conversation, text, budget, options);
+    conversation.compact(summary, messages[cut]);
     info(`  （为腾出空间，把 ${old.length} 条消息写成了摘要）`);
     return true;
   }
 }
 
+/**
+ * Takes the next steps until one makes the conversation shorter. False if none does. A step that
+ * was taken is removed from the list, so no step is taken twice in a turn.
+ */
+async function takeStep(steps: (() => boolean | Promise<boolean>)[]): Promise<boolean> {
+  while (steps.length > 0) {
+    const step = steps.shift();
+    if (await step?.()) return true;
+  }
+  return false;
+}
+
 /** 只给最新的、放得下的那部分做摘要；要是还太长，就减半再试。 */
-async function askSummary(session: Session, old: string, tokens: number, options: TurnOptions) {
-  // 要做摘要的内容本来就太长，一个请求放不下，没法全给模型看。
-  for (let fit = tokens; ; fit /= 2) {
-    const newest = old.slice(-Math.ceil((old.length * fit) / estimateTokens(old))).toWellFormed();
-    const content = `Summary so far: ${session.summary || "none"}\n\nSince then:\n${newest}`;
-    const messages = [{ role: "user" as const, content }];
-    const request = {
-      model: options.model ?? MODEL,
-      max_tokens: 2048,
-      system: SUMMARISE,
-      messages,
-    };
+async function askSummary(session: Session, text: string, tokens: number, options: TurnOptions) {
+  let budget = tokens;
+  while (true) {
     try {
-      const reply = await callModel(request, { ...options, onText: undefined });
-      options.signal?.throwIfAborted(); // 这时回复只有半段摘要，还不如没有
-      if (reply.stop_reason !== "refusal" && wordsIn(reply).trim()) return wordsIn(reply);
-      throw new Error("the model gave no summary; /new begins a new session");
+      return await requestSummary(session, newestThatFits(text, budget), options);
     } catch (error) {
-      if (!isOverflow(error) || fit < 100) throw error;
+      if (!isOverflow(error) || budget < 100) throw error;
+      budget /= 2; // our estimate was too low
     }
   }
+}
+
+/** The end of the text, about so many tokens long. */
+function newestThatFits(text: string, tokens: number): string {
+  const share = Math.min(1, tokens / estimateTokens(text));
+  return text.slice(-Math.ceil(text.length * share)).toWellFormed(); // the cut may halve a character
+}
+
+/** Asks the model for one summary. Throws if it gives none. */
+async function requestSummary(session: Session, text: string, options: TurnOptions) {
+  const content = `Summary so far: ${session.summary || "none"}\n\nSince then:\n${text}`;
+  const messages = [{ role: "user" as const, content }];
+  const request = {
+    model: options.model ?? MODEL,
+    max_tokens: 2048,
+    system: SUMMARISE,
+    messages,
+  };
+  const response = await callModel(request, { ...options, onText: undefined });
+  options.signal?.throwIfAborted(); // 这时回复只有半段摘要，还不如没有
+  const summary = wordsIn(response);
+  if (response.stop_reason !== "refusal" && summary.trim()) return summary;
+  throw new Error("the model gave no summary; /new begins a new session");
 }
 
 /**
@@ -976,24 +1174,27 @@ function cutPoint(messages: Message[], tokens: number): number {
     if (size > tokens) break;
     if (startsTurn(message)) cut = index;
   }
+  if (!needsReply(messages.at(-1))) return cut;
   // 还没走完的一轮要留完整：少了提问，后面的回答就看不懂了。
-  const underWay = needsReply(messages.at(-1)) ? messages.findLastIndex(startsTurn) : cut;
-  return Math.min(cut, underWay);
+  return Math.min(cut, messages.findLastIndex(startsTurn));
 }
 
+/** A message as text, with its tool calls and results in brackets. */
 function wordsIn({ content }: Message): string {
   const words = content.map((block) => {
     if (block.type === "text") return block.text;
     if (block.type === "tool_use") return `[${block.name} ${JSON.stringify(block.input)}]`;
-    return block.type === "tool_result" ? `[result: ${shortened(block)}]` : "";
+    if (block.type === "tool_result") return `[result: ${shortened(block)}]`;
+    return "";
   });
   return words.join("\n");
 }
 
 const GUARD = new ContextGuard(CONTEXT_TOKENS);
+MIDDLEWARE.push((conversation, options, next) => GUARD.run(conversation, options, next));
 
 TOOLS.push(
-  tool("list_directory", "List a folder of the workspace.", { path: file }, ["path"]),
+  tool("list_directory", "List a folder of the workspace.", { path: PATH }, ["path"]),
   tool("get_current_time", "Get the date, the time and the time zone.", {}),
 );
 
@@ -1014,18 +1215,20 @@ export interface Command {
   run(args: string, app: App, options: TurnOptions): string | string[] | Promise<string>;
 }
 
+/** The slash commands, by name. To add a command, call `command` in the region of its section. */
 export const COMMANDS: Record<string, Command> = {};
 
 function command(name: string, help: string, run: Command["run"]): void {
   COMMANDS[name] = { help, run };
 }
 
-/** 执行 "/name 剩下的部分"。返回要显示的内容。 */
+/** Runs a line such as "/switch 668c", and gives what to show. */
 async function runCommand(line: string, app: App, options: TurnOptions): Promise<string> {
   const [name = "", ...rest] = line.slice(1).split(" ");
   const found = Object.hasOwn(COMMANDS, name) ? COMMANDS[name] : undefined;
-  if (!found) return text(`没有 /${name} 这个命令。/help 列出所有命令。`);
-  return [await found.run(rest.join(" ").trim(), app, options)].flat().join("\n");
+  if (!found) return t(`没有 /${name} 这个命令。/help 列出所有命令。`);
+  const shown = await found.run(rest.join(" ").trim(), app, options);
+  return typeof shown === "string" ? shown : shown.join("\n");
 }
 
 command("help", "这里可以输入什么", () =>
@@ -1034,33 +1237,35 @@ command("help", "这里可以输入什么", () =>
 
 command("new", "[标签]：新建一个会话", (label, { store, key }) => {
   const { id } = store.create(key, label);
-  return text(`新会话 ${id} 开好了。旧会话还在，/list 可以看到。`);
+  return t(`新会话 ${id} 开好了。旧会话还在，/list 可以看到。`);
 });
 
 command("list", "列出这里的所有会话", (_args, { store, key }) => {
   const current = store.current(key).id;
-  const line = ({ id, messages, header: { at, label } }: Session) =>
+  const formatSession = ({ id, messages, header: { at, label } }: Session) =>
     `${id === current ? "*" : " "} ${id}  ${at}  ${messages.length}  ${label}`;
-  return store.list(key).map(line);
+  return store.list(key).map(formatSession);
 });
 
 command("switch", "<id>：回到某个会话，id 只写开头几位就行", (id, app) => {
   const session = app.store.switch(app.key, id);
-  return text(`已切换到会话 ${session.id}，${session.messages.length} 条消息。`);
+  return t(`已切换到会话 ${session.id}，${session.messages.length} 条消息。`);
 });
 
 command("context", "上下文窗口用了多少", (_args, { store, key }) => {
   const size = GUARD.size(store.current(key));
   const percent = Math.round((size / GUARD.limit) * 100);
-  return text(`大约 ${size} token，上限 ${GUARD.limit}（${percent}%）。`);
+  return t(`大约 ${size} token，上限 ${GUARD.limit}（${percent}%）。`);
 });
 
 command("compact", "把较早的轮换成摘要", async (_args, app, options) => {
   let done = false;
-  await app.resilience.run(options, async (more) => {
-    done = await GUARD.summarise(app.store.current(app.key), more, KEPT);
+  // It goes through the middleware, because the request for the summary can fail as a turn can.
+  // Summarising takes the place of `continueTurn` here, inside all the layers.
+  await runMiddleware(app.store.current(app.key), { ...options, app }, async (session, given) => {
+    done = await GUARD.summarise(session, given, KEPT);
   });
-  return done ? text("好了。") : text("现在还没有可以做摘要的内容。");
+  return done ? t("好了。") : t("现在还没有可以做摘要的内容。");
 });
 
 const TERMINAL_KEY = "agent:luna:cli:direct:owner"; // agent、名字、渠道、类型、对方
@@ -1071,142 +1276,27 @@ const TERMINAL_KEY = "agent:luna:cli:direct:owner"; // agent、名字、渠道�
 // 收下的消息不会丢；同一段对话里，答完一条再答下一条。
 // 前一个靠文件：先写好文件，再对平台说“收到了”。后一个靠 promise：每段对话连成一条链。
 
-/** 每个平台的消息都变成这个样子。`peerId` 是回答要发去的地方，`at` 的单位是毫秒。 */
+// -- 1 · One envelope --
+
+/** What every platform's message becomes, so that the rest of the program knows no platform. */
 export interface InboundMessage {
-  id: string;
+  id: string; // the idempotency key: a message that a platform sends twice has the same id twice
   channel: string;
   accountId: string; // 发给了我们的哪个账号
-  peerId: string; // 聊天
+  peerId: string; // the chat, which is where the answer goes
   senderId: string; // 发消息的人
   guildId?: string; // 聊天归谁所有：超级群，或者企业
   isGroup: boolean;
   text: string;
   media: { kind: string; id: string }[];
-  at: number;
+  at: number; // when it was sent, in ms
   part?: string; // 标记相同的几条其实是一条：相册，或者切开的长文字
-  begun?: number; // 开始处理过几次，由收件箱来数
+  attempts?: number; // 开始处理过几次，由收件箱来数
 }
 
 /** 定好归属的消息：属于谁的对话。消息进来时定一次，以后不再变。 */
 export interface Routed extends InboundMessage {
   sessionKey: string;
-}
-
-/** 返回时，消息已经落盘。等有了回答，`done` 会给出回答的内容。 */
-export type Accept = (message: InboundMessage, signal?: AbortSignal) => { done: Promise<string> };
-
-/** 一个平台：给我们送来消息，替我们发出文字。一次最多发 `limit` 个 UTF-16 码元。 */
-export interface Channel {
-  readonly name: string;
-  readonly limit: number;
-  start(accept: Accept): Promise<void>; // 就绪就 resolve，没法就绪就 reject
-  send(to: string, text: string): Promise<void>; // 失败抛 SendError
-  stop(): Promise<void>;
-  typing?(to: string): Promise<unknown>;
-  stream?(to: string, delta: string): void; // 边生成边显示回复的渠道才有
-}
-
-/** 为什么没发出去。`permanent`：再试也没用。`retryAfter`：过多少秒再试。 */
-export class SendError extends Error {
-  permanent = false;
-  retryAfter?: number;
-}
-
-const sendError = (why: string, permanent: boolean, retryAfter?: number) =>
-  Object.assign(new SendError(why), { permanent, retryAfter });
-
-export interface App {
-  inbox: Inbox;
-  channels: ChannelManager;
-}
-
-export interface TurnOptions {
-  message?: InboundMessage; // 正在回答的消息
-}
-
-// 能给机器人发消息，不等于能在这台机器上运行程序。
-// 读文件不受限：工作区本来就是共用的。设置 REMOTE_TOOLS=1，就什么工具都给。
-const OWNER_TOOLS = ["bash", "write_file", "edit_file"];
-
-function toolsFor({ message }: TurnOptions): Anthropic.Tool[] {
-  const trusted = !message || message.channel === "cli" || env("REMOTE_TOOLS") === "1";
-  return trusted ? TOOLS : TOOLS.filter(({ name }) => !OWNER_TOOLS.includes(name));
-}
-
-/**
- * 收下了、还没回答的消息，一条一个文件。处理完的消息也要记住 id：平台等不到确认就会重发，
- * 而等不到确认，多半是因为我们崩溃了。偏偏内存里的东西，一崩溃就忘光了。
- */
-export class Inbox {
-  #dir: string;
-  #log: Log;
-  #done: Set<string>;
-  #open = new Map<string, { file: string; message: Routed }>();
-  #next = 1;
-
-  constructor(dir: string) {
-    this.#dir = dir;
-    fs.mkdirSync(dir, { recursive: true });
-    this.#log = new Log(path.join(dir, "done.jsonl"));
-    // 是我们自己写的，所以都有 id。
-    this.#done = new Set(this.#log.read().map(({ record }) => (record as { id: string }).id));
-    for (const name of fs.readdirSync(dir).sort()) if (/^\d+\.json$/.test(name)) this.#load(name);
-  }
-
-  #load(name: string): void {
-    const file = path.join(this.#dir, name);
-    this.#next = Number.parseInt(name, 10) + 1;
-    const message = parseObject(fs.readFileSync(file, "utf8")) as Routed | undefined; // 自己写的
-    if (message && this.#done.has(message.id)) {
-      fs.rmSync(file);
-    } else if (message?.id && (message.begun ?? 0) < 3) {
-      this.#open.set(message.id, { file, message });
-    } else {
-      fs.renameSync(file, `${file}.${crypto.randomUUID().slice(0, 8)}.aside`);
-      warn(`收件箱里的 ${name} 已改名放到一边：读不出来，或者开始处理了三次都没有做完。`);
-    }
-  }
-
-  /** 按收下的先后排列。 */
-  pending = () => [...this.#open.values()].map(({ message }) => message);
-
-  /** 存下一条消息。以前收过就返回 false：要么已经回答，要么迟早会回答。 */
-  add(message: Routed): boolean {
-    if (this.#done.has(message.id) || this.#open.has(message.id)) return false;
-    const file = path.join(this.#dir, `${String(this.#next++).padStart(12, "0")}.json`);
-    replaceFile(file, JSON.stringify(message));
-    this.#open.set(message.id, { file, message });
-    return true;
-  }
-
-  /**
-   * 每次处理之前，先把次数加一。不然，一条能让程序崩溃的消息，每次启动都会再来，
-   * 每次都让程序再崩一回。
-   */
-  begin(messages: Routed[]): void {
-    for (const { file, message } of this.#find(messages)) {
-      message.begun = (message.begun ?? 0) + 1;
-      replaceFile(file, JSON.stringify(message));
-    }
-  }
-
-  /** 回答已经发出：删掉文件，留下 id。一组消息里的第一条最后删：认的是它的 id。 */
-  finish(messages: Routed[]): void {
-    for (const { file, message } of this.#find(messages).reverse()) {
-      // 先写 id。要是中间崩溃，文件会留下来，但已经知道它处理完了。
-      this.#log.append({ id: message.id });
-      this.#done.add(message.id);
-      this.#open.delete(message.id);
-      fs.rmSync(file);
-    }
-  }
-
-  #find = (messages: Routed[]) => messages.flatMap(({ id }) => this.#open.get(id) ?? []);
-}
-
-/** 同一段对话的任务一个接一个地跑，不同对话的并行。 */
-export function inOrder<T>(sessionKey: string, task: () => Promise<T>): Promise<T> {
-  return LANES.run(sessionKey, task);
 }
 
 /** 一条消息属于谁的对话。 */
@@ -1218,122 +1308,100 @@ export function route(message: InboundMessage, app: App, agent?: Agent): Routed 
   return { ...message, agentId, sessionKey: isTerminal ? app.key : key };
 }
 
-/** 入口。同步函数：返回之后，平台就可以忘掉这条消息了。 */
-export function accept(app: App, message: InboundMessage, signal?: AbortSignal) {
-  const routed = route(message, app);
-  noteOwner(app, message);
-  // 终端里输入的行不存：崩溃之后，没有人在等回答。
-  if (message.channel !== "cli" && !app.inbox.add(routed)) return { done: Promise.resolve("") };
-  return { done: enqueue(app, routed, signal) };
+/**
+ * Takes a message from a channel. When it returns, the message is on disk. `done` resolves to the
+ * answer when that was sent, and to "" if another message has it: the same one that came before, or
+ * one that this is a part of.
+ */
+export type Accept = (message: InboundMessage, signal?: AbortSignal) => { done: Promise<string> };
+
+/** 一个平台：给我们送来消息，替我们发出文字。一次最多发 `limit` 个 UTF-16 码元。 */
+export interface Channel {
+  readonly name: string;
+  readonly limit: number;
+  start(onMessage: Accept): Promise<void>; // 就绪就 resolve，没法就绪就 reject
+  send(to: string, text: string): Promise<void>; // 失败抛 SendError
+  stop(): Promise<void>;
+  typing?(to: string): Promise<unknown>;
+  stream?(to: string, delta: string): void; // 边生成边显示回复的渠道才有
 }
 
-// 相册里的图，Telegram 一张一张发来；长文字，它的客户端会切成几条。要是逐条回答，就太傻了。
-// 所以只由第一条去排队，排到了，再在那里等后面几条。等的时候，每一条都已经进了收件箱，
-// 各有各的文件。
-const QUIET = 600; // 毫秒；这么久没有再来，这组消息就齐了
-const groups = new Map<string, { parts: Routed[]; last: number; done: Promise<string> }>();
+/** 为什么没发出去。`permanent`：再试也没用。`retryAfter`：过多少秒再试。 */
+export class SendError extends Error {
+  permanent: boolean;
+  retryAfter?: number;
 
-/** 让一条消息去排队。同组的前几条要是还在等，就并进去。 */
-function enqueue(app: App, message: Routed, signal?: AbortSignal): Promise<string> {
-  const { sessionKey, channel } = message;
-  if (channel === "cron") return inOrder(sessionKey, () => runJob(app, message, signal));
-  if (!message.part) return inOrder(sessionKey, () => handle(app, [message], signal));
-  // 崩溃前开始处理过的，会话里记的是什么样就是什么样；那之后才到的，不在其中。
-  const mark = `${message.part} ${(message.begun ?? 0) > 0}`;
-  const group = groups.get(mark) ?? { parts: [], last: 0, done: Promise.resolve("") };
-  group.parts.push(message);
-  group.last = Date.now();
-  if (groups.has(mark)) return group.done;
-  groups.set(mark, group);
-  group.done = inOrder(sessionKey, async () => {
-    for (let left = QUIET; left > 0; left = group.last + QUIET - Date.now()) await sleep(left);
-    groups.delete(mark);
-    return handle(app, group.parts, signal);
-  });
-  return group.done;
+  constructor(why: string, permanent = false, retryAfter?: number) {
+    super(why);
+    this.permanent = permanent;
+    this.retryAfter = retryAfter;
+  }
+}
+
+export interface App {
+  channels: ChannelManager;
+  inbox: Inbox;
+}
+
+export interface TurnOptions {
+  message?: InboundMessage; // 正在回答的消息
+}
+
+// 能给机器人发消息，不等于能在这台机器上运行程序。
+// 读文件不受限：工作区本来就是共用的。设置 REMOTE_TOOLS=1，就什么工具都给。
+const OWNER_TOOLS = ["bash", "write_file", "edit_file"];
+
+/** The tools that the model is offered in this turn. */
+function toolsFor({ message }: TurnOptions): Anthropic.Tool[] {
+  const isTrusted = !message || message.channel === "cli" || env("REMOTE_TOOLS") === "1";
+  return isTrusted ? TOOLS : TOOLS.filter(({ name }) => !OWNER_TOOLS.includes(name));
 }
 
 /**
- * 处理一条消息或者一组消息，从收件箱到回复，算一轮。中间不管出什么事，这一轮都会结束，
- * 对方也总能收到一句话。只有整个程序死掉，消息才会再来一次。
+ * The name of the command in a direct chat on a platform, or "". In a group it is plain text,
+ * because otherwise anybody there could end the conversation of all the others.
  */
-export async function handle(app: App, parts: Routed[], signal?: AbortSignal): Promise<string> {
-  // 至少有一条；这一轮用的是第一条的 id。
-  const message = { ...parts[0], text: parts.map((part) => part.text).join("\n") } as Routed;
-  const channel = app.channels.get(message.channel);
-  const showTyping = () => channel?.typing?.(message.peerId).catch(() => {});
-  const timer = setInterval(showTyping, 4_000); // 平台只显示 5 秒
-  const onText = (piece: string) => channel?.stream?.(message.peerId, piece);
-  let answer: string;
-  let about: InboundMessage = message;
-  try {
-    showTyping();
-    const agent = app.agents.get(message.agentId);
-    answer = await serve(app, message, signal, (signal) => {
-      app.inbox.begin(parts);
-      return answerTo(message, app, { message, signal, onText, agent });
-    });
-  } catch (error) {
-    if (message.channel === "cli") throw error; // 终端自己会说
-    if (error instanceof StoppingError) throw error; // 消息留在收件箱里
-    warn(`${message.sessionKey}: ${error}`);
-    answer = text("这条消息我没能回答。过一会儿再试，或者发 /new 重新开始。");
-    about = { ...message, id: `${message.id}!` }; // 崩溃一次之后，说不定又答得出来
-  } finally {
-    clearInterval(timer);
-  }
-  if (!channel?.stream) await reply(app, about, answer);
-  app.inbox.finish(parts);
-  return answer;
+function publicCommand({ channel, isGroup, text }: Routed): string {
+  if (channel === "cli" || isGroup) return "";
+  return /^\/(new|help)\b/.exec(text)?.[1] ?? "";
 }
 
 /** 一条消息得到什么回答：模型说的，或者人人能用的那两个命令给的。 */
 async function answerTo(message: Routed, app: App, options: TurnOptions): Promise<string> {
-  const [, name] = /^\/(new|help)\b/.exec(message.text) ?? [];
-  if (message.channel === "cli" || message.isGroup || !name) {
-    // 客户端可能发来半个字符，不处理掉，这次请求和以后的请求就全毁了。
-    const session = app.store.current(message.sessionKey);
-    return runTurn(session, message.text.toWellFormed(), { ...options, app });
-  }
-  if (name === "help") return text("发 /new 可以新开一段对话。");
-  return runCommand(message.text, { ...app, key: message.sessionKey }, options);
+  const name = publicCommand(message);
+  if (name === "help") return t("发 /new 可以新开一段对话。");
+  if (name) return runCommand(message.text, { ...app, key: message.sessionKey }, options);
+  const session = app.store.current(message.sessionKey);
+  // 客户端可能发来半个字符，不处理掉，这次请求和以后的请求就全毁了。
+  return runTurn(session, message.text.toWellFormed(), { ...options, app });
 }
 
-/**
- * 把回答切成平台收得下的几段，排进队列；返回时已经落盘。
- * 崩溃之后，同样的回答会再来一次，id 也相同：队列里还是只有一份。
- */
-export async function reply(app: App, { id, channel, peerId: to }: InboundMessage, answer: string) {
-  const target = app.channels.get(channel);
-  const words = answer.trim() || text("（没有什么可说的。）");
-  if (!target || target.stream) return target?.send(to, words);
-  const rest = { channel, to, at: Date.now(), next: Date.now(), tries: 0, begun: 0 };
-  for (const [part, piece] of chunkMessage(words, target.limit).entries())
-    app.queue.add({ id: `${id}#${part}`, text: piece, ...rest });
-  app.delivery.wake(`${channel} ${to}`);
-}
+const CHANNEL_PATIENCE = 3_000; // ms that start and stop wait for a platform that is out of reach
 
 /** 运行中的程序有哪些渠道，按名字查。一个渠道坏了，其他的照常。 */
 export class ChannelManager extends Map<string, Channel> {
   readonly states = new Map<string, string>();
 
   /** 所有渠道都就绪或者失败了才 resolve；最多等 3 秒。 */
-  async start(accept: Accept): Promise<void> {
-    const starts = [...this.values()].map(async (channel) => {
-      this.states.set(channel.name, text("正在启动"));
-      const state = await channel.start(accept).then(() => text("就绪"), String);
-      this.states.set(channel.name, state);
-      info(`${channel.name}: ${state}`);
-    });
-    await Promise.race([Promise.all(starts), sleep(3_000)]);
-    const late = [...this.states].filter(([, state]) => state === text("正在启动"));
-    for (const [name] of late) warn(`${name}: 还没就绪，还在试`);
+  async start(onMessage: Accept): Promise<void> {
+    const starts = [...this.values()].map((channel) => this.#start(channel, onMessage));
+    await Promise.race([Promise.all(starts), sleep(CHANNEL_PATIENCE)]);
+    for (const [name, state] of this.states) {
+      if (state === t("正在启动")) warn(`${name}: 还没就绪，还在试`);
+    }
   }
 
-  /** 全部停下时 resolve，最多等 3 秒：连不上的平台，想通知也通知不到。 */
+  async #start(channel: Channel, onMessage: Accept): Promise<void> {
+    this.states.set(channel.name, t("正在启动"));
+    const state = await channel.start(onMessage).then(() => t("就绪"), String);
+    this.states.set(channel.name, state);
+    info(`${channel.name}: ${state}`);
+  }
+
+  /** Resolves when all have stopped, or after 3 s. What fails here no longer matters. */
   async stop(): Promise<void> {
-    const stops = [...this.values()].map((channel) => channel.stop().catch(() => {}));
-    await Promise.race([Promise.all(stops), sleep(3_000)]);
+    const stops = [...this.values()].map((channel) => channel.stop());
+    await Promise.race([Promise.allSettled(stops), sleep(CHANNEL_PATIENCE)]);
   }
 }
 
@@ -1341,20 +1409,32 @@ export class ChannelManager extends Map<string, Channel> {
 export class CliChannel implements Channel {
   readonly name = "cli";
   readonly limit = Number.MAX_SAFE_INTEGER;
-  closed = Promise.resolve(); // 启动之前就是这个值；启动之后，人离开时才 resolve
-  #command: (line: string, options: TurnOptions) => Promise<string>;
+  closed = Promise.resolve(); // from `start` on, it resolves when the person leaves
+  #app: App;
 
-  constructor(command: (line: string, options: TurnOptions) => Promise<string>) {
-    this.#command = command;
+  constructor(app: App) {
+    this.#app = app;
   }
 
-  async start(accept: Accept): Promise<void> {
-    const from = { channel: "cli", accountId: "local", peerId: "owner", senderId: "owner" };
+  async start(onMessage: Accept): Promise<void> {
     this.closed = new Terminal().run(async (line, signal) => {
-      if (line.startsWith("/")) return info(await this.#command(line, { signal }));
-      const rest = { isGroup: false, text: line, media: [], at: Date.now() };
-      return accept({ id: `cli:${crypto.randomUUID()}`, ...from, ...rest }, signal).done;
+      if (line.startsWith("/")) return info(await runCommand(line, this.#app, { signal }));
+      return onMessage(this.#read(line), signal).done;
     });
+  }
+
+  #read(text: string): InboundMessage {
+    return {
+      id: `cli:${crypto.randomUUID()}`,
+      channel: "cli",
+      accountId: "local",
+      peerId: "owner",
+      senderId: "owner",
+      isGroup: false,
+      text,
+      media: [],
+      at: Date.now(),
+    };
   }
 
   stream(_to: string, delta: string): void {
@@ -1368,77 +1448,405 @@ export class CliChannel implements Channel {
   async stop(): Promise<void> {}
 }
 
-// 机器人谁都找得到，而每次回答都要花钱。所以默认谁都不让进。
-const strangers = new Set<string>();
+/** Shows "typing" in a chat until the function that it gives is called. */
+function showTyping(channel: Channel | undefined, peerId: string): () => void {
+  const show = () => channel?.typing?.(peerId).catch(() => {});
+  show();
+  const timer = setInterval(show, 4_000); // 平台只显示 5 秒
+  return () => clearInterval(timer);
+}
 
-/** 消息所在的聊天在 `allowed` 里，就放行。陌生人会收到一句话，说主人可以怎么做，只说一次。 */
-function admit(channel: Channel, message: InboundMessage, allowed: string, accept: Accept): void {
-  const [chat = ""] = message.peerId.split(":topic:");
-  if (allowed.split(/[\s,]+/).includes(chat)) {
-    // 打印成 JSON，免得有人用控制字符在我们的终端上乱画。
-    info(`[${channel.name} ${message.peerId}] ${JSON.stringify(message.text.slice(0, 80))}`);
-    accept(message).done.catch((error) => warn(`${message.id}: ${error}`));
-  } else if (!strangers.has(chat)) {
-    strangers.add(chat); // 只说一次：不然陌生人要我们发多少，我们就得发多少
-    warn(`有陌生人发来消息，设置 ${channel.name.toUpperCase()}_ALLOWED_CHATS=${chat} 可以放行。`);
-    const words = text(`我不认识这个聊天，它的 id 是 ${chat}。要和我说话，得先请我的主人放行。`);
-    channel.send(message.peerId, words).catch(() => {});
+/**
+ * 把回答切成平台收得下的几段，排进队列；返回时已经落盘。
+ * 崩溃之后，同样的回答会再来一次，id 也相同：队列里还是只有一份。
+ */
+export async function reply(app: App, { id, channel, peerId: to }: InboundMessage, answer: string) {
+  const target = app.channels.get(channel);
+  const text = answer.trim() || t("（没有什么可说的。）");
+  if (!target) return;
+  // Whoever sees a reply while it is made sits in front of it, so nothing has to wait in a queue.
+  if (target.stream) return target.send(to, text);
+  for (const [part, piece] of chunkMessage(text, target.limit).entries()) {
+    app.queue.add(newDelivery(`${id}#${part}`, { channel, to, text: piece }));
+  }
+  app.delivery.wake(recipientOf({ channel, to }));
+}
+
+// -- 2 · Nothing lost, and in order --
+
+/** 文件夹里属于我们、又写完整了的文件："….json.tmp" 可能只写了一半。 */
+function numberedFiles(folder: string): string[] {
+  const names = fs.readdirSync(folder).filter((name) => /^\d+\.json$/.test(name));
+  return names.sort().map((name) => path.join(folder, name));
+}
+
+const numberOf = (file: string) => Number.parseInt(path.basename(file), 10);
+
+/** The entry in a file. A file without a usable one is quarantined, and gives undefined. */
+function readEntry<T>(file: string, schema: Anthropic.Tool.InputSchema): T | undefined {
+  try {
+    // The cast is right because the schema names the fields without which the program can't go on.
+    return checkInput(schema, parseObject(fs.readFileSync(file, "utf8"))) as T;
+  } catch (error) {
+    quarantine(file, String(error));
+    return undefined;
   }
 }
 
-const MEDIA = ["photo", "video", "animation", "document", "audio", "voice", "sticker"] as const;
-const CUT_AT = 4_000; // 客户端满 4096 个码元就切，也可能提前在两个词之间切
+/**
+ * A folder of entries that still have to be worked on, each in a numbered file of its own. It is a
+ * write-ahead log: an entry is flushed to the disk before anybody acts on it. The ids of processed
+ * entries stay in a file, which makes adding idempotent: an entry that comes again is not new.
+ */
+export class Spool<T extends { id: string }> {
+  protected nextNumber = 1;
+  protected readonly open = new Map<string, { entry: T; file: string }>(); // by id, oldest first
+  readonly #dir: string;
+  readonly #log: JsonlFile;
+  readonly #processed = new Set<string>(); // ids
 
-/** Node 自带的 fetch。grammY 用自己的信号来中止它，而 Node 24 的 fetch 不认这种信号。 */
+  /** Takes up what an earlier run has left in `dir`. The schema says what an entry has to have. */
+  constructor(dir: string, schema: Anthropic.Tool.InputSchema) {
+    this.#dir = dir;
+    fs.mkdirSync(dir, { recursive: true });
+    this.#log = new JsonlFile(path.join(dir, "processed.jsonl"));
+    for (const { record } of this.#log.read()) {
+      this.#processed.add((record as { id: string }).id); // markProcessed wrote it
+    }
+    for (const file of numberedFiles(dir)) {
+      this.nextNumber = numberOf(file) + 1;
+      const entry = readEntry<T>(file, schema);
+      if (!entry) continue;
+      // A crash in markProcessed leaves a file that is done, and a restored backup may add a copy.
+      if (this.#isKnown(entry.id)) fs.rmSync(file);
+      else this.open.set(entry.id, { entry, file });
+    }
+  }
+
+  #isKnown(id: string): boolean {
+    return this.#processed.has(id) || this.open.has(id);
+  }
+
+  /** The entries that are not processed yet, in the order in which they were added. */
+  pending(): T[] {
+    return [...this.open.values()].map(({ entry }) => entry);
+  }
+
+  /** Keeps an entry, which is on disk when it returns. False if its id was added before. */
+  add(entry: T): boolean {
+    if (this.#isKnown(entry.id)) return false;
+    // The number is padded with zeros, so that the names sort as the numbers do.
+    const name = `${String(this.nextNumber).padStart(12, "0")}.json`;
+    const file = path.join(this.#dir, name);
+    this.nextNumber += 1;
+    replaceFile(file, JSON.stringify(entry));
+    this.open.set(entry.id, { entry, file });
+    return true;
+  }
+
+  /** Writes an entry that has changed. One that is not here is left alone. */
+  save(entry: T): void {
+    const kept = this.open.get(entry.id);
+    if (kept) replaceFile(kept.file, JSON.stringify(entry));
+  }
+
+  /** Removes an entry and remembers its id. One that is not here is left alone. */
+  protected markProcessed(id: string): void {
+    const kept = this.open.get(id);
+    if (!kept) return;
+    // The id is written first, so that a crash between the two steps leaves a file which the next
+    // start removes. In the other order nothing would know the id when the entry comes again.
+    this.#log.append({ id });
+    this.#processed.add(id);
+    fs.rmSync(kept.file, { force: true });
+    this.open.delete(id);
+  }
+}
+
+/** For a schema: properties of one type. */
+const ofType = (type: string, ...names: string[]) =>
+  Object.fromEntries(names.map((name) => [name, { type }]));
+
+const ROUTED = objectSchema(ofType("string", "id", "channel", "peerId", "text", "sessionKey"));
+const MAX_ATTEMPTS = 3;
+
+/**
+ * 收下了、还没回答的消息，一条一个文件。处理完的消息也要记住 id：平台等不到确认就会重发，
+ * 而等不到确认，多半是因为我们崩溃了。偏偏内存里的东西，一崩溃就忘光了。
+ */
+export class Inbox extends Spool<Routed> {
+  constructor(dir: string) {
+    super(dir, ROUTED);
+    // A poison message kills the program, so without a limit it would do so at every start.
+    for (const [id, { entry, file }] of this.open) {
+      if ((entry.attempts ?? 0) < MAX_ATTEMPTS) continue;
+      quarantine(file, t("尝试处理了三次，都没有完成"));
+      this.open.delete(id);
+    }
+  }
+
+  /** Counts an attempt before it begins, because the message may kill the program during it. */
+  countAttempt(messages: Routed[]): void {
+    for (const message of messages) {
+      message.attempts = (message.attempts ?? 0) + 1;
+      this.save(message);
+    }
+  }
+
+  /**
+   * The messages that are parts of the same one as `message`; none if it is answered already. One
+   * that was attempted before a crash is in the session as it was then, so a picture that arrives
+   * only after the crash can't be added to it.
+   */
+  partsOf(message: Routed): Routed[] {
+    if (!this.open.has(message.id)) return [];
+    const isAttempted = ({ attempts = 0 }: Routed) => attempts > 0;
+    return this.pending()
+      .filter(({ part, sessionKey }) => part === message.part && sessionKey === message.sessionKey)
+      .filter((other) => isAttempted(other) === isAttempted(message));
+  }
+
+  /** The messages are answered. The first part goes last, because the session knows its id. */
+  acknowledge(messages: Routed[]): void {
+    for (const { id } of messages.toReversed()) this.markProcessed(id);
+  }
+}
+
+/** 同一段对话的任务一个接一个地跑，不同对话的并行。 */
+export function runExclusive<T>(sessionKey: string, task: () => Promise<T>): Promise<T> {
+  return LANES.run(sessionKey, task);
+}
+
+/**
+ * The entry point of every message. It is synchronous, so when it returns, a platform may forget
+ * the message. Delivery is at-least-once: what a crash interrupts is done again.
+ */
+export function accept(app: App, message: InboundMessage, signal?: AbortSignal) {
+  const routed = route(message, app);
+  rememberOwner(app, message);
+  // 终端里输入的行不存：崩溃之后，没有人在等回答。
+  const isKept = message.channel !== "cli";
+  if (isKept && !app.inbox.add(routed)) return { done: Promise.resolve("") };
+  return { done: enqueue(app, routed, signal) };
+}
+
+const PART_GAP = 600; // 毫秒；这么久没有再来，这组消息就齐了
+
+/**
+ * Telegram sends the pictures of an album one by one, and its apps cut a long text in pieces, but a
+ * person expects one answer. This is a debounce: if parts arrive during a wait, it waits again.
+ */
+async function allPartsOf(message: Routed, inbox: Inbox): Promise<Routed[]> {
+  let parts: Routed[] = [];
+  while (inbox.partsOf(message).length > parts.length) {
+    parts = inbox.partsOf(message);
+    await sleep(PART_GAP);
+  }
+  return parts;
+}
+
+/**
+ * Puts a message into the queue of its conversation. Gives the answer. Each part of a message has a
+ * place of its own there: the first one answers for all, and the others then find nothing to do.
+ */
+function enqueue(app: App, message: Routed, signal?: AbortSignal): Promise<string> {
+  if (message.channel === "cron") {
+    return runExclusive(message.sessionKey, () => runJob(app, message, signal));
+  }
+  if (message.channel === "cron") return runExclusive("cron", () => runJob(app, message, signal));
+  return runExclusive(message.sessionKey, async () => {
+    const parts = message.part ? await allPartsOf(message, app.inbox) : [message];
+    return parts.length > 0 ? handle(app, parts, signal) : "";
+  });
+}
+
+/**
+ * 处理一条消息或者一组消息，从收件箱到回复，算一轮。中间不管出什么事，这一轮都会结束，
+ * 对方也总能收到一句话。只有整个程序死掉，消息才会再来一次。
+ */
+export async function handle(app: App, parts: Routed[], signal?: AbortSignal): Promise<string> {
+  const text = parts.map((part) => part.text).join("\n");
+  const message = { ...parts[0], text } as Routed; // it has a first part, and that gives the id
+  const channel = app.channels.get(message.channel);
+  const stopTyping = showTyping(channel, message.peerId);
+  const onText = (piece: string) => channel?.stream?.(message.peerId, piece);
+  let answered: InboundMessage = message;
+  let answer: string;
+  try {
+    const agent = app.agents.get(message.agentId);
+    answer = await runUserTurn(app, message, signal, (laneSignal) => {
+      app.inbox.countAttempt(parts);
+      return answerTo(message, app, { message, signal: laneSignal, onText, agent });
+    });
+  } catch (error) {
+    if (message.channel === "cli") throw error; // 终端自己会说
+    if (error instanceof StoppingError) throw error; // 消息留在收件箱里
+    warn(`${message.sessionKey}: ${error}`);
+    answer = t("这条消息我没能回答。过一会儿再试，或者发 /new 重新开始。");
+    answered = { ...message, id: failureReplyId(message.id) };
+  } finally {
+    stopTyping();
+  }
+  if (!channel?.stream) await reply(app, answered, answer);
+  app.inbox.acknowledge(parts);
+  return answer;
+}
+
+// -- 3 · Telegram --
+
+/** Stands between the chat and the thread in the peer of a topic: "-1001:topic:7". */
+const TOPIC = ":topic:";
+
+/** 论坛群里的每个话题单独算一个地方："<chat>:topic:<thread>"。 */
+function peerOf({ chat, is_topic_message, message_thread_id }: TelegramMessage): string {
+  return is_topic_message ? `${chat.id}${TOPIC}${message_thread_id}` : String(chat.id);
+}
+
+/** The reverse of peerOf: what the Bot API has to be told to send something there. */
+function telegramAddress(peerId: string) {
+  const [chat = "", thread] = peerId.split(TOPIC);
+  return { chat, options: thread ? { message_thread_id: Number(thread) } : {} };
+}
+
+// Anyone can find a bot and write to it, and each answer costs its owner money. So the owner lists
+// the chats that may use it, and an empty list admits nobody.
+
+/** The chats that may use the bot of one platform. Its adapter passes each message through here. */
+class AllowList {
+  #chats: string[];
+  #informed = new Set<string>(); // strangers who have been told what their chat's id is
+
+  /** Takes the value of a setting: ids of chats, separated by blanks or commas. */
+  constructor(setting: string) {
+    this.#chats = setting.split(/[\s,]+/).filter((chat) => chat !== "");
+  }
+
+  /** Passes on a message from a chat of the list. Throws if the message can't be stored. */
+  admit(channel: Channel, message: InboundMessage, onMessage: Accept): void {
+    // The owner lists a forum once, by the id of its chat, and that admits all of its topics.
+    const [chat = ""] = message.peerId.split(TOPIC);
+    if (!this.#chats.includes(chat)) {
+      this.#inform(channel, message.peerId, chat);
+      return;
+    }
+    // JSON escapes control characters, with which a sender could overwrite lines of our terminal.
+    info(`[${channel.name} ${message.peerId}] ${JSON.stringify(message.text.slice(0, 80))}`);
+    onMessage(message).done.catch((error) => warn(`${message.id}: ${error}`));
+  }
+
+  /** Tells a stranger the id of the chat, and the owner the setting that would admit it. */
+  #inform(channel: Channel, peerId: string, chat: string): void {
+    // Only the first message of a chat is answered, because otherwise strangers could make the bot
+    // send as much as they like.
+    if (this.#informed.has(chat)) return;
+    this.#informed.add(chat);
+    warn(`有陌生人发来消息，设置 ${channel.name.toUpperCase()}_ALLOWED_CHATS=${chat} 可以放行。`);
+    const words = t(`我不认识这个聊天，它的 id 是 ${chat}。要和我说话，得先请我的主人放行。`);
+    channel.send(peerId, words).catch(() => {}); // the owner has read the id in the log already
+  }
+}
+
+/** The words of a message. Under a picture or a file they are called its caption. */
+const telegramText = ({ text, caption }: TelegramMessage) => text ?? caption ?? "";
+
+type Attachment = InboundMessage["media"][number];
+
+// Telegram also sets `document` for an animation, so the animation has to be looked for first.
+const FILE_KINDS = ["video", "animation", "document", "audio", "voice", "sticker"] as const;
+
+/** The picture or file that came with a message. Its id is Telegram's: we download nothing. */
+function attachmentOf(message: TelegramMessage): Attachment | undefined {
+  const largest = message.photo?.at(-1); // 图片取尺寸最大的
+  if (largest) return { kind: "photo", id: largest.file_id };
+  for (const kind of FILE_KINDS) {
+    const attached = message[kind];
+    if (attached) return { kind, id: attached.file_id };
+  }
+  return undefined;
+}
+
+/** Finds "@our_bot" in a text, also in "/help@our_bot", but not in "@our_bot2". */
+const mentionOf = (bot: UserFromGetMe) => new RegExp(`@${bot.username}\\b`, "gi");
+
+/** Whether a message is meant for the bot: in a group, only if it mentions or answers the bot. */
+function isAddressedTo(bot: UserFromGetMe, message: TelegramMessage): boolean {
+  if (message.chat.type === "private") return true;
+  const isReply = message.reply_to_message?.from?.id === bot.id;
+  return isReply || mentionOf(bot).test(telegramText(message));
+}
+
+/** A text as the model gets it: the kind of the attachment, and the words without our name. */
+function describeMessage(bot: UserFromGetMe, words: string, attachment?: Attachment): string {
+  const kind = attachment ? `[${attachment.kind}] ` : "";
+  const description = `${kind}${words.replaceAll(mentionOf(bot), "")}`.trim();
+  return description || words; // of a bare "@our_bot" nothing would be left, and no turn is empty
+}
+
+/** Makes a SendError of a failed call, which says whether another attempt can succeed. */
+function telegramError(error: unknown): SendError {
+  // If Telegram itself did not answer, the network failed, and a later attempt may succeed.
+  if (!(error instanceof GrammyError)) return new SendError(String(error));
+  const { error_code: status, description, parameters } = error;
+  // 429 means that we send too fast. Any other refusal is permanent, for example 403, which says
+  // that the person blocked the bot, or 400, that there is no such chat.
+  const isTemporary = status === 429 || status >= 500;
+  return new SendError(description, !isTemporary, parameters.retry_after);
+}
+
+/**
+ * The fetch of Node, for grammY. grammY stops a call by a signal of the package abort-controller,
+ * but the fetch of Node 24 takes only Node's own, so this one passes the stop on.
+ */
 const fetchForGrammy: typeof fetch = (url, init) => {
-  const control = new AbortController();
-  if (init?.signal?.aborted) control.abort();
-  init?.signal?.addEventListener("abort", () => control.abort());
-  return fetch(url, { ...init, signal: control.signal });
+  const controller = new AbortController();
+  const stop = () => controller.abort();
+  if (init?.signal?.aborted) stop();
+  init?.signal?.addEventListener("abort", stop);
+  return fetch(url, { ...init, signal: controller.signal });
 };
 
-/** Telegram，用长轮询。去取新消息，就等于确认旧消息收到了：所以要先把旧的存好。 */
+// 客户端满 4096 个码元就切，也可能提前在两个词之间切
+const MIN_CUT_LENGTH = 4_000;
+
+/** The adapter for Telegram, which gets messages by long polling (see `#poll`). */
 export class TelegramChannel implements Channel {
   readonly name = "telegram";
   readonly limit = 4096;
-  #setting: Setting;
+  #newBot: () => Bot;
   #bot: Bot;
   #stopped = false;
-  #cut = new Map<string, { next: number; part: string }>();
-  #ours = new Set<string>(); // 放行过的那些组的标记
+  #allowed: AllowList;
+  // By sender: the newest piece of a text that was cut, and the id that the next piece would have.
+  #lastPiece = new Map<string, { part: string; nextId: number }>();
+  #addressedParts = new Set<string>(); // the `part` of albums and long texts that are meant for us
 
   constructor(setting: Setting) {
-    this.#setting = setting;
+    this.#allowed = new AllowList(setting("TELEGRAM_ALLOWED_CHATS"));
+    const apiRoot = setting("TELEGRAM_API_ROOT") || "https://api.telegram.org";
+    // By default grammY uses node-fetch, which would ignore the proxy that is set for this program.
+    const client = { apiRoot, timeoutSeconds: 60, fetch: fetchForGrammy };
+    this.#newBot = () => new Bot(setting("TELEGRAM_BOT_TOKEN"), { client });
     this.#bot = this.#newBot();
   }
 
-  #newBot(): Bot {
-    const apiRoot = this.#setting("TELEGRAM_API_ROOT") || "https://api.telegram.org";
-    // 用 Node 自己的 fetch：grammY 自带的那个不走代理。
-    const client = { apiRoot, timeoutSeconds: 60, fetch: fetchForGrammy };
-    return new Bot(this.#setting("TELEGRAM_BOT_TOKEN"), { client });
-  }
-
-  /** 令牌不对就 reject。 */
-  async start(accept: Accept): Promise<void> {
+  /** Resolves when Telegram has taken the token; rejects if it refuses it. */
+  async start(onMessage: Accept): Promise<void> {
     await this.#bot.init();
-    void this.#poll(accept);
+    void this.#poll(onMessage);
   }
 
-  /** 一直去取新消息，直到停止。服务器连不上时，grammY 自己会等它恢复。 */
-  async #poll(accept: Accept): Promise<void> {
+  /**
+   * Long polling: we ask for updates, and Telegram holds the request open until there are some.
+   * The next request names the first update that we don't have, which confirms all before it.
+   */
+  async #poll(onMessage: Accept): Promise<void> {
     while (!this.#stopped) {
-      this.#bot.on("message", ({ message }) => {
-        const inbound = this.#read(message);
-        if (inbound) admit(this, inbound, this.#setting("TELEGRAM_ALLOWED_CHATS"), accept);
-      });
-      // accept 是同步函数，所以这里返回时，消息已经落盘，grammY 可以去取下一批了。
-      // 要是没存下来（比如磁盘满了），那就什么都不能确认：这个 Bot 作废，
-      // 再建一个新的，同样的消息会再来一遍。
-      this.#bot.catch(({ error }) => Promise.reject(error));
+      this.#handleUpdates(onMessage);
       try {
         await this.#bot.start({ allowed_updates: ["message"] });
       } catch (error) {
+        // grammY itself waits for a server that is down. So this is a refusal, for example because
+        // another program asks with the same token, or a message that could not be stored.
         if (!this.#stopped) warn(`telegram: ${error}。5 秒后再试。`);
         await sleep(5_000);
         this.#bot = this.#newBot();
@@ -1446,66 +1854,75 @@ export class TelegramChannel implements Channel {
     }
   }
 
+  #handleUpdates(onMessage: Accept): void {
+    // Telegram forgets what was confirmed, so a message has to be on disk before grammY asks for
+    // the next ones. It is, because `onMessage` is synchronous.
+    this.#bot.on("message", ({ message }) => {
+      const inbound = this.#read(message);
+      if (inbound) this.#allowed.admit(this, inbound, onMessage);
+    });
+    // accept 是同步函数，所以这里返回时，消息已经落盘，grammY 可以去取下一批了。
+    // 要是没存下来（比如磁盘满了），那就什么都不能确认：这个 Bot 作废，
+    // 再建一个新的，同样的消息会再来一遍。
+    this.#bot.catch(({ error }) => Promise.reject(error));
+  }
+
   /** 不是给我们的，就返回 undefined：别的机器人、服务消息、群里的闲聊。 */
   #read(message: TelegramMessage): InboundMessage | undefined {
-    const { chat, from, message_id, reply_to_message: answered } = message;
-    const { id: me, username } = this.#bot.botInfo;
-    const kind = MEDIA.find((name) => message[name]);
-    const file = kind && [message[kind]].flat().at(-1); // 图片取尺寸最大的
-    const words = message.text ?? message.caption ?? "";
-    if (!from || from.is_bot || (!words && !kind)) return undefined;
-    // "@bot"，还有 "/command@bot"。在群里，只回答指名找我们的消息。
-    const name = new RegExp(`@${username}\\b`, "gi");
-    const isGroup = chat.type !== "private";
-    const part = this.#partOf(message, words);
-    const isMeant = name.test(words) || answered?.from?.id === me;
+    const { chat, from, message_id } = message;
+    const bot = this.#bot.botInfo;
+    const words = telegramText(message);
+    const attachment = attachmentOf(message);
+    const isEmpty = !words && !attachment; // a service message, such as "Bob joined the group"
+    if (!from || from.is_bot || isEmpty) return undefined;
+    const part = this.#partOf(message);
     // 一个相册里，只有一张图的说明文字会提到我们。
-    if (isGroup && !isMeant && !this.#ours.has(part ?? "")) return undefined;
-    if (part) this.#ours.add(part);
-    const topic = message.is_topic_message ? `:topic:${message.message_thread_id}` : "";
+    const follows = part !== undefined && this.#addressedParts.has(part);
+    if (!follows && !isAddressedTo(bot, message)) return undefined;
+    if (part !== undefined) this.#addressedParts.add(part);
     return {
-      id: `telegram:${me}:${chat.id}:${message_id}`,
+      id: `telegram:${bot.id}:${chat.id}:${message_id}`,
       channel: "telegram",
-      accountId: String(me),
-      peerId: `${chat.id}${topic}`,
+      accountId: String(bot.id),
+      peerId: peerOf(message),
       senderId: String(from.id),
-      guildId: topic ? String(chat.id) : undefined,
-      isGroup,
-      text: `${kind ? `[${kind}] ` : ""}${words.replaceAll(name, "")}`.trim() || words,
-      media: kind && file ? [{ kind, id: file.file_id }] : [],
-      at: message.date * 1000,
+      guildId: message.is_topic_message ? String(chat.id) : undefined,
+      isGroup: chat.type !== "private",
+      text: describeMessage(bot, words, attachment),
+      media: attachment ? [attachment] : [],
+      at: message.date * 1000, // Telegram counts seconds
       part,
     };
   }
 
-  /** 相册的标记，或者切开的长文字的标记：切出来的几条，编号是连着的。 */
-  #partOf({ chat, from, message_id, media_group_id }: TelegramMessage, words: string) {
+  /**
+   * The mark that all parts of one message share; undefined if it is whole. Telegram marks the
+   * parts of an album, but not the pieces of a long text: we know those by their ids in a row.
+   */
+  #partOf(message: TelegramMessage): string | undefined {
+    const { chat, from, message_id, media_group_id } = message;
     if (media_group_id) return `telegram ${chat.id} ${media_group_id}`;
     const sender = `telegram ${chat.id} ${from?.id}`;
-    const cut = this.#cut.get(sender);
-    const before = cut?.next === message_id ? cut.part : undefined;
-    // 比这短的，就算真是切出来的，也是最后一条。
-    if (words.length < CUT_AT) return before;
-    const part = before ?? `${sender} ${message_id}`;
-    this.#cut.set(sender, { next: message_id + 1, part });
+    const previous = this.#lastPiece.get(sender);
+    const continued = previous?.nextId === message_id ? previous.part : undefined;
+    if (telegramText(message).length < MIN_CUT_LENGTH) return continued;
+    const part = continued ?? `${sender} ${message_id}`;
+    this.#lastPiece.set(sender, { part, nextId: message_id + 1 });
     return part;
   }
 
-  async send(to: string, words: string): Promise<void> {
-    const { chat, thread } = telegramPlace(to);
+  async send(to: string, text: string): Promise<void> {
+    const { chat, options } = telegramAddress(to);
     try {
-      await this.#bot.api.sendMessage(chat, words, thread);
+      await this.#bot.api.sendMessage(chat, text, options);
     } catch (error) {
-      if (!(error instanceof GrammyError)) throw sendError(String(error), false);
-      // 403：机器人被拉黑；400：没有这个聊天。再试也没用。
-      const { error_code: code, description, parameters } = error;
-      throw sendError(description, code < 500 && code !== 429, parameters.retry_after);
+      throw telegramError(error);
     }
   }
 
   typing(to: string): Promise<unknown> {
-    const { chat, thread } = telegramPlace(to);
-    return this.#bot.api.sendChatAction(chat, "typing", thread);
+    const { chat, options } = telegramAddress(to);
+    return this.#bot.api.sendChatAction(chat, "typing", options);
   }
 
   async stop(): Promise<void> {
@@ -1514,46 +1931,57 @@ export class TelegramChannel implements Channel {
   }
 }
 
-/** 论坛群里的每个话题单独算一个地方："<chat>:topic:<thread>"。 */
-function telegramPlace(to: string) {
-  const [chat = "", thread] = to.split(":topic:");
-  return { chat, thread: thread ? { message_thread_id: Number(thread) } : {} };
-}
+// -- 4 · A webhook, and who calls it --
 
-// 飞书不等我们去取，是它来调用我们。这就需要服务端，而服务端要多加小心：
-// 谁找到了地址，谁就能随便往这里发东西。
+// Feishu doesn't wait for us to ask. It calls a webhook, an address of ours to which it sends each
+// event. Anyone who finds that address can send something there as well. So the server limits what
+// it reads, and the channel checks by secrets, which only Feishu and we know, who sent an event.
 
+/** What our HTTP server answers; the body is sent as JSON. */
 type Answer = { status: number; body: object };
-/** 我们的 HTTP 服务端接受哪些请求："POST /path"。请求体是原样的字节，一个都没动过。 */
-export const ROUTES: Record<string, (body: Buffer, headers: http.IncomingHttpHeaders) => Answer> =
-  {};
 
+/** Gets the body byte for byte as it was sent, because a signature is a hash over these bytes. */
+type Route = (body: Buffer, headers: http.IncomingHttpHeaders) => Answer;
+
+/** To add a route to the HTTP server, set ROUTES["POST /path"] to a function of this type. */
+export const ROUTES: Record<string, Route> = {};
+
+const UNAUTHORIZED: Answer = { status: 401, body: { error: "this does not come from Feishu" } };
+
+const MAX_BODY = 1_000_000; // bytes: they are kept in memory before we know who sends them
+
+/** Finds the route, reads the body, and lets the route answer. */
 async function answerHttp(request: http.IncomingMessage): Promise<Answer> {
-  const place = `${request.method} ${request.url?.split("?")[0]}`;
-  const route = Object.hasOwn(ROUTES, place) && ROUTES[place];
-  if (!route) return { status: 404, body: { error: "not found" } };
+  const [pathname] = request.url?.split("?") ?? [];
+  const handler = ROUTES[`${request.method} ${pathname}`];
+  if (!handler) return { status: 404, body: { error: "not found" } };
   const chunks: Buffer[] = [];
-  let left = 1_000_000; // 字节；不管来的是谁，到这时还没有出示令牌
+  let size = 0;
   for await (const chunk of request) {
-    left -= chunk.length;
-    if (left < 0) return { status: 413, body: { error: "too large" } };
+    size += chunk.length;
+    if (size > MAX_BODY) return { status: 413, body: { error: "too large" } };
     chunks.push(chunk);
   }
-  return route(Buffer.concat(chunks), request.headers);
+  return handler(Buffer.concat(chunks), request.headers);
 }
 
-/** 唯一的 HTTP 服务端，只监听回环地址：要让外面访问，就走隧道。 */
+/**
+ * Starts the only HTTP server of the program. It listens on loopback, so Feishu reaches it through
+ * a tunnel or a reverse proxy. If the port is taken, the server that this gives is not listening.
+ */
 async function startHttp(port: number): Promise<http.Server> {
   const server = http.createServer(async (request, response) => {
     const { status, body } = await answerHttp(request).catch((error) => {
+      // What went wrong is in the log, and only there, because the sender may be anyone.
       warn(`http: ${error}`);
-      return { status: 500, body: { error: "internal error" } }; // 原因不往外说
+      return { status: 500, body: { error: "internal error" } };
     });
     response.writeHead(status, { "content-type": "application/json" }).end(JSON.stringify(body));
   });
   try {
     await once(server.listen(port, "127.0.0.1"), "listening");
-    // 它监听的是 TCP，所以地址里有端口。
+    // With HTTP_PORT=0 the system chooses the port, so we ask for it. The cast is right because an
+    // address has no port only if the server listens on a pipe.
     info(`http: 正在监听 127.0.0.1:${(server.address() as { port: number }).port}`);
   } catch (error) {
     warn(`http: ${error}。请换一个 HTTP_PORT，其余部分照常运行。`);
@@ -1561,33 +1989,114 @@ async function startHttp(port: number): Promise<http.Server> {
   return server;
 }
 
+/** An object from outside with strings under these names, any of which may be missing. */
 type Strings<Name extends string> = Partial<Record<Name, string>>;
 
-/** 事件里我们会读的部分。谁都可以往这里 POST，所以哪个字段都可能没有。 */
+type FeishuMention = Strings<"key" | "name"> & { id?: Strings<"open_id"> };
+
+/**
+ * What we read of a request to the webhook. If it is encrypted, it has only `encrypt`, and the rest
+ * is inside. Feishu tests a new webhook by `type`, `token` and `challenge`; events have the others.
+ */
 type FeishuEvent = Strings<"encrypt" | "type" | "token" | "challenge"> & {
   header?: Strings<"event_type" | "token" | "tenant_key">;
   event?: {
     sender?: Strings<"sender_type"> & { sender_id?: Strings<"open_id"> };
     message?: Strings<"chat_id" | "chat_type" | "message_type" | "content" | "create_time"> & {
-      mentions?: { key: string; name: string; id?: Strings<"open_id"> }[];
+      mentions?: FeishuMention[];
     };
   };
 };
 
-const FEISHU_BUSY = [99991400, 230020, 11232]; // 请求太频繁
-const FEISHU_EXPIRED = [99991661, 99991663, 99991664]; // 我们的 access token 过期了
+/** Undefined if the body is not encrypted with this key, or, without a key, if it is no JSON. */
+function decryptEvent(body: Buffer, encryptKey: string): FeishuEvent | undefined {
+  const event: FeishuEvent | undefined = parseObject(body.toString());
+  if (!event || !encryptKey) return event;
+  const bytes = Buffer.from(String(event.encrypt), "base64");
+  const iv = bytes.subarray(0, 16);
+  const encrypted = bytes.subarray(16);
+  try {
+    const decipher = crypto.createDecipheriv("aes-256-cbc", sha256(encryptKey).digest(), iv);
+    // We join bytes, because one character may have its bytes in both pieces.
+    const json = Buffer.concat([decipher.update(encrypted), decipher.final()]);
+    return parseObject(json.toString());
+  } catch {
+    return undefined;
+  }
+}
 
-/** 飞书，还有 Lark：事件从 HTTP 来，马上确认，活留到之后再干。 */
+const MAX_EVENT_AGE = 3600; // 秒
+
+/**
+ * Whether the signature is right, a hash over the body and a key that only Feishu and we have.
+ * Feishu signs only what it encrypts, so without a key the verification token has to be enough.
+ */
+function isSigned(body: Buffer, headers: http.IncomingHttpHeaders, encryptKey: string): boolean {
+  if (!encryptKey) return true;
+  const time = headers["x-lark-request-timestamp"];
+  const nonce = headers["x-lark-request-nonce"];
+  const signature = sha256(`${time}${nonce}${encryptKey}${body}`).digest("hex");
+  // In a replay attack, somebody records a signed request and sends it again later. Its signature
+  // is still right, but the time in it, which is signed as well, shows how old it is.
+  const isFresh = Math.abs(Date.now() / 1000 - Number(time)) < MAX_EVENT_AGE;
+  return isFresh && headers["x-lark-signature"] === signature;
+}
+
+// -- 5 · Feishu --
+
+const fileKeyOf = ({ file_key, image_key }: Fields) => file_key ?? image_key;
+
+/** Gives a link with its address, and a mention as the mark that Feishu uses: "@_user_1". */
+function textOfElement(element: Fields): string {
+  if (fileKeyOf(element)) return "[image]";
+  const words = String(element.text ?? element.user_id ?? "");
+  return element.href ? `${words} (${element.href})` : words;
+}
+
+/** The elements of a list from outside that are objects, so that their fields can be looked at. */
+const objectsOf = (list: unknown): Fields[] =>
+  Array.isArray(list) ? list.filter((item) => typeof item === "object" && item !== null) : [];
+
+/** A post is rich text: a title, and lines, each of which is a list of elements. */
+function readPost({ title, content }: Fields) {
+  const lines = objectsOf(content).map(objectsOf);
+  const texts = lines.map((elements) => elements.map(textOfElement).join(""));
+  const keys = lines.flat().map(fileKeyOf).filter(Boolean);
+  const media = keys.map((key) => ({ kind: "image", id: String(key) }));
+  return { text: [title, ...texts].filter(Boolean).join("\n"), media };
+}
+
+/**
+ * Reads the content of a message: JSON, whose form depends on the type of the message. Gives the
+ * words, and the pictures and files that came with them.
+ */
+function readFeishu(type: string, json: string) {
+  const content = (parseObject(json) ?? {}) as Fields; // the readers check the fields that they use
+  if (type === "post") return readPost(content);
+  const key = fileKeyOf(content);
+  if (key) return { text: `[${type}]`, media: [{ kind: type, id: String(key) }] };
+  return { text: textOfElement(content), media: [] };
+}
+
+/** What Feishu's API answers. `code` is 0 if it did what we asked, else it says why not. */
+type FeishuAnswer = { code: number; msg: string; expire?: number; tenant_access_token?: string };
+
+const FEISHU_BUSY = [99991400, 230020, 11232]; // 请求太频繁
+const FEISHU_EXPIRED = [99991661, 99991663, 99991664]; // codes for an access token that has expired
+
+/** The adapter for Feishu, and for Lark, its international edition. Events come by a webhook. */
 export class FeishuChannel implements Channel {
   readonly name = "feishu";
   readonly limit = 4000;
   #setting: Setting;
   #api: string;
-  #access = { token: "", until: 0 };
+  #allowed: AllowList;
+  #access = { token: "", expiresAt: 0 };
 
   /** 设置不合理就抛错。 */
   constructor(setting: Setting) {
     this.#setting = setting;
+    this.#allowed = new AllowList(setting("FEISHU_ALLOWED_CHATS"));
     const missing = ["FEISHU_APP_SECRET", "FEISHU_VERIFICATION_TOKEN"].find((it) => !setting(it));
     if (missing) throw new Error(`${missing} is not set, and FEISHU_APP_ID needs it`);
     const domain = setting("FEISHU_DOMAIN") || "feishu";
@@ -1597,130 +2106,118 @@ export class FeishuChannel implements Channel {
   }
 
   /** App ID 或者 App Secret 不对，就 reject。 */
-  async start(accept: Accept): Promise<void> {
-    ROUTES["POST /feishu/events"] = (body, headers) => this.#receive(body, headers, accept);
+  async start(onMessage: Accept): Promise<void> {
+    ROUTES["POST /feishu/events"] = (body, headers) => this.#receive(body, headers, onMessage);
     await this.#accessToken();
   }
 
-  /** 马上应答：超过 3 秒，飞书就不等了，会把事件再发一遍。 */
-  #receive(body: Buffer, headers: http.IncomingHttpHeaders, accept: Accept): Answer {
-    const event = this.#decrypt(body);
+  /**
+   * Answers as soon as the message is stored, without waiting for the model. If Feishu gets no
+   * answer within 3 s, it sends the event again, which is called a redelivery.
+   */
+  #receive(body: Buffer, headers: http.IncomingHttpHeaders, onMessage: Accept): Answer {
+    const encryptKey = this.#setting("FEISHU_ENCRYPT_KEY");
+    const event = decryptEvent(body, encryptKey);
     const token = event?.header?.token ?? event?.token;
-    const refused = { status: 401, body: { error: "this does not come from Feishu" } };
-    if (!event || token !== this.#setting("FEISHU_VERIFICATION_TOKEN")) return refused;
+    if (!event || token !== this.#setting("FEISHU_VERIFICATION_TOKEN")) return UNAUTHORIZED;
+    // When the owner registers the webhook, Feishu tests it: we have to send the challenge back.
     if (event.type === "url_verification")
       return { status: 200, body: { challenge: event.challenge } };
-    if (!this.#isSigned(body, headers)) return refused;
+    if (!isSigned(body, headers, encryptKey)) return UNAUTHORIZED;
     const inbound = this.#read(event);
-    if (inbound) admit(this, inbound, this.#setting("FEISHU_ALLOWED_CHATS"), accept);
+    if (inbound) this.#allowed.admit(this, inbound, onMessage);
     return { status: 200, body: {} };
-  }
-
-  /** 看不懂就返回 undefined；该加密却是明文，也一样。 */
-  #decrypt(body: Buffer): FeishuEvent | undefined {
-    const event: FeishuEvent | undefined = parseObject(body.toString());
-    const encryptKey = this.#setting("FEISHU_ENCRYPT_KEY");
-    if (!encryptKey || !event) return event;
-    const key = sha256(encryptKey).digest();
-    const bytes = Buffer.from(String(event.encrypt), "base64");
-    try {
-      const cipher = crypto.createDecipheriv("aes-256-cbc", key, bytes.subarray(0, 16));
-      // 按字节拼起来：一个字符可能正好跨在两块中间。
-      return parseObject(`${Buffer.concat([cipher.update(bytes.subarray(16)), cipher.final()])}`);
-    } catch {
-      return undefined; // 密钥不对，或者根本没有加密
-    }
-  }
-
-  /** 签名是一个哈希，由请求体和只有飞书跟我们知道的密钥一起算出来。 */
-  #isSigned(body: Buffer, headers: http.IncomingHttpHeaders): boolean {
-    const encryptKey = this.#setting("FEISHU_ENCRYPT_KEY");
-    if (!encryptKey) return true; // 没有加密就没有签名；token 已经对过了
-    const time = headers["x-lark-request-timestamp"];
-    const hash = sha256(`${time}${headers["x-lark-request-nonce"]}${encryptKey}${body}`);
-    const fresh = Math.abs(Date.now() / 1000 - Number(time)) < 3600; // 太旧的，是重放攻击
-    return fresh && headers["x-lark-signature"] === hash.digest("hex");
   }
 
   /** 不是消息，或者不是给我们的，就返回 undefined。 */
   #read({ header, event }: FeishuEvent): InboundMessage | undefined {
     const { sender, message } = event ?? {};
-    if (header?.event_type !== "im.message.receive_v1" || !message?.chat_id) return undefined;
-    if (sender?.sender_type !== "user") return undefined;
-    const { chat_id: peerId, create_time, content = "" } = message;
-    const mentions = message.mentions ?? [];
-    const accountId = this.#setting("FEISHU_APP_ID");
-    const isMe = ({ id }: { id?: Strings<"open_id"> }) =>
-      id?.open_id === (this.#setting("FEISHU_BOT_OPEN_ID") || null);
+    if (header?.event_type !== "im.message.receive_v1") return undefined;
+    if (!message?.chat_id || sender?.sender_type !== "user") return undefined;
+    const { chat_id: peerId, message_type: type = "", content = "", create_time } = message;
     const isGroup = message.chat_type !== "p2p";
-    if (isGroup && !mentions.some(isMe)) return undefined;
+    const mentions = message.mentions ?? [];
+    if (isGroup && !mentions.some((mention) => this.#isBot(mention))) return undefined;
+    const accountId = this.#setting("FEISHU_APP_ID");
     const senderId = sender.sender_id?.open_id ?? "";
-    const { words, media } = readFeishu(message.message_type ?? "", content);
-    let out = words;
-    // 从后往前换："@_user_10" 的开头也是 "@_user_1"。
-    for (const m of mentions.toReversed()) out = out.split(m.key).join(isMe(m) ? "" : `@${m.name}`);
+    const { text, media } = readFeishu(type, content);
+    const words = text.trim() || `[${type}]`; // a location, for example, has no text
     // 重发时，消息 id 可能会变，但发送者、时间和内容不会。
-    const same = JSON.stringify([senderId, peerId, create_time, content]);
-    const id = `feishu:${accountId}:${sha256(same).digest("hex")}`;
-    const who = { channel: "feishu", accountId, peerId, senderId, guildId: header.tenant_key };
-    return { id, ...who, isGroup, text: out.trim() || words, media, at: Number(create_time) };
+    const fingerprint = JSON.stringify([senderId, peerId, create_time, content]);
+    return {
+      id: `feishu:${accountId}:${sha256(fingerprint).digest("hex")}`,
+      channel: "feishu",
+      accountId,
+      peerId,
+      senderId,
+      guildId: header.tenant_key,
+      isGroup,
+      text: this.#nameMentions(words, mentions).trim() || words,
+      media,
+      at: Number(create_time), // in ms already
+    };
   }
 
-  async send(to: string, words: string, again = false): Promise<void> {
-    const place = "/open-apis/im/v1/messages?receive_id_type=chat_id";
-    const body = { receive_id: to, msg_type: "text", content: JSON.stringify({ text: words }) };
-    const { code, msg } = await this.#post(place, body, await this.#accessToken());
-    if (FEISHU_EXPIRED.includes(code) && !again) {
-      this.#access.until = 0;
-      return this.send(to, words, true);
+  /** False for everybody if FEISHU_BOT_OPEN_ID is not set, so that no group is answered. */
+  #isBot({ id }: FeishuMention): boolean {
+    const botId = this.#setting("FEISHU_BOT_OPEN_ID");
+    return botId !== "" && id?.open_id === botId;
+  }
+
+  /** Puts names where the text has "@_user_1", and nothing where it mentions the bot. */
+  #nameMentions(text: string, mentions: FeishuMention[]): string {
+    const nameOf = (mention: FeishuMention) => (this.#isBot(mention) ? "" : `@${mention.name}`);
+    const names = new Map(mentions.map((mention) => [mention.key, nameOf(mention)]));
+    return text.replace(/@_user_\d+/g, (key) => names.get(key) ?? key);
+  }
+
+  async send(to: string, text: string): Promise<void> {
+    const message = { receive_id: to, msg_type: "text", content: JSON.stringify({ text }) };
+    let answer = await this.#postMessage(message);
+    // An access token can become invalid early. One retry with a new token is enough: if Feishu
+    // refuses that one, too, the token is not the problem.
+    if (FEISHU_EXPIRED.includes(answer.code)) {
+      this.#access.expiresAt = 0;
+      answer = await this.#postMessage(message);
     }
-    if (code !== 0) throw sendError(`${code} ${msg}`, !FEISHU_BUSY.includes(code));
+    const { code, msg } = answer;
+    if (code !== 0) throw new SendError(`${code} ${msg}`, !FEISHU_BUSY.includes(code));
   }
 
-  /** 有效期大约两小时；到期前一分钟重新去取。 */
+  async #postMessage(message: object): Promise<FeishuAnswer> {
+    const token = await this.#accessToken();
+    return this.#post("/open-apis/im/v1/messages?receive_id_type=chat_id", message, token);
+  }
+
+  /** Gives the same token for about two hours, and gets a new one a minute before it expires. */
   async #accessToken(): Promise<string> {
-    if (Date.now() < this.#access.until) return this.#access.token;
-    const [app_id, app_secret] = ["FEISHU_APP_ID", "FEISHU_APP_SECRET"].map(this.#setting);
-    const place = "/open-apis/auth/v3/tenant_access_token/internal";
-    const answer = await this.#post(place, { app_id, app_secret });
-    if (answer.code !== 0) throw sendError(`${answer.code} ${answer.msg}`, true);
+    if (Date.now() < this.#access.expiresAt) return this.#access.token;
+    const setting = this.#setting;
+    const app = { app_id: setting("FEISHU_APP_ID"), app_secret: setting("FEISHU_APP_SECRET") };
+    const answer = await this.#post("/open-apis/auth/v3/tenant_access_token/internal", app);
+    if (answer.code !== 0) throw new SendError(`${answer.code} ${answer.msg}`, true);
     const { tenant_access_token: token = "", expire = 0 } = answer;
-    this.#access = { token, until: Date.now() + (expire - 60) * 1000 };
+    this.#access = { token, expiresAt: Date.now() + (expire - 60) * 1000 };
     return token;
   }
 
-  async #post(place: string, body: object, token = ""): Promise<FeishuAnswer> {
+  /** Gives what Feishu answers, also if it refuses. Throws SendError if there is no answer. */
+  async #post(endpoint: string, body: object, token = ""): Promise<FeishuAnswer> {
     const headers = { "content-type": "application/json", authorization: `Bearer ${token}` };
     const signal = AbortSignal.timeout(10_000);
     const request = { method: "POST", headers, body: JSON.stringify(body), signal };
     try {
-      const response = await fetch(this.#api + place, request);
+      const response = await fetch(this.#api + endpoint, request);
       if (response.status === 429 || response.status >= 500) throw new Error(response.statusText);
       return (await response.json()) as FeishuAnswer; // 拒绝时的应答也是这个格式
     } catch (error) {
-      throw sendError(String(error), false);
+      throw new SendError(String(error));
     }
   }
 
-  stop = async () => void delete ROUTES["POST /feishu/events"];
-}
-
-type FeishuAnswer = { code: number; msg: string; expire?: number; tenant_access_token?: string };
-
-/** 一条消息的文字，连同里面的链接；还有里面的图片和文件。 */
-function readFeishu(type: string, json: string) {
-  const media: { kind: string; id: string }[] = [];
-  const wordsOf = (item: Fields | null): string => {
-    const id = item?.file_key ?? item?.image_key;
-    if (!id) return `${item?.text ?? item?.user_id ?? ""}${item?.href ? ` (${item.href})` : ""}`;
-    media.push({ kind: type === "post" ? "image" : type, id: String(id) });
-    return `[${media.at(-1)?.kind}]`;
-  };
-  const content = (parseObject(json) ?? {}) as Fields; // 里面的内容逐个字段检查
-  if (type !== "post") return { words: wordsOf(content).trim() || `[${type}]`, media };
-  const lines = Array.isArray(content.content) ? content.content : [];
-  const words = lines.map((line: Fields[]) => [line ?? []].flat().map(wordsOf).join(""));
-  return { words: [content.title, ...words].filter(Boolean).join("\n").trim() || "[post]", media };
+  async stop(): Promise<void> {
+    delete ROUTES["POST /feishu/events"];
+  }
 }
 
 command("channels", "有哪些渠道，现在怎么样", (_args, { channels }) =>
@@ -1728,8 +2225,9 @@ command("channels", "有哪些渠道，现在怎么样", (_args, { channels }) =
 );
 
 command("accounts", "我们在各个平台上的账号", () => {
-  const shown = (name: string) => `${name}  ${(env(name) || "-").slice(0, 6)}`; // 只露开头
-  return ["TELEGRAM_BOT_TOKEN", "FEISHU_APP_ID", "FEISHU_APP_SECRET"].map(shown);
+  // Only the beginning of each, because whoever reads a whole token can act as the bot.
+  const masked = (name: string) => `${name}  ${(env(name) || "-").slice(0, 6)}`;
+  return ["TELEGRAM_BOT_TOKEN", "FEISHU_APP_ID", "FEISHU_APP_SECRET"].map(masked);
 });
 
 // ---- s05 · 网关和路由 ----
@@ -1766,15 +2264,15 @@ export interface App {
 const LUNA = "You are Luna, a warm and brief assistant. Answer plainly.";
 const SAGE = "You are Sage, a calm and thorough assistant. Give your reasons.";
 
-/** 可以回答的 Agent。没有绑定另作安排时，由第一个回答。 */
-export const AGENTS: Agent[] = [
+/** Who can answer. The type asks for at least one, because the first is the default. */
+export const AGENTS: [Agent, ...Agent[]] = [
   { id: "luna", system: LUNA, dmScope: "per-channel-peer" },
   { id: "sage", system: SAGE, dmScope: "per-channel-peer" },
 ];
 
 /** 按 id 查 Agent。 */
 export class AgentManager extends Map<string, Agent> {
-  /** 没有就抛错，并说出有哪些。 */
+  /** Throws if there is no such agent; the error names those that exist. */
   find(id: string): Agent {
     const agent = this.get(id);
     if (!agent) throw new Error(`no such agentId: ${id}; there are ${[...this.keys()].join(", ")}`);
@@ -1782,28 +2280,32 @@ export class AgentManager extends Map<string, Agent> {
   }
 }
 
-// 各个层级，最具体的排在前面：聊天、聊天的归属、我们的账号、平台。
+// The tiers in their order of precedence: a chat comes before the group of chats that it belongs
+// to, then our own account, the platform, and last what applies to every message.
 const TIERS = ["peerId", "guildId", "accountId", "channel", "default"] as const;
+
+type Tier = (typeof TIERS)[number];
 
 /** “从那里来的消息，归这个 Agent 回答。”在同一层级里，priority 大的优先。 */
 export interface Binding {
   agentId: string;
   tier: number; // 1 到 5
-  matchKey: (typeof TIERS)[number];
+  matchKey: Tier;
   matchValue: string; // 聊天也可以写成 "telegram:1001"
   priority: number;
 }
 
+/** The bindings at the start. Clients of the gateway can set others, until the program ends. */
 export const BINDINGS: Omit<Binding, "tier">[] = [
   { agentId: "luna", matchKey: "default", matchValue: "*", priority: 0 },
 ];
 
 /**
- * 所有绑定，每个层级一张 Map，查表就能找到：绑定再多，一条消息的开销也不会变大。
- * 程序一退出，绑定就没了。
+ * Finds the agent for a message. Each tier is a map from value to binding, because a look-up takes
+ * the same time however many bindings there are.
  */
 export class BindingTable {
-  #byKey = new Map<string, Map<string, Binding>>(TIERS.map((key) => [key, new Map()]));
+  #byTier = new Map<string, Map<string, Binding>>(TIERS.map((key) => [key, new Map()]));
 
   constructor(bindings: Omit<Binding, "tier">[]) {
     for (const binding of bindings) this.set(binding);
@@ -1812,33 +2314,45 @@ export class BindingTable {
   /** matchKey 和 matchValue 都相同的，新的替换旧的。 */
   set(binding: Omit<Binding, "tier">): Binding {
     const complete = { ...binding, tier: TIERS.indexOf(binding.matchKey) + 1 };
-    this.#byKey.get(binding.matchKey)?.set(binding.matchValue.toLowerCase(), complete);
+    this.#byTier.get(binding.matchKey)?.set(binding.matchValue.toLowerCase(), complete);
     return complete;
   }
 
+  /** Gives false if there was no such binding. */
   remove(matchKey: string, matchValue: string): boolean {
-    return this.#byKey.get(matchKey)?.delete(matchValue.toLowerCase()) ?? false;
+    return this.#byTier.get(matchKey)?.delete(matchValue.toLowerCase()) ?? false;
   }
 
   list(): Binding[] {
-    return [...this.#byKey.values()].flatMap((bindings) => [...bindings.values()]);
+    return [...this.#byTier.values()].flatMap((bindings) => [...bindings.values()]);
   }
 
-  /**
-   * 一条消息归哪个 Agent，为什么：从上往下，第一个有绑定的层级说了算。
-   * 聊天可以写成 "telegram:1001" 来绑定，因为别的平台上可能也有这个号码。
-   */
+  /** The agent for a message, and the binding that decided: one of the first tier that has any. */
   resolve(message: InboundMessage): { agentId: string; binding?: Binding } {
-    for (const key of TIERS) {
-      const value = key === "default" ? "*" : message[key];
-      if (!value) continue;
-      const values = key === "peerId" ? [`${message.channel}:${value}`, value] : [value];
-      const found = values.flatMap((one) => this.#byKey.get(key)?.get(one.toLowerCase()) ?? []);
-      const [binding] = found.sort((a, b) => b.priority - a.priority);
+    for (const tier of TIERS) {
+      const binding = this.#lookUp(tier, message);
       if (binding) return { agentId: binding.agentId, binding };
     }
-    return { agentId: AGENTS[0]?.id ?? "" };
+    return { agentId: AGENTS[0].id };
   }
+
+  #lookUp(tier: Tier, message: InboundMessage): Binding | undefined {
+    const values = matchValues(tier, message).map((value) => value.toLowerCase());
+    const found = values.map((value) => this.#byTier.get(tier)?.get(value));
+    const bindings = found.filter((binding) => binding !== undefined);
+    return bindings.sort((a, b) => b.priority - a.priority)[0];
+  }
+}
+
+/** What a binding of this tier has to name to apply to the message. */
+function matchValues(tier: Tier, message: InboundMessage): string[] {
+  if (tier === "default") return ["*"];
+  const value = message[tier];
+  if (!value) return [];
+  // Two platforms may give the same number to two people, so a peer can be bound by both names:
+  // "telegram:1001", or just "1001" for whoever has it.
+  if (tier === "peerId") return [`${message.channel}:${value}`, value];
+  return [value];
 }
 
 /**
@@ -1846,54 +2360,78 @@ export class BindingTable {
  * 正常的 key 没有这么长，超过上限就抛错。
  */
 export function buildSessionKey(agentId: string, message: InboundMessage, dmScope: DmScope) {
+  const key = `agent:${agentId}:${conversationPlace(message, dmScope)}`.toLowerCase();
+  if (key.length > 150) throw new Error(`peerId is too long: ${key.length} characters in the key`);
+  return key;
+}
+
+/** Where the message was said, which is the part of its session key behind the agent. */
+function conversationPlace(message: InboundMessage, dmScope: DmScope): string {
   const { channel, accountId, peerId, isGroup } = message;
-  // "main" 把所有人的单聊放进同一段对话。这适合只有主人一个人用的 Agent：
-  // 要是有两个人，就会互相看到对方说的话。
+  if (channel === "cron") return message.id; // 每次运行各用一段对话
+  if (isGroup) return `${channel}:group:${peerId}`;
   const direct = {
+    // All direct chats are one conversation. That suits an agent with one owner; if two people
+    // wrote to it, each could ask for what the other said.
     main: "main",
     "per-peer": `direct:${peerId}`,
     "per-channel-peer": `${channel}:direct:${peerId}`,
     "per-account-channel-peer": `${channel}:${accountId}:direct:${peerId}`,
   };
-  const place = isGroup ? `${channel}:group:${peerId}` : direct[dmScope];
-  const rest = channel === "cron" ? message.id : place; // 每次运行各用一段对话
-  const key = `agent:${agentId}:${rest}`.toLowerCase();
-  if (key.length > 150) throw new Error(`peerId is too long: ${key.length} characters in the key`);
-  return key;
+  return direct[dmScope];
 }
 
-/** JSON-RPC 2.0 的错误：-32700 不是 JSON，-32600 请求无效，-32601 没有这个方法，…… */
+// The error codes of JSON-RPC 2.0 by the names that its specification gives them.
+const PARSE_ERROR = -32700;
+const INVALID_REQUEST = -32600;
+const METHOD_NOT_FOUND = -32601;
+const INVALID_PARAMS = -32602;
+const INTERNAL_ERROR = -32603;
+const SERVER_ERROR = -32000; // the first of those that each server may use as it likes
+
+/** An error that the client is told. Any other error stays in our log: it may hold private data. */
 class RpcError extends Error {
-  code = 0;
+  readonly code: number;
+
+  constructor(code: number, message: string) {
+    super(message);
+    this.code = code;
+  }
 }
 
-const rpcError = (code: number, why: string) => Object.assign(new RpcError(why), { code });
-
-/** 谁在问：有自己的 peerId；答案还没出来的时候，可以用 notify 先告诉它一些事。 */
+/**
+ * The client that a method works for. `notify` sends it a notification before the response is
+ * there, and does nothing if the request has no id that the notification could refer to.
+ */
 export interface Connection {
-  peerId: string;
+  peerId: string; // 换到它自己的对话
   notify(method: string, params: object): void;
 }
 
+/** Gives the result. What it throws becomes the error of the response. */
 export type Method = (params: Fields, app: App, connection: Connection) => unknown;
-/** 客户端可以调用的方法。 */
+
+/**
+ * What a client can ask of the gateway. To add a method, call `method` with its name, its
+ * parameters, the names of those that may be left out, and a function that gives the result.
+ */
 export const METHODS: Record<string, Method> = {};
 
 /** 加一个方法，参数像工具的输入那样检查。 */
 function method(name: string, properties: object, optional: string[], run: Method): void {
-  const schema = tool(name, "", properties, optional).input_schema;
+  const schema = objectSchema(properties, optional);
   METHODS[name] = (params, app, connection) => {
-    const fields = asked(() => checkInput(schema, params));
+    const fields = orInvalidParams(() => checkInput(schema, params));
     return run(fields, app, connection);
   };
 }
 
-/** 检查客户端发来的内容：哪里不对，得由客户端去改。 */
-function asked<T>(check: () => T): T {
+/** Runs a check of what a client sent. Its error becomes one that the client is told. */
+function orInvalidParams<T>(check: () => T): T {
   try {
     return check();
   } catch (error) {
-    throw rpcError(-32602, error instanceof Error ? error.message : String(error));
+    throw new RpcError(INVALID_PARAMS, error instanceof Error ? error.message : String(error));
   }
 }
 
@@ -1904,139 +2442,245 @@ const MAX_FRAME = 1024 * 1024; // 字节；一条消息的上限，也是替慢�
  * 还能改绑定。但不算主人：不给它用 bash。
  */
 export class GatewayServer {
-  address = ""; // attach 之后才有
-  #token: string;
+  address = ""; // "ws://…", once it is attached to a server that listens
   readonly sockets = new WebSocketServer({ noServer: true, maxPayload: MAX_FRAME });
+  #token: string;
 
   constructor(token: string) {
     this.#token = token;
   }
 
-  /** 有人要在 "/" 上开 WebSocket，就接过来。 */
+  /** From now on, whoever asks this server for a WebSocket at "/" talks to the gateway. */
   attach(server: http.Server, app: App): void {
     const address = server.address();
     if (typeof address === "object" && address) this.address = `ws://127.0.0.1:${address.port}/`;
     server.on("upgrade", (request: http.IncomingMessage, socket: Duplex, head: Buffer) => {
-      socket.on("error", () => {}); // 还没应答，对方就走了
-      const refused = this.#refusal(request);
-      if (refused) socket.end(`HTTP/1.1 ${refused}\r\nConnection: close\r\n\r\n`);
-      else this.sockets.handleUpgrade(request, socket, head, (client) => this.#serve(client, app));
+      // A client may be gone before we answer. Without a listener that error would end the program.
+      socket.on("error", () => {});
+      const refusal = this.#refusalOf(request);
+      if (refusal) {
+        socket.end(`HTTP/1.1 ${refusal}\r\nConnection: close\r\n\r\n`);
+        return;
+      }
+      this.sockets.handleUpgrade(request, socket, head, (client) => this.#listenTo(client, app));
     });
   }
 
-  /** 在握手之前检查：握手之后，谁都能发东西过来。返回 "" 就是放行。 */
-  #refusal({ url = "", headers, socket }: http.IncomingMessage): string {
-    const [place, query] = url.split("?");
+  /**
+   * A WebSocket begins with a handshake, which is an HTTP request to upgrade the connection. Gives
+   * the status that refuses it. After the handshake it would be too late: the client could send.
+   */
+  #refusalOf(request: http.IncomingMessage): string | undefined {
+    const [place, query] = (request.url ?? "").split("?");
     if (place !== "/") return "404 Not Found";
-    // 主人浏览器里的网页也够得到回环地址。好在它们瞒不住自己是从哪里来的。
-    const own = [`http://localhost:${socket.localPort}`, `http://127.0.0.1:${socket.localPort}`];
-    if (headers.origin && !own.includes(headers.origin)) return "403 Forbidden";
-    const asked = headers.authorization?.replace(/^Bearer /i, "");
-    const token = asked ?? new URLSearchParams(query).get("token") ?? "";
-    // 比较的是哈希，所以不管猜对多少，花的时间都一样。
-    const same = crypto.timingSafeEqual(sha256(token).digest(), sha256(this.#token).digest());
-    return same ? "" : "401 Unauthorized";
+    if (isForeignPage(request)) return "403 Forbidden";
+    const bearer = request.headers.authorization?.replace(/^Bearer /i, "");
+    const token = bearer ?? new URLSearchParams(query).get("token") ?? "";
+    if (!isSameSecret(token, this.#token)) return "401 Unauthorized";
+    return undefined;
   }
 
-  #serve(socket: WebSocket, app: App): void {
-    const peerId = crypto.randomUUID();
-    const push = (message: object) => {
-      if (socket.readyState === socket.OPEN) socket.send(JSON.stringify(message));
-      // 客户端要是一直不读，发给它的东西就全得由我们存着。
-      if (socket.bufferedAmount > MAX_FRAME) socket.terminate();
-    };
+  #listenTo(socket: WebSocket, app: App): void {
+    const push = (message: object) => pushTo(socket, message);
+    const client = { peerId: crypto.randomUUID(), push };
     socket.on("error", (error) => info(`gateway: ${error.message}`)); // 比如超过上限的帧
     socket.on("message", async (data) => {
-      const answer = await answerRpc(String(data), app, { peerId, push });
-      if (answer) push(answer);
+      const response = await answerRpc(String(data), app, client);
+      if (response) client.push(response);
     });
   }
 }
 
+/**
+ * Every web page in the owner's browser can connect to loopback, but the browser adds the page's
+ * origin to the request, and a page can't change it. Programs that are no browsers send none.
+ */
+function isForeignPage({ headers, socket }: http.IncomingMessage): boolean {
+  if (!headers.origin) return false;
+  const own = [`http://localhost:${socket.localPort}`, `http://127.0.0.1:${socket.localPort}`];
+  return !own.includes(headers.origin);
+}
+
+/**
+ * Compares in constant time. `===` stops at the first difference, so the time that it takes would
+ * tell an attacker how much of a guess is right. The hashes have one length, as the function needs.
+ */
+function isSameSecret(given: string, secret: string): boolean {
+  return crypto.timingSafeEqual(sha256(given).digest(), sha256(secret).digest());
+}
+
+/**
+ * Sends a message, if the client is still there. Backpressure: what a client does not read piles up
+ * in our memory, so we drop a client that leaves too much of it unread.
+ */
+function pushTo(socket: WebSocket, message: object): void {
+  if (socket.readyState === socket.OPEN) socket.send(JSON.stringify(message));
+  if (socket.bufferedAmount > MAX_FRAME) socket.terminate();
+}
+
+/** The other end of one connection. */
 type Client = { peerId: string; push(message: object): void };
 
-/** 一个或一批请求的应答；要是里面只有通知，就没有应答。 */
+type RpcId = string | number | null;
+/** Without an id it is a notification, to which JSON-RPC gives no response, not even an error. */
+type RpcRequest = { id?: RpcId; method: string; params: unknown };
+type ResultResponse = { jsonrpc: "2.0"; id: RpcId; result: unknown };
+type ErrorResponse = { jsonrpc: "2.0"; id: RpcId; error: { code: number; message: string } };
+
+const errorResponse = (id: RpcId, { code, message }: RpcError): ErrorResponse => ({
+  jsonrpc: "2.0",
+  id,
+  error: { code, message },
+});
+
+/** The response to what a client sent, or undefined where there is none to give. */
 async function answerRpc(json: string, app: App, client: Client) {
   let message: unknown;
   try {
     message = JSON.parse(json);
   } catch {
-    return { jsonrpc: "2.0", id: null, error: { code: -32700, message: "this is not JSON" } };
+    return errorResponse(null, new RpcError(PARSE_ERROR, "this is not JSON"));
   }
-  if (!Array.isArray(message) || message.length === 0) return callMethod(message, app, client);
-  const answers = await Promise.all(message.map((one) => callMethod(one, app, client)));
-  const said = answers.filter((answer) => answer !== undefined);
-  return said.length > 0 ? said : undefined;
+  // By the specification an empty array is one invalid request, and not a batch without any.
+  if (Array.isArray(message) && message.length > 0) return answerBatch(message, app, client);
+  return answerMessage(message, app, client);
+}
+
+/** 一个或一批请求的应答；要是里面只有通知，就没有应答。 */
+async function answerBatch(batch: unknown[], app: App, client: Client) {
+  const all = await Promise.all(batch.map((message) => answerMessage(message, app, client)));
+  const responses = all.filter((response) => response !== undefined);
+  return responses.length > 0 ? responses : undefined;
 }
 
 /**
  * 一个请求的应答；通知不管结果如何，都没有应答。请求之间互不等待：
  * "send" 还在等模型的时候，"status" 就有了应答。
  */
-async function callMethod(message: unknown, app: App, { peerId, push }: Client) {
-  const fields = typeof message === "object" && !Array.isArray(message) ? message : {};
-  const { jsonrpc, id, method, params = {} } = { ...fields } as Fields; // 下面逐个检查
+async function answerMessage(message: unknown, app: App, client: Client) {
+  const parsed = parseRequest(message);
+  if ("error" in parsed) return parsed;
+  const response = await dispatch(parsed, app, client);
+  const isNotification = parsed.id === undefined;
+  return isNotification ? undefined : response;
+}
+
+/** The request in a message, or the error response to a message that is no request. */
+function parseRequest(message: unknown): RpcRequest | ErrorResponse {
+  const isObject = typeof message === "object" && message !== null && !Array.isArray(message);
+  const { jsonrpc, id, method: name, params = {} }: Fields = isObject ? { ...message } : {};
   const isId = id === null || typeof id === "string" || typeof id === "number";
-  const isRequest = jsonrpc === "2.0" && typeof method === "string" && (isId || id === undefined);
-  const answer = { jsonrpc: "2.0", id: isId ? id : null };
+  const hasGoodId = isId || id === undefined;
+  const isRequest = jsonrpc === "2.0" && typeof name === "string" && hasGoodId;
+  if (isRequest) return { id, method: name, params };
+  const error = new RpcError(INVALID_REQUEST, "this is no request of JSON-RPC 2.0");
+  return errorResponse(isId ? id : null, error);
+}
+
+/** Runs the method that a request names. It never rejects: an error becomes the response. */
+async function dispatch(request: RpcRequest, app: App, client: Client) {
+  const { id, method: name, params } = request;
   const notify = (about: string, more: object) => {
-    if (isId) push({ jsonrpc: "2.0", method: about, params: { id, ...more } });
+    if (id !== undefined) client.push({ jsonrpc: "2.0", method: about, params: { id, ...more } });
   };
   try {
-    if (!isRequest) throw rpcError(-32600, "this is no request of JSON-RPC 2.0");
-    const run = Object.hasOwn(METHODS, method) ? METHODS[method] : undefined;
-    if (!run) throw rpcError(-32601, `there is no method ${method}`);
-    const result = await run(params as Fields, app, { peerId, notify }); // 由 run 来检查
-    return isId ? { ...answer, result } : undefined;
+    // Every object inherits "constructor" and "toString", and these are no methods of ours.
+    const run = Object.hasOwn(METHODS, name) ? METHODS[name] : undefined;
+    if (!run) throw new RpcError(METHOD_NOT_FOUND, `there is no method ${name}`);
+    // `params` may still be anything. Each method checks it against its schema.
+    const value = await run(params as Fields, app, { peerId: client.peerId, notify });
+    return { jsonrpc: "2.0", id: id ?? null, result: value } satisfies ResultResponse;
   } catch (error) {
-    if (isRequest && !isId) return undefined; // 是通知：没有人要听结果
-    if (error instanceof RpcError) {
-      return { ...answer, error: { code: error.code, message: error.message } };
-    }
-    warn(`gateway: ${method}: ${error}`);
-    return { ...answer, error: { code: -32603, message: "internal error" } };
+    if (error instanceof RpcError) return errorResponse(id ?? null, error);
+    warn(`gateway: ${name}: ${error}`);
+    return errorResponse(id ?? null, new RpcError(INTERNAL_ERROR, "internal error"));
   }
 }
 
-const FROM = { channel: string("telegram, …"), peerId: string("the chat"), agentId: string("who") };
-const SEND = { text: string("…"), ...FROM };
+// Only the owner and the program itself write on these channels, so no client may name them. (Jobs
+// and heartbeats are sections of their own.)
+const INTERNAL_CHANNELS = ["cli", "cron", "heartbeat"];
+
+const SENDER = {
+  channel: string("The channel that decides about route and session key; ws if left out."),
+  peerId: string("The chat on it; if left out, one that only this connection has."),
+  agentId: string("The agent that answers; if left out, the bindings decide."),
+};
+const SEND = { text: string("What the person says."), ...SENDER };
 
 // send 不进收件箱。崩溃之后连接也没了，没有人在等回答；
 // 说过的话照样存在会话里。
-method("send", SEND, Object.keys(FROM), async (params, app, connection) => {
-  const { text, channel = "ws", peerId = connection.peerId, agentId } = params;
-  const id = `ws:${crypto.randomUUID()}`;
-  const from = { accountId: "local", senderId: connection.peerId, isGroup: false, media: [] };
-  const place = { channel: String(channel).toLowerCase(), peerId: String(peerId) };
-  const inbound = { id, ...from, ...place, text: String(text).trim(), at: Date.now() };
-  // 从网络上来的都不算主人，不管自称是谁。
-  const isTheirs = /^(?!(cli|cron|heartbeat)$)\w+$/.test(place.channel);
-  if (!isTheirs) throw rpcError(-32602, "channel: not this one");
-  if (!inbound.text) throw rpcError(-32602, "text is empty");
-  const agent = agentId === undefined ? agentId : asked(() => app.agents.find(String(agentId)));
-  const message = asked(() => route(inbound, app, agent));
+method("send", SEND, Object.keys(SENDER), async (params, app, connection) => {
+  const inbound = messageFromClient(params, connection);
+  const agent = requestedAgent(params, app);
+  const message = orInvalidParams(() => route(inbound, app, agent));
   connection.notify("typing", {});
-  const onText = (piece: string) => piece && connection.notify("delta", { text: piece });
-  const options = { message, onText, agent: app.agents.get(message.agentId) };
-  const turn = () =>
-    serve(app, message, undefined, (signal) => answerTo(message, app, { ...options, signal }));
   try {
-    const reply = await inOrder(message.sessionKey, turn);
-    return { agentId: message.agentId, sessionKey: message.sessionKey, reply };
+    const answer = await answerClient(message, app, connection);
+    return { agentId: message.agentId, sessionKey: message.sessionKey, reply: answer };
   } catch (error) {
-    throw rpcError(-32000, `the turn failed: ${error}`);
+    throw new RpcError(SERVER_ERROR, `the turn failed: ${error}`);
   }
 });
 
-const MATCH = { matchKey: { type: "string", enum: TIERS }, matchValue: string("…") };
-const BINDING = { agentId: string("who"), ...MATCH, priority: { type: "integer" } };
+/** The message that a `send` stands for. Throws an RpcError that names the wrong parameter. */
+function messageFromClient(params: Fields, connection: Connection): InboundMessage {
+  const { channel: named = "ws", peerId = connection.peerId } = params;
+  const channel = String(named).toLowerCase();
+  const isInternal = INTERNAL_CHANNELS.includes(channel);
+  if (isInternal || !/^\w+$/.test(channel)) {
+    throw new RpcError(INVALID_PARAMS, "channel: not this one");
+  }
+  const text = String(params.text).trim();
+  if (!text) throw new RpcError(INVALID_PARAMS, "text is empty");
+  return {
+    id: `ws:${crypto.randomUUID()}`,
+    channel,
+    accountId: "local",
+    peerId: String(peerId),
+    senderId: connection.peerId,
+    isGroup: false,
+    text,
+    media: [],
+    at: Date.now(),
+  };
+}
+
+/** The agent that a client asks for; undefined if the bindings are to decide. */
+function requestedAgent({ agentId }: Fields, app: App): Agent | undefined {
+  if (agentId === undefined) return undefined;
+  return orInvalidParams(() => app.agents.find(String(agentId)));
+}
+
+/** Runs the turn, and passes the pieces of the reply on to the client as they arrive. */
+function answerClient(message: Routed, app: App, connection: Connection): Promise<string> {
+  const onText = (piece: string) => {
+    if (piece) connection.notify("delta", { text: piece });
+  };
+  const options = { message, onText, agent: app.agents.get(message.agentId) };
+  const turn: Task<string> = (signal) => answerTo(message, app, { ...options, signal });
+  return runExclusive(message.sessionKey, () => runUserTurn(app, message, undefined, turn));
+}
+
+const MATCH = {
+  matchKey: { type: "string", enum: TIERS },
+  matchValue: string("The value that a message must have there; * for the default."),
+};
+const BINDING = {
+  agentId: string("The agent that answers."),
+  ...MATCH,
+  priority: { type: "integer", description: "The highest in a tier wins; 0 if left out." },
+};
 
 method("bindings.set", BINDING, ["priority"], (params, app) => {
   const { agentId, matchKey, matchValue, priority = 0 } = params;
-  const agent = asked(() => app.agents.find(String(agentId)));
-  const key = TIERS.find((tier) => tier === matchKey) ?? "default";
-  const rest = { matchKey: key, matchValue: String(matchValue), priority: Number(priority) };
-  return app.bindings.set({ agentId: agent.id, ...rest });
+  const agent = orInvalidParams(() => app.agents.find(String(agentId)));
+  return app.bindings.set({
+    agentId: agent.id,
+    matchKey: matchKey as Tier, // the schema lets nothing else through
+    matchValue: String(matchValue),
+    priority: Number(priority),
+  });
 });
 
 method("bindings.remove", MATCH, [], ({ matchKey, matchValue }, app) => ({
@@ -2067,8 +2711,8 @@ command("bindings", "哪里来的消息归谁回答", (_args, { bindings }) =>
 
 command("route", "<channel> <peer> [account] [guild]：会归谁回答，为什么", (args, app) => {
   const [channel = "", peerId = "", accountId = "", guildId] = args.split(/\s+/);
-  const rest = { id: "", senderId: "", isGroup: false, text: "", media: [], at: 0 };
-  const message = { channel, peerId, accountId, guildId, ...rest };
+  const nothingSaid = { id: "", senderId: "", isGroup: false, text: "", media: [], at: 0 };
+  const message = { ...nothingSaid, channel, peerId, accountId, guildId };
   const { binding } = app.bindings.resolve(message);
   const { agentId, sessionKey } = route(message, app);
   return `${agentId}  ${sessionKey}  (${binding?.tier ?? 5} ${binding?.matchKey ?? "default"})`;
@@ -2080,8 +2724,9 @@ command("agents", "有哪些 Agent", (_args, { agents }) =>
 
 command("agent", "<id>|off：在终端里由谁回答你", (id, app) => {
   app.terminalAgent = id === "off" ? undefined : app.agents.find(id).id;
-  app.key = TERMINAL_KEY.replace("luna", app.terminalAgent ?? "luna"); // 换到它自己的对话
-  return text(`从现在起回答你的：${app.terminalAgent ?? "绑定里指定的 Agent"}。`);
+  // The agent is a part of the key, so with each agent the terminal has another conversation.
+  app.key = TERMINAL_KEY.replace("luna", app.terminalAgent ?? "luna");
+  return t(`从现在起回答你的：${app.terminalAgent ?? "绑定里指定的 Agent"}。`);
 });
 
 command("sessions", "所有 key 的会话", (_args, { store }) =>
@@ -2089,7 +2734,7 @@ command("sessions", "所有 key 的会话", (_args, { store }) =>
 );
 
 command("gateway", "程序可以连到哪里", (_args, { gateway }) =>
-  text(`${gateway.address || "（没有监听）"}  ${gateway.sockets.clients.size} 个连接`),
+  t(`${gateway.address || "（没有监听）"}  ${gateway.sockets.clients.size} 个连接`),
 );
 
 /**
@@ -2097,11 +2742,13 @@ command("gateway", "程序可以连到哪里", (_args, { gateway }) =>
  * 这台机器上的每个程序、每个网页都够得到它。
  */
 function gatewayToken(): string {
-  const file = path.join(STATE, "gateway-token");
-  const kept = fs.existsSync(file) ? fs.readFileSync(file, "utf8") : "";
-  if (env("GATEWAY_TOKEN") || /^[\w-]{32}$/.test(kept)) return env("GATEWAY_TOKEN") || kept;
-  const token = crypto.randomBytes(24).toString("base64url");
-  fs.writeFileSync(file, token, { mode: 0o600 }); // 只有这个用户能读
+  const given = env("GATEWAY_TOKEN");
+  if (given) return given;
+  const tokenFile = path.join(STATE, "gateway-token");
+  const kept = fs.existsSync(tokenFile) ? fs.readFileSync(tokenFile, "utf8") : "";
+  if (/^[\w-]{32}$/.test(kept)) return kept;
+  const token = crypto.randomBytes(24).toString("base64url"); // 32 characters
+  fs.writeFileSync(tokenFile, token, { mode: 0o600 }); // 只有这个用户能读
   return token;
 }
 
@@ -2112,72 +2759,96 @@ function gatewayToken(): string {
 // 下次再读只收十分之一的价钱，但前提是请求的开头完全相同。
 
 export interface TurnOptions {
-  app?: App;
-  mode?: "full" | "minimal" | "none"; // 提示词：全部；没人在场的任务用的几层；只有一行
+  mode?: "full" | "minimal" | "none"; // all of the prompt; what a job needs; the identity alone
 }
 
 export interface App {
   memory: MemoryStore;
 }
 
-/** 坐在终端前的人，还有每个渠道列表里的第一个单聊，都算主人。 */
+/** Whether only the owner reads the answer. Without a message it is a command at the terminal. */
 export function isOwner({ message }: TurnOptions): boolean {
-  if (!message || ["cli", "heartbeat"].includes(message.channel)) return true;
-  // 定时任务归主人，可它说的话也许是给别人的。
-  const { channel, to } = message.job?.deliver ?? { channel: "cli", to: "" };
-  if (message.job) return isOwner({ message: { ...message, job: undefined, channel, peerId: to } });
-  const listed = env(`${message.channel.toUpperCase()}_ALLOWED_CHATS`).split(/[\s,]+/);
-  // Telegram 的群，id 是负数。
-  const first = listed.find((chat) => chat && !chat.startsWith("-"));
-  // 网关的客户端想写哪个 peerId 都行，但写了谁，不等于就是谁。
-  return !message.isGroup && !message.id.startsWith("ws:") && message.peerId === first;
+  if (!message) return true;
+  // A client of the gateway may name the owner's chat as its own, and that proves nothing.
+  if (message.isGroup || message.id.startsWith("ws:")) return false;
+  // A job is always the owner's, but its answer may go to somebody else.
+  const { job } = message;
+  if (job) return !job.deliver || isOwnersChat(job.deliver.channel, job.deliver.to);
+  return isOwnersChat(message.channel, message.peerId);
 }
 
-const PRIVATE = ["MEMORY.md", "USER.md"];
+/** The owner's are the terminal and, on each platform, the direct chat that is listed first. */
+function isOwnersChat(channel: string, peerId: string): boolean {
+  if (channel === "cli") return true;
+  if (channel === "heartbeat") return true; // in which the program asks on the owner's behalf
+  const listed = env(`${channel.toUpperCase()}_ALLOWED_CHATS`).split(/[\s,]+/);
+  // Telegram's groups have negative numbers. An empty setting is split into one empty string.
+  const firstDirectChat = listed.find((chat) => chat !== "" && !chat.startsWith("-"));
+  return peerId === firstDirectChat;
+}
+
+const PRIVATE = ["MEMORY.md", "USER.md"]; // what the owner wrote about themselves
 const PRIVATE_FILES = PRIVATE.map((name) => path.join(WORKSPACE, name));
 
-/** 主人的文件不给别人看，不管用哪条路径、哪个链接来要。 */
-function checkPrivate({ path: asked }: Fields, turn: Turn): void {
-  if (typeof asked !== "string" || isOwner(turn)) return;
-  const real = safePath(asked, WORKSPACE);
-  const isPrivate = [asked, real].some((one) => /^(memory|user)\.md$/i.test(path.basename(one)));
-  const files = PRIVATE_FILES.filter((one) => fs.existsSync(one)); // 它们自己也可能是链接
-  if (isPrivate || files.some((one) => fs.realpathSync.native(one) === real))
-    throw new Error(`${asked} is the owner's`);
+/** Throws if a tool asks for a file of the owner's in a turn of somebody else's. */
+function checkPrivate({ path: requested }: Fields, turn: Turn): void {
+  if (typeof requested !== "string" || isOwner(turn)) return;
+  const real = safePath(requested, WORKSPACE);
+  // Both names count, because a link may have a harmless name and lead to a private file.
+  const hasPrivateName = isPrivateName(requested) || isPrivateName(real);
+  // MEMORY.md may itself be a link. Then the file that it leads to is private, whatever its name.
+  const existing = PRIVATE_FILES.filter((one) => fs.existsSync(one));
+  const isPrivateFile = existing.some((one) => fs.realpathSync.native(one) === real);
+  if (hasPrivateName || isPrivateFile) throw new Error(`${requested} is the owner's`);
 }
 
-const complained = new Set<string>();
+/** Upper and lower case are the same here, because they are on macOS and Windows. */
+function isPrivateName(place: string): boolean {
+  const name = path.basename(place).toLowerCase();
+  return PRIVATE.some((one) => one.toLowerCase() === name);
+}
+
+// The problems that were printed already. A broken file is read again for every prompt, but a
+// person wants to be told once. This belongs to the terminal and not to one App: the prompt is also
+// made where there is no App, for example when ContextGuard estimates its size.
+const reportedProblems = new Set<string>();
 
 /** 返回 `read` 读到的内容；抛错的话，说一次，返回 `otherwise`。 */
 function readOrSay<T>(file: string, otherwise: T, read: (file: string) => T): T {
   try {
     return fs.existsSync(file) ? read(file) : otherwise;
   } catch (error) {
-    if (!complained.has(`${file} ${error}`)) warn(`已跳过 ${file}：${error}`);
-    complained.add(`${file} ${error}`);
+    const problem = `${file} ${error}`;
+    if (!reportedProblems.has(problem)) warn(`已跳过 ${file}：${error}`);
+    reportedProblems.add(problem);
     return otherwise;
   }
 }
 
 const FILE_LIMIT = 20_000; // 提示词里，一个文件最多占这么多字符
-const ALL_LIMIT = 60_000; // 所有文件加起来最多这么多
+const TOTAL_LIMIT = 60_000; // 所有文件加起来最多这么多
 
 /**
- * 一个 Agent 的各个文件，按名字查：自己有就用自己的，没有就用共用的。太长的去掉中间。
- * 空间不够时，`names` 里排在前面的先占。
+ * Gives an agent's files by name: its own where it has one, else the common one. A long file loses
+ * its middle. Earlier `names` have precedence when the limit of all files together is reached.
  */
 export function loadBootstrap(agentId: string, names: string[], root = WORKSPACE) {
-  let left = ALL_LIMIT;
   const files = new Map<string, string>();
+  let room = TOTAL_LIMIT;
   for (const name of names) {
-    const places = [path.join(root, "agents", agentId, name), path.join(root, name)];
-    // 不能只看文件在不在：自己的那份要是空的，Agent 就什么都没有了。
-    const [found = ""] = places.flatMap((file) => readOrSay(file, "", readText).trim() || []);
-    const kept = left > 0 ? keepEnds(found, Math.min(left, FILE_LIMIT)) : "";
+    const whole = readAgentFile(agentId, name, root);
+    const kept = room > 0 ? keepEnds(whole, Math.min(room, FILE_LIMIT)) : "";
     files.set(name, kept);
-    left -= kept.length;
+    room -= kept.length;
   }
   return files;
+}
+
+/** Both files are read, because one that is broken should be reported even if it is not needed. */
+function readAgentFile(agentId: string, name: string, root: string): string {
+  const own = readOrSay(path.join(root, "agents", agentId, name), "", readText).trim();
+  const common = readOrSay(path.join(root, name), "", readText).trim();
+  return own || common; // 不能只看文件在不在：自己的那份要是空的，Agent 就什么都没有了。
 }
 
 /** `file` 是相对于工作区的路径：其余内容，模型要用的时候自己去读。 */
@@ -2191,155 +2862,235 @@ export class SkillsManager {
     this.#folders = folders;
   }
 
+  /** Reads the folders anew. A skill that can't be read is reported and left out. */
   list(): Skill[] {
-    const skills = new Map<string, Skill>();
-    for (const folder of this.#folders) {
-      for (const name of readOrSay(folder, [], (it) => fs.readdirSync(it)).sort()) {
-        const skill = readOrSay(path.join(folder, name, "SKILL.md"), undefined, readSkill);
-        if (skill && !skills.has(skill.name)) skills.set(skill.name, skill);
-      }
+    const byName = new Map<string, Skill>();
+    for (const skill of this.#folders.flatMap(skillsIn)) {
+      if (!byName.has(skill.name)) byName.set(skill.name, skill);
     }
-    return [...skills.values()];
+    return [...byName.values()];
   }
 }
 
-// 也不带控制字符：陌生人写的东西，可能会显示在我们的终端上。
-const oneLine = (words: unknown) => `${words}`.replace(/[\s\p{Cc}]+/gu, " ").trim();
-const SKILL = tool("", "", { name: string("…"), description: string("…") }).input_schema;
-
-/** 不是技能就抛错：其他技能照样加载。 */
-function readSkill(file: string): Skill {
-  const [, front = "{}"] = /^\uFEFF?---\r?\n([\s\S]{0,20000}?)\r?\n---/.exec(readText(file)) ?? [];
-  // 在 YAML 里，一样东西起个名字就能反复引用。这样写上几行，就足以撑爆内存。
-  const fields: unknown = parseYaml(front, { maxAliasCount: 20, logLevel: "error" });
-  const { name, description } = checkInput(SKILL, fields);
-  if (!oneLine(name)) throw new Error("name is empty");
-  const short = path.relative(WORKSPACE, file).split(path.sep).join("/");
-  return { name: oneLine(name), description: oneLine(description), file: short };
+function skillsIn(folder: string): Skill[] {
+  const names = readOrSay(folder, [], (place) => fs.readdirSync(place)).sort();
+  const skills = names.map((name) =>
+    readOrSay(path.join(folder, name, "SKILL.md"), undefined, readSkill),
+  );
+  return skills.filter((skill) => skill !== undefined);
 }
 
-type Parts = { agent: Agent; message?: InboundMessage; files: Map<string, string> };
+// Control characters become blanks, too, because a stranger may have written what is shown on our
+// terminal, and a control sequence could clear it or draw over it.
+const oneLine = (words: unknown) => `${words}`.replace(/[\s\p{Cc}]+/gu, " ").trim();
 
-const fromFiles =
-  (...names: string[]) =>
-  ({ files }: Parts) =>
-    names.flatMap((name) => files.get(name) || []).join("\n\n");
+const SKILL = objectSchema({
+  name: string("What the skill is called in the list."),
+  description: string("When to use it."),
+});
+// The front matter: YAML between two lines of dashes, where the file begins. Editors on Windows may
+// put a byte order mark before it.
+const FRONT_MATTER = /^\uFEFF?---\r?\n([\s\S]{0,20000}?)\r?\n---/;
 
-/** 提示词的各层，按先后排列。 */
-export const PROMPT_LAYERS: { name: string; text(parts: Parts): string }[] = [
+/** Reads a SKILL.md. Throws if it has no name or no description. */
+function readSkill(skillFile: string): Skill {
+  const [, yaml = "{}"] = FRONT_MATTER.exec(readText(skillFile)) ?? [];
+  // YAML can name a part and repeat it. A few lines of repeated repetitions, known as "billion
+  // laughs", would otherwise fill all memory.
+  const fields: unknown = parseYaml(yaml, { maxAliasCount: 20, logLevel: "error" });
+  const { name, description } = checkInput(SKILL, fields);
+  if (!oneLine(name)) throw new Error("name is empty");
+  const relative = path.relative(WORKSPACE, skillFile).split(path.sep).join("/");
+  return { name: oneLine(name), description: oneLine(description), file: relative };
+}
+
+/** What the layers of the prompt are made from. `files` are those that this person may see. */
+type PromptParts = { agent: Agent; message?: InboundMessage; files: Map<string, string> };
+
+/**
+ * The layers of the system prompt, in order. To add a layer, add its name and a function that gives
+ * its text. The text must not change from turn to turn, or nothing behind it would be cached.
+ */
+export const PROMPT_LAYERS: { name: string; text(parts: PromptParts): string }[] = [
   { name: "identity", text: ({ agent, files }) => files.get("IDENTITY.md") || agent.system },
-  { name: "soul", text: fromFiles("SOUL.md") },
-  { name: "tools", text: fromFiles("TOOLS.md") },
+  { name: "soul", text: ({ files }) => joinFiles(files, ["SOUL.md"]) },
+  { name: "tools", text: ({ files }) => joinFiles(files, ["TOOLS.md"]) },
   { name: "skills", text: skillsText },
-  { name: "memory", text: fromFiles(...PRIVATE) },
-  { name: "bootstrap", text: fromFiles("AGENTS.md", "BOOTSTRAP.md") },
+  { name: "memory", text: ({ files }) => joinFiles(files, PRIVATE) },
+  { name: "bootstrap", text: ({ files }) => joinFiles(files, ["AGENTS.md", "BOOTSTRAP.md"]) },
   { name: "runtime", text: ({ agent }) => `# Runtime\n\nYour id: ${agent.id}` },
   { name: "channel", text: channelText },
 ];
 
-const MINIMAL = ["identity", "tools", "runtime", "channel"]; // 没人在场的任务用这几层
+const MINIMAL_LAYERS = ["identity", "tools", "runtime", "channel"]; // 没人在场的任务用这几层
 
-function channelText({ message }: Parts): string {
+function joinFiles(files: Map<string, string>, names: string[]): string {
+  const texts = names.map((name) => files.get(name) ?? "");
+  return texts.filter((text) => text !== "").join("\n\n");
+}
+
+function channelText({ message }: PromptParts): string {
   return `# Channel\n\n${message?.channel ?? "cli"}, ${message?.isGroup ? "a group" : "one person"}`;
 }
 
-function skillsText({ agent }: Parts): string {
+function skillsText({ agent }: PromptParts): string {
   const folders = [`agents/${agent.id}/skills`, "skills"].map((one) => path.join(WORKSPACE, one));
   const skills = new SkillsManager(folders).list();
+  if (skills.length === 0) return "";
   const lines = skills.map((skill) => `- ${skill.name}: ${skill.description} (${skill.file})`);
   const all = ["# Skills\n\nRead the file before you use one.\n", ...lines].join("\n");
-  return lines.length > 0 ? keepEnds(all, FILE_LIMIT) : "";
+  return keepEnds(all, FILE_LIMIT);
 }
 
-/** 每一层和它的文字。每一轮都会变的东西不能放进来：时间不行，计数也不行。 */
-export function promptLayers(options: TurnOptions) {
-  const { agent = AGENTS[0] as Agent, message, mode = "full" } = options; // 至少有一个
-  const names = ["IDENTITY.md", "SOUL.md", "TOOLS.md", "AGENTS.md", "BOOTSTRAP.md"];
-  const files = loadBootstrap(agent.id, isOwner(options) ? [...names, ...PRIVATE] : names);
+/** Each layer of the prompt with its text. It may be empty. */
+export function promptLayers(options: TurnOptions): { name: string; text: string }[] {
+  const { agent = AGENTS[0], message, mode = "full" } = options;
   if (mode === "none") return [{ name: "identity", text: agent.system }];
-  const layers = PROMPT_LAYERS.filter(({ name }) => mode === "full" || MINIMAL.includes(name));
-  return layers.map(({ name, text }) => ({ name, text: text({ agent, message, files }) }));
+  const names = ["IDENTITY.md", "SOUL.md", "TOOLS.md", "AGENTS.md", "BOOTSTRAP.md"];
+  const visible = isOwner(options) ? [...names, ...PRIVATE] : names;
+  const parts = { agent, message, files: loadBootstrap(agent.id, visible) };
+  const layers = PROMPT_LAYERS.filter(
+    ({ name }) => mode === "full" || MINIMAL_LAYERS.includes(name),
+  );
+  return layers.map((layer) => ({ name: layer.name, text: layer.text(parts) }));
 }
 
-const MARK = { cache_control: { type: "ephemeral" as const } }; // “到这里为止，都缓存”
+// A breakpoint tells the API to cache the request up to and including this block. We set two: the
+// one behind the system prompt serves all conversations, the one on the last message serves the
+// next call of this one.
+const CACHE_BREAKPOINT = { cache_control: { type: "ephemeral" as const } };
 
 /** 系统提示词，末尾带一个缓存标记。 */
 export function buildSystemPrompt(options: TurnOptions): Anthropic.TextBlockParam[] {
-  const texts = promptLayers(options).flatMap(({ text }) => text || []);
-  // 长文件截断的地方，可能留着半个字符。
-  return [{ type: "text", text: texts.join("\n\n").toWellFormed(), ...MARK }];
+  const texts = promptLayers(options).map(({ text }) => text);
+  const prompt = texts.filter((text) => text !== "").join("\n\n");
+  // A cut through a long file may leave half of a surrogate pair, which the API would refuse.
+  return [{ type: "text", text: prompt.toWellFormed(), ...CACHE_BREAKPOINT }];
 }
 
 /** 另一个标记打在最后一块上：下一个请求的开头，就是现在这整个请求。 */
-function markLast(request: Entry[]): Entry[] {
+function withCacheBreakpoint(request: Entry[]): Entry[] {
   const last = request.at(-1);
   const block = last?.content.at(-1);
   if (!last || !block) return request;
-  const marked = { ...block, ...MARK } as Anthropic.ContentBlockParam; // 原来的块，加上标记
-  return [...request.slice(0, -1), { ...last, content: [...last.content.slice(0, -1), marked] }];
+  // TypeScript forgets which kind of block it was, but it still is one of the same kind.
+  const marked = { ...block, ...CACHE_BREAKPOINT } as Anthropic.ContentBlockParam;
+  const content = [...last.content.slice(0, -1), marked];
+  return [...request.slice(0, -1), { ...last, content }];
 }
 
 /** 能查到的一条内容。没有 `at`（毫秒）就永远不会变旧；没有会话 key 就是主人的。 */
 export type Memory = { text: string; source: string; at?: number; sessionKey?: string };
-/** `terms`：词 → 出现几次。`vector`：桶 → 权重。 */
-type Indexed = Memory & { terms: Map<string, number>; size: number; vector: Map<number, number> };
-export type Hit = Memory & { score: number }; // 0 到 1
+/** A memory that a search has found. Its score is from 0 to 1. */
+export type Hit = Memory & { score: number };
 
-const SEGMENTS = new Intl.Segmenter("und", { granularity: "word" });
+/** A memory with what the search needs to know of its text. */
+type IndexedMemory = {
+  memory: Memory;
+  length: number; // in terms
+  termFrequencies: Map<string, number>; // term → how often it occurs
+  vector: Map<number, number>; // bucket → weight
+};
+
+const SEGMENTER = new Intl.Segmenter("und", { granularity: "word" });
 const WIDE = /[\p{sc=Han}\p{sc=Hiragana}\p{sc=Katakana}\p{sc=Hangul}]/u;
-// 存的东西不多时，这些词显得很稀罕，会和人名一样有分量。
-const FILLERS =
+// In a store of few texts these words are rare, and so BM25 would take them for important.
+const STOP_WORDS =
   /^(an?|and|are|at|did|do|does|for|how|i|in|is|it|my|of|on|the|to|wh(at|en|ere|o|y))$/;
-// 一段文字只取这么长：谁都可能发来一兆，里面的词会撑爆内存。
-const folded = (content: string) => content.slice(0, 4_000).normalize("NFKC").toLowerCase();
 
-/** 一段文字里的词。中文和日文没有空格，靠词典来切。 */
+/** 一段文字只取这么长：谁都可能发来一兆，里面的词会撑爆内存。 */
+const normalise = (content: string) => content.slice(0, 4_000).normalize("NFKC").toLowerCase();
+
+/** The words that a text can be found by. A dictionary splits Chinese and Japanese into words. */
 function termsOf(content: string): string[] {
-  return [...SEGMENTS.segment(folded(content))].flatMap(({ segment }) => {
-    if (!/[\p{L}\p{N}]/u.test(segment) || FILLERS.test(segment)) return [];
-    // "teas" 就是 "tea"。语法上就管到这里，其余的留给下面的字符片段。
-    return WIDE.test(segment) ? segment : segment.replace(/(?<=\p{L}{3})s$/u, "");
-  });
+  const segments = [...SEGMENTER.segment(normalise(content))].map(({ segment }) => segment);
+  return segments.filter(isTerm).map(stem);
+}
+
+/** Between the words, the segmenter also gives blanks and punctuation. */
+const isTerm = (segment: string) => /[\p{L}\p{N}]/u.test(segment) && !STOP_WORDS.test(segment);
+
+/** Stemming in its simplest form: "teas" becomes "tea". The trigrams find the other endings. */
+const stem = (word: string) => (WIDE.test(word) ? word : word.replace(/(?<=\p{L}{3})s$/u, ""));
+
+function countEach<T>(items: T[]): Map<T, number> {
+  const counts = new Map<T, number>();
+  for (const item of items) counts.set(item, (counts.get(item) ?? 0) + 1);
+  return counts;
 }
 
 /**
- * 把文字变成长度为 1 的向量：连续三个字母（中文、日文是两个字）算一段，逐段哈希到桶里。
- * 有了它，用 "allergic" 能找到 "allergies"，可意思它一概不懂。
- * 真正的 embedding 由模型来做，要换就换这里，别处都不用动。
+ * The overlapping pieces of three characters that a word is made of: " te", "tea", "ea " for "tea".
+ * A Chinese or Japanese word often has only two, so there a piece has two characters.
+ */
+function trigrams(word: string): string[] {
+  const isWide = WIDE.test(word);
+  const size = isWide ? 2 : 3;
+  const padded = isWide ? word : ` ${word} `; // the blanks tell a beginning or an end apart
+  const grams = [padded.slice(0, size)]; // also of a single character, which is shorter than that
+  for (let start = 1; start + size <= padded.length; start++) {
+    grams.push(padded.slice(start, start + size));
+  }
+  return grams;
+}
+
+/** FNV-1a：在哪个进程里算，都是同一个数 */
+function fnv1a(words: string): number {
+  let hash = 0x811c9dc5; // the offset basis of FNV
+  for (const character of words) {
+    const mixed = hash ^ (character.codePointAt(0) ?? 0);
+    hash = Math.imul(mixed, 0x01000193); // the prime of FNV
+  }
+  return hash >>> 0; // as an unsigned number
+}
+
+/** The dimension of the vector that a trigram counts for: 13 bits of the hash, so one of 8,192. */
+const bucketOf = (gram: string) => fnv1a(gram) >>> 19;
+
+/**
+ * The embedding of a text: a vector of length 1 that counts its trigrams. By it "allergic" finds
+ * "allergies", but it knows nothing of meanings. A model's embedding would replace this function.
  */
 function embed(content: string): Map<number, number> {
-  const vector = new Map<number, number>();
-  for (const run of folded(content).match(/[\p{L}\p{N}]+/gu) ?? []) {
-    const [size, word] = WIDE.test(run) ? [2, run] : [3, ` ${run} `];
-    for (let start = 0; start === 0 || start + size <= word.length; start++) {
-      let hash = 0x811c9dc5; // FNV-1a：在哪个进程里算，都是同一个数
-      for (const unit of word.slice(start, start + size))
-        hash = Math.imul(hash ^ (unit.codePointAt(0) ?? 0), 0x01000193);
-      vector.set(hash >>> 19, (vector.get(hash >>> 19) ?? 0) + 1);
-    }
-  }
-  const length = Math.hypot(...vector.values()) || 1;
-  return new Map([...vector].map(([bucket, weight]) => [bucket, weight / length]));
+  const words = normalise(content).match(/[\p{L}\p{N}]+/gu) ?? [];
+  const buckets = words.flatMap((word) => trigrams(word).map(bucketOf));
+  const counts = countEach(buckets);
+  const length = Math.hypot(...counts.values()) || 1; // a text without words has no trigrams
+  return new Map([...counts].map(([bucket, count]) => [bucket, count / length]));
 }
 
-const WEIGHTS = { words: 0.6, shape: 0.4 };
-const [K1, B] = [1.2, 0.75]; // BM25：一个词重复几次就够了，长短有多大影响
+const WEIGHTS = { keyword: 0.6, vector: 0.4 }; // the two scores, from 0 to 1 each, add up to 1
+const K1 = 1.2; // of BM25: the lower, the sooner it stops to matter that a word is repeated
+const B = 0.75; // of BM25: how far a text's length counts against it, from 0 to 1
 const HALF_LIFE = 30 * 24 * 3600 * 1000; // 毫秒
-const OLD = 0.8; // 一个条目不管多旧，分数至少还剩这么多
+const MIN_RECENCY = 0.8; // 一个条目不管多旧，分数至少还剩这么多
 
 /**
- * 平时记下的事，加上主人的 MEMORY.md 和 USER.md。每个词、每个桶都连着含有它的条目：
- * 搜索只看这些条目，不去读文件。
+ * BM25, the usual score of keyword search. It rises with the term frequency, but ever more slowly,
+ * up to `idf * (K1 + 1)`. A long text needs a word more often than a short one.
+ */
+function bm25(termFrequency: number, lengthNorm: number, idf: number): number {
+  return (idf * termFrequency * (K1 + 1)) / (termFrequency + K1 * lengthNorm);
+}
+
+/** Adds points to the score of an entry. */
+type AddScore = (entry: IndexedMemory, points: number) => void;
+
+/**
+ * What was noted from day to day, and the owner's MEMORY.md and USER.md. Search is hybrid: BM25
+ * finds words, and the cosine of two vectors of trigrams finds what is spelled alike.
  */
 export class MemoryStore {
   #dir: string;
   #files: string[];
   #now: () => number;
-  #entries = new Set<Indexed>();
-  #having = new Map<string | number, Set<Indexed>>();
-  #words = 0; // 所有条目的词数
-  #read = new Map<string, { changed: number; entries: Indexed[] }>();
-  #logs = new Map<string, Log>();
+  #entries = new Set<IndexedMemory>();
+  // 平时记下的事，加上主人的 MEMORY.md 和 USER.md。每个词、每个桶都连着含有它的条目：
+  // 搜索只看这些条目，不去读文件。
+  #postings = new Map<string | number, Set<IndexedMemory>>();
+  #totalLength = 0; // 所有条目的词数
+  #loaded = new Map<string, { mtime: number; entries: IndexedMemory[] }>();
+  #logs = new Map<string, JsonlFile>();
 
   /** `dir`：放每天的日志。`files`：主人自己写的文件，改了就重新读。 */
   constructor(dir: string, files: string[], now = Date.now) {
@@ -2348,14 +3099,18 @@ export class MemoryStore {
     this.#now = now;
     fs.mkdirSync(dir, { recursive: true });
     for (const name of fs.readdirSync(dir).filter((one) => one.endsWith(".jsonl"))) {
-      const log = new Log(path.join(dir, name));
-      this.#logs.set(name, log);
-      for (const { record } of log.read()) this.#load({ ...record }, name);
+      for (const { record } of this.#log(name).read()) this.#addNote({ ...record }, name);
     }
   }
 
-  /** 只收完整的：手写的行，缺什么都有可能。 */
-  #load({ content, sessionKey, at, category }: Fields, name: string): void {
+  #log(name: string): JsonlFile {
+    const log = this.#logs.get(name) ?? new JsonlFile(path.join(this.#dir, name));
+    this.#logs.set(name, log);
+    return log;
+  }
+
+  /** Adds a line of a log. One that was written by hand may lack anything; then it is skipped. */
+  #addNote({ content, sessionKey, at, category }: Fields, name: string): void {
     if (typeof content !== "string" || typeof sessionKey !== "string") return;
     const source = `${name} ${category}`;
     this.#add({ text: content, source, at: Date.parse(String(at)) || 0, sessionKey });
@@ -2365,126 +3120,186 @@ export class MemoryStore {
   write(content: string, category: string, sessionKey: string): void {
     const at = new Date(this.#now()).toISOString();
     const name = `${at.slice(0, 10)}.jsonl`;
-    const log = this.#logs.get(name) ?? new Log(path.join(this.#dir, name));
-    this.#logs.set(name, log);
-    log.append({ at, content, category, sessionKey });
-    this.#load({ at, content, category, sessionKey }, name);
+    const record = { at, content, category, sessionKey };
+    this.#log(name).append(record);
+    this.#addNote(record, name);
   }
 
-  #add(memory: Memory): Indexed {
-    const list = termsOf(memory.text);
-    const terms = new Map<string, number>();
-    for (const term of list) terms.set(term, (terms.get(term) ?? 0) + 1);
-    const entry = { ...memory, terms, size: list.length, vector: embed(memory.text) };
-    for (const key of [...terms.keys(), ...entry.vector.keys()])
-      this.#having.set(key, (this.#having.get(key) ?? new Set()).add(entry));
+  #add(memory: Memory): IndexedMemory {
+    const terms = termsOf(memory.text);
+    const termFrequencies = countEach(terms);
+    const vector = embed(memory.text);
+    const entry = { memory, length: terms.length, termFrequencies, vector };
+    for (const key of indexKeys(entry)) {
+      const posting = this.#postings.get(key) ?? new Set();
+      this.#postings.set(key, posting.add(entry));
+    }
     this.#entries.add(entry);
-    this.#words += entry.size;
+    this.#totalLength += entry.length;
     return entry;
   }
 
-  #remove(entry: Indexed): void {
-    for (const key of [...entry.terms.keys(), ...entry.vector.keys()])
-      this.#having.get(key)?.delete(entry);
+  #remove(entry: IndexedMemory): void {
+    for (const key of indexKeys(entry)) this.#postings.get(key)?.delete(entry);
     this.#entries.delete(entry);
-    this.#words -= entry.size;
+    this.#totalLength -= entry.length;
   }
 
   /** 主人的文件有改动，就重新读进来，一行算一件事。 */
   #refresh(): void {
-    for (const file of this.#files) {
-      const changed = fs.statSync(file, { throwIfNoEntry: false })?.mtimeMs ?? 0;
-      const before = this.#read.get(file) ?? { changed: 0, entries: [] };
-      if (before.changed === changed) continue;
+    for (const ownersFile of this.#files) {
+      const mtime = fs.statSync(ownersFile, { throwIfNoEntry: false })?.mtimeMs ?? 0;
+      const before = this.#loaded.get(ownersFile) ?? { mtime: 0, entries: [] };
+      if (before.mtime === mtime) continue;
       for (const entry of before.entries) this.#remove(entry);
-      const lines = `\n${readOrSay(file, "", readText)}`.split(/\r?\n[-*\s]*/);
-      // 标题和注释不要，"Name:" 后面没人填的也不要。
-      const facts = lines.filter((line) => /^[^#<].*[^\s:]\s*$/.test(line));
-      const entries = facts.map((text) => this.#add({ text, source: path.basename(file) }));
-      this.#read.set(file, { changed, entries });
+      const source = path.basename(ownersFile);
+      const facts = factsIn(readOrSay(ownersFile, "", readText));
+      const entries = facts.map((text) => this.#add({ text, source }));
+      this.#loaded.set(ownersFile, { mtime, entries });
     }
   }
 
   /** 一段对话里最相关的几个条目；如果是主人在问，主人的文件也算。 */
-  search(query: string, { sessionKey = "", owner = false, topK = 5, weights = WEIGHTS } = {}) {
+  search(
+    query: string,
+    { sessionKey = "", owner = false, topK = 5, weights = WEIGHTS } = {},
+  ): Hit[] {
     this.#refresh();
-    const scores = new Map<Indexed, number>();
-    // 先看条目是谁的，再计分：别人的东西到不了这一步。
-    // 别人的条目只有一个用处：看一个词有多少见。
-    const count = (entry: Indexed, points: number) => {
-      const isTheirs = entry.sessionKey === undefined ? owner : entry.sessionKey === sessionKey;
-      if (isTheirs) scores.set(entry, (scores.get(entry) ?? 0) + points);
+    const scores = new Map<IndexedMemory, number>();
+    // What others noted is left out here, before it has a score, so it can't come any further. It
+    // only has a part in how rare a word is.
+    const add: AddScore = (entry, points) => {
+      const { memory } = entry;
+      const isVisible = memory.sessionKey === undefined ? owner : memory.sessionKey === sessionKey;
+      if (isVisible) scores.set(entry, (scores.get(entry) ?? 0) + points);
     };
-    const terms = new Map(termsOf(query).map((term) => [term, this.#rarity(term)]));
-    // 一个条目要是只有这些词，而且一再重复，最多能得多少分。
-    const most = [...terms.values()].reduce((sum, rarity) => sum + rarity, 0) * (K1 + 1);
-    for (const [term, rarity] of terms) {
-      for (const entry of this.#having.get(term) ?? []) {
-        const often = entry.terms.get(term) ?? 0;
-        const long = 1 - B + (B * entry.size * this.#entries.size) / this.#words;
-        count(entry, (weights.words * rarity * often * (K1 + 1)) / (often + K1 * long) / most);
-      }
-    }
-    for (const [bucket, weight] of embed(query)) {
-      for (const entry of this.#having.get(bucket) ?? [])
-        count(entry, weights.shape * weight * (entry.vector.get(bucket) ?? 0));
-    }
-    const hits = [...scores].map(([it, points]) => ({ it, score: points * this.#youth(it) }));
+    this.#scoreKeywords(query, (entry, score) => add(entry, weights.keyword * score));
+    this.#scoreVectors(query, (entry, score) => add(entry, weights.vector * score));
+    const hits = [...scores].map(([entry, score]) => ({
+      entry,
+      score: score * this.#recency(entry.memory),
+    }));
     return diversify(hits, topK);
   }
 
+  /** The keyword channel: the BM25 scores of all terms of the query, scaled to 0 to 1. */
+  #scoreKeywords(query: string, add: AddScore): void {
+    const idfs = new Map(termsOf(query).map((term) => [term, this.#idf(term)]));
+    const sumOfIdfs = [...idfs.values()].reduce((sum, idf) => sum + idf, 0);
+    const maxScore = sumOfIdfs * (K1 + 1); // of a text that has only these terms, again and again
+    const averageLength = this.#totalLength / this.#entries.size;
+    for (const [term, idf] of idfs) {
+      for (const entry of this.#postings.get(term) ?? []) {
+        const termFrequency = entry.termFrequencies.get(term) ?? 0;
+        const lengthNorm = 1 - B + B * (entry.length / averageLength);
+        add(entry, bm25(termFrequency, lengthNorm, idf) / maxScore);
+      }
+    }
+  }
+
+  /**
+   * The vector channel: the cosine similarity of two texts, which is 1 if they have the same
+   * trigrams. Both vectors have the length 1, so it is the sum of the products bucket by bucket.
+   */
+  #scoreVectors(query: string, add: AddScore): void {
+    for (const [bucket, weight] of embed(query)) {
+      for (const entry of this.#postings.get(bucket) ?? []) {
+        add(entry, weight * (entry.vector.get(bucket) ?? 0));
+      }
+    }
+  }
+
   /** BM25：只有几个条目才有的词，比人人都有的词更能说明问题。 */
-  #rarity(term: string): number {
-    const having = this.#having.get(term)?.size ?? 0;
+  #idf(term: string): number {
+    const having = this.#postings.get(term)?.size ?? 0;
     return Math.log(1 + (this.#entries.size - having + 0.5) / (having + 0.5));
   }
 
-  /** 同样相关的两条，新的优先。可两个月前说过的名字，也还是名字。 */
-  #youth({ at = this.#now() }: Memory): number {
-    return OLD + (1 - OLD) * 0.5 ** (Math.max(0, this.#now() - at) / HALF_LIFE);
+  /** From 1 down to MIN_RECENCY: a younger entry is preferred, but an old name is still a name. */
+  #recency({ at = this.#now() }: Memory): number {
+    const age = Math.max(0, this.#now() - at);
+    return MIN_RECENCY + (1 - MIN_RECENCY) * 0.5 ** (age / HALF_LIFE);
   }
 }
 
-const REPEAT = 0.8; // 有这么多词和另一条相同，就算几乎是同一条
+/** What leads to an entry in the inverted index: words are terms, numbers are buckets. */
+const indexKeys = ({ termFrequencies, vector }: IndexedMemory) => [
+  ...termFrequencies.keys(),
+  ...vector.keys(),
+];
 
-/** 最大边际相关（MMR），粗略版：挑最好的，但和更好的那条差不多的，不要。 */
-function diversify(hits: { it: Indexed; score: number }[], topK: number): Hit[] {
-  const taken: typeof hits = [];
-  for (const hit of hits.sort((a, b) => b.score - a.score)) {
-    if (taken.length >= Math.min(topK, 50)) break; // 每一条都要和选上的比一遍
-    if (taken.every(({ it }) => likeness(it, hit.it) < REPEAT)) taken.push(hit);
+/** The facts in a file of the owner's: one in each line, without the mark of a list before it. */
+function factsIn(content: string): string[] {
+  const lines = content.split(/\r?\n/).map((line) => line.replace(/^[-*\s]+/, ""));
+  return lines.filter(isFact);
+}
+
+/** Whether a line says something. A heading, a comment and a field left empty ("Name:") do not. */
+function isFact(line: string): boolean {
+  const words = line.trimEnd();
+  const isHeading = words.startsWith("#");
+  const isComment = words.startsWith("<");
+  const isEmptyField = words.endsWith(":");
+  return words.length > 1 && !isHeading && !isComment && !isEmptyField;
+}
+
+const DUPLICATE = 0.8; // two entries that share this part of their terms say nearly the same
+
+/**
+ * Maximal marginal relevance, in its simplest form: the best hits, but none that repeats a better
+ * one. The full form weighs how relevant a hit is against how much it resembles the others.
+ */
+function diversify(hits: { entry: IndexedMemory; score: number }[], topK: number): Hit[] {
+  const ranked = hits.toSorted((a, b) => b.score - a.score);
+  const limit = Math.min(topK, 50); // 每一条都要和选上的比一遍
+  const chosen: typeof hits = [];
+  for (const hit of ranked) {
+    if (chosen.length >= limit) break;
+    const isNew = chosen.every(({ entry }) => jaccard(entry, hit.entry) < DUPLICATE);
+    if (isNew) chosen.push(hit);
   }
-  return taken.map(({ it: { terms, size, vector, ...memory }, score }) => ({ ...memory, score }));
+  return chosen.map(({ entry, score }) => ({ ...entry.memory, score }));
 }
 
-function likeness(a: Indexed, b: Indexed): number {
-  const shared = [...a.terms.keys()].filter((term) => b.terms.has(term)).length;
-  return shared / (a.terms.size + b.terms.size - shared || 1);
+/** The Jaccard index: how many of the terms that either entry has are in both, from 0 to 1. */
+function jaccard(a: IndexedMemory, b: IndexedMemory): number {
+  const ofBoth = [...a.termFrequencies.keys()].filter((term) => b.termFrequencies.has(term));
+  const shared = ofBoth.length;
+  const all = a.termFrequencies.size + b.termFrequencies.size - shared;
+  return all === 0 ? 0 : shared / all;
 }
 
-const RECALL_FROM = 0.17; // 分数比这还低，多半是哈希碰巧，和问题没什么关系
+const MIN_SCORE = 0.17; // a lower one comes from a few trigrams that any two texts share by chance
+
+/** At most three memories that belong to what the person says, the best first. */
+function recall(conversation: Conversation, input: string, options: TurnOptions): string[] {
+  // A heartbeat asks the same each time, so it would recall the same three memories each time.
+  if (options.message?.channel === "heartbeat") return [];
+  const scope = { ...memoryScope(conversation, options), topK: 3 };
+  const hits = options.app?.memory.search(input, scope) ?? [];
+  const relevant = hits.filter(({ score }) => score >= MIN_SCORE);
+  return relevant.map(({ text }) => keepEnds(text, 1_000));
+}
 
 /**
  * 放在用户的话前面、和它存在一起的内容：时间，还有想起来的事。
  * 要是放进系统提示词，每个请求的开头都会变，就什么都缓存不了。
  */
 function contextFor(conversation: Conversation, input: string, options: TurnOptions): string {
-  // 心跳每次问的都一样，也不是人提的问题。
-  const topK = options.message?.channel === "heartbeat" ? 0 : 3;
-  const about = { ...whose(conversation, options), topK };
-  const hits = options.app?.memory.search(input, about) ?? [];
-  const found = hits.flatMap((hit) => (hit.score < RECALL_FROM ? [] : keepEnds(hit.text, 1_000)));
+  const found = recall(conversation, input, options);
   if (found.length > 0) info(`  （想起：${oneLine(found.join(" · "))}）`);
   const lines = [`It is ${new Date()}.`, ...found.map((one) => `You remember: ${one}`)];
   return `<context>\n${lines.join("\n").toWellFormed()}\n</context>`;
 }
 
-const whose = (conversation: Conversation, options: TurnOptions) => ({
+/** Whose memories a conversation may use: its own, and the owner's files if it is the owner's. */
+const memoryScope = (conversation: Conversation, options: TurnOptions) => ({
   sessionKey: conversation instanceof Session ? conversation.header.key : "",
   owner: isOwner(options),
 });
 
-const shown = (hits: Hit[]) =>
+/** A line for each hit: its score, where it is from, and how it begins. */
+const formatHits = (hits: Hit[]) =>
   hits.map((hit) => `${hit.score.toFixed(2)}  ${hit.source}  ${oneLine(hit.text.slice(0, 80))}`);
 
 const COUNT = { type: "integer", description: "How many at most; 5 if left out." };
@@ -2495,41 +3310,61 @@ TOOLS.push(
 );
 
 Object.assign(HANDLERS, {
-  memory_write: ({ content, category }, { app, conversation, ...options }) => {
-    app?.memory.write(String(content), String(category), whose(conversation, options).sessionKey);
+  memory_write: ({ content, category }, turn) => {
+    const { sessionKey } = memoryScope(turn.conversation, turn);
+    turn.app?.memory.write(String(content), String(category), sessionKey);
     return "remembered";
   },
-  memory_search: ({ query, topK = 5 }, { app, conversation, ...options }) => {
-    const about = { ...whose(conversation, options), topK: Number(topK) };
-    return shown(app?.memory.search(String(query), about) ?? []).join("\n") || "nothing found";
+  memory_search: ({ query, topK = 5 }, turn) => {
+    const scope = { ...memoryScope(turn.conversation, turn), topK: Number(topK) };
+    const hits = turn.app?.memory.search(String(query), scope) ?? [];
+    return formatHits(hits).join("\n") || "nothing found";
   },
 } satisfies Record<string, Handler>);
 
-const SEARCH = { query: string("…"), topK: COUNT, sessionKey: string("whose memory") };
+const SEARCH = {
+  query: string("The words to search for."),
+  topK: COUNT,
+  sessionKey: string("The conversation whose memories are searched."),
+};
 method("memory.search", SEARCH, ["topK", "sessionKey"], (params, app) => {
   const { query, topK = 5, sessionKey = "" } = params;
   return app.memory.search(String(query), { topK: Number(topK), sessionKey: String(sessionKey) });
 });
 
-const layersOf = (app: App) => promptLayers({ agent: app.agents.get(app.terminalAgent ?? "luna") });
-const layerOf = (app: App, it: string) => layersOf(app).find((l) => l.name === it)?.text || "-";
+/** The prompt as it is for the owner at the terminal. */
+const ownersLayers = (app: App) =>
+  promptLayers({ agent: app.agents.get(app.terminalAgent ?? AGENTS[0].id) });
 
-command("soul", "它怎么说话", (_args, app) => layerOf(app, "soul"));
-command("skills", "它学过哪些技能", (_args, app) => layerOf(app, "skills"));
-command("memory", "关于你，它随时都知道的事", (_args, app) => layerOf(app, "memory"));
-command("bootstrap", "它怎么做事", (_args, app) => layerOf(app, "bootstrap"));
+const layerText = (app: App, name: string) =>
+  ownersLayers(app).find((layer) => layer.name === name)?.text || "-";
+
+command("soul", "它怎么说话", (_args, app) => layerText(app, "soul"));
+command("skills", "它学过哪些技能", (_args, app) => layerText(app, "skills"));
+command("memory", "关于你，它随时都知道的事", (_args, app) => layerText(app, "memory"));
+command("bootstrap", "它怎么做事", (_args, app) => layerText(app, "bootstrap"));
 command("search", "<词>：它记得什么，最相关的在前", (query, { memory, key }) =>
-  shown(memory.search(query, { sessionKey: key, owner: true })),
+  formatHits(memory.search(query, { sessionKey: key, owner: true })),
 );
 command("prompt", "它的提示词有哪几层，各多少字符", (_args, app) =>
-  layersOf(app).map((it, i) => `${i + 1} ${it.name.padEnd(10)} ${it.text.length}`),
+  ownersLayers(app).map(({ name, text }, i) => `${i + 1} ${name.padEnd(10)} ${text.length}`),
 );
 
 // ---- s07 · 心跳和 cron ----
 
-// 程序有了自己的生活：没有人发消息，它也照样干活。要让人受得了，得守两条规矩。
-// 第一，从不让人等它。第二，到点的时间先写进文件，再划掉，
-// 所以不管是崩溃还是笔记本合上盖子，都不会漏掉。
+// From here on the program also begins turns that nobody asked for: cron jobs run at their times,
+// and a heartbeat looks whether something needs the owner. Two rules hold.
+//
+// A person never waits for either. They begin only while nobody is being answered, and whoever
+// writes later is answered beside them, because each of them has a conversation of its own.
+//
+// A job runs at least once for each due time (at-least-once). Its run is written to the inbox
+// before the due time counts as done (write-ahead), so a crash between the two can't lose it. The
+// next start finds the time still due and begins the run again, but the inbox drops it, because it
+// knows the run by its idempotency key, `cron:<job>:<due>`.
+
+/** A place to which a text can be sent: a channel, and a chat on it. */
+export type Place = { channel: string; to: string };
 
 /** CRON.json 里的一个定时任务。这个文件由主人来写，程序只读。 */
 export interface Job {
@@ -2538,128 +3373,263 @@ export interface Job {
   enabled: boolean;
   schedule: Schedule;
   payload: { kind: "agent_turn" | "system_event"; message?: string; text?: string };
-  deliver?: { channel: string; to: string };
+  deliver?: Place;
   deleteAfterRun?: boolean;
 }
 
-/** 只跑一次；从 `anchor` 算起，每隔多少秒跑一次；或者按 cron 的写法。时间用 ISO 8601。 */
+/** When a job is due: once, at a fixed interval, or by a cron expression. Times are ISO 8601. */
 export type Schedule =
   | { kind: "at"; at: string }
-  | { kind: "every"; everySeconds: number; anchor?: string }
+  | Interval
   | { kind: "cron"; expr: string; tz?: string };
 
+type Interval = { kind: "every"; everySeconds: number; anchor?: string }; // counted from `anchor`
+
 export interface InboundMessage {
-  job?: { isEvent: boolean; deliver?: Job["deliver"] }; // 渠道 "cron" 的消息才有
+  job?: { isEvent: boolean; deliver?: Place }; // 渠道 "cron" 的消息才有
 }
 
 export interface App {
+  activeTurns: ActiveTurns;
   cron: CronService;
   heartbeat: HeartbeatRunner;
 }
 
-const shape = (fields: object, optional?: string[]) => tool("", "", fields, optional).input_schema;
-const [WORDS, FLAG, OBJECT] = ["string", "boolean", "object"].map((type) => ({ type }));
-const MORE = { name: WORDS, deliver: OBJECT, deleteAfterRun: FLAG };
-const NEEDED = { id: WORDS, enabled: FLAG, schedule: OBJECT, payload: OBJECT };
-const JOB = shape({ ...NEEDED, ...MORE }, Object.keys(MORE));
-const KINDS = new Map<unknown, Anthropic.Tool.InputSchema>([
-  ["schedule at", shape({ at: WORDS })],
-  ["schedule every", shape({ everySeconds: { type: "number" }, anchor: WORDS }, ["anchor"])],
-  ["schedule cron", shape({ expr: WORDS, tz: WORDS }, ["tz"])],
-  ["payload agent_turn", shape({ message: WORDS })],
-  ["payload system_event", shape({ text: WORDS })],
-]);
+// Helpers of this section and of the later ones.
 
 const HOUR = 3600 * 1000; // 毫秒
 
-/** 不是能跑的定时任务就抛错，并指出字段。 */
-function checkJob(raw: unknown): Job {
-  const job = checkInput(JOB, raw) as unknown as Job; // 还有里面的两部分：
-  for (const part of ["schedule", "payload"] as const) {
-    const kind = KINDS.get(`${part} ${job[part]?.kind}`);
-    if (!kind) throw new Error(`${part}.kind: there is no ${job[part]?.kind}`);
-    checkInput(kind, job[part]);
-  }
-  if (job.deliver) checkInput(shape({ channel: WORDS, to: WORDS }), job.deliver);
-  if (!/^[a-z\d_-]{1,64}$/.test(job.id)) throw new Error("id: a to z, 0 to 9, - and _, at most 64");
-  nextRun(job.schedule, 0, 0); // 不合理就抛错
-  return job;
-}
+/** A time in ms as ISO 8601, or "never" if there is none. Dates end at 8.64e15 ms. */
+const formatTime = (at = Infinity) => (at < 8.64e15 ? new Date(at).toISOString() : "never");
 
-/**
- * `now`（毫秒）之后的第一个时间。"every" 从 anchor 算起，没有就从 `since` 算起，
- * 所以不会越走越偏。"at" 的时间就算过去了，也还是那个时间。
- */
-export function nextRun(schedule: Schedule, now: number, since: number): number {
-  if (schedule.kind === "cron") return nextCron(schedule.expr, schedule.tz, now);
-  const words = schedule.kind === "at" ? schedule.at : schedule.anchor;
-  const start = words === undefined ? since : Date.parse(words);
-  if (Number.isNaN(start)) throw new Error(`${words}: not a time like 2027-03-14T09:00:00Z`);
-  if (schedule.kind === "at") return start;
-  const step = schedule.everySeconds * 1000;
-  if (!(step >= 1000 && step <= 1e12)) throw new Error("everySeconds must be from 1 to 1e9");
-  const steps = Math.floor((now - start) / step) + 1;
-  return start + Math.max(steps, schedule.anchor ? 0 : steps) * step; // 不早于 anchor
-}
-
-// 有夏令时的地方，拨钟那天有的时刻不存在，有的会来两次，这个库一碰上就出错。
-// 所以让它按一面从不拨动的墙上钟来算，那个时间到底是什么时候，由我们来定。
-function nextCron(expr: string, timeZone: string | undefined, now: number): number {
-  // 字段不够时，这个库会自作主张；写 "H"，每次看到的时间又不一样。
-  if (!/^(?!.*\bH\b)(\S+\s+){4,5}\S+$/.test(expr.trim()))
-    throw new Error(`expr: "${expr}" has not the 5 fields of cron`);
-  // 那里墙上的钟指着几点，就当成 UTC 的几点。
-  const wall = (at: number) => Date.parse(`${new Date(at).toLocaleString("sv", { timeZone })}Z`);
-  const times = CronExpressionParser.parse(expr, { currentDate: wall(now), tz: "UTC" });
-  const isHourly = expr.trim().split(/\s+/).at(-4)?.startsWith("*");
-  for (;;) {
-    const shown = times.next().getTime();
-    const left = shown - wall(now);
-    // 每小时都来的，在来两次的那个小时里也来两次。别的都不会。
-    const at = isHourly && left <= HOUR ? now - (now % 1000) + left : timeOf(shown, wall);
-    if (at > now) return at;
-  }
-}
-
-/** 墙上的钟什么时候指到那里，取第一次；要是根本指不到，就当钟没有拨过。 */
-function timeOf(shown: number, wall: (at: number) => number): number {
-  const before = shown - (wall(shown - 24 * HOUR) - (shown - 24 * HOUR)); // 按一天前的时差
-  const after = shown - (wall(before) - before); // 按到时候的时差
-  return wall(before) !== shown && wall(after) === shown ? after : before;
-}
-
-/** 我们自己存的小文件。读不出来就改名放到一边，从头开始。 */
+/** The object in a JSON file of `.state`. Gives {} if there is no file, or none that is usable. */
 function readState(file: string): object {
-  const state = fs.existsSync(file) ? parseObject(fs.readFileSync(file, "utf8")) : {};
+  if (!fs.existsSync(file)) return {};
+  const state = parseObject(fs.readFileSync(file, "utf8"));
   if (state) return state;
-  fs.renameSync(file, `${file}.broken`);
-  warn(`${file} 读不出来，已改名放到一边。`);
+  quarantine(file, t("内容不是 JSON 对象。程序不使用这个文件，继续运行。"));
   return {};
 }
 
+/** The turns of people that are running now. Jobs and heartbeats begin only if there are none. */
+export class ActiveTurns extends Set<Promise<unknown>> {
+  /** Counts a turn until it has ended, successfully or not. Gives the same promise back. */
+  track<T>(turn: Promise<T>): Promise<T> {
+    this.add(turn);
+    turn.catch(() => {}).finally(() => this.delete(turn)); // its error is the caller's affair
+    return turn;
+  }
+
+  /**
+   * Resolves when no turn is running. It looks again after each wait, because somebody else may
+   * have written meanwhile. So while people write without a pause, jobs wait (starvation).
+   */
+  async idle(): Promise<void> {
+    while (this.size > 0) await Promise.allSettled(this);
+  }
+}
+
+// What CRON.json may contain.
+
+const STRING = { type: "string" };
+const BOOLEAN = { type: "boolean" };
+const OBJECT = { type: "object" };
+
+const PLACE_SCHEMA = objectSchema({ channel: STRING, to: STRING });
+
+const JOB_REQUIRED = { id: STRING, enabled: BOOLEAN, schedule: OBJECT, payload: OBJECT };
+const JOB_OPTIONAL = { name: STRING, deliver: OBJECT, deleteAfterRun: BOOLEAN };
+const JOB_SCHEMA = objectSchema({ ...JOB_REQUIRED, ...JOB_OPTIONAL }, Object.keys(JOB_OPTIONAL));
+
+type SchemasByKind = Map<unknown, Anthropic.Tool.InputSchema>;
+
+// To add a kind of schedule: an entry here, one in the type `Schedule`, and its case in `nextRun`.
+// Both tables are a Map, because an object would also have an entry for the kind "constructor".
+const SCHEDULE_SCHEMAS: SchemasByKind = new Map([
+  ["at", objectSchema({ at: STRING })],
+  ["every", objectSchema({ everySeconds: { type: "number" }, anchor: STRING }, ["anchor"])],
+  ["cron", objectSchema({ expr: STRING, tz: STRING }, ["tz"])],
+]);
+
+// To add a kind of payload: an entry here, one in the interface `Job`, and its case in `answerJob`.
+const PAYLOAD_SCHEMAS: SchemasByKind = new Map([
+  ["agent_turn", objectSchema({ message: STRING })],
+  ["system_event", objectSchema({ text: STRING })],
+]);
+
+/** 不是能跑的定时任务就抛错，并指出字段。 */
+function checkJob(raw: unknown): Job {
+  const job = checkInput(JOB_SCHEMA, raw) as unknown as Job; // the parts of it are checked next
+  checkKind("schedule", SCHEDULE_SCHEMAS, job.schedule);
+  checkKind("payload", PAYLOAD_SCHEMAS, job.payload);
+  if (job.deliver) checkInput(PLACE_SCHEMA, job.deliver);
+  // The id becomes a part of the session key, and so of a folder's name.
+  const isName = /^[a-z\d_-]{1,64}$/.test(job.id);
+  if (!isName) throw new Error("id: a to z, 0 to 9, - and _, at most 64");
+  // A schedule of the right shape may still make no sense, for example the 30th of February.
+  nextRun(job.schedule, 0, 0);
+  return job;
+}
+
+/** Throws unless `value` has a `kind` that there is, and the fields which that kind requires. */
+function checkKind(part: string, schemas: SchemasByKind, value: { kind: string } | null): void {
+  const schema = schemas.get(value?.kind);
+  if (!schema) throw new Error(`${part}.kind: there is no ${value?.kind}`);
+  checkInput(schema, value);
+}
+
+/** Jobs that can be run, or undefined if the file as a whole can't be used; and what is wrong. */
+type ParsedJobs = { jobs?: Job[]; problems: string[] };
+
+/** Reads a CRON.json. Never throws. A file that does not exist has no jobs, which is no problem. */
+function parseJobs(file: string): ParsedJobs {
+  if (!fs.existsSync(file)) return { jobs: [], problems: [] };
+  try {
+    const json = readText(file).replace(/^\uFEFF/, ""); // some editors put a byte order mark there
+    const content: { jobs?: unknown } | null = JSON.parse(json);
+    if (Array.isArray(content?.jobs)) return checkJobs(content.jobs);
+    return { problems: [t('"jobs" 必须是数组。继续使用原来的任务。')] };
+  } catch (error) {
+    return { problems: [t(`无法读取。继续使用原来的任务。${error}`)] };
+  }
+}
+
+/** One job that makes no sense is left out and named by its number. The others are run. */
+function checkJobs(list: unknown[]): ParsedJobs {
+  const jobs = new Map<string, Job>();
+  const problems: string[] = [];
+  for (const [index, raw] of list.entries()) {
+    try {
+      const job = checkJob(raw);
+      if (jobs.has(job.id)) throw new Error(`id: ${job.id} is there twice`);
+      jobs.set(job.id, job);
+    } catch (error) {
+      problems.push(t(`第 ${index + 1} 个任务已跳过：${error}`));
+    }
+  }
+  return { jobs: [...jobs.values()], problems };
+}
+
+// When a job is due.
+
 /**
- * 每个定时任务要记住的。`entry`：任务当时的样子；现在要是变了，就从头开始。时间的单位是毫秒：
- * `due`，不会再跑的任务没有；`from`，`due` 是什么时候算的。`errors`：连续出错几次。
+ * The first time after `now` at which the schedule is due. All times are in ms. For an "at" it is
+ * that one time, also if it is past, because a missed run is made up. `since`, when the job was
+ * first seen, is the anchor of an "every" without one. Throws if the schedule makes no sense.
  */
-type JobState = { entry: string; since: number; due?: number; from?: number; errors: number };
+export function nextRun(schedule: Schedule, now: number, since: number): number {
+  if (schedule.kind === "at") return parseTime(schedule.at);
+  if (schedule.kind === "every") return nextInterval(schedule, now, since);
+  return nextCron(schedule.expr, schedule.tz, now);
+}
+
+function parseTime(iso: string): number {
+  const time = Date.parse(iso);
+  if (Number.isNaN(time)) throw new Error(`${iso}: not a time like 2027-03-14T09:00:00Z`);
+  return time;
+}
+
+// An interval is counted from a fixed time, its anchor, and not from the last run. Otherwise each
+// run that begins late, because a person is being answered, would make all later ones late.
+function nextInterval({ everySeconds, anchor }: Interval, now: number, since: number): number {
+  const step = everySeconds * 1000;
+  // Not `step < 1000 || step > 1e12`, which is false for NaN.
+  if (!(step >= 1000 && step <= 1e12)) throw new Error("everySeconds must be from 1 to 1e9");
+  const start = anchor === undefined ? since : parseTime(anchor);
+  const steps = Math.floor((now - start) / step) + 1;
+  // An anchor in the future is the first time. But `since` is in the future only if the clock was
+  // put back, and then the job must not wait until the clock has caught up.
+  if (anchor !== undefined && steps < 0) return start;
+  return start + steps * step;
+}
+
+// Daylight saving time (DST) makes a local time ambiguous. In Berlin on 2027-03-28 the clocks go
+// from 02:00 to 03:00, so a job for 02:30 has no such time. On 2027-10-31 they go from 03:00 back
+// to 02:00, so it has two. The library loses or repeats runs there. So we let it count wall times,
+// which is what a clock on the wall shows, as if they were UTC, where clocks never change. Then we
+// find the instant at which the clock in the job's time zone shows that wall time.
+function nextCron(expr: string, timeZone: string | undefined, now: number): number {
+  // The Swedish format is close to ISO 8601: 2027-03-28 03:30:00.
+  const wallClock: WallClock = (instant) =>
+    Date.parse(`${new Date(instant).toLocaleString("sv", { timeZone })}Z`);
+  const isHourly = cronFields(expr).at(-4)?.startsWith("*"); // the field of the hours
+  const wallNow = wallClock(now); // without fractions of a second, so we drop them from `now`, too
+  const lastSecond = now - (now % 1000);
+  const wallTimes = CronExpressionParser.parse(expr, { currentDate: wallNow, tz: "UTC" });
+  let due: number;
+  do {
+    const wallTime = wallTimes.next().getTime();
+    const wait = wallTime - wallNow;
+    // A job of every hour also runs in the second pass of a repeated hour, so it waits by elapsed
+    // time. All others run in the first pass alone.
+    due = isHourly && wait <= HOUR ? lastSecond + wait : instantOf(wallTime, wallClock);
+    // At 02:15 of the second pass, 02:30 is still to come on the wall, but its run was in the first
+    // pass. So we go on to the next wall time.
+  } while (due <= now);
+  return due;
+}
+
+/** The fields of a cron expression. Throws unless there are five, or six with the seconds first. */
+function cronFields(expr: string): string[] {
+  const fields = expr.trim().split(/\s+/);
+  // 字段不够时，这个库会自作主张；写 "H"，每次看到的时间又不一样。
+  const isSupported = (fields.length === 5 || fields.length === 6) && !/\bH\b/.test(expr);
+  if (!isSupported) throw new Error(`expr: "${expr}" has not the 5 fields of cron`);
+  return fields;
+}
+
+/** From an instant to what a clock on the wall shows then, both in ms. */
+type WallClock = (instant: number) => number;
+
+/** The instant, in ms, at which a clock on the wall shows `wallTime`. */
+function instantOf(wallTime: number, wallClock: WallClock): number {
+  const offsetAt = (instant: number) => wallClock(instant) - instant;
+  // With the offset from UTC of the day before.
+  const byOldOffset = wallTime - offsetAt(wallTime - 24 * HOUR);
+  // The normal case. Also a repeated hour: the old offset gives the first of its two passes. A job
+  // for 02:30 in Berlin runs on 2027-10-31 at 00:30 UTC, and not at 01:30 UTC again.
+  if (wallClock(byOldOffset) === wallTime) return byOldOffset;
+  // The clocks have changed since the day before: 09:00 on 2027-03-28 is 07:00 UTC, and not 08:00.
+  const byNewOffset = wallTime - offsetAt(byOldOffset);
+  if (wallClock(byNewOffset) === wallTime) return byNewOffset;
+  // A skipped time. The job runs when it would have without the change: 02:30 on 2027-03-28 is
+  // 01:30 UTC, when the clocks show 03:30.
+  return byOldOffset;
+}
+
+/** What `.state/cron.json` keeps of each job. Times are in ms. */
+interface JobState {
+  entry: string; // the job as JSON; a job whose entry changes starts afresh
+  since: number; // when this entry was first seen
+  due?: number; // missing if the job will not run again
+  computedAt?: number; // the time from which `due` was computed
+  errors: number; // in a row
+}
+
 const MAX_ERRORS = 5;
+
+// Somebody may have edited the file. A job with {"due":"soon"} would never run.
+const isUsable = (state: JobState | null) => state?.due === undefined || state.due >= 0;
 
 /** CRON.json 里的定时任务，以及各自什么时候到点。 */
 export class CronService {
   jobs: Job[] = [];
-  #file: string;
+  readonly #file: string;
   readonly #stateFile: string;
-  #states: Map<string, JobState>;
-  #begin: (job: Job, due: number) => boolean;
-  #now: () => number;
-  #changed = 0;
+  readonly #states: Map<string, JobState>;
+  readonly #begin: (job: Job, due: number) => boolean;
+  readonly #now: () => number;
+  #modified = 0; // the time (mtime) of the file when it was last read; 0 if there was none
 
-  /** `begin` 把这次运行写进文件；见过的就丢掉。也可能返回 false：现在还不行。 */
+  /**
+   * `begin` is told of each due run. It writes the run to a file before it returns, and drops one
+   * that it knows by job and due time. It gives false if the run can't begin now.
+   */
   constructor(workspace: string, begin: (job: Job, due: number) => boolean, now = Date.now) {
     this.#file = path.join(workspace, "CRON.json");
     this.#stateFile = path.join(workspace, ".state/cron.json");
-    const states = Object.entries(readState(this.#stateFile));
-    this.#states = new Map(states.filter(([, one]) => (one?.due ?? 0) >= 0)); // {"due":"soon"} 不行
+    const states: [string, JobState][] = Object.entries(readState(this.#stateFile));
+    this.#states = new Map(states.filter(([, state]) => isUsable(state)));
     this.#begin = begin;
     this.#now = now;
   }
@@ -2670,39 +3640,47 @@ export class CronService {
       try {
         this.#beginIfDue(job);
       } catch (error) {
-        warn(`cron: ${job.id}: ${error}`); // 比如磁盘满了
+        warn(`cron: ${job.id}: ${error}`); // for example because the disk is full
       }
     }
   }
 
-  /** 这次运行写进了文件，才划掉这个时间。划掉只在这里做。 */
   #beginIfDue(job: Job): void {
     const state = this.stateOf(job);
-    if (!job.enabled || !state.due || state.due > this.#now()) return;
+    const now = this.#now();
+    if (!job.enabled || state.due === undefined || state.due > now) return;
     if (!this.#begin(job, state.due)) return;
-    // 从现在算，不从 `due` 算：错过了一个星期，也只补跑一次。
+    // Only now, since the run is in a file, may its due time be replaced. The next one is after
+    // `now` and not after `due`, so that one run makes up for all that a week of sleep missed
+    // (coalescing).
     const isLast = job.schedule.kind === "at" || job.deleteAfterRun;
-    state.from = this.#now();
-    state.due = isLast ? undefined : nextRun(job.schedule, state.from, state.since);
+    state.due = isLast ? undefined : nextRun(job.schedule, now, state.since);
+    state.computedAt = now;
     this.#save();
   }
 
   /** 下一个任务什么时候到点，单位是毫秒。 */
   next(): number {
-    const dueOf = (job: Job) => (job.enabled && this.stateOf(job).due) || Infinity;
-    return Math.min(...this.jobs.map(dueOf));
+    const enabled = this.jobs.filter((job) => job.enabled);
+    return Math.min(...enabled.map((job) => this.stateOf(job).due ?? Infinity));
   }
 
+  /** What is kept of a job, with its due time. */
   stateOf(job: Job): JobState {
-    const entry = JSON.stringify(job);
     const now = this.#now();
+    const entry = JSON.stringify(job);
     const known = this.#states.get(job.id);
-    const state = known?.entry === entry ? known : { entry, since: now, errors: 0, due: Infinity };
-    const { due = 0, since, from = Infinity } = state;
-    // 时钟要是往回拨过，原来的时间可能就太晚了。跑过的不会再跑：`begin` 认得。
-    // （要是每看一次就重算一次，来两次的那个小时就会多跑一回。）
-    if (due > now && now < from)
-      Object.assign(state, { due: Math.min(due, nextRun(job.schedule, now, since)), from: now });
+    const isNew = known?.entry !== entry;
+    const state: JobState = isNew ? { entry, since: now, errors: 0 } : known;
+    // If the clock was a day ahead and is put right, a due time that was computed meanwhile is a
+    // day too late. Computing it again may give one that has had its run, but `begin` drops that.
+    // It is not computed at each look, because in an hour that comes twice the result changes.
+    const clockWentBack = now < (state.computedAt ?? Infinity);
+    const isAhead = state.due !== undefined && state.due > now;
+    if (isNew || (clockWentBack && isAhead)) {
+      state.due = Math.min(state.due ?? Infinity, nextRun(job.schedule, now, state.since));
+      state.computedAt = now;
+    }
     this.#states.set(job.id, state);
     return state;
   }
@@ -2711,33 +3689,22 @@ export class CronService {
     replaceFile(this.#stateFile, JSON.stringify(Object.fromEntries(this.#states)));
   }
 
-  /** 文件里现在的任务。文件看不懂，就还用原来的。 */
+  /** The jobs as CRON.json has them now. They stay as they were while the file can't be used. */
   read(): Job[] {
-    const changed = fs.statSync(this.#file, { throwIfNoEntry: false })?.mtimeMs ?? 0;
-    if (changed === this.#changed) return this.jobs;
-    this.#changed = changed;
-    const parse = (it: string): Fields => ({ ...JSON.parse(readText(it).replace(/^\uFEFF/, "")) });
-    const { jobs } = readOrSay(this.#file, { jobs: changed ? this.jobs : [] }, parse);
-    const list: unknown[] = Array.isArray(jobs) ? jobs : this.jobs;
-    if (list !== jobs) warn(`${this.#file}："jobs" 必须是一个列表。接着用原来的任务。`);
-    const checked = new Map<string, Job>();
-    for (const [index, raw] of list.entries()) {
-      try {
-        const job = checkJob(raw);
-        if (checked.has(job.id)) throw new Error(`id: ${job.id} is there twice`);
-        checked.set(job.id, job);
-      } catch (error) {
-        warn(`已跳过 ${this.#file} 里的第 ${index + 1} 个任务：${error}`);
-      }
-    }
-    this.jobs = [...checked.values()];
-    // 已经没有的任务也留着：编辑器保存文件时，可能先拿走，再放回来。
+    const modified = fs.statSync(this.#file, { throwIfNoEntry: false })?.mtimeMs ?? 0;
+    if (modified === this.#modified) return this.jobs;
+    this.#modified = modified;
+    const { jobs, problems } = parseJobs(this.#file);
+    for (const problem of problems) warn(`${this.#file}: ${problem}`);
+    this.jobs = jobs ?? this.jobs;
     for (const job of this.jobs) this.stateOf(job);
+    // The states of jobs that are gone stay, too, because an editor may delete the file and write
+    // it again a moment later. A job with deleteAfterRun would otherwise run a second time.
     this.#save();
     return this.jobs;
   }
 
-  /** 记下这次成没成。返回该让主人知道的话：失败了，而且不会再跑，才有。 */
+  /** Counts the errors in a row. Gives a sentence for the owner if the job is off now, else "". */
   report(id: string, error?: unknown): string {
     const state = this.#states.get(id);
     if (!state) return "";
@@ -2745,172 +3712,224 @@ export class CronService {
     if (error) warn(`cron: ${id} 失败，连续第 ${state.errors} 次：${error}`);
     if (state.errors >= MAX_ERRORS) state.due = undefined;
     this.#save();
-    if (!error || state.due !== undefined) return "";
-    return text(`定时任务 ${id} 停了，连续出错 ${state.errors} 次。改一下它在 CRON.json 里的内容，就会接着跑。`);
+    // An "at" has no due time any more, so the owner hears of its first error.
+    const isOff = error && state.due === undefined;
+    if (!isOff) return "";
+    return t(`定时任务 ${id} 停了，连续出错 ${state.errors} 次。改一下它在 CRON.json 里的内容，就会接着跑。`);
   }
 }
 
-// 正在给人回答的那些轮。只要还有，我们自己的事就不开始。
-const serving = new Set<Promise<unknown>>();
+// How a job is run.
 
-function counted<T>(turn: Promise<T>): Promise<T> {
-  serving.add(turn);
-  turn.catch(() => {}).then(() => serving.delete(turn));
-  return turn;
+// What all messages that this program writes to itself have in common.
+const INTERNAL = { accountId: "local", senderId: "owner", isGroup: false, media: [] };
+
+/** A message of this program to itself. `at`, in ms, makes its id unique. */
+function internalMessage(channel: string, peerId: string, text: string, at: number) {
+  const id = `${channel}:${peerId}:${new Date(at).toISOString()}`;
+  return { ...INTERNAL, id, channel, peerId, text, at };
 }
 
-/** 一条不是人写的消息。 */
-const ownMessage = (channel: string, peerId: string, words: string, at: number) => ({
-  id: `${channel}:${peerId}:${new Date(at).toISOString()}`,
-  ...{ channel, accountId: "local", peerId, senderId: "owner", isGroup: false, media: [], at },
-  text: words,
-});
-
-/** 一次运行走的也是消息那条路。id 里有到点的时间：跑一次就够了。 */
-function beginJob(app: App, { id, payload, deliver }: Job, due: number): boolean {
-  const isRun = ({ channel, peerId }: Routed) => channel === "cron" && peerId === id;
-  if (app.inbox.pending().some(isRun)) return false; // 不然跑得慢的会越积越多，还要花钱
-  const words = payload.message ?? payload.text ?? "";
-  const job = { isEvent: payload.kind === "system_event", deliver };
-  const { done } = accept(app, { ...ownMessage("cron", id, words, due), job });
-  done.catch((error) => warn(`cron: ${id}: ${error}`));
+/**
+ * Puts a run into the inbox, as if somebody had written it. It is on disk when this returns, under
+ * the idempotency key `cron:<job>:<due>`. False if an earlier run of the job is still in there: a
+ * job that takes longer than its interval would otherwise pile up and cost more and more.
+ */
+function enqueueJob(app: App, { id, payload, deliver }: Job, due: number): boolean {
+  const isOfThisJob = ({ channel, peerId }: Routed) => channel === "cron" && peerId === id;
+  if (app.inbox.pending().some(isOfThisJob)) return false;
+  const text = payload.message ?? payload.text ?? "";
+  const isEvent = payload.kind === "system_event";
+  const message = { ...internalMessage("cron", id, text, due), job: { isEvent, deliver } };
+  accept(app, message).done.catch((error) => warn(`cron: ${id}: ${error}`));
   return true;
 }
 
-const KEPT_RUNS = 20;
-
-/** 跑一个定时任务。失败算出错，不算回答：记上一次，不给任何人发消息。 */
+/** Runs a job. An error is counted by `report` and not sent as an answer. Gives what was said. */
 async function runJob(app: App, message: Routed, signal?: AbortSignal): Promise<string> {
-  const { sessionKey, peerId: id, job } = message;
-  const options = { message, agent: app.agents.get(message.agentId), mode: "minimal" as const };
-  const run = async (signal?: AbortSignal) => {
-    if (serving.size > 0) return undefined; // 排队的时候，有人来了
-    app.inbox.begin([message]);
-    if (job?.isEvent) return message.text;
-    return runAlone(sessionKey, message.text, app, { ...options, signal });
-  };
-  let answer: string | undefined;
+  const { peerId: id, job } = message;
+  let answer: string;
   let about: InboundMessage = message;
   try {
-    // 等人要在车道外面等。在里面等，重置或者时限会把它当成卡住的结束掉。
-    while (answer === undefined) {
-      while (serving.size > 0) await Promise.allSettled(serving);
-      answer = await inLane("cron", app, sessionKey, run, signal);
-    }
+    answer = await answerJobInLane(app, message, signal);
     app.cron.report(id);
   } catch (error) {
-    if (error instanceof StoppingError) throw error; // 消息留在收件箱里
+    // The program is about to end. The run stays in the inbox, so the next start begins it.
+    if (error instanceof StoppingError) throw error;
     answer = app.cron.report(id, error);
-    about = { ...message, id: `${message.id}!` }; // 不是回答，也不能被当成回答
+    // This text is not the answer, so its parts must not have the ids of the answer's parts.
+    about = { ...message, id: failureReplyId(message.id) };
   }
   if (answer) await tellOwner(app, about, answer, job?.deliver);
-  app.inbox.finish([message]);
+  app.inbox.acknowledge([message]);
   return answer;
 }
 
+const KEPT_RUNS = 20; // conversations of each job, and of the heartbeat
+
+/** What a job has to say. An event is its own text, which costs no call to the model. */
+async function answerJob(app: App, message: Routed, signal?: AbortSignal): Promise<string> {
+  const { agentId, peerId: id, sessionKey, job } = message;
+  app.inbox.countAttempt([message]);
+  if (job?.isEvent) return message.text;
+  app.store.prune(`agent:${agentId}:cron:${id}:`, KEPT_RUNS - 1);
+  const agent = app.agents.get(agentId);
+  return runUnattended(app, sessionKey, { message, agent, mode: "minimal", signal });
+}
+
+/** The options of a turn that has a message. */
+type MessageOptions = TurnOptions & { message: InboundMessage };
+
 /** 没有人在等的一轮。中断了，或者模型拒绝回答，就抛错：那不是回答。 */
-async function runAlone(key: string, input: string, app: App, options: TurnOptions) {
-  app.store.prune(key.slice(0, -"2026-11-22T08:00:00.000Z".length), KEPT_RUNS - 1);
-  const session = app.store.current(key);
-  const answer = await runTurn(session, input.toWellFormed(), { ...options, app });
+async function runUnattended(app: App, sessionKey: string, options: MessageOptions) {
+  const session = app.store.current(sessionKey);
+  const text = options.message.text.toWellFormed();
+  const answer = await runTurn(session, text, { ...options, app });
   const last = session.messages.at(-1);
-  const reason = last && "stop_reason" in last ? last.stop_reason : "";
+  // A reply that was stopped, by Ctrl+C for example, has no reason of the model's own.
+  const reason = last && "stop_reason" in last ? last.stop_reason : undefined;
   if (reason && reason !== "refusal") return answer;
   throw new Error(`the model gave no answer: ${reason || "stopped"}`);
 }
 
-const OWNER_FILE = path.join(STATE, "owner.json"); // 主人上次是从哪里发消息的
+// Where the owner is told something.
 
-/** 记住在哪里能找到主人。 */
-function noteOwner({ channels }: App, message: InboundMessage): void {
+const OWNER_FILE = path.join(STATE, "owner.json"); // holds the Place from which they wrote last
+
+/** Remembers the chat from which the owner wrote, so that jobs and heartbeats can answer there. */
+function rememberOwner(app: App, message: InboundMessage): void {
   const { channel, peerId: to } = message;
-  if (channel === "cli" || !channels.has(channel) || !isOwner({ message })) return;
+  if (channel === "cli" || !app.channels.has(channel) || !isOwner({ message })) return;
   const place = JSON.stringify({ channel, to });
-  if (JSON.stringify(readState(OWNER_FILE)) !== place) replaceFile(OWNER_FILE, place);
+  const known = JSON.stringify(readState(OWNER_FILE));
+  if (known !== place) replaceFile(OWNER_FILE, place);
 }
 
-/** 任务指定了地方，就发到那里；没有指定，就发到主人上次发消息的地方；再没有，就打印在终端里。 */
-async function tellOwner(app: App, about: InboundMessage, words: string, deliver?: Job["deliver"]) {
-  const { channel, to } = { channel: "", to: "", ...(deliver ?? readState(OWNER_FILE)) };
-  const message = { ...about, job: undefined, channel, peerId: to };
-  // 设置里不再是主人的，就不是主人，不管文件里写着谁。
-  if (!app.channels.has(channel) || !(deliver || isOwner({ message }))) return info(words);
-  await reply(app, message, words);
+/** The chat from which the owner wrote last. Undefined if there is none that is still theirs. */
+function ownerPlace(app: App): Place | undefined {
+  const { channel = "", to = "" }: Partial<Place> = readState(OWNER_FILE);
+  // The settings may have changed since, so that the owner's chat is another one now.
+  const isTheirs = app.channels.has(channel) && isOwnersChat(channel, to);
+  return isTheirs ? { channel, to } : undefined;
 }
 
-const BLANK = /^\s*(#.*|[-*+]\s*(\[.?\])?\s*|```.*)?$/; // 标题、空的列表项、代码块的围栏
-const AROUND = String.raw`(?:</?\w+>|[^<\p{L}\p{N}])*`; // 模型爱把它加粗，或者写成代码
-const OK = new RegExp(`^${AROUND}HEARTBEAT_OK\\b${AROUND}|\\bHEARTBEAT_OK${AROUND}$`, "gu");
+/**
+ * Sends a text to `deliver`, where the job wants it, or to the chat from which the owner wrote
+ * last. Prints it in the terminal if neither exists. `about` is the message that it belongs to.
+ */
+async function tellOwner(app: App, about: InboundMessage, text: string, deliver?: Place) {
+  const place = deliver ?? ownerPlace(app);
+  if (!place || !app.channels.has(place.channel)) return info(text);
+  const { channel, to: peerId } = place;
+  await reply(app, { ...about, job: undefined, channel, peerId }, text);
+}
+
+// The heartbeat.
+
+const MAX_OK_LENGTH = 300; // characters beside HEARTBEAT_OK; a longer answer is news
+// The model likes to write it bold, as code, or in a tag: whatever holds no letter and no digit.
+const AROUND = String.raw`(?:</?\w+>|[^<\p{L}\p{N}])*`;
+const OK_FIRST = new RegExp(`^${AROUND}HEARTBEAT_OK\\b${AROUND}`, "u");
+const OK_LAST = new RegExp(`\\bHEARTBEAT_OK${AROUND}$`, "u");
 
 /** 心跳的回答里有什么要转告的：如果三言两语只说一切正常，就没有。 */
 export function heartbeatText(answer: string): string {
-  const rest = answer.trim().replace(OK, "").trim();
-  return rest.length < answer.trim().length && rest.length <= 300 ? "" : rest;
+  const whole = answer.trim();
+  const text = whole.replace(OK_FIRST, "").replace(OK_LAST, "").trim();
+  const saysOk = text.length < whole.length;
+  return saysOk && text.length <= MAX_OK_LENGTH ? "" : text;
+}
+
+// Lines of HEARTBEAT.md that ask for nothing: a blank one or a heading; an item of a list, perhaps
+// with a check box, without words; a code fence.
+const EMPTY_LINES = [/^\s*(#|$)/, /^\s*[-*+]\s*(\[.?\])?\s*$/, /^\s*```/];
+
+/** Whether a HEARTBEAT.md asks for something. If not, a heartbeat would cost a call for nothing. */
+function hasTasks(markdown: string): boolean {
+  const lines = markdown.replace(/<!--[\s\S]*?-->/g, "").split("\n");
+  return lines.some((line) => !EMPTY_LINES.some((pattern) => pattern.test(line)));
 }
 
 /** 不时问一问 Agent：有没有事需要主人？ */
 export class HeartbeatRunner {
-  last = ""; // 结果如何
+  last = ""; // what came of the last one that was due: "ok", or a reason to skip it
   readonly settings: { interval: number; start: number; end: number }; // 秒；小时
-  #at: number;
-  #file: string;
-  #now: () => number;
+  readonly #file: string; // keeps what the owner was told last
+  readonly #now: () => number;
+  #lastRun: number;
 
   /** 设置不合理就抛错。 */
   constructor(file: string, now = Date.now) {
     const interval = wholeNumber("HEARTBEAT_INTERVAL", 1800, 2_000_000);
     const start = wholeNumber("HEARTBEAT_ACTIVE_START", 9, 24);
-    this.settings = { interval, start, end: wholeNumber("HEARTBEAT_ACTIVE_END", 22, 24) };
+    const end = wholeNumber("HEARTBEAT_ACTIVE_END", 22, 24);
+    this.settings = { interval, start, end };
     this.#file = file;
     this.#now = now;
-    this.#at = now();
+    this.#lastRun = now(); // so the first one comes after an interval, and not at each start
   }
 
+  /** When the next one is due, in ms. An interval of 0 switches the heartbeat off. */
   next(): number {
-    return this.#at + (this.settings.interval * 1000 || Infinity);
+    const { interval } = this.settings;
+    return interval === 0 ? Infinity : this.#lastRun + interval * 1000;
   }
 
-  /** 现在为什么不心跳；该心跳就返回 ""。`forced`：手动触发的，不管时间。 */
-  #reason(tasks: string, forced: boolean): string {
+  /** Why there can be no heartbeat now: the first reason in this list that holds, or "". */
+  #reason(app: App, tasks: string, isForced: boolean): string {
+    const reasons: [reason: string, holds: boolean][] = [
+      ["under-way", LANES.isBusy("heartbeat")],
+      ["not-due", !isForced && this.next() > this.#now()],
+      ["quiet-hours", !isForced && !this.#isActiveHour()],
+      ["requests-in-flight", app.activeTurns.size > 0],
+      ["cron-in-progress", LANES.isBusy("cron")],
+      ["empty-heartbeat-file", !hasTasks(tasks)],
+    ];
+    return reasons.find(([, holds]) => holds)?.[0] ?? "";
+  }
+
+  #isActiveHour(): boolean {
     const { start, end } = this.settings;
     const hour = new Date(this.#now()).getHours();
-    const isActive = start < end ? hour >= start && hour < end : hour >= start || hour < end;
-    if (LANES.isBusy("heartbeat")) return "under-way";
-    if (!forced && this.next() > this.#now()) return "not-due";
-    if (!forced && !isActive) return "quiet-hours";
-    if (serving.size > 0) return "requests-in-flight";
-    if (LANES.isBusy("cron")) return "cron-in-progress";
-    const lines = tasks.replace(/<!--[\s\S]*?-->/g, "").split("\n");
-    return lines.every((line) => BLANK.test(line)) ? "empty-heartbeat-file" : "";
+    if (start < end) return start <= hour && hour < end;
+    return start <= hour || hour < end; // across midnight, for example from 22 to 6
   }
 
-  /** 返回结果如何。从不抛错。 */
-  async run(app: App, forced = false, signal?: AbortSignal): Promise<string> {
+  /**
+   * Gives what came of it, or why there was none. Never throws. `isForced`: a person asks for it,
+   * so it is neither too early nor too late in the day.
+   */
+  async run(app: App, isForced = false, signal?: AbortSignal): Promise<string> {
     const at = this.#now();
-    this.#at = Math.min(this.#at, at); // 时钟往回拨过
-    const [agent = AGENTS[0] as Agent] = app.agents.values(); // 肯定有一个
+    // If the clock was put back by a day, the last one may not make us wait for a day.
+    this.#lastRun = Math.min(this.#lastRun, at);
+    const agent = app.agents.find(AGENTS[0]?.id ?? "");
     const tasks = loadBootstrap(agent.id, ["HEARTBEAT.md"]).get("HEARTBEAT.md") ?? "";
-    const reason = this.#reason(tasks, forced);
+    const reason = this.#reason(app, tasks, isForced);
     if (reason) return reason;
-    this.#at = at;
+    this.#lastRun = at;
     const ask = `${tasks}\n\nIf nothing needs the owner, answer HEARTBEAT_OK and nothing else.`;
-    const options = { message: ownMessage("heartbeat", "owner", ask, at), signal, agent };
+    const options = { message: internalMessage("heartbeat", "owner", ask, at), agent, signal };
     return this.#ask(app, options).catch((error) => {
       warn(`heartbeat: ${error}`);
       return "failed";
     });
   }
 
-  async #ask(app: App, options: { message: InboundMessage; agent: Agent; signal?: AbortSignal }) {
+  /** Each heartbeat has a conversation of its own, so old answers don't make it longer. */
+  async #ask(app: App, options: MessageOptions & { agent: Agent }): Promise<string> {
     const { message, agent } = options;
-    const key = `agent:${agent.id}:heartbeat:${time(message.at)}`.toLowerCase();
-    const turn = (signal: AbortSignal) => runAlone(key, message.text, app, { ...options, signal });
-    const said = heartbeatText(await inLane("heartbeat", app, key, turn, options.signal));
-    const before = { text: "", at: 0, ...readState(this.#file) };
-    if (!said) return "ok";
-    if (said === before.text && message.at - before.at < 24 * HOUR) return "duplicate";
-    await tellOwner(app, message, said);
-    replaceFile(this.#file, JSON.stringify({ text: said, at: message.at }));
+    const prefix = `agent:${agent.id}:heartbeat:`;
+    const key = `${prefix}${formatTime(message.at)}`.toLowerCase();
+    app.store.prune(prefix, KEPT_RUNS - 1);
+    const turn = (signal: AbortSignal) => runUnattended(app, key, { ...options, signal });
+    const answer = await inLane("heartbeat", app, key, turn, options.signal);
+    const text = heartbeatText(answer);
+    if (!text) return "ok";
+    const told = { text: "", at: 0, ...readState(this.#file) };
+    if (text === told.text && message.at - told.at < 24 * HOUR) return "duplicate";
+    await tellOwner(app, message, text);
+    replaceFile(this.#file, JSON.stringify({ text, at: message.at }));
     return "delivered";
   }
 
@@ -2920,61 +3939,59 @@ export class HeartbeatRunner {
   }
 }
 
+const MAX_SLEEP = 60_000; // 毫秒
+
 /**
  * 唯一的定时器。一次最多睡一分钟，醒来就重新看时钟，重新看 CRON.json。这样一来，笔记本睡过一觉、
  * 时钟校准过、文件改过，就都不用另外处理；等 24.8 天以上也没事，不然 setTimeout 会马上触发。
  */
 function startTimer(app: App): void {
-  const began = Date.now(); // 正在检查的时候才到点的，下次会看到
-  let waits: number[] = [];
+  const now = Date.now(); // 正在检查的时候才到点的，下次会看到
+  let wait = MAX_SLEEP;
   try {
     app.cron.tick();
     void app.heartbeat.tick(app);
-    waits = [app.cron.next(), app.heartbeat.next()].map((at) => at - began);
+    // What is due, but could not begin, has a wait of 0 or less. It is tried again with the next
+    // look, because a timer that fired for it at once would do nothing else.
+    const waits = [app.cron.next() - now, app.heartbeat.next() - now].filter((ms) => ms > 0);
+    wait = Math.min(MAX_SLEEP, ...waits);
   } catch (error) {
     warn(`timer: ${error}`); // 不管是什么错，定时器照样走
   }
-  setTimeout(startTimer, Math.min(60_000, ...waits.filter((ms) => ms > 0)), app);
+  setTimeout(startTimer, wait, app);
 }
 
-const time = (at = Infinity) => (at < 8.64e15 ? new Date(at).toISOString() : "never");
+// What RPC and the terminal show.
 
-const statusOf = ({ heartbeat }: App) => {
-  return { ...heartbeat.settings, next: time(heartbeat.next()), last: heartbeat.last };
+const describeHeartbeat = ({ heartbeat }: App) => {
+  return { ...heartbeat.settings, next: formatTime(heartbeat.next()), last: heartbeat.last };
 };
 
-const jobsOf = ({ cron }: App) =>
+const describeJobs = ({ cron }: App) =>
   cron.read().map((job) => {
     const { due, errors } = cron.stateOf(job);
-    return { ...job, due: time(job.enabled ? due : undefined), errors };
+    return { ...job, due: formatTime(job.enabled ? due : undefined), errors };
   });
 
-method("cron.list", {}, [], (_params, app) => jobsOf(app));
-method("heartbeat.status", {}, [], (_params, app) => statusOf(app));
+method("cron.list", {}, [], (_params, app) => describeJobs(app));
+method("heartbeat.status", {}, [], (_params, app) => describeHeartbeat(app));
 
 command("heartbeat", "它什么时候来看有没有事需要你", (_args, app) =>
-  Object.entries(statusOf(app)).map(([name, value]) => `${name.padEnd(9)} ${value}`),
+  Object.entries(describeHeartbeat(app)).map(([name, value]) => `${name.padEnd(9)} ${value}`),
 );
 
 command("trigger", "马上心跳一次", (_, app, { signal }) => app.heartbeat.run(app, true, signal));
 
 command("cron", "有哪些定时任务", (_args, app) =>
-  jobsOf(app).map((job) => `${job.id}  ${job.due}  ${job.errors}  ${job.name ?? ""}`),
+  describeJobs(app).map((job) => `${job.id}  ${job.due}  ${job.errors}  ${job.name ?? ""}`),
 );
 
 command("cron-trigger", "<id>：马上跑一个定时任务", (id, app) => {
   const job = app.cron.read().find((one) => one.id === id);
   if (!job) throw new Error(`there is no job "${id}"; /cron shows them`);
-  beginJob(app, job, Date.now());
-  return text(`${id} 排上队了。`);
+  enqueueJob(app, job, Date.now());
+  return t(`${id} 排上队了。`);
 });
-
-/** 设置里的一个数字。不合理就抛错。 */
-function wholeNumber(name: string, otherwise: number, max: number): number {
-  const value = Number(env(name) || otherwise);
-  if (Number.isInteger(value) && value >= 0 && value <= max) return value;
-  throw new Error(`${name} must be a whole number from 0 to ${max}`);
-}
 
 // ---- s08 · 投递 ----
 
@@ -2982,356 +3999,480 @@ function wholeNumber(name: string, otherwise: number, max: number): number {
 // 就会再发一次，这叫“至少一次”。没有平台帮忙，谁也做不到“恰好一次”；
 // 但哪些可能发了两次，我们知道，也会说出来。
 
-/** 还没送到的一段回复。时间的单位是毫秒。 */
+/** A part of a reply that is to be sent, as it stands in its file. Times are in ms. */
 export interface Delivery {
   id: string; // 它回答的那条消息的 id，加 "#"，再加第几段
   channel: string;
   to: string;
   text: string;
-  at: number;
-  next: number; // 不早于这个时间
-  tries: number;
-  begun: number; // 开始发了、却没有下文的次数
-  why?: string; // 不再发了，原因是这个
+  enqueuedAt: number;
+  nextAttemptAt: number; // 不早于这个时间
+  failures: number;
+  unfinished: number; // sends during which the program ended, so nobody knows what became of them
+  error?: string; // of a dead letter: why it was given up
 }
 
 export interface App {
   queue: DeliveryQueue;
   delivery: DeliveryRunner;
+  simulatedFailures: SimulatedFailures;
 }
 
-const DIGITS = { type: "integer" };
-const PLACE = { id: WORDS, channel: WORDS, to: WORDS, text: WORDS };
-const DELIVERY = shape({ ...PLACE, at: DIGITS, next: DIGITS, tries: DIGITS, begun: DIGITS });
+const DELIVERY = objectSchema({
+  ...ofType("string", "id", "channel", "to", "text"),
+  ...ofType("integer", "enqueuedAt", "nextAttemptAt", "failures", "unfinished"),
+});
 
-// 先后只对同一个收件人有意义：别人的回复是不是先到，谁也看不见。而一条回复的几段要在一起，
-// 哪几段是一条，看 id：用的是所回答的那条消息的 id。
-const recipientOf = ({ channel, to }: Delivery) => `${channel} ${to}`;
-const replyOf = ({ id }: Delivery) => id.replace(/#\d+$/, "");
+type Content = Pick<Delivery, "channel" | "to" | "text">;
 
-/** 文件里的一段。看不懂就改名放到一边，其余的照常。 */
-function readDelivery(file: string): Delivery[] {
-  try {
-    return [
-      checkInput(DELIVERY, parseObject(fs.readFileSync(file, "utf8"))) as unknown as Delivery,
-    ];
-  } catch (error) {
-    fs.renameSync(file, `${file}.aside`);
-    warn(`${file} 已改名放到一边：${error}`);
-    return [];
-  }
+/** A delivery that is due at once. */
+function newDelivery(id: string, { channel, to, text }: Content, now = Date.now()): Delivery {
+  return {
+    id,
+    channel,
+    to,
+    text,
+    enqueuedAt: now,
+    nextAttemptAt: now,
+    failures: 0,
+    unfinished: 0,
+  };
 }
-
-/** 文件夹里属于我们、又写完整了的文件："….json.tmp" 可能只写了一半。 */
-const numbered = (folder: string) =>
-  fs
-    .readdirSync(folder)
-    .filter((name) => /^\d+\.json$/.test(name))
-    .sort();
 
 /**
- * 等着发的，按收件人分开，最早的在前；一段一个文件。发完的留下 id：
- * 崩溃之后重新做出来的回复，靠 id 认出来。
+ * The id under which a person is told that a turn failed. After a crash the turn may have an answer
+ * after all, and under the same id the queue would drop that answer as a repetition.
  */
-export class DeliveryQueue {
-  readonly waiting = new Map<string, Delivery[]>();
-  readonly files = new Map<string, string>(); // id → 文件
-  #dir: string;
-  #failed: string;
-  #log: Log;
-  #done: Set<string>;
-  #next: number;
+const failureReplyId = (messageId: string) => `${messageId}!`;
+
+// Order matters only for each recipient, because nobody sees when somebody else's reply came.
+const recipientOf = ({ channel, to }: Omit<Content, "text">) => `${channel} ${to}`;
+const replyOf = ({ id }: Delivery) => id.replace(/#\d+$/, ""); // the same for all parts of a reply
+
+/**
+ * The outbox: a spool of deliveries that are also listed by recipient. Those that can't be sent are
+ * dead letters. Their files are moved to the folder "failed", from which /retry sends them again.
+ */
+export class DeliveryQueue extends Spool<Delivery> {
+  readonly waiting = new Map<string, Delivery[]>(); // by recipient, the oldest first
+  readonly #failed: string;
 
   constructor(dir: string) {
-    this.#dir = dir;
+    super(dir, DELIVERY);
     this.#failed = path.join(dir, "failed");
     fs.mkdirSync(this.#failed, { recursive: true });
-    this.#log = new Log(path.join(dir, "done.jsonl"));
-    this.#done = new Set(this.#log.read().map(({ record }) => (record as Delivery).id)); // 自己写的
-    const names = [...numbered(dir), ...numbered(this.#failed)].sort();
-    this.#next = Number.parseInt(names.at(-1) ?? "0", 10) + 1;
-    for (const file of numbered(dir).map((name) => path.join(dir, name))) {
-      for (const delivery of readDelivery(file)) this.#keep(delivery, file);
-    }
+    // A dead letter keeps its file name, so no new delivery may get the same number.
+    const lastFailed = numberedFiles(this.#failed).at(-1);
+    if (lastFailed) this.nextNumber = Math.max(this.nextNumber, numberOf(lastFailed) + 1);
+    for (const delivery of this.pending()) this.#list(delivery);
   }
 
-  #keep(delivery: Delivery, file: string): void {
-    // 崩溃正好在写 id 和删文件之间：已经发过了。
-    if (this.#done.has(delivery.id) || this.files.has(delivery.id)) return void fs.rmSync(file);
-    const line = this.waiting.get(recipientOf(delivery)) ?? [];
-    line.push(delivery);
-    this.waiting.set(recipientOf(delivery), line);
-    this.files.set(delivery.id, file);
+  get size(): number {
+    return this.open.size;
   }
 
-  /** 返回时已经落盘。以前来过的，说不定已经发了，不再收。 */
-  add(delivery: Delivery): void {
-    if (this.#done.has(delivery.id) || this.files.has(delivery.id)) return;
-    const file = path.join(this.#dir, `${String(this.#next++).padStart(12, "0")}.json`);
-    replaceFile(file, JSON.stringify(delivery));
-    this.#keep(delivery, file);
-  }
-
-  save(delivery: Delivery): void {
-    replaceFile(this.#fileOf(delivery), JSON.stringify(delivery));
-  }
-
-  #fileOf({ id }: Delivery): string {
-    return this.files.get(id) ?? "";
-  }
-
-  /** 发出去了，是这个收件人的第一段。先记 id，再删文件：反过来，就可能再发一次。 */
-  finish(delivery: Delivery): void {
-    this.#log.append({ id: delivery.id });
-    this.#done.add(delivery.id);
-    fs.rmSync(this.#fileOf(delivery));
-    this.#forget(recipientOf(delivery), [delivery]);
-  }
-
-  /** 发不出去。少了这一段，同一条回复后面的也没有意义，一起拿走。 */
-  fail(delivery: Delivery, why: string): Delivery[] {
-    const line = this.waiting.get(recipientOf(delivery)) ?? [];
-    const parts = line.filter((one) => replyOf(one) === replyOf(delivery));
-    // 从后往前：就算中途崩溃，第一段还在，其余的会跟着它走。
-    for (const part of parts.toReversed()) {
-      this.save(Object.assign(part, { why }));
-      const file = this.#fileOf(part);
-      fs.renameSync(file, path.join(this.#failed, path.basename(file)));
-    }
-    this.#forget(recipientOf(delivery), parts);
-    return parts;
-  }
-
-  #forget(recipient: string, gone: Delivery[]): void {
+  #list(delivery: Delivery): void {
+    const recipient = recipientOf(delivery);
     const line = this.waiting.get(recipient) ?? [];
-    for (const delivery of gone) {
-      this.files.delete(delivery.id);
-      line.splice(line.indexOf(delivery), 1); // 多半是第一个
-    }
+    line.push(delivery);
+    this.waiting.set(recipient, line);
+  }
+
+  #unlist(delivery: Delivery): void {
+    const recipient = recipientOf(delivery);
+    const line = this.waiting.get(recipient) ?? [];
+    const place = line.findIndex(({ id }) => id === delivery.id); // 多半是第一个
+    if (place >= 0) line.splice(place, 1);
     if (line.length === 0) this.waiting.delete(recipient);
   }
 
-  /** 已经不再发的那些。 */
-  failed(): Delivery[] {
-    return numbered(this.#failed).flatMap((name) => readDelivery(path.join(this.#failed, name)));
+  override add(delivery: Delivery): boolean {
+    const isNew = super.add(delivery);
+    if (isNew) this.#list(delivery);
+    return isNew;
+  }
+
+  /** The platform has taken it. */
+  acknowledge(delivery: Delivery): void {
+    this.markProcessed(delivery.id);
+    this.#unlist(delivery);
+  }
+
+  /** Gives up a reply, from the part `delivery` on. Gives all parts of which that is true. */
+  deadLetter(delivery: Delivery, why: string): Delivery[] {
+    const line = this.waiting.get(recipientOf(delivery)) ?? [];
+    // 发不出去。少了这一段，同一条回复后面的也没有意义，一起拿走。
+    const parts = line.filter((one) => replyOf(one) === replyOf(delivery));
+    // The last part is moved first. After a crash in between, the first one is therefore still in
+    // the queue, and takes the others along when it is given up again.
+    for (const part of parts.toReversed()) this.#moveToDeadLetters(part, why);
+    return parts;
+  }
+
+  #moveToDeadLetters(delivery: Delivery, why: string): void {
+    const kept = this.open.get(delivery.id);
+    if (!kept) return;
+    delivery.error = why;
+    this.save(delivery);
+    fs.renameSync(kept.file, path.join(this.#failed, path.basename(kept.file)));
+    this.open.delete(delivery.id);
+    this.#unlist(delivery);
+  }
+
+  /** The dead letters. They are read each time, because a person may have deleted some. */
+  #readDeadLetters(): { file: string; letter: Delivery }[] {
+    const found: { file: string; letter: Delivery }[] = [];
+    for (const file of numberedFiles(this.#failed)) {
+      const letter = readEntry<Delivery>(file, DELIVERY);
+      if (letter) found.push({ file, letter });
+    }
+    return found;
+  }
+
+  /** What was given up, the oldest first. */
+  deadLetters(): Delivery[] {
+    return this.#readDeadLetters().map(({ letter }) => letter);
   }
 
   /** 把失败的全部重新排队，当成新的。返回有几段。 */
   retry(now: number): number {
-    const names = numbered(this.#failed);
-    for (const file of names.map((name) => path.join(this.#failed, name))) {
-      const anew = { at: now, next: now, tries: 0, begun: 0, why: undefined };
-      for (const old of readDelivery(file)) this.add({ ...old, ...anew });
+    const found = this.#readDeadLetters();
+    for (const { file, letter } of found) {
+      // A crash between the two steps leaves both files. Because adding is idempotent, the next
+      // /retry then only removes the dead letter.
+      this.add(newDelivery(letter.id, letter, now));
       fs.rmSync(file, { force: true });
     }
-    return names.length;
+    return found.length;
   }
 }
 
-const BACKOFF = [5, 25, 120, 600]; // 秒；第一次失败之后、第二次之后……到第五次就不再试
+const BACKOFF = [5, 25, 120, 600]; // seconds to wait after the first failure, the second, …
 const EXPIRES = 24 * 3600 * 1000; // 毫秒；比这还旧的，发过去只会让人莫名其妙
+
+/** Jitter: up to a quarter longer, so that not all deliveries are tried in the same second. */
+const withJitter = (seconds: number) => seconds * (1 + Math.random() / 4);
+
+/**
+ * Exponential back-off: how many seconds to wait after so many failures, or what the platform asks
+ * for, if that is longer. Undefined if there is to be no other attempt.
+ */
+function backoff(failures: number, retryAfter = 0): number | undefined {
+  const seconds = BACKOFF[failures - 1];
+  if (seconds === undefined) return undefined;
+  return Math.ceil(Math.max(withJitter(seconds), retryAfter));
+}
+
+/** When to do something about a delivery, in ms. */
+function dueAt({ enqueuedAt, nextAttemptAt }: Delivery, now: number): number {
+  // It was enqueued in the future, so somebody has put the clock back: its times mean nothing.
+  if (enqueuedAt > now) return now;
+  // If it expires before its next attempt, it is given up then, and what is behind it goes on.
+  return Math.min(nextAttemptAt, enqueuedAt + EXPIRES + 1);
+}
+
+/** The kinds of failure that can be simulated. To add one, push its name and ask `take` for it. */
+const SIMULATED_KINDS = ["delivery"];
+
+/** Failures that somebody ordered, to see what the program does about them. */
+export class SimulatedFailures {
+  readonly #left = new Map<string, number>(); // by kind
+
+  /** From now on the next `times` attempts of a kind fail. */
+  order(kind: string, times: number): void {
+    this.#left.set(kind, times);
+  }
+
+  /** Whether this attempt is to fail, which uses up one of those that were ordered. */
+  take(kind: string): boolean {
+    const left = this.#left.get(kind) ?? 0;
+    if (left === 0) return false;
+    this.#left.set(kind, left - 1);
+    return true;
+  }
+}
 
 /** 把等着的发出去：同一个收件人按先后，不同的收件人并行。 */
 export class DeliveryRunner {
   readonly stats = { sent: 0, retried: 0, failed: 0 };
   #queue: DeliveryQueue;
   #channels: ChannelManager;
+  #simulated: SimulatedFailures;
   #now: () => number;
-  #timers = new Map<string, NodeJS.Timeout>();
-  #taken = new Set<string>(); // 平台收下了、还没划掉的
+  #timers = new Map<string, NodeJS.Timeout>(); // by recipient
+  #taken = new Set<string>(); // ids that the platform has taken and that are still in the queue
 
-  constructor(queue: DeliveryQueue, channels: ChannelManager, now = Date.now) {
+  constructor(
+    queue: DeliveryQueue,
+    channels: ChannelManager,
+    simulated: SimulatedFailures,
+    now = Date.now,
+  ) {
     this.#queue = queue;
     this.#channels = channels;
+    this.#simulated = simulated;
     this.#now = now;
   }
 
   /** 等着的都开始发。渠道这次要是没有设置，就接着等。 */
   start(): void {
-    for (const [recipient, [first]] of this.#queue.waiting)
+    for (const [recipient, [first]] of this.#queue.waiting) {
       if (first && this.#channels.has(first.channel)) this.wake(recipient);
+    }
   }
 
   /** 接着给一个收件人发。后面不管还排着多少，定时器只有一个。 */
   wake(recipient: string): void {
-    clearTimeout(this.#timers.get(recipient));
-    this.#timers.delete(recipient);
-    inOrder(`delivery ${recipient}`, () => this.#work(recipient)).catch((error) => {
-      warn(`delivery: ${error}`); // 比如磁盘满了
+    this.#clearTimer(recipient);
+    runExclusive(`delivery ${recipient}`, () => this.#work(recipient)).catch((error) => {
+      warn(`delivery: ${error}`); // for example, because the disk is full
       this.#wakeLater(recipient, 60_000);
     });
   }
 
   #wakeLater(recipient: string, ms: number): void {
+    this.#clearTimer(recipient);
+    const timer = setTimeout(() => this.wake(recipient), ms);
+    this.#timers.set(recipient, timer);
+  }
+
+  #clearTimer(recipient: string): void {
     clearTimeout(this.#timers.get(recipient));
-    this.#timers.set(
-      recipient,
-      setTimeout(() => this.wake(recipient), ms),
-    );
+    this.#timers.delete(recipient);
   }
 
+  #firstFor(recipient: string): Delivery | undefined {
+    return this.#queue.waiting.get(recipient)?.[0];
+  }
+
+  /**
+   * Works on the first delivery of a recipient until there is none. If the first has to wait, all
+   * behind it wait too (head-of-line blocking), because parts must not overtake each other.
+   */
   async #work(recipient: string): Promise<void> {
-    // 只管第一段，别的不管：要是第一段得等下次重试，后面的全都等着。
-    // 第二段抢在第一段前面，比晚到更糟。
-    for (;;) {
-      const [first] = this.#queue.waiting.get(recipient) ?? [];
-      if (!first) return;
+    let first = this.#firstFor(recipient);
+    while (first) {
       const now = this.#now();
-      // 时钟往回拨过，就算到了时间。已经太旧的，也不必等到重试的时间。
-      const wait = first.at > now ? 0 : Math.min(first.next, first.at + EXPIRES + 1) - now;
+      const wait = dueAt(first, now) - now;
       if (wait > 0) return this.#wakeLater(recipient, wait);
-      if (!this.#taken.has(first.id) && !(await this.#deliver(first))) continue;
-      // 要是磁盘满了，划不掉，下次还会走到这里，但不会再发。
-      this.#queue.finish(first);
-      this.#taken.delete(first.id);
-      this.stats.sent++;
+      await this.#process(first);
+      first = this.#firstFor(recipient);
     }
   }
 
-  /** 平台收下了没有。没收下，就再等等，或者不再发了。 */
-  async #deliver(delivery: Delivery): Promise<boolean> {
-    const { id, channel, to, at, begun } = delivery;
-    if (this.#now() - at > EXPIRES) return this.#fail(delivery, "older than 24 hours");
-    if (begun > 1) return this.#fail(delivery, "the program ended twice while this was sent");
-    if (begun > 0) warn(`${id}: 发送途中程序退出过，对方可能收到两次。`);
-    this.#queue.save({ ...delivery, begun: begun + 1 });
-    delivery.begun++; // 不能提前：磁盘满了的话，就还没有开始发
+  /** Sends a delivery. If that fails, it is postponed, or it becomes a dead letter. */
+  async #process(delivery: Delivery): Promise<void> {
+    // What was taken is not sent again, even if a full disk kept it from being acknowledged.
+    if (!this.#taken.has(delivery.id)) {
+      const why = this.#whyHopeless(delivery);
+      if (why) return this.#giveUp(delivery, why);
+      const failure = await this.#attempt(delivery);
+      if (failure) return this.#postpone(delivery, failure);
+      this.#taken.add(delivery.id);
+    }
+    this.#queue.acknowledge(delivery);
+    this.#taken.delete(delivery.id);
+    this.stats.sent += 1;
+  }
+
+  /** Why no attempt makes sense any more, or "". */
+  #whyHopeless({ enqueuedAt, unfinished }: Delivery): string {
+    if (this.#now() - enqueuedAt > EXPIRES) return "older than 24 hours";
+    // It may have arrived twice by now, and perhaps it is what kills the program.
+    if (unfinished > 1) return "the program ended twice while this was sent";
+    return "";
+  }
+
+  /** One attempt. Gives what went wrong, or undefined if the platform has taken the text. */
+  async #attempt(delivery: Delivery): Promise<SendError | undefined> {
+    const { id, channel, to, text, unfinished } = delivery;
+    if (unfinished > 0) warn(`${id}: 发送途中程序退出过，对方可能收到两次。`);
+    // In the file the send counts as unfinished until it has ended, one way or the other.
+    this.#queue.save({ ...delivery, unfinished: unfinished + 1 });
+    delivery.unfinished += 1; // only now, because on a full disk no send has begun
+    const target = this.#channels.get(channel);
+    if (!target) return new SendError("no channel", false);
+    if (this.#simulated.take("delivery")) return new SendError("simulated", false);
     try {
-      const target = this.#channels.get(channel);
-      if (!target || isSimulated("delivery"))
-        throw sendError(target ? "simulated" : "no channel", false);
-      await target.send(to, delivery.text);
-      this.#taken.add(id);
-      return true;
+      await target.send(to, text);
+      return undefined;
     } catch (error) {
-      const known = error instanceof SendError ? error : sendError(`${error}`, false);
-      return this.#postpone(delivery, known);
+      return error instanceof SendError ? error : new SendError(String(error), false);
     }
   }
 
-  #postpone(delivery: Delivery, { message, permanent, retryAfter = 0 }: SendError): false {
-    const wait = BACKOFF[delivery.tries++];
-    if (permanent || !wait) return this.#fail(delivery, message);
-    // 平台恢复的时候，别一拥而上：每个多等一会儿，最多四分之一。
-    const seconds = Math.ceil(Math.max(wait * (1 + Math.random() / 4), retryAfter));
-    delivery.begun = 0;
-    delivery.next = this.#now() + seconds * 1000;
+  #postpone(delivery: Delivery, { message, permanent, retryAfter }: SendError): void {
+    delivery.failures += 1;
+    const seconds = backoff(delivery.failures, retryAfter);
+    if (permanent || seconds === undefined) {
+      this.#giveUp(delivery, message);
+      return;
+    }
+    delivery.unfinished = 0;
+    delivery.nextAttemptAt = this.#now() + seconds * 1000;
     this.#queue.save(delivery);
-    this.stats.retried++;
+    this.stats.retried += 1;
     warn(`${delivery.id}: 没发出去：${message}。${seconds} 秒后再试。`);
-    return false;
   }
 
-  #fail(delivery: Delivery, why: string): false {
-    const parts = this.#queue.fail(delivery, why);
+  #giveUp(delivery: Delivery, why: string): void {
+    const parts = this.#queue.deadLetter(delivery, why);
     this.stats.failed += parts.length;
     warn(
       `${delivery.id}: 不再发了，${parts.length} 段放进 failed/：${why}。/retry 可以重发。`,
     );
-    return false;
   }
 }
-
-const FENCE = /^ {0,3}(`{3,8}(?!.*`)|~{3,8})/; // 写成一行的 "```code```" 不算
-const MIN_FENCED = 60; // 地方比这还小，代码块就和别的文字一样切
-const ENDS = [/\n\s*\n/g, /\n/g, /[.!?](?=\s)|[。！？…]/g, /\s/g]; // 在哪里切，最好的在前
-const GRAPHEMES = new Intl.Segmenter("und", { granularity: "grapheme" });
 
 /**
  * 把文字切成几段，每段最多 `limit` 个 UTF-16 码元：在段落之间切，不行就在两行之间，
  * 再不行就在两句、两个词之间，但绝不切开人眼里的一个字符。
  * 代码块要是切断了，就在这里收尾，下一段再重新开头。
  */
-export function chunkMessage(words: string, limit: number): string[] {
+export function chunkMessage(text: string, limit: number): string[] {
   const chunks: string[] = [];
-  const spare = limit < MIN_FENCED ? 0 : 9; // 留给代码块收尾
-  let open = ""; // 当前代码块的开头那一行
-  let isCut = false; // 上一段断在一行的中间
-  for (let rest = words; rest.trim(); ) {
-    const head = open && `${open}\n`;
-    const fits = head.length + rest.length <= limit;
-    const piece = rest.slice(0, fits ? rest.length : cutAt(rest, limit - head.length - spare));
+  let rest = text;
+  let fence = ""; // 当前代码块的开头那一行
+  let isMidLine = false; // 上一段断在一行的中间
+  while (rest.trim()) {
+    const piece = nextPiece(rest, limit, fence);
     rest = rest.slice(piece.length);
-    // 从行中间切下来的，不在那一行的开头，所以不会打开代码块。
-    for (const line of `${isCut ? "." : ""}${piece}`.split("\n"))
-      open = fenceAfter(open, line, limit);
-    isCut = !piece.endsWith("\n");
-    const close = open && rest ? `\n${FENCE.exec(open)?.[1]}` : "";
-    if (head || piece.trim()) chunks.push(`${head}${piece.trimEnd()}${close}`);
-    // 两段之间用不着空行；代码里的空行要留着。
-    if (!open) rest = rest.replace(isCut ? /^\s*\n|^ / : /^\s*\n/, "");
+    const before = fence;
+    if (limit >= MIN_FENCED) fence = fenceAfter(piece, before, isMidLine);
+    isMidLine = !piece.endsWith("\n");
+    const chunk = withFences(piece, before, rest ? fence : "");
+    if (chunk) chunks.push(chunk);
+    if (!fence) rest = withoutGap(rest, isMidLine); // but code keeps its empty lines
   }
   return chunks;
 }
 
-/** 读完这一行，还开着的是哪个代码块。 */
-function fenceAfter(open: string, line: string, limit: number): string {
-  const marks = FENCE.exec(line)?.[1];
-  if (!marks || limit < MIN_FENCED) return open;
-  if (!open) return line.length < 30 ? line : marks; // 太长就没地方放代码了
-  return line.trim() === marks && marks.startsWith(FENCE.exec(open)?.[1] ?? "") ? "" : open;
+/** What goes into the next chunk: all of it, if it fits. `fence` is repeated in front of it. */
+function nextPiece(text: string, limit: number, fence: string): string {
+  const room = fence ? limit - fence.length - 1 : limit;
+  if (text.length <= room) return text;
+  return text.slice(0, cutAt(text, limit < MIN_FENCED ? room : room - CLOSING_ROOM));
 }
+
+/** A piece with the fences that open its first code block and close its last one. */
+function withFences(piece: string, before: string, after: string): string {
+  if (!before && !piece.trim()) return ""; // no platform takes an empty message
+  const opening = before ? `${before}\n` : "";
+  const closing = after ? `\n${fenceMarks(after)}` : "";
+  return `${opening}${piece.trimEnd()}${closing}`;
+}
+
+/** Between two messages nobody needs an empty line, nor the space at which a line was cut. */
+function withoutGap(rest: string, isMidLine: boolean): string {
+  const [emptyLines] = /^\s*\n/.exec(rest) ?? [];
+  if (emptyLines) return rest.slice(emptyLines.length);
+  return isMidLine && rest.startsWith(" ") ? rest.slice(1) : rest;
+}
+
+const MIN_FENCED = 60; // 地方比这还小，代码块就和别的文字一样切
+const CLOSING_ROOM = 9; // a new line and the longest fence that we recognise
+const MAX_OPENING = 30; // of a longer line only the marks are repeated, since it leaves no room
+const FENCE = /^ {0,3}(`{3,8}|~{3,8})(.*)/;
+
+/** The marks of a line that opens or closes a code block, for example "~~~". Otherwise "". */
+function fenceMarks(line: string): string {
+  const [, marks = "", behind = ""] = FENCE.exec(line) ?? [];
+  // "```npm test``` runs them" is code within a line.
+  const isInline = marks.startsWith("`") && behind.includes("`");
+  return isInline ? "" : marks;
+}
+
+/** The line that opened the code block in which a piece ends, or "" if it ends in none. */
+function fenceAfter(piece: string, before: string, isMidLine: boolean): string {
+  const lines = piece.split("\n");
+  // Backticks are a fence only where a line begins, so the rest of a line that was cut has none.
+  if (isMidLine) lines.shift();
+  let open = before;
+  for (const line of lines) {
+    const marks = fenceMarks(line);
+    if (!marks) continue;
+    if (!open) open = line.length < MAX_OPENING ? line : marks;
+    else if (closesFence(line, open)) open = "";
+  }
+  return open;
+}
+
+/** Four backticks are not closed by three, nor by a line with more on it than its marks. */
+function closesFence(line: string, open: string): boolean {
+  const marks = fenceMarks(line);
+  return line.trim() === marks && marks.startsWith(fenceMarks(open));
+}
+
+// The places at which a text may be cut, the best first: paragraphs, lines, sentences, words.
+const BOUNDARIES = [/\n\s*\n/g, /\n/g, /[.!?](?=\s)|[。！？…]/g, /\s/g];
+const GRAPHEMES = new Intl.Segmenter("und", { granularity: "grapheme" });
 
 /**
  * 取多长的文字：最多 `room`，但至少一个字符。切的地方再好，离开头太近也没用：
  * 一条消息只有一行，其余的全在下一条。
  */
-function cutAt(words: string, room: number): number {
-  const head = words.slice(0, room);
-  for (const end of ENDS) {
-    const last = [...head.matchAll(end)].at(-1);
+function cutAt(text: string, room: number): number {
+  const head = text.slice(0, room);
+  for (const boundary of BOUNDARIES) {
+    const last = [...head.matchAll(boundary)].at(-1);
     const size = last ? last.index + last[0].length : 0;
-    if (size > room / 3) return size; // 不然这一段太短了
+    // A boundary near the beginning would leave one line in a message, and the rest for the next.
+    if (size > room / 3) return size;
   }
-  const size = GRAPHEMES.segment(words.slice(0, room + 50)).containing(room)?.index || room;
-  // 一家几口的 emoji，可能比很小的上限还长。那也至少别切出半个码点。
-  return /[\ud800-\udbff]$/.test(words.slice(0, size)) ? size - 1 || 2 : size;
+  return cutBetweenGraphemes(text, room);
 }
 
-/** 有人要求制造的失败：每一种还剩几次。 */
-const simulated = new Map([["delivery", 0]]);
-
-function isSimulated(kind: string): boolean {
-  const left = simulated.get(kind) ?? 0;
-  if (left > 0) simulated.set(kind, left - 1);
-  return left > 0;
+/** A grapheme cluster is what people see as one character; the emoji of a family has 11 units. */
+function cutBetweenGraphemes(text: string, room: number): number {
+  const cluster = GRAPHEMES.segment(text.slice(0, room + 50)).containing(room);
+  if (cluster && cluster.index > 0) return cluster.index;
+  // One cluster fills all the room, so it has to be cut, but not between two halves of a character.
+  const endsInHalf = /[\ud800-\udbff]$/.test(text.slice(0, room));
+  if (!endsInHalf) return room;
+  return room > 1 ? room - 1 : 2;
 }
 
 method("delivery.status", {}, [], (_params, { queue, delivery }) => ({
   ...delivery.stats,
-  waiting: queue.files.size,
+  waiting: queue.size,
   recipients: queue.waiting.size,
-  inFailed: queue.failed().length,
+  inFailed: queue.deadLetters().length,
 }));
 
-const lineOf = ({ id, to, tries, next, text, why }: Delivery) =>
-  `${id}  ${to}  ${tries}  ${why ?? time(next)}  ${JSON.stringify(text.slice(0, 40))}`;
+/** A line of /queue and /failed. */
+function formatDelivery({ id, to, failures, nextAttemptAt, error, text }: Delivery): string {
+  const state = error ?? formatTime(nextAttemptAt);
+  return `${id}  ${to}  ${failures}  ${state}  ${JSON.stringify(text.slice(0, 40))}`;
+}
 
 command("queue", "等着发的", (_args, { queue }) =>
-  [...queue.waiting.values()].flat().slice(0, 20).map(lineOf),
+  [...queue.waiting.values()].flat().slice(0, 20).map(formatDelivery),
 );
 
 command("failed", "没能发出去的", (_args, { queue }) =>
-  queue.failed().slice(-20).map(lineOf),
+  queue.deadLetters().slice(-20).map(formatDelivery),
 );
 
 command("retry", "重发没能发出去的", (_args, { queue, delivery }) => {
   const count = queue.retry(Date.now());
   delivery.start();
-  return text(`${count} 段重新排上队了。`);
+  return t(`${count} 段重新排上队了。`);
 });
 
 command("stats", "发了多少，重试了多少，放弃了多少", (_args, { queue, delivery }) => {
-  const stats = { ...delivery.stats, waiting: queue.files.size };
+  const stats = { ...delivery.stats, waiting: queue.size };
   return Object.entries(stats).map(([name, count]) => `${name.padEnd(8)} ${count}`);
 });
 
-command("simulate-failure", "<种类> [次数]：让接下来的几次失败", (args) => {
+command("simulate-failure", "<种类> [次数]：让接下来的几次失败", (args, app) => {
   const [kind = "", times = "1"] = args.split(/\s+/);
-  if (!simulated.has(kind)) throw new Error(`kind: one of ${[...simulated.keys()].join(", ")}`);
+  if (!SIMULATED_KINDS.includes(kind)) {
+    throw new Error(`kind: one of ${SIMULATED_KINDS.join(", ")}`);
+  }
   if (!/^\d{1,3}$/.test(times)) throw new Error("times: a number from 0 to 999");
-  simulated.set(kind, Number(times));
-  return text(`接下来会有 ${simulated.get(kind)} 次 ${kind} 失败。`);
+  const count = Number(times);
+  app.simulatedFailures.order(kind, count);
+  return t(`接下来的 ${count} 次 ${kind} 将会失败。`);
 });
 
 // ---- s09 · 容错 ----
@@ -3352,7 +4493,10 @@ export type Reason =
   | "invalid"
   | "unknown";
 
-/** 按 API 给的类型，也按状态码。不在表里的算 "unknown"，比如 500。 */
+/**
+ * Reasons by the API's error type and by HTTP status. All others, like a 500, are "unknown". It is
+ * a Map because the type comes from outside: an object would find something for "constructor".
+ */
 const REASONS = new Map<string | number | null | undefined, Reason>([
   ["rate_limit_error", "rate_limit"],
   [429, "rate_limit"],
@@ -3376,94 +4520,136 @@ const REASONS = new Map<string | number | null | undefined, Reason>([
   [422, "invalid"],
 ]);
 
-/** 先看 API 自己给的类型，没有再看状态码：流里面的错误没有状态码。绝不看文字。 */
+/**
+ * Tells failures apart by their class, then by the API's error type, then by the HTTP status, which
+ * an error inside a stream lacks. Words prove nothing: a 500 may say "rate limit" in its text.
+ */
 export function classifyFailure(error: unknown): Reason {
   if (isOverflow(error)) return "overflow";
-  // 这两种也是 API 错误，但没有类型和状态码。中止是下面我们自己盯流时做的。
   const { APIConnectionError, APIUserAbortError, APIError, AnthropicError } = Anthropic;
+  // These two are API errors as well, but without a type and a status. callModel throws the second
+  // one only when the idle timeout has aborted the stream, because it catches a person's Ctrl+C.
   if (error instanceof APIConnectionError || error instanceof APIUserAbortError) return "timeout";
-  if (error instanceof APIError)
+  if (error instanceof APIError) {
     return REASONS.get(error.type) ?? REASONS.get(error.status) ?? "unknown";
-  return error instanceof AnthropicError ? "timeout" : "unknown"; // 流提前断了
+  }
+  // The SDK throws its base class when a stream ends before the reply is complete.
+  return error instanceof AnthropicError ? "timeout" : "unknown";
 }
 
-// 限流几秒就过去了。欠费，或者密钥作废，得有人去处理；
-// 可处理好了也没有谁来告诉我们，所以这些也会再试，只是越试越少。
-
-/** 冷却多少秒：连续失败的第一次、之后翻倍、最多到多少。没列出的不冷却。 */
-const COOLDOWNS: Partial<Record<Reason, [first: number, cap: number]>> = {
-  rate_limit: [5, 300],
-  overloaded: [2, 60],
-  timeout: [1, 60],
-  unknown: [1, 60],
-  model: [600, 3600],
-  auth: [600, 3600],
-  billing: [600, 86_400],
+// A cooldown is a time in which a key or a model is not used. It grows by exponential back-off: the
+// first failure costs `firstSeconds`, each further one in a row twice as much, up to the cap. A
+// rate limit passes within seconds. An unpaid bill or a revoked key has to be dealt with by a
+// person, but nobody tells the program when that has happened, so it tries even these keys again.
+// After a reason that is missing here another attempt is of no use, so the failure is final.
+const COOLDOWNS: Partial<Record<Reason, { firstSeconds: number; capSeconds: number }>> = {
+  rate_limit: { firstSeconds: 5, capSeconds: 300 },
+  overloaded: { firstSeconds: 2, capSeconds: 60 },
+  timeout: { firstSeconds: 1, capSeconds: 60 },
+  unknown: { firstSeconds: 1, capSeconds: 60 },
+  model: { firstSeconds: 600, capSeconds: 3600 },
+  auth: { firstSeconds: 600, capSeconds: 3600 },
+  billing: { firstSeconds: 600, capSeconds: 86_400 },
 };
+const LONGEST_COOLDOWN = 86_400_000; // 毫秒
 
-/** 一个密钥，名字就是设置项的名字。 */
-export type AuthProfile = { name: string; key: string };
-/** 时间的单位是毫秒。`count`：连续失败几次。 */
-type Cooldown = { reason: Reason; since: number; until: number; count: number };
+/** An API key, and the name of the setting that it comes from, such as ANTHROPIC_API_KEY_2. */
+export interface AuthProfile {
+  name: string;
+  key: string;
+}
 
-/** 所有密钥和它们的状况。正在冷却的记在文件里：重启了，也不该马上再试。 */
+/** The cooldown of a key or a model. Its times are in ms. */
+interface Cooldown {
+  reason: Reason;
+  since: number;
+  until: number;
+  count: number; // failures in a row for this reason
+}
+
+/** Whether an entry of the file can be used. Whoever edits the file may write anything into it. */
+const isCooldown = (entry: Cooldown | null) =>
+  entry !== null && entry.count > 0 && entry.until - entry.since <= LONGEST_COOLDOWN;
+
+/** What the next attempt uses. `wait`: ms until the cooldowns of both have ended at `at`. */
+interface Choice {
+  profile: AuthProfile;
+  model: string;
+  at: number;
+  wait: number;
+}
+
+/**
+ * The keys, and the cooldowns of keys and models by their ids. Cooldowns are kept in a file,
+ * because a key that was revoked before a restart is still revoked after it.
+ */
 export class ProfileManager {
   readonly profiles: AuthProfile[];
   readonly cooldowns: Map<string, Cooldown>;
   #file: string;
   #now: () => number;
-  #current = 0; // 一个密钥能用就一直用：它缓存过的内容便宜
+  #current = 0; // the index of the key that is in use
 
   constructor(profiles: AuthProfile[], file: string, now = Date.now) {
     this.profiles = profiles;
     this.#file = file;
     this.#now = now;
-    // 手改过的文件，里面什么都可能有。冷却再长，也长不过一天。
-    const isSound = ([, one]: [string, Cooldown]) =>
-      one?.count > 0 && one.until - one.since <= 86_400_000;
-    this.cooldowns = new Map(Object.entries(readState(file)).filter(isSound));
+    const entries = Object.entries(readState(file));
+    this.cooldowns = new Map(entries.filter(([, entry]) => isCooldown(entry)));
   }
 
   /** 一个密钥或模型什么时候能再用，单位是毫秒；现在就能用则是 0。 */
   readyAt(id: string): number {
-    const { since = 0, until = 0 } = this.cooldowns.get(id) ?? {};
+    const cooldown = this.cooldowns.get(id);
+    if (!cooldown) return 0;
     const now = this.#now();
-    return since <= now && until > now ? until : 0; // since > now：时钟往回拨过
+    // A clock that was put back by a day would make a cooldown of seconds last for that day.
+    if (cooldown.since > now) return 0;
+    return cooldown.until > now ? cooldown.until : 0;
   }
 
-  /** 第一个能用的：先是一个模型配上所有密钥，再是下一个模型。`at`：什么时候能用。 */
-  choose(models: string[]) {
+  /**
+   * Gives the best choice that is ready, or else the one that is ready first. All keys are tried
+   * with the first model before the next model is. Throws if there is no key.
+   */
+  choose(models: string[]): Choice {
+    // It stays with a key that works, because another account has none of the prompt in its cache.
     const { profiles } = this;
     const order = [...profiles.slice(this.#current), ...profiles.slice(0, this.#current)];
-    const choices = models.flatMap((model) =>
-      order.map((profile) => {
-        const at = Math.max(this.readyAt(model), this.readyAt(idOf(profile)));
-        return { model, profile, at };
-      }),
-    );
-    // 排序是稳定的：都能用的时候，更好的模型和我们正在用的密钥还在前面。
-    const [best] = choices.sort((a, b) => a.at - b.at);
+    let best: Omit<Choice, "wait"> | undefined;
+    for (const model of models) {
+      for (const profile of order) {
+        const at = Math.max(this.readyAt(model), this.readyAt(cooldownId(profile)));
+        if (best === undefined || at < best.at) best = { profile, model, at };
+      }
+    }
     if (!best) throw new Error("there is no key");
     this.#current = profiles.indexOf(best.profile);
-    return best;
+    return { ...best, wait: Math.max(0, best.at - this.#now()) };
   }
 
-  /** 让一个密钥或模型冷却。已经在冷却的，不再延长。 */
+  /** Starts a cooldown, which lasts `retryAfter` seconds if the back-off alone would be shorter. */
   fail(id: string, reason: Reason, retryAfter = 0): void {
-    const now = this.#now();
-    const [first, cap] = COOLDOWNS[reason] ?? [0, 0];
-    if (this.readyAt(id)) return; // 别的轮抢先了
+    const limits = COOLDOWNS[reason];
+    if (!limits) return;
+    // Turns run side by side, so ten of them may report the same outage. It counts as one failure.
+    if (this.readyAt(id) > 0) return;
     const before = this.cooldowns.get(id);
     const count = before?.reason === reason ? before.count + 1 : 1;
-    const seconds = Math.max(Math.min(first * 2 ** (count - 1), cap), retryAfter);
+    const doubled = limits.firstSeconds * 2 ** (count - 1);
+    const seconds = Math.max(Math.min(doubled, limits.capSeconds), retryAfter);
+    const now = this.#now();
     this.cooldowns.set(id, { reason, since: now, until: now + seconds * 1000, count });
     this.#save();
   }
 
-  /** 能用了：以前的失败不再算。要是这时已经在冷却，是别的轮后来才碰上的失败，听它的。 */
+  /** Forgets the failures of keys and models that have just worked. */
   succeed(ids: string[]): void {
-    const gone = ids.filter((id) => !this.readyAt(id) && this.cooldowns.delete(id));
-    if (gone.length > 0) this.#save();
+    // A cooldown that is running began after this attempt did, so it is the newer information.
+    const ended = ids.filter((id) => this.cooldowns.has(id) && this.readyAt(id) === 0);
+    if (ended.length === 0) return;
+    for (const id of ended) this.cooldowns.delete(id);
+    this.#save();
   }
 
   clear(): void {
@@ -3477,15 +4663,17 @@ export class ProfileManager {
 }
 
 /** 同一个名字换了密钥，就是另一个，重新算起。密钥本身不写进任何文件。 */
-const idOf = ({ name, key }: AuthProfile) => `${name} ${sha256(key).digest("hex").slice(0, 8)}`;
+const cooldownId = ({ name, key }: AuthProfile) =>
+  `${name} ${sha256(key).digest("hex").slice(0, 8)}`;
 
-// 毫秒；一轮里花在等待和失败上的时间，加起来最多这么久。有两个密钥的话，
-// 一个一分钟没有动静，另一个正好又能用了：不设个头，这一轮就没完没了。
-const PATIENCE = 120_000;
+// The deadline of a turn: ms for all its waits and failed attempts together. Without it a turn with
+// two keys might never end, because while one of them is silent for a minute the cooldown of the
+// other ends, and so there is always one that can be tried.
+const RETRY_BUDGET = 120_000;
 
 export interface TurnOptions {
-  client?: Anthropic;
-  model?: string;
+  client?: Anthropic; // with the key of this attempt
+  model?: string; // the model of this attempt
 }
 
 export interface App {
@@ -3505,103 +4693,148 @@ export class ResilienceRunner {
     this.#now = now;
   }
 
-  /** 带着一个密钥和一个模型运行 `inner`，不行就换了再来。这里补救不了的，就抛出去。 */
+  /**
+   * Runs `inner` with a key and a model, as often as the retry budget allows. Throws the last
+   * failure when the budget is used up, and at once a failure that no other attempt can cure.
+   */
   async run(options: TurnOptions, inner: (options: TurnOptions) => Promise<void>): Promise<void> {
-    let patience = PATIENCE;
     const models = [options.agent?.model ?? MODEL, ...this.fallbacks];
-    for (let failed: unknown; ; ) {
-      const { profile, model, at } = this.#profiles.choose(models);
-      const wait = Math.max(0, at - this.#now());
-      if (wait > patience) throw failed ?? new Error(`nothing is ready before ${time(at)}`);
-      if (wait > 0) info(`  （等 ${Math.ceil(wait / 1000)} 秒）`);
-      // Ctrl+C 先结束这里，再结束 callModel。
-      if (wait > 0) await sleep(wait, undefined, { signal: options.signal }).catch(() => {});
-      const began = this.#now();
-      const client = new Anthropic({ apiKey: profile.key });
-      try {
-        await inner({ ...options, client, model });
-        // 按了 Ctrl+C，就说不准本来能不能成了。
-        if (!options.signal?.aborted) this.#profiles.succeed([idOf(profile), model]);
-        return;
-      } catch (error) {
-        const reason = classifyFailure(error);
-        // 不是 API 的错误也一样，比如磁盘满了：换个密钥没有用。
-        if (!(error instanceof Anthropic.AnthropicError) || !COOLDOWNS[reason]) throw error;
-        failed = error;
-        patience -= wait + Math.min(this.#now() - began, SILENCE); // 工具可能跑了很久
-        info(`  (${reason}: ${profile.name}, ${model})`);
-        // 对方忙不过来，不怪哪个密钥：冷却的是模型。
-        const id = ["overloaded", "model"].includes(reason) ? model : idOf(profile);
-        this.#profiles.fail(id, reason, retryAfterOf(error));
-      }
+    let budget = RETRY_BUDGET;
+    let failure: unknown;
+    let choice = this.#profiles.choose(models);
+    while (choice.wait <= budget) {
+      await this.#wait(choice, options);
+      const startedAt = this.#now();
+      failure = await this.#attempt(choice, options, inner);
+      if (failure === undefined) return;
+      // An attempt counts for a minute at most, because its tools may have run for an hour before
+      // one of its calls failed.
+      const spent = Math.min(this.#now() - startedAt, IDLE_TIMEOUT);
+      budget -= choice.wait + spent;
+      choice = this.#profiles.choose(models);
     }
+    throw failure ?? new Error(`nothing is ready before ${formatTime(choice.at)}`);
+  }
+
+  /** Waits for the end of a cooldown, or until Ctrl+C. */
+  async #wait({ wait }: Choice, { signal }: TurnOptions): Promise<void> {
+    if (wait === 0) return;
+    info(`  （等 ${Math.ceil(wait / 1000)} 秒）`);
+    // Ctrl+C is no error here, because callModel sees the same signal and ends the turn properly.
+    await sleep(wait, undefined, { signal }).catch(() => {});
+  }
+
+  /**
+   * Gives undefined if the attempt succeeded, or the failure that started a cooldown. Throws what
+   * another key or model would not change, for example a full disk or an invalid request.
+   */
+  async #attempt(
+    { profile, model }: Choice,
+    options: TurnOptions,
+    inner: (options: TurnOptions) => Promise<void>,
+  ): Promise<unknown> {
+    const client = new Anthropic({ apiKey: profile.key });
+    try {
+      await inner({ ...options, client, model });
+    } catch (error) {
+      const reason = classifyFailure(error);
+      const isCurable =
+        error instanceof Anthropic.AnthropicError && COOLDOWNS[reason] !== undefined;
+      if (!isCurable) throw error;
+      info(`  (${reason}: ${profile.name}, ${model})`);
+      // A model that is overloaded or does not exist is so for all keys: the cooldown is its own.
+      const isOfModel = reason === "overloaded" || reason === "model";
+      this.#profiles.fail(isOfModel ? model : cooldownId(profile), reason, retryAfterOf(error));
+      return error;
+    }
+    // A turn that Ctrl+C has interrupted does not tell whether its key would have worked.
+    if (!options.signal?.aborted) this.#profiles.succeed([cooldownId(profile), model]);
+    return undefined;
   }
 }
 
-/** API 让我们等多少秒。 */
-function retryAfterOf(error: unknown): number {
-  return error instanceof Anthropic.APIError ? Number(error.headers?.get("retry-after")) || 0 : 0;
-}
-
-const SILENCE = 60_000; // 毫秒；这么久一个字节都没有：流卡住了，自己不会结束
-
-/**
- * 每到一块数据都会告诉我们的 fetch。SDK 有事件，但没有 ping 的事件；
- * 模型写长文件的时候，能收到的可能只有 ping。
- */
-function heard(tell: () => void): typeof fetch {
-  return async (...request) => {
-    const response = await fetch(...request);
-    const ear = new TransformStream<Uint8Array, Uint8Array>({
-      transform(piece, to) {
-        tell();
-        to.enqueue(piece);
-      },
-    });
-    return new Response(response.body?.pipeThrough(ear), response);
-  };
-}
-
-const ERRORS: Record<string, [status: number, type: string, message: string]> = {
-  rate_limit: [429, "rate_limit_error", "simulated"],
-  overloaded: [529, "overloaded_error", "simulated"],
-  auth: [401, "authentication_error", "simulated"],
-  billing: [402, "billing_error", "simulated"],
-  timeout: [504, "timeout_error", "simulated"],
-  overflow: [400, "invalid_request_error", "prompt is too long: simulated"],
-  unknown: [500, "api_error", "simulated"],
-};
-for (const kind of Object.keys(ERRORS)) simulated.set(kind, 0);
-
-/**
- * 抛出 /simulate-failure 要的错误。这是 SDK 自己的错误，由 SDK 造出来，
- * 所以真正试到的，是区分失败的那段代码，而不是只有我们才懂的一个词。
- */
-function throwSimulated(): void {
-  for (const [kind, [status, type, message]] of Object.entries(ERRORS)) {
-    const body = { type: "error", error: { type, message } };
-    if (isSimulated(kind))
-      throw Anthropic.APIError.generate(status, body, undefined, new Headers());
-  }
-}
-
-const profilesOf = ({ profiles }: App) =>
-  profiles.profiles.map((profile) => {
-    const { reason = "", count = 0 } = profiles.cooldowns.get(idOf(profile)) ?? {};
-    const at = profiles.readyAt(idOf(profile));
-    return { name: profile.name, ready: at ? time(at) : "now", reason, failures: count };
-  });
-
-method("profiles.list", {}, [], (_params, app) => profilesOf(app));
-
-command("profiles", "有哪些密钥，什么时候能用", (_args, app) =>
-  profilesOf(app).map((it) => `${it.name}  ${it.ready}  ${it.failures} ${it.reason}`),
+// It is the outermost layer, so an overflow gets here only when the context guard, the layer inside
+// it, can't shorten the conversation any further. `app` is missing only in tests without a program.
+MIDDLEWARE.unshift((_conversation, options, next) =>
+  options.app ? options.app.resilience.run(options, next) : next(options),
 );
 
-command("cooldowns", "[clear]：哪些在冷却，为什么", (args, { profiles }) => {
+/** How long the API asks us to wait (its header `retry-after`), in seconds; 0 if it does not. */
+function retryAfterOf(error: unknown): number {
+  if (!(error instanceof Anthropic.APIError)) return 0;
+  return Number(error.headers?.get("retry-after")) || 0;
+}
+
+// ms without a byte after which a stream counts as failed. A connection whose other side has
+// disappeared never ends by itself, so the turn would wait for ever.
+const IDLE_TIMEOUT = 60_000;
+
+/**
+ * The same client, but each piece of a response restarts `timer`, and the SDK tries nothing again,
+ * because ResilienceRunner decides about that. The SDK's events could not restart the timer: it
+ * reports no pings, and while the model writes a long file little else may arrive.
+ */
+function withIdleTimeout(client: Anthropic, timer: NodeJS.Timeout): Anthropic {
+  const watchedFetch: typeof fetch = async (...request) => {
+    const response = await fetch(...request);
+    const watched = new TransformStream<Uint8Array, Uint8Array>({
+      transform(bytes, controller) {
+        timer.refresh();
+        controller.enqueue(bytes);
+      },
+    });
+    return new Response(response.body?.pipeThrough(watched), response);
+  };
+  return client.withOptions({ maxRetries: 0, fetch: watchedFetch });
+}
+
+/** What the API answers for each kind of failure. To add a kind, add its answer here. */
+const SIMULATED_ERRORS: Record<string, { status: number; type: string; message?: string }> = {
+  rate_limit: { status: 429, type: "rate_limit_error" },
+  overloaded: { status: 529, type: "overloaded_error" },
+  auth: { status: 401, type: "authentication_error" },
+  billing: { status: 402, type: "billing_error" },
+  timeout: { status: 504, type: "timeout_error" },
+  overflow: {
+    status: 400,
+    type: "invalid_request_error",
+    message: "prompt is too long: simulated",
+  },
+  unknown: { status: 500, type: "api_error" },
+};
+SIMULATED_KINDS.push(...Object.keys(SIMULATED_ERRORS));
+
+/**
+ * Throws a failure that was ordered by /simulate-failure. The SDK makes the error, just as it does
+ * from a real answer, so classifyFailure and all that follows are tried as in a real failure.
+ */
+function throwSimulated({ app, signal }: TurnOptions): void {
+  if (signal?.aborted) return; // no request will be sent, so none can fail
+  for (const [kind, { status, type, message = "simulated" }] of Object.entries(SIMULATED_ERRORS)) {
+    if (!app?.simulatedFailures.take(kind)) continue;
+    const body = { type: "error", error: { type, message } };
+    throw Anthropic.APIError.generate(status, body, undefined, new Headers());
+  }
+}
+
+const describeProfiles = ({ profiles }: App) =>
+  profiles.profiles.map((profile) => {
+    const id = cooldownId(profile);
+    const { reason = "", count = 0 } = profiles.cooldowns.get(id) ?? {};
+    const at = profiles.readyAt(id);
+    return { name: profile.name, ready: at > 0 ? formatTime(at) : "now", reason, failures: count };
+  });
+
+method("profiles.list", {}, [], (_params, app) => describeProfiles(app));
+
+command("profiles", "有哪些密钥，什么时候能用", (_args, app) =>
+  describeProfiles(app).map((it) => `${it.name}  ${it.ready}  ${it.failures} ${it.reason}`),
+);
+
+command("cooldowns", "[clear]：显示冷却中的密钥和模型及其原因；加 clear 全部解除", (args, { profiles }) => {
   if (args === "clear") profiles.clear();
-  const resting = [...profiles.cooldowns].filter(([id]) => profiles.readyAt(id));
-  return resting.map(([id, { reason, until }]) => `${id}  ${reason}  ${time(until)}`);
+  const running = [...profiles.cooldowns].filter(([id]) => profiles.readyAt(id) > 0);
+  return running.map(([id, { reason, until }]) => `${id}  ${reason}  ${formatTime(until)}`);
 });
 
 command("fallback", "会依次试哪些模型", (_args, { resilience }) => [
@@ -3611,151 +4844,222 @@ command("fallback", "会依次试哪些模型", (_args, { resilience }) => [
 
 /** 设置里的所有密钥：ANTHROPIC_API_KEY，还有 ANTHROPIC_API_KEY_2 到 _9。 */
 function profilesFrom(setting: Setting): AuthProfile[] {
-  const names = ["", 2, 3, 4, 5, 6, 7, 8, 9].map((n) => `ANTHROPIC_API_KEY${n && `_${n}`}`);
+  const names = ["ANTHROPIC_API_KEY"];
+  for (let i = 2; i <= 9; i++) names.push(`ANTHROPIC_API_KEY_${i}`);
   const profiles = names.map((name) => ({ name, key: setting(name) })).filter(({ key }) => key);
-  // 粘贴来的密钥里要是带着 "…"，连发都发不出去。
-  const odd = profiles.find(({ key }) => !/^[\x21-\x7e]+$/.test(key));
-  if (odd) throw new Error(`${odd.name} has a character that is in no key: copy it again`);
+  // A key is sent in an HTTP header, which holds visible ASCII only. Whoever copies a key from a
+  // page that shortens it has an "…" in it, and would be told so only at the first message.
+  const broken = profiles.find(({ key }) => !/^[\x21-\x7e]+$/.test(key));
+  if (broken) throw new Error(`${broken.name} has a character that is in no key: copy it again`);
   return profiles;
 }
 
 // ---- s10 · 并发 ----
 
-// 前几节里，每段对话有一条 promise 链，别的就没有了。一百个人同时来，就同时发出一百次调用；
-// 有一轮卡住，那段对话就永远卡住，cron 要等人，也跟着卡住。车道就是这条链，再加上数目和时限。
-// 一轮要过两条车道：外面是自己那段对话的，管先后；里面是大家共用的，管数目。
+// Up to s09 each conversation has a chain of promises, and nothing else limits the program. So a
+// hundred people who write at once cause a hundred model calls at once, and so do all the messages
+// that wait in the inbox at a start (a thundering herd). And a turn that hangs holds up its
+// conversation for ever, as well as the cron jobs, because they wait until no person's turn runs.
+//
+// A lane is a FIFO queue with a concurrency limit (a semaphore) and a timeout for each task. A turn
+// passes through two of them: the lane of its conversation keeps the order, and inside it a lane
+// that all conversations share limits how many turns run side by side.
 
 /** 任务是从外面结束的：时间太长，或者有人重置。 */
 export class LaneError extends Error {}
-/** 还没开始，因为程序就要退出了。 */
+/** The task was refused because the program is shutting down. It never started. */
 export class StoppingError extends LaneError {}
 
 /** 车道里跑的东西。signal 中止之后，有 2 秒时间收尾。 */
 export type Task<T> = (signal: AbortSignal) => Promise<T>;
 
-const GRACE = 2_000; // 毫秒
+const GRACE_PERIOD = 2_000; // 毫秒
+
+/** Rejects when the grace period is over, which begins when the signal aborts. */
+async function endOfGracePeriod(signal: AbortSignal): Promise<never> {
+  if (!signal.aborted) await once(signal, "abort");
+  await sleep(GRACE_PERIOD);
+  throw new LaneError("it did not stop within 2 s");
+}
+
+/** The way to end a task that runs. Its signal aborts at Ctrl+C, too, which is no failure. */
+class RunningTask {
+  readonly control = new AbortController();
+  // Not the reason of the signal: if a reset comes after Ctrl+C, the signal keeps its first reason.
+  stoppedBy: LaneError | undefined;
+
+  stop(why: LaneError): void {
+    this.stoppedBy ??= why;
+    this.control.abort();
+  }
+}
 
 /**
- * 任务先到先开始，最多 `limit` 个并行，每个都有时限。
- * promise 杀不掉：卡住的就让出位置，由它去。
+ * Gives what the task gives, or rejects when its grace period is over. JavaScript can't kill a
+ * promise, so a task that ignores its signal lives on; but nobody waits for it any longer, and
+ * what it throws later is ignored.
+ */
+async function withDeadline<T>(task: Task<T>, running: RunningTask): Promise<T> {
+  const { signal } = running.control;
+  const answer = Promise.race([task(signal), endOfGracePeriod(signal)]);
+  await Promise.allSettled([answer]);
+  // A task that the lane has stopped fails for this reason, whatever it gave or threw afterwards.
+  if (running.stoppedBy) throw running.stoppedBy;
+  return answer;
+}
+
+/** A task that has not started, and what its caller gets if it is refused. */
+interface WaitingTask {
+  start(): void;
+  reject(error: LaneError): void;
+}
+
+/**
+ * A FIFO queue: tasks start in the order in which they came, at most `limit` of them run side by
+ * side, and each is stopped after `timeout` seconds.
  */
 export class LaneQueue {
-  limit: number;
-  readonly seconds: number;
-  active = 0;
-  generation = 0; // 每次重置加一
-  readonly waiting = new Set<{ begin(): void; reject(error: Error): void }>();
-  #running = new Set<(why: LaneError) => void>();
+  readonly timeout: number;
+  active = 0; // places that are taken, which is what a semaphore counts
+  // The number of resets so far, also called an epoch. A task remembers the generation in which it
+  // started, because one that ends after a reset must not give back a place of the new generation.
+  generation = 0;
+  readonly waiting = new Set<WaitingTask>(); // a Set keeps the order, and removes from the middle
+  #limit: number;
+  #running = new Set<RunningTask>(); // those of this generation
 
-  constructor(limit = 1, seconds = Infinity) {
-    this.limit = limit;
-    this.seconds = seconds;
+  constructor(limit = 1, timeout = Infinity) {
+    this.#limit = limit;
+    this.timeout = timeout;
+  }
+
+  get limit(): number {
+    return this.#limit;
+  }
+
+  /** A higher limit starts waiting tasks at once. A lower one stops none of those that run. */
+  set limit(limit: number) {
+    if (!Number.isInteger(limit) || limit < 1) throw new Error(`limit: ${limit} is not 1 or more`);
+    this.#limit = limit;
+    this.#pump();
   }
 
   /** 结果就是任务的结果。任务 reject，它也 reject；要是从外面结束的，就 reject 一个 LaneError。 */
   enqueue<T>(task: Task<T>, signal?: AbortSignal): Promise<T> {
     return new Promise((resolve, reject) => {
-      const begin = () =>
-        this.waiting.delete(entry) && this.#run(task, signal).then(resolve, reject);
-      const entry = { begin, reject };
+      const start = () => {
+        // The signal may abort when the task has long been started or refused.
+        if (!this.waiting.has(entry)) return;
+        this.waiting.delete(entry);
+        this.#run(task, signal).then(resolve, reject);
+      };
+      const entry = { start, reject };
       this.waiting.add(entry);
-      // 排队时按了 Ctrl+C：让它插到前面，马上了结。说过的话照旧留着。
-      if (signal?.aborted) begin();
-      else signal?.addEventListener("abort", begin, { once: true });
-      this.pump();
+      // After Ctrl+C a waiting task starts at once, even if the limit is reached. It ends at once,
+      // too, but it has to run, because a turn stores what the person said.
+      signal?.addEventListener("abort", start, { once: true });
+      if (signal?.aborted) start();
+      this.#pump();
     });
   }
 
-  /** 有几个空位，就开始几个。 */
-  pump(): void {
-    for (const { begin } of this.waiting) {
+  /** Starts waiting tasks, the oldest first, until the limit is reached. */
+  #pump(): void {
+    for (const { start } of this.waiting) {
       if (this.active >= this.limit) return;
-      begin();
+      start();
     }
   }
 
+  /** Takes a place, runs the task, and gives the place to the next one when the task has ended. */
   async #run<T>(task: Task<T>, signal?: AbortSignal): Promise<T> {
-    const { generation, seconds } = this;
-    const control = new AbortController();
-    setMaxListeners(0, control.signal); // 十几个工具可能同时监听它
-    let ended: LaneError | undefined;
-    const end = (why: LaneError) => {
-      ended ??= why;
-      control.abort();
-    };
-    const interrupt = () => control.abort();
-    // 两边赛跑：一边是任务，一边是叫它结束时开始走的钟。要是钟赢了，
-    // 任务可能还在哪里跑着：没有人等它，它以后抛的错也没有人理。
-    const late = once(control.signal, "abort")
-      .then(() => sleep(GRACE))
-      .then(() => Promise.reject(ended ?? new LaneError("it did not stop within 2 s")));
-    late.catch(() => {}); // 万一还没开始赛跑，任务就抛错了
-    const tooLong = new LaneError(`it took longer than ${seconds} s`);
-    const timer = seconds < Infinity && setTimeout(end, seconds * 1000, tooLong);
-    if (signal?.aborted) interrupt();
+    const { generation } = this;
+    const running = new RunningTask();
+    // All tools of a turn listen to this signal, and Node warns of a leak from 11 listeners on.
+    setMaxListeners(0, running.control.signal);
+    const interrupt = () => running.control.abort();
     signal?.addEventListener("abort", interrupt);
-    this.#running.add(end);
+    if (signal?.aborted) interrupt();
+    const timer = this.#startTimer(running);
+    this.#running.add(running);
     this.active++;
     try {
-      const result = await Promise.race([task(control.signal), late]);
-      if (ended) throw ended;
-      return result;
-    } catch (error) {
-      throw ended ?? error;
+      return await withDeadline(task, running);
     } finally {
-      if (timer) clearTimeout(timer);
+      clearTimeout(timer);
       signal?.removeEventListener("abort", interrupt);
-      this.#running.delete(end);
-      // 重置之后，位置从头数，这个任务没有位置可还。
-      if (generation === this.generation) {
-        this.active--;
-        this.pump();
-      }
+      this.#running.delete(running);
+      this.#release(generation);
     }
   }
 
-  /** 结束正在跑的，排队的马上开始。返回结束了几个。 */
+  /** The time begins when the task starts, so a long wait in the queue costs it nothing. */
+  #startTimer(running: RunningTask): NodeJS.Timeout | undefined {
+    if (this.timeout === Infinity) return undefined; // Node would take it for 1 ms
+    const error = new LaneError(`it took longer than ${this.timeout} s`);
+    return setTimeout(() => running.stop(error), this.timeout * 1000);
+  }
+
+  #release(generation: number): void {
+    if (generation !== this.generation) return;
+    this.active--;
+    this.#pump();
+  }
+
+  /** Stops what runs, and starts what waits without waiting for it. Gives how many were stopped. */
   reset(): number {
-    // 2 秒照给，位置不留。要是等它们，堵住的路就永远通不了。
-    const running = [...this.#running];
+    // The stopped tasks have their grace period, but they lose their places now. If the waiting
+    // tasks had to wait for them, a reset would not help against tasks that hang.
+    const stopped = [...this.#running];
     this.generation++;
     this.active = 0;
     this.#running.clear();
-    for (const end of running) end(new LaneError("there was a reset"));
-    this.pump();
-    return running.length;
+    for (const task of stopped) task.stop(new LaneError("there was a reset"));
+    this.#pump();
+    return stopped.length;
+  }
+
+  /** Rejects all tasks that have not started. Those that run go on. */
+  refuseWaiting(error: LaneError): void {
+    for (const { reject } of this.waiting) reject(error);
+    this.waiting.clear();
   }
 }
 
-/** 各条车道，按名字查。不在 `named` 里的，有活的时候才有。 */
+/**
+ * All lanes by name. The named lanes limit how many turns run side by side, and exist for ever. Any
+ * other name is a conversation, whose lane (one at a time, no timeout) exists while it has work.
+ */
 export class CommandQueue {
   readonly lanes: Map<string, LaneQueue>;
   readonly named: string[];
-  #open = new Set<Promise<unknown>>(); // 还没等到的结果
+  #unsettled = new Set<Promise<unknown>>();
   #isStopping = false;
 
-  /** `named`：同时几个，每个最多多少秒。 */
-  constructor(named: Record<string, [limit: number, seconds: number]>) {
-    const lanes = Object.entries(named);
+  constructor(named: Record<string, [limit: number, timeout: number]>) {
     this.named = Object.keys(named);
+    const lanes = Object.entries(named);
     this.lanes = new Map(lanes.map(([name, [limit, s]]) => [name, new LaneQueue(limit, s)]));
   }
 
-  /** 在同一条车道里绝不能 await 它：那是自己等自己。 */
+  /**
+   * Runs a task in a lane. A task must not await its own lane: it would keep the place that the
+   * task it waits for needs, so neither of the two could ever go on (a deadlock).
+   */
   run<T>(name: string, task: Task<T>, signal?: AbortSignal): Promise<T> {
     const isNamed = this.named.includes(name);
     if (this.#isStopping && isNamed) return Promise.reject(new StoppingError("stopping"));
     const lane = this.lanes.get(name) ?? new LaneQueue();
     this.lanes.set(name, lane);
-    const result = lane.enqueue(task, signal);
-    this.#open.add(result);
+    const answer = lane.enqueue(task, signal);
+    this.#unsettled.add(answer);
     const forget = () => {
-      this.#open.delete(result);
+      this.#unsettled.delete(answer);
       // 最后一个走的负责清掉，不然谁发过消息，就会留下一条车道。
       if (!isNamed && !this.isBusy(name)) this.lanes.delete(name);
     };
-    result.then(forget, forget);
-    return result;
+    answer.then(forget, forget);
+    return answer;
   }
 
   isBusy(name: string): boolean {
@@ -3764,29 +5068,34 @@ export class CommandQueue {
   }
 
   /**
-   * 结束正在跑的那些轮。对话的车道不参与：里面那一轮结束了，它们自己会接着走，最多晚 2 秒。
-   * 再早，就会有两轮同时写一段对话。
+   * Stops the turns that run, and gives how many. It leaves the lanes of conversations alone: each
+   * goes on when its turn has ended, after 2 s at most. If they were reset too, the next turn of a
+   * conversation would write into its file while the stopped turn still does.
    */
   reset(): number {
-    const ended = this.named.map((name) => this.lanes.get(name)?.reset() ?? 0);
-    return ended.reduce((sum, count) => sum + count, 0);
+    let stopped = 0;
+    for (const name of this.named) stopped += this.lanes.get(name)?.reset() ?? 0;
+    return stopped;
   }
 
   /** 不再开始新的一轮。正在跑的都结束了、也都回答了，就 resolve。 */
-  async drain(): Promise<void> {
+  async shutDown(): Promise<void> {
     this.#isStopping = true;
-    for (const { waiting } of this.named.flatMap((name) => this.lanes.get(name) ?? [])) {
-      for (const { reject } of waiting) reject(new StoppingError("stopping"));
-      waiting.clear();
+    for (const name of this.named) {
+      this.lanes.get(name)?.refuseWaiting(new StoppingError("stopping"));
     }
-    while (this.#open.size > 0) await Promise.allSettled(this.#open);
+    // It looks again each time, because a turn that ends may enqueue its reply.
+    while (this.#unsettled.size > 0) await Promise.allSettled(this.#unsettled);
   }
 }
 
-// 同时几个，最多多少秒。对话自己的车道没有时限：它等的事，就在这几条里的一条。
+/** The named lanes: how many turns run side by side, and after how many seconds one is stopped. */
 export const LANES = new CommandQueue({ main: [4, 1800], cron: [1, 3600], heartbeat: [1, 600] });
 
-/** 在车道里跑一轮。要是从外面结束的，就关上那段对话，没跑完的部分写不进去。 */
+/**
+ * Runs a turn in a named lane. A turn that was stopped may still be at work somewhere, so its
+ * conversation is closed to it; the next turn opens the file anew.
+ */
 async function inLane<T>(lane: string, app: App, key: string, turn: Task<T>, stop?: AbortSignal) {
   try {
     return await LANES.run(lane, turn, stop);
@@ -3796,28 +5105,41 @@ async function inLane<T>(lane: string, app: App, key: string, turn: Task<T>, sto
   }
 }
 
+/** 等人要在车道外面等。在里面等，重置或者时限会把它当成卡住的结束掉。 */
+async function answerJobInLane(app: App, message: Routed, stop?: AbortSignal): Promise<string> {
+  const task = async (signal: AbortSignal) =>
+    app.activeTurns.size > 0 ? undefined : answerJob(app, message, signal);
+  let answer: string | undefined;
+  while (answer === undefined) {
+    await app.activeTurns.idle();
+    answer = await inLane("cron", app, message.sessionKey, task, stop);
+  }
+  return answer;
+}
+
 /**
  * 给人回答的一轮。从排上队那一刻就算数；算的是车道的 promise，不是那一轮自己的：
  * 卡住的一轮，自己的 promise 永远没有结果，定时任务却在等它。
  */
-const serve = (
+const runUserTurn = (
   app: App,
   { sessionKey }: Routed,
   stop: AbortSignal | undefined,
   turn: Task<string>,
-) => counted(inLane("main", app, sessionKey, turn, stop));
+) => app.activeTurns.track(inLane("main", app, sessionKey, turn, stop));
 
-const lanesOf = () =>
+/** One entry for each lane that exists now, as `lanes.list` gives it. */
+const describeLanes = () =>
   [...LANES.lanes].map(([name, { limit, active, waiting, generation }]) => {
     return { name, limit, active, waiting: waiting.size, generation };
   });
 
-method("lanes.list", {}, [], lanesOf);
+method("lanes.list", {}, [], describeLanes);
 
 command("lanes", "哪些在跑，哪些在排队", () =>
-  lanesOf()
-    .map(({ name, active, limit, waiting }) => `${name.padEnd(10)} ${active}/${limit}  +${waiting}`)
-    .join("\n"),
+  describeLanes().map(
+    ({ name, active, limit, waiting }) => `${name.padEnd(10)} ${active}/${limit}  +${waiting}`,
+  ),
 );
 
 command("enqueue", "<车道> <文字>：在一条车道里跑一轮；没有这个名字，就开一条", (args, app) => {
@@ -3829,7 +5151,7 @@ command("enqueue", "<车道> <文字>：在一条车道里跑一轮；没有这�
     (answer) => info(`[${place}] ${answer}`),
     (error) => warn(`[${place}] ${error}`),
   );
-  return text(`${lane}: ${LANES.lanes.get(lane)?.waiting.size} 个在排队。`);
+  return t(`${lane}: ${LANES.lanes.get(lane)?.waiting.size} 个在排队。`);
 });
 
 command("concurrency", "<车道> <n>：同时跑几个", (args) => {
@@ -3839,85 +5161,137 @@ command("concurrency", "<车道> <n>：同时跑几个", (args) => {
   if (!lane) throw new Error(`lane: one of ${LANES.named.join(", ")}`);
   if (!/^[1-9]\d{0,2}$/.test(count ?? "")) throw new Error("n: a number from 1 to 999");
   lane.limit = Number(count);
-  lane.pump();
-  return text(`${name}: 同时跑 ${lane.limit} 个。`);
+  return t(`${name}: 同时跑 ${lane.limit} 个。`);
 });
 
 command("generation", "每条车道重置过几次", () =>
-  lanesOf()
-    .map(({ name, generation }) => `${name.padEnd(10)} ${generation}`)
-    .join("\n"),
+  describeLanes().map(({ name, generation }) => `${name.padEnd(10)} ${generation}`),
 );
 
-command("reset", "结束正在跑的那些轮，排队的接着来", () =>
-  text(`结束了 ${LANES.reset()} 个。`),
-);
+command("reset", "结束正在跑的那些轮，排队的接着来", () => t(`结束了 ${LANES.reset()} 个。`));
 
 // ---- 组装起来 ----
 
-async function main(): Promise<void> {
-  // 从 .env.example 抄过来没改的示例，也不算密钥。
-  if (!process.env.ANTHROPIC_API_KEY?.replace("sk-ant-your-key-here", "")) {
+/** Without an API key two lines say what to do, and the program ends with status 1. */
+function requireApiKey(): void {
+  const key = process.env.ANTHROPIC_API_KEY ?? "";
+  // A copy of .env.example that nobody has filled in contains this placeholder, which is no key.
+  if (key === "" || key === "sk-ant-your-key-here") {
     fail("没有设置 ANTHROPIC_API_KEY：把 .env.example 复制成 .env，填上你的密钥。");
     fail("没有密钥？`npm start -- --lang zh` 可以离线运行同一个程序，由练习模型来回答。");
     process.exit(1);
   }
-  if (!(CONTEXT_TOKENS >= 1000)) throw new Error("CONTEXT_TOKENS must be a number from 1000 up");
-  setGlobalDispatcher(new EnvHttpProxyAgent()); // HTTPS_PROXY 对我们发出的请求都生效
-  lockFolder(STATE);
+}
+
+/** Step 2. Creates the parts of the program from what is on disk. Nothing is running yet. */
+function createApp(): App {
   const channels = new ChannelManager();
+  if (env("TELEGRAM_BOT_TOKEN")) channels.set("telegram", new TelegramChannel(env));
+  if (env("FEISHU_APP_ID")) channels.set("feishu", new FeishuChannel(env));
   const queue = new DeliveryQueue(path.join(STATE, "delivery"));
+  const simulatedFailures = new SimulatedFailures();
   const profiles = new ProfileManager(profilesFrom(env), path.join(STATE, "profiles.json"));
+  const fallbackModels = env("FALLBACK_MODELS").match(/[^\s,]+/g) ?? [];
   const app: App = {
     store: new SessionStore(path.join(STATE, "sessions")),
     key: TERMINAL_KEY,
     inbox: new Inbox(path.join(STATE, "inbox")),
     channels,
-    queue,
-    delivery: new DeliveryRunner(queue, channels),
-    profiles,
-    resilience: new ResilienceRunner(profiles, env("FALLBACK_MODELS").match(/[^\s,]+/g) ?? []),
     agents: new AgentManager(AGENTS.map((agent) => [agent.id, agent])),
     bindings: new BindingTable(BINDINGS),
     gateway: new GatewayServer(gatewayToken()),
     memory: new MemoryStore(path.join(STATE, "memory"), PRIVATE_FILES),
-    cron: new CronService(WORKSPACE, (job, due) => beginJob(app, job, due)),
+    activeTurns: new ActiveTurns(),
+    cron: new CronService(WORKSPACE, (job, due) => enqueueJob(app, job, due)),
     heartbeat: new HeartbeatRunner(path.join(STATE, "heartbeat.json")),
+    queue,
+    delivery: new DeliveryRunner(queue, channels, simulatedFailures),
+    simulatedFailures,
+    profiles,
+    resilience: new ResilienceRunner(profiles, fallbackModels),
   };
-  const cli = new CliChannel((line, options) => runCommand(line, app, options));
-  if (env("TELEGRAM_BOT_TOKEN")) app.channels.set("telegram", new TelegramChannel(env));
-  if (env("FEISHU_APP_ID")) app.channels.set("feishu", new FeishuChannel(env));
-  const { id, messages } = app.store.current(app.key);
-  for (const { agentId } of BINDINGS) app.agents.find(agentId); // 没有就抛错，并指出名字
+  // A binding to an agent that does not exist throws here, and the error names the agent.
+  for (const { agentId } of BINDINGS) app.agents.find(agentId);
+  return app;
+}
+
+function greet({ store, key }: App): void {
+  const { id, messages } = store.current(key);
   info(`正在和 ${MODEL} 对话。Ctrl+C 中断回复，输入 quit 退出。`);
   info(`会话 ${id}，${messages.length} 条消息。/help 列出所有命令。`);
-  const port = wholeNumber("HTTP_PORT", 8765, 65535);
-  // 没有端口，事件就进不来：那就当没有飞书这个渠道。
-  const server = await startHttp(port);
+}
+
+/** Step 3. Starts everything that runs beside the terminal. */
+async function startApp(app: App, httpPort: number): Promise<void> {
+  // From here on every fetch of this process goes through HTTPS_PROXY or HTTP_PROXY, if one is set.
+  setGlobalDispatcher(new EnvHttpProxyAgent());
+  const server = await startHttp(httpPort);
+  // Feishu's events come in over HTTP, so without a port the channel could receive nothing.
   if (!server.listening) app.channels.delete("feishu");
   app.gateway.attach(server, app);
-  const isOurs = app.gateway.address && !env("GATEWAY_TOKEN");
-  if (isOurs) info(`gateway: ${app.gateway.address}?token=${gatewayToken()}`);
+  const hasOwnToken = app.gateway.address && !env("GATEWAY_TOKEN");
+  if (hasOwnToken) info(`gateway: ${app.gateway.address}?token=${gatewayToken()}`);
   app.delivery.start();
-  // 上次剩下的排在最前面，免得回答乱了次序。
-  // 渠道要是这次没有设置，它的消息就留在收件箱里，等设置了再说。
-  for (const one of app.inbox.pending()) if (app.channels.has(one.channel)) void enqueue(app, one);
-  for (const one of app.inbox.pending()) if (one.channel === "cron") void enqueue(app, one);
-  const serve = process.argv.includes("--serve");
-  const stopped = serve && Promise.race([once(process, "SIGTERM"), once(process, "SIGINT")]);
+  // Before the channels receive anything new, so that nobody is answered out of order.
+  resumeInbox(app);
   await app.channels.start((message, signal) => accept(app, message, signal));
   startTimer(app);
-  if (serve) {
-    await stopped; // 有定时器在，Node 就不会退出
-  } else {
-    app.channels.set("cli", cli);
-    await cli.start((message, signal) => accept(app, message, signal));
-    await cli.closed;
+}
+
+/**
+ * Goes on with the messages that an earlier run accepted and did not finish. One whose channel is
+ * not set up now stays in the inbox until it is again.
+ */
+function resumeInbox(app: App): void {
+  for (const message of app.inbox.pending()) {
+    if (app.channels.has(message.channel)) void enqueue(app, message);
   }
+  for (const message of app.inbox.pending()) {
+    if (message.channel === "cron") void enqueue(app, message);
+  }
+}
+
+/** Answers lines and runs commands until the person at the terminal leaves. */
+async function runTerminal(app: App): Promise<void> {
+  const cli = new CliChannel(app);
+  app.channels.set("cli", cli);
+  await cli.start((message, signal) => accept(app, message, signal));
+  await cli.closed;
+}
+
+/** Resolves when a service manager or a person asks the program to stop. */
+async function stopSignal(): Promise<void> {
+  // 光是等信号，Node 会自己退出
+  const keepAlive = setInterval(() => {}, 60_000);
+  await Promise.race([once(process, "SIGTERM"), once(process, "SIGINT")]);
+  clearInterval(keepAlive);
+}
+
+/**
+ * Step 4 is a graceful shutdown: no channel receives any more, and turns that are running get up
+ * to 10 s. What is not done by then is still in the inbox, so the next start goes on with it.
+ */
+async function shutDown(app: App, isServing: boolean): Promise<void> {
   await app.channels.stop();
-  // 正在回答的，最多再给 10 秒；到时还没做完的，重启之后再做。
-  if (serve || process.stdin.isTTY) await Promise.race([LANES.drain(), sleep(10_000)]);
-  process.stdout.write("", () => process.exit(0)); // 等管道那头全部读走再退出
+  if (isServing || process.stdin.isTTY) await Promise.race([LANES.shutDown(), sleep(10_000)]);
+  // 等管道那头全部读走再退出
+  process.stdout.write("", () => process.exit(0));
+}
+
+async function main(): Promise<void> {
+  // Step 1: the settings are checked before anything has started.
+  requireApiKey();
+  if (!(CONTEXT_TOKENS >= 1000)) throw new Error("CONTEXT_TOKENS must be a number from 1000 up");
+  const httpPort = wholeNumber("HTTP_PORT", 8765, 65535);
+  const isServing = process.argv.includes("--serve"); // then nobody sits at the terminal
+  lockFolder(STATE);
+  const app = createApp();
+  greet(app);
+  // We listen for signals from here on, because one may arrive while the channels are starting.
+  const stopped = isServing ? stopSignal() : undefined;
+  await startApp(app, httpPort);
+  await (stopped ?? runTerminal(app));
+  await shutDown(app, isServing);
 }
 
 if (RUN) {
