@@ -265,6 +265,38 @@ command("new", "begin anew", () => box.clear());`;
     expect(isDoubtful).toBe(true);
   });
 
+  test("of a long declaration shows the lines that are left", () => {
+    const others = Array.from({ length: 30 }, (_, i) => `    step${i}(${i * 7});`).join("\n");
+    const method = `  add(one: number): void {\n${others}\n    this.#list.push(one);\n  }`;
+    const whole = OLD.slice(OLD.indexOf("  add(one"), OLD.indexOf("\n\n  has"));
+    const excerpt = `// in Box.add\n${whole.split("\n").slice(1, -1).join("\n")}`;
+    expect(refreshed(now([whole, method]), excerpt)).toEqual({
+      text: `// in Box.add
+  // Nothing is kept twice.
+  add(one: number): void {
+    // …
+    this.#list.push(one);
+  }`,
+      said: "is replaced by the declaration of Box.add",
+      isDoubtful: true,
+    });
+  });
+
+  test("follows lines into another method, if they are clearly there", () => {
+    const text = now(
+      ['    this.#list.push(one);\n    log("added", one, before);\n', "    this.store(one);\n"],
+      [
+        "  has(one",
+        '  store(one: number) {\n    this.#list.push(one);\n    log("added", one);\n  }\n\n  has(one',
+      ],
+    );
+    expect(refreshed(text, inAdd)).toEqual({
+      text: '// in Box.store\n    this.#list.push(one);\n    log("added", one);',
+      said: "follows Box.store, which was Box.add",
+      isDoubtful: false,
+    });
+  });
+
   test("stays as it is if nothing is like it", () => {
     const excerpt = "export const NOTHING = [1, 2, 3];";
     const { text, said, isDoubtful } = refreshed(OLD, excerpt);

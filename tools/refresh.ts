@@ -9,7 +9,7 @@ import {
   oldCode,
   spanOf,
 } from "./follow.ts";
-import { type Code, type Place, placeAround, placeBegun, withComment } from "./places.ts";
+import { type Code, placeAround, placeBegun, withComment } from "./places.ts";
 import { indentOf, isBlank, LEFT_OUT, locate, type Range } from "./verbatim.ts";
 
 const SHORT = 25; // lines: a declaration up to this length is shown whole
@@ -91,7 +91,7 @@ function replaced(code: Code, excerpt: Excerpt, candidates: (Candidate | undefin
   const { place, old } = found;
   const was = place.name === old.name ? "" : `, which may be what ${old.name ?? "it"} has become`;
   return {
-    body: declaration(code, place),
+    body: declaration(code, found),
     name: place.isMember ? place.name : undefined,
     said: `is replaced by the declaration of ${place.name}${was}`,
     isDoubtful: true,
@@ -100,14 +100,20 @@ function replaced(code: Code, excerpt: Excerpt, candidates: (Candidate | undefin
 
 const isLikely = ({ place, old, share }: Candidate) => place.name === old.name || share >= LIKELY;
 
-/** A declaration with its comment: whole if it is short, else its head and its last line. */
-function declaration({ lines }: Code, place: Place): string[] {
+/**
+ * A declaration with its comment: whole if it is short. Else its head, what it still has of the
+ * excerpt's lines, and its last line.
+ */
+function declaration({ lines }: Code, { place, old, matches }: Candidate): string[] {
   const whole = withComment(lines, place);
   if (whole.end - whole.start <= SHORT) return lines.slice(whole.start, whole.end);
   const signature = lines.slice(place.start, place.start + SIGNATURE);
   const opening = Math.max(signature.findIndex(opensBody), 0);
   const head = { start: whole.start, end: place.start + opening + 1 };
-  return joined(lines, [head, { start: whole.end - 1, end: whole.end }]);
+  const own = old.pieces.flatMap(({ start, end }) => matches.slice(start, end));
+  const numbers = own.flatMap((match) => match?.at ?? []).slice(0, SHORT);
+  const left = numbers.filter((at) => at >= head.end).map((at) => ({ start: at, end: at + 1 }));
+  return joined(lines, [head, ...left, { start: whole.end - 1, end: whole.end }]);
 }
 
 /** Whether a body, an object or a list begins at the end of the line, and not only parameters. */
