@@ -2,7 +2,8 @@ import * as fs from "node:fs";
 import { tmpdir } from "node:os";
 import path from "node:path";
 import { afterAll, beforeAll, describe, expect, test } from "vitest";
-import { existingLessons, normalise, recordFile, recordLesson } from "../tools/record.ts";
+import { normalise } from "../tools/normalise.ts";
+import { existingLessons, recordFile, recordLesson } from "../tools/record.ts";
 import { ROOT, SECTIONS, sectionPath, short } from "../tools/sections.ts";
 import { checkTranscripts } from "../tools/transcripts.ts";
 

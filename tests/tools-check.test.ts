@@ -24,7 +24,7 @@ const claims = (...ids: string[]) => ({
 const ALL = claims(...SECTIONS.map(short));
 
 /** The problems of a tree of sections. */
-const problems = (files: Files, claimed = ALL) => checkSections(tree(files), claimed).problems;
+const problemsIn = (files: Files, claimed = ALL) => checkSections(tree(files), claimed).problems;
 
 const lines = (count: number, text = (i: number) => `f(${i});`) =>
   Array.from({ length: count }, (_, i) => `${text(i)}\n`).join("");
@@ -35,7 +35,7 @@ const sized = (code: number, comments: number) =>
 
 describe("sections", () => {
   test("none at all is fine", () => {
-    expect(problems({ "README.md": "" })).toEqual([]);
+    expect(problemsIn({ "README.md": "" })).toEqual([]);
   });
 
   test("ten good ones are fine, and their figures are told", () => {
@@ -49,7 +49,7 @@ describe("sections", () => {
   test("too little is kept: the removed lines are listed", () => {
     const files = goodSections(3);
     const broken = files[english(2)]?.replace("b1 = 1", "b1 = 2") ?? "";
-    const [first, ...rest] = problems({ ...files, [english(2)]: broken });
+    const [first, ...rest] = problemsIn({ ...files, [english(2)]: broken });
     expect(first).toMatch(/s02_tool_use\.ts: s01 → s02: 75\.0% kept, 98% is the rule/);
     expect(first).toMatch(/s01_agent_loop\.ts .*\n {4}- export const b1 = 1;$/s);
     expect(rest).toEqual([expect.stringMatching(/s03_sessions\.ts: s02 → s03: 87\.5% kept/)]);
@@ -64,17 +64,17 @@ describe("sections", () => {
       const banners = lines(n, (i) => region(i + 1).split("\n")[0] ?? "");
       files[english(n)] = banners + lines(25 - n, () => "// why") + lines(100, changed);
     }
-    expect(problems(files)).toEqual([
+    expect(problemsIn(files)).toEqual([
       expect.stringMatching(/^sessions\/en: 98\.0% kept on average/),
     ]);
     delete files[english(10)]; // the average counts when all ten are there
-    expect(problems(files)).toEqual([]);
+    expect(problemsIn(files)).toEqual([]);
   });
 
   test("a gap is no step", () => {
     const { [english(2)]: _, ...files } = goodSections(3);
     files[english(1)] += "// why\nf1();\nf2();\n"; // gone in s03, which is not compared
-    expect(problems(files)).toEqual([]);
+    expect(problemsIn(files)).toEqual([]);
   });
 
   test.each([
@@ -95,7 +95,7 @@ describe("sections", () => {
     const source = (size: number) => sized(size, Math.round(size / 4));
     const files: Files = { [english(n)]: source(count) };
     if (before > 0) files[english(n - 1)] = source(before);
-    const found = problems(files).filter((one) => one.includes("is the limit"));
+    const found = problemsIn(files).filter((one) => one.includes("is the limit"));
     expect(found).toEqual(
       problem ? [`${english(n)}: ${problem}. ${found[0]?.split(". ")[1]}`] : [],
     );
@@ -106,17 +106,17 @@ describe("sections", () => {
     [25, "", true],
     [26, "26.0%", false],
   ])("%i%% of comments", (comments, share, fine) => {
-    const found = problems({ [english(1)]: sized(100 - comments, comments) });
+    const found = problemsIn({ [english(1)]: sized(100 - comments, comments) });
     expect(found).toEqual(fine ? [] : [expect.stringContaining(`${share} of the lines are`)]);
   });
 
   test("a comment wider than 100 columns", () => {
     const good = region(1);
     const wide = `// ${"x".repeat(98)}\n`;
-    expect(problems({ [english(1)]: good + lines(3) + wide })).toEqual([
+    expect(problemsIn({ [english(1)]: good + lines(3) + wide })).toEqual([
       expect.stringMatching(/^sessions\/en\/s01_agent_loop\.ts:9: a comment of more than 100/),
     ]);
-    expect(problems({ [english(1)]: good + lines(3) + wide.replace("x", "") })).toEqual([]);
+    expect(problemsIn({ [english(1)]: good + lines(3) + wide.replace("x", "") })).toEqual([]);
   });
 
   test.each([
@@ -130,7 +130,7 @@ describe("sections", () => {
     ['export { b } from "ws";', ""],
     ['const c = await import("cron-parser");', ""],
   ])("imports: %s", (line, problem) => {
-    const found = problems({ [english(1)]: `${region(1)}${line}\n` });
+    const found = problemsIn({ [english(1)]: `${region(1)}${line}\n` });
     const message = `${english(1)}:6: imports "${problem}". A section imports only`;
     expect(found).toEqual(problem ? [expect.stringContaining(message)] : []);
   });
@@ -142,7 +142,7 @@ describe("sections", () => {
     ["one twice", `${region(1)}// ---- s01 · Part 1 ----\n`, "s01 s01"],
   ])("regions: %s", (_name, source, found) => {
     const text = `${source}${lines(3)}`;
-    expect(problems({ [english(1)]: text }).filter((one) => one.includes("regions"))).toEqual([
+    expect(problemsIn({ [english(1)]: text }).filter((one) => one.includes("regions"))).toEqual([
       expect.stringContaining(`its regions are ${found}, they must be s01, each once`),
     ]);
   });
@@ -150,13 +150,13 @@ describe("sections", () => {
   test("regions out of order", () => {
     const files = goodSections(2);
     files[english(2)] = region(2) + region(1);
-    expect(problems(files)[0]).toMatch(/regions are s02 s01, they must be s01 s02/);
+    expect(problemsIn(files)[0]).toMatch(/regions are s02 s01, they must be s01 s02/);
   });
 
   test("a region that vanishes or moves, also one without a number", () => {
     const one = region(1) + lines(3);
     const main = "// ---- Putting it together ----\nmain();\n";
-    const gone = (second: string) => problems({ [english(1)]: one + main, [english(2)]: second });
+    const gone = (second: string) => problemsIn({ [english(1)]: one + main, [english(2)]: second });
     const message = `${english(2)}: "// ---- Putting it together ----" of ${english(1)} is gone`;
     expect(gone(`${one + region(2)}// start\nmain();\n`)).toEqual([
       expect.stringContaining(message),
@@ -167,7 +167,9 @@ describe("sections", () => {
 
   test("a file that doesn't parse is a problem; the others are checked all the same", () => {
     const files = { ...goodSections(4), [english(2)]: "const = 1;\n" };
-    expect(problems(files)).toEqual([expect.stringMatching(/s02_tool_use\.ts:1: does not parse/)]);
+    expect(problemsIn(files)).toEqual([
+      expect.stringMatching(/s02_tool_use\.ts:1: does not parse/),
+    ]);
   });
 
   test("problems of a section that is not claimed are notes", () => {

@@ -265,6 +265,38 @@ command("new", "begin anew", () => box.clear());`;
     expect(isDoubtful).toBe(true);
   });
 
+  test("of a long declaration shows the lines that are left", () => {
+    const others = Array.from({ length: 30 }, (_, i) => `    step${i}(${i * 7});`).join("\n");
+    const method = `  add(one: number): void {\n${others}\n    this.#list.push(one);\n  }`;
+    const whole = OLD.slice(OLD.indexOf("  add(one"), OLD.indexOf("\n\n  has"));
+    const excerpt = `// in Box.add\n${whole.split("\n").slice(1, -1).join("\n")}`;
+    expect(refreshed(now([whole, method]), excerpt)).toEqual({
+      text: `// in Box.add
+  // Nothing is kept twice.
+  add(one: number): void {
+    // …
+    this.#list.push(one);
+  }`,
+      said: "is replaced by the declaration of Box.add",
+      isDoubtful: true,
+    });
+  });
+
+  test("follows lines into another method, if they are clearly there", () => {
+    const text = now(
+      ['    this.#list.push(one);\n    log("added", one, before);\n', "    this.store(one);\n"],
+      [
+        "  has(one",
+        '  store(one: number) {\n    this.#list.push(one);\n    log("added", one);\n  }\n\n  has(one',
+      ],
+    );
+    expect(refreshed(text, inAdd)).toEqual({
+      text: '// in Box.store\n    this.#list.push(one);\n    log("added", one);',
+      said: "follows Box.store, which was Box.add",
+      isDoubtful: false,
+    });
+  });
+
   test("stays as it is if nothing is like it", () => {
     const excerpt = "export const NOTHING = [1, 2, 3];";
     const { text, said, isDoubtful } = refreshed(OLD, excerpt);
@@ -296,13 +328,17 @@ command("new", "begin anew", () => box.clear());`;
 });
 
 describe("npm run excerpts", () => {
-  const lesson = (excerpt: string) => `# Box\n\n\`\`\`ts\n${excerpt}\n\`\`\`\n\nWords.\n`;
+  const lesson = (shown: string) => `# Box\n\n\`\`\`ts\n${shown}\n\`\`\`\n\nWords.\n`;
   const text = (root: string, file: string) => readFileSync(path.join(root, file), "utf8");
   const git = (root: string, ...args: string[]) =>
     execFileSync("git", ["-c", "user.name=a", "-c", "user.email=a@b", ...args], { cwd: root });
 
+  const excerpt = "// in Box.add\n    const before = this.#list.length;\n    this.#list.push(one);";
+  const code = now(["const before = this.#list.length;", "const size = total(this);"]);
+  const fresh = "// in Box.add\n    const size = total(this);\n    this.#list.push(one);";
+
   /** A repository in which the lesson was right, and the code has changed since. */
-  function changedTree(excerpt: string, code: string): string {
+  function changedTree(): string {
     const root = tree({ [FILE]: OLD, [LESSON]: lesson(excerpt) });
     git(root, "init", "-q");
     git(root, "add", ".");
@@ -312,12 +348,8 @@ describe("npm run excerpts", () => {
     return root;
   }
 
-  const excerpt = "// in Box.add\n    const before = this.#list.length;\n    this.#list.push(one);";
-  const code = now(["const before = this.#list.length;", "const size = total(this);"]);
-  const fresh = "// in Box.add\n    const size = total(this);\n    this.#list.push(one);";
-
   test("finds in the history of the section when an excerpt was right", () => {
-    const root = changedTree(excerpt, code);
+    const root = changedTree();
     expect(refreshLessons(root, [])).toEqual([
       `look: ${LESSON}:3: follows Box.add`,
       "1 changed, 1 of them to look at.",
@@ -327,7 +359,7 @@ describe("npm run excerpts", () => {
   });
 
   test("takes the base that it is given", () => {
-    const root = changedTree(excerpt, code);
+    const root = changedTree();
     refreshLessons(root, ["--base", "HEAD~1"]);
     expect(text(root, LESSON)).toBe(lesson(fresh));
     put(root, { [LESSON]: lesson(excerpt) });
@@ -337,7 +369,7 @@ describe("npm run excerpts", () => {
 
   test("several excerpts, one in a list, one of another section", () => {
     const other = "sessions/en/s01_agent_loop.ts";
-    const root = changedTree(excerpt, code);
+    const root = changedTree();
     put(root, {
       [other]: "const one = 11;\n",
       [LESSON]: `${lesson(excerpt)}\n- A list\n\n  \`\`\`ts\n  // in Box\n    has(one: number) {\n      return this.#list.includes(two);\n  \`\`\`\n\n${lesson("// s01\nconst one = 1;")}`,

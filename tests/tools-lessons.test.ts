@@ -120,7 +120,7 @@ function check(lesson: string, files: Files = {}, claimed = language) {
 /** The problems of the good lesson after a change, without the name of the file. */
 function changed(from: string, to: string): string[] {
   expect(GOOD).toContain(from);
-  return check(GOOD.replace(from, to)).problems.map((one) => one.replace(`${LESSON}:`, ""));
+  return check(GOOD.replace(from, to)).problems.map((problem) => problem.replace(`${LESSON}:`, ""));
 }
 
 const lineOf = (text: string) => GOOD.slice(0, GOOD.indexOf(text)).split("\n").length;
@@ -134,6 +134,35 @@ test("problems of a lesson that is not claimed are notes", () => {
   const { problems, notes } = check("# Tools\n", {}, { ...language, code: [], lessons: [] });
   expect(problems).toEqual([]);
   expect(notes.length).toBeGreaterThan(2);
+});
+
+describe("a lesson that waits for its new edition", () => {
+  const codeOnly = { ...language, lessons: [] };
+  const old = "> This lesson describes release 0.1.0. The new one is being written.\n\n# Tools\n";
+
+  test("is not checked if its first line says which release it describes", () => {
+    expect(check(`${old}\n\`\`\`ts\nnot();\n\`\`\`\n`, {}, codeOnly)).toEqual({
+      problems: [],
+      notes: [],
+      facts: [],
+    });
+  });
+
+  test.each(["# Tools\n", "> It describes the newest release.\n", `\n${old}`])(
+    "must say so in its first line: %j",
+    (lesson) => {
+      expect(check(lesson, {}, codeOnly).problems).toEqual([
+        `${LESSON}:1: tools/languages.json claims the code only. Its first line must say which release it describes, as in > … 0.1.0 …`,
+      ]);
+    },
+  );
+
+  test("setup.md waits with the lessons, and only if all of them wait", () => {
+    const setup = { "sessions/en/setup.md": "# Setup\n" };
+    expect(check(old, setup, codeOnly).problems).toEqual(one("sessions/en/setup.md:1: "));
+    expect(check(old, { "sessions/en/setup.md": old }, codeOnly).problems).toEqual([]);
+    expect(check(GOOD, setup).problems).toEqual([]);
+  });
 });
 
 describe("form", () => {

@@ -27,7 +27,7 @@ const ENGLISH = {
 };
 
 const run = (root: string) => translate(root, "zh", readSources(root));
-const problems = (root: string) => checkTranslations(root).problems;
+const problemsIn = (root: string) => checkTranslations(root).problems;
 const text = (root: string, file: string) => readFileSync(path.join(root, file), "utf8");
 const edit = (root: string, file: string, from: string, to: string) =>
   put(root, { [file]: text(root, file).replace(from, to) });
@@ -62,63 +62,63 @@ describe("translations", () => {
   test("a missing translation, and the file that still has it", () => {
     const root = done();
     edit(root, PO, "你好", "");
-    expect(problems(root)).toEqual([
+    expect(problemsIn(root)).toEqual([
       `${CODE}: not up to date. Run: npm run translate zh`,
       expect.stringMatching(/code\.po: s01_agent_loop: "Hello" is without a translation\. Mend/),
     ]);
     expect(run(root)).toEqual([`${PO}: 2 messages, 1 to translate, 1 of them printed; 0 obsolete`]);
-    expect(problems(root)).toEqual([expect.stringContaining("without a translation")]);
+    expect(problemsIn(root)).toEqual([expect.stringContaining("without a translation")]);
     fill(root, "Hello", "您好");
     run(root);
-    expect(problems(root)).toEqual([]);
+    expect(problemsIn(root)).toEqual([]);
   });
 
   test("English changed: fuzzy until the flag is taken away", () => {
     const root = done();
     edit(root, "sessions/en/s01_agent_loop.ts", "The loop", "The loop, again");
-    expect(problems(root).join()).toMatch(/"The loop, again" is without.*Mend it, then run/);
+    expect(problemsIn(root).join()).toMatch(/"The loop, again" is without.*Mend it, then run/);
     run(root);
-    expect(problems(root)).toEqual([expect.stringContaining('"The loop, again" is fuzzy')]);
+    expect(problemsIn(root)).toEqual([expect.stringContaining('"The loop, again" is fuzzy')]);
     expect(text(root, CODE)).toContain("// The loop, again");
     edit(root, PO, "#, fuzzy\n", "");
     run(root);
-    expect(problems(root)).toEqual([]);
+    expect(problemsIn(root)).toEqual([]);
   });
 
   test("an obsolete entry", () => {
     const root = done();
     edit(root, "sessions/en/s01_agent_loop.ts", 'say("Hello");', "f();");
     run(root);
-    expect(problems(root)).toEqual([`${PO}: "Hello" is obsolete. Delete the "#~" entries.`]);
+    expect(problemsIn(root)).toEqual([`${PO}: "Hello" is obsolete. Delete the "#~" entries.`]);
     edit(root, PO, '#~ msgid "Hello"\n#~ msgstr "你好"\n', "");
-    expect(problems(root)).toEqual([]);
+    expect(problemsIn(root)).toEqual([]);
   });
 
   test("a file that is not what translate writes", () => {
     const root = done();
     edit(root, CODE, "循环", "环");
-    expect(problems(root)).toEqual([`${CODE}: not up to date. Run: npm run translate zh`]);
+    expect(problemsIn(root)).toEqual([`${CODE}: not up to date. Run: npm run translate zh`]);
     run(root);
-    expect(problems(root)).toEqual([]);
+    expect(problemsIn(root)).toEqual([]);
   });
 
   test("still English, unless it is meant to be", () => {
     const root = done();
     edit(root, PO, "你好", "Hello");
     run(root);
-    expect(problems(root)).toEqual([expect.stringContaining('"Hello" is still English')]);
+    expect(problemsIn(root)).toEqual([expect.stringContaining('"Hello" is still English')]);
     edit(root, PO, "#. printed", "# same\n#. printed");
-    expect(problems(root)).toEqual([]);
+    expect(problemsIn(root)).toEqual([]);
   });
 
   test("a header that runs the English file", () => {
     const root = done();
     edit(root, PO, "循环", "npx tsx sessions/en/s01_agent_loop.ts");
     run(root);
-    expect(problems(root)).toEqual([expect.stringContaining("Translate the path too")]);
+    expect(problemsIn(root)).toEqual([expect.stringContaining("Translate the path too")]);
     edit(root, PO, "tsx sessions/en", "tsx sessions/zh");
     run(root);
-    expect(problems(root)).toEqual([]);
+    expect(problemsIn(root)).toEqual([]);
   });
 
   test("a lost placeholder names its entry", () => {
@@ -131,7 +131,7 @@ describe("translations", () => {
     edit(root, PO, "#, fuzzy\n", "");
     const problem = expect.stringMatching(/code\.po: "Hello \$\{name\}" \(line 2 in English\): .*/);
     expect(run(root)).toContainEqual(problem);
-    expect(problems(root)).toContainEqual(problem);
+    expect(problemsIn(root)).toContainEqual(problem);
   });
 
   test("what is not claimed is only told", () => {
@@ -150,7 +150,7 @@ describe("translations", () => {
     expect(run(root)).toEqual([`${PO}: 2 messages, 0 to translate, 0 of them printed; 0 obsolete`]);
     put(root, languages(["s01"], ["s01", "s02"]));
     expect(run(root)).toEqual([`${PO}: 3 messages, 1 to translate, 0 of them printed; 0 obsolete`]);
-    expect(problems(root)).toEqual([]);
+    expect(problemsIn(root)).toEqual([]);
   });
 });
 
@@ -169,10 +169,10 @@ describe("comments that nobody claims yet", () => {
     put(root, { "sessions/en/s01_agent_loop.ts": code });
     run(root);
     expect(text(root, CODE)).toBe('// 循环\nsay("你好");\n\n// Entirely different words\n');
-    expect(problems(root)).toEqual([]);
+    expect(problemsIn(root)).toEqual([]);
     // The same catalogue is not enough for whoever claims the comments.
     put(root, languages(["s01"]));
-    expect(problems(root)).not.toEqual([]);
+    expect(problemsIn(root)).not.toEqual([]);
   });
 
   test("a printed text that has changed is English until it is translated, and a problem", () => {
@@ -180,7 +180,41 @@ describe("comments that nobody claims yet", () => {
     edit(root, "sessions/en/s01_agent_loop.ts", "Hello", "Hello Hello you");
     run(root);
     expect(text(root, CODE)).toContain('say("Hello Hello you")');
-    expect(problems(root)).toEqual([expect.stringContaining('"Hello Hello you" is')]);
+    expect(problemsIn(root)).toEqual([expect.stringContaining('"Hello Hello you" is')]);
+  });
+
+  test("a comment with the words of a printed text does not lend it an old translation", () => {
+    const root = codeOnly();
+    put(root, {
+      "sessions/en/s01_agent_loop.ts": '// Say hello to Ada\nsay("Say hello to Ada");\n',
+    });
+    run(root);
+    fill(root, "Say hello to Ada", "问好");
+    run(root);
+    put(root, {
+      "sessions/en/s01_agent_loop.ts": '// Say hello to Bob\nsay("Say hello to Bob");\n',
+    });
+    run(root);
+    expect(text(root, PO)).toContain('#, fuzzy\n#| msgid "Say hello to Ada"');
+    expect(text(root, CODE)).toContain('say("Say hello to Bob");');
+    expect(problemsIn(root)).toContainEqual(expect.stringContaining('"Say hello to Bob" is fuzzy'));
+  });
+
+  test("what is too wide where it stands now stays English", () => {
+    const root = codeOnly();
+    edit(root, PO, "循环", "字".repeat(48));
+    put(root, { "sessions/en/s01_agent_loop.ts": '{\n  // The loop\n}\nsay("Hello");\n' });
+    expect(run(root)).toHaveLength(1);
+    expect(text(root, CODE)).toBe('{\n  // The loop\n}\nsay("你好");\n');
+    expect(problemsIn(root)).toEqual([]);
+  });
+
+  test("a header may still run the English file", () => {
+    const root = codeOnly();
+    const code = '// Entirely different: npx tsx sessions/en/s01_agent_loop.ts\nsay("Hello");\n';
+    put(root, { "sessions/en/s01_agent_loop.ts": code });
+    run(root);
+    expect(problemsIn(root)).toEqual([]);
   });
 
   test("an obsolete comment may stay in the catalogue, an obsolete printed text may not", () => {
@@ -188,16 +222,16 @@ describe("comments that nobody claims yet", () => {
     put(root, { "sessions/en/s01_agent_loop.ts": 'say("Hello");\n' });
     run(root);
     expect(text(root, PO)).toContain('#~ msgid "The loop"');
-    expect(problems(root)).toEqual([]);
+    expect(problemsIn(root)).toEqual([]);
     put(root, { "sessions/en/s01_agent_loop.ts": "// The loop\n" });
     run(root);
-    expect(problems(root)).toEqual([expect.stringContaining('"Hello" is obsolete')]);
+    expect(problemsIn(root)).toEqual([expect.stringContaining('"Hello" is obsolete')]);
   });
 
   test("its lesson need not follow the English one", () => {
     const root = codeOnly();
     edit(root, "sessions/en/s01_agent_loop.md", "B.", "C.");
-    expect(problems(root)).toEqual([]);
+    expect(problemsIn(root)).toEqual([]);
   });
 });
 
@@ -206,16 +240,16 @@ describe("what a translation follows", () => {
     const root = done();
     edit(root, "sessions/en/s01_agent_loop.md", "B.", "C.\n\n## New");
     edit(root, "README.md", "X.", "Y.");
-    const [readme, lesson, ...rest] = problems(root);
+    const [readme, lesson, ...rest] = problemsIn(root);
     expect(rest).toEqual([]);
     expect(readme).toMatch(
       /^README\.zh\.md: English has changed in: What\. .* --stamp zh README\.md/,
     );
     expect(lesson).toMatch(/^sessions\/zh\/s01_agent_loop\.md: .* in: The idea; New\. /);
     stamp(root, "zh", "README.md");
-    expect(problems(root)).toEqual([lesson]);
+    expect(problemsIn(root)).toEqual([lesson]);
     stamp(root, "zh", "s01_agent_loop.md");
-    expect(problems(root)).toEqual([]);
+    expect(problemsIn(root)).toEqual([]);
     expect(() => stamp(root, "zh", "s02.md")).toThrow(/no s02\.md to stamp/);
   });
 
@@ -225,15 +259,15 @@ describe("what a translation follows", () => {
     edit(root, lesson, "B.", "B.\n```console\nYou > hi\nHello.\n```");
     stamp(root, "zh");
     edit(root, lesson, "Hello.", "Hello!\n\nBye.");
-    expect(problems(root)).toEqual([]);
+    expect(problemsIn(root)).toEqual([]);
     edit(root, lesson, "You > hi", "You > ho");
-    expect(problems(root)).toEqual([expect.stringContaining("in: The idea.")]);
+    expect(problemsIn(root)).toEqual([expect.stringContaining("in: The idea.")]);
   });
 
   test("a README that isn't there", () => {
     const root = done();
     put(root, { "README.zh.md": "" });
-    expect(problems(root)).toEqual(["README.zh.md: missing. Translate README.md."]);
+    expect(problemsIn(root)).toEqual(["README.zh.md: missing. Translate README.md."]);
   });
 });
 
@@ -242,7 +276,7 @@ describe("diagrams", () => {
   const found = (...lines: string[]) => {
     const root = done();
     put(root, { "sessions/zh/s01_agent_loop.md": fence(...lines) });
-    return problems(root).map((problem) => Number(/:(\d+): .* diagram/.exec(problem)?.[1]));
+    return problemsIn(root).map((problem) => Number(/:(\d+): .* diagram/.exec(problem)?.[1]));
   };
 
   test.each([
@@ -274,7 +308,7 @@ describe("diagrams", () => {
     const root = done();
     put(root, { "sessions/en/s01_agent_loop.ts": "//   │\n//    ▼\nf();\n//  │\nsay(1);\n" });
     run(root);
-    const diagrams = problems(root).filter((problem) => problem.includes("diagram"));
+    const diagrams = problemsIn(root).filter((problem) => problem.includes("diagram"));
     expect(diagrams).toEqual([
       expect.stringContaining("sessions/en/s01_agent_loop.ts:2: "),
       expect.stringContaining("sessions/zh/s01_agent_loop.ts:2: "),

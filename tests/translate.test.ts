@@ -3,8 +3,9 @@ import { readdirSync, readFileSync } from "node:fs";
 import path from "node:path";
 import fc from "fast-check";
 import { describe, expect, test } from "vitest";
-import { finished, parseCatalogue, updateCatalogue } from "../tools/catalogue.ts";
+import { finished, lagging, parseCatalogue, updateCatalogue } from "../tools/catalogue.ts";
 import { parse } from "../tools/code.ts";
+import { nearest, successors } from "../tools/nearest.ts";
 import { existingSections, ROOT, SECTIONS, sectionPath } from "../tools/sections.ts";
 import { readSource, translateSource } from "../tools/translate.ts";
 
@@ -12,8 +13,8 @@ const [NAME = ""] = SECTIONS;
 
 /** What becomes of a source with these translations, and what is said. */
 function translated(source: string, translations: Record<string, string> = {}) {
-  const map = new Map(Object.entries(translations));
-  return translateSource(readSource(NAME, source), "zh", map);
+  const finishedOnes = new Map(Object.entries(translations));
+  return translateSource(readSource(NAME, source), "zh", { finished: finishedOnes });
 }
 
 const ids = (source: string) => readSource(NAME, source).messages.map(({ id }) => id);
@@ -220,6 +221,29 @@ test("nasty sources: the bytes come back, and translated the code is the same", 
   );
 });
 
+describe("where a new text comes from", () => {
+  const old = ["One two three four.", "One two three four five.", "Nothing of this."];
+
+  test("the nearest, if it is near enough", () => {
+    const fresh = ["One two three four six.", "Quite new words here."];
+    expect([...nearest(fresh, old)]).toEqual([["One two three four six.", old[0]]]);
+  });
+
+  test("an old comment has one successor, that which is most like it", () => {
+    const fresh = ["One two three four five six seven.", "One two three four five six."];
+    expect(successors(fresh, old)).toEqual(
+      new Map([
+        [fresh[1], old[1]],
+        [fresh[0], old[0]],
+      ]),
+    );
+    expect(nearest(fresh, old).get(fresh[0] ?? "")).toBe(old[1]);
+    expect(
+      successors([...fresh, "One two three four five."], ["One two three four five."]),
+    ).toEqual(new Map([["One two three four five.", "One two three four five."]]));
+  });
+});
+
 describe("the catalogue", () => {
   const update = (po: string, ...sources: string[]) =>
     updateCatalogue(
@@ -277,5 +301,31 @@ describe("the catalogue", () => {
     const mended = update(after.replace("#, fuzzy\n", ""), "// Alpha beta gamma delta");
     expect(mended).not.toContain("#|");
     expect(finished(parseCatalogue(mended).live).size).toBe(1);
+  });
+
+  test("a comment takes the translation of one that is gone, not of one that is still there", () => {
+    const before = fill(update("", "// Alpha beta gamma"), "Alpha beta gamma", "甲乙丙");
+    const after = update(before, "// Alpha beta gamma\n\n// Alpha beta gamma delta");
+    expect(after).toContain('msgid "Alpha beta gamma delta"\nmsgstr ""');
+  });
+
+  test("hundreds of comments that have changed at once find their translations", () => {
+    const letters = (n: number) =>
+      [...String(n)].map((digit) => "abcdefghij"[Number(digit)]).join("");
+    const numbered = (n: number, more = "") =>
+      `// The part ${letters(n)} of the program keeps what ${letters(n * 7)} was told${more}\nf();\n`;
+    const all = (more = "") => Array.from({ length: 800 }, (_, n) => numbered(n, more)).join("");
+    let po = update("", all());
+    let count = 0;
+    po = po.replace(/(?<=\nmsgid "The.*\n)msgstr ""/g, () => `msgstr "译文${count++}"`);
+    expect(count).toBe(800);
+    const started = performance.now();
+    const after = update(po, all(" before"));
+    expect(performance.now() - started).toBeLessThan(5000);
+    const { live, obsolete } = parseCatalogue(after);
+    expect(obsolete.size).toBe(0);
+    expect([...lagging(live).values()]).toEqual([...finished(parseCatalogue(po).live).values()]);
+    expect(finished(live).size).toBe(0);
+    expect(update(after, all(" before"))).toBe(after);
   });
 });

@@ -42,7 +42,7 @@ export function align(before: string[], after: string[]): (Match | undefined)[] 
   const fresh = after.map(lineOf);
   const shares = old.map((line) => fresh.map((other) => likeness(line, other)));
   const best = bestSums(shares, fresh.length);
-  const sum = (i: number, j: number) => best[i]?.[j] ?? 0;
+  const sum = (row: number, column: number) => best[row]?.[column] ?? 0;
   const matches: (Match | undefined)[] = old.map(() => undefined);
   let i = 0;
   let j = 0;

@@ -5,9 +5,9 @@ import { writeFileSync } from "node:fs";
 import path from "node:path";
 import { type GetTextTranslation, po } from "gettext-parser";
 import { parseMarkdown } from "./markdown.ts";
-import { PRINTED } from "./messages.ts";
 import { nearest, successors } from "./nearest.ts";
 import { SECTIONS, sectionPath, textOf } from "./sections.ts";
+import { PRINTED } from "./texts.ts";
 import type { Source } from "./translate.ts";
 
 export type Entries = Map<string, GetTextTranslation>;

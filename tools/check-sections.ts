@@ -17,23 +17,34 @@ const KEPT_MEAN_LIMIT = 0.99;
 /** Rounded down, so that nothing that fails looks as if it had passed. */
 const percent = (share: number) => `${(Math.floor(share * 1000 + 1e-6) / 10).toFixed(1)}%`;
 
+/** The claims that have a file of their own, with its extension. */
+const FILES = [
+  ["code", "ts"],
+  ["lessons", "md"],
+] as const;
+
 /** Claimed and missing is a problem, there and not claimed is said. */
 export function checkClaims(root: string, languages: Languages, report = new Report()): Report {
   for (const [code, language] of languages) {
-    for (const [claim, extension] of [["code", "ts"] as const, ["lessons", "md"] as const]) {
-      for (const id of new Set([...SECTIONS.map(short), ...language[claim]])) {
+    for (const [claim, extension] of FILES) {
+      const claimed = language[claim];
+      for (const id of new Set([...SECTIONS.map(short), ...claimed])) {
         const file = sectionPath(code, longName(id) ?? id, extension);
-        const isClaimed = language[claim].includes(id);
-        const isThere = exists(root, file);
-        const remedy = "Write it, or take the claim away.";
-        const problem = `${file}: missing, but tools/languages.json claims it. ${remedy}`;
-        if (isClaimed && !isThere) report.problems.push(problem);
-        const note = `${file}: tools/languages.json doesn't claim it yet.`;
-        if (isThere && !isClaimed) report.notes.push(note);
+        checkClaim(file, exists(root, file), claimed.includes(id), report);
       }
     }
   }
   return report;
+}
+
+function checkClaim(file: string, isThere: boolean, isClaimed: boolean, report: Report): void {
+  if (isClaimed && !isThere) {
+    const remedy = "Write it, or take the claim away.";
+    report.problems.push(`${file}: missing, but tools/languages.json claims it. ${remedy}`);
+  }
+  if (isThere && !isClaimed) {
+    report.notes.push(`${file}: tools/languages.json doesn't claim it yet.`);
+  }
 }
 
 interface Section {
@@ -43,7 +54,8 @@ interface Section {
   code: string[];
   /** The section before; undefined if it is not there, so that nothing can be compared with it. */
   before?: Section;
-  kept?: ReturnType<typeof kept>;
+  /** How much of the section before is kept. */
+  step?: ReturnType<typeof kept>;
 }
 
 /** The rules for the English files; the other languages are made from them. */
@@ -59,17 +71,16 @@ export function checkSections(root: string, language?: Language, report = new Re
     try {
       const code = codeLines(source, file);
       const step = before && kept(before.code, code);
-      const section = { id: short(name), file, source, code, before, kept: step };
+      const section = { id: short(name), file, source, code, before, step };
       sections.set(name, section);
       sink.push(...rules.flatMap((rule) => rule(section, report.facts)));
     } catch (error) {
       sink.push(messageOf(error)); // it doesn't parse
     }
   }
-  checkMean(
-    [...sections.values()].flatMap((section) => section.kept?.share ?? []),
-    report,
-  );
+  const shares = [...sections.values()].map(({ step }) => step?.share);
+  const steps = shares.filter((share) => share !== undefined);
+  checkMean(steps, report);
   return report;
 }
 
@@ -83,13 +94,13 @@ function checkMean(steps: number[], { problems, facts }: Report): void {
   problems.push(`sessions/en: ${percent(mean)} kept on average, 99% is the rule. ${remedy}`);
 }
 
-function checkKept({ id, file, before, kept }: Section, facts: string[]): string[] {
-  if (!before || !kept) return [];
-  const step = `${before.id} → ${id}: ${percent(kept.share)} kept`;
-  const list = kept.removed.map((line) => `\n    - ${line}`).join("");
-  facts.push(step + list);
+function checkKept({ id, file, before, step }: Section, facts: string[]): string[] {
+  if (!before || !step) return [];
+  const said = `${before.id} → ${id}: ${percent(step.share)} kept`;
+  const list = step.removed.map((line) => `\n    - ${line}`).join("");
+  facts.push(said + list);
   const remedy = `Give ${before.file} the shape that these lines need later:${list}`;
-  return kept.share < KEPT_LIMIT ? [`${file}: ${step}, 98% is the rule. ${remedy}`] : [];
+  return step.share < KEPT_LIMIT ? [`${file}: ${said}, 98% is the rule. ${remedy}`] : [];
 }
 
 function checkBudget({ id, file, source, code, before }: Section, facts: string[]): string[] {

@@ -6,82 +6,104 @@ import {
   finished,
   flaw,
   isPrinted,
-  lagging,
   parseCatalogue,
   titleOf,
 } from "./catalogue.ts";
+import { columns } from "./columns.ts";
+import { describesRelease } from "./lessons.ts";
 import { parseMarkdown } from "./markdown.ts";
-import { columns } from "./messages.ts";
 import { Report } from "./report.ts";
-import { readLanguages, SECTIONS, sectionPath, short, textOf } from "./sections.ts";
-import { readSources, type Source, translateSource } from "./translate.ts";
+import { type Language, readLanguages, SECTIONS, sectionPath, short, textOf } from "./sections.ts";
+import { readSources, type Source, translateSource, translationsFor } from "./translate.ts";
+import { isComment } from "./verbatim.ts";
 
 type Document = ReturnType<typeof documentsOf>[number];
+
+/** A language that is being checked. */
+interface Edition {
+  root: string;
+  code: string;
+  language: Language;
+  /** The path of its catalogue, and what is in it. */
+  po: string;
+  live: Entries;
+  obsolete: Entries;
+}
 
 export function checkTranslations(root: string, report = new Report()): Report {
   const sources = readSources(root);
   for (const [code, language] of readLanguages(root)) {
     const po = `sessions/${code}/code.po`;
-    const { live, obsolete } = parseCatalogue(textOf(root, po));
-    // What belongs to no section, such as the README, is due with the code of the first one.
-    const sink = (name: string) =>
-      report.sink(language, "code", SECTIONS.includes(name) ? name : (language.code[0] ?? ""));
-    for (const document of documentsOf(root, code)) {
-      const isLesson = SECTIONS.includes(document.name);
-      if (isLesson && !language.lessons.includes(short(document.name))) continue;
-      sink(document.name).push(...checkDocument(root, code, document));
-    }
+    const edition = { root, code, language, po, ...parseCatalogue(textOf(root, po)) };
+    for (const document of documentsOf(root, code)) checkOne(edition, document, report);
     for (const source of sources) {
-      const file = sectionPath(code, source.name);
-      const text = textOf(root, file);
+      const text = textOf(root, sectionPath(code, source.name));
       if (text === "") continue; // if it should be there, checkClaims says so
-      const comments = text.split("\n").map((line) => (/^\s*(\/\/|\/?\*)/.test(line) ? line : ""));
-      sink(source.name).push(...checkDiagrams(file, comments));
-      const commentsMayLag = !language.comments.includes(short(source.name));
-      const section = { source, code, text, live, commentsMayLag };
-      if (code !== "en") sink(source.name).push(...checkSection(section));
+      report.sink(language, "code", source.name).push(...checkSection(edition, source, text));
     }
-    // While no comments are claimed, those that are gone wait for whoever writes the new ones.
-    const isDue = (entry: GetTextTranslation) => language.comments.length > 0 || isPrinted(entry);
-    const gone = [...obsolete.values()].find(isDue)?.msgid;
-    if (gone) sink("").push(`${po}: ${titleOf(gone)} is obsolete. Delete the "#~" entries.`);
-    const share = `${finished(live).size} of ${live.size} messages translated`;
-    if (code !== "en") report.facts.push(`${code}: ${share}`);
+    if (code === "en") continue;
+    report.sink(language, "code", firstOf(language)).push(...checkObsolete(edition));
+    const { size } = edition.live;
+    report.facts.push(`${code}: ${finished(edition.live).size} of ${size} messages translated`);
   }
   return report;
 }
 
-interface Section {
-  source: Source;
-  code: string;
-  text: string;
-  live: Entries;
-  commentsMayLag: boolean;
+/** What belongs to no section, such as the README, is due with the code of the first one. */
+const firstOf = ({ code }: Language) => code[0] ?? "";
+
+/** A document, unless it waits for its new edition, as unclaimed lessons do. */
+function checkOne(edition: Edition, document: Document, report: Report): void {
+  const { language } = edition;
+  const isLesson = SECTIONS.includes(document.name);
+  const waits = isLesson
+    ? !language.lessons.includes(short(document.name))
+    : document.name === "setup" && language.lessons.length === 0;
+  if (waits && describesRelease(document.text)) return;
+  const name = isLesson ? document.name : firstOf(language);
+  const claim = isLesson ? "lessons" : "code";
+  report.sink(language, claim, name).push(...checkDocument(edition, document));
 }
 
-/** The entries of a section, and whether the file is what they make of it. */
-function checkSection({ source, code, text, live, commentsMayLag }: Section): string[] {
+/** While no comments are claimed, those that are gone wait for whoever writes the new ones. */
+function checkObsolete({ language, po, obsolete }: Edition): string[] {
+  const isDue = (entry: GetTextTranslation) => language.comments.length > 0 || isPrinted(entry);
+  const gone = [...obsolete.values()].find(isDue)?.msgid;
+  return gone ? [`${po}: ${titleOf(gone)} is obsolete. Delete the "#~" entries.`] : [];
+}
+
+/** The diagrams in a section's comments; and whether it is what its translations make of it. */
+function checkSection(edition: Edition, source: Source, text: string): string[] {
+  const file = sectionPath(edition.code, source.name);
+  const comments = text.split("\n").map((line) => (isComment(line) ? line : ""));
+  const diagrams = checkDiagrams(file, comments);
+  if (edition.code === "en") return diagrams;
+  return [...diagrams, ...checkTranslation(edition, source, text)];
+}
+
+function checkTranslation(edition: Edition, source: Source, text: string): string[] {
+  const { code, language, live, po } = edition;
   const run = `npm run translate ${code}`;
-  const older = commentsMayLag ? lagging(live) : undefined;
-  const { problems, text: made } = translateSource(source, code, finished(live), older);
+  const translations = translationsFor(live, language, source.name);
+  const { problems, text: made } = translateSource(source, code, translations);
   const file = sectionPath(code, source.name);
   if (made !== text) problems.push(`${file}: not up to date. Run: ${run}`);
+  const commentsMayLag = translations.older !== undefined;
   if (!commentsMayLag && text.includes(`tsx ${sectionPath("en", source.name)}`)) {
     problems.push(`${file}: its header runs the English file. Translate the path too.`);
   }
-  const due = source.messages.filter(({ isPrinted: printed }) => printed || !commentsMayLag);
+  const due = source.messages.filter((message) => message.isPrinted || !commentsMayLag);
   const [first, ...more] = due.filter(({ id }) => flaw(live.get(id)));
   if (first) {
     const count = more.length === 0 ? "" : ` (the first of ${more.length + 1})`;
     const what = `${titleOf(first.id)} is ${flaw(live.get(first.id))}${count}`;
-    const entry = `sessions/${code}/code.po: ${source.name}: ${what}`;
-    problems.push(`${entry}. Mend it, then run: ${run}`);
+    problems.push(`${po}: ${source.name}: ${what}. Mend it, then run: ${run}`);
   }
   return problems;
 }
 
 /** A lesson, or another text that is written in each language and follows the English one. */
-function checkDocument(root: string, code: string, document: Document): string[] {
+function checkDocument({ root, code }: Edition, document: Document): string[] {
   const { name, file, text, original, changed } = document;
   const problems = checkDiagrams(file, fenceLines(text));
   if (code === "en" || textOf(root, original) === "") return problems;

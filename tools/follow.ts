@@ -11,6 +11,8 @@ const ENOUGH = 0.4;
 const MOVED = 0.65;
 /** How much less a class counts in which the lines of a method are: a method is the better place. */
 const TOO_WIDE = 0.3;
+/** So much more must be in another declaration, if neither is enough, to prefer it. */
+const CLEARLY_MORE = 0.2;
 /** So many declarations of other names are compared line by line. */
 const NEAR = 8;
 
@@ -129,7 +131,8 @@ export function bestCandidate(code: Code, old: Old): Candidate | undefined {
   const [same] = compared(code.places.filter(({ name }) => name === old.name));
   if (same && isFound(same)) return same;
   const [other] = compared(mostLike(code, inPieces(old)));
-  return other && isFound(other) ? other : (same ?? other);
+  if (!same || !other || isFound(other)) return other ?? same;
+  return other.share > same.share + CLEARLY_MORE ? other : same;
 }
 
 /**

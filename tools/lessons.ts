@@ -1,6 +1,6 @@
 // What `check` asks of the lessons: one form, and nothing in them that isn't so.
 import { type Fence, type Markdown, parseMarkdown } from "./markdown.ts";
-import type { References } from "./openclaw.ts";
+import type { Reference, References } from "./openclaw.ts";
 import { pictureOf } from "./picture.ts";
 import { type Code, placeBegun, readCode, readPlace, withComment } from "./places.ts";
 import { over, Report } from "./report.ts";
@@ -20,26 +20,11 @@ export function checkLessons(root: string, languages: Languages, report = new Re
     for (const name of SECTIONS) {
       const file = sectionPath(lang, name, "md");
       if (!exists(root, file)) continue;
-      const text = read(root, file);
-      const isClaimed = language.lessons.includes(short(name));
-      if (!isClaimed && describesRelease(text)) continue;
-      if (!isClaimed && language.code.includes(short(name))) {
-        const remedy = "its first line must say which release it describes, as in > … 0.1.0 …";
-        report.problems.push(`${file}:1: tools/languages.json claims the code only: ${remedy}`);
-      }
-      const lesson = { ...parseMarkdown(text), root, lang, name };
-      const problems = [
-        ...checkForm(lesson, language),
-        ...checkExercises(lesson),
-        ...lesson.fences.flatMap((fence) => checkFence(lesson, fence)),
-        ...checkReferences(lesson),
-        ...checkTranscripts(text),
-        ...checkPicture(lesson, text),
-      ];
-      report
-        .sink(language, "lessons", name)
-        .push(...problems.map((problem) => `${file}:${problem}`));
+      const problems = checkLesson(root, lang, language, name);
+      const sink = report.sink(language, "lessons", name);
+      sink.push(...problems.map((problem) => `${file}:${problem}`));
     }
+    report.problems.push(...checkReleases(root, lang, language));
   }
   return report;
 }
@@ -48,7 +33,33 @@ export function checkLessons(root: string, languages: Languages, report = new Re
  * A lesson that waits for its new edition describes the code of a release and not today's, so it is
  * not compared with today's. Its first line tells the reader which release that is.
  */
-const describesRelease = (text: string) => /^>.*\b\d+\.\d+\.\d+\b/.test(text);
+export const describesRelease = (text: string) => /^>.*\b\d+\.\d+\.\d+\b/.test(text);
+
+/** The texts that nobody claims, beside code that is claimed: all of them must say so. */
+function checkReleases(root: string, lang: string, language: Language): string[] {
+  const waiting = language.code.filter((id) => !language.lessons.includes(id));
+  const names = waiting.flatMap((id) => longName(id) ?? []);
+  if (language.code.length > 0 && language.lessons.length === 0) names.push("setup");
+  const files = names.map((name) => sectionPath(lang, name, "md"));
+  const silent = files.filter((file) => exists(root, file) && !describesRelease(read(root, file)));
+  const remedy = "Its first line must say which release it describes, as in > … 0.1.0 …";
+  return silent.map((file) => `${file}:1: tools/languages.json claims the code only. ${remedy}`);
+}
+
+/** What is wrong with a lesson; nothing, if it is not claimed and says that it is of a release. */
+function checkLesson(root: string, lang: string, language: Language, name: string): string[] {
+  const text = read(root, sectionPath(lang, name, "md"));
+  if (!language.lessons.includes(short(name)) && describesRelease(text)) return [];
+  const lesson = { ...parseMarkdown(text), root, lang, name };
+  return [
+    ...checkForm(lesson, language),
+    ...checkExercises(lesson),
+    ...lesson.fences.flatMap((fence) => checkFence(lesson, fence)),
+    ...checkReferences(lesson),
+    ...checkTranscripts(text),
+    ...checkPicture(lesson, text),
+  ];
+}
 
 const partsOf = (lesson: Lesson) => lesson.parts.filter(({ level }) => level === 2);
 
@@ -162,28 +173,37 @@ function checkReferences(lesson: Lesson): string[] {
   const { root, lang, name, prose } = lesson;
   const { references }: References = JSON.parse(read(root, "tools/openclaw.json"));
   const { line: first, end } = partsOf(lesson)[5] ?? { line: prose.length, end: 0 };
+  const part = prose.slice(first, end);
   // Our own names may stand in the same row.
   const ours = new Set(textOf(root, sectionPath(lang, name)).match(/[\w$]+/g));
-  const problems: string[] = [];
-  let cited = 0;
-  for (const [i, line] of prose.slice(first, end).entries()) {
-    const quoted = [...line.matchAll(/`([^`]+)`/g)].map(([, text = ""]) => text.replace("()", ""));
-    const paths = quoted.filter((text) => /\/.*\.ts$/.test(text));
-    const found = references.filter((one) => paths.includes(one.path));
-    const lost = paths.filter((one) => !found.some((reference) => reference.path === one));
-    if (found.length > 0 && lost.length === 0 && line.trimStart().startsWith("|")) {
-      const symbols = found.flatMap((one) => one.symbols);
-      const listed = new Set(symbols.flatMap((text) => [text, text.replace(/=.*/, "")]));
-      const names = quoted.filter((text) => SYMBOL.test(text));
-      lost.push(...names.filter((text) => !listed.has(text) && !ours.has(text)));
-      if (!names.some((text) => listed.has(text))) lost.push("any symbol of this row");
-    }
-    cited += paths.length;
-    const remedy = "Add it to the path and symbols there, then run: npm run openclaw";
+  const isCited = part.some((line) => citationsIn(line).paths.length > 0);
+  if (!isCited) return [`${first}: no path of OpenClaw is cited here.`];
+  const remedy = "Add it to the path and symbols there, then run: npm run openclaw";
+  return part.flatMap((line, i) => {
+    const unlisted = unlistedIn(line, references, ours);
     const where = `${first + 1 + i}:`;
-    problems.push(
-      ...lost.map((text) => `${where} ${text} is not in tools/openclaw.json. ${remedy}`),
-    );
-  }
-  return cited > 0 ? problems : [`${first}: no path of OpenClaw is cited here.`];
+    return unlisted.map((text) => `${where} ${text} is not in tools/openclaw.json. ${remedy}`);
+  });
+}
+
+/** What a line quotes: paths of source files, and names. */
+function citationsIn(line: string): { paths: string[]; names: string[] } {
+  const quoted = [...line.matchAll(/`([^`]+)`/g)].map(([, text = ""]) => text.replace("()", ""));
+  return {
+    paths: quoted.filter((text) => /\/.*\.ts$/.test(text)),
+    names: quoted.filter((text) => SYMBOL.test(text)),
+  };
+}
+
+/** What a line cites and the list doesn't have. In a row of the table, each name is looked up, too. */
+function unlistedIn(line: string, references: Reference[], ours: Set<string>): string[] {
+  const { paths, names } = citationsIn(line);
+  const listed = references.filter(({ path }) => paths.includes(path));
+  const unlisted = paths.filter((path) => !listed.some((one) => one.path === path));
+  const isRow = line.trimStart().startsWith("|");
+  if (listed.length === 0 || unlisted.length > 0 || !isRow) return unlisted;
+  const symbols = listed.flatMap((one) => one.symbols);
+  const known = new Set([...symbols, ...symbols.map((symbol) => symbol.replace(/=.*/, ""))]);
+  const unknown = names.filter((name) => !known.has(name) && !ours.has(name));
+  return names.some((name) => known.has(name)) ? unknown : [...unknown, "any symbol of this row"];
 }

@@ -13,38 +13,72 @@ export interface Fence {
   body: string[];
 }
 
-/** What the tools know of a Markdown text. */
-export type Markdown = ReturnType<typeof parseMarkdown>;
+export interface Heading {
+  level: number;
+  text: string;
+  /** The number of its line, from 1. */
+  line: number;
+}
 
-export function parseMarkdown(text: string) {
-  const lines = text.split(/\r?\n/);
-  const fences: Fence[] = [];
+/** What the tools know of a Markdown text. */
+export interface Markdown {
+  lines: string[];
+  fences: Fence[];
   /** The lines outside of the fences; those inside are "", so that line numbers stay. */
+  prose: string[];
+  headings: Heading[];
+  /** A part begins with a heading of level 1 or 2; `end` is the number of its last line. */
+  parts: (Heading & { end: number })[];
+}
+
+export function parseMarkdown(text: string): Markdown {
+  const lines = text.split(/\r?\n/);
+  const { fences, prose } = readFences(lines);
+  const headings = prose.flatMap((line, i) => readHeading(line, i + 1) ?? []);
+  const tops = headings.filter(({ level }) => level <= 2);
+  const parts = tops.map((heading, i) => {
+    const next = tops[i + 1];
+    return { ...heading, end: next ? next.line - 1 : lines.length };
+  });
+  return { lines, fences, prose, headings, parts };
+}
+
+/** A fence that is being read. */
+interface Open {
+  body: string[];
+  indent: string;
+  close: RegExp;
+}
+
+function readFences(lines: string[]): { fences: Fence[]; prose: string[] } {
+  const fences: Fence[] = [];
   const prose: string[] = [];
-  const headings: { level: number; text: string; line: number }[] = [];
-  let open: { body: string[]; indent: string; close: RegExp } | undefined;
+  let open: Open | undefined;
   for (const [i, line] of lines.entries()) {
     const [, indent = "", marks = "", info = ""] = /^(\s*)(`{3,}|~{3,})([^`]*)$/.exec(line) ?? [];
     prose.push(open || marks ? "" : line);
-    if (open?.close.test(line)) {
-      open = undefined;
-    } else if (open) {
-      // In a list the fence is indented, and what is in it by as much.
-      open.body.push(line.startsWith(open.indent) ? line.slice(open.indent.length) : line);
+    if (open) {
+      open = readInside(open, line);
     } else if (marks) {
       const close = new RegExp(`^\\s*${marks[0]}{${marks.length},}\\s*$`);
       open = { body: [], indent, close };
       fences.push({ info: info.trim(), line: i + 1, body: open.body });
-    } else {
-      const [, hashes = "", heading = ""] = /^(#{1,6})\s+(.*?)\s*#*$/.exec(line) ?? [];
-      if (hashes) headings.push({ level: hashes.length, text: heading, line: i + 1 });
     }
   }
-  // A part begins with a heading of level 1 or 2; `end` is the number of its last line.
-  const tops = headings.filter(({ level }) => level <= 2);
-  const ends = [...tops.slice(1).map(({ line }) => line - 1), lines.length];
-  const parts = tops.map((part, i) => ({ ...part, end: ends[i] }));
-  return { lines, fences, prose, headings, parts };
+  return { fences, prose };
+}
+
+/** Reads a line of an open fence; gives undefined if it closes it. */
+function readInside(open: Open, line: string): Open | undefined {
+  if (open.close.test(line)) return undefined;
+  // In a list the fence is indented, and what is in it by as much.
+  open.body.push(line.startsWith(open.indent) ? line.slice(open.indent.length) : line);
+  return open;
+}
+
+function readHeading(line: string, number: number): Heading | undefined {
+  const [, hashes, text = ""] = /^(#{1,6})\s+(.*?)\s*#*$/.exec(line) ?? [];
+  return hashes === undefined ? undefined : { level: hashes.length, text, line: number };
 }
 
 /** The anchors of a file: GitHub's slugs of its headings, and what `id=` names. */

@@ -7,6 +7,10 @@ import { feishuSettings, telegramSettings } from "../practice/world.ts";
 import { read } from "./sections.ts";
 import { type Saying, SILENCE } from "./transcripts.ts";
 
+/** How many pictures the commands of a phone send. */
+const PHOTOS: Record<string, number> = { photo: 1, album: 3 };
+
+/** The people of a recording, and the fake platforms on which they write. */
 export class People {
   readonly settings: Record<string, string>;
   readonly telegram: FakeTelegram;
@@ -37,10 +41,10 @@ export class People {
     const platform = feishu ? this.feishu : this.telegram;
     this.#names.set(String(platform.chatId(group ?? person)), who);
     this.#last = who;
-    const [all = "", command] = /^\/(photo|album|reply) ?/.exec(text) ?? [];
-    const photos = command === "photo" ? 1 : command === "album" ? 3 : 0;
-    const [words, reply] = [text.slice(all.length), command === "reply"];
-    const body = JSON.stringify({ person, group, text: words, photos, reply });
+    const [written = "", command = ""] = /^\/(photo|album|reply) ?/.exec(text) ?? [];
+    const words = text.slice(written.length);
+    const photos = PHOTOS[command] ?? 0;
+    const body = JSON.stringify({ person, group, text: words, photos, reply: command === "reply" });
     const answer = await fetch(`${platform.url}/_practice/say`, { method: "POST", body });
     const { error } = (await answer.json()) as { error?: string }; // our own server's form
     if (error) throw new Error(`${who}: ${error}`);
@@ -52,16 +56,19 @@ export class People {
   }
 
   /**
-   * So many messages are still open in the inbox; the bot has sent something, if it should, and what
-   * is in its queue hangs or is to be tried again later.
+   * Whether nothing will happen by itself: `open` messages are left in the inbox, the bot has sent
+   * something if it should have (`answered`), and no delivery can be sent at the moment.
    */
   isQuiet(workspace: string, answered: boolean, open: number): boolean {
     const isDone = this.isTaken() && stored(workspace, "inbox").length === open;
     if (!isDone || (answered && this.#new().length === 0)) return false;
-    const first = new Map(stored(workspace, "delivery").map((one) => [one.to, one]));
-    const hanging = this.telegram.log.filter((one) => one.method === "sendMessage" && !one.status);
+    // `stored` gives the newest first, so the oldest one of each recipient is what stays in the map.
+    const first = new Map(stored(workspace, "delivery").map((delivery) => [delivery.to, delivery]));
+    const sends = this.telegram.log.filter(({ method }) => method === "sendMessage");
+    const hanging = sends.filter(({ status }) => !status).length;
+    // Either the platform doesn't answer the request, or the delivery is to be tried again later.
     const isWaiting = ({ failures = 0, unfinished = 0 }) =>
-      unfinished > 0 ? unfinished === hanging.length : failures > 0;
+      unfinished > 0 ? unfinished === hanging : failures > 0;
     return [...first.values()].every(isWaiting);
   }
 
@@ -92,8 +99,8 @@ function stored(workspace: string, name: string) {
   const names = fs.existsSync(folder) ? fs.readdirSync(folder) : [];
   const files = names.filter((file) => /^\d+\.json$/.test(file)).sort();
   try {
-    return files.reverse().map((file) => JSON.parse(read(folder, file)));
+    return files.toReversed().map((file) => JSON.parse(read(folder, file)));
   } catch {
-    return [{}]; // one went while we looked
+    return [{}]; // a file was removed between the two steps, so something is still happening
   }
 }

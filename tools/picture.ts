@@ -1,6 +1,6 @@
 // The picture of a README: the transcript of a lesson that is marked `<!-- record s10 picture -->`,
 // as an animated SVG, a line after the other. Nothing in it runs: a page may show it as an image.
-import { columns } from "./messages.ts";
+import { columns } from "./columns.ts";
 import { readTranscripts } from "./transcripts.ts";
 
 const [CHAR, LINE, EDGE] = [8, 19, 16]; // px: a column, a row, the margin
@@ -17,17 +17,25 @@ const escaped = (text: string) =>
 /** The picture of a lesson; "" if none of its transcripts is to be one. */
 export function pictureOf(markdown: string): string {
   const marked = readTranscripts(markdown).found.find(({ setup }) => setup.picture);
-  const lines = markdown.split("\n").slice(marked?.from ?? 0, (marked?.to ?? 1) - 1);
-  if (lines.length === 0) return "";
+  if (!marked) return "";
+  const lines = markdown.split("\n").slice(marked.from, marked.to - 1);
   const width = Math.max(...lines.map((line) => columns(line).length)) * CHAR + 2 * EDGE;
+  const height = lines.length * LINE + 2 * EDGE;
+  return `<svg xmlns="http://www.w3.org/2000/svg" width="${width}" height="${height}">
+<style>\n${STYLE}\n</style>
+<rect width="100%" height="100%" rx="8" fill="#24273a"/>\n${textsOf(lines).join("\n")}\n</svg>\n`;
+}
+
+/** The lines as SVG texts. Each appears a moment after the one above it, a typed one a second. */
+function textsOf(lines: string[]): string[] {
+  const texts: string[] = [];
   let time = 0; // s
-  const texts = lines.map((line, row) => {
+  for (const [row, line] of lines.entries()) {
     const isStep = STEP.test(line);
     time += isStep ? 1 : 0.15;
     const place = `x="${EDGE}" y="${EDGE + (row + 0.75) * LINE}" class="${isStep ? "step" : ""}"`;
-    return `<text ${place} style="animation-delay: ${time.toFixed(2)}s">${escaped(line)}</text>`;
-  });
-  const size = `width="${width}" height="${lines.length * LINE + 2 * EDGE}"`;
-  return `<svg xmlns="http://www.w3.org/2000/svg" ${size}>\n<style>\n${STYLE}\n</style>
-<rect width="100%" height="100%" rx="8" fill="#24273a"/>\n${texts.join("\n")}\n</svg>\n`;
+    const style = `style="animation-delay: ${time.toFixed(2)}s"`;
+    texts.push(`<text ${place} ${style}>${escaped(line)}</text>`);
+  }
+  return texts;
 }

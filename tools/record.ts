@@ -6,37 +6,12 @@ import path from "node:path";
 import { parseArgs } from "node:util";
 import { startModel } from "../practice/model.ts";
 import { SETTINGS } from "../practice/world.ts";
+import { normalise, START } from "./normalise.ts";
 import { People } from "./people.ts";
 import { pictureOf } from "./picture.ts";
 import { LAST_PROMPT, Recording } from "./recording.ts";
 import { isMain, longName, ROOT, readLanguages, SECTIONS, sectionPath, short } from "./sections.ts";
 import { readTranscripts, type Transcript } from "./transcripts.ts";
-
-/**
- * When every recording takes place. What is printed of its first five minutes becomes this,
- * and half an hour and an hour later the same: a heartbeat and a job may be due then.
- */
-const START = Date.UTC(2026, 0, 5, 10);
-
-/** What differs from one recording to the next becomes the same. */
-export function normalise(text: string, folders: Record<string, string>): string {
-  let result = text;
-  for (const [folder, name] of Object.entries(folders)) {
-    const parts = folder.split(/[\\/]+/).map((part) => part.replace(/\W/g, "\\$&"));
-    // C:\x is also C:\\x in JSON, C:/x, and /c/x in Git Bash.
-    parts[0] = (parts[0] ?? "").replace(/^(\w)\\:$/, "(?:$1:|[\\\\/]$1(?=/))");
-    const found = new RegExp(`${parts.join("[\\\\/]+")}(?!\\w)([\\\\/][\\w.%\\\\/-]*)?`, "gi");
-    result = result.replace(found, (_all, rest = "") => name + rest.replace(/\\+/g, "/"));
-  }
-  const zeros = (time: string) => `${time.slice(0, 4)}0${time.slice(5).replace(/\d/g, "0")}`;
-  const inTime = (ms: string) => Number(ms) >= START && Number(ms) < START + 5 * 60_000;
-  return result
-    .replace(/(127\.0\.0\.1|localhost|\[::1\]):\d{2,5}\b/g, "$1:8765")
-    .replace(/(?<!\d)(10:0|10:3|11:0)[0-4](:[0-5]\d)?([.,]\d{3})?/g, zeros)
-    .replace(/\b\d{13}\b/g, (ms) => (inTime(ms) ? String(START) : ms))
-    .replace(/("uptime": )\d+/g, "$112")
-    .replace(/[ \t]+$/gm, "");
-}
 
 /** Makes one recording, in a copy of the template workspace, with a practice model of its own. */
 export async function record(
@@ -53,10 +28,8 @@ export async function record(
   const people = section < "s04" ? undefined : await People.start(shift);
   for (const failure of setup.failures) model.fail(failure);
   const settings = {
-    ...Object.fromEntries(SETTINGS.map((name) => [name, ""])),
-    ...{ ANTHROPIC_API_KEY: "practice", ANTHROPIC_BASE_URL: model.url, CLAW0_WORKSPACE: workspace },
-    ...{ HTTP_PORT: "0", TZ: "UTC", LC_ALL: "C", NODE_OPTIONS: "", NODE_NO_WARNINGS: "1" },
-    ...{ GATEWAY_TOKEN: "practice", ...people?.settings },
+    ...settingsFor(model.url, workspace),
+    ...people?.settings,
     RECORD_SHIFT: String(shift),
     ...setup.env,
   };
@@ -72,6 +45,23 @@ export async function record(
   const home = "/home/you/claw0";
   const folders = { [workspace]: `${home}/workspace`, [ROOT]: home };
   return normalise(recording.text.replace(LAST_PROMPT, ""), folders).split("\n");
+}
+
+/** Every setting has a value, so that nothing of this machine gets into a recording. */
+function settingsFor(url: string, workspace: string): Record<string, string> {
+  const unset = Object.fromEntries(SETTINGS.map((name) => [name, ""]));
+  return {
+    ...unset,
+    ANTHROPIC_API_KEY: "practice",
+    ANTHROPIC_BASE_URL: url,
+    CLAW0_WORKSPACE: workspace,
+    GATEWAY_TOKEN: "practice",
+    HTTP_PORT: "0",
+    TZ: "UTC",
+    LC_ALL: "C",
+    NODE_OPTIONS: "",
+    NODE_NO_WARNINGS: "1",
+  };
 }
 
 /** A lesson with its transcripts recorded anew; `fileOf` says where a section is. */

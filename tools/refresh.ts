@@ -9,7 +9,7 @@ import {
   oldCode,
   spanOf,
 } from "./follow.ts";
-import { type Code, type Place, placeAround, placeBegun, withComment } from "./places.ts";
+import { type Code, placeAround, placeBegun, withComment } from "./places.ts";
 import { indentOf, isBlank, LEFT_OUT, locate, type Range } from "./verbatim.ts";
 
 const SHORT = 25; // lines: a declaration up to this length is shown whole
@@ -82,52 +82,53 @@ function nameFor(code: Code, { body, name }: Excerpt, span: Range): string | und
 }
 
 /** The declaration in the excerpt's stead, because its lines can't be followed. */
-function replaced(
-  code: Code,
-  { body, name }: Excerpt,
-  candidates: (Candidate | undefined)[],
-): Refreshed {
-  const isLikely = ({ place, old, share }: Candidate) => place.name === old.name || share >= LIKELY;
+function replaced(code: Code, excerpt: Excerpt, candidates: (Candidate | undefined)[]): Refreshed {
   const found = candidates.filter((one) => one !== undefined).find(isLikely);
   if (!found) {
     const said = `stays as it is: nothing in ${code.file} is like it. Choose other lines`;
-    return { body, name, said, isDoubtful: true };
+    return { ...excerpt, said, isDoubtful: true };
   }
   const { place, old } = found;
   const was = place.name === old.name ? "" : `, which may be what ${old.name ?? "it"} has become`;
   return {
-    body: declaration(code, place),
+    body: declaration(code, found),
     name: place.isMember ? place.name : undefined,
     said: `is replaced by the declaration of ${place.name}${was}`,
     isDoubtful: true,
   };
 }
 
-/** A declaration with its comment, whole if it is short, else its head and its last line. */
-function declaration({ lines }: Code, place: Place): string[] {
-  const { start, end } = withComment(lines, place);
-  if (end - start <= SHORT) return lines.slice(start, end);
+const isLikely = ({ place, old, share }: Candidate) => place.name === old.name || share >= LIKELY;
+
+/**
+ * A declaration with its comment: whole if it is short. Else its head, what it still has of the
+ * excerpt's lines, and its last line.
+ */
+function declaration({ lines }: Code, { place, old, matches }: Candidate): string[] {
+  const whole = withComment(lines, place);
+  if (whole.end - whole.start <= SHORT) return lines.slice(whole.start, whole.end);
   const signature = lines.slice(place.start, place.start + SIGNATURE);
-  const opening = signature.findIndex(
-    (line) => /[{[(]$/.test(line) && !/^\s*[^\s].*\($/.test(line),
-  );
-  const head = place.start + (opening === -1 ? 1 : opening + 1);
-  return joined(lines, [
-    { start, end: head },
-    { start: end - 1, end },
-  ]);
+  const opening = Math.max(signature.findIndex(opensBody), 0);
+  const head = { start: whole.start, end: place.start + opening + 1 };
+  const own = old.pieces.flatMap(({ start, end }) => matches.slice(start, end));
+  const numbers = own.flatMap((match) => match?.at ?? []).slice(0, SHORT);
+  const left = numbers.filter((at) => at >= head.end).map((at) => ({ start: at, end: at + 1 }));
+  return joined(lines, [head, ...left, { start: whole.end - 1, end: whole.end }]);
 }
+
+/** Whether a body, an object or a list begins at the end of the line, and not only parameters. */
+const opensBody = (line: string) => /[{[]$|=> \($/.test(line);
 
 /** The lines of some ranges, with a "// …" between two of them, if any code is left out there. */
 function joined(lines: string[], ranges: Range[]): string[] {
   const result: string[] = [];
-  let last: number | undefined;
-  for (const { start, end } of ranges) {
-    const between = lines.slice(last ?? start, start);
+  let done = ranges[0]?.start ?? 0;
+  for (const range of ranges) {
+    const between = lines.slice(done, range.start);
     const isGap = between.some((line) => !isBlank(line));
-    result.push(...(isGap ? [mark(lines[start])] : between));
-    result.push(...lines.slice(Math.max(start, last ?? 0), end));
-    last = Math.max(end, last ?? 0);
+    result.push(...(isGap ? [mark(lines[range.start])] : between));
+    result.push(...lines.slice(Math.max(range.start, done), range.end));
+    done = Math.max(range.end, done);
   }
   return result;
 }

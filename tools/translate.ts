@@ -3,6 +3,7 @@ import { mkdirSync, writeFileSync } from "node:fs";
 import path from "node:path";
 import { parseArgs } from "node:util";
 import {
+  type Entries,
   finished,
   isPrinted,
   lagging,
@@ -12,9 +13,10 @@ import {
   updateCatalogue,
 } from "./catalogue.ts";
 import { codeLines, lineAt, parse } from "./code.ts";
-import { findMessages, type Message, textNodes } from "./messages.ts";
+import { findMessages, type Message } from "./messages.ts";
 import {
   claimedSections,
+  type Language,
   messageOf,
   readLanguages,
   sectionPath,
@@ -22,6 +24,8 @@ import {
   start,
   textOf,
 } from "./sections.ts";
+
+import { textNodes } from "./texts.ts";
 
 const USAGE = `npm run translate            brings sessions/zh and sessions/ja up to date
 npm run translate zh         only sessions/zh
@@ -35,10 +39,10 @@ type Piece = { start: number; end: number; text: string };
 function splice(source: string, pieces: Piece[], from = 0, to = source.length): string {
   let result = "";
   let at = from;
-  for (const { start, end, text } of pieces) {
-    if (start < at || end > to) continue;
-    result += source.slice(at, start) + text;
-    at = end;
+  for (const piece of pieces) {
+    if (piece.start < at || piece.end > to) continue;
+    result += source.slice(at, piece.start) + piece.text;
+    at = piece.end;
   }
   return result + source.slice(at, to);
 }
@@ -46,10 +50,11 @@ function splice(source: string, pieces: Piece[], from = 0, to = source.length): 
 /** The code alone: without comments, and with nothing in the terminal texts. */
 function skeleton(source: string, file: string): string {
   const texts = textNodes(parse(source, file).program);
-  const pieces = texts.map(({ start, end }) => ({ start, end, text: '""' }));
+  const pieces = texts.map((node) => ({ start: node.start, end: node.end, text: '""' }));
   return codeLines(splice(source, pieces), file).join("\n");
 }
 
+/** An English section, and what is to be translated in it. */
 export type Source = { name: string; text: string; messages: Message[] };
 
 export function readSource(name: string, text: string): Source {
@@ -59,32 +64,32 @@ export function readSource(name: string, text: string): Source {
 export const readSources = (root: string): Source[] =>
   claimedSections(root).map((name) => readSource(name, textOf(root, sectionPath("en", name))));
 
+/** By their English, the translations of a language. */
+export interface Translations {
+  finished: Map<string, string>;
+  /**
+   * For sections whose comments nobody claims: those that comments had before the English changed.
+   * What of them can't be written where it would stand now is left out, and is no problem.
+   */
+  older?: Map<string, string>;
+}
+
 /**
- * A section with the translations in it. What has none, or a wrong one, stays English; a wrong one
- * is a problem. `older` is given for sections whose comments nobody claims: they take their comments
- * from there, and what can't be written where they stand now simply stays English.
+ * A section with the translations in it. What has none, or one that can't stand there, stays
+ * English; the latter is a problem.
  */
-export function translateSource(
-  source: Source,
-  code: string,
-  translations: Map<string, string>,
-  older?: Map<string, string>,
-) {
-  const { name, text, messages } = source;
-  const file = sectionPath(code, name);
+export function translateSource(source: Source, code: string, translations: Translations) {
+  const { text, messages } = source;
+  const file = sectionPath(code, source.name);
   const problems: string[] = [];
   const pieces: Piece[] = [];
   // From the end, since what stands inside of another has the later start, and is needed there.
-  for (const { start, end, id, isPrinted: printed, write } of messages.toReversed()) {
-    const mayLag = older !== undefined && !printed;
-    const translation = (mayLag ? older.get(id) : undefined) ?? translations.get(id);
-    if (translation === undefined) continue;
+  for (const message of messages.toReversed()) {
     try {
-      const written = write(translation, (from, to) => splice(text, pieces, from, to));
-      pieces.unshift({ start, end, text: written });
+      const written = writeMessage(message, text, pieces, translations);
+      if (written) pieces.unshift(written);
     } catch (error) {
-      if (mayLag) continue;
-      const entry = `${titleOf(id)} (line ${lineAt(text, start)} in English)`;
+      const entry = `${titleOf(message.id)} (line ${lineAt(text, message.start)} in English)`;
       problems.push(`sessions/${code}/code.po: ${entry}: ${messageOf(error)}.`);
     }
   }
@@ -95,29 +100,55 @@ export function translateSource(
   return { text: translated, problems };
 }
 
+/** A message in the other language, undefined if it stays English. Throws if it can't stand there. */
+function writeMessage(
+  message: Message,
+  text: string,
+  pieces: Piece[],
+  translations: Translations,
+): Piece | undefined {
+  const older = message.isPrinted ? undefined : translations.older;
+  const translation = older?.get(message.id) ?? translations.finished.get(message.id);
+  if (translation === undefined) return undefined;
+  const part = (from: number, to: number) => splice(text, pieces, from, to);
+  try {
+    return { start: message.start, end: message.end, text: message.write(translation, part) };
+  } catch (error) {
+    if (older) return undefined; // it may lag behind, so nobody has to correct it now
+    throw error;
+  }
+}
+
+/** What is written into a section, by whether its comments are claimed. */
+export function translationsFor(live: Entries, language: Language | undefined, name: string) {
+  const isClaimed = language?.comments.includes(short(name)) ?? false;
+  return { finished: finished(live), older: isClaimed ? undefined : lagging(live) };
+}
+
 /** One language: its catalogue first, then its sections. Says what is left to do. */
 export function translate(root: string, code: string, sources: Source[]): string[] {
   const po = `sessions/${code}/code.po`;
-  const write = (file: string, text: string) => {
-    mkdirSync(path.dirname(path.join(root, file)), { recursive: true });
-    if (textOf(root, file) !== text) writeFileSync(path.join(root, file), text);
-  };
-  const text = updateCatalogue(textOf(root, po), code, sources);
-  write(po, text);
-  const { live, obsolete } = parseCatalogue(text);
-  const translations = finished(live);
-  const claimed = readLanguages(root).get(code)?.comments ?? [];
+  const catalogue = updateCatalogue(textOf(root, po), code, sources);
+  write(root, po, catalogue);
+  const { live, obsolete } = parseCatalogue(catalogue);
+  const language = readLanguages(root).get(code);
   const problems = sources.flatMap((source) => {
-    const made = claimed.includes(short(source.name))
-      ? translateSource(source, code, translations)
-      : translateSource(source, code, translations, lagging(live));
-    write(sectionPath(code, source.name), made.text);
+    const made = translateSource(source, code, translationsFor(live, language, source.name));
+    write(root, sectionPath(code, source.name), made.text);
     return made.problems;
   });
-  const left = [...live.values()].filter(({ msgid }) => !translations.has(msgid));
+  const done = finished(live);
+  const left = [...live.values()].filter(({ msgid }) => !done.has(msgid));
   const printed = left.filter(isPrinted).length;
   const state = `${live.size} messages, ${left.length} to translate, ${printed} of them printed`;
   return [`${po}: ${state}; ${obsolete.size} obsolete`, ...problems];
+}
+
+/** Writes a file if it is new or has changed, so that its time says when that was. */
+function write(root: string, file: string, text: string): void {
+  if (textOf(root, file) === text) return;
+  mkdirSync(path.dirname(path.join(root, file)), { recursive: true });
+  writeFileSync(path.join(root, file), text);
 }
 
 function main(root: string, args: string[]): void {

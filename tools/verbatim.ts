@@ -61,8 +61,8 @@ export function locate(
 }
 
 /**
- * The positions of the lines from number `i` on, behind the source's line `last`. At the beginning
- * and behind a "// …" it tries each place where the next line could stand.
+ * The positions of the lines from number `i` on, behind the source's line `last`. Where lines may be
+ * left out, it tries each place at which the next line could stand.
  */
 function positionsFrom(
   source: string[],
@@ -74,20 +74,23 @@ function positionsFrom(
   const line = excerpt[i];
   if (line === undefined) return [];
   const rest = (at: number) => positionsFrom(source, excerpt, indent, i + 1, at);
-  if (LEFT_OUT.test(line)) {
-    const found = rest(last);
-    return found && [undefined, ...found];
-  }
+  if (LEFT_OUT.test(line)) return withFirst(undefined, rest(last));
+  const { first, until } = reach(excerpt[i - 1], last, source.length);
   const wanted = isBlank(line) ? "" : indent + line;
-  const before = excerpt[i - 1];
-  const isFree = before === undefined || LEFT_OUT.test(before);
-  const skipped = before === undefined ? 1 : 2; // a "// …" leaves out one line at least
-  const first = isFree ? last + skipped : last + 1;
-  const until = isFree ? source.length : first + 1;
   for (let at = first; at < until; at++) {
-    if (source[at] !== wanted) continue;
-    const found = rest(at);
-    if (found) return [at, ...found];
+    const found = source[at] === wanted ? withFirst(at, rest(at)) : undefined;
+    if (found) return found;
   }
   return undefined;
+}
+
+const withFirst = (first: number | undefined, rest: Positions | undefined) =>
+  rest && [first, ...rest];
+
+/** Where a line may stand: directly behind the line before, or anywhere if that is a "// …". */
+function reach(before: string | undefined, last: number, length: number) {
+  if (before === undefined) return { first: last + 1, until: length };
+  // A "// …" leaves out one line at least.
+  if (LEFT_OUT.test(before)) return { first: last + 2, until: length };
+  return { first: last + 1, until: last + 2 };
 }
