@@ -197,8 +197,8 @@ export async function runTurn(conversation: Conversation, input: string, options
 
 // ---- 全体をつなぐ ----
 
-/** Without an API key two lines say what to do, and the program ends with status 1. */
-function requireApiKey(): void {
+/** Checks the settings. Without an API key two lines say what to do, and the program ends. */
+function checkSettings(): void {
   const key = process.env.ANTHROPIC_API_KEY ?? "";
   // A copy of .env.example that nobody has filled in contains this placeholder, which is no key.
   if (key === "" || key === "sk-ant-your-key-here") {
@@ -209,7 +209,7 @@ function requireApiKey(): void {
 }
 
 async function main(): Promise<void> {
-  requireApiKey();
+  checkSettings();
   info(`モデルは${MODEL}です。Ctrl+Cで応答を中断、quitで終了します。`);
   const conversation = new Conversation();
   await new Terminal().run((line, signal) => runTurn(conversation, line, { onText: say, signal }));

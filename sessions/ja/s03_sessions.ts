@@ -1173,8 +1173,8 @@ const TERMINAL_KEY = "agent:luna:cli:direct:owner"; // エージェント、名�
 
 // ---- 全体をつなぐ ----
 
-/** Without an API key two lines say what to do, and the program ends with status 1. */
-function requireApiKey(): void {
+/** Checks the settings. Throws, naming one that is wrong; without an API key the program ends. */
+function checkSettings(): void {
   const key = process.env.ANTHROPIC_API_KEY ?? "";
   // A copy of .env.example that nobody has filled in contains this placeholder, which is no key.
   if (key === "" || key === "sk-ant-your-key-here") {
@@ -1182,6 +1182,7 @@ function requireApiKey(): void {
     fail("キーがなくても、`npm start`なら同じプログラムを練習用モデルとオフラインで動かせます。");
     process.exit(1);
   }
+  if (!(CONTEXT_TOKENS >= 1000)) throw new Error("CONTEXT_TOKENS must be a number from 1000 up");
 }
 
 /** Creates the parts of the program from what is on disk. Nothing is running yet. */
@@ -1208,8 +1209,7 @@ async function runTerminal(app: App): Promise<void> {
 }
 
 async function main(): Promise<void> {
-  requireApiKey();
-  if (!(CONTEXT_TOKENS >= 1000)) throw new Error("CONTEXT_TOKENS must be a number from 1000 up");
+  checkSettings();
   lockFolder(STATE);
   const app = createApp();
   greet(app);

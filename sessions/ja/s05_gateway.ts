@@ -1250,7 +1250,7 @@ export interface InboundMessage {
   text: string;
   media: { kind: string; id: string }[];
   at: number; // when it was sent, in ms
-  part?: string; // 印が同じものは1つのメッセージ：アルバム、分割された長文
+  part?: string; // all parts of one message share it: the pictures of an album, say
   attempts?: number; // 処理を始めた回数。受信箱が数える
 }
 
@@ -1270,8 +1270,8 @@ export function route(message: InboundMessage, app: App, agent?: Agent): Routed 
 
 /**
  * Takes a message from a channel. When it returns, the message is on disk. `done` resolves to the
- * answer when that was sent, and to "" if another message has it: the same one that came before, or
- * one that this is a part of.
+ * answer when the turn is over, and to "" if the answer goes to another message: the same one that
+ * came before, or one that this is a part of. It is a field, so that nobody awaits it by mistake.
  */
 export type Accept = (message: InboundMessage, signal?: AbortSignal) => { done: Promise<string> };
 
@@ -1286,10 +1286,10 @@ export interface Channel {
   stream?(to: string, delta: string): void; // 作りかけの応答を見せるチャネル用
 }
 
-/** テキストを送れなかった理由。`permanent`なら何度やっても送れない。`retryAfter`は待つ秒数。 */
+/** Why a text was not sent. s08 decides by these fields whether, and when, it tries again. */
 export class SendError extends Error {
-  permanent: boolean;
-  retryAfter?: number;
+  permanent: boolean; // no attempt will ever succeed
+  retryAfter?: number; // APIが待つように言ってきた秒数。
 
   constructor(why: string, permanent = false, retryAfter?: number) {
     super(why);
@@ -1444,7 +1444,7 @@ function numberedFiles(folder: string): string[] {
 
 const numberOf = (file: string) => Number.parseInt(path.basename(file), 10);
 
-/** The entry in a file. A file without a usable one is quarantined, and gives undefined. */
+/** Reads and checks the entry of a file. A bad file is quarantined, and gives undefined. */
 function readEntry<T>(file: string, schema: Anthropic.Tool.InputSchema): T | undefined {
   try {
     // The cast is right because the schema names the fields without which the program can't go on.
@@ -1462,7 +1462,7 @@ function readEntry<T>(file: string, schema: Anthropic.Tool.InputSchema): T | und
  */
 export class Spool<T extends { id: string }> {
   protected nextNumber = 1;
-  protected readonly open = new Map<string, { entry: T; file: string }>(); // by id, oldest first
+  protected readonly entries = new Map<string, { entry: T; file: string }>(); // by id, in order
   readonly #dir: string;
   readonly #log: JsonlFile;
   readonly #processed = new Set<string>(); // ids
@@ -1479,19 +1479,20 @@ export class Spool<T extends { id: string }> {
       this.nextNumber = numberOf(file) + 1;
       const entry = readEntry<T>(file, schema);
       if (!entry) continue;
-      // A crash in markProcessed leaves a file that is done, and a restored backup may add a copy.
+      // Two ways lead to a file that has to go: a crash in markProcessed leaves one that is done,
+      // and somebody who restores a backup may add a copy.
       if (this.#isKnown(entry.id)) fs.rmSync(file);
-      else this.open.set(entry.id, { entry, file });
+      else this.entries.set(entry.id, { entry, file });
     }
   }
 
   #isKnown(id: string): boolean {
-    return this.#processed.has(id) || this.open.has(id);
+    return this.#processed.has(id) || this.entries.has(id);
   }
 
   /** The entries that are not processed yet, in the order in which they were added. */
   pending(): T[] {
-    return [...this.open.values()].map(({ entry }) => entry);
+    return [...this.entries.values()].map(({ entry }) => entry);
   }
 
   /** Keeps an entry, which is on disk when it returns. False if its id was added before. */
@@ -1502,26 +1503,26 @@ export class Spool<T extends { id: string }> {
     const file = path.join(this.#dir, name);
     this.nextNumber += 1;
     replaceFile(file, JSON.stringify(entry));
-    this.open.set(entry.id, { entry, file });
+    this.entries.set(entry.id, { entry, file });
     return true;
   }
 
   /** Writes an entry that has changed. One that is not here is left alone. */
   save(entry: T): void {
-    const kept = this.open.get(entry.id);
+    const kept = this.entries.get(entry.id);
     if (kept) replaceFile(kept.file, JSON.stringify(entry));
   }
 
   /** Removes an entry and remembers its id. One that is not here is left alone. */
   protected markProcessed(id: string): void {
-    const kept = this.open.get(id);
+    const kept = this.entries.get(id);
     if (!kept) return;
     // The id is written first, so that a crash between the two steps leaves a file which the next
     // start removes. In the other order nothing would know the id when the entry comes again.
     this.#log.append({ id });
     this.#processed.add(id);
     fs.rmSync(kept.file, { force: true });
-    this.open.delete(id);
+    this.entries.delete(id);
   }
 }
 
@@ -1541,10 +1542,10 @@ export class Inbox extends Spool<Routed> {
   constructor(dir: string) {
     super(dir, ROUTED);
     // A poison message kills the program, so without a limit it would do so at every start.
-    for (const [id, { entry, file }] of this.open) {
+    for (const [id, { entry, file }] of this.entries) {
       if ((entry.attempts ?? 0) < MAX_ATTEMPTS) continue;
       quarantine(file, t("処理を3回試みましたが、一度も完了しませんでした"));
-      this.open.delete(id);
+      this.entries.delete(id);
     }
   }
 
@@ -1562,14 +1563,17 @@ export class Inbox extends Spool<Routed> {
    * only after the crash can't be added to it.
    */
   partsOf(message: Routed): Routed[] {
-    if (!this.open.has(message.id)) return [];
+    if (!this.entries.has(message.id)) return [];
     const isAttempted = ({ attempts = 0 }: Routed) => attempts > 0;
     return this.pending()
       .filter(({ part, sessionKey }) => part === message.part && sessionKey === message.sessionKey)
       .filter((other) => isAttempted(other) === isAttempted(message));
   }
 
-  /** The messages are answered. The first part goes last, because the session knows its id. */
+  /**
+   * The messages are answered. The first part goes last, because the session stores the message
+   * under its id. If the program dies in between, that part is left, and the session knows it.
+   */
   acknowledge(messages: Routed[]): void {
     for (const { id } of messages.toReversed()) this.markProcessed(id);
   }
@@ -1652,6 +1656,7 @@ export async function handle(app: App, parts: Routed[], signal?: AbortSignal): P
   } finally {
     stopTyping();
   }
+  // A channel that streams has shown the answer already.
   if (!channel?.stream) await reply(app, message, answer);
   app.inbox.acknowledge(parts);
   return answer;
@@ -1659,7 +1664,7 @@ export async function handle(app: App, parts: Routed[], signal?: AbortSignal): P
 
 // -- 3 · Telegram --
 
-/** Stands between the chat and the thread in the peer of a topic: "-1001:topic:7". */
+/** Separates chat and thread in the peerId of a topic, as in "-1001:topic:7". */
 const TOPIC = ":topic:";
 
 /** フォーラムのトピックは、それぞれ別の宛先："<chat>:topic:<thread>"。 */
@@ -1687,13 +1692,10 @@ class AllowList {
   }
 
   /** Passes on a message from a chat of the list. Throws if the message can't be stored. */
-  admit(channel: Channel, message: InboundMessage, onMessage: Accept): void {
+  admit(channel: Channel, message: InboundMessage, onMessage: Accept) {
     // The owner lists a forum once, by the id of its chat, and that admits all of its topics.
     const [chat = ""] = message.peerId.split(TOPIC);
-    if (!this.#chats.includes(chat)) {
-      this.#inform(channel, message.peerId, chat);
-      return;
-    }
+    if (!this.#chats.includes(chat)) return this.#inform(channel, message.peerId, chat);
     // JSON escapes control characters, with which a sender could overwrite lines of our terminal.
     info(`[${channel.name} ${message.peerId}] ${JSON.stringify(message.text.slice(0, 80))}`);
     onMessage(message).done.catch((error) => warn(`${message.id}: ${error}`));
@@ -1744,7 +1746,7 @@ function isAddressedTo(bot: UserFromGetMe, message: TelegramMessage): boolean {
 function describeMessage(bot: UserFromGetMe, words: string, attachment?: Attachment): string {
   const kind = attachment ? `[${attachment.kind}] ` : "";
   const description = `${kind}${words.replaceAll(mentionOf(bot), "")}`.trim();
-  return description || words; // of a bare "@our_bot" nothing would be left, and no turn is empty
+  return description || words; // "@our_bot" alone is kept, because an empty turn is not allowed
 }
 
 /** Makes a SendError of a failed call, which says whether another attempt can succeed. */
@@ -1806,7 +1808,7 @@ export class TelegramChannel implements Channel {
    */
   async #poll(onMessage: Accept): Promise<void> {
     while (!this.#stopped) {
-      this.#handleUpdates(onMessage);
+      this.#registerHandlers(onMessage);
       try {
         await this.#bot.start({ allowed_updates: ["message"] });
       } catch (error) {
@@ -1819,7 +1821,8 @@ export class TelegramChannel implements Channel {
     }
   }
 
-  #handleUpdates(onMessage: Accept): void {
+  /** Has to be done for each new bot. */
+  #registerHandlers(onMessage: Accept): void {
     // Telegram forgets what was confirmed, so a message has to be on disk before grammY asks for
     // the next ones. It is, because `onMessage` is synchronous.
     this.#bot.on("message", ({ message }) => {
@@ -1862,16 +1865,17 @@ export class TelegramChannel implements Channel {
 
   /**
    * The mark that all parts of one message share; undefined if it is whole. Telegram marks the
-   * parts of an album, but not the pieces of a long text: we know those by their ids in a row.
+   * parts of an album. The pieces of a long text have ids in a row, and all but the last are long:
+   * a long piece goes on with the text before it or begins one, and a short piece ends it.
    */
   #partOf(message: TelegramMessage): string | undefined {
     const { chat, from, message_id, media_group_id } = message;
     if (media_group_id) return `telegram ${chat.id} ${media_group_id}`;
     const sender = `telegram ${chat.id} ${from?.id}`;
     const previous = this.#lastPiece.get(sender);
-    const continued = previous?.nextId === message_id ? previous.part : undefined;
-    if (telegramText(message).length < MIN_CUT_LENGTH) return continued;
-    const part = continued ?? `${sender} ${message_id}`;
+    const partOfPrevious = previous?.nextId === message_id ? previous.part : undefined;
+    if (telegramText(message).length < MIN_CUT_LENGTH) return partOfPrevious;
+    const part = partOfPrevious ?? `${sender} ${message_id}`;
     this.#lastPiece.set(sender, { part, nextId: message_id + 1 });
     return part;
   }
@@ -1954,7 +1958,7 @@ async function startHttp(port: number): Promise<http.Server> {
   return server;
 }
 
-/** An object from outside with strings under these names, any of which may be missing. */
+/** Fields of an object from outside: they should be strings, but any of them may be missing. */
 type Strings<Name extends string> = Partial<Record<Name, string>>;
 
 type FeishuMention = Strings<"key" | "name"> & { id?: Strings<"open_id"> };
@@ -1973,17 +1977,16 @@ type FeishuEvent = Strings<"encrypt" | "type" | "token" | "challenge"> & {
   };
 };
 
-/** Undefined if the body is not encrypted with this key, or, without a key, if it is no JSON. */
-function decryptEvent(body: Buffer, encryptKey: string): FeishuEvent | undefined {
+/** Decrypts the body, if there is a key, and parses it. Undefined if either of them fails. */
+function openEvent(body: Buffer, encryptKey: string): FeishuEvent | undefined {
   const event: FeishuEvent | undefined = parseObject(body.toString());
   if (!event || !encryptKey) return event;
   const bytes = Buffer.from(String(event.encrypt), "base64");
   const iv = bytes.subarray(0, 16);
-  const encrypted = bytes.subarray(16);
   try {
     const decipher = crypto.createDecipheriv("aes-256-cbc", sha256(encryptKey).digest(), iv);
     // We join bytes, because one character may have its bytes in both pieces.
-    const json = Buffer.concat([decipher.update(encrypted), decipher.final()]);
+    const json = Buffer.concat([decipher.update(bytes.subarray(16)), decipher.final()]);
     return parseObject(json.toString());
   } catch {
     return undefined;
@@ -1993,14 +1996,14 @@ function decryptEvent(body: Buffer, encryptKey: string): FeishuEvent | undefined
 const MAX_EVENT_AGE = 3600; // 秒
 
 /**
- * Whether the signature is right, a hash over the body and a key that only Feishu and we have.
- * Feishu signs only what it encrypts, so without a key the verification token has to be enough.
+ * Checks the signature, a hash over the body and a key that only Feishu and we have. Feishu signs
+ * only what it encrypts, so without a key there is nothing to check: the token has to be enough.
  */
-function isSigned(body: Buffer, headers: http.IncomingHttpHeaders, encryptKey: string): boolean {
-  if (!encryptKey) return true;
+function isAuthentic(body: Buffer, headers: http.IncomingHttpHeaders, key: string): boolean {
+  if (!key) return true;
   const time = headers["x-lark-request-timestamp"];
   const nonce = headers["x-lark-request-nonce"];
-  const signature = sha256(`${time}${nonce}${encryptKey}${body}`).digest("hex");
+  const signature = sha256(`${time}${nonce}${key}`).update(body).digest("hex");
   // In a replay attack, somebody records a signed request and sends it again later. Its signature
   // is still right, but the time in it, which is signed as well, shows how old it is.
   const isFresh = Math.abs(Date.now() / 1000 - Number(time)) < MAX_EVENT_AGE;
@@ -2082,13 +2085,13 @@ export class FeishuChannel implements Channel {
    */
   #receive(body: Buffer, headers: http.IncomingHttpHeaders, onMessage: Accept): Answer {
     const encryptKey = this.#setting("FEISHU_ENCRYPT_KEY");
-    const event = decryptEvent(body, encryptKey);
+    const event = openEvent(body, encryptKey);
     const token = event?.header?.token ?? event?.token;
     if (!event || token !== this.#setting("FEISHU_VERIFICATION_TOKEN")) return UNAUTHORIZED;
     // When the owner registers the webhook, Feishu tests it: we have to send the challenge back.
     if (event.type === "url_verification")
       return { status: 200, body: { challenge: event.challenge } };
-    if (!isSigned(body, headers, encryptKey)) return UNAUTHORIZED;
+    if (!isAuthentic(body, headers, encryptKey)) return UNAUTHORIZED;
     const inbound = this.#read(event);
     if (inbound) this.#allowed.admit(this, inbound, onMessage);
     return { status: 200, body: {} };
@@ -2717,8 +2720,8 @@ function gatewayToken(): string {
 
 // ---- 全体をつなぐ ----
 
-/** Without an API key two lines say what to do, and the program ends with status 1. */
-function requireApiKey(): void {
+/** Checks the settings. Throws, naming one that is wrong; without an API key the program ends. */
+function checkSettings(): void {
   const key = process.env.ANTHROPIC_API_KEY ?? "";
   // A copy of .env.example that nobody has filled in contains this placeholder, which is no key.
   if (key === "" || key === "sk-ant-your-key-here") {
@@ -2726,9 +2729,19 @@ function requireApiKey(): void {
     fail("キーがなくても、`npm start`なら同じプログラムを練習用モデルとオフラインで動かせます。");
     process.exit(1);
   }
+  if (!(CONTEXT_TOKENS >= 1000)) throw new Error("CONTEXT_TOKENS must be a number from 1000 up");
 }
 
-/** Step 2. Creates the parts of the program from what is on disk. Nothing is running yet. */
+/** Step 1 of main. Reads what was set for this run, before anything has started. */
+function readSettings() {
+  checkSettings();
+  return {
+    httpPort: wholeNumber("HTTP_PORT", 8765, 65535),
+    isServing: process.argv.includes("--serve"), // then nobody sits at the terminal
+  };
+}
+
+/** Step 2 of main. Creates the parts of the program from what is on disk. Nothing runs yet. */
 function createApp(): App {
   const channels = new ChannelManager();
   if (env("TELEGRAM_BOT_TOKEN")) channels.set("telegram", new TelegramChannel(env));
@@ -2753,12 +2766,13 @@ function greet({ store, key }: App): void {
   info(`セッション${id}、メッセージ${messages.length}件。コマンドの一覧は/helpで見られます。`);
 }
 
-/** Step 3. Starts everything that runs beside the terminal. */
+/** Step 3 of main. Starts everything that runs beside the terminal. */
 async function startApp(app: App, httpPort: number): Promise<void> {
   // From here on every fetch of this process goes through HTTPS_PROXY or HTTP_PROXY, if one is set.
   setGlobalDispatcher(new EnvHttpProxyAgent());
   const server = await startHttp(httpPort);
-  // Feishu's events come in over HTTP, so without a port the channel could receive nothing.
+  // Feishu's events come in over HTTP. Without a port the channel could receive nothing, so it is
+  // taken out, and the messages in its inbox wait for a start with a port.
   if (!server.listening) app.channels.delete("feishu");
   app.gateway.attach(server, app);
   const hasOwnToken = app.gateway.address && !env("GATEWAY_TOKEN");
@@ -2789,17 +2803,17 @@ async function runTerminal(app: App): Promise<void> {
 /** Resolves when a service manager or a person asks the program to stop. */
 async function stopSignal(): Promise<void> {
   // シグナルを待つだけでは、Nodeは終了してしまう
-  const keepAlive = setInterval(() => {}, 60_000);
+  setInterval(() => {}, 60_000);
   await Promise.race([once(process, "SIGTERM"), once(process, "SIGINT")]);
-  clearInterval(keepAlive);
 }
 
 /**
- * Step 4 is a graceful shutdown: no channel receives any more, and turns that are running get up
- * to 10 s. What is not done by then is still in the inbox, so the next start goes on with it.
+ * Step 4 of main is a graceful shutdown: no channel receives any more, and turns that are running
+ * get up to 10 s. What is not done by then is in the inbox, so the next start goes on with it.
  */
 async function shutDown(app: App, isServing: boolean): Promise<void> {
   await app.channels.stop();
+  // In a pipe each line was answered before the next one was read, so nothing is left to wait for.
   if (isServing || process.stdin.isTTY)
     await Promise.race([Promise.allSettled(tails.values()), sleep(10_000)]);
   // パイプの相手が全部受け取ったら
@@ -2807,17 +2821,14 @@ async function shutDown(app: App, isServing: boolean): Promise<void> {
 }
 
 async function main(): Promise<void> {
-  // Step 1: the settings are checked before anything has started.
-  requireApiKey();
-  if (!(CONTEXT_TOKENS >= 1000)) throw new Error("CONTEXT_TOKENS must be a number from 1000 up");
-  const httpPort = wholeNumber("HTTP_PORT", 8765, 65535);
-  const isServing = process.argv.includes("--serve"); // then nobody sits at the terminal
+  const { httpPort, isServing } = readSettings();
   lockFolder(STATE);
   const app = createApp();
   greet(app);
   // We listen for signals from here on, because one may arrive while the channels are starting.
   const stopped = isServing ? stopSignal() : undefined;
   await startApp(app, httpPort);
+  // With --serve the program runs until a signal comes, else until the person leaves.
   await (stopped ?? runTerminal(app));
   await shutDown(app, isServing);
 }

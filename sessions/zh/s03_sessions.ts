@@ -1172,8 +1172,8 @@ const TERMINAL_KEY = "agent:luna:cli:direct:owner"; // agent、名字、渠道�
 
 // ---- 组装起来 ----
 
-/** Without an API key two lines say what to do, and the program ends with status 1. */
-function requireApiKey(): void {
+/** Checks the settings. Throws, naming one that is wrong; without an API key the program ends. */
+function checkSettings(): void {
   const key = process.env.ANTHROPIC_API_KEY ?? "";
   // A copy of .env.example that nobody has filled in contains this placeholder, which is no key.
   if (key === "" || key === "sk-ant-your-key-here") {
@@ -1181,6 +1181,7 @@ function requireApiKey(): void {
     fail("没有密钥？`npm start -- --lang zh` 可以离线运行同一个程序，由练习模型来回答。");
     process.exit(1);
   }
+  if (!(CONTEXT_TOKENS >= 1000)) throw new Error("CONTEXT_TOKENS must be a number from 1000 up");
 }
 
 /** Creates the parts of the program from what is on disk. Nothing is running yet. */
@@ -1207,8 +1208,7 @@ async function runTerminal(app: App): Promise<void> {
 }
 
 async function main(): Promise<void> {
-  requireApiKey();
-  if (!(CONTEXT_TOKENS >= 1000)) throw new Error("CONTEXT_TOKENS must be a number from 1000 up");
+  checkSettings();
   lockFolder(STATE);
   const app = createApp();
   greet(app);
