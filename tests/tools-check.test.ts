@@ -270,6 +270,20 @@ describe("types and style", () => {
     expect((await checkTypes(root)).problems).toEqual([]);
   });
 
+  test("a shadowed name, and a function that is too complex", () => {
+    const shadow = "const a = 1;\nexport const f = (a: number) => a;\nexport { a };\n";
+    const loops = (depth: number): string =>
+      depth === 0 ? "g();" : `for (const x${depth} of xs) {${loops(depth - 1)}}`;
+    // A loop counts as much as its depth: 1 + 2 + 3 + 4 = 10, and with a fifth 15.
+    const nested = (depth: number) =>
+      `export function f(xs: number[], g: () => void) {${loops(depth)}}`;
+    const found = (code: string) =>
+      checkStyle(tree({ ...files, "tools/a.ts": code })).problems.join();
+    expect(found(shadow)).toContain("noShadow");
+    expect(found(nested(5))).toContain("noExcessiveCognitiveComplexity");
+    expect(found(nested(4))).not.toContain("noExcessiveCognitiveComplexity");
+  });
+
   test("an unformatted line, and an any", async () => {
     const root = tree({ ...files, "tools/a.ts": "export  const a: any = 1\n" });
     const { problems } = await checkStyle(root);
