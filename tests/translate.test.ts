@@ -319,9 +319,7 @@ describe("the catalogue", () => {
     let count = 0;
     po = po.replace(/(?<=\nmsgid "The.*\n)msgstr ""/g, () => `msgstr "译文${count++}"`);
     expect(count).toBe(800);
-    const started = performance.now();
     const after = update(po, all(" before"));
-    expect(performance.now() - started).toBeLessThan(5000);
     const { live, obsolete } = parseCatalogue(after);
     expect(obsolete.size).toBe(0);
     expect([...lagging(live).values()]).toEqual([...finished(parseCatalogue(po).live).values()]);
