@@ -175,6 +175,15 @@ export function temporaryFolder(): string {
   return folder;
 }
 
+/**
+ * The line, in any language, that says what was quarantined under `name`: the file as it was, then
+ * its new name, then why.
+ */
+export function quarantineLine(name: string): RegExp {
+  const file = name.replace(/\.[\da-f]{8}\.quarantined$/, "").replaceAll(".", "\\.");
+  return new RegExp(`${file}\\D.*${name.replaceAll(".", "\\.")}.*[:：].`);
+}
+
 // ---- A section, imported ----
 
 /** The exports that a section and all later ones have. */

@@ -16,6 +16,7 @@ import {
   blocks,
   outline,
   printed,
+  quarantineLine,
   results,
   say,
   sectionsFrom,
@@ -149,7 +150,7 @@ describe.each(sectionsFrom("s04"))("$name, Inbox", (section) => {
     expect(inbox.pending().map(({ id }) => id)).toEqual(["a", "b"]);
     const names = readdirSync(dir).filter((name) => name.endsWith(".quarantined"));
     expect(names).toHaveLength(3);
-    for (const name of names) expect(printed()).toContain(`is quarantined (renamed to ${name}): `);
+    for (const name of names) expect(printed()).toMatch(quarantineLine(name));
     expect(new Inbox(dir).pending().map(({ id }) => id)).toEqual(["a", "b"]);
   });
 
