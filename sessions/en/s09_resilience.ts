@@ -647,7 +647,7 @@ export interface App {
 
 /** Each section that needs to know more about a turn adds it to these options. */
 export interface TurnOptions {
-  app?: App; // for middleware and tools that use a part of the program
+  app?: App; // for middleware and tools; the turns that need it are given it
 }
 
 /**
@@ -681,6 +681,7 @@ function runMiddleware(
 
 // Helpers: hashes, JSON, and files that a crash leaves whole.
 
+/** Gives a hash to which more can be added before `digest` ends it. */
 const sha256 = (data: string) => crypto.createHash("sha256").update(data);
 
 /** The object in `json`. Undefined if it is no JSON, or another value, such as `null` or a list. */
@@ -1311,7 +1312,8 @@ export function route(message: InboundMessage, app: App, agent?: Agent): Routed 
 /**
  * Takes a message from a channel. When it returns, the message is on disk. `done` resolves to the
  * answer when the turn is over, and to "" if the answer goes to another message: the same one that
- * came before, or one that this is a part of. It is a field, so that nobody awaits it by mistake.
+ * came before, or one that this is a part of. It is a field, because `await accept(…)` would hold
+ * up the confirmation until the model has answered.
  */
 export type Accept = (message: InboundMessage, signal?: AbortSignal) => { done: Promise<string> };
 
@@ -1319,8 +1321,8 @@ export type Accept = (message: InboundMessage, signal?: AbortSignal) => { done: 
 export interface Channel {
   readonly name: string;
   readonly limit: number;
-  start(onMessage: Accept): Promise<void>; // resolves when ready, rejects if it never will be
-  send(to: string, text: string): Promise<void>; // throws SendError
+  start(onMessage: Accept): Promise<void>; // resolves when ready, rejects if that failed
+  send(to: string, text: string): Promise<void>; // also before it is ready; throws SendError
   stop(): Promise<void>;
   typing?(to: string): Promise<unknown>;
   stream?(to: string, delta: string): void; // for a channel that shows a reply while it is made
@@ -1351,7 +1353,7 @@ export interface TurnOptions {
 // because the workspace is shared on purpose. REMOTE_TOOLS=1 gives them all tools.
 const OWNER_TOOLS = ["bash", "write_file", "edit_file"];
 
-/** The tools that the model is offered in this turn. */
+/** The tools that the model is offered. A turn without a message is the program's own. */
 function toolsFor({ message }: TurnOptions): Anthropic.Tool[] {
   const isTrusted = !message || message.channel === "cli" || env("REMOTE_TOOLS") === "1";
   return isTrusted ? TOOLS : TOOLS.filter(({ name }) => !OWNER_TOOLS.includes(name));
@@ -1393,6 +1395,7 @@ export class ChannelManager extends Map<string, Channel> {
 
   async #start(channel: Channel, onMessage: Accept): Promise<void> {
     this.states.set(channel.name, t("starting"));
+    // If it fails, the error as text is the state.
     const state = await channel.start(onMessage).then(() => t("ready"), String);
     this.states.set(channel.name, state);
     info(`${channel.name}: ${state}`);
@@ -1441,6 +1444,7 @@ export class CliChannel implements Channel {
     say(delta);
   }
 
+  /** For what comes unasked. A reply is streamed instead. */
   async send(_to: string, line: string): Promise<void> {
     info(line);
   }
@@ -1502,15 +1506,15 @@ export class Spool<T extends { id: string }> {
   protected nextNumber = 1;
   protected readonly entries = new Map<string, { entry: T; file: string }>(); // by id, in order
   readonly #dir: string;
-  readonly #log: JsonlFile;
+  readonly #processedLog: JsonlFile;
   readonly #processed = new Set<string>(); // ids
 
   /** Takes up what an earlier run has left in `dir`. The schema says what an entry has to have. */
   constructor(dir: string, schema: Anthropic.Tool.InputSchema) {
     this.#dir = dir;
     fs.mkdirSync(dir, { recursive: true });
-    this.#log = new JsonlFile(path.join(dir, "processed.jsonl"));
-    for (const { record } of this.#log.read()) {
+    this.#processedLog = new JsonlFile(path.join(dir, "processed.jsonl"));
+    for (const { record } of this.#processedLog.read()) {
       this.#processed.add((record as { id: string }).id); // markProcessed wrote it
     }
     for (const file of numberedFiles(dir)) {
@@ -1545,7 +1549,10 @@ export class Spool<T extends { id: string }> {
     return true;
   }
 
-  /** Writes an entry that has changed. One that is not here is left alone. */
+  /**
+   * Writes an entry that was changed in place: the object that `add` got or `pending` gave. One
+   * that is not here, such as a line of the terminal, is left alone.
+   */
   save(entry: T): void {
     const kept = this.entries.get(entry.id);
     if (kept) replaceFile(kept.file, JSON.stringify(entry));
@@ -1557,7 +1564,7 @@ export class Spool<T extends { id: string }> {
     if (!kept) return;
     // The id is written first, so that a crash between the two steps leaves a file which the next
     // start removes. In the other order nothing would know the id when the entry comes again.
-    this.#log.append({ id });
+    this.#processedLog.append({ id });
     this.#processed.add(id);
     fs.rmSync(kept.file, { force: true });
     this.entries.delete(id);
@@ -1596,9 +1603,9 @@ export class Inbox extends Spool<Routed> {
   }
 
   /**
-   * The messages that are parts of the same one as `message`; none if it is answered already. One
-   * that was attempted before a crash is in the session as it was then, so a picture that arrives
-   * only after the crash can't be added to it.
+   * The messages that are parts of the same one as `message`; none if it is answered already. Parts
+   * that were attempted before a crash are in the session as one message, to which nothing can be
+   * added. So parts that arrive only after the crash are joined to a message of their own.
    */
   partsOf(message: Routed): Routed[] {
     if (!this.entries.has(message.id)) return [];
@@ -1609,8 +1616,9 @@ export class Inbox extends Spool<Routed> {
   }
 
   /**
-   * The messages are answered. The first part goes last, because the session stores the message
-   * under its id. If the program dies in between, that part is left, and the session knows it.
+   * The messages are answered. A session has joined parts under the id of the first one (see
+   * `handle`), so that one is removed last: if the program dies in between, what is left in the
+   * inbox is a message that Session.append recognises. It would take any other part for new.
    */
   acknowledge(messages: Routed[]): void {
     for (const { id } of messages.toReversed()) this.markProcessed(id);
@@ -1663,8 +1671,10 @@ async function allPartsOf(message: Routed, inbox: Inbox): Promise<Routed[]> {
 }
 
 /**
- * Puts a message into the queue of its conversation. Gives the answer. Each part of a message has a
- * place of its own there: the first one answers for all, and the others then find nothing to do.
+ * Puts a message into the queue of its conversation. Gives the answer. The first of several parts
+ * waits at the head of the queue; meanwhile `accept` puts the others into the inbox, where
+ * allPartsOf finds them. When it is their turn in the queue, they have left the inbox: nothing is
+ * to do.
  */
 function enqueue(app: App, message: Routed, signal?: AbortSignal): Promise<string> {
   if (message.channel === "cron") return runExclusive("cron", () => runJob(app, message, signal));
@@ -1774,7 +1784,7 @@ function attachmentOf(message: TelegramMessage): Attachment | undefined {
   return undefined;
 }
 
-/** Finds "@our_bot" in a text, also in "/help@our_bot", but not in "@our_bot2". */
+/** Finds "@our_bot", also in "/help@our_bot". A new one each time, since `g` keeps a position. */
 const mentionOf = (bot: UserFromGetMe) => new RegExp(`@${bot.username}\\b`, "gi");
 
 /** Whether a message is meant for the bot: in a group, only if it mentions or answers the bot. */
@@ -1859,6 +1869,7 @@ export class TelegramChannel implements Channel {
         // another program asks with the same token, or a message that could not be stored.
         if (!this.#stopped) warn(`telegram: ${error}. Trying again in 5 s.`);
         await sleep(5_000);
+        // The old bot would go on behind the update that it could not handle, and so confirm it.
         this.#bot = this.#newBot();
       }
     }
@@ -1879,7 +1890,8 @@ export class TelegramChannel implements Channel {
 
   /**
    * Undefined for other bots, for service messages, and for talk in a group that is not for us. It
-   * also remembers the parts that came, so each message has to be read exactly once.
+   * also remembers the parts that came, so it is called once for each update. (If an update comes
+   * again because it could not be stored, a long text may fall into two.)
    */
   #read(message: TelegramMessage): InboundMessage | undefined {
     const { chat, from, message_id } = message;
@@ -1911,7 +1923,8 @@ export class TelegramChannel implements Channel {
   /**
    * The mark that all parts of one message share; undefined if it is whole. Telegram marks the
    * parts of an album. The pieces of a long text have ids in a row, and all but the last are long:
-   * a long piece goes on with the text before it or begins one, and a short piece ends it.
+   * a long piece goes on with the text before it or begins one, and a short piece ends it. (Its
+   * entry may stay in the map, because no later id fits it.)
    */
   #partOf(message: TelegramMessage): string | undefined {
     const { chat, from, message_id, media_group_id } = message;
@@ -1955,10 +1968,10 @@ export class TelegramChannel implements Channel {
 type Answer = { status: number; body: object };
 
 /** Gets the body byte for byte as it was sent, because a signature is a hash over these bytes. */
-type Route = (body: Buffer, headers: http.IncomingHttpHeaders) => Answer;
+type HttpRoute = (body: Buffer, headers: http.IncomingHttpHeaders) => Answer;
 
 /** To add a route to the HTTP server, set ROUTES["POST /path"] to a function of this type. */
-export const ROUTES: Record<string, Route> = {};
+export const ROUTES: Record<string, HttpRoute> = {};
 
 const UNAUTHORIZED: Answer = { status: 401, body: { error: "this does not come from Feishu" } };
 
@@ -2059,7 +2072,10 @@ function isAuthentic(body: Buffer, headers: http.IncomingHttpHeaders, key: strin
 
 const fileKeyOf = ({ file_key, image_key }: Fields) => file_key ?? image_key;
 
-/** Gives a link with its address, and a mention as the mark that Feishu uses: "@_user_1". */
+/**
+ * Gives a link with its address. A mention has no name here but a placeholder, "@_user_1", for
+ * which #nameMentions puts the name later.
+ */
 function textOfElement(element: Fields): string {
   if (fileKeyOf(element)) return "[image]";
   const words = String(element.text ?? element.user_id ?? "");
@@ -2088,7 +2104,7 @@ function readFeishu(type: string, json: string) {
   if (type === "post") return readPost(content);
   const key = fileKeyOf(content);
   if (key) return { text: `[${type}]`, media: [{ kind: type, id: String(key) }] };
-  return { text: textOfElement(content), media: [] };
+  return { text: textOfElement(content), media: [] }; // a text looks like one element of a post
 }
 
 /** What Feishu's API answers. `code` is 0 if it did what we asked, else it says why not. */
@@ -2118,7 +2134,7 @@ export class FeishuChannel implements Channel {
     this.#api = setting("FEISHU_API_BASE") || `https://${host}`;
   }
 
-  /** Rejects if the app's id or secret is wrong. */
+  /** Rejects if it gets no access token. The route comes first: an outage loses no events. */
   async start(onMessage: Accept): Promise<void> {
     ROUTES["POST /feishu/events"] = (body, headers) => this.#receive(body, headers, onMessage);
     await this.#accessToken();
@@ -2134,6 +2150,7 @@ export class FeishuChannel implements Channel {
     const token = event?.header?.token ?? event?.token;
     if (!event || token !== this.#setting("FEISHU_VERIFICATION_TOKEN")) return UNAUTHORIZED;
     // When the owner registers the webhook, Feishu tests it: we have to send the challenge back.
+    // For this the token is enough, because the answer tells nobody anything new.
     if (event.type === "url_verification")
       return { status: 200, body: { challenge: event.challenge } };
     if (!isAuthentic(body, headers, encryptKey)) return UNAUTHORIZED;
@@ -2166,7 +2183,7 @@ export class FeishuChannel implements Channel {
       senderId,
       guildId: header.tenant_key,
       isGroup,
-      text: this.#nameMentions(words, mentions).trim() || words,
+      text: this.#nameMentions(words, mentions).trim() || words, // "@our_bot" alone is kept
       media,
       at: Number(create_time), // in ms already
     };
@@ -4964,6 +4981,7 @@ async function startApp(app: App, httpPort: number): Promise<void> {
  */
 function resumeInbox(app: App): void {
   for (const message of app.inbox.pending()) {
+    // If it fails, the message stays in the inbox (runExclusive has handled the rejection).
     if (app.channels.has(message.channel)) void enqueue(app, message);
   }
   for (const message of app.inbox.pending()) {
@@ -4992,7 +5010,7 @@ async function stopSignal(): Promise<void> {
  */
 async function shutDown(app: App, isServing: boolean): Promise<void> {
   await app.channels.stop();
-  // In a pipe each line was answered before the next one was read, so nothing is left to wait for.
+  // In a pipe all lines are answered by now, and messages of other channels stay in the inbox.
   if (isServing || process.stdin.isTTY) await Promise.race([drained(), sleep(10_000)]);
   // The callback runs when whoever reads our output through a pipe has taken all of it.
   process.stdout.write("", () => process.exit(0));

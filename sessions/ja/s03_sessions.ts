@@ -582,7 +582,7 @@ export interface App {
 
 /** Each section that needs to know more about a turn adds it to these options. */
 export interface TurnOptions {
-  app?: App; // for middleware and tools that use a part of the program
+  app?: App; // for middleware and tools; the turns that need it are given it
 }
 
 /**
@@ -616,6 +616,7 @@ function runMiddleware(
 
 // Helpers: hashes, JSON, and files that a crash leaves whole.
 
+/** Gives a hash to which more can be added before `digest` ends it. */
 const sha256 = (data: string) => crypto.createHash("sha256").update(data);
 
 /** The object in `json`. Undefined if it is no JSON, or another value, such as `null` or a list. */
