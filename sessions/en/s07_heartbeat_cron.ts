@@ -4072,6 +4072,7 @@ function resumeInbox(app: App): void {
   for (const message of app.inbox.pending()) {
     if (app.channels.has(message.channel)) void enqueue(app, message);
   }
+  // Jobs come second: the turns of people are under way by then, and a job waits for those.
   for (const message of app.inbox.pending()) {
     if (message.channel === "cron") void enqueue(app, message);
   }
