@@ -4554,7 +4554,7 @@ export type Reason =
  * Reasons by the API's error type and by HTTP status. All others, like a 500, are "unknown". It is
  * a Map because the type comes from outside: an object would find something for "constructor".
  */
-const REASONS = new Map<string | number | null | undefined, Reason>([
+const REASONS = new Map<unknown, Reason>([
   ["rate_limit_error", "rate_limit"],
   [429, "rate_limit"],
   ["overloaded_error", "overloaded"],
@@ -4584,8 +4584,9 @@ const REASONS = new Map<string | number | null | undefined, Reason>([
 export function classifyFailure(error: unknown): Reason {
   if (isOverflow(error)) return "overflow";
   const { APIConnectionError, APIUserAbortError, APIError, AnthropicError } = Anthropic;
-  // These two are API errors as well, but without a type and a status. callModel throws the second
-  // one only when the idle timeout has aborted the stream, because it catches a person's Ctrl+C.
+  // APIConnectionError and APIUserAbortError are APIErrors as well, but have no type and no status.
+  // callModel throws an APIUserAbortError only if the idle timeout has aborted the stream, because
+  // it catches the one that a person's Ctrl+C causes.
   if (error instanceof APIConnectionError || error instanceof APIUserAbortError) return "timeout";
   if (error instanceof APIError) {
     return REASONS.get(error.type) ?? REASONS.get(error.status) ?? "unknown";
@@ -4594,11 +4595,14 @@ export function classifyFailure(error: unknown): Reason {
   return error instanceof AnthropicError ? "timeout" : "unknown";
 }
 
+const LONGEST_COOLDOWN = 86_400; // seconds
+
 // A cooldown is a time in which a key or a model is not used. It grows by exponential back-off: the
 // first failure costs `firstSeconds`, each further one in a row twice as much, up to the cap. A
 // rate limit passes within seconds. An unpaid bill or a revoked key has to be dealt with by a
 // person, but nobody tells the program when that has happened, so it tries even these keys again.
-// After a reason that is missing here another attempt is of no use, so the failure is final.
+// A failure whose reason is missing here is final. "invalid" fails with every key and model, and an
+// "overflow" that gets here is one against which the context guard, further in, could do nothing.
 const COOLDOWNS: Partial<Record<Reason, { firstSeconds: number; capSeconds: number }>> = {
   rate_limit: { firstSeconds: 5, capSeconds: 300 },
   overloaded: { firstSeconds: 2, capSeconds: 60 },
@@ -4606,9 +4610,8 @@ const COOLDOWNS: Partial<Record<Reason, { firstSeconds: number; capSeconds: numb
   unknown: { firstSeconds: 1, capSeconds: 60 },
   model: { firstSeconds: 600, capSeconds: 3600 },
   auth: { firstSeconds: 600, capSeconds: 3600 },
-  billing: { firstSeconds: 600, capSeconds: 86_400 },
+  billing: { firstSeconds: 600, capSeconds: LONGEST_COOLDOWN },
 };
-const LONGEST_COOLDOWN = 86_400_000; // ms
 
 /** An API key, and the name of the setting that it comes from, such as ANTHROPIC_API_KEY_2. */
 export interface AuthProfile {
@@ -4626,14 +4629,14 @@ interface Cooldown {
 
 /** Whether an entry of the file can be used. Whoever edits the file may write anything into it. */
 const isCooldown = (entry: Cooldown | null) =>
-  entry !== null && entry.count > 0 && entry.until - entry.since <= LONGEST_COOLDOWN;
+  entry !== null && entry.count > 0 && entry.until - entry.since <= LONGEST_COOLDOWN * 1000;
 
-/** What the next attempt uses. `wait`: ms until the cooldowns of both have ended at `at`. */
+/** What the next attempt uses, and when the cooldowns of both have ended. */
 interface Choice {
   profile: AuthProfile;
   model: string;
-  at: number;
-  wait: number;
+  at: number; // a time in ms; 0 if they can be used now
+  wait: number; // ms from now until then
 }
 
 /**
@@ -4642,6 +4645,8 @@ interface Choice {
  */
 export class ProfileManager {
   readonly profiles: AuthProfile[];
+  // By id. One that has ended stays until an attempt succeeds, because its count makes the next one
+  // longer.
   readonly cooldowns: Map<string, Cooldown>;
   #file: string;
   #now: () => number;
@@ -4670,7 +4675,6 @@ export class ProfileManager {
    * with the first model before the next model is. Throws if there is no key.
    */
   choose(models: string[]): Choice {
-    // It stays with a key that works, because another account has none of the prompt in its cache.
     const { profiles } = this;
     const order = [...profiles.slice(this.#current), ...profiles.slice(0, this.#current)];
     let best: Omit<Choice, "wait"> | undefined;
@@ -4681,6 +4685,8 @@ export class ProfileManager {
       }
     }
     if (!best) throw new Error("there is no key");
+    // The next choice begins with this key, so it stays with a key that works. Another account has
+    // none of the prompt in its cache.
     this.#current = profiles.indexOf(best.profile);
     return { ...best, wait: Math.max(0, best.at - this.#now()) };
   }
@@ -4702,7 +4708,8 @@ export class ProfileManager {
 
   /** Forgets the failures of keys and models that have just worked. */
   succeed(ids: string[]): void {
-    // A cooldown that is running began after this attempt did, so it is the newer information.
+    // A cooldown that is running began after this attempt did, because an attempt begins only when
+    // everything is ready. So it is the newer information.
     const ended = ids.filter((id) => this.cooldowns.has(id) && this.readyAt(id) === 0);
     if (ended.length === 0) return;
     for (const id of ended) this.cooldowns.delete(id);
@@ -4726,9 +4733,10 @@ export class ProfileManager {
 const cooldownId = ({ name, key }: AuthProfile) =>
   `${name} ${sha256(key).digest("hex").slice(0, 8)}`;
 
-// The deadline of a turn: ms for all its waits and failed attempts together. Without it a turn with
-// two keys might never end, because while one of them is silent for a minute the cooldown of the
-// other ends, and so there is always one that can be tried.
+// ms of a turn for its waits and its failed attempts, of which each counts for a minute at most. It
+// is no deadline: nothing stops an attempt that runs, and the one that succeeds counts for nothing.
+// Without it a turn with two keys might never end, because while one of them is silent for a minute
+// the cooldown of the other ends, and so there is always one that can be tried.
 const RETRY_BUDGET = 120_000;
 
 export interface TurnOptions {
@@ -4760,8 +4768,10 @@ export class ResilienceRunner {
   async run(options: TurnOptions, inner: (options: TurnOptions) => Promise<void>): Promise<void> {
     const models = [options.agent?.model ?? MODEL, ...this.fallbacks];
     let budget = RETRY_BUDGET;
-    let failure: unknown;
+    let failure: Error | undefined;
     let choice = this.#profiles.choose(models);
+    // The loop is left by an attempt that succeeds, by what #attempt throws, and when the next wait
+    // is longer than what is left of the budget. That may be less than 0: then not even 0 ms fit.
     while (choice.wait <= budget) {
       await this.#wait(choice, options);
       const startedAt = this.#now();
@@ -4785,19 +4795,21 @@ export class ResilienceRunner {
   }
 
   /**
-   * Gives undefined if the attempt succeeded, or the failure that started a cooldown. Throws what
-   * another key or model would not change, for example a full disk or an invalid request.
+   * Gives undefined if the attempt succeeded. After a failure that another key or model may cure it
+   * starts a cooldown and gives the error. It throws all other errors, for example a full disk or
+   * an invalid request.
    */
   async #attempt(
     { profile, model }: Choice,
     options: TurnOptions,
     inner: (options: TurnOptions) => Promise<void>,
-  ): Promise<unknown> {
+  ): Promise<Error | undefined> {
     const client = new Anthropic({ apiKey: profile.key });
     try {
       await inner({ ...options, client, model });
     } catch (error) {
       const reason = classifyFailure(error);
+      // An error of our own, such as a full disk, is "unknown" as well, so its class is asked for.
       const isCurable =
         error instanceof Anthropic.AnthropicError && COOLDOWNS[reason] !== undefined;
       if (!isCurable) throw error;
@@ -4813,8 +4825,9 @@ export class ResilienceRunner {
   }
 }
 
-// It is the outermost layer, so an overflow gets here only when the context guard, the layer inside
-// it, can't shorten the conversation any further. `app` is missing only in tests without a program.
+// It is outside the context guard: the guard shortens the conversation and tries again with the
+// same key first, so an overflow gets here only when the guard can't shorten it any further. `app`
+// is missing only in tests without a program.
 MIDDLEWARE.unshift((_conversation, options, next) =>
   options.app ? options.app.resilience.run(options, next) : next(options),
 );
@@ -4826,7 +4839,8 @@ function retryAfterOf(error: unknown): number {
 }
 
 // ms without a byte after which a stream counts as failed. A connection whose other side has
-// disappeared never ends by itself, so the turn would wait for ever.
+// disappeared never ends by itself, so the turn would wait for ever. It is also the most that a
+// failed attempt takes from the retry budget.
 const IDLE_TIMEOUT = 60_000;
 
 /**
