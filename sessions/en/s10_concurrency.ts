@@ -4938,10 +4938,11 @@ function profilesFrom(setting: Setting): AuthProfile[] {
 
 // ---- s10 · Concurrency ----
 
-// Up to s09 each conversation has a chain of promises, and nothing else limits the program. So a
-// hundred people who write at once cause a hundred model calls at once, and so do all the messages
-// that wait in the inbox at a start (a thundering herd). And a turn that hangs holds up its
-// conversation for ever, as well as the cron jobs, because they wait until no person's turn runs.
+// In the sections up to s09 each conversation has a chain of promises, and nothing else limits the
+// program. So a hundred people who write at once cause a hundred model calls at once, and so do all
+// the messages that wait in the inbox at a start (a thundering herd). And a turn that hangs holds
+// up its conversation for ever, as well as the cron jobs, because they wait until no person's turn
+// runs.
 //
 // A lane is a FIFO queue with a concurrency limit (a semaphore) and a timeout for each task. A turn
 // passes through two of them: the lane of its conversation keeps the order, and inside it a lane
@@ -4964,10 +4965,13 @@ async function endOfGracePeriod(signal: AbortSignal): Promise<never> {
   throw new LaneError("it did not stop within 2 s");
 }
 
-/** The way to end a task that runs. Its signal aborts at Ctrl+C, too, which is no failure. */
+/**
+ * A task that runs, and the way to stop it: the signal of `control`, which the task was given. That
+ * aborts also when the caller's signal does (Ctrl+C), which is no failure.
+ */
 class RunningTask {
   readonly control = new AbortController();
-  // Not the reason of the signal: if a reset comes after Ctrl+C, the signal keeps its first reason.
+  // Why the lane stopped it. signal.reason would not do, since it keeps the first reason (Ctrl+C).
   stoppedBy: LaneError | undefined;
 
   stop(why: LaneError): void {
@@ -4977,22 +4981,22 @@ class RunningTask {
 }
 
 /**
- * Gives what the task gives, or rejects when its grace period is over. JavaScript can't kill a
- * promise, so a task that ignores its signal lives on; but nobody waits for it any longer, and
- * what it throws later is ignored.
+ * Runs a task until it ends, or until its signal has aborted and the grace period is over. Gives
+ * what it gives. JavaScript can't kill a promise, so a task that ignores its signal lives on; but
+ * nobody waits for it any longer, and what it throws later is ignored.
  */
-async function withDeadline<T>(task: Task<T>, running: RunningTask): Promise<T> {
+async function untilStopped<T>(task: Task<T>, running: RunningTask): Promise<T> {
   const { signal } = running.control;
   const answer = Promise.race([task(signal), endOfGracePeriod(signal)]);
-  await Promise.allSettled([answer]);
+  await Promise.allSettled([answer]); // waits for the end, and does not throw
   // A task that the lane has stopped fails for this reason, whatever it gave or threw afterwards.
   if (running.stoppedBy) throw running.stoppedBy;
-  return answer;
+  return answer; // it throws here what the race threw
 }
 
 /** A task that has not started, and what its caller gets if it is refused. */
 interface WaitingTask {
-  start(): void;
+  run(): void;
   reject(error: LaneError): void;
 }
 
@@ -5029,27 +5033,31 @@ export class LaneQueue {
   /** Gives what the task gives. Rejects as the task does, or with a LaneError if it is stopped. */
   enqueue<T>(task: Task<T>, signal?: AbortSignal): Promise<T> {
     return new Promise((resolve, reject) => {
-      const start = () => {
-        // The signal may abort when the task has long been started or refused.
-        if (!this.waiting.has(entry)) return;
-        this.waiting.delete(entry);
-        this.#run(task, signal).then(resolve, reject);
-      };
-      const entry = { start, reject };
+      const run = () => void this.#run(task, signal).then(resolve, reject);
+      const entry: WaitingTask = { run, reject };
       this.waiting.add(entry);
-      // After Ctrl+C a waiting task starts at once, even if the limit is reached. It ends at once,
-      // too, but it has to run, because a turn stores what the person said.
-      signal?.addEventListener("abort", start, { once: true });
-      if (signal?.aborted) start();
+      // A turn has to run to store what the person said. So after Ctrl+C a waiting task is started
+      // and not dropped. It starts at once, even if the limit is reached, because it ends at once.
+      const onAbort = () => {
+        // The signal may abort when the task has long been started or refused.
+        if (this.waiting.has(entry)) this.#start(entry);
+      };
+      signal?.addEventListener("abort", onAbort, { once: true });
+      if (signal?.aborted) onAbort();
       this.#pump();
     });
   }
 
+  #start(entry: WaitingTask): void {
+    this.waiting.delete(entry);
+    entry.run();
+  }
+
   /** Starts waiting tasks, the oldest first, until the limit is reached. */
   #pump(): void {
-    for (const { start } of this.waiting) {
+    for (const entry of this.waiting) {
       if (this.active >= this.limit) return;
-      start();
+      this.#start(entry);
     }
   }
 
@@ -5066,7 +5074,7 @@ export class LaneQueue {
     this.#running.add(running);
     this.active++;
     try {
-      return await withDeadline(task, running);
+      return await untilStopped(task, running);
     } finally {
       clearTimeout(timer);
       signal?.removeEventListener("abort", interrupt);
@@ -5082,6 +5090,7 @@ export class LaneQueue {
     return setTimeout(() => running.stop(error), this.timeout * 1000);
   }
 
+  /** Gives a place back, unless there was a reset since: that has freed it and pumped already. */
   #release(generation: number): void {
     if (generation !== this.generation) return;
     this.active--;
@@ -5109,8 +5118,10 @@ export class LaneQueue {
 }
 
 /**
- * All lanes by name. The named lanes limit how many turns run side by side, and exist for ever. Any
- * other name is a conversation, whose lane (one at a time, no timeout) exists while it has work.
+ * All lanes by name. A command is here a unit of work, as in OpenClaw, and no slash command. The
+ * named lanes limit how many turns run side by side, and exist for ever. Any other name is that of
+ * a conversation or of a recipient of deliveries. Its lane (one at a time, no timeout) exists while
+ * it has work.
  */
 export class CommandQueue {
   readonly lanes: Map<string, LaneQueue>;
@@ -5121,7 +5132,9 @@ export class CommandQueue {
   constructor(named: Record<string, [limit: number, timeout: number]>) {
     this.named = Object.keys(named);
     const lanes = Object.entries(named);
-    this.lanes = new Map(lanes.map(([name, [limit, s]]) => [name, new LaneQueue(limit, s)]));
+    this.lanes = new Map(
+      lanes.map(([name, [limit, timeout]]) => [name, new LaneQueue(limit, timeout)]),
+    );
   }
 
   /**
@@ -5130,6 +5143,7 @@ export class CommandQueue {
    */
   run<T>(name: string, task: Task<T>, signal?: AbortSignal): Promise<T> {
     const isNamed = this.named.includes(name);
+    // The other lanes go on, because a turn that ends hands its reply to the lane of its recipient.
     if (this.#isStopping && isNamed) return Promise.reject(new StoppingError("stopping"));
     const lane = this.lanes.get(name) ?? new LaneQueue();
     this.lanes.set(name, lane);
@@ -5140,6 +5154,8 @@ export class CommandQueue {
       // Otherwise there would soon be a lane for everybody who has ever written.
       if (!isNamed && !this.isBusy(name)) this.lanes.delete(name);
     };
+    // The second `forget` also marks a rejection as handled, so that one of which the caller takes
+    // no notice does not end the program.
     answer.then(forget, forget);
     return answer;
   }
@@ -5178,12 +5194,12 @@ export class CommandQueue {
 export const LANES = new CommandQueue({ main: [4, 1800], cron: [1, 3600], heartbeat: [1, 600] });
 
 /**
- * Runs a turn in a named lane. A turn that was stopped may still be at work somewhere, so its
- * conversation is closed to it; the next turn opens the file anew.
+ * Runs a turn in a named lane. A turn that was stopped may still be at work somewhere, so the
+ * Session object that it has is closed and writes no more; the next turn opens the file anew.
  */
-async function inLane<T>(lane: string, app: App, key: string, turn: Task<T>, stop?: AbortSignal) {
+async function inLane<T>(lane: string, app: App, key: string, turn: Task<T>, signal?: AbortSignal) {
   try {
-    return await LANES.run(lane, turn, stop);
+    return await LANES.run(lane, turn, signal);
   } catch (error) {
     if (error instanceof LaneError) app.store.close(key);
     throw error;
@@ -5194,13 +5210,14 @@ async function inLane<T>(lane: string, app: App, key: string, turn: Task<T>, sto
  * People go first. A job waits for them outside of its lane, because the lane's timeout or a reset
  * would end it in there. If somebody wrote while it was queued, it gives its place back.
  */
-async function answerJobInLane(app: App, message: Routed, stop?: AbortSignal): Promise<string> {
-  const task = async (signal: AbortSignal) =>
-    app.activeTurns.size > 0 ? undefined : answerJob(app, message, signal);
-  let answer: string | undefined;
-  while (answer === undefined) {
+async function answerJobInLane(app: App, message: Routed, signal?: AbortSignal): Promise<string> {
+  const gavePlaceBack = undefined;
+  const task = async (laneSignal: AbortSignal) =>
+    app.activeTurns.size > 0 ? gavePlaceBack : answerJob(app, message, laneSignal);
+  let answer: string | undefined = gavePlaceBack;
+  while (answer === gavePlaceBack) {
     await app.activeTurns.idle();
-    answer = await inLane("cron", app, message.sessionKey, task, stop);
+    answer = await inLane("cron", app, message.sessionKey, task, signal);
   }
   return answer;
 }
@@ -5213,9 +5230,9 @@ async function answerJobInLane(app: App, message: Routed, stop?: AbortSignal): P
 const runUserTurn = (
   app: App,
   { sessionKey }: Routed,
-  stop: AbortSignal | undefined,
+  signal: AbortSignal | undefined,
   turn: Task<string>,
-) => app.activeTurns.track(inLane("main", app, sessionKey, turn, stop));
+) => app.activeTurns.track(inLane("main", app, sessionKey, turn, signal));
 
 /** One entry for each lane that exists now, as `lanes.list` gives it. */
 const describeLanes = () =>
@@ -5234,6 +5251,7 @@ command("lanes", "what runs, and what waits", () =>
 command("enqueue", "<lane> <text>: a turn in a lane; another name makes a lane", (args, app) => {
   const [, lane = "", words] = /^(\S+)\s+(.+)$/.exec(args) ?? [];
   if (!words) throw new Error("a lane and a text: /enqueue main hello");
+  // Such a turn has no session, so nothing of it is stored, and in a new lane it has no timeout.
   const turn = (signal: AbortSignal) => runTurn(new Conversation(), words, { app, signal });
   const place = `${lane} ${words.slice(0, 20)}`;
   LANES.run(lane, turn).then(
