@@ -4094,6 +4094,7 @@ function resumeInbox(app: App): void {
     // the disk is full, the message stays in the inbox. runExclusive handles the rejection.
     if (app.channels.has(message.channel)) void enqueue(app, message);
   }
+  // Jobs come second: the turns of people are under way by then, and a job waits for those.
   for (const message of app.inbox.pending()) {
     if (message.channel === "cron") void enqueue(app, message);
   }

@@ -4037,7 +4037,7 @@ export interface Delivery {
   enqueuedAt: number;
   nextAttemptAt: number; // not before
   failures: number;
-  unfinished: number; // sends during which the program ended, so nobody knows what became of them
+  unfinished: number; // sends that began and have no recorded end; after a crash in one, above 0
   error?: string; // of a dead letter: why it was given up
 }
 
@@ -4069,12 +4069,13 @@ function newDelivery(id: string, { channel, to, text }: Content, now = Date.now(
 }
 
 /**
- * The id under which a person is told that a turn failed. After a crash the turn may have an answer
- * after all, and under the same id the queue would drop that answer as a repetition.
+ * The id under which a person is told that a turn failed. The ids of a reply are the message's id,
+ * "#" and a number. The notice gets a "!" before them, because after a crash the turn may have an
+ * answer after all, and that must not be taken for a duplicate of the notice.
  */
 const failureReplyId = (messageId: string) => `${messageId}!`;
 
-// Order matters only for each recipient, because nobody sees when somebody else's reply came.
+// The key of `waiting`.
 const recipientOf = ({ channel, to }: Omit<Content, "text">) => `${channel} ${to}`;
 const replyOf = ({ id }: Delivery) => id.replace(/#\d+$/, ""); // the same for all parts of a reply
 
@@ -4083,7 +4084,9 @@ const replyOf = ({ id }: Delivery) => id.replace(/#\d+$/, ""); // the same for a
  * dead letters. Their files are moved to the folder "failed", from which /retry sends them again.
  */
 export class DeliveryQueue extends Spool<Delivery> {
-  readonly waiting = new Map<string, Delivery[]>(); // by recipient, the oldest first
+  // By recipient, the oldest first. Order matters only within the deliveries for one recipient,
+  // because nobody sees when somebody else's reply came.
+  readonly waiting = new Map<string, Delivery[]>();
   readonly #failed: string;
 
   constructor(dir: string) {
@@ -4102,17 +4105,17 @@ export class DeliveryQueue extends Spool<Delivery> {
 
   #list(delivery: Delivery): void {
     const recipient = recipientOf(delivery);
-    const line = this.waiting.get(recipient) ?? [];
-    line.push(delivery);
-    this.waiting.set(recipient, line);
+    const queued = this.waiting.get(recipient) ?? [];
+    queued.push(delivery);
+    this.waiting.set(recipient, queued);
   }
 
   #unlist(delivery: Delivery): void {
     const recipient = recipientOf(delivery);
-    const line = this.waiting.get(recipient) ?? [];
-    const place = line.findIndex(({ id }) => id === delivery.id); // most often 0
-    if (place >= 0) line.splice(place, 1);
-    if (line.length === 0) this.waiting.delete(recipient);
+    const queued = this.waiting.get(recipient) ?? [];
+    const place = queued.indexOf(delivery); // most often 0
+    if (place >= 0) queued.splice(place, 1);
+    if (queued.length === 0) this.waiting.delete(recipient);
   }
 
   override add(delivery: Delivery): boolean {
@@ -4127,11 +4130,14 @@ export class DeliveryQueue extends Spool<Delivery> {
     this.#unlist(delivery);
   }
 
-  /** Gives up a reply, from the part `delivery` on. Gives all parts of which that is true. */
+  /**
+   * Makes dead letters of what is left of a reply: of `delivery` and of the parts behind it, since
+   * the earlier ones have been sent. Gives these parts.
+   */
   deadLetter(delivery: Delivery, why: string): Delivery[] {
-    const line = this.waiting.get(recipientOf(delivery)) ?? [];
-    // Without this part the rest of the reply would make no sense.
-    const parts = line.filter((one) => replyOf(one) === replyOf(delivery));
+    const queued = this.waiting.get(recipientOf(delivery)) ?? [];
+    // Without this part the others would make no sense.
+    const parts = queued.filter((one) => replyOf(one) === replyOf(delivery));
     // The last part is moved first. After a crash in between, the first one is therefore still in
     // the queue, and takes the others along when it is given up again.
     for (const part of parts.toReversed()) this.#moveToDeadLetters(part, why);
@@ -4141,6 +4147,7 @@ export class DeliveryQueue extends Spool<Delivery> {
   #moveToDeadLetters(delivery: Delivery, why: string): void {
     const kept = this.entries.get(delivery.id);
     if (!kept) return;
+    // The reason is written first, so a file in failed/ always has one.
     delivery.error = why;
     this.save(delivery);
     fs.renameSync(kept.file, path.join(this.#failed, path.basename(kept.file)));
@@ -4176,7 +4183,9 @@ export class DeliveryQueue extends Spool<Delivery> {
   }
 }
 
-const BACKOFF = [5, 25, 120, 600]; // seconds to wait after the first failure, the second, …
+// One entry for each retry: how many seconds it comes after the failure before it. A delivery whose
+// last retry has failed, too, is given up.
+const BACKOFF = [5, 25, 120, 600];
 const EXPIRES = 24 * 3600 * 1000; // ms; an older reply would only puzzle people
 
 /** Jitter: up to a quarter longer, so that not all deliveries are tried in the same second. */
@@ -4192,7 +4201,7 @@ function backoff(failures: number, retryAfter = 0): number | undefined {
   return Math.ceil(Math.max(withJitter(seconds), retryAfter));
 }
 
-/** When to do something about a delivery, in ms. */
+/** When a delivery has to be looked at next, in ms: for its next attempt, or when it expires. */
 function dueAt({ enqueuedAt, nextAttemptAt }: Delivery, now: number): number {
   // It was enqueued in the future, so somebody has put the clock back: its times mean nothing.
   if (enqueuedAt > now) return now;
@@ -4200,7 +4209,10 @@ function dueAt({ enqueuedAt, nextAttemptAt }: Delivery, now: number): number {
   return Math.min(nextAttemptAt, enqueuedAt + EXPIRES + 1);
 }
 
-/** The kinds of failure that can be simulated. To add one, push its name and ask `take` for it. */
+/**
+ * The kinds of failure that can be simulated. To add one, push its name, and call `take` with it
+ * where such a failure is to happen, as s09 does.
+ */
 const SIMULATED_KINDS = ["delivery"];
 
 /** Failures that somebody ordered, to see what the program does about them. */
@@ -4229,7 +4241,7 @@ export class DeliveryRunner {
   #simulated: SimulatedFailures;
   #now: () => number;
   #timers = new Map<string, NodeJS.Timeout>(); // by recipient
-  #taken = new Set<string>(); // ids that the platform has taken and that are still in the queue
+  #sentNotAcknowledged = new Set<string>(); // ids that were sent, while acknowledging them failed
 
   constructor(
     queue: DeliveryQueue,
@@ -4250,7 +4262,10 @@ export class DeliveryRunner {
     }
   }
 
-  /** Goes on with one recipient. However much waits for them, it is one timer. */
+  /**
+   * Goes on with one recipient, of whom runExclusive keeps order as it does of a conversation.
+   * However much waits for them, it is one timer.
+   */
   wake(recipient: string): void {
     this.#clearTimer(recipient);
     runExclusive(`delivery ${recipient}`, () => this.#work(recipient)).catch((error) => {
@@ -4291,23 +4306,23 @@ export class DeliveryRunner {
 
   /** Sends a delivery. If that fails, it is postponed, or it becomes a dead letter. */
   async #process(delivery: Delivery): Promise<void> {
-    // What was taken is not sent again, even if a full disk kept it from being acknowledged.
-    if (!this.#taken.has(delivery.id)) {
+    // What was sent is not sent again, even if a full disk kept it from being acknowledged.
+    if (!this.#sentNotAcknowledged.has(delivery.id)) {
       const why = this.#whyHopeless(delivery);
       if (why) return this.#giveUp(delivery, why);
       const failure = await this.#attempt(delivery);
-      if (failure) return this.#postpone(delivery, failure);
-      this.#taken.add(delivery.id);
+      if (failure) return this.#handleFailure(delivery, failure);
+      this.#sentNotAcknowledged.add(delivery.id);
     }
     this.#queue.acknowledge(delivery);
-    this.#taken.delete(delivery.id);
+    this.#sentNotAcknowledged.delete(delivery.id);
     this.stats.sent += 1;
   }
 
   /** Why no attempt makes sense any more, or "". */
   #whyHopeless({ enqueuedAt, unfinished }: Delivery): string {
     if (this.#now() - enqueuedAt > EXPIRES) return "older than 24 hours";
-    // It may have arrived twice by now, and perhaps it is what kills the program.
+    // Two sends were cut off: it may have arrived twice, or it may be what kills the program.
     if (unfinished > 1) return "the program ended twice while this was sent";
     return "";
   }
@@ -4318,7 +4333,8 @@ export class DeliveryRunner {
     if (unfinished > 0) warn(`${id}: the program ended while this was sent. It may arrive twice.`);
     // In the file the send counts as unfinished until it has ended, one way or the other.
     this.#queue.save({ ...delivery, unfinished: unfinished + 1 });
-    delivery.unfinished += 1; // only now, because on a full disk no send has begun
+    // The file comes first: if writing it throws, nothing was sent, and memory must not say so.
+    delivery.unfinished += 1;
     const target = this.#channels.get(channel);
     if (!target) return new SendError("no channel", false);
     if (this.#simulated.take("delivery")) return new SendError("simulated", false);
@@ -4330,7 +4346,8 @@ export class DeliveryRunner {
     }
   }
 
-  #postpone(delivery: Delivery, { message, permanent, retryAfter }: SendError): void {
+  /** Postpones a delivery, or gives it up if another attempt makes no sense. */
+  #handleFailure(delivery: Delivery, { message, permanent, retryAfter }: SendError): void {
     delivery.failures += 1;
     const seconds = backoff(delivery.failures, retryAfter);
     if (permanent || seconds === undefined) {
@@ -4358,6 +4375,17 @@ async function drained(): Promise<void> {
   while (tails.size > 0) await Promise.allSettled(tails.values());
 }
 
+const MIN_FENCED = 60; // in less room than that, code blocks are cut like everything else
+const CLOSING_ROOM = 9; // a new line and the longest fence that we recognise
+const MAX_OPENING = 30; // of an opening line this long, only the marks are repeated, to save room
+const FENCE = /^ {0,3}(`{3,8}|~{3,8})(.*)/;
+
+/** How a piece of a text ends, which decides how the next one begins. */
+interface PieceEnd {
+  openFence: string; // the line that opened the code block in which it ends, or "" if in none
+  endsMidLine: boolean;
+}
+
 /**
  * Cuts a text into pieces of at most `limit` UTF-16 units: between paragraphs, else lines, else
  * sentences, else words, and never within what people see as one character. A code block that is
@@ -4366,47 +4394,51 @@ async function drained(): Promise<void> {
 export function chunkMessage(text: string, limit: number): string[] {
   const chunks: string[] = [];
   let rest = text;
-  let fence = ""; // the line that opened the code block in which the last piece ended
-  let isMidLine = false; // the last piece ended in the middle of a line
+  let previous: PieceEnd = { openFence: "", endsMidLine: false };
   while (rest.trim()) {
-    const piece = nextPiece(rest, limit, fence);
+    const piece = nextPiece(rest, limit, previous.openFence);
     rest = rest.slice(piece.length);
-    const before = fence;
-    if (limit >= MIN_FENCED) fence = fenceAfter(piece, before, isMidLine);
-    isMidLine = !piece.endsWith("\n");
-    const chunk = withFences(piece, before, rest ? fence : "");
+    const end = endOf(piece, previous, limit);
+    const chunk = withFences(piece, previous.openFence, rest ? end.openFence : "");
     if (chunk) chunks.push(chunk);
-    if (!fence) rest = withoutGap(rest, isMidLine); // but code keeps its empty lines
+    // A chunk that begins in a code block keeps the empty lines at its beginning.
+    if (!end.openFence) rest = withoutGap(rest, end.endsMidLine);
+    previous = end;
   }
   return chunks;
 }
 
-/** What goes into the next chunk: all of it, if it fits. `fence` is repeated in front of it. */
-function nextPiece(text: string, limit: number, fence: string): string {
-  const room = fence ? limit - fence.length - 1 : limit;
+/** What goes into the next chunk: all of it, if it fits. `openFence` is repeated in front of it. */
+function nextPiece(text: string, limit: number, openFence: string): string {
+  const room = openFence ? limit - openFence.length - 1 : limit;
   if (text.length <= room) return text;
   return text.slice(0, cutAt(text, limit < MIN_FENCED ? room : room - CLOSING_ROOM));
 }
 
-/** A piece with the fences that open its first code block and close its last one. */
-function withFences(piece: string, before: string, after: string): string {
-  if (!before && !piece.trim()) return ""; // no platform takes an empty message
-  const opening = before ? `${before}\n` : "";
-  const closing = after ? `\n${fenceMarks(after)}` : "";
+function endOf(piece: string, previous: PieceEnd, limit: number): PieceEnd {
+  const endsMidLine = !piece.endsWith("\n");
+  if (limit < MIN_FENCED) return { openFence: "", endsMidLine };
+  // A piece begins in the middle of a line if the one before it ends there.
+  return { openFence: fenceAfter(piece, previous.openFence, previous.endsMidLine), endsMidLine };
+}
+
+/**
+ * A piece that is to be sent. If it begins in a code block, the block is opened again by the line
+ * `openFence`. If it ends in one, that is closed; `endFence` is the line that opened it.
+ */
+function withFences(piece: string, openFence: string, endFence: string): string {
+  if (!openFence && !piece.trim()) return ""; // no platform takes an empty message
+  const opening = openFence ? `${openFence}\n` : "";
+  const closing = endFence ? `\n${fenceMarks(endFence)}` : "";
   return `${opening}${piece.trimEnd()}${closing}`;
 }
 
 /** Between two messages nobody needs an empty line, nor the space at which a line was cut. */
-function withoutGap(rest: string, isMidLine: boolean): string {
+function withoutGap(rest: string, startsMidLine: boolean): string {
   const [emptyLines] = /^\s*\n/.exec(rest) ?? [];
   if (emptyLines) return rest.slice(emptyLines.length);
-  return isMidLine && rest.startsWith(" ") ? rest.slice(1) : rest;
+  return startsMidLine && rest.startsWith(" ") ? rest.slice(1) : rest;
 }
-
-const MIN_FENCED = 60; // in less room than that, code blocks are cut like everything else
-const CLOSING_ROOM = 9; // a new line and the longest fence that we recognise
-const MAX_OPENING = 30; // of a longer line only the marks are repeated, since it leaves no room
-const FENCE = /^ {0,3}(`{3,8}|~{3,8})(.*)/;
 
 /** The marks of a line that opens or closes a code block, for example "~~~". Otherwise "". */
 function fenceMarks(line: string): string {
@@ -4417,11 +4449,11 @@ function fenceMarks(line: string): string {
 }
 
 /** The line that opened the code block in which a piece ends, or "" if it ends in none. */
-function fenceAfter(piece: string, before: string, isMidLine: boolean): string {
+function fenceAfter(piece: string, openFence: string, startsMidLine: boolean): string {
   const lines = piece.split("\n");
   // Backticks are a fence only where a line begins, so the rest of a line that was cut has none.
-  if (isMidLine) lines.shift();
-  let open = before;
+  if (startsMidLine) lines.shift();
+  let open = openFence;
   for (const line of lines) {
     const marks = fenceMarks(line);
     if (!marks) continue;
@@ -4440,6 +4472,8 @@ function closesFence(line: string, open: string): boolean {
 // The places at which a text may be cut, the best first: paragraphs, lines, sentences, words.
 const BOUNDARIES = [/\n\s*\n/g, /\n/g, /[.!?](?=\s)|[。！？…]/g, /\s/g];
 const GRAPHEMES = new Intl.Segmenter("und", { granularity: "grapheme" });
+const MAX_CLUSTER = 50; // units; no grapheme cluster that we expect is longer
+const SURROGATE_PAIR = 2; // units of a character that does not fit into one
 
 /** How much of a text to take: at most `room` units, but at least one character. */
 function cutAt(text: string, room: number): number {
@@ -4447,7 +4481,8 @@ function cutAt(text: string, room: number): number {
   for (const boundary of BOUNDARIES) {
     const last = [...head.matchAll(boundary)].at(-1);
     const size = last ? last.index + last[0].length : 0;
-    // A boundary near the beginning would leave one line in a message, and the rest for the next.
+    // After a boundary near the beginning a heading might be a message of its own. If each piece
+    // fills at least a third of the room, there are about three times too many of them at worst.
     if (size > room / 3) return size;
   }
   return cutBetweenGraphemes(text, room);
@@ -4455,12 +4490,12 @@ function cutAt(text: string, room: number): number {
 
 /** A grapheme cluster is what people see as one character; the emoji of a family has 11 units. */
 function cutBetweenGraphemes(text: string, room: number): number {
-  const cluster = GRAPHEMES.segment(text.slice(0, room + 50)).containing(room);
+  const cluster = GRAPHEMES.segment(text.slice(0, room + MAX_CLUSTER)).containing(room);
   if (cluster && cluster.index > 0) return cluster.index;
   // One cluster fills all the room, so it has to be cut, but not between two halves of a character.
   const endsInHalf = /[\ud800-\udbff]$/.test(text.slice(0, room));
   if (!endsInHalf) return room;
-  return room > 1 ? room - 1 : 2;
+  return room > 1 ? room - 1 : SURROGATE_PAIR;
 }
 
 method("delivery.status", {}, [], (_params, { queue, delivery }) => ({
@@ -4591,6 +4626,7 @@ function resumeInbox(app: App): void {
     // the disk is full, the message stays in the inbox. runExclusive handles the rejection.
     if (app.channels.has(message.channel)) void enqueue(app, message);
   }
+  // Jobs come second: the turns of people are under way by then, and a job waits for those.
   for (const message of app.inbox.pending()) {
     if (message.channel === "cron") void enqueue(app, message);
   }

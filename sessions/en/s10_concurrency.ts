@@ -4059,7 +4059,7 @@ export interface Delivery {
   enqueuedAt: number;
   nextAttemptAt: number; // not before
   failures: number;
-  unfinished: number; // sends during which the program ended, so nobody knows what became of them
+  unfinished: number; // sends that began and have no recorded end; after a crash in one, above 0
   error?: string; // of a dead letter: why it was given up
 }
 
@@ -4091,12 +4091,13 @@ function newDelivery(id: string, { channel, to, text }: Content, now = Date.now(
 }
 
 /**
- * The id under which a person is told that a turn failed. After a crash the turn may have an answer
- * after all, and under the same id the queue would drop that answer as a repetition.
+ * The id under which a person is told that a turn failed. The ids of a reply are the message's id,
+ * "#" and a number. The notice gets a "!" before them, because after a crash the turn may have an
+ * answer after all, and that must not be taken for a duplicate of the notice.
  */
 const failureReplyId = (messageId: string) => `${messageId}!`;
 
-// Order matters only for each recipient, because nobody sees when somebody else's reply came.
+// The key of `waiting`.
 const recipientOf = ({ channel, to }: Omit<Content, "text">) => `${channel} ${to}`;
 const replyOf = ({ id }: Delivery) => id.replace(/#\d+$/, ""); // the same for all parts of a reply
 
@@ -4105,7 +4106,9 @@ const replyOf = ({ id }: Delivery) => id.replace(/#\d+$/, ""); // the same for a
  * dead letters. Their files are moved to the folder "failed", from which /retry sends them again.
  */
 export class DeliveryQueue extends Spool<Delivery> {
-  readonly waiting = new Map<string, Delivery[]>(); // by recipient, the oldest first
+  // By recipient, the oldest first. Order matters only within the deliveries for one recipient,
+  // because nobody sees when somebody else's reply came.
+  readonly waiting = new Map<string, Delivery[]>();
   readonly #failed: string;
 
   constructor(dir: string) {
@@ -4124,17 +4127,17 @@ export class DeliveryQueue extends Spool<Delivery> {
 
   #list(delivery: Delivery): void {
     const recipient = recipientOf(delivery);
-    const line = this.waiting.get(recipient) ?? [];
-    line.push(delivery);
-    this.waiting.set(recipient, line);
+    const queued = this.waiting.get(recipient) ?? [];
+    queued.push(delivery);
+    this.waiting.set(recipient, queued);
   }
 
   #unlist(delivery: Delivery): void {
     const recipient = recipientOf(delivery);
-    const line = this.waiting.get(recipient) ?? [];
-    const place = line.findIndex(({ id }) => id === delivery.id); // most often 0
-    if (place >= 0) line.splice(place, 1);
-    if (line.length === 0) this.waiting.delete(recipient);
+    const queued = this.waiting.get(recipient) ?? [];
+    const place = queued.indexOf(delivery); // most often 0
+    if (place >= 0) queued.splice(place, 1);
+    if (queued.length === 0) this.waiting.delete(recipient);
   }
 
   override add(delivery: Delivery): boolean {
@@ -4149,11 +4152,14 @@ export class DeliveryQueue extends Spool<Delivery> {
     this.#unlist(delivery);
   }
 
-  /** Gives up a reply, from the part `delivery` on. Gives all parts of which that is true. */
+  /**
+   * Makes dead letters of what is left of a reply: of `delivery` and of the parts behind it, since
+   * the earlier ones have been sent. Gives these parts.
+   */
   deadLetter(delivery: Delivery, why: string): Delivery[] {
-    const line = this.waiting.get(recipientOf(delivery)) ?? [];
-    // Without this part the rest of the reply would make no sense.
-    const parts = line.filter((one) => replyOf(one) === replyOf(delivery));
+    const queued = this.waiting.get(recipientOf(delivery)) ?? [];
+    // Without this part the others would make no sense.
+    const parts = queued.filter((one) => replyOf(one) === replyOf(delivery));
     // The last part is moved first. After a crash in between, the first one is therefore still in
     // the queue, and takes the others along when it is given up again.
     for (const part of parts.toReversed()) this.#moveToDeadLetters(part, why);
@@ -4163,6 +4169,7 @@ export class DeliveryQueue extends Spool<Delivery> {
   #moveToDeadLetters(delivery: Delivery, why: string): void {
     const kept = this.entries.get(delivery.id);
     if (!kept) return;
+    // The reason is written first, so a file in failed/ always has one.
     delivery.error = why;
     this.save(delivery);
     fs.renameSync(kept.file, path.join(this.#failed, path.basename(kept.file)));
@@ -4198,7 +4205,9 @@ export class DeliveryQueue extends Spool<Delivery> {
   }
 }
 
-const BACKOFF = [5, 25, 120, 600]; // seconds to wait after the first failure, the second, …
+// One entry for each retry: how many seconds it comes after the failure before it. A delivery whose
+// last retry has failed, too, is given up.
+const BACKOFF = [5, 25, 120, 600];
 const EXPIRES = 24 * 3600 * 1000; // ms; an older reply would only puzzle people
 
 /** Jitter: up to a quarter longer, so that not all deliveries are tried in the same second. */
@@ -4214,7 +4223,7 @@ function backoff(failures: number, retryAfter = 0): number | undefined {
   return Math.ceil(Math.max(withJitter(seconds), retryAfter));
 }
 
-/** When to do something about a delivery, in ms. */
+/** When a delivery has to be looked at next, in ms: for its next attempt, or when it expires. */
 function dueAt({ enqueuedAt, nextAttemptAt }: Delivery, now: number): number {
   // It was enqueued in the future, so somebody has put the clock back: its times mean nothing.
   if (enqueuedAt > now) return now;
@@ -4222,7 +4231,10 @@ function dueAt({ enqueuedAt, nextAttemptAt }: Delivery, now: number): number {
   return Math.min(nextAttemptAt, enqueuedAt + EXPIRES + 1);
 }
 
-/** The kinds of failure that can be simulated. To add one, push its name and ask `take` for it. */
+/**
+ * The kinds of failure that can be simulated. To add one, push its name, and call `take` with it
+ * where such a failure is to happen, as s09 does.
+ */
 const SIMULATED_KINDS = ["delivery"];
 
 /** Failures that somebody ordered, to see what the program does about them. */
@@ -4251,7 +4263,7 @@ export class DeliveryRunner {
   #simulated: SimulatedFailures;
   #now: () => number;
   #timers = new Map<string, NodeJS.Timeout>(); // by recipient
-  #taken = new Set<string>(); // ids that the platform has taken and that are still in the queue
+  #sentNotAcknowledged = new Set<string>(); // ids that were sent, while acknowledging them failed
 
   constructor(
     queue: DeliveryQueue,
@@ -4272,7 +4284,10 @@ export class DeliveryRunner {
     }
   }
 
-  /** Goes on with one recipient. However much waits for them, it is one timer. */
+  /**
+   * Goes on with one recipient, of whom runExclusive keeps order as it does of a conversation.
+   * However much waits for them, it is one timer.
+   */
   wake(recipient: string): void {
     this.#clearTimer(recipient);
     runExclusive(`delivery ${recipient}`, () => this.#work(recipient)).catch((error) => {
@@ -4313,23 +4328,23 @@ export class DeliveryRunner {
 
   /** Sends a delivery. If that fails, it is postponed, or it becomes a dead letter. */
   async #process(delivery: Delivery): Promise<void> {
-    // What was taken is not sent again, even if a full disk kept it from being acknowledged.
-    if (!this.#taken.has(delivery.id)) {
+    // What was sent is not sent again, even if a full disk kept it from being acknowledged.
+    if (!this.#sentNotAcknowledged.has(delivery.id)) {
       const why = this.#whyHopeless(delivery);
       if (why) return this.#giveUp(delivery, why);
       const failure = await this.#attempt(delivery);
-      if (failure) return this.#postpone(delivery, failure);
-      this.#taken.add(delivery.id);
+      if (failure) return this.#handleFailure(delivery, failure);
+      this.#sentNotAcknowledged.add(delivery.id);
     }
     this.#queue.acknowledge(delivery);
-    this.#taken.delete(delivery.id);
+    this.#sentNotAcknowledged.delete(delivery.id);
     this.stats.sent += 1;
   }
 
   /** Why no attempt makes sense any more, or "". */
   #whyHopeless({ enqueuedAt, unfinished }: Delivery): string {
     if (this.#now() - enqueuedAt > EXPIRES) return "older than 24 hours";
-    // It may have arrived twice by now, and perhaps it is what kills the program.
+    // Two sends were cut off: it may have arrived twice, or it may be what kills the program.
     if (unfinished > 1) return "the program ended twice while this was sent";
     return "";
   }
@@ -4340,7 +4355,8 @@ export class DeliveryRunner {
     if (unfinished > 0) warn(`${id}: the program ended while this was sent. It may arrive twice.`);
     // In the file the send counts as unfinished until it has ended, one way or the other.
     this.#queue.save({ ...delivery, unfinished: unfinished + 1 });
-    delivery.unfinished += 1; // only now, because on a full disk no send has begun
+    // The file comes first: if writing it throws, nothing was sent, and memory must not say so.
+    delivery.unfinished += 1;
     const target = this.#channels.get(channel);
     if (!target) return new SendError("no channel", false);
     if (this.#simulated.take("delivery")) return new SendError("simulated", false);
@@ -4352,7 +4368,8 @@ export class DeliveryRunner {
     }
   }
 
-  #postpone(delivery: Delivery, { message, permanent, retryAfter }: SendError): void {
+  /** Postpones a delivery, or gives it up if another attempt makes no sense. */
+  #handleFailure(delivery: Delivery, { message, permanent, retryAfter }: SendError): void {
     delivery.failures += 1;
     const seconds = backoff(delivery.failures, retryAfter);
     if (permanent || seconds === undefined) {
@@ -4375,6 +4392,17 @@ export class DeliveryRunner {
   }
 }
 
+const MIN_FENCED = 60; // in less room than that, code blocks are cut like everything else
+const CLOSING_ROOM = 9; // a new line and the longest fence that we recognise
+const MAX_OPENING = 30; // of an opening line this long, only the marks are repeated, to save room
+const FENCE = /^ {0,3}(`{3,8}|~{3,8})(.*)/;
+
+/** How a piece of a text ends, which decides how the next one begins. */
+interface PieceEnd {
+  openFence: string; // the line that opened the code block in which it ends, or "" if in none
+  endsMidLine: boolean;
+}
+
 /**
  * Cuts a text into pieces of at most `limit` UTF-16 units: between paragraphs, else lines, else
  * sentences, else words, and never within what people see as one character. A code block that is
@@ -4383,47 +4411,51 @@ export class DeliveryRunner {
 export function chunkMessage(text: string, limit: number): string[] {
   const chunks: string[] = [];
   let rest = text;
-  let fence = ""; // the line that opened the code block in which the last piece ended
-  let isMidLine = false; // the last piece ended in the middle of a line
+  let previous: PieceEnd = { openFence: "", endsMidLine: false };
   while (rest.trim()) {
-    const piece = nextPiece(rest, limit, fence);
+    const piece = nextPiece(rest, limit, previous.openFence);
     rest = rest.slice(piece.length);
-    const before = fence;
-    if (limit >= MIN_FENCED) fence = fenceAfter(piece, before, isMidLine);
-    isMidLine = !piece.endsWith("\n");
-    const chunk = withFences(piece, before, rest ? fence : "");
+    const end = endOf(piece, previous, limit);
+    const chunk = withFences(piece, previous.openFence, rest ? end.openFence : "");
     if (chunk) chunks.push(chunk);
-    if (!fence) rest = withoutGap(rest, isMidLine); // but code keeps its empty lines
+    // A chunk that begins in a code block keeps the empty lines at its beginning.
+    if (!end.openFence) rest = withoutGap(rest, end.endsMidLine);
+    previous = end;
   }
   return chunks;
 }
 
-/** What goes into the next chunk: all of it, if it fits. `fence` is repeated in front of it. */
-function nextPiece(text: string, limit: number, fence: string): string {
-  const room = fence ? limit - fence.length - 1 : limit;
+/** What goes into the next chunk: all of it, if it fits. `openFence` is repeated in front of it. */
+function nextPiece(text: string, limit: number, openFence: string): string {
+  const room = openFence ? limit - openFence.length - 1 : limit;
   if (text.length <= room) return text;
   return text.slice(0, cutAt(text, limit < MIN_FENCED ? room : room - CLOSING_ROOM));
 }
 
-/** A piece with the fences that open its first code block and close its last one. */
-function withFences(piece: string, before: string, after: string): string {
-  if (!before && !piece.trim()) return ""; // no platform takes an empty message
-  const opening = before ? `${before}\n` : "";
-  const closing = after ? `\n${fenceMarks(after)}` : "";
+function endOf(piece: string, previous: PieceEnd, limit: number): PieceEnd {
+  const endsMidLine = !piece.endsWith("\n");
+  if (limit < MIN_FENCED) return { openFence: "", endsMidLine };
+  // A piece begins in the middle of a line if the one before it ends there.
+  return { openFence: fenceAfter(piece, previous.openFence, previous.endsMidLine), endsMidLine };
+}
+
+/**
+ * A piece that is to be sent. If it begins in a code block, the block is opened again by the line
+ * `openFence`. If it ends in one, that is closed; `endFence` is the line that opened it.
+ */
+function withFences(piece: string, openFence: string, endFence: string): string {
+  if (!openFence && !piece.trim()) return ""; // no platform takes an empty message
+  const opening = openFence ? `${openFence}\n` : "";
+  const closing = endFence ? `\n${fenceMarks(endFence)}` : "";
   return `${opening}${piece.trimEnd()}${closing}`;
 }
 
 /** Between two messages nobody needs an empty line, nor the space at which a line was cut. */
-function withoutGap(rest: string, isMidLine: boolean): string {
+function withoutGap(rest: string, startsMidLine: boolean): string {
   const [emptyLines] = /^\s*\n/.exec(rest) ?? [];
   if (emptyLines) return rest.slice(emptyLines.length);
-  return isMidLine && rest.startsWith(" ") ? rest.slice(1) : rest;
+  return startsMidLine && rest.startsWith(" ") ? rest.slice(1) : rest;
 }
-
-const MIN_FENCED = 60; // in less room than that, code blocks are cut like everything else
-const CLOSING_ROOM = 9; // a new line and the longest fence that we recognise
-const MAX_OPENING = 30; // of a longer line only the marks are repeated, since it leaves no room
-const FENCE = /^ {0,3}(`{3,8}|~{3,8})(.*)/;
 
 /** The marks of a line that opens or closes a code block, for example "~~~". Otherwise "". */
 function fenceMarks(line: string): string {
@@ -4434,11 +4466,11 @@ function fenceMarks(line: string): string {
 }
 
 /** The line that opened the code block in which a piece ends, or "" if it ends in none. */
-function fenceAfter(piece: string, before: string, isMidLine: boolean): string {
+function fenceAfter(piece: string, openFence: string, startsMidLine: boolean): string {
   const lines = piece.split("\n");
   // Backticks are a fence only where a line begins, so the rest of a line that was cut has none.
-  if (isMidLine) lines.shift();
-  let open = before;
+  if (startsMidLine) lines.shift();
+  let open = openFence;
   for (const line of lines) {
     const marks = fenceMarks(line);
     if (!marks) continue;
@@ -4457,6 +4489,8 @@ function closesFence(line: string, open: string): boolean {
 // The places at which a text may be cut, the best first: paragraphs, lines, sentences, words.
 const BOUNDARIES = [/\n\s*\n/g, /\n/g, /[.!?](?=\s)|[。！？…]/g, /\s/g];
 const GRAPHEMES = new Intl.Segmenter("und", { granularity: "grapheme" });
+const MAX_CLUSTER = 50; // units; no grapheme cluster that we expect is longer
+const SURROGATE_PAIR = 2; // units of a character that does not fit into one
 
 /** How much of a text to take: at most `room` units, but at least one character. */
 function cutAt(text: string, room: number): number {
@@ -4464,7 +4498,8 @@ function cutAt(text: string, room: number): number {
   for (const boundary of BOUNDARIES) {
     const last = [...head.matchAll(boundary)].at(-1);
     const size = last ? last.index + last[0].length : 0;
-    // A boundary near the beginning would leave one line in a message, and the rest for the next.
+    // After a boundary near the beginning a heading might be a message of its own. If each piece
+    // fills at least a third of the room, there are about three times too many of them at worst.
     if (size > room / 3) return size;
   }
   return cutBetweenGraphemes(text, room);
@@ -4472,12 +4507,12 @@ function cutAt(text: string, room: number): number {
 
 /** A grapheme cluster is what people see as one character; the emoji of a family has 11 units. */
 function cutBetweenGraphemes(text: string, room: number): number {
-  const cluster = GRAPHEMES.segment(text.slice(0, room + 50)).containing(room);
+  const cluster = GRAPHEMES.segment(text.slice(0, room + MAX_CLUSTER)).containing(room);
   if (cluster && cluster.index > 0) return cluster.index;
   // One cluster fills all the room, so it has to be cut, but not between two halves of a character.
   const endsInHalf = /[\ud800-\udbff]$/.test(text.slice(0, room));
   if (!endsInHalf) return room;
-  return room > 1 ? room - 1 : 2;
+  return room > 1 ? room - 1 : SURROGATE_PAIR;
 }
 
 method("delivery.status", {}, [], (_params, { queue, delivery }) => ({
@@ -4547,7 +4582,7 @@ export type Reason =
  * Reasons by the API's error type and by HTTP status. All others, like a 500, are "unknown". It is
  * a Map because the type comes from outside: an object would find something for "constructor".
  */
-const REASONS = new Map<string | number | null | undefined, Reason>([
+const REASONS = new Map<unknown, Reason>([
   ["rate_limit_error", "rate_limit"],
   [429, "rate_limit"],
   ["overloaded_error", "overloaded"],
@@ -4577,8 +4612,9 @@ const REASONS = new Map<string | number | null | undefined, Reason>([
 export function classifyFailure(error: unknown): Reason {
   if (isOverflow(error)) return "overflow";
   const { APIConnectionError, APIUserAbortError, APIError, AnthropicError } = Anthropic;
-  // These two are API errors as well, but without a type and a status. callModel throws the second
-  // one only when the idle timeout has aborted the stream, because it catches a person's Ctrl+C.
+  // APIConnectionError and APIUserAbortError are APIErrors as well, but have no type and no status.
+  // callModel throws an APIUserAbortError only if the idle timeout has aborted the stream, because
+  // it catches the one that a person's Ctrl+C causes.
   if (error instanceof APIConnectionError || error instanceof APIUserAbortError) return "timeout";
   if (error instanceof APIError) {
     return REASONS.get(error.type) ?? REASONS.get(error.status) ?? "unknown";
@@ -4587,11 +4623,14 @@ export function classifyFailure(error: unknown): Reason {
   return error instanceof AnthropicError ? "timeout" : "unknown";
 }
 
+const LONGEST_COOLDOWN = 86_400; // seconds
+
 // A cooldown is a time in which a key or a model is not used. It grows by exponential back-off: the
 // first failure costs `firstSeconds`, each further one in a row twice as much, up to the cap. A
 // rate limit passes within seconds. An unpaid bill or a revoked key has to be dealt with by a
 // person, but nobody tells the program when that has happened, so it tries even these keys again.
-// After a reason that is missing here another attempt is of no use, so the failure is final.
+// A failure whose reason is missing here is final. "invalid" fails with every key and model, and an
+// "overflow" that gets here is one against which the context guard, further in, could do nothing.
 const COOLDOWNS: Partial<Record<Reason, { firstSeconds: number; capSeconds: number }>> = {
   rate_limit: { firstSeconds: 5, capSeconds: 300 },
   overloaded: { firstSeconds: 2, capSeconds: 60 },
@@ -4599,9 +4638,8 @@ const COOLDOWNS: Partial<Record<Reason, { firstSeconds: number; capSeconds: numb
   unknown: { firstSeconds: 1, capSeconds: 60 },
   model: { firstSeconds: 600, capSeconds: 3600 },
   auth: { firstSeconds: 600, capSeconds: 3600 },
-  billing: { firstSeconds: 600, capSeconds: 86_400 },
+  billing: { firstSeconds: 600, capSeconds: LONGEST_COOLDOWN },
 };
-const LONGEST_COOLDOWN = 86_400_000; // ms
 
 /** An API key, and the name of the setting that it comes from, such as ANTHROPIC_API_KEY_2. */
 export interface AuthProfile {
@@ -4619,14 +4657,14 @@ interface Cooldown {
 
 /** Whether an entry of the file can be used. Whoever edits the file may write anything into it. */
 const isCooldown = (entry: Cooldown | null) =>
-  entry !== null && entry.count > 0 && entry.until - entry.since <= LONGEST_COOLDOWN;
+  entry !== null && entry.count > 0 && entry.until - entry.since <= LONGEST_COOLDOWN * 1000;
 
-/** What the next attempt uses. `wait`: ms until the cooldowns of both have ended at `at`. */
+/** What the next attempt uses, and when the cooldowns of both have ended. */
 interface Choice {
   profile: AuthProfile;
   model: string;
-  at: number;
-  wait: number;
+  at: number; // a time in ms; 0 if they can be used now
+  wait: number; // ms from now until then
 }
 
 /**
@@ -4635,6 +4673,8 @@ interface Choice {
  */
 export class ProfileManager {
   readonly profiles: AuthProfile[];
+  // By id. One that has ended stays until an attempt succeeds, because its count makes the next one
+  // longer.
   readonly cooldowns: Map<string, Cooldown>;
   #file: string;
   #now: () => number;
@@ -4663,7 +4703,6 @@ export class ProfileManager {
    * with the first model before the next model is. Throws if there is no key.
    */
   choose(models: string[]): Choice {
-    // It stays with a key that works, because another account has none of the prompt in its cache.
     const { profiles } = this;
     const order = [...profiles.slice(this.#current), ...profiles.slice(0, this.#current)];
     let best: Omit<Choice, "wait"> | undefined;
@@ -4674,6 +4713,8 @@ export class ProfileManager {
       }
     }
     if (!best) throw new Error("there is no key");
+    // The next choice begins with this key, so it stays with a key that works. Another account has
+    // none of the prompt in its cache.
     this.#current = profiles.indexOf(best.profile);
     return { ...best, wait: Math.max(0, best.at - this.#now()) };
   }
@@ -4695,7 +4736,8 @@ export class ProfileManager {
 
   /** Forgets the failures of keys and models that have just worked. */
   succeed(ids: string[]): void {
-    // A cooldown that is running began after this attempt did, so it is the newer information.
+    // A cooldown that is running began after this attempt did, because an attempt begins only when
+    // everything is ready. So it is the newer information.
     const ended = ids.filter((id) => this.cooldowns.has(id) && this.readyAt(id) === 0);
     if (ended.length === 0) return;
     for (const id of ended) this.cooldowns.delete(id);
@@ -4719,9 +4761,10 @@ export class ProfileManager {
 const cooldownId = ({ name, key }: AuthProfile) =>
   `${name} ${sha256(key).digest("hex").slice(0, 8)}`;
 
-// The deadline of a turn: ms for all its waits and failed attempts together. Without it a turn with
-// two keys might never end, because while one of them is silent for a minute the cooldown of the
-// other ends, and so there is always one that can be tried.
+// ms of a turn for its waits and its failed attempts, of which each counts for a minute at most. It
+// is no deadline: nothing stops an attempt that runs, and the one that succeeds counts for nothing.
+// Without it a turn with two keys might never end, because while one of them is silent for a minute
+// the cooldown of the other ends, and so there is always one that can be tried.
 const RETRY_BUDGET = 120_000;
 
 export interface TurnOptions {
@@ -4753,8 +4796,10 @@ export class ResilienceRunner {
   async run(options: TurnOptions, inner: (options: TurnOptions) => Promise<void>): Promise<void> {
     const models = [options.agent?.model ?? MODEL, ...this.fallbacks];
     let budget = RETRY_BUDGET;
-    let failure: unknown;
+    let failure: Error | undefined;
     let choice = this.#profiles.choose(models);
+    // The loop is left by an attempt that succeeds, by what #attempt throws, and when the next wait
+    // is longer than what is left of the budget. That may be less than 0: then not even 0 ms fit.
     while (choice.wait <= budget) {
       await this.#wait(choice, options);
       const startedAt = this.#now();
@@ -4778,19 +4823,21 @@ export class ResilienceRunner {
   }
 
   /**
-   * Gives undefined if the attempt succeeded, or the failure that started a cooldown. Throws what
-   * another key or model would not change, for example a full disk or an invalid request.
+   * Gives undefined if the attempt succeeded. After a failure that another key or model may cure it
+   * starts a cooldown and gives the error. It throws all other errors, for example a full disk or
+   * an invalid request.
    */
   async #attempt(
     { profile, model }: Choice,
     options: TurnOptions,
     inner: (options: TurnOptions) => Promise<void>,
-  ): Promise<unknown> {
+  ): Promise<Error | undefined> {
     const client = new Anthropic({ apiKey: profile.key });
     try {
       await inner({ ...options, client, model });
     } catch (error) {
       const reason = classifyFailure(error);
+      // An error of our own, such as a full disk, is "unknown" as well, so its class is asked for.
       const isCurable =
         error instanceof Anthropic.AnthropicError && COOLDOWNS[reason] !== undefined;
       if (!isCurable) throw error;
@@ -4806,8 +4853,9 @@ export class ResilienceRunner {
   }
 }
 
-// It is the outermost layer, so an overflow gets here only when the context guard, the layer inside
-// it, can't shorten the conversation any further. `app` is missing only in tests without a program.
+// It is outside the context guard: the guard shortens the conversation and tries again with the
+// same key first, so an overflow gets here only when the guard can't shorten it any further. `app`
+// is missing only in tests without a program.
 MIDDLEWARE.unshift((_conversation, options, next) =>
   options.app ? options.app.resilience.run(options, next) : next(options),
 );
@@ -4819,7 +4867,8 @@ function retryAfterOf(error: unknown): number {
 }
 
 // ms without a byte after which a stream counts as failed. A connection whose other side has
-// disappeared never ends by itself, so the turn would wait for ever.
+// disappeared never ends by itself, so the turn would wait for ever. It is also the most that a
+// failed attempt takes from the retry budget.
 const IDLE_TIMEOUT = 60_000;
 
 /**
@@ -4909,10 +4958,11 @@ function profilesFrom(setting: Setting): AuthProfile[] {
 
 // ---- s10 · Concurrency ----
 
-// Up to s09 each conversation has a chain of promises, and nothing else limits the program. So a
-// hundred people who write at once cause a hundred model calls at once, and so do all the messages
-// that wait in the inbox at a start (a thundering herd). And a turn that hangs holds up its
-// conversation for ever, as well as the cron jobs, because they wait until no person's turn runs.
+// In the sections up to s09 each conversation has a chain of promises, and nothing else limits the
+// program. So a hundred people who write at once cause a hundred model calls at once, and so do all
+// the messages that wait in the inbox at a start (a thundering herd). And a turn that hangs holds
+// up its conversation for ever, as well as the cron jobs, because they wait until no person's turn
+// runs.
 //
 // A lane is a FIFO queue with a concurrency limit (a semaphore) and a timeout for each task. A turn
 // passes through two of them: the lane of its conversation keeps the order, and inside it a lane
@@ -4935,10 +4985,13 @@ async function endOfGracePeriod(signal: AbortSignal): Promise<never> {
   throw new LaneError("it did not stop within 2 s");
 }
 
-/** The way to end a task that runs. Its signal aborts at Ctrl+C, too, which is no failure. */
+/**
+ * A task that runs, and the way to stop it: the signal of `control`, which the task was given. That
+ * aborts also when the caller's signal does (Ctrl+C), which is no failure.
+ */
 class RunningTask {
   readonly control = new AbortController();
-  // Not the reason of the signal: if a reset comes after Ctrl+C, the signal keeps its first reason.
+  // Why the lane stopped it. signal.reason would not do, since it keeps the first reason (Ctrl+C).
   stoppedBy: LaneError | undefined;
 
   stop(why: LaneError): void {
@@ -4948,22 +5001,22 @@ class RunningTask {
 }
 
 /**
- * Gives what the task gives, or rejects when its grace period is over. JavaScript can't kill a
- * promise, so a task that ignores its signal lives on; but nobody waits for it any longer, and
- * what it throws later is ignored.
+ * Runs a task until it ends, or until its signal has aborted and the grace period is over. Gives
+ * what it gives. JavaScript can't kill a promise, so a task that ignores its signal lives on; but
+ * nobody waits for it any longer, and what it throws later is ignored.
  */
-async function withDeadline<T>(task: Task<T>, running: RunningTask): Promise<T> {
+async function untilStopped<T>(task: Task<T>, running: RunningTask): Promise<T> {
   const { signal } = running.control;
   const answer = Promise.race([task(signal), endOfGracePeriod(signal)]);
-  await Promise.allSettled([answer]);
+  await Promise.allSettled([answer]); // waits for the end, and does not throw
   // A task that the lane has stopped fails for this reason, whatever it gave or threw afterwards.
   if (running.stoppedBy) throw running.stoppedBy;
-  return answer;
+  return answer; // it throws here what the race threw
 }
 
 /** A task that has not started, and what its caller gets if it is refused. */
 interface WaitingTask {
-  start(): void;
+  run(): void;
   reject(error: LaneError): void;
 }
 
@@ -5000,27 +5053,31 @@ export class LaneQueue {
   /** Gives what the task gives. Rejects as the task does, or with a LaneError if it is stopped. */
   enqueue<T>(task: Task<T>, signal?: AbortSignal): Promise<T> {
     return new Promise((resolve, reject) => {
-      const start = () => {
-        // The signal may abort when the task has long been started or refused.
-        if (!this.waiting.has(entry)) return;
-        this.waiting.delete(entry);
-        this.#run(task, signal).then(resolve, reject);
-      };
-      const entry = { start, reject };
+      const run = () => void this.#run(task, signal).then(resolve, reject);
+      const entry: WaitingTask = { run, reject };
       this.waiting.add(entry);
-      // After Ctrl+C a waiting task starts at once, even if the limit is reached. It ends at once,
-      // too, but it has to run, because a turn stores what the person said.
-      signal?.addEventListener("abort", start, { once: true });
-      if (signal?.aborted) start();
+      // A turn has to run to store what the person said. So after Ctrl+C a waiting task is started
+      // and not dropped. It starts at once, even if the limit is reached, because it ends at once.
+      const onAbort = () => {
+        // The signal may abort when the task has long been started or refused.
+        if (this.waiting.has(entry)) this.#start(entry);
+      };
+      signal?.addEventListener("abort", onAbort, { once: true });
+      if (signal?.aborted) onAbort();
       this.#pump();
     });
   }
 
+  #start(entry: WaitingTask): void {
+    this.waiting.delete(entry);
+    entry.run();
+  }
+
   /** Starts waiting tasks, the oldest first, until the limit is reached. */
   #pump(): void {
-    for (const { start } of this.waiting) {
+    for (const entry of this.waiting) {
       if (this.active >= this.limit) return;
-      start();
+      this.#start(entry);
     }
   }
 
@@ -5037,7 +5094,7 @@ export class LaneQueue {
     this.#running.add(running);
     this.active++;
     try {
-      return await withDeadline(task, running);
+      return await untilStopped(task, running);
     } finally {
       clearTimeout(timer);
       signal?.removeEventListener("abort", interrupt);
@@ -5053,6 +5110,7 @@ export class LaneQueue {
     return setTimeout(() => running.stop(error), this.timeout * 1000);
   }
 
+  /** Gives a place back, unless there was a reset since: that has freed it and pumped already. */
   #release(generation: number): void {
     if (generation !== this.generation) return;
     this.active--;
@@ -5080,8 +5138,10 @@ export class LaneQueue {
 }
 
 /**
- * All lanes by name. The named lanes limit how many turns run side by side, and exist for ever. Any
- * other name is a conversation, whose lane (one at a time, no timeout) exists while it has work.
+ * All lanes by name. A command is here a unit of work, as in OpenClaw, and no slash command. The
+ * named lanes limit how many turns run side by side, and exist for ever. Any other name is that of
+ * a conversation or of a recipient of deliveries. Its lane (one at a time, no timeout) exists while
+ * it has work.
  */
 export class CommandQueue {
   readonly lanes: Map<string, LaneQueue>;
@@ -5092,7 +5152,9 @@ export class CommandQueue {
   constructor(named: Record<string, [limit: number, timeout: number]>) {
     this.named = Object.keys(named);
     const lanes = Object.entries(named);
-    this.lanes = new Map(lanes.map(([name, [limit, s]]) => [name, new LaneQueue(limit, s)]));
+    this.lanes = new Map(
+      lanes.map(([name, [limit, timeout]]) => [name, new LaneQueue(limit, timeout)]),
+    );
   }
 
   /**
@@ -5101,6 +5163,7 @@ export class CommandQueue {
    */
   run<T>(name: string, task: Task<T>, signal?: AbortSignal): Promise<T> {
     const isNamed = this.named.includes(name);
+    // The other lanes go on, because a turn that ends hands its reply to the lane of its recipient.
     if (this.#isStopping && isNamed) return Promise.reject(new StoppingError("stopping"));
     const lane = this.lanes.get(name) ?? new LaneQueue();
     this.lanes.set(name, lane);
@@ -5111,6 +5174,8 @@ export class CommandQueue {
       // Otherwise there would soon be a lane for everybody who has ever written.
       if (!isNamed && !this.isBusy(name)) this.lanes.delete(name);
     };
+    // The second `forget` also marks a rejection as handled, so that one of which the caller takes
+    // no notice does not end the program.
     answer.then(forget, forget);
     return answer;
   }
@@ -5149,12 +5214,12 @@ export class CommandQueue {
 export const LANES = new CommandQueue({ main: [4, 1800], cron: [1, 3600], heartbeat: [1, 600] });
 
 /**
- * Runs a turn in a named lane. A turn that was stopped may still be at work somewhere, so its
- * conversation is closed to it; the next turn opens the file anew.
+ * Runs a turn in a named lane. A turn that was stopped may still be at work somewhere, so the
+ * Session object that it has is closed and writes no more; the next turn opens the file anew.
  */
-async function inLane<T>(lane: string, app: App, key: string, turn: Task<T>, stop?: AbortSignal) {
+async function inLane<T>(lane: string, app: App, key: string, turn: Task<T>, signal?: AbortSignal) {
   try {
-    return await LANES.run(lane, turn, stop);
+    return await LANES.run(lane, turn, signal);
   } catch (error) {
     if (error instanceof LaneError) app.store.close(key);
     throw error;
@@ -5165,13 +5230,14 @@ async function inLane<T>(lane: string, app: App, key: string, turn: Task<T>, sto
  * People go first. A job waits for them outside of its lane, because the lane's timeout or a reset
  * would end it in there. If somebody wrote while it was queued, it gives its place back.
  */
-async function answerJobInLane(app: App, message: Routed, stop?: AbortSignal): Promise<string> {
-  const task = async (signal: AbortSignal) =>
-    app.activeTurns.size > 0 ? undefined : answerJob(app, message, signal);
-  let answer: string | undefined;
-  while (answer === undefined) {
+async function answerJobInLane(app: App, message: Routed, signal?: AbortSignal): Promise<string> {
+  const gavePlaceBack = undefined;
+  const task = async (laneSignal: AbortSignal) =>
+    app.activeTurns.size > 0 ? gavePlaceBack : answerJob(app, message, laneSignal);
+  let answer: string | undefined = gavePlaceBack;
+  while (answer === gavePlaceBack) {
     await app.activeTurns.idle();
-    answer = await inLane("cron", app, message.sessionKey, task, stop);
+    answer = await inLane("cron", app, message.sessionKey, task, signal);
   }
   return answer;
 }
@@ -5184,9 +5250,9 @@ async function answerJobInLane(app: App, message: Routed, stop?: AbortSignal): P
 const runUserTurn = (
   app: App,
   { sessionKey }: Routed,
-  stop: AbortSignal | undefined,
+  signal: AbortSignal | undefined,
   turn: Task<string>,
-) => app.activeTurns.track(inLane("main", app, sessionKey, turn, stop));
+) => app.activeTurns.track(inLane("main", app, sessionKey, turn, signal));
 
 /** One entry for each lane that exists now, as `lanes.list` gives it. */
 const describeLanes = () =>
@@ -5205,6 +5271,7 @@ command("lanes", "what runs, and what waits", () =>
 command("enqueue", "<lane> <text>: a turn in a lane; another name makes a lane", (args, app) => {
   const [, lane = "", words] = /^(\S+)\s+(.+)$/.exec(args) ?? [];
   if (!words) throw new Error("a lane and a text: /enqueue main hello");
+  // Such a turn has no session, so nothing of it is stored, and in a new lane it has no timeout.
   const turn = (signal: AbortSignal) => runTurn(new Conversation(), words, { app, signal });
   const place = `${lane} ${words.slice(0, 20)}`;
   LANES.run(lane, turn).then(
@@ -5319,6 +5386,7 @@ function resumeInbox(app: App): void {
     // the disk is full, the message stays in the inbox. runExclusive handles the rejection.
     if (app.channels.has(message.channel)) void enqueue(app, message);
   }
+  // Jobs come second: the turns of people are under way by then, and a job waits for those.
   for (const message of app.inbox.pending()) {
     if (message.channel === "cron") void enqueue(app, message);
   }
