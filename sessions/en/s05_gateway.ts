@@ -2237,7 +2237,10 @@ command("accounts", "our accounts on the platforms", () => {
 // answered once, before the message is stored in the inbox. A binding that changes later therefore
 // applies to later messages only, and a message that is replayed after a crash keeps its agent.
 
-/** `dmScope` says which direct chats share a conversation: all, those of a person, or none. */
+/**
+ * Who answers. With the `dmScope` "main" all direct chats with the agent are one conversation. Each
+ * other value names what two messages must have in common to belong to the same one.
+ */
 export interface Agent {
   id: string;
   system: string;
@@ -2285,14 +2288,15 @@ export class AgentManager extends Map<string, Agent> {
 // to, then our own account, the platform, and last what applies to every message.
 const TIERS = ["peerId", "guildId", "accountId", "channel", "default"] as const;
 
+/** A tier by its name, which is also the field of a message that its bindings look at. */
 type Tier = (typeof TIERS)[number];
 
 /** "This agent answers what comes from there." Within a tier the higher priority has precedence. */
 export interface Binding {
   agentId: string;
-  tier: number; // 1 to 5
+  tier: number; // its place in TIERS, from 1 to 5
   matchKey: Tier;
-  matchValue: string; // of a peer also "telegram:1001"
+  matchValue: string; // "1001", or "telegram:1001" for a peer on one platform only
   priority: number;
 }
 
@@ -2328,7 +2332,10 @@ export class BindingTable {
     return [...this.#byTier.values()].flatMap((bindings) => [...bindings.values()]);
   }
 
-  /** The agent for a message, and the binding that decided: one of the first tier that has any. */
+  /**
+   * The agent for a message, and the binding that decided. We go through the tiers in order. The
+   * first one with a binding that matches decides, and in it the one with the highest priority.
+   */
   resolve(message: InboundMessage): { agentId: string; binding?: Binding } {
     for (const tier of TIERS) {
       const binding = this.#lookUp(tier, message);
@@ -2400,8 +2407,9 @@ class RpcError extends Error {
 }
 
 /**
- * The client that a method works for. `notify` sends it a notification before the response is
- * there, and does nothing if the request has no id that the notification could refer to.
+ * What a method knows of the client that called it. `notify` sends it a notification before the
+ * response is there, and does nothing if the request has no id that the notification could refer
+ * to.
  */
 export interface Connection {
   peerId: string; // each connection is a peer of its own
@@ -2435,7 +2443,8 @@ function orInvalidParams<T>(check: () => T): T {
   }
 }
 
-const MAX_FRAME = 1024 * 1024; // bytes: of one message, and of what a client may leave unread
+// In bytes. It limits two things: one message of a client, and what a client may leave unread.
+const MAX_FRAME = 1024 * 1024;
 
 /**
  * JSON-RPC 2.0 over WebSocket, on the one HTTP server. Whoever has the token may do what a person
@@ -2518,7 +2527,7 @@ function pushTo(socket: WebSocket, message: object): void {
   if (socket.bufferedAmount > MAX_FRAME) socket.terminate();
 }
 
-/** The other end of one connection. */
+/** The other end of one WebSocket. Each of its requests gets a Connection made from this. */
 type Client = { peerId: string; push(message: object): void };
 
 type RpcId = string | number | null;
@@ -2580,8 +2589,9 @@ function parseRequest(message: unknown): RpcRequest | ErrorResponse {
 /** Runs the method that a request names. It never rejects: an error becomes the response. */
 async function dispatch(request: RpcRequest, app: App, client: Client) {
   const { id, method: name, params } = request;
-  const notify = (about: string, more: object) => {
-    if (id !== undefined) client.push({ jsonrpc: "2.0", method: about, params: { id, ...more } });
+  const notify = (notification: string, more: object) => {
+    if (id !== undefined)
+      client.push({ jsonrpc: "2.0", method: notification, params: { id, ...more } });
   };
   try {
     // Every object inherits "constructor" and "toString", and these are no methods of ours.
@@ -2597,8 +2607,8 @@ async function dispatch(request: RpcRequest, app: App, client: Client) {
   }
 }
 
-// Only the owner and the program itself write on these channels, so no client may name them. (Jobs
-// and heartbeats are sections of their own.)
+// Only the owner and the program itself write on these channels, so no client may name them. (Cron
+// jobs and heartbeats come in s07.)
 const INTERNAL_CHANNELS = ["cli", "cron", "heartbeat"];
 
 const SENDER = {
@@ -2619,6 +2629,7 @@ method("send", SEND, Object.keys(SENDER), async (params, app, connection) => {
     const answer = await answerClient(message, app, connection);
     return { agentId: message.agentId, sessionKey: message.sessionKey, reply: answer };
   } catch (error) {
+    // The client may know why, because it is the one whose turn failed.
     throw new RpcError(SERVER_ERROR, `the turn failed: ${error}`);
   }
 });
@@ -2700,7 +2711,7 @@ method("status", {}, [], (_params, app) => ({
   uptime: Math.round(process.uptime()), // seconds
   channels: Object.fromEntries(app.channels.states),
   connections: app.gateway.sockets.clients.size,
-  conversations: tails.size, // at work right now
+  conversations: tails.size, // queues with work: conversations, and (s07) jobs and heartbeat
   waiting: app.inbox.pending().length,
 }));
 
@@ -2724,6 +2735,7 @@ command("agents", "the agents", (_args, { agents }) =>
 command("agent", "<id>|off: who answers you here", (id, app) => {
   app.terminalAgent = id === "off" ? undefined : app.agents.find(id).id;
   // The agent is a part of the key, so with each agent the terminal has another conversation.
+  // In TERMINAL_KEY "luna" stands where a session key has the id of the agent.
   app.key = TERMINAL_KEY.replace("luna", app.terminalAgent ?? "luna");
   return t(`From now on: ${app.terminalAgent ?? "as the bindings say"}.`);
 });

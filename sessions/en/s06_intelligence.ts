@@ -2245,7 +2245,10 @@ command("accounts", "our accounts on the platforms", () => {
 // answered once, before the message is stored in the inbox. A binding that changes later therefore
 // applies to later messages only, and a message that is replayed after a crash keeps its agent.
 
-/** `dmScope` says which direct chats share a conversation: all, those of a person, or none. */
+/**
+ * Who answers. With the `dmScope` "main" all direct chats with the agent are one conversation. Each
+ * other value names what two messages must have in common to belong to the same one.
+ */
 export interface Agent {
   id: string;
   system: string;
@@ -2293,14 +2296,15 @@ export class AgentManager extends Map<string, Agent> {
 // to, then our own account, the platform, and last what applies to every message.
 const TIERS = ["peerId", "guildId", "accountId", "channel", "default"] as const;
 
+/** A tier by its name, which is also the field of a message that its bindings look at. */
 type Tier = (typeof TIERS)[number];
 
 /** "This agent answers what comes from there." Within a tier the higher priority has precedence. */
 export interface Binding {
   agentId: string;
-  tier: number; // 1 to 5
+  tier: number; // its place in TIERS, from 1 to 5
   matchKey: Tier;
-  matchValue: string; // of a peer also "telegram:1001"
+  matchValue: string; // "1001", or "telegram:1001" for a peer on one platform only
   priority: number;
 }
 
@@ -2336,7 +2340,10 @@ export class BindingTable {
     return [...this.#byTier.values()].flatMap((bindings) => [...bindings.values()]);
   }
 
-  /** The agent for a message, and the binding that decided: one of the first tier that has any. */
+  /**
+   * The agent for a message, and the binding that decided. We go through the tiers in order. The
+   * first one with a binding that matches decides, and in it the one with the highest priority.
+   */
   resolve(message: InboundMessage): { agentId: string; binding?: Binding } {
     for (const tier of TIERS) {
       const binding = this.#lookUp(tier, message);
@@ -2408,8 +2415,9 @@ class RpcError extends Error {
 }
 
 /**
- * The client that a method works for. `notify` sends it a notification before the response is
- * there, and does nothing if the request has no id that the notification could refer to.
+ * What a method knows of the client that called it. `notify` sends it a notification before the
+ * response is there, and does nothing if the request has no id that the notification could refer
+ * to.
  */
 export interface Connection {
   peerId: string; // each connection is a peer of its own
@@ -2443,7 +2451,8 @@ function orInvalidParams<T>(check: () => T): T {
   }
 }
 
-const MAX_FRAME = 1024 * 1024; // bytes: of one message, and of what a client may leave unread
+// In bytes. It limits two things: one message of a client, and what a client may leave unread.
+const MAX_FRAME = 1024 * 1024;
 
 /**
  * JSON-RPC 2.0 over WebSocket, on the one HTTP server. Whoever has the token may do what a person
@@ -2526,7 +2535,7 @@ function pushTo(socket: WebSocket, message: object): void {
   if (socket.bufferedAmount > MAX_FRAME) socket.terminate();
 }
 
-/** The other end of one connection. */
+/** The other end of one WebSocket. Each of its requests gets a Connection made from this. */
 type Client = { peerId: string; push(message: object): void };
 
 type RpcId = string | number | null;
@@ -2588,8 +2597,9 @@ function parseRequest(message: unknown): RpcRequest | ErrorResponse {
 /** Runs the method that a request names. It never rejects: an error becomes the response. */
 async function dispatch(request: RpcRequest, app: App, client: Client) {
   const { id, method: name, params } = request;
-  const notify = (about: string, more: object) => {
-    if (id !== undefined) client.push({ jsonrpc: "2.0", method: about, params: { id, ...more } });
+  const notify = (notification: string, more: object) => {
+    if (id !== undefined)
+      client.push({ jsonrpc: "2.0", method: notification, params: { id, ...more } });
   };
   try {
     // Every object inherits "constructor" and "toString", and these are no methods of ours.
@@ -2605,8 +2615,8 @@ async function dispatch(request: RpcRequest, app: App, client: Client) {
   }
 }
 
-// Only the owner and the program itself write on these channels, so no client may name them. (Jobs
-// and heartbeats are sections of their own.)
+// Only the owner and the program itself write on these channels, so no client may name them. (Cron
+// jobs and heartbeats come in s07.)
 const INTERNAL_CHANNELS = ["cli", "cron", "heartbeat"];
 
 const SENDER = {
@@ -2627,6 +2637,7 @@ method("send", SEND, Object.keys(SENDER), async (params, app, connection) => {
     const answer = await answerClient(message, app, connection);
     return { agentId: message.agentId, sessionKey: message.sessionKey, reply: answer };
   } catch (error) {
+    // The client may know why, because it is the one whose turn failed.
     throw new RpcError(SERVER_ERROR, `the turn failed: ${error}`);
   }
 });
@@ -2708,7 +2719,7 @@ method("status", {}, [], (_params, app) => ({
   uptime: Math.round(process.uptime()), // seconds
   channels: Object.fromEntries(app.channels.states),
   connections: app.gateway.sockets.clients.size,
-  conversations: tails.size, // at work right now
+  conversations: tails.size, // queues with work: conversations, and (s07) jobs and heartbeat
   waiting: app.inbox.pending().length,
 }));
 
@@ -2732,6 +2743,7 @@ command("agents", "the agents", (_args, { agents }) =>
 command("agent", "<id>|off: who answers you here", (id, app) => {
   app.terminalAgent = id === "off" ? undefined : app.agents.find(id).id;
   // The agent is a part of the key, so with each agent the terminal has another conversation.
+  // In TERMINAL_KEY "luna" stands where a session key has the id of the agent.
   app.key = TERMINAL_KEY.replace("luna", app.terminalAgent ?? "luna");
   return t(`From now on: ${app.terminalAgent ?? "as the bindings say"}.`);
 });
@@ -2767,7 +2779,7 @@ function gatewayToken(): string {
 // next time, but only as far as a request begins exactly like an earlier one.
 
 export interface TurnOptions {
-  mode?: "full" | "minimal" | "none"; // all of the prompt; what a job needs; the identity alone
+  mode?: "full" | "minimal" | "none"; // all layers; those for a job (s07); the identity alone
 }
 
 export interface App {
@@ -2817,7 +2829,7 @@ function isPrivateName(place: string): boolean {
 // made where there is no App, for example when ContextGuard estimates its size.
 const reportedProblems = new Set<string>();
 
-/** What `read` gives. If it throws, that is said once, and `otherwise` is given. */
+/** Gives what `read` gives. If it throws, we warn about it once, and give `otherwise`. */
 function readOrSay<T>(file: string, otherwise: T, read: (file: string) => T): T {
   try {
     return fs.existsSync(file) ? read(file) : otherwise;
@@ -2833,8 +2845,9 @@ const FILE_LIMIT = 20_000; // characters of one file in the prompt
 const TOTAL_LIMIT = 60_000; // characters of all files together
 
 /**
- * Gives an agent's files by name: its own where it has one, else the common one. A long file loses
- * its middle. Earlier `names` have precedence when the limit of all files together is reached.
+ * Gives any of an agent's files by name: its own where it has one, else the common one. A long one
+ * loses its middle. Earlier `names` have precedence when the limit of all files together is
+ * reached.
  */
 export function loadBootstrap(agentId: string, names: string[], root = WORKSPACE) {
   const files = new Map<string, string>();
@@ -3031,7 +3044,8 @@ function trigrams(word: string): string[] {
   const isWide = WIDE.test(word);
   const size = isWide ? 2 : 3;
   const padded = isWide ? word : ` ${word} `; // the blanks tell a beginning or an end apart
-  const grams = [padded.slice(0, size)]; // also of a single character, which is shorter than that
+  // The first one apart from the loop, because a single character is shorter than `size`.
+  const grams = [padded.slice(0, size)];
   for (let start = 1; start + size <= padded.length; start++) {
     grams.push(padded.slice(start, start + size));
   }
@@ -3113,7 +3127,9 @@ export class MemoryStore {
     return log;
   }
 
-  /** Adds a line of a log. One that was written by hand may lack anything; then it is skipped. */
+  /**
+   * Adds a line of a log. Without a text or a session key it is skipped; without a time it is old.
+   */
   #addNote({ content, sessionKey, at, category }: Fields, name: string): void {
     if (typeof content !== "string" || typeof sessionKey !== "string") return;
     const source = `${name} ${category}`;
@@ -3171,7 +3187,7 @@ export class MemoryStore {
     this.#refresh();
     const scores = new Map<IndexedMemory, number>();
     // What others noted is left out here, before it has a score, so it can't come any further. It
-    // only has a part in how rare a word is.
+    // only counts for how rare a word is (#idf).
     const add: AddScore = (entry, points) => {
       const { memory } = entry;
       const isVisible = memory.sessionKey === undefined ? owner : memory.sessionKey === sessionKey;
@@ -3186,7 +3202,7 @@ export class MemoryStore {
     return diversify(hits, topK);
   }
 
-  /** The keyword channel: the BM25 scores of all terms of the query, scaled to 0 to 1. */
+  /** The keyword score: the BM25 scores of all terms of the query, scaled to 0 to 1. */
   #scoreKeywords(query: string, add: AddScore): void {
     const idfs = new Map(termsOf(query).map((term) => [term, this.#idf(term)]));
     const sumOfIdfs = [...idfs.values()].reduce((sum, idf) => sum + idf, 0);
@@ -3202,7 +3218,7 @@ export class MemoryStore {
   }
 
   /**
-   * The vector channel: the cosine similarity of two texts, which is 1 if they have the same
+   * The vector score: the cosine similarity of two texts, which is 1 if they have the same
    * trigrams. Both vectors have the length 1, so it is the sum of the products bucket by bucket.
    */
   #scoreVectors(query: string, add: AddScore): void {
@@ -3273,7 +3289,9 @@ function jaccard(a: IndexedMemory, b: IndexedMemory): number {
   return all === 0 ? 0 : shared / all;
 }
 
-const MIN_SCORE = 0.17; // a lower one comes from a few trigrams that any two texts share by chance
+// Found with the questions of `npm run bench -- memory`. A lower score comes from a few trigrams
+// that any two texts share by chance.
+const MIN_SCORE = 0.17;
 
 /** At most three memories that belong to what the person says, the best first. */
 function recall(conversation: Conversation, input: string, options: TurnOptions): string[] {

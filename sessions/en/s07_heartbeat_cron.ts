@@ -2259,7 +2259,10 @@ command("accounts", "our accounts on the platforms", () => {
 // answered once, before the message is stored in the inbox. A binding that changes later therefore
 // applies to later messages only, and a message that is replayed after a crash keeps its agent.
 
-/** `dmScope` says which direct chats share a conversation: all, those of a person, or none. */
+/**
+ * Who answers. With the `dmScope` "main" all direct chats with the agent are one conversation. Each
+ * other value names what two messages must have in common to belong to the same one.
+ */
 export interface Agent {
   id: string;
   system: string;
@@ -2307,14 +2310,15 @@ export class AgentManager extends Map<string, Agent> {
 // to, then our own account, the platform, and last what applies to every message.
 const TIERS = ["peerId", "guildId", "accountId", "channel", "default"] as const;
 
+/** A tier by its name, which is also the field of a message that its bindings look at. */
 type Tier = (typeof TIERS)[number];
 
 /** "This agent answers what comes from there." Within a tier the higher priority has precedence. */
 export interface Binding {
   agentId: string;
-  tier: number; // 1 to 5
+  tier: number; // its place in TIERS, from 1 to 5
   matchKey: Tier;
-  matchValue: string; // of a peer also "telegram:1001"
+  matchValue: string; // "1001", or "telegram:1001" for a peer on one platform only
   priority: number;
 }
 
@@ -2350,7 +2354,10 @@ export class BindingTable {
     return [...this.#byTier.values()].flatMap((bindings) => [...bindings.values()]);
   }
 
-  /** The agent for a message, and the binding that decided: one of the first tier that has any. */
+  /**
+   * The agent for a message, and the binding that decided. We go through the tiers in order. The
+   * first one with a binding that matches decides, and in it the one with the highest priority.
+   */
   resolve(message: InboundMessage): { agentId: string; binding?: Binding } {
     for (const tier of TIERS) {
       const binding = this.#lookUp(tier, message);
@@ -2423,8 +2430,9 @@ class RpcError extends Error {
 }
 
 /**
- * The client that a method works for. `notify` sends it a notification before the response is
- * there, and does nothing if the request has no id that the notification could refer to.
+ * What a method knows of the client that called it. `notify` sends it a notification before the
+ * response is there, and does nothing if the request has no id that the notification could refer
+ * to.
  */
 export interface Connection {
   peerId: string; // each connection is a peer of its own
@@ -2458,7 +2466,8 @@ function orInvalidParams<T>(check: () => T): T {
   }
 }
 
-const MAX_FRAME = 1024 * 1024; // bytes: of one message, and of what a client may leave unread
+// In bytes. It limits two things: one message of a client, and what a client may leave unread.
+const MAX_FRAME = 1024 * 1024;
 
 /**
  * JSON-RPC 2.0 over WebSocket, on the one HTTP server. Whoever has the token may do what a person
@@ -2541,7 +2550,7 @@ function pushTo(socket: WebSocket, message: object): void {
   if (socket.bufferedAmount > MAX_FRAME) socket.terminate();
 }
 
-/** The other end of one connection. */
+/** The other end of one WebSocket. Each of its requests gets a Connection made from this. */
 type Client = { peerId: string; push(message: object): void };
 
 type RpcId = string | number | null;
@@ -2603,8 +2612,9 @@ function parseRequest(message: unknown): RpcRequest | ErrorResponse {
 /** Runs the method that a request names. It never rejects: an error becomes the response. */
 async function dispatch(request: RpcRequest, app: App, client: Client) {
   const { id, method: name, params } = request;
-  const notify = (about: string, more: object) => {
-    if (id !== undefined) client.push({ jsonrpc: "2.0", method: about, params: { id, ...more } });
+  const notify = (notification: string, more: object) => {
+    if (id !== undefined)
+      client.push({ jsonrpc: "2.0", method: notification, params: { id, ...more } });
   };
   try {
     // Every object inherits "constructor" and "toString", and these are no methods of ours.
@@ -2620,8 +2630,8 @@ async function dispatch(request: RpcRequest, app: App, client: Client) {
   }
 }
 
-// Only the owner and the program itself write on these channels, so no client may name them. (Jobs
-// and heartbeats are sections of their own.)
+// Only the owner and the program itself write on these channels, so no client may name them. (Cron
+// jobs and heartbeats come in s07.)
 const INTERNAL_CHANNELS = ["cli", "cron", "heartbeat"];
 
 const SENDER = {
@@ -2642,6 +2652,7 @@ method("send", SEND, Object.keys(SENDER), async (params, app, connection) => {
     const answer = await answerClient(message, app, connection);
     return { agentId: message.agentId, sessionKey: message.sessionKey, reply: answer };
   } catch (error) {
+    // The client may know why, because it is the one whose turn failed.
     throw new RpcError(SERVER_ERROR, `the turn failed: ${error}`);
   }
 });
@@ -2723,7 +2734,7 @@ method("status", {}, [], (_params, app) => ({
   uptime: Math.round(process.uptime()), // seconds
   channels: Object.fromEntries(app.channels.states),
   connections: app.gateway.sockets.clients.size,
-  conversations: tails.size, // at work right now
+  conversations: tails.size, // queues with work: conversations, and (s07) jobs and heartbeat
   waiting: app.inbox.pending().length,
 }));
 
@@ -2747,6 +2758,7 @@ command("agents", "the agents", (_args, { agents }) =>
 command("agent", "<id>|off: who answers you here", (id, app) => {
   app.terminalAgent = id === "off" ? undefined : app.agents.find(id).id;
   // The agent is a part of the key, so with each agent the terminal has another conversation.
+  // In TERMINAL_KEY "luna" stands where a session key has the id of the agent.
   app.key = TERMINAL_KEY.replace("luna", app.terminalAgent ?? "luna");
   return t(`From now on: ${app.terminalAgent ?? "as the bindings say"}.`);
 });
@@ -2782,7 +2794,7 @@ function gatewayToken(): string {
 // next time, but only as far as a request begins exactly like an earlier one.
 
 export interface TurnOptions {
-  mode?: "full" | "minimal" | "none"; // all of the prompt; what a job needs; the identity alone
+  mode?: "full" | "minimal" | "none"; // all layers; those for a job (s07); the identity alone
 }
 
 export interface App {
@@ -2836,7 +2848,7 @@ function isPrivateName(place: string): boolean {
 // made where there is no App, for example when ContextGuard estimates its size.
 const reportedProblems = new Set<string>();
 
-/** What `read` gives. If it throws, that is said once, and `otherwise` is given. */
+/** Gives what `read` gives. If it throws, we warn about it once, and give `otherwise`. */
 function readOrSay<T>(file: string, otherwise: T, read: (file: string) => T): T {
   try {
     return fs.existsSync(file) ? read(file) : otherwise;
@@ -2852,8 +2864,9 @@ const FILE_LIMIT = 20_000; // characters of one file in the prompt
 const TOTAL_LIMIT = 60_000; // characters of all files together
 
 /**
- * Gives an agent's files by name: its own where it has one, else the common one. A long file loses
- * its middle. Earlier `names` have precedence when the limit of all files together is reached.
+ * Gives any of an agent's files by name: its own where it has one, else the common one. A long one
+ * loses its middle. Earlier `names` have precedence when the limit of all files together is
+ * reached.
  */
 export function loadBootstrap(agentId: string, names: string[], root = WORKSPACE) {
   const files = new Map<string, string>();
@@ -3050,7 +3063,8 @@ function trigrams(word: string): string[] {
   const isWide = WIDE.test(word);
   const size = isWide ? 2 : 3;
   const padded = isWide ? word : ` ${word} `; // the blanks tell a beginning or an end apart
-  const grams = [padded.slice(0, size)]; // also of a single character, which is shorter than that
+  // The first one apart from the loop, because a single character is shorter than `size`.
+  const grams = [padded.slice(0, size)];
   for (let start = 1; start + size <= padded.length; start++) {
     grams.push(padded.slice(start, start + size));
   }
@@ -3132,7 +3146,9 @@ export class MemoryStore {
     return log;
   }
 
-  /** Adds a line of a log. One that was written by hand may lack anything; then it is skipped. */
+  /**
+   * Adds a line of a log. Without a text or a session key it is skipped; without a time it is old.
+   */
   #addNote({ content, sessionKey, at, category }: Fields, name: string): void {
     if (typeof content !== "string" || typeof sessionKey !== "string") return;
     const source = `${name} ${category}`;
@@ -3190,7 +3206,7 @@ export class MemoryStore {
     this.#refresh();
     const scores = new Map<IndexedMemory, number>();
     // What others noted is left out here, before it has a score, so it can't come any further. It
-    // only has a part in how rare a word is.
+    // only counts for how rare a word is (#idf).
     const add: AddScore = (entry, points) => {
       const { memory } = entry;
       const isVisible = memory.sessionKey === undefined ? owner : memory.sessionKey === sessionKey;
@@ -3205,7 +3221,7 @@ export class MemoryStore {
     return diversify(hits, topK);
   }
 
-  /** The keyword channel: the BM25 scores of all terms of the query, scaled to 0 to 1. */
+  /** The keyword score: the BM25 scores of all terms of the query, scaled to 0 to 1. */
   #scoreKeywords(query: string, add: AddScore): void {
     const idfs = new Map(termsOf(query).map((term) => [term, this.#idf(term)]));
     const sumOfIdfs = [...idfs.values()].reduce((sum, idf) => sum + idf, 0);
@@ -3221,7 +3237,7 @@ export class MemoryStore {
   }
 
   /**
-   * The vector channel: the cosine similarity of two texts, which is 1 if they have the same
+   * The vector score: the cosine similarity of two texts, which is 1 if they have the same
    * trigrams. Both vectors have the length 1, so it is the sum of the products bucket by bucket.
    */
   #scoreVectors(query: string, add: AddScore): void {
@@ -3292,7 +3308,9 @@ function jaccard(a: IndexedMemory, b: IndexedMemory): number {
   return all === 0 ? 0 : shared / all;
 }
 
-const MIN_SCORE = 0.17; // a lower one comes from a few trigrams that any two texts share by chance
+// Found with the questions of `npm run bench -- memory`. A lower score comes from a few trigrams
+// that any two texts share by chance.
+const MIN_SCORE = 0.17;
 
 /** At most three memories that belong to what the person says, the best first. */
 function recall(conversation: Conversation, input: string, options: TurnOptions): string[] {
@@ -3382,9 +3400,9 @@ command("prompt", "the layers of its prompt, in characters", (_args, app) =>
 // writes later is answered beside them, because each of them has a conversation of its own.
 //
 // A job runs at least once for each due time (at-least-once). Its run is written to the inbox
-// before the due time counts as done (write-ahead), so a crash between the two can't lose it. The
-// next start finds the time still due and begins the run again, but the inbox drops it, because it
-// knows the run by its idempotency key, `cron:<job>:<due>`.
+// before the due time counts as done (write-ahead), so a crash between the two can't lose it. After
+// such a crash the time is still due. While its run is in the inbox no second one begins, and when
+// it is answered, the inbox knows its idempotency key, `cron:<job>:<due>`, and drops the second.
 
 /** A place to which a text can be sent: a channel, and a chat on it. */
 export type Place = { channel: string; to: string };
@@ -3489,7 +3507,8 @@ function checkJob(raw: unknown): Job {
   // The id becomes a part of the session key, and so of a folder's name.
   const isName = /^[a-z\d_-]{1,64}$/.test(job.id);
   if (!isName) throw new Error("id: a to z, 0 to 9, - and _, at most 64");
-  // A schedule of the right shape may still make no sense, for example the 30th of February.
+  // A schedule of the right shape may still make no sense, for example the 30th of February. Then
+  // this throws; the time itself is not needed here.
   nextRun(job.schedule, 0, 0);
   return job;
 }
@@ -3575,7 +3594,8 @@ function nextCron(expr: string, timeZone: string | undefined, now: number): numb
   // The Swedish format is close to ISO 8601: 2027-03-28 03:30:00.
   const wallClock: WallClock = (instant) =>
     Date.parse(`${new Date(instant).toLocaleString("sv", { timeZone })}Z`);
-  const isHourly = cronFields(expr).at(-4)?.startsWith("*"); // the field of the hours
+  // The hours are the fourth field from the end. "*/3" counts as hourly, too.
+  const isHourly = cronFields(expr).at(-4)?.startsWith("*");
   const wallNow = wallClock(now); // without fractions of a second, so we drop them from `now`, too
   const lastSecond = now - (now % 1000);
   const wallTimes = CronExpressionParser.parse(expr, { currentDate: wallNow, tz: "UTC" });
@@ -3584,7 +3604,8 @@ function nextCron(expr: string, timeZone: string | undefined, now: number): numb
     const wallTime = wallTimes.next().getTime();
     const wait = wallTime - wallNow;
     // A job of every hour also runs in the second pass of a repeated hour, so it waits by elapsed
-    // time. All others run in the first pass alone.
+    // time: at 02:30 of the first pass, 03:00 on the wall is 30 minutes away, and then it is 02:00
+    // again, and time for its run. All others run in the first pass alone.
     due = isHourly && wait <= HOUR ? lastSecond + wait : instantOf(wallTime, wallClock);
     // At 02:15 of the second pass, 02:30 is still to come on the wall, but its run was in the first
     // pass. So we go on to the next wall time.
@@ -3607,7 +3628,8 @@ type WallClock = (instant: number) => number;
 /** The instant, in ms, at which a clock on the wall shows `wallTime`. */
 function instantOf(wallTime: number, wallClock: WallClock): number {
   const offsetAt = (instant: number) => wallClock(instant) - instant;
-  // With the offset from UTC of the day before.
+  // With the offset from UTC of the day before. (A wall time is up to 14 hours away from the
+  // instant, but a day earlier is before the change in any case.)
   const byOldOffset = wallTime - offsetAt(wallTime - 24 * HOUR);
   // The normal case. Also a repeated hour: the old offset gives the first of its two passes. A job
   // for 02:30 in Berlin runs on 2027-10-31 at 00:30 UTC, and not at 01:30 UTC again.
@@ -3631,7 +3653,8 @@ interface JobState {
 
 const MAX_ERRORS = 5;
 
-// Somebody may have edited the file. A job with {"due":"soon"} would never run.
+// Somebody may have edited the file. A job with {"due":"soon"} would never run. (A state of null
+// is replaced when its job is looked at.)
 const isUsable = (state: JobState | null) => state?.due === undefined || state.due >= 0;
 
 /** The jobs of CRON.json, and when each is due. */
@@ -3645,8 +3668,8 @@ export class CronService {
   #modified = 0; // the time (mtime) of the file when it was last read; 0 if there was none
 
   /**
-   * `begin` is told of each due run. It writes the run to a file before it returns, and drops one
-   * that it knows by job and due time. It gives false if the run can't begin now.
+   * `begin` is told of each due run. It gives true when the run is on disk, whether it was added
+   * now or was known before, and false if it has to be told again later.
    */
   constructor(workspace: string, begin: (job: Job, due: number) => boolean, now = Date.now) {
     this.#file = path.join(workspace, "CRON.json");
@@ -3688,7 +3711,7 @@ export class CronService {
     return Math.min(...enabled.map((job) => this.stateOf(job).due ?? Infinity));
   }
 
-  /** What is kept of a job, with its due time. */
+  /** What is kept of a job. It is created, and its due time computed, where that is needed. */
   stateOf(job: Job): JobState {
     const now = this.#now();
     const entry = JSON.stringify(job);
@@ -3697,7 +3720,9 @@ export class CronService {
     const state: JobState = isNew ? { entry, since: now, errors: 0 } : known;
     // If the clock was a day ahead and is put right, a due time that was computed meanwhile is a
     // day too late. Computing it again may give one that has had its run, but `begin` drops that.
-    // It is not computed at each look, because in an hour that comes twice the result changes.
+    // We don't compute it at each look, because from the second pass of a repeated hour nextCron
+    // would skip a run that was still due in the first. A missing `computedAt` counts as "went
+    // back".
     const clockWentBack = now < (state.computedAt ?? Infinity);
     const isAhead = state.due !== undefined && state.due > now;
     if (isNew || (clockWentBack && isAhead)) {
@@ -3735,7 +3760,7 @@ export class CronService {
     if (error) warn(`cron: ${id} failed, ${state.errors} in a row: ${error}`);
     if (state.errors >= MAX_ERRORS) state.due = undefined;
     this.#save();
-    // An "at" has no due time any more, so the owner hears of its first error.
+    // The due time of an "at" was cleared when it began, so the owner hears of its first error.
     const isOff = error && state.due === undefined;
     if (!isOff) return "";
     return t(`The job ${id} is off; errors in a row: ${state.errors}. Edit its entry to go on.`);
@@ -3748,6 +3773,9 @@ export class CronService {
 const INTERNAL = { accountId: "local", senderId: "owner", isGroup: false, media: [] };
 
 /** A message of this program to itself. `at`, in ms, makes its id unique. */
+/**
+ * A message that the program writes itself. `at`, in ms: when a job was due, or a heartbeat began.
+ */
 function internalMessage(channel: string, peerId: string, text: string, at: number) {
   const id = `${channel}:${peerId}:${new Date(at).toISOString()}`;
   return { ...INTERNAL, id, channel, peerId, text, at };
@@ -3764,11 +3792,12 @@ function enqueueJob(app: App, { id, payload, deliver }: Job, due: number): boole
   const text = payload.message ?? payload.text ?? "";
   const isEvent = payload.kind === "system_event";
   const message = { ...internalMessage("cron", id, text, due), job: { isEvent, deliver } };
+  // enqueue hands a message of the channel "cron" to runJob.
   accept(app, message).done.catch((error) => warn(`cron: ${id}: ${error}`));
   return true;
 }
 
-/** Runs a job. An error is counted by `report` and not sent as an answer. Gives what was said. */
+/** Runs a job, and gives what was sent. Of an error that is only the notice that the job is off. */
 async function runJob(app: App, message: Routed, signal?: AbortSignal): Promise<string> {
   const { peerId: id, job } = message;
   let answer: string;
@@ -3809,7 +3838,7 @@ async function runUnattended(app: App, sessionKey: string, options: MessageOptio
   const answer = await runTurn(session, text, { ...options, app });
   const last = session.messages.at(-1);
   // A reply that was stopped, by Ctrl+C for example, has no reason of the model's own.
-  const reason = last && "stop_reason" in last ? last.stop_reason : undefined;
+  const reason = last?.stop_reason;
   if (reason && reason !== "refusal") return answer;
   throw new Error(`the model gave no answer: ${reason || "stopped"}`);
 }
@@ -3849,7 +3878,8 @@ async function tellOwner(app: App, about: InboundMessage, text: string, deliver?
 // The heartbeat.
 
 const MAX_OK_LENGTH = 300; // characters beside HEARTBEAT_OK; a longer answer is news
-// The model likes to write it bold, as code, or in a tag: whatever holds no letter and no digit.
+// The model likes to write it bold, as code, or in a tag: **HEARTBEAT_OK**, `HEARTBEAT_OK`,
+// <b>HEARTBEAT_OK</b>. So around it may be tags, and whatever is no letter and no digit.
 const AROUND = String.raw`(?:</?\w+>|[^<\p{L}\p{N}])*`;
 const OK_FIRST = new RegExp(`^${AROUND}HEARTBEAT_OK\\b${AROUND}`, "u");
 const OK_LAST = new RegExp(`\\bHEARTBEAT_OK${AROUND}$`, "u");
@@ -3914,7 +3944,7 @@ export class HeartbeatRunner {
     const { start, end } = this.settings;
     const hour = new Date(this.#now()).getHours();
     if (start < end) return start <= hour && hour < end;
-    return start <= hour || hour < end; // across midnight, for example from 22 to 6
+    return start <= hour || hour < end; // across midnight, from 22 to 6; always, if they are equal
   }
 
   /**
@@ -3925,7 +3955,7 @@ export class HeartbeatRunner {
     const at = this.#now();
     // If the clock was put back by a day, the last one may not make us wait for a day.
     this.#lastRun = Math.min(this.#lastRun, at);
-    const agent = app.agents.find(AGENTS[0]?.id ?? "");
+    const agent = app.agents.find(AGENTS[0].id);
     const tasks = loadBootstrap(agent.id, ["HEARTBEAT.md"]).get("HEARTBEAT.md") ?? "";
     const reason = this.#reason(app, tasks, isForced);
     if (reason) return reason;
@@ -3963,9 +3993,10 @@ export class HeartbeatRunner {
 const MAX_SLEEP = 60_000; // ms
 
 /**
- * The one timer. It never sleeps longer than a minute, and then it reads the clock and CRON.json
- * again. That covers a laptop that slept, a clock that was put right, an edited file, and waits of
- * more than 24.8 days, for which setTimeout would fire at once.
+ * The one timer: it looks what is due, and then sets itself again. It never sleeps longer than a
+ * minute, and then it reads the clock and CRON.json again. That covers a laptop that slept, a clock
+ * that was put right, an edited file, and waits of more than 24.8 days, for which setTimeout would
+ * fire at once.
  */
 function startTimer(app: App): void {
   const now = Date.now(); // taken first: what becomes due during the ticks is seen the next time
@@ -3973,8 +4004,9 @@ function startTimer(app: App): void {
   try {
     app.cron.tick();
     void app.heartbeat.tick(app);
-    // What is due, but could not begin, has a wait of 0 or less. It is tried again with the next
-    // look, because a timer that fired for it at once would do nothing else.
+    // `heartbeat.tick` has set its next time already, before it waits for anything. What is due,
+    // but could not begin, has a wait of 0 or less. It is tried again with the next look, because a
+    // timer that fired for it at once would do nothing else.
     const waits = [app.cron.next() - now, app.heartbeat.next() - now].filter((ms) => ms > 0);
     wait = Math.min(MAX_SLEEP, ...waits);
   } catch (error) {
