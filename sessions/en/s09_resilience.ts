@@ -1142,7 +1142,7 @@ async function askSummary(session: Session, text: string, tokens: number, option
 /** The end of the text, about so many tokens long. */
 function newestThatFits(text: string, tokens: number): string {
   const share = Math.min(1, tokens / estimateTokens(text));
-  return text.slice(-Math.ceil(text.length * share)).toWellFormed(); // the cut may halve a character
+  return text.slice(-Math.ceil(text.length * share)).toWellFormed(); // it may cut a character in half
 }
 
 /** Asks the model for one summary. Throws if it gives none. */
@@ -1323,7 +1323,7 @@ export interface Channel {
   readonly name: string;
   readonly limit: number;
   start(onMessage: Accept): Promise<void>; // resolves when ready, rejects if that failed
-  send(to: string, text: string): Promise<void>; // may be called before `start` resolves; throws SendError
+  send(to: string, text: string): Promise<void>; // allowed before `start` resolves; throws SendError
   stop(): Promise<void>;
   typing?(to: string): Promise<unknown>;
   stream?(to: string, delta: string): void; // for a channel that shows a reply while it is made
@@ -1692,7 +1692,7 @@ function enqueue(app: App, message: Routed, signal?: AbortSignal): Promise<strin
  */
 export async function handle(app: App, parts: Routed[], signal?: AbortSignal): Promise<string> {
   const text = parts.map((part) => part.text).join("\n");
-  const message = { ...parts[0], text } as Routed; // `parts` is never empty; the id is that of the first
+  const message = { ...parts[0], text } as Routed; // never empty; the id is that of the first
   const channel = app.channels.get(message.channel);
   const stopTyping = showTyping(channel, message.peerId);
   const onText = (piece: string) => channel?.stream?.(message.peerId, piece);
