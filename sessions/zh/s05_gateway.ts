@@ -1106,7 +1106,7 @@ async function askSummary(session: Session, text: string, tokens: number, option
 /** The end of the text, about so many tokens long. */
 function newestThatFits(text: string, tokens: number): string {
   const share = Math.min(1, tokens / estimateTokens(text));
-  return text.slice(-Math.ceil(text.length * share)).toWellFormed(); // it may cut a character in half
+  return text.slice(-Math.ceil(text.length * share)).toWellFormed(); // the cut may split a pair
 }
 
 /** Asks the model for one summary. Throws if it gives none. */
@@ -1281,7 +1281,7 @@ export interface Channel {
   readonly name: string;
   readonly limit: number;
   start(onMessage: Accept): Promise<void>; // 就绪就 resolve，没法就绪就 reject
-  send(to: string, text: string): Promise<void>; // allowed before `start` resolves; throws SendError
+  send(to: string, text: string): Promise<void>; // also before `start` resolved; throws SendError
   stop(): Promise<void>;
   typing?(to: string): Promise<unknown>;
   stream?(to: string, delta: string): void; // 边生成边显示回复的渠道才有
