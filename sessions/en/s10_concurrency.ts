@@ -4091,7 +4091,7 @@ export interface Delivery {
   enqueuedAt: number;
   nextAttemptAt: number; // not before
   failures: number;
-  unfinished: number; // sends that began and have no recorded end; after a crash in one, above 0
+  unfinished: number; // sends that began and have no recorded end: above 0 after a crash
   error?: string; // of a dead letter: why it was given up
 }
 
@@ -4123,9 +4123,9 @@ function newDelivery(id: string, { channel, to, text }: Content, now = Date.now(
 }
 
 /**
- * The id under which a person is told that a turn failed. The ids of a reply are the message's id,
- * "#" and a number. The notice gets a "!" before them, because after a crash the turn may have an
- * answer after all, and that must not be taken for a duplicate of the notice.
+ * The id under which a person is told that a turn failed. The parts of a reply have the ids
+ * `<message>#<n>`, and those of this notice `<message>!#<n>`. If the turn is run again after a
+ * crash and succeeds, its answer is then not taken for a duplicate of the notice.
  */
 const failureReplyId = (messageId: string) => `${messageId}!`;
 
@@ -4259,7 +4259,8 @@ function backoff(failures: number, retryAfter = 0): number | undefined {
 function dueAt({ enqueuedAt, nextAttemptAt }: Delivery, now: number): number {
   // It was enqueued in the future, so somebody has put the clock back: its times mean nothing.
   if (enqueuedAt > now) return now;
-  // If it expires before its next attempt, it is given up then, and what is behind it goes on.
+  // If it expires before its next attempt, it is given up then, and what is behind it goes on. (+
+  // 1, because only what is older than EXPIRES is given up.)
   return Math.min(nextAttemptAt, enqueuedAt + EXPIRES + 1);
 }
 
@@ -4295,7 +4296,7 @@ export class DeliveryRunner {
   #simulated: SimulatedFailures;
   #now: () => number;
   #timers = new Map<string, NodeJS.Timeout>(); // by recipient
-  #sentNotAcknowledged = new Set<string>(); // ids that were sent, while acknowledging them failed
+  #sentNotAcknowledged = new Set<string>(); // ids; one stays here if acknowledging it throws
 
   constructor(
     queue: DeliveryQueue,
@@ -4309,7 +4310,7 @@ export class DeliveryRunner {
     this.#now = now;
   }
 
-  /** Begins with all that waits, but for channels that are not set up now: that waits on. */
+  /** Starts sending all that waits. What is for a channel that is not set up stays in the queue. */
   start(): void {
     for (const [recipient, [first]] of this.#queue.waiting) {
       if (first && this.#channels.has(first.channel)) this.wake(recipient);
@@ -4317,8 +4318,8 @@ export class DeliveryRunner {
   }
 
   /**
-   * Goes on with one recipient, of whom runExclusive keeps order as it does of a conversation.
-   * However much waits for them, it is one timer.
+   * Sends what waits for one recipient. runExclusive keeps it in order, as it does for the turns of
+   * a conversation. Each recipient has at most one timer, however many deliveries wait.
    */
   wake(recipient: string): void {
     this.#clearTimer(recipient);
@@ -4387,7 +4388,8 @@ export class DeliveryRunner {
     if (unfinished > 0) warn(`${id}: the program ended while this was sent. It may arrive twice.`);
     // In the file the send counts as unfinished until it has ended, one way or the other.
     this.#queue.save({ ...delivery, unfinished: unfinished + 1 });
-    // The file comes first: if writing it throws, nothing was sent, and memory must not say so.
+    // The object changes only after its file: if writing throws, nothing has been sent, so the
+    // object must not count a send.
     delivery.unfinished += 1;
     const target = this.#channels.get(channel);
     if (!target) return new SendError("no channel", false);
@@ -4530,8 +4532,9 @@ function cutAt(text: string, room: number): number {
   for (const boundary of BOUNDARIES) {
     const last = [...head.matchAll(boundary)].at(-1);
     const size = last ? last.index + last[0].length : 0;
-    // After a boundary near the beginning a heading might be a message of its own. If each piece
-    // fills at least a third of the room, there are about three times too many of them at worst.
+    // We don't cut near the beginning, because a heading could end up as a message of its own. So
+    // each piece fills over a third of the room, and there are at most about three times as many as
+    // needed.
     if (size > room / 3) return size;
   }
   return cutBetweenGraphemes(text, room);
@@ -4745,8 +4748,8 @@ export class ProfileManager {
       }
     }
     if (!best) throw new Error("there is no key");
-    // The next choice begins with this key, so it stays with a key that works. Another account has
-    // none of the prompt in its cache.
+    // The next choice begins with this key, so it stays with a key that works, because the prompt
+    // is cached in that key's account and in no other.
     this.#current = profiles.indexOf(best.profile);
     return { ...best, wait: Math.max(0, best.at - this.#now()) };
   }
@@ -4768,8 +4771,8 @@ export class ProfileManager {
 
   /** Forgets the failures of keys and models that have just worked. */
   succeed(ids: string[]): void {
-    // A cooldown that is running began after this attempt did, because an attempt begins only when
-    // everything is ready. So it is the newer information.
+    // A cooldown that still runs was started by another turn after this attempt began, because no
+    // attempt begins during one. It is newer than this success, so it is kept.
     const ended = ids.filter((id) => this.cooldowns.has(id) && this.readyAt(id) === 0);
     if (ended.length === 0) return;
     for (const id of ended) this.cooldowns.delete(id);
@@ -4787,16 +4790,16 @@ export class ProfileManager {
 }
 
 /**
- * The id under which the cooldown of a key is kept. The hash in it makes a new key under the same
- * name start without one, and the key itself is in no file.
+ * The id under which the cooldown of a key is kept. Because it contains a hash of the key, a new
+ * key under the same name has no cooldown, and the key itself is never written to a file.
  */
 const cooldownId = ({ name, key }: AuthProfile) =>
   `${name} ${sha256(key).digest("hex").slice(0, 8)}`;
 
-// ms of a turn for its waits and its failed attempts, of which each counts for a minute at most. It
-// is no deadline: nothing stops an attempt that runs, and the one that succeeds counts for nothing.
-// Without it a turn with two keys might never end, because while one of them is silent for a minute
-// the cooldown of the other ends, and so there is always one that can be tried.
+// How many ms one turn may spend on waits and failed attempts. A failed attempt costs a minute at
+// most, and a successful one costs nothing. This is no deadline: an attempt that runs is never
+// stopped by it. Without the budget a turn with two keys might never end: while one key is silent
+// for a minute, the cooldown of the other ends, so there is always one to try.
 const RETRY_BUDGET = 120_000;
 
 export interface TurnOptions {
@@ -5018,8 +5021,9 @@ async function endOfGracePeriod(signal: AbortSignal): Promise<never> {
 }
 
 /**
- * A task that runs, and the way to stop it: the signal of `control`, which the task was given. That
- * aborts also when the caller's signal does (Ctrl+C), which is no failure.
+ * A task that runs, and the way to stop it. The task is given the signal of `control`. This signal
+ * also aborts when the caller's signal does (Ctrl+C); then `stoppedBy` stays unset: it is no
+ * failure.
  */
 class RunningTask {
   readonly control = new AbortController();
@@ -5149,7 +5153,10 @@ export class LaneQueue {
     this.#pump();
   }
 
-  /** Stops what runs, and starts what waits without waiting for it. Gives how many were stopped. */
+  /**
+   * Stops the running tasks, and starts the waiting ones at once, before the stopped ones have
+   * ended. Gives how many were stopped.
+   */
   reset(): number {
     // The stopped tasks have their grace period, but they lose their places now. If the waiting
     // tasks had to wait for them, a reset would not help against tasks that hang.
@@ -5190,8 +5197,8 @@ export class CommandQueue {
   }
 
   /**
-   * Runs a task in a lane. A task must not await its own lane: it would keep the place that the
-   * task it waits for needs, so neither of the two could ever go on (a deadlock).
+   * Runs a task in a lane. A task must not await its own lane: it would hold the place, and the
+   * task that it waits for needs that place, so neither could go on (a deadlock).
    */
   run<T>(name: string, task: Task<T>, signal?: AbortSignal): Promise<T> {
     const isNamed = this.named.includes(name);
@@ -5206,8 +5213,8 @@ export class CommandQueue {
       // Otherwise there would soon be a lane for everybody who has ever written.
       if (!isNamed && !this.isBusy(name)) this.lanes.delete(name);
     };
-    // The second `forget` also marks a rejection as handled, so that one of which the caller takes
-    // no notice does not end the program.
+    // The second `forget` also counts as a handler, so a rejection that the caller ignores does not
+    // end the program.
     answer.then(forget, forget);
     return answer;
   }
@@ -5259,8 +5266,9 @@ async function inLane<T>(lane: string, app: App, key: string, turn: Task<T>, sig
 }
 
 /**
- * People go first. A job waits for them outside of its lane, because the lane's timeout or a reset
- * would end it in there. If somebody wrote while it was queued, it gives its place back.
+ * A job waits for people's turns before it enters the lane, because inside it a timeout or a reset
+ * could end the wait. If a person has written by the time it gets its place, it leaves the lane and
+ * waits again; for this the task gives `gavePlaceBack`.
  */
 async function answerJobInLane(app: App, message: Routed, signal?: AbortSignal): Promise<string> {
   const gavePlaceBack = undefined;
@@ -5276,8 +5284,8 @@ async function answerJobInLane(app: App, message: Routed, signal?: AbortSignal):
 
 /**
  * Runs a person's turn in the lane "main". It counts as an active turn from now on, while it still
- * waits. We track the lane's promise and not the turn's own, because that of a turn which hangs is
- * never settled, so cron jobs would wait for it for ever.
+ * waits. We track the promise of the lane, which settles even if the turn hangs. The turn's own
+ * promise would then never settle, and cron jobs would wait for ever.
  */
 const runUserTurn = (
   app: App,

@@ -4044,7 +4044,7 @@ export interface Delivery {
   enqueuedAt: number;
   nextAttemptAt: number; // これより前には送らない
   failures: number;
-  unfinished: number; // sends that began and have no recorded end; after a crash in one, above 0
+  unfinished: number; // sends that began and have no recorded end: above 0 after a crash
   error?: string; // of a dead letter: why it was given up
 }
 
@@ -4076,9 +4076,9 @@ function newDelivery(id: string, { channel, to, text }: Content, now = Date.now(
 }
 
 /**
- * The id under which a person is told that a turn failed. The ids of a reply are the message's id,
- * "#" and a number. The notice gets a "!" before them, because after a crash the turn may have an
- * answer after all, and that must not be taken for a duplicate of the notice.
+ * The id under which a person is told that a turn failed. The parts of a reply have the ids
+ * `<message>#<n>`, and those of this notice `<message>!#<n>`. If the turn is run again after a
+ * crash and succeeds, its answer is then not taken for a duplicate of the notice.
  */
 const failureReplyId = (messageId: string) => `${messageId}!`;
 
@@ -4212,7 +4212,8 @@ function backoff(failures: number, retryAfter = 0): number | undefined {
 function dueAt({ enqueuedAt, nextAttemptAt }: Delivery, now: number): number {
   // It was enqueued in the future, so somebody has put the clock back: its times mean nothing.
   if (enqueuedAt > now) return now;
-  // If it expires before its next attempt, it is given up then, and what is behind it goes on.
+  // If it expires before its next attempt, it is given up then, and what is behind it goes on. (+
+  // 1, because only what is older than EXPIRES is given up.)
   return Math.min(nextAttemptAt, enqueuedAt + EXPIRES + 1);
 }
 
@@ -4248,7 +4249,7 @@ export class DeliveryRunner {
   #simulated: SimulatedFailures;
   #now: () => number;
   #timers = new Map<string, NodeJS.Timeout>(); // by recipient
-  #sentNotAcknowledged = new Set<string>(); // ids that were sent, while acknowledging them failed
+  #sentNotAcknowledged = new Set<string>(); // ids; one stays here if acknowledging it throws
 
   constructor(
     queue: DeliveryQueue,
@@ -4262,7 +4263,7 @@ export class DeliveryRunner {
     this.#now = now;
   }
 
-  /** 待っているものすべてに取りかかる。いま設定されていないチャネルの分は、待たせておく。 */
+  /** Starts sending all that waits. What is for a channel that is not set up stays in the queue. */
   start(): void {
     for (const [recipient, [first]] of this.#queue.waiting) {
       if (first && this.#channels.has(first.channel)) this.wake(recipient);
@@ -4337,7 +4338,8 @@ export class DeliveryRunner {
     if (unfinished > 0) warn(`${id}: 送っている最中にプログラムが終わっていました。2回届くかもしれません。`);
     // In the file the send counts as unfinished until it has ended, one way or the other.
     this.#queue.save({ ...delivery, unfinished: unfinished + 1 });
-    // The file comes first: if writing it throws, nothing was sent, and memory must not say so.
+    // The object changes only after its file: if writing throws, nothing has been sent, so the
+    // object must not count a send.
     delivery.unfinished += 1;
     const target = this.#channels.get(channel);
     if (!target) return new SendError("no channel", false);
@@ -4487,8 +4489,9 @@ function cutAt(text: string, room: number): number {
   for (const boundary of BOUNDARIES) {
     const last = [...head.matchAll(boundary)].at(-1);
     const size = last ? last.index + last[0].length : 0;
-    // After a boundary near the beginning a heading might be a message of its own. If each piece
-    // fills at least a third of the room, there are about three times too many of them at worst.
+    // We don't cut near the beginning, because a heading could end up as a message of its own. So
+    // each piece fills over a third of the room, and there are at most about three times as many as
+    // needed.
     if (size > room / 3) return size;
   }
   return cutBetweenGraphemes(text, room);

@@ -4040,7 +4040,7 @@ export interface Delivery {
   enqueuedAt: number;
   nextAttemptAt: number; // 不早于这个时间
   failures: number;
-  unfinished: number; // sends that began and have no recorded end; after a crash in one, above 0
+  unfinished: number; // sends that began and have no recorded end: above 0 after a crash
   error?: string; // of a dead letter: why it was given up
 }
 
@@ -4072,9 +4072,9 @@ function newDelivery(id: string, { channel, to, text }: Content, now = Date.now(
 }
 
 /**
- * The id under which a person is told that a turn failed. The ids of a reply are the message's id,
- * "#" and a number. The notice gets a "!" before them, because after a crash the turn may have an
- * answer after all, and that must not be taken for a duplicate of the notice.
+ * The id under which a person is told that a turn failed. The parts of a reply have the ids
+ * `<message>#<n>`, and those of this notice `<message>!#<n>`. If the turn is run again after a
+ * crash and succeeds, its answer is then not taken for a duplicate of the notice.
  */
 const failureReplyId = (messageId: string) => `${messageId}!`;
 
@@ -4208,7 +4208,8 @@ function backoff(failures: number, retryAfter = 0): number | undefined {
 function dueAt({ enqueuedAt, nextAttemptAt }: Delivery, now: number): number {
   // It was enqueued in the future, so somebody has put the clock back: its times mean nothing.
   if (enqueuedAt > now) return now;
-  // If it expires before its next attempt, it is given up then, and what is behind it goes on.
+  // If it expires before its next attempt, it is given up then, and what is behind it goes on. (+
+  // 1, because only what is older than EXPIRES is given up.)
   return Math.min(nextAttemptAt, enqueuedAt + EXPIRES + 1);
 }
 
@@ -4244,7 +4245,7 @@ export class DeliveryRunner {
   #simulated: SimulatedFailures;
   #now: () => number;
   #timers = new Map<string, NodeJS.Timeout>(); // by recipient
-  #sentNotAcknowledged = new Set<string>(); // ids that were sent, while acknowledging them failed
+  #sentNotAcknowledged = new Set<string>(); // ids; one stays here if acknowledging it throws
 
   constructor(
     queue: DeliveryQueue,
@@ -4258,7 +4259,7 @@ export class DeliveryRunner {
     this.#now = now;
   }
 
-  /** 等着的都开始发。渠道这次要是没有设置，就接着等。 */
+  /** Starts sending all that waits. What is for a channel that is not set up stays in the queue. */
   start(): void {
     for (const [recipient, [first]] of this.#queue.waiting) {
       if (first && this.#channels.has(first.channel)) this.wake(recipient);
@@ -4333,7 +4334,8 @@ export class DeliveryRunner {
     if (unfinished > 0) warn(`${id}: 发送途中程序退出过，对方可能收到两次。`);
     // In the file the send counts as unfinished until it has ended, one way or the other.
     this.#queue.save({ ...delivery, unfinished: unfinished + 1 });
-    // The file comes first: if writing it throws, nothing was sent, and memory must not say so.
+    // The object changes only after its file: if writing throws, nothing has been sent, so the
+    // object must not count a send.
     delivery.unfinished += 1;
     const target = this.#channels.get(channel);
     if (!target) return new SendError("no channel", false);
@@ -4484,8 +4486,9 @@ function cutAt(text: string, room: number): number {
   for (const boundary of BOUNDARIES) {
     const last = [...head.matchAll(boundary)].at(-1);
     const size = last ? last.index + last[0].length : 0;
-    // After a boundary near the beginning a heading might be a message of its own. If each piece
-    // fills at least a third of the room, there are about three times too many of them at worst.
+    // We don't cut near the beginning, because a heading could end up as a message of its own. So
+    // each piece fills over a third of the room, and there are at most about three times as many as
+    // needed.
     if (size > room / 3) return size;
   }
   return cutBetweenGraphemes(text, room);

@@ -4051,7 +4051,7 @@ export interface Delivery {
   enqueuedAt: number;
   nextAttemptAt: number; // 不早于这个时间
   failures: number;
-  unfinished: number; // sends that began and have no recorded end; after a crash in one, above 0
+  unfinished: number; // sends that began and have no recorded end: above 0 after a crash
   error?: string; // of a dead letter: why it was given up
 }
 
@@ -4083,9 +4083,9 @@ function newDelivery(id: string, { channel, to, text }: Content, now = Date.now(
 }
 
 /**
- * The id under which a person is told that a turn failed. The ids of a reply are the message's id,
- * "#" and a number. The notice gets a "!" before them, because after a crash the turn may have an
- * answer after all, and that must not be taken for a duplicate of the notice.
+ * The id under which a person is told that a turn failed. The parts of a reply have the ids
+ * `<message>#<n>`, and those of this notice `<message>!#<n>`. If the turn is run again after a
+ * crash and succeeds, its answer is then not taken for a duplicate of the notice.
  */
 const failureReplyId = (messageId: string) => `${messageId}!`;
 
@@ -4219,7 +4219,8 @@ function backoff(failures: number, retryAfter = 0): number | undefined {
 function dueAt({ enqueuedAt, nextAttemptAt }: Delivery, now: number): number {
   // It was enqueued in the future, so somebody has put the clock back: its times mean nothing.
   if (enqueuedAt > now) return now;
-  // If it expires before its next attempt, it is given up then, and what is behind it goes on.
+  // If it expires before its next attempt, it is given up then, and what is behind it goes on. (+
+  // 1, because only what is older than EXPIRES is given up.)
   return Math.min(nextAttemptAt, enqueuedAt + EXPIRES + 1);
 }
 
@@ -4255,7 +4256,7 @@ export class DeliveryRunner {
   #simulated: SimulatedFailures;
   #now: () => number;
   #timers = new Map<string, NodeJS.Timeout>(); // by recipient
-  #sentNotAcknowledged = new Set<string>(); // ids that were sent, while acknowledging them failed
+  #sentNotAcknowledged = new Set<string>(); // ids; one stays here if acknowledging it throws
 
   constructor(
     queue: DeliveryQueue,
@@ -4269,7 +4270,7 @@ export class DeliveryRunner {
     this.#now = now;
   }
 
-  /** 等着的都开始发。渠道这次要是没有设置，就接着等。 */
+  /** Starts sending all that waits. What is for a channel that is not set up stays in the queue. */
   start(): void {
     for (const [recipient, [first]] of this.#queue.waiting) {
       if (first && this.#channels.has(first.channel)) this.wake(recipient);
@@ -4344,7 +4345,8 @@ export class DeliveryRunner {
     if (unfinished > 0) warn(`${id}: 发送途中程序退出过，对方可能收到两次。`);
     // In the file the send counts as unfinished until it has ended, one way or the other.
     this.#queue.save({ ...delivery, unfinished: unfinished + 1 });
-    // The file comes first: if writing it throws, nothing was sent, and memory must not say so.
+    // The object changes only after its file: if writing throws, nothing has been sent, so the
+    // object must not count a send.
     delivery.unfinished += 1;
     const target = this.#channels.get(channel);
     if (!target) return new SendError("no channel", false);
@@ -4495,8 +4497,9 @@ function cutAt(text: string, room: number): number {
   for (const boundary of BOUNDARIES) {
     const last = [...head.matchAll(boundary)].at(-1);
     const size = last ? last.index + last[0].length : 0;
-    // After a boundary near the beginning a heading might be a message of its own. If each piece
-    // fills at least a third of the room, there are about three times too many of them at worst.
+    // We don't cut near the beginning, because a heading could end up as a message of its own. So
+    // each piece fills over a third of the room, and there are at most about three times as many as
+    // needed.
     if (size > room / 3) return size;
   }
   return cutBetweenGraphemes(text, room);
@@ -4708,8 +4711,8 @@ export class ProfileManager {
       }
     }
     if (!best) throw new Error("there is no key");
-    // The next choice begins with this key, so it stays with a key that works. Another account has
-    // none of the prompt in its cache.
+    // The next choice begins with this key, so it stays with a key that works, because the prompt
+    // is cached in that key's account and in no other.
     this.#current = profiles.indexOf(best.profile);
     return { ...best, wait: Math.max(0, best.at - this.#now()) };
   }
@@ -4731,8 +4734,8 @@ export class ProfileManager {
 
   /** Forgets the failures of keys and models that have just worked. */
   succeed(ids: string[]): void {
-    // A cooldown that is running began after this attempt did, because an attempt begins only when
-    // everything is ready. So it is the newer information.
+    // A cooldown that still runs was started by another turn after this attempt began, because no
+    // attempt begins during one. It is newer than this success, so it is kept.
     const ended = ids.filter((id) => this.cooldowns.has(id) && this.readyAt(id) === 0);
     if (ended.length === 0) return;
     for (const id of ended) this.cooldowns.delete(id);
@@ -4753,10 +4756,10 @@ export class ProfileManager {
 const cooldownId = ({ name, key }: AuthProfile) =>
   `${name} ${sha256(key).digest("hex").slice(0, 8)}`;
 
-// ms of a turn for its waits and its failed attempts, of which each counts for a minute at most. It
-// is no deadline: nothing stops an attempt that runs, and the one that succeeds counts for nothing.
-// Without it a turn with two keys might never end, because while one of them is silent for a minute
-// the cooldown of the other ends, and so there is always one that can be tried.
+// How many ms one turn may spend on waits and failed attempts. A failed attempt costs a minute at
+// most, and a successful one costs nothing. This is no deadline: an attempt that runs is never
+// stopped by it. Without the budget a turn with two keys might never end: while one key is silent
+// for a minute, the cooldown of the other ends, so there is always one to try.
 const RETRY_BUDGET = 120_000;
 
 export interface TurnOptions {
