@@ -3392,8 +3392,10 @@ command("prompt", "它的提示词有哪几层，各多少字符", (_args, app) 
 //
 // A job runs at least once for each due time (at-least-once). Its run is written to the inbox
 // before the due time counts as done (write-ahead), so a crash between the two can't lose it. After
-// such a crash the time is still due. While its run is in the inbox no second one begins, and when
-// it is answered, the inbox knows its idempotency key, `cron:<job>:<due>`, and drops the second.
+// such a crash the run is in the inbox, but its time is still due, so it would run twice. Two
+// things prevent that. While a run of the job is in the inbox, no other one is added. And once it
+// has been answered, the inbox still knows its idempotency key, `cron:<job>:<due>`, and drops a
+// second run with the same key.
 
 /** A place to which a text can be sent: a channel, and a chat on it. */
 export type Place = { channel: string; to: string };
@@ -3571,21 +3573,23 @@ function nextInterval({ everySeconds, anchor }: Interval, now: number, since: nu
   const start = anchor === undefined ? since : parseTime(anchor);
   const steps = Math.floor((now - start) / step) + 1;
   // An anchor in the future is the first time. But `since` is in the future only if the clock was
-  // put back, and then the job must not wait until the clock has caught up.
+  // put back, and then the job must not wait until the clock has caught up. (Less than a step in
+  // the future, `steps` is 0, and the last line gives `start` as well.)
   if (anchor !== undefined && steps < 0) return start;
   return start + steps * step;
 }
 
 // Daylight saving time (DST) makes a local time ambiguous. In Berlin on 2027-03-28 the clocks go
-// from 02:00 to 03:00, so a job for 02:30 has no such time. On 2027-10-31 they go from 03:00 back
-// to 02:00, so it has two. The library loses or repeats runs there. So we let it count wall times,
-// which is what a clock on the wall shows, as if they were UTC, where clocks never change. Then we
-// find the instant at which the clock in the job's time zone shows that wall time.
+// from 02:00 to 03:00, so 02:30 does not exist that day. On 2027-10-31 they go from 03:00 back to
+// 02:00, so 02:30 comes twice. The library loses or repeats runs there. So we let it count wall
+// times, which is what a clock on the wall shows, as if they were UTC, where clocks never change.
+// Then we find the instant at which the clock in the job's time zone shows that wall time.
 function nextCron(expr: string, timeZone: string | undefined, now: number): number {
   // The Swedish format is close to ISO 8601: 2027-03-28 03:30:00.
   const wallClock: WallClock = (instant) =>
     Date.parse(`${new Date(instant).toLocaleString("sv", { timeZone })}Z`);
-  // The hours are the fourth field from the end. "*/3" counts as hourly, too.
+  // The hours are the fourth field from the end. "*/3" counts as hourly, too, but its wait is most
+  // often more than an hour, and then it makes no difference below.
   const isHourly = cronFields(expr).at(-4)?.startsWith("*");
   const wallNow = wallClock(now); // without fractions of a second, so we drop them from `now`, too
   const lastSecond = now - (now % 1000);
@@ -3594,12 +3598,13 @@ function nextCron(expr: string, timeZone: string | undefined, now: number): numb
   do {
     const wallTime = wallTimes.next().getTime();
     const wait = wallTime - wallNow;
-    // A job of every hour also runs in the second pass of a repeated hour, so it waits by elapsed
-    // time: at 02:30 of the first pass, 03:00 on the wall is 30 minutes away, and then it is 02:00
-    // again, and time for its run. All others run in the first pass alone.
+    // An hourly job also runs in the second pass of a repeated hour. So if its next wall time is at
+    // most an hour away, it waits that long. For example, at 02:30 of the first pass the next wall
+    // time is 03:00, in 30 minutes. Then the clock is put back and shows 02:00, which is the hourly
+    // run of the second pass. All other jobs run in the first pass alone.
     due = isHourly && wait <= HOUR ? lastSecond + wait : instantOf(wallTime, wallClock);
-    // At 02:15 of the second pass, 02:30 is still to come on the wall, but its run was in the first
-    // pass. So we go on to the next wall time.
+    // For those others, `due` can be past: at 02:15 of the second pass the next wall time is 02:30,
+    // but instantOf gives the 02:30 of the first pass. Then we go on to the next wall time.
   } while (due <= now);
   return due;
 }
@@ -3619,8 +3624,9 @@ type WallClock = (instant: number) => number;
 /** The instant, in ms, at which a clock on the wall shows `wallTime`. */
 function instantOf(wallTime: number, wallClock: WallClock): number {
   const offsetAt = (instant: number) => wallClock(instant) - instant;
-  // With the offset from UTC of the day before. (A wall time is up to 14 hours away from the
-  // instant, but a day earlier is before the change in any case.)
+  // First we try the offset from UTC that held a day earlier. `offsetAt` wants an instant and gets
+  // a wall time, but the two differ by 14 hours at most. So it looks 10 to 38 hours before the
+  // instant that we want, and if the clocks change there, it gives the offset from before.
   const byOldOffset = wallTime - offsetAt(wallTime - 24 * HOUR);
   // The normal case. Also a repeated hour: the old offset gives the first of its two passes. A job
   // for 02:30 in Berlin runs on 2027-10-31 at 00:30 UTC, and not at 01:30 UTC again.
@@ -3644,8 +3650,8 @@ interface JobState {
 
 const MAX_ERRORS = 5;
 
-// Somebody may have edited the file. A job with {"due":"soon"} would never run. (A state of null
-// is replaced when its job is looked at.)
+// Somebody may have edited the file. A job with {"due":"soon"} would never run, so such a state is
+// dropped. (null passes, but stateOf replaces it, because it has no entry to compare.)
 const isUsable = (state: JobState | null) => state?.due === undefined || state.due >= 0;
 
 /** CRON.json 里的定时任务，以及各自什么时候到点。 */
@@ -3659,8 +3665,9 @@ export class CronService {
   #modified = 0; // the time (mtime) of the file when it was last read; 0 if there was none
 
   /**
-   * `begin` is told of each due run. It gives true when the run is on disk, whether it was added
-   * now or was known before, and false if it has to be told again later.
+   * `begin` is told of each due run. True: the run is in the inbox now, or it was answered before
+   * and was dropped. False: a run of this job, perhaps this very one, still waits in the inbox, so
+   * `begin` has to be told again later.
    */
   constructor(workspace: string, begin: (job: Job, due: number) => boolean, now = Date.now) {
     this.#file = path.join(workspace, "CRON.json");
@@ -3710,10 +3717,10 @@ export class CronService {
     const isNew = known?.entry !== entry;
     const state: JobState = isNew ? { entry, since: now, errors: 0 } : known;
     // If the clock was a day ahead and is put right, a due time that was computed meanwhile is a
-    // day too late. Computing it again may give one that has had its run, but `begin` drops that.
-    // We don't compute it at each look, because from the second pass of a repeated hour nextCron
-    // would skip a run that was still due in the first. A missing `computedAt` counts as "went
-    // back".
+    // day too late, so it is computed again. The new one may be a time whose run was answered
+    // already; `begin` drops that run. We don't compute it at every look: if a run is due in the
+    // first pass of a repeated hour and we look only in the second, nextCron would go past it. A
+    // missing `computedAt` counts as "went back".
     const clockWentBack = now < (state.computedAt ?? Infinity);
     const isAhead = state.due !== undefined && state.due > now;
     if (isNew || (clockWentBack && isAhead)) {
@@ -3751,7 +3758,8 @@ export class CronService {
     if (error) warn(`cron: ${id} 失败，连续第 ${state.errors} 次：${error}`);
     if (state.errors >= MAX_ERRORS) state.due = undefined;
     this.#save();
-    // The due time of an "at" was cleared when it began, so the owner hears of its first error.
+    // A job is off when it has no due time. One that runs only once lost its due time when it
+    // began, so the owner hears of its first error; of other jobs only after MAX_ERRORS.
     const isOff = error && state.due === undefined;
     if (!isOff) return "";
     return t(`定时任务 ${id} 停了，连续出错 ${state.errors} 次。改一下它在 CRON.json 里的内容，就会接着跑。`);
@@ -3763,9 +3771,9 @@ export class CronService {
 // What all messages that this program writes to itself have in common.
 const INTERNAL = { accountId: "local", senderId: "owner", isGroup: false, media: [] };
 
-/** A message of this program to itself. `at`, in ms, makes its id unique. */
 /**
- * A message that the program writes itself. `at`, in ms: when a job was due, or a heartbeat began.
+ * A message that the program writes to itself. `at`, in ms, is when a job was due or a heartbeat
+ * began. It also makes the id unique.
  */
 function internalMessage(channel: string, peerId: string, text: string, at: number) {
   const id = `${channel}:${peerId}:${new Date(at).toISOString()}`;
@@ -3774,8 +3782,9 @@ function internalMessage(channel: string, peerId: string, text: string, at: numb
 
 /**
  * Puts a run into the inbox, as if somebody had written it. It is on disk when this returns, under
- * the idempotency key `cron:<job>:<due>`. False if an earlier run of the job is still in there: a
- * job that takes longer than its interval would otherwise pile up and cost more and more.
+ * the idempotency key `cron:<job>:<due>`. False if a run of the job, perhaps this very one, is
+ * still in there: a job that takes longer than its interval would otherwise pile up, and cost more
+ * and more.
  */
 function enqueueJob(app: App, { id, payload, deliver }: Job, due: number): boolean {
   const isOfThisJob = ({ channel, peerId }: Routed) => channel === "cron" && peerId === id;
@@ -3783,12 +3792,15 @@ function enqueueJob(app: App, { id, payload, deliver }: Job, due: number): boole
   const text = payload.message ?? payload.text ?? "";
   const isEvent = payload.kind === "system_event";
   const message = { ...internalMessage("cron", id, text, due), job: { isEvent, deliver } };
-  // enqueue hands a message of the channel "cron" to runJob.
+  // enqueue hands a message of the channel "cron" to runJob, in the queue "cron": one at a time.
   accept(app, message).done.catch((error) => warn(`cron: ${id}: ${error}`));
   return true;
 }
 
-/** Runs a job, and gives what was sent. Of an error that is only the notice that the job is off. */
+/**
+ * Runs a job, and gives what was sent. After an error nothing is sent, unless the job is off now:
+ * then the owner is told so.
+ */
 async function runJob(app: App, message: Routed, signal?: AbortSignal): Promise<string> {
   const { peerId: id, job } = message;
   let answer: string;
@@ -3807,7 +3819,7 @@ async function runJob(app: App, message: Routed, signal?: AbortSignal): Promise<
   return answer;
 }
 
-const KEPT_RUNS = 20; // conversations of each job, and of the heartbeat
+const KEPT_RUNS = 20; // conversations of each job, and of the heartbeat, with the one that begins
 
 /** What a job has to say. An event is its own text, which costs no call to the model. */
 async function answerJob(app: App, message: Routed, signal?: AbortSignal): Promise<string> {
@@ -3856,8 +3868,9 @@ function ownerPlace(app: App): Place | undefined {
 }
 
 /**
- * Sends a text to `deliver`, where the job wants it, or to the chat from which the owner wrote
- * last. Prints it in the terminal if neither exists. `about` is the message that it belongs to.
+ * Sends a text to the place `deliver` that the job names, or, if it names none, to the chat from
+ * which the owner wrote last. Prints it in the terminal if there is no such chat, or if the channel
+ * of the place is not running. `about` is the message that the text belongs to.
  */
 async function tellOwner(app: App, about: InboundMessage, text: string, deliver?: Place) {
   const place = deliver ?? ownerPlace(app);
@@ -3944,7 +3957,8 @@ export class HeartbeatRunner {
    */
   async run(app: App, isForced = false, signal?: AbortSignal): Promise<string> {
     const at = this.#now();
-    // If the clock was put back by a day, the last one may not make us wait for a day.
+    // If the clock was put back by a day, #lastRun is in the future, and must not delay the next
+    // heartbeat by a day.
     this.#lastRun = Math.min(this.#lastRun, at);
     const agent = app.agents.find(AGENTS[0].id);
     const tasks = loadBootstrap(agent.id, ["HEARTBEAT.md"]).get("HEARTBEAT.md") ?? "";
@@ -3988,14 +4002,16 @@ const MAX_SLEEP = 60_000; // 毫秒
  * 时钟校准过、文件改过，就都不用另外处理；等 24.8 天以上也没事，不然 setTimeout 会马上触发。
  */
 function startTimer(app: App): void {
-  const now = Date.now(); // 正在检查的时候才到点的，下次会看到
+  // Taken before the ticks, so what becomes due during them still has a wait above 0, and the timer
+  // fires for it at once.
+  const now = Date.now();
   let wait = MAX_SLEEP;
   try {
     app.cron.tick();
     void app.heartbeat.tick(app);
-    // `heartbeat.tick` has set its next time already, before it waits for anything. What is due,
-    // but could not begin, has a wait of 0 or less. It is tried again with the next look, because a
-    // timer that fired for it at once would do nothing else.
+    // `heartbeat.tick` sets its next time before its first await, so `next()` is right already.
+    // What is due but could not begin has a wait of 0 or less. We leave it out, because the timer
+    // would fire again and again without a pause. The next look tries it again.
     const waits = [app.cron.next() - now, app.heartbeat.next() - now].filter((ms) => ms > 0);
     wait = Math.min(MAX_SLEEP, ...waits);
   } catch (error) {
