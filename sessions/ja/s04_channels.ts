@@ -1261,9 +1261,9 @@ export function route(message: InboundMessage): Routed {
 /**
  * Takes a message from a channel. When it returns, the message is on disk. `done` resolves to the
  * answer when the turn is over, and to "" if the message has no answer of its own: a duplicate, or
- * a part that is answered together with another. It is wrapped in an object, because a caller that
- * awaits a function which returns a promise would wait for the model before it tells the platform
- * that the message arrived.
+ * a part that is answered together with another. The promise is wrapped in an object, so that
+ * nobody waits for it by accident: `await onMessage(…)` on a bare promise would wait for the model,
+ * and only then could the platform be told that the message arrived.
  */
 export type Accept = (message: InboundMessage, signal?: AbortSignal) => { done: Promise<string> };
 
@@ -1272,7 +1272,7 @@ export interface Channel {
   readonly name: string;
   readonly limit: number;
   start(onMessage: Accept): Promise<void>; // 準備できたらresolve、見込みがなければreject
-  send(to: string, text: string): Promise<void>; // also before `start` resolved; throws SendError
+  send(to: string, text: string): Promise<void>; // rejects with SendError
   stop(): Promise<void>;
   typing?(to: string): Promise<unknown>;
   stream?(to: string, delta: string): void; // 作りかけの応答を見せるチャネル用
@@ -1363,7 +1363,7 @@ export class ChannelManager extends Map<string, Channel> {
 export class CliChannel implements Channel {
   readonly name = "cli";
   readonly limit = Number.MAX_SAFE_INTEGER;
-  closed = Promise.resolve(); // from `start` on, it resolves when the person leaves
+  closed = Promise.resolve(); // `start` replaces it: that one resolves when the person leaves
   #app: App;
 
   constructor(app: App) {
@@ -1503,8 +1503,9 @@ export class Spool<T extends { id: string }> {
   }
 
   /**
-   * Writes an entry that was changed in place: the object that `add` got or `pending` gave. One
-   * that is not here, such as a line of the terminal, is left alone.
+   * Writes an entry again after a change. Change the very object that `add` got or `pending` gave,
+   * and not a copy, because `pending` goes on giving that object. An entry that is not here, such
+   * as a line of the terminal, is left alone.
    */
   save(entry: T): void {
     const kept = this.entries.get(entry.id);
@@ -1556,9 +1557,10 @@ export class Inbox extends Spool<Routed> {
   }
 
   /**
-   * The messages that are parts of the same one as `message`; none if it is answered already. Parts
-   * that were attempted before a crash are in the session as one message, which can't grow. So they
-   * are grouped only with each other, and parts that arrive after the crash form another message.
+   * The messages that are parts of the same one as `message`; none if it is answered already. After
+   * a crash some parts may have been attempted and others not. Those attempted may be in the
+   * session already, joined into one message, which can't grow. So they are answered again
+   * together, and the parts that were not attempted form a message of their own.
    */
   partsOf(message: Routed): Routed[] {
     if (!this.entries.has(message.id)) return [];
@@ -1570,8 +1572,9 @@ export class Inbox extends Spool<Routed> {
 
   /**
    * The messages are answered. A session knows joined parts only by the id of the first one (see
-   * `handle`), so the first one is removed last. If the program dies halfway, it is still in the
-   * inbox, and Session.append recognises it. A later part alone would be appended as a new message.
+   * `handle`), so the first one is removed last: if the program dies halfway, the first is still
+   * in the inbox, and Session.append recognises its id. In the other order only later parts would
+   * be left, whose ids the session does not know, and they would be appended as a new message.
    */
   acknowledge(messages: Routed[]): void {
     for (const { id } of messages.toReversed()) this.markProcessed(id);
@@ -1623,10 +1626,10 @@ async function allPartsOf(message: Routed, inbox: Inbox): Promise<Routed[]> {
 }
 
 /**
- * Puts a message into the queue of its conversation. Gives the answer. The first of several parts
- * waits at the head of the queue; meanwhile `accept` puts the others into the inbox, where
- * allPartsOf finds them. When it is their turn in the queue, the first one's turn has answered and
- * acknowledged them, so allPartsOf finds none, and there is nothing to do.
+ * Puts a message into the queue of its conversation. Gives the answer. Of several parts, the task
+ * of the first one holds up the queue until all have come: meanwhile `accept` puts the others into
+ * the inbox, where allPartsOf finds them, and they are answered with the first. Each of them has a
+ * task in the queue, too, but when that runs, allPartsOf finds nothing, and there is nothing to do.
  */
 function enqueue(app: App, message: Routed, signal?: AbortSignal): Promise<string> {
   return runExclusive(message.sessionKey, async () => {
@@ -1641,7 +1644,7 @@ function enqueue(app: App, message: Routed, signal?: AbortSignal): Promise<strin
  */
 export async function handle(app: App, parts: Routed[], signal?: AbortSignal): Promise<string> {
   const text = parts.map((part) => part.text).join("\n");
-  const message = { ...parts[0], text } as Routed; // never empty; the id is that of the first
+  const message = { ...parts[0], text } as Routed; // `parts` is never empty; the first gives the id
   const channel = app.channels.get(message.channel);
   const stopTyping = showTyping(channel, message.peerId);
   const onText = (piece: string) => channel?.stream?.(message.peerId, piece);
@@ -1816,8 +1819,9 @@ export class TelegramChannel implements Channel {
         // because another program polls with the same token, or a message could not be stored.
         if (!this.#stopped) warn(`telegram: ${error}。5秒後にもう一度試します。`);
         await sleep(5_000);
-        // The old bot, started again, would ask for the updates after the one that failed, and so
-        // confirm that one. A new bot has no position yet, so it gets it again.
+        // A bot remembers which update it read last. The old bot would ask for those after the
+        // failed one, which confirms the failed one. A new bot remembers nothing, so Telegram sends
+        // the failed update again.
         this.#bot = this.#newBot();
       }
     }
@@ -1869,7 +1873,8 @@ export class TelegramChannel implements Channel {
    * The mark that all parts of one message share; undefined if it is whole. Telegram marks the
    * parts of an album. The pieces of a long text have ids in a row, and all but the last are long:
    * a long piece continues the previous text or starts a new one, and a short piece ends the text.
-   * (The entry need not be deleted then: it expects an id that has been used, so it never matches.)
+   * (The sender's entry in #lastPiece may stay then: its `nextId` is the id of the short piece,
+   * which no later message has.)
    */
   #partOf(message: TelegramMessage): string | undefined {
     const { chat, from, message_id, media_group_id } = message;
@@ -1952,8 +1957,8 @@ async function startHttp(port: number): Promise<http.Server> {
   });
   try {
     await once(server.listen(port, "127.0.0.1"), "listening");
-    // With HTTP_PORT=0 the system chooses the port, so we ask for it. The cast is right because an
-    // address has no port only if the server listens on a pipe.
+    // With HTTP_PORT=0 the system chooses the port, so we ask for it. The cast is safe: only a
+    // server that listens on a pipe has an address without a port.
     info(`http: 127.0.0.1:${(server.address() as { port: number }).port}で待ち受けています`);
   } catch (error) {
     warn(`http: ${error}。HTTP_PORTを変えてください。ほかは動き続けます。`);
@@ -2018,8 +2023,8 @@ function isAuthentic(body: Buffer, headers: http.IncomingHttpHeaders, key: strin
 const fileKeyOf = ({ file_key, image_key }: Fields) => file_key ?? image_key;
 
 /**
- * The text of one element. A link is followed by its address, and a mention is a placeholder,
- * "@_user_1", for which #nameMentions puts the name later.
+ * The text of one element. A link is followed by its address. A mention has no text, and its
+ * `user_id` is no id but a placeholder, "@_user_1", for which #nameMentions puts the name later.
  */
 function textOfElement(element: Fields): string {
   if (fileKeyOf(element)) return "[image]";
@@ -2079,7 +2084,10 @@ export class FeishuChannel implements Channel {
     this.#api = setting("FEISHU_API_BASE") || `https://${host}`;
   }
 
-  /** Rejects without an access token. The route comes first, so events are accepted even then. */
+  /**
+   * Rejects if Feishu gives us no access token. The route is set before that, so that events are
+   * accepted in that case, too.
+   */
   async start(onMessage: Accept): Promise<void> {
     ROUTES["POST /feishu/events"] = (body, headers) => this.#receive(body, headers, onMessage);
     await this.#accessToken();
@@ -2265,7 +2273,7 @@ async function startApp(app: App, httpPort: number): Promise<void> {
 
 /**
  * Goes on with the messages that an earlier run accepted and did not finish. One whose channel is
- * not set up now stays in the inbox until it is again.
+ * not set up in this run stays in the inbox until a run in which it is.
  */
 function resumeInbox(app: App): void {
   for (const message of app.inbox.pending()) {
