@@ -170,23 +170,23 @@ describe("an excerpt", () => {
     });
   });
 
+  /** An excerpt of Box.add without the line in its middle. */
+  const withGap =
+    '// in Box.add\n    if (this.#list.includes(one)) return;\n    // …\n    this.#list.push(one);\n    log("added", one, before);';
+
   test("keeps what is left out, and shows lines that are new between its own", () => {
-    const excerpt =
-      '// in Box.add\n    if (this.#list.includes(one)) return;\n    // …\n    this.#list.push(one);\n    log("added", one, before);';
     const text = now(
       ["push(one);\n", "push(one);\n    this.save();\n"],
       ["return;", "return false;"],
     );
-    expect(refreshed(text, excerpt).text).toBe(
+    expect(refreshed(text, withGap).text).toBe(
       '// in Box.add\n    if (this.#list.includes(one)) return false;\n    // …\n    this.#list.push(one);\n    this.save();\n    log("added", one, before);',
     );
   });
 
   test("has no mark where nothing is left out any more", () => {
-    const excerpt =
-      '// in Box.add\n    if (this.#list.includes(one)) return;\n    // …\n    this.#list.push(one);\n    log("added", one, before);';
     const text = now(["    const before = this.#list.length;\n", ""], ["one, before", "one"]);
-    expect(refreshed(text, excerpt).text).not.toContain("…");
+    expect(refreshed(text, withGap).text).not.toContain("…");
   });
 
   test("keeps its indentation, or that it has none", () => {
