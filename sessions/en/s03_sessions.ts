@@ -64,7 +64,7 @@ export class Terminal {
   async run(onLine: (line: string, signal: AbortSignal) => Promise<unknown>): Promise<void> {
     const { stdin, stdout } = process;
     const terminal = stdin.isTTY && stdout.isTTY;
-    // readline would echo keys into a reply, so it is paused meanwhile, and they wait in here.
+    // readline echoes keys. So it is paused during a reply, and the keys wait in this stream.
     const keys = Object.assign(new PassThrough(), { setRawMode: stdin.setRawMode?.bind(stdin) });
     const reader = createInterface({ input: keys, output: stdout, terminal, prompt: "You > " });
     if (terminal) reader.on("line", () => reader.pause());
