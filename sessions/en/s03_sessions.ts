@@ -399,34 +399,45 @@ function withUniqueIds(history: Message[]): Message[] {
   });
 }
 
-/** The ids under which calls are sent. `given` is always the id that the model gave a call. */
+/** A call that has no result yet: the id that the model gave it, and the one that is sent. */
+interface OpenCall {
+  given: unknown;
+  id: string;
+  index: number; // of its message
+  ours: boolean; // whether we run it, and not the API
+}
+
+/** The ids under which calls are sent. */
 class CallIds {
   #used = new Set<string>();
-  #open: { given: unknown; id: string; index: number }[] = []; // calls that have no result yet
+  #open: OpenCall[] = [];
 
   /** The block with its new id, if it has one. Undefined if it is a result without a call. */
   rename(block: Block, index: number, position: number): Block | undefined {
-    if (isCall(block)) return { ...block, id: this.#ofCall(block.id, index, position) };
+    if (isCall(block)) {
+      const id = this.#uniqueId(block.id, `call_${index}_${position}`);
+      this.#open.push({ given: block.id, id, index, ours: block.type === "tool_use" });
+      return { ...block, id };
+    }
     if (!isResult(block)) return block;
-    const id = this.#ofResult(block.tool_use_id);
+    const id = this.#takeCall(block.tool_use_id, block.type === "tool_result");
     return id === undefined ? undefined : { ...block, tool_use_id: id };
   }
 
-  /** The id of a call in the message with this index. It must be the same in every request. */
-  #ofCall(given: unknown, index: number, position: number): string {
+  /** The id itself if it can be sent. `fallback` is the same in every request. */
+  #uniqueId(given: unknown, fallback: string): string {
     const isValid = typeof given === "string" && /^[\w-]+$/.test(given) && !this.#used.has(given);
-    let id = isValid ? given : `call_${index}_${position}`;
+    let id = isValid ? given : fallback;
     while (this.#used.has(id)) id += "_";
     this.#used.add(id);
-    this.#open.push({ given, id, index });
     return id;
   }
 
-  /** The id of the call that a result belongs to; undefined if no such call waits for one. */
-  #ofResult(given: unknown): string | undefined {
-    const index = this.#open.findLast((call) => call.given === given)?.index;
+  /** The id of the call that a result belongs to. That call is not open any more. */
+  #takeCall(given: unknown, ours: boolean): string | undefined {
+    const waiting = this.#open.filter((call) => call.given === given && call.ours === ours);
     // Calls of one reply can share an id. Then the results are in the same order as the calls.
-    const found = this.#open.find((call) => call.given === given && call.index === index);
+    const found = waiting.find(({ index }) => index === waiting.at(-1)?.index);
     this.#open = this.#open.filter((call) => call !== found);
     return found?.id;
   }
