@@ -1280,7 +1280,7 @@ async function askSummary(session: Session, text: string, tokens: number, option
 /** The end of the text, about so many tokens long. */
 function newestThatFits(text: string, tokens: number): string {
   const share = Math.min(1, tokens / estimateTokens(text));
-  return text.slice(-Math.ceil(text.length * share)).toWellFormed(); // the cut may halve a character
+  return text.slice(-Math.ceil(text.length * share)).toWellFormed(); // the cut may split a pair
 }
 
 /** Asks the model for one summary. Throws if it gives none. */
@@ -1442,9 +1442,10 @@ export function route(message: InboundMessage): Routed {
 
 /**
  * Takes a message from a channel. When it returns, the message is on disk. `done` resolves to the
- * answer when the turn is over, and to "" if the answer goes to another message: the same one that
- * came before, or one that this is a part of. It is a field, because `await accept(…)` would hold
- * up the confirmation until the model has answered.
+ * answer when the turn is over, and to "" if the message has no answer of its own: a duplicate, or
+ * a part that is answered together with another. It is wrapped in an object, because a caller that
+ * awaits a function which returns a promise would wait for the model before it tells the platform
+ * that the message arrived.
  */
 export type Accept = (message: InboundMessage, signal?: AbortSignal) => { done: Promise<string> };
 
@@ -1453,7 +1454,7 @@ export interface Channel {
   readonly name: string;
   readonly limit: number;
   start(onMessage: Accept): Promise<void>; // resolves when ready, rejects if that failed
-  send(to: string, text: string): Promise<void>; // also before it is ready; throws SendError
+  send(to: string, text: string): Promise<void>; // also before `start` resolved; throws SendError
   stop(): Promise<void>;
   typing?(to: string): Promise<unknown>;
   stream?(to: string, delta: string): void; // for a channel that shows a reply while it is made
@@ -1592,8 +1593,8 @@ function showTyping(channel: Channel | undefined, peerId: string): () => void {
 }
 
 /**
- * Sends the answer in pieces that the platform takes. One that fails is reported here, but lost for
- * the person, because a reply has no queue of its own yet.
+ * Sends the answer in pieces that the platform takes. If a piece can't be sent, that is reported,
+ * and the person gets neither it nor the pieces after it, because replies have no queue yet.
  */
 export async function reply(app: App, { channel, peerId: to }: InboundMessage, answer: string) {
   const target = app.channels.get(channel);
@@ -1610,7 +1611,7 @@ export async function reply(app: App, { channel, peerId: to }: InboundMessage, a
 
 // -- 2 · Nothing lost, and in order --
 
-/** The files "<number>.json" of a folder, in order. A "<number>.json.tmp" may be half a file. */
+/** The files "<number>.json" of a folder, in order. A ".tmp" is ignored: it may be half a file. */
 function numberedFiles(folder: string): string[] {
   const names = fs.readdirSync(folder).filter((name) => /^\d+\.json$/.test(name));
   return names.sort().map((name) => path.join(folder, name));
@@ -1621,7 +1622,8 @@ const numberOf = (file: string) => Number.parseInt(path.basename(file), 10);
 /** Reads and checks the entry of a file. A bad file is quarantined, and gives undefined. */
 function readEntry<T>(file: string, schema: Anthropic.Tool.InputSchema): T | undefined {
   try {
-    // The cast is right because the schema names the fields without which the program can't go on.
+    // The schema names only the fields that the program can't do without. The others we trust,
+    // because we wrote the file.
     return checkInput(schema, parseObject(fs.readFileSync(file, "utf8"))) as T;
   } catch (error) {
     quarantine(file, String(error));
@@ -1653,8 +1655,8 @@ export class Spool<T extends { id: string }> {
       this.nextNumber = numberOf(file) + 1;
       const entry = readEntry<T>(file, schema);
       if (!entry) continue;
-      // Two ways lead to a file that has to go: a crash in markProcessed leaves one that is done,
-      // and somebody who restores a backup may add a copy.
+      // A file whose id is known is removed: either it was processed, and a crash in markProcessed
+      // left it, or it is a second copy, from a restored backup.
       if (this.#isKnown(entry.id)) fs.rmSync(file);
       else this.entries.set(entry.id, { entry, file });
     }
@@ -1736,8 +1738,8 @@ export class Inbox extends Spool<Routed> {
 
   /**
    * The messages that are parts of the same one as `message`; none if it is answered already. Parts
-   * that were attempted before a crash are in the session as one message, to which nothing can be
-   * added. So parts that arrive only after the crash are joined to a message of their own.
+   * that were attempted before a crash are in the session as one message, which can't grow. So they
+   * are grouped only with each other, and parts that arrive after the crash form another message.
    */
   partsOf(message: Routed): Routed[] {
     if (!this.entries.has(message.id)) return [];
@@ -1748,9 +1750,9 @@ export class Inbox extends Spool<Routed> {
   }
 
   /**
-   * The messages are answered. A session has joined parts under the id of the first one (see
-   * `handle`), so that one is removed last: if the program dies in between, what is left in the
-   * inbox is a message that Session.append recognises. It would take any other part for new.
+   * The messages are answered. A session knows joined parts only by the id of the first one (see
+   * `handle`), so the first one is removed last. If the program dies halfway, it is still in the
+   * inbox, and Session.append recognises it. A later part alone would be appended as a new message.
    */
   acknowledge(messages: Routed[]): void {
     for (const { id } of messages.toReversed()) this.markProcessed(id);
@@ -1804,8 +1806,8 @@ async function allPartsOf(message: Routed, inbox: Inbox): Promise<Routed[]> {
 /**
  * Puts a message into the queue of its conversation. Gives the answer. The first of several parts
  * waits at the head of the queue; meanwhile `accept` puts the others into the inbox, where
- * allPartsOf finds them. When it is their turn in the queue, they have left the inbox: nothing is
- * to do.
+ * allPartsOf finds them. When it is their turn in the queue, the first one's turn has answered and
+ * acknowledged them, so allPartsOf finds none, and there is nothing to do.
  */
 function enqueue(app: App, message: Routed, signal?: AbortSignal): Promise<string> {
   return runExclusive(message.sessionKey, async () => {
@@ -1820,7 +1822,7 @@ function enqueue(app: App, message: Routed, signal?: AbortSignal): Promise<strin
  */
 export async function handle(app: App, parts: Routed[], signal?: AbortSignal): Promise<string> {
   const text = parts.map((part) => part.text).join("\n");
-  const message = { ...parts[0], text } as Routed; // it has a first part, and that gives the id
+  const message = { ...parts[0], text } as Routed; // never empty; the id is that of the first
   const channel = app.channels.get(message.channel);
   const stopTyping = showTyping(channel, message.peerId);
   const onText = (piece: string) => channel?.stream?.(message.peerId, piece);
@@ -1992,11 +1994,12 @@ export class TelegramChannel implements Channel {
       try {
         await this.#bot.start({ allowed_updates: ["message"] });
       } catch (error) {
-        // grammY itself waits for a server that is down. So this is a refusal, for example because
-        // another program asks with the same token, or a message that could not be stored.
+        // grammY itself waits for a server that is down. So either Telegram refused us, for example
+        // because another program polls with the same token, or a message could not be stored.
         if (!this.#stopped) warn(`telegram: ${error}. Trying again in 5 s.`);
         await sleep(5_000);
-        // The old bot would go on behind the update that it could not handle, and so confirm it.
+        // The old bot, started again, would ask for the updates after the one that failed, and so
+        // confirm that one. A new bot has no position yet, so it gets it again.
         this.#bot = this.#newBot();
       }
     }
@@ -2017,8 +2020,8 @@ export class TelegramChannel implements Channel {
 
   /**
    * Undefined for other bots, for service messages, and for talk in a group that is not for us. It
-   * also remembers the parts that came, so it is called once for each update. (If an update comes
-   * again because it could not be stored, a long text may fall into two.)
+   * has a side effect, because it remembers parts: call it only once for each update. (We accept
+   * that an update which could not be stored comes again, and splits a long text into two.)
    */
   #read(message: TelegramMessage): InboundMessage | undefined {
     const { chat, from, message_id } = message;
@@ -2050,8 +2053,8 @@ export class TelegramChannel implements Channel {
   /**
    * The mark that all parts of one message share; undefined if it is whole. Telegram marks the
    * parts of an album. The pieces of a long text have ids in a row, and all but the last are long:
-   * a long piece goes on with the text before it or begins one, and a short piece ends it. (Its
-   * entry may stay in the map, because no later id fits it.)
+   * a long piece continues the previous text or starts a new one, and a short piece ends the text.
+   * (The entry need not be deleted then: it expects an id that has been used, so it never matches.)
    */
   #partOf(message: TelegramMessage): string | undefined {
     const { chat, from, message_id, media_group_id } = message;
@@ -2200,8 +2203,8 @@ function isAuthentic(body: Buffer, headers: http.IncomingHttpHeaders, key: strin
 const fileKeyOf = ({ file_key, image_key }: Fields) => file_key ?? image_key;
 
 /**
- * Gives a link with its address. A mention has no name here but a placeholder, "@_user_1", for
- * which #nameMentions puts the name later.
+ * The text of one element. A link is followed by its address, and a mention is a placeholder,
+ * "@_user_1", for which #nameMentions puts the name later.
  */
 function textOfElement(element: Fields): string {
   if (fileKeyOf(element)) return "[image]";
@@ -2261,7 +2264,7 @@ export class FeishuChannel implements Channel {
     this.#api = setting("FEISHU_API_BASE") || `https://${host}`;
   }
 
-  /** Rejects if it gets no access token. The route comes first: an outage loses no events. */
+  /** Rejects without an access token. The route comes first, so events are accepted even then. */
   async start(onMessage: Accept): Promise<void> {
     ROUTES["POST /feishu/events"] = (body, headers) => this.#receive(body, headers, onMessage);
     await this.#accessToken();
@@ -2435,8 +2438,8 @@ function greet({ store, key }: App): void {
 async function startApp(app: App, httpPort: number): Promise<void> {
   // From here on every fetch of this process goes through HTTPS_PROXY or HTTP_PROXY, if one is set.
   setGlobalDispatcher(new EnvHttpProxyAgent());
-  // Feishu's events come in over HTTP. Without a port the channel could receive nothing, so it is
-  // taken out, and the messages in its inbox wait for a start with a port.
+  // Feishu's events come in over HTTP. If the port is taken, it could receive nothing, so the
+  // channel is removed for this run, and its messages stay in the inbox.
   if (app.channels.has("feishu")) {
     const server = await startHttp(httpPort);
     if (!server.listening) app.channels.delete("feishu");
@@ -2452,7 +2455,8 @@ async function startApp(app: App, httpPort: number): Promise<void> {
  */
 function resumeInbox(app: App): void {
   for (const message of app.inbox.pending()) {
-    // If it fails, the message stays in the inbox (runExclusive has handled the rejection).
+    // A turn that fails is dealt with in `handle`. If anything else goes wrong, for example because
+    // the disk is full, the message stays in the inbox. runExclusive handles the rejection.
     if (app.channels.has(message.channel)) void enqueue(app, message);
   }
 }
@@ -2478,7 +2482,8 @@ async function stopSignal(): Promise<void> {
  */
 async function shutDown(app: App, isServing: boolean): Promise<void> {
   await app.channels.stop();
-  // In a pipe all lines are answered by now, and messages of other channels stay in the inbox.
+  // If the input is a pipe, we don't wait: its lines are all answered by now, and messages of other
+  // channels stay in the inbox.
   if (isServing || process.stdin.isTTY)
     await Promise.race([Promise.allSettled(tails.values()), sleep(10_000)]);
   // The callback runs when whoever reads our output through a pipe has taken all of it.

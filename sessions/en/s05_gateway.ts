@@ -1289,7 +1289,7 @@ async function askSummary(session: Session, text: string, tokens: number, option
 /** The end of the text, about so many tokens long. */
 function newestThatFits(text: string, tokens: number): string {
   const share = Math.min(1, tokens / estimateTokens(text));
-  return text.slice(-Math.ceil(text.length * share)).toWellFormed(); // the cut may halve a character
+  return text.slice(-Math.ceil(text.length * share)).toWellFormed(); // the cut may split a pair
 }
 
 /** Asks the model for one summary. Throws if it gives none. */
@@ -1453,9 +1453,10 @@ export function route(message: InboundMessage, app: App, agent?: Agent): Routed 
 
 /**
  * Takes a message from a channel. When it returns, the message is on disk. `done` resolves to the
- * answer when the turn is over, and to "" if the answer goes to another message: the same one that
- * came before, or one that this is a part of. It is a field, because `await accept(…)` would hold
- * up the confirmation until the model has answered.
+ * answer when the turn is over, and to "" if the message has no answer of its own: a duplicate, or
+ * a part that is answered together with another. It is wrapped in an object, because a caller that
+ * awaits a function which returns a promise would wait for the model before it tells the platform
+ * that the message arrived.
  */
 export type Accept = (message: InboundMessage, signal?: AbortSignal) => { done: Promise<string> };
 
@@ -1464,7 +1465,7 @@ export interface Channel {
   readonly name: string;
   readonly limit: number;
   start(onMessage: Accept): Promise<void>; // resolves when ready, rejects if that failed
-  send(to: string, text: string): Promise<void>; // also before it is ready; throws SendError
+  send(to: string, text: string): Promise<void>; // also before `start` resolved; throws SendError
   stop(): Promise<void>;
   typing?(to: string): Promise<unknown>;
   stream?(to: string, delta: string): void; // for a channel that shows a reply while it is made
@@ -1603,8 +1604,8 @@ function showTyping(channel: Channel | undefined, peerId: string): () => void {
 }
 
 /**
- * Sends the answer in pieces that the platform takes. One that fails is reported here, but lost for
- * the person, because a reply has no queue of its own yet.
+ * Sends the answer in pieces that the platform takes. If a piece can't be sent, that is reported,
+ * and the person gets neither it nor the pieces after it, because replies have no queue yet.
  */
 export async function reply(app: App, { channel, peerId: to }: InboundMessage, answer: string) {
   const target = app.channels.get(channel);
@@ -1621,7 +1622,7 @@ export async function reply(app: App, { channel, peerId: to }: InboundMessage, a
 
 // -- 2 · Nothing lost, and in order --
 
-/** The files "<number>.json" of a folder, in order. A "<number>.json.tmp" may be half a file. */
+/** The files "<number>.json" of a folder, in order. A ".tmp" is ignored: it may be half a file. */
 function numberedFiles(folder: string): string[] {
   const names = fs.readdirSync(folder).filter((name) => /^\d+\.json$/.test(name));
   return names.sort().map((name) => path.join(folder, name));
@@ -1632,7 +1633,8 @@ const numberOf = (file: string) => Number.parseInt(path.basename(file), 10);
 /** Reads and checks the entry of a file. A bad file is quarantined, and gives undefined. */
 function readEntry<T>(file: string, schema: Anthropic.Tool.InputSchema): T | undefined {
   try {
-    // The cast is right because the schema names the fields without which the program can't go on.
+    // The schema names only the fields that the program can't do without. The others we trust,
+    // because we wrote the file.
     return checkInput(schema, parseObject(fs.readFileSync(file, "utf8"))) as T;
   } catch (error) {
     quarantine(file, String(error));
@@ -1664,8 +1666,8 @@ export class Spool<T extends { id: string }> {
       this.nextNumber = numberOf(file) + 1;
       const entry = readEntry<T>(file, schema);
       if (!entry) continue;
-      // Two ways lead to a file that has to go: a crash in markProcessed leaves one that is done,
-      // and somebody who restores a backup may add a copy.
+      // A file whose id is known is removed: either it was processed, and a crash in markProcessed
+      // left it, or it is a second copy, from a restored backup.
       if (this.#isKnown(entry.id)) fs.rmSync(file);
       else this.entries.set(entry.id, { entry, file });
     }
@@ -1747,8 +1749,8 @@ export class Inbox extends Spool<Routed> {
 
   /**
    * The messages that are parts of the same one as `message`; none if it is answered already. Parts
-   * that were attempted before a crash are in the session as one message, to which nothing can be
-   * added. So parts that arrive only after the crash are joined to a message of their own.
+   * that were attempted before a crash are in the session as one message, which can't grow. So they
+   * are grouped only with each other, and parts that arrive after the crash form another message.
    */
   partsOf(message: Routed): Routed[] {
     if (!this.entries.has(message.id)) return [];
@@ -1759,9 +1761,9 @@ export class Inbox extends Spool<Routed> {
   }
 
   /**
-   * The messages are answered. A session has joined parts under the id of the first one (see
-   * `handle`), so that one is removed last: if the program dies in between, what is left in the
-   * inbox is a message that Session.append recognises. It would take any other part for new.
+   * The messages are answered. A session knows joined parts only by the id of the first one (see
+   * `handle`), so the first one is removed last. If the program dies halfway, it is still in the
+   * inbox, and Session.append recognises it. A later part alone would be appended as a new message.
    */
   acknowledge(messages: Routed[]): void {
     for (const { id } of messages.toReversed()) this.markProcessed(id);
@@ -1815,8 +1817,8 @@ async function allPartsOf(message: Routed, inbox: Inbox): Promise<Routed[]> {
 /**
  * Puts a message into the queue of its conversation. Gives the answer. The first of several parts
  * waits at the head of the queue; meanwhile `accept` puts the others into the inbox, where
- * allPartsOf finds them. When it is their turn in the queue, they have left the inbox: nothing is
- * to do.
+ * allPartsOf finds them. When it is their turn in the queue, the first one's turn has answered and
+ * acknowledged them, so allPartsOf finds none, and there is nothing to do.
  */
 function enqueue(app: App, message: Routed, signal?: AbortSignal): Promise<string> {
   return runExclusive(message.sessionKey, async () => {
@@ -1831,7 +1833,7 @@ function enqueue(app: App, message: Routed, signal?: AbortSignal): Promise<strin
  */
 export async function handle(app: App, parts: Routed[], signal?: AbortSignal): Promise<string> {
   const text = parts.map((part) => part.text).join("\n");
-  const message = { ...parts[0], text } as Routed; // it has a first part, and that gives the id
+  const message = { ...parts[0], text } as Routed; // never empty; the id is that of the first
   const channel = app.channels.get(message.channel);
   const stopTyping = showTyping(channel, message.peerId);
   const onText = (piece: string) => channel?.stream?.(message.peerId, piece);
@@ -2004,11 +2006,12 @@ export class TelegramChannel implements Channel {
       try {
         await this.#bot.start({ allowed_updates: ["message"] });
       } catch (error) {
-        // grammY itself waits for a server that is down. So this is a refusal, for example because
-        // another program asks with the same token, or a message that could not be stored.
+        // grammY itself waits for a server that is down. So either Telegram refused us, for example
+        // because another program polls with the same token, or a message could not be stored.
         if (!this.#stopped) warn(`telegram: ${error}. Trying again in 5 s.`);
         await sleep(5_000);
-        // The old bot would go on behind the update that it could not handle, and so confirm it.
+        // The old bot, started again, would ask for the updates after the one that failed, and so
+        // confirm that one. A new bot has no position yet, so it gets it again.
         this.#bot = this.#newBot();
       }
     }
@@ -2029,8 +2032,8 @@ export class TelegramChannel implements Channel {
 
   /**
    * Undefined for other bots, for service messages, and for talk in a group that is not for us. It
-   * also remembers the parts that came, so it is called once for each update. (If an update comes
-   * again because it could not be stored, a long text may fall into two.)
+   * has a side effect, because it remembers parts: call it only once for each update. (We accept
+   * that an update which could not be stored comes again, and splits a long text into two.)
    */
   #read(message: TelegramMessage): InboundMessage | undefined {
     const { chat, from, message_id } = message;
@@ -2062,8 +2065,8 @@ export class TelegramChannel implements Channel {
   /**
    * The mark that all parts of one message share; undefined if it is whole. Telegram marks the
    * parts of an album. The pieces of a long text have ids in a row, and all but the last are long:
-   * a long piece goes on with the text before it or begins one, and a short piece ends it. (Its
-   * entry may stay in the map, because no later id fits it.)
+   * a long piece continues the previous text or starts a new one, and a short piece ends the text.
+   * (The entry need not be deleted then: it expects an id that has been used, so it never matches.)
    */
   #partOf(message: TelegramMessage): string | undefined {
     const { chat, from, message_id, media_group_id } = message;
@@ -2212,8 +2215,8 @@ function isAuthentic(body: Buffer, headers: http.IncomingHttpHeaders, key: strin
 const fileKeyOf = ({ file_key, image_key }: Fields) => file_key ?? image_key;
 
 /**
- * Gives a link with its address. A mention has no name here but a placeholder, "@_user_1", for
- * which #nameMentions puts the name later.
+ * The text of one element. A link is followed by its address, and a mention is a placeholder,
+ * "@_user_1", for which #nameMentions puts the name later.
  */
 function textOfElement(element: Fields): string {
   if (fileKeyOf(element)) return "[image]";
@@ -2273,7 +2276,7 @@ export class FeishuChannel implements Channel {
     this.#api = setting("FEISHU_API_BASE") || `https://${host}`;
   }
 
-  /** Rejects if it gets no access token. The route comes first: an outage loses no events. */
+  /** Rejects without an access token. The route comes first, so events are accepted even then. */
   async start(onMessage: Accept): Promise<void> {
     ROUTES["POST /feishu/events"] = (body, headers) => this.#receive(body, headers, onMessage);
     await this.#accessToken();
@@ -2407,7 +2410,10 @@ command("accounts", "our accounts on the platforms", () => {
 // answered once, before the message is stored in the inbox. A binding that changes later therefore
 // applies to later messages only, and a message that is replayed after a crash keeps its agent.
 
-/** `dmScope` says which direct chats share a conversation: all, those of a person, or none. */
+/**
+ * Who answers. With the `dmScope` "main" all direct chats with the agent are one conversation. Each
+ * other value names what two messages must have in common to belong to the same one.
+ */
 export interface Agent {
   id: string;
   system: string;
@@ -2455,14 +2461,15 @@ export class AgentManager extends Map<string, Agent> {
 // to, then our own account, the platform, and last what applies to every message.
 const TIERS = ["peerId", "guildId", "accountId", "channel", "default"] as const;
 
+/** A tier by its name, which is also the field of a message that its bindings look at. */
 type Tier = (typeof TIERS)[number];
 
 /** "This agent answers what comes from there." Within a tier the higher priority has precedence. */
 export interface Binding {
   agentId: string;
-  tier: number; // 1 to 5
+  tier: number; // its place in TIERS, from 1 to 5
   matchKey: Tier;
-  matchValue: string; // of a peer also "telegram:1001"
+  matchValue: string; // "1001", or "telegram:1001" for a peer on one platform only
   priority: number;
 }
 
@@ -2498,7 +2505,10 @@ export class BindingTable {
     return [...this.#byTier.values()].flatMap((bindings) => [...bindings.values()]);
   }
 
-  /** The agent for a message, and the binding that decided: one of the first tier that has any. */
+  /**
+   * The agent for a message, and the binding that decided. We go through the tiers in order. The
+   * first one with a binding that matches decides, and in it the one with the highest priority.
+   */
   resolve(message: InboundMessage): { agentId: string; binding?: Binding } {
     for (const tier of TIERS) {
       const binding = this.#lookUp(tier, message);
@@ -2570,8 +2580,9 @@ class RpcError extends Error {
 }
 
 /**
- * The client that a method works for. `notify` sends it a notification before the response is
- * there, and does nothing if the request has no id that the notification could refer to.
+ * What a method knows of the client that called it. `notify` sends it a notification before the
+ * response is there, and does nothing if the request has no id that the notification could refer
+ * to.
  */
 export interface Connection {
   peerId: string; // each connection is a peer of its own
@@ -2605,7 +2616,8 @@ function orInvalidParams<T>(check: () => T): T {
   }
 }
 
-const MAX_FRAME = 1024 * 1024; // bytes: of one message, and of what a client may leave unread
+// In bytes. It limits two things: one message of a client, and what a client may leave unread.
+const MAX_FRAME = 1024 * 1024;
 
 /**
  * JSON-RPC 2.0 over WebSocket, on the one HTTP server. Whoever has the token may do what a person
@@ -2688,7 +2700,7 @@ function pushTo(socket: WebSocket, message: object): void {
   if (socket.bufferedAmount > MAX_FRAME) socket.terminate();
 }
 
-/** The other end of one connection. */
+/** The other end of one WebSocket. Each of its requests gets a Connection made from this. */
 type Client = { peerId: string; push(message: object): void };
 
 type RpcId = string | number | null;
@@ -2750,8 +2762,9 @@ function parseRequest(message: unknown): RpcRequest | ErrorResponse {
 /** Runs the method that a request names. It never rejects: an error becomes the response. */
 async function dispatch(request: RpcRequest, app: App, client: Client) {
   const { id, method: name, params } = request;
-  const notify = (about: string, more: object) => {
-    if (id !== undefined) client.push({ jsonrpc: "2.0", method: about, params: { id, ...more } });
+  const notify = (notification: string, more: object) => {
+    if (id !== undefined)
+      client.push({ jsonrpc: "2.0", method: notification, params: { id, ...more } });
   };
   try {
     // Every object inherits "constructor" and "toString", and these are no methods of ours.
@@ -2767,8 +2780,8 @@ async function dispatch(request: RpcRequest, app: App, client: Client) {
   }
 }
 
-// Only the owner and the program itself write on these channels, so no client may name them. (Jobs
-// and heartbeats are sections of their own.)
+// Only the owner and the program itself write on these channels, so no client may name them. (Cron
+// jobs and heartbeats come in s07.)
 const INTERNAL_CHANNELS = ["cli", "cron", "heartbeat"];
 
 const SENDER = {
@@ -2789,6 +2802,7 @@ method("send", SEND, Object.keys(SENDER), async (params, app, connection) => {
     const answer = await answerClient(message, app, connection);
     return { agentId: message.agentId, sessionKey: message.sessionKey, reply: answer };
   } catch (error) {
+    // The client may know why, because it is the one whose turn failed.
     throw new RpcError(SERVER_ERROR, `the turn failed: ${error}`);
   }
 });
@@ -2870,7 +2884,7 @@ method("status", {}, [], (_params, app) => ({
   uptime: Math.round(process.uptime()), // seconds
   channels: Object.fromEntries(app.channels.states),
   connections: app.gateway.sockets.clients.size,
-  conversations: tails.size, // at work right now
+  conversations: tails.size, // queues with work: conversations, and (s07) jobs and heartbeat
   waiting: app.inbox.pending().length,
 }));
 
@@ -2894,6 +2908,7 @@ command("agents", "the agents", (_args, { agents }) =>
 command("agent", "<id>|off: who answers you here", (id, app) => {
   app.terminalAgent = id === "off" ? undefined : app.agents.find(id).id;
   // The agent is a part of the key, so with each agent the terminal has another conversation.
+  // In TERMINAL_KEY "luna" stands where a session key has the id of the agent.
   app.key = TERMINAL_KEY.replace("luna", app.terminalAgent ?? "luna");
   return t(`From now on: ${app.terminalAgent ?? "as the bindings say"}.`);
 });
@@ -2974,8 +2989,8 @@ async function startApp(app: App, httpPort: number): Promise<void> {
   // From here on every fetch of this process goes through HTTPS_PROXY or HTTP_PROXY, if one is set.
   setGlobalDispatcher(new EnvHttpProxyAgent());
   const server = await startHttp(httpPort);
-  // Feishu's events come in over HTTP. Without a port the channel could receive nothing, so it is
-  // taken out, and the messages in its inbox wait for a start with a port.
+  // Feishu's events come in over HTTP. If the port is taken, it could receive nothing, so the
+  // channel is removed for this run, and its messages stay in the inbox.
   if (!server.listening) app.channels.delete("feishu");
   app.gateway.attach(server, app);
   const hasOwnToken = app.gateway.address && !env("GATEWAY_TOKEN");
@@ -2991,7 +3006,8 @@ async function startApp(app: App, httpPort: number): Promise<void> {
  */
 function resumeInbox(app: App): void {
   for (const message of app.inbox.pending()) {
-    // If it fails, the message stays in the inbox (runExclusive has handled the rejection).
+    // A turn that fails is dealt with in `handle`. If anything else goes wrong, for example because
+    // the disk is full, the message stays in the inbox. runExclusive handles the rejection.
     if (app.channels.has(message.channel)) void enqueue(app, message);
   }
 }
@@ -3017,7 +3033,8 @@ async function stopSignal(): Promise<void> {
  */
 async function shutDown(app: App, isServing: boolean): Promise<void> {
   await app.channels.stop();
-  // In a pipe all lines are answered by now, and messages of other channels stay in the inbox.
+  // If the input is a pipe, we don't wait: its lines are all answered by now, and messages of other
+  // channels stay in the inbox.
   if (isServing || process.stdin.isTTY)
     await Promise.race([Promise.allSettled(tails.values()), sleep(10_000)]);
   // The callback runs when whoever reads our output through a pipe has taken all of it.

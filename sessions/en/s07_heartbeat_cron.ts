@@ -1309,7 +1309,7 @@ async function askSummary(session: Session, text: string, tokens: number, option
 /** The end of the text, about so many tokens long. */
 function newestThatFits(text: string, tokens: number): string {
   const share = Math.min(1, tokens / estimateTokens(text));
-  return text.slice(-Math.ceil(text.length * share)).toWellFormed(); // the cut may halve a character
+  return text.slice(-Math.ceil(text.length * share)).toWellFormed(); // the cut may split a pair
 }
 
 /** Asks the model for one summary. Throws if it gives none. */
@@ -1473,9 +1473,10 @@ export function route(message: InboundMessage, app: App, agent?: Agent): Routed 
 
 /**
  * Takes a message from a channel. When it returns, the message is on disk. `done` resolves to the
- * answer when the turn is over, and to "" if the answer goes to another message: the same one that
- * came before, or one that this is a part of. It is a field, because `await accept(…)` would hold
- * up the confirmation until the model has answered.
+ * answer when the turn is over, and to "" if the message has no answer of its own: a duplicate, or
+ * a part that is answered together with another. It is wrapped in an object, because a caller that
+ * awaits a function which returns a promise would wait for the model before it tells the platform
+ * that the message arrived.
  */
 export type Accept = (message: InboundMessage, signal?: AbortSignal) => { done: Promise<string> };
 
@@ -1484,7 +1485,7 @@ export interface Channel {
   readonly name: string;
   readonly limit: number;
   start(onMessage: Accept): Promise<void>; // resolves when ready, rejects if that failed
-  send(to: string, text: string): Promise<void>; // also before it is ready; throws SendError
+  send(to: string, text: string): Promise<void>; // also before `start` resolved; throws SendError
   stop(): Promise<void>;
   typing?(to: string): Promise<unknown>;
   stream?(to: string, delta: string): void; // for a channel that shows a reply while it is made
@@ -1623,8 +1624,8 @@ function showTyping(channel: Channel | undefined, peerId: string): () => void {
 }
 
 /**
- * Sends the answer in pieces that the platform takes. One that fails is reported here, but lost for
- * the person, because a reply has no queue of its own yet.
+ * Sends the answer in pieces that the platform takes. If a piece can't be sent, that is reported,
+ * and the person gets neither it nor the pieces after it, because replies have no queue yet.
  */
 export async function reply(app: App, { channel, peerId: to }: InboundMessage, answer: string) {
   const target = app.channels.get(channel);
@@ -1641,7 +1642,7 @@ export async function reply(app: App, { channel, peerId: to }: InboundMessage, a
 
 // -- 2 · Nothing lost, and in order --
 
-/** The files "<number>.json" of a folder, in order. A "<number>.json.tmp" may be half a file. */
+/** The files "<number>.json" of a folder, in order. A ".tmp" is ignored: it may be half a file. */
 function numberedFiles(folder: string): string[] {
   const names = fs.readdirSync(folder).filter((name) => /^\d+\.json$/.test(name));
   return names.sort().map((name) => path.join(folder, name));
@@ -1652,7 +1653,8 @@ const numberOf = (file: string) => Number.parseInt(path.basename(file), 10);
 /** Reads and checks the entry of a file. A bad file is quarantined, and gives undefined. */
 function readEntry<T>(file: string, schema: Anthropic.Tool.InputSchema): T | undefined {
   try {
-    // The cast is right because the schema names the fields without which the program can't go on.
+    // The schema names only the fields that the program can't do without. The others we trust,
+    // because we wrote the file.
     return checkInput(schema, parseObject(fs.readFileSync(file, "utf8"))) as T;
   } catch (error) {
     quarantine(file, String(error));
@@ -1684,8 +1686,8 @@ export class Spool<T extends { id: string }> {
       this.nextNumber = numberOf(file) + 1;
       const entry = readEntry<T>(file, schema);
       if (!entry) continue;
-      // Two ways lead to a file that has to go: a crash in markProcessed leaves one that is done,
-      // and somebody who restores a backup may add a copy.
+      // A file whose id is known is removed: either it was processed, and a crash in markProcessed
+      // left it, or it is a second copy, from a restored backup.
       if (this.#isKnown(entry.id)) fs.rmSync(file);
       else this.entries.set(entry.id, { entry, file });
     }
@@ -1767,8 +1769,8 @@ export class Inbox extends Spool<Routed> {
 
   /**
    * The messages that are parts of the same one as `message`; none if it is answered already. Parts
-   * that were attempted before a crash are in the session as one message, to which nothing can be
-   * added. So parts that arrive only after the crash are joined to a message of their own.
+   * that were attempted before a crash are in the session as one message, which can't grow. So they
+   * are grouped only with each other, and parts that arrive after the crash form another message.
    */
   partsOf(message: Routed): Routed[] {
     if (!this.entries.has(message.id)) return [];
@@ -1779,9 +1781,9 @@ export class Inbox extends Spool<Routed> {
   }
 
   /**
-   * The messages are answered. A session has joined parts under the id of the first one (see
-   * `handle`), so that one is removed last: if the program dies in between, what is left in the
-   * inbox is a message that Session.append recognises. It would take any other part for new.
+   * The messages are answered. A session knows joined parts only by the id of the first one (see
+   * `handle`), so the first one is removed last. If the program dies halfway, it is still in the
+   * inbox, and Session.append recognises it. A later part alone would be appended as a new message.
    */
   acknowledge(messages: Routed[]): void {
     for (const { id } of messages.toReversed()) this.markProcessed(id);
@@ -1836,8 +1838,8 @@ async function allPartsOf(message: Routed, inbox: Inbox): Promise<Routed[]> {
 /**
  * Puts a message into the queue of its conversation. Gives the answer. The first of several parts
  * waits at the head of the queue; meanwhile `accept` puts the others into the inbox, where
- * allPartsOf finds them. When it is their turn in the queue, they have left the inbox: nothing is
- * to do.
+ * allPartsOf finds them. When it is their turn in the queue, the first one's turn has answered and
+ * acknowledged them, so allPartsOf finds none, and there is nothing to do.
  */
 function enqueue(app: App, message: Routed, signal?: AbortSignal): Promise<string> {
   if (message.channel === "cron") return runExclusive("cron", () => runJob(app, message, signal));
@@ -1853,7 +1855,7 @@ function enqueue(app: App, message: Routed, signal?: AbortSignal): Promise<strin
  */
 export async function handle(app: App, parts: Routed[], signal?: AbortSignal): Promise<string> {
   const text = parts.map((part) => part.text).join("\n");
-  const message = { ...parts[0], text } as Routed; // it has a first part, and that gives the id
+  const message = { ...parts[0], text } as Routed; // never empty; the id is that of the first
   const channel = app.channels.get(message.channel);
   const stopTyping = showTyping(channel, message.peerId);
   const onText = (piece: string) => channel?.stream?.(message.peerId, piece);
@@ -2026,11 +2028,12 @@ export class TelegramChannel implements Channel {
       try {
         await this.#bot.start({ allowed_updates: ["message"] });
       } catch (error) {
-        // grammY itself waits for a server that is down. So this is a refusal, for example because
-        // another program asks with the same token, or a message that could not be stored.
+        // grammY itself waits for a server that is down. So either Telegram refused us, for example
+        // because another program polls with the same token, or a message could not be stored.
         if (!this.#stopped) warn(`telegram: ${error}. Trying again in 5 s.`);
         await sleep(5_000);
-        // The old bot would go on behind the update that it could not handle, and so confirm it.
+        // The old bot, started again, would ask for the updates after the one that failed, and so
+        // confirm that one. A new bot has no position yet, so it gets it again.
         this.#bot = this.#newBot();
       }
     }
@@ -2051,8 +2054,8 @@ export class TelegramChannel implements Channel {
 
   /**
    * Undefined for other bots, for service messages, and for talk in a group that is not for us. It
-   * also remembers the parts that came, so it is called once for each update. (If an update comes
-   * again because it could not be stored, a long text may fall into two.)
+   * has a side effect, because it remembers parts: call it only once for each update. (We accept
+   * that an update which could not be stored comes again, and splits a long text into two.)
    */
   #read(message: TelegramMessage): InboundMessage | undefined {
     const { chat, from, message_id } = message;
@@ -2084,8 +2087,8 @@ export class TelegramChannel implements Channel {
   /**
    * The mark that all parts of one message share; undefined if it is whole. Telegram marks the
    * parts of an album. The pieces of a long text have ids in a row, and all but the last are long:
-   * a long piece goes on with the text before it or begins one, and a short piece ends it. (Its
-   * entry may stay in the map, because no later id fits it.)
+   * a long piece continues the previous text or starts a new one, and a short piece ends the text.
+   * (The entry need not be deleted then: it expects an id that has been used, so it never matches.)
    */
   #partOf(message: TelegramMessage): string | undefined {
     const { chat, from, message_id, media_group_id } = message;
@@ -2234,8 +2237,8 @@ function isAuthentic(body: Buffer, headers: http.IncomingHttpHeaders, key: strin
 const fileKeyOf = ({ file_key, image_key }: Fields) => file_key ?? image_key;
 
 /**
- * Gives a link with its address. A mention has no name here but a placeholder, "@_user_1", for
- * which #nameMentions puts the name later.
+ * The text of one element. A link is followed by its address, and a mention is a placeholder,
+ * "@_user_1", for which #nameMentions puts the name later.
  */
 function textOfElement(element: Fields): string {
   if (fileKeyOf(element)) return "[image]";
@@ -2295,7 +2298,7 @@ export class FeishuChannel implements Channel {
     this.#api = setting("FEISHU_API_BASE") || `https://${host}`;
   }
 
-  /** Rejects if it gets no access token. The route comes first: an outage loses no events. */
+  /** Rejects without an access token. The route comes first, so events are accepted even then. */
   async start(onMessage: Accept): Promise<void> {
     ROUTES["POST /feishu/events"] = (body, headers) => this.#receive(body, headers, onMessage);
     await this.#accessToken();
@@ -2429,7 +2432,10 @@ command("accounts", "our accounts on the platforms", () => {
 // answered once, before the message is stored in the inbox. A binding that changes later therefore
 // applies to later messages only, and a message that is replayed after a crash keeps its agent.
 
-/** `dmScope` says which direct chats share a conversation: all, those of a person, or none. */
+/**
+ * Who answers. With the `dmScope` "main" all direct chats with the agent are one conversation. Each
+ * other value names what two messages must have in common to belong to the same one.
+ */
 export interface Agent {
   id: string;
   system: string;
@@ -2477,14 +2483,15 @@ export class AgentManager extends Map<string, Agent> {
 // to, then our own account, the platform, and last what applies to every message.
 const TIERS = ["peerId", "guildId", "accountId", "channel", "default"] as const;
 
+/** A tier by its name, which is also the field of a message that its bindings look at. */
 type Tier = (typeof TIERS)[number];
 
 /** "This agent answers what comes from there." Within a tier the higher priority has precedence. */
 export interface Binding {
   agentId: string;
-  tier: number; // 1 to 5
+  tier: number; // its place in TIERS, from 1 to 5
   matchKey: Tier;
-  matchValue: string; // of a peer also "telegram:1001"
+  matchValue: string; // "1001", or "telegram:1001" for a peer on one platform only
   priority: number;
 }
 
@@ -2520,7 +2527,10 @@ export class BindingTable {
     return [...this.#byTier.values()].flatMap((bindings) => [...bindings.values()]);
   }
 
-  /** The agent for a message, and the binding that decided: one of the first tier that has any. */
+  /**
+   * The agent for a message, and the binding that decided. We go through the tiers in order. The
+   * first one with a binding that matches decides, and in it the one with the highest priority.
+   */
   resolve(message: InboundMessage): { agentId: string; binding?: Binding } {
     for (const tier of TIERS) {
       const binding = this.#lookUp(tier, message);
@@ -2593,8 +2603,9 @@ class RpcError extends Error {
 }
 
 /**
- * The client that a method works for. `notify` sends it a notification before the response is
- * there, and does nothing if the request has no id that the notification could refer to.
+ * What a method knows of the client that called it. `notify` sends it a notification before the
+ * response is there, and does nothing if the request has no id that the notification could refer
+ * to.
  */
 export interface Connection {
   peerId: string; // each connection is a peer of its own
@@ -2628,7 +2639,8 @@ function orInvalidParams<T>(check: () => T): T {
   }
 }
 
-const MAX_FRAME = 1024 * 1024; // bytes: of one message, and of what a client may leave unread
+// In bytes. It limits two things: one message of a client, and what a client may leave unread.
+const MAX_FRAME = 1024 * 1024;
 
 /**
  * JSON-RPC 2.0 over WebSocket, on the one HTTP server. Whoever has the token may do what a person
@@ -2711,7 +2723,7 @@ function pushTo(socket: WebSocket, message: object): void {
   if (socket.bufferedAmount > MAX_FRAME) socket.terminate();
 }
 
-/** The other end of one connection. */
+/** The other end of one WebSocket. Each of its requests gets a Connection made from this. */
 type Client = { peerId: string; push(message: object): void };
 
 type RpcId = string | number | null;
@@ -2773,8 +2785,9 @@ function parseRequest(message: unknown): RpcRequest | ErrorResponse {
 /** Runs the method that a request names. It never rejects: an error becomes the response. */
 async function dispatch(request: RpcRequest, app: App, client: Client) {
   const { id, method: name, params } = request;
-  const notify = (about: string, more: object) => {
-    if (id !== undefined) client.push({ jsonrpc: "2.0", method: about, params: { id, ...more } });
+  const notify = (notification: string, more: object) => {
+    if (id !== undefined)
+      client.push({ jsonrpc: "2.0", method: notification, params: { id, ...more } });
   };
   try {
     // Every object inherits "constructor" and "toString", and these are no methods of ours.
@@ -2790,8 +2803,8 @@ async function dispatch(request: RpcRequest, app: App, client: Client) {
   }
 }
 
-// Only the owner and the program itself write on these channels, so no client may name them. (Jobs
-// and heartbeats are sections of their own.)
+// Only the owner and the program itself write on these channels, so no client may name them. (Cron
+// jobs and heartbeats come in s07.)
 const INTERNAL_CHANNELS = ["cli", "cron", "heartbeat"];
 
 const SENDER = {
@@ -2812,6 +2825,7 @@ method("send", SEND, Object.keys(SENDER), async (params, app, connection) => {
     const answer = await answerClient(message, app, connection);
     return { agentId: message.agentId, sessionKey: message.sessionKey, reply: answer };
   } catch (error) {
+    // The client may know why, because it is the one whose turn failed.
     throw new RpcError(SERVER_ERROR, `the turn failed: ${error}`);
   }
 });
@@ -2893,7 +2907,7 @@ method("status", {}, [], (_params, app) => ({
   uptime: Math.round(process.uptime()), // seconds
   channels: Object.fromEntries(app.channels.states),
   connections: app.gateway.sockets.clients.size,
-  conversations: tails.size, // at work right now
+  conversations: tails.size, // queues with work: conversations, and (s07) jobs and heartbeat
   waiting: app.inbox.pending().length,
 }));
 
@@ -2917,6 +2931,7 @@ command("agents", "the agents", (_args, { agents }) =>
 command("agent", "<id>|off: who answers you here", (id, app) => {
   app.terminalAgent = id === "off" ? undefined : app.agents.find(id).id;
   // The agent is a part of the key, so with each agent the terminal has another conversation.
+  // In TERMINAL_KEY "luna" stands where a session key has the id of the agent.
   app.key = TERMINAL_KEY.replace("luna", app.terminalAgent ?? "luna");
   return t(`From now on: ${app.terminalAgent ?? "as the bindings say"}.`);
 });
@@ -2952,7 +2967,7 @@ function gatewayToken(): string {
 // next time, but only as far as a request begins exactly like an earlier one.
 
 export interface TurnOptions {
-  mode?: "full" | "minimal" | "none"; // all of the prompt; what a job needs; the identity alone
+  mode?: "full" | "minimal" | "none"; // all layers; those for a job (s07); the identity alone
 }
 
 export interface App {
@@ -3006,7 +3021,7 @@ function isPrivateName(place: string): boolean {
 // made where there is no App, for example when ContextGuard estimates its size.
 const reportedProblems = new Set<string>();
 
-/** What `read` gives. If it throws, that is said once, and `otherwise` is given. */
+/** Gives what `read` gives. If it throws, we warn about it once, and give `otherwise`. */
 function readOrSay<T>(file: string, otherwise: T, read: (file: string) => T): T {
   try {
     return fs.existsSync(file) ? read(file) : otherwise;
@@ -3022,8 +3037,9 @@ const FILE_LIMIT = 20_000; // characters of one file in the prompt
 const TOTAL_LIMIT = 60_000; // characters of all files together
 
 /**
- * Gives an agent's files by name: its own where it has one, else the common one. A long file loses
- * its middle. Earlier `names` have precedence when the limit of all files together is reached.
+ * Gives any of an agent's files by name: its own where it has one, else the common one. A long one
+ * loses its middle. Earlier `names` have precedence when the limit of all files together is
+ * reached.
  */
 export function loadBootstrap(agentId: string, names: string[], root = WORKSPACE) {
   const files = new Map<string, string>();
@@ -3220,7 +3236,8 @@ function trigrams(word: string): string[] {
   const isWide = WIDE.test(word);
   const size = isWide ? 2 : 3;
   const padded = isWide ? word : ` ${word} `; // the blanks tell a beginning or an end apart
-  const grams = [padded.slice(0, size)]; // also of a single character, which is shorter than that
+  // The first one apart from the loop, because a single character is shorter than `size`.
+  const grams = [padded.slice(0, size)];
   for (let start = 1; start + size <= padded.length; start++) {
     grams.push(padded.slice(start, start + size));
   }
@@ -3302,7 +3319,9 @@ export class MemoryStore {
     return log;
   }
 
-  /** Adds a line of a log. One that was written by hand may lack anything; then it is skipped. */
+  /**
+   * Adds a line of a log. Without a text or a session key it is skipped; without a time it is old.
+   */
   #addNote({ content, sessionKey, at, category }: Fields, name: string): void {
     if (typeof content !== "string" || typeof sessionKey !== "string") return;
     const source = `${name} ${category}`;
@@ -3360,7 +3379,7 @@ export class MemoryStore {
     this.#refresh();
     const scores = new Map<IndexedMemory, number>();
     // What others noted is left out here, before it has a score, so it can't come any further. It
-    // only has a part in how rare a word is.
+    // only counts for how rare a word is (#idf).
     const add: AddScore = (entry, points) => {
       const { memory } = entry;
       const isVisible = memory.sessionKey === undefined ? owner : memory.sessionKey === sessionKey;
@@ -3375,7 +3394,7 @@ export class MemoryStore {
     return diversify(hits, topK);
   }
 
-  /** The keyword channel: the BM25 scores of all terms of the query, scaled to 0 to 1. */
+  /** The keyword score: the BM25 scores of all terms of the query, scaled to 0 to 1. */
   #scoreKeywords(query: string, add: AddScore): void {
     const idfs = new Map(termsOf(query).map((term) => [term, this.#idf(term)]));
     const sumOfIdfs = [...idfs.values()].reduce((sum, idf) => sum + idf, 0);
@@ -3391,7 +3410,7 @@ export class MemoryStore {
   }
 
   /**
-   * The vector channel: the cosine similarity of two texts, which is 1 if they have the same
+   * The vector score: the cosine similarity of two texts, which is 1 if they have the same
    * trigrams. Both vectors have the length 1, so it is the sum of the products bucket by bucket.
    */
   #scoreVectors(query: string, add: AddScore): void {
@@ -3462,7 +3481,9 @@ function jaccard(a: IndexedMemory, b: IndexedMemory): number {
   return all === 0 ? 0 : shared / all;
 }
 
-const MIN_SCORE = 0.17; // a lower one comes from a few trigrams that any two texts share by chance
+// Found with the questions of `npm run bench -- memory`. A lower score comes from a few trigrams
+// that any two texts share by chance.
+const MIN_SCORE = 0.17;
 
 /** At most three memories that belong to what the person says, the best first. */
 function recall(conversation: Conversation, input: string, options: TurnOptions): string[] {
@@ -3552,9 +3573,9 @@ command("prompt", "the layers of its prompt, in characters", (_args, app) =>
 // writes later is answered beside them, because each of them has a conversation of its own.
 //
 // A job runs at least once for each due time (at-least-once). Its run is written to the inbox
-// before the due time counts as done (write-ahead), so a crash between the two can't lose it. The
-// next start finds the time still due and begins the run again, but the inbox drops it, because it
-// knows the run by its idempotency key, `cron:<job>:<due>`.
+// before the due time counts as done (write-ahead), so a crash between the two can't lose it. After
+// such a crash the time is still due. While its run is in the inbox no second one begins, and when
+// it is answered, the inbox knows its idempotency key, `cron:<job>:<due>`, and drops the second.
 
 /** A place to which a text can be sent: a channel, and a chat on it. */
 export type Place = { channel: string; to: string };
@@ -3659,7 +3680,8 @@ function checkJob(raw: unknown): Job {
   // The id becomes a part of the session key, and so of a folder's name.
   const isName = /^[a-z\d_-]{1,64}$/.test(job.id);
   if (!isName) throw new Error("id: a to z, 0 to 9, - and _, at most 64");
-  // A schedule of the right shape may still make no sense, for example the 30th of February.
+  // A schedule of the right shape may still make no sense, for example the 30th of February. Then
+  // this throws; the time itself is not needed here.
   nextRun(job.schedule, 0, 0);
   return job;
 }
@@ -3745,7 +3767,8 @@ function nextCron(expr: string, timeZone: string | undefined, now: number): numb
   // The Swedish format is close to ISO 8601: 2027-03-28 03:30:00.
   const wallClock: WallClock = (instant) =>
     Date.parse(`${new Date(instant).toLocaleString("sv", { timeZone })}Z`);
-  const isHourly = cronFields(expr).at(-4)?.startsWith("*"); // the field of the hours
+  // The hours are the fourth field from the end. "*/3" counts as hourly, too.
+  const isHourly = cronFields(expr).at(-4)?.startsWith("*");
   const wallNow = wallClock(now); // without fractions of a second, so we drop them from `now`, too
   const lastSecond = now - (now % 1000);
   const wallTimes = CronExpressionParser.parse(expr, { currentDate: wallNow, tz: "UTC" });
@@ -3754,7 +3777,8 @@ function nextCron(expr: string, timeZone: string | undefined, now: number): numb
     const wallTime = wallTimes.next().getTime();
     const wait = wallTime - wallNow;
     // A job of every hour also runs in the second pass of a repeated hour, so it waits by elapsed
-    // time. All others run in the first pass alone.
+    // time: at 02:30 of the first pass, 03:00 on the wall is 30 minutes away, and then it is 02:00
+    // again, and time for its run. All others run in the first pass alone.
     due = isHourly && wait <= HOUR ? lastSecond + wait : instantOf(wallTime, wallClock);
     // At 02:15 of the second pass, 02:30 is still to come on the wall, but its run was in the first
     // pass. So we go on to the next wall time.
@@ -3777,7 +3801,8 @@ type WallClock = (instant: number) => number;
 /** The instant, in ms, at which a clock on the wall shows `wallTime`. */
 function instantOf(wallTime: number, wallClock: WallClock): number {
   const offsetAt = (instant: number) => wallClock(instant) - instant;
-  // With the offset from UTC of the day before.
+  // With the offset from UTC of the day before. (A wall time is up to 14 hours away from the
+  // instant, but a day earlier is before the change in any case.)
   const byOldOffset = wallTime - offsetAt(wallTime - 24 * HOUR);
   // The normal case. Also a repeated hour: the old offset gives the first of its two passes. A job
   // for 02:30 in Berlin runs on 2027-10-31 at 00:30 UTC, and not at 01:30 UTC again.
@@ -3801,7 +3826,8 @@ interface JobState {
 
 const MAX_ERRORS = 5;
 
-// Somebody may have edited the file. A job with {"due":"soon"} would never run.
+// Somebody may have edited the file. A job with {"due":"soon"} would never run. (A state of null
+// is replaced when its job is looked at.)
 const isUsable = (state: JobState | null) => state?.due === undefined || state.due >= 0;
 
 /** The jobs of CRON.json, and when each is due. */
@@ -3815,8 +3841,8 @@ export class CronService {
   #modified = 0; // the time (mtime) of the file when it was last read; 0 if there was none
 
   /**
-   * `begin` is told of each due run. It writes the run to a file before it returns, and drops one
-   * that it knows by job and due time. It gives false if the run can't begin now.
+   * `begin` is told of each due run. It gives true when the run is on disk, whether it was added
+   * now or was known before, and false if it has to be told again later.
    */
   constructor(workspace: string, begin: (job: Job, due: number) => boolean, now = Date.now) {
     this.#file = path.join(workspace, "CRON.json");
@@ -3858,7 +3884,7 @@ export class CronService {
     return Math.min(...enabled.map((job) => this.stateOf(job).due ?? Infinity));
   }
 
-  /** What is kept of a job, with its due time. */
+  /** What is kept of a job. It is created, and its due time computed, where that is needed. */
   stateOf(job: Job): JobState {
     const now = this.#now();
     const entry = JSON.stringify(job);
@@ -3867,7 +3893,9 @@ export class CronService {
     const state: JobState = isNew ? { entry, since: now, errors: 0 } : known;
     // If the clock was a day ahead and is put right, a due time that was computed meanwhile is a
     // day too late. Computing it again may give one that has had its run, but `begin` drops that.
-    // It is not computed at each look, because in an hour that comes twice the result changes.
+    // We don't compute it at each look, because from the second pass of a repeated hour nextCron
+    // would skip a run that was still due in the first. A missing `computedAt` counts as "went
+    // back".
     const clockWentBack = now < (state.computedAt ?? Infinity);
     const isAhead = state.due !== undefined && state.due > now;
     if (isNew || (clockWentBack && isAhead)) {
@@ -3905,7 +3933,7 @@ export class CronService {
     if (error) warn(`cron: ${id} failed, ${state.errors} in a row: ${error}`);
     if (state.errors >= MAX_ERRORS) state.due = undefined;
     this.#save();
-    // An "at" has no due time any more, so the owner hears of its first error.
+    // The due time of an "at" was cleared when it began, so the owner hears of its first error.
     const isOff = error && state.due === undefined;
     if (!isOff) return "";
     return t(`The job ${id} is off; errors in a row: ${state.errors}. Edit its entry to go on.`);
@@ -3918,6 +3946,9 @@ export class CronService {
 const INTERNAL = { accountId: "local", senderId: "owner", isGroup: false, media: [] };
 
 /** A message of this program to itself. `at`, in ms, makes its id unique. */
+/**
+ * A message that the program writes itself. `at`, in ms: when a job was due, or a heartbeat began.
+ */
 function internalMessage(channel: string, peerId: string, text: string, at: number) {
   const id = `${channel}:${peerId}:${new Date(at).toISOString()}`;
   return { ...INTERNAL, id, channel, peerId, text, at };
@@ -3934,11 +3965,12 @@ function enqueueJob(app: App, { id, payload, deliver }: Job, due: number): boole
   const text = payload.message ?? payload.text ?? "";
   const isEvent = payload.kind === "system_event";
   const message = { ...internalMessage("cron", id, text, due), job: { isEvent, deliver } };
+  // enqueue hands a message of the channel "cron" to runJob.
   accept(app, message).done.catch((error) => warn(`cron: ${id}: ${error}`));
   return true;
 }
 
-/** Runs a job. An error is counted by `report` and not sent as an answer. Gives what was said. */
+/** Runs a job, and gives what was sent. Of an error that is only the notice that the job is off. */
 async function runJob(app: App, message: Routed, signal?: AbortSignal): Promise<string> {
   const { peerId: id, job } = message;
   let answer: string;
@@ -3979,7 +4011,7 @@ async function runUnattended(app: App, sessionKey: string, options: MessageOptio
   const answer = await runTurn(session, text, { ...options, app });
   const last = session.messages.at(-1);
   // A reply that was stopped, by Ctrl+C for example, has no reason of the model's own.
-  const reason = last && "stop_reason" in last ? last.stop_reason : undefined;
+  const reason = last?.stop_reason;
   if (reason && reason !== "refusal") return answer;
   throw new Error(`the model gave no answer: ${reason || "stopped"}`);
 }
@@ -4019,7 +4051,8 @@ async function tellOwner(app: App, about: InboundMessage, text: string, deliver?
 // The heartbeat.
 
 const MAX_OK_LENGTH = 300; // characters beside HEARTBEAT_OK; a longer answer is news
-// The model likes to write it bold, as code, or in a tag: whatever holds no letter and no digit.
+// The model likes to write it bold, as code, or in a tag: **HEARTBEAT_OK**, `HEARTBEAT_OK`,
+// <b>HEARTBEAT_OK</b>. So around it may be tags, and whatever is no letter and no digit.
 const AROUND = String.raw`(?:</?\w+>|[^<\p{L}\p{N}])*`;
 const OK_FIRST = new RegExp(`^${AROUND}HEARTBEAT_OK\\b${AROUND}`, "u");
 const OK_LAST = new RegExp(`\\bHEARTBEAT_OK${AROUND}$`, "u");
@@ -4084,7 +4117,7 @@ export class HeartbeatRunner {
     const { start, end } = this.settings;
     const hour = new Date(this.#now()).getHours();
     if (start < end) return start <= hour && hour < end;
-    return start <= hour || hour < end; // across midnight, for example from 22 to 6
+    return start <= hour || hour < end; // across midnight, from 22 to 6; always, if they are equal
   }
 
   /**
@@ -4095,7 +4128,7 @@ export class HeartbeatRunner {
     const at = this.#now();
     // If the clock was put back by a day, the last one may not make us wait for a day.
     this.#lastRun = Math.min(this.#lastRun, at);
-    const agent = app.agents.find(AGENTS[0]?.id ?? "");
+    const agent = app.agents.find(AGENTS[0].id);
     const tasks = loadBootstrap(agent.id, ["HEARTBEAT.md"]).get("HEARTBEAT.md") ?? "";
     const reason = this.#reason(app, tasks, isForced);
     if (reason) return reason;
@@ -4133,9 +4166,10 @@ export class HeartbeatRunner {
 const MAX_SLEEP = 60_000; // ms
 
 /**
- * The one timer. It never sleeps longer than a minute, and then it reads the clock and CRON.json
- * again. That covers a laptop that slept, a clock that was put right, an edited file, and waits of
- * more than 24.8 days, for which setTimeout would fire at once.
+ * The one timer: it looks what is due, and then sets itself again. It never sleeps longer than a
+ * minute, and then it reads the clock and CRON.json again. That covers a laptop that slept, a clock
+ * that was put right, an edited file, and waits of more than 24.8 days, for which setTimeout would
+ * fire at once.
  */
 function startTimer(app: App): void {
   const now = Date.now(); // taken first: what becomes due during the ticks is seen the next time
@@ -4143,8 +4177,9 @@ function startTimer(app: App): void {
   try {
     app.cron.tick();
     void app.heartbeat.tick(app);
-    // What is due, but could not begin, has a wait of 0 or less. It is tried again with the next
-    // look, because a timer that fired for it at once would do nothing else.
+    // `heartbeat.tick` has set its next time already, before it waits for anything. What is due,
+    // but could not begin, has a wait of 0 or less. It is tried again with the next look, because a
+    // timer that fired for it at once would do nothing else.
     const waits = [app.cron.next() - now, app.heartbeat.next() - now].filter((ms) => ms > 0);
     wait = Math.min(MAX_SLEEP, ...waits);
   } catch (error) {
@@ -4242,8 +4277,8 @@ async function startApp(app: App, httpPort: number): Promise<void> {
   // From here on every fetch of this process goes through HTTPS_PROXY or HTTP_PROXY, if one is set.
   setGlobalDispatcher(new EnvHttpProxyAgent());
   const server = await startHttp(httpPort);
-  // Feishu's events come in over HTTP. Without a port the channel could receive nothing, so it is
-  // taken out, and the messages in its inbox wait for a start with a port.
+  // Feishu's events come in over HTTP. If the port is taken, it could receive nothing, so the
+  // channel is removed for this run, and its messages stay in the inbox.
   if (!server.listening) app.channels.delete("feishu");
   app.gateway.attach(server, app);
   const hasOwnToken = app.gateway.address && !env("GATEWAY_TOKEN");
@@ -4260,9 +4295,11 @@ async function startApp(app: App, httpPort: number): Promise<void> {
  */
 function resumeInbox(app: App): void {
   for (const message of app.inbox.pending()) {
-    // If it fails, the message stays in the inbox (runExclusive has handled the rejection).
+    // A turn that fails is dealt with in `handle`. If anything else goes wrong, for example because
+    // the disk is full, the message stays in the inbox. runExclusive handles the rejection.
     if (app.channels.has(message.channel)) void enqueue(app, message);
   }
+  // Jobs come second: the turns of people are under way by then, and a job waits for those.
   for (const message of app.inbox.pending()) {
     if (message.channel === "cron") void enqueue(app, message);
   }
@@ -4289,7 +4326,8 @@ async function stopSignal(): Promise<void> {
  */
 async function shutDown(app: App, isServing: boolean): Promise<void> {
   await app.channels.stop();
-  // In a pipe all lines are answered by now, and messages of other channels stay in the inbox.
+  // If the input is a pipe, we don't wait: its lines are all answered by now, and messages of other
+  // channels stay in the inbox.
   if (isServing || process.stdin.isTTY)
     await Promise.race([Promise.allSettled(tails.values()), sleep(10_000)]);
   // The callback runs when whoever reads our output through a pipe has taken all of it.

@@ -1331,7 +1331,7 @@ async function askSummary(session: Session, text: string, tokens: number, option
 /** The end of the text, about so many tokens long. */
 function newestThatFits(text: string, tokens: number): string {
   const share = Math.min(1, tokens / estimateTokens(text));
-  return text.slice(-Math.ceil(text.length * share)).toWellFormed(); // the cut may halve a character
+  return text.slice(-Math.ceil(text.length * share)).toWellFormed(); // the cut may split a pair
 }
 
 /** Asks the model for one summary. Throws if it gives none. */
@@ -1500,9 +1500,10 @@ export function route(message: InboundMessage, app: App, agent?: Agent): Routed 
 
 /**
  * Takes a message from a channel. When it returns, the message is on disk. `done` resolves to the
- * answer when the turn is over, and to "" if the answer goes to another message: the same one that
- * came before, or one that this is a part of. It is a field, because `await accept(…)` would hold
- * up the confirmation until the model has answered.
+ * answer when the turn is over, and to "" if the message has no answer of its own: a duplicate, or
+ * a part that is answered together with another. It is wrapped in an object, because a caller that
+ * awaits a function which returns a promise would wait for the model before it tells the platform
+ * that the message arrived.
  */
 export type Accept = (message: InboundMessage, signal?: AbortSignal) => { done: Promise<string> };
 
@@ -1511,7 +1512,7 @@ export interface Channel {
   readonly name: string;
   readonly limit: number;
   start(onMessage: Accept): Promise<void>; // resolves when ready, rejects if that failed
-  send(to: string, text: string): Promise<void>; // also before it is ready; throws SendError
+  send(to: string, text: string): Promise<void>; // also before `start` resolved; throws SendError
   stop(): Promise<void>;
   typing?(to: string): Promise<unknown>;
   stream?(to: string, delta: string): void; // for a channel that shows a reply while it is made
@@ -1667,7 +1668,7 @@ export async function reply(app: App, { id, channel, peerId: to }: InboundMessag
 
 // -- 2 · Nothing lost, and in order --
 
-/** The files "<number>.json" of a folder, in order. A "<number>.json.tmp" may be half a file. */
+/** The files "<number>.json" of a folder, in order. A ".tmp" is ignored: it may be half a file. */
 function numberedFiles(folder: string): string[] {
   const names = fs.readdirSync(folder).filter((name) => /^\d+\.json$/.test(name));
   return names.sort().map((name) => path.join(folder, name));
@@ -1678,7 +1679,8 @@ const numberOf = (file: string) => Number.parseInt(path.basename(file), 10);
 /** Reads and checks the entry of a file. A bad file is quarantined, and gives undefined. */
 function readEntry<T>(file: string, schema: Anthropic.Tool.InputSchema): T | undefined {
   try {
-    // The cast is right because the schema names the fields without which the program can't go on.
+    // The schema names only the fields that the program can't do without. The others we trust,
+    // because we wrote the file.
     return checkInput(schema, parseObject(fs.readFileSync(file, "utf8"))) as T;
   } catch (error) {
     quarantine(file, String(error));
@@ -1710,8 +1712,8 @@ export class Spool<T extends { id: string }> {
       this.nextNumber = numberOf(file) + 1;
       const entry = readEntry<T>(file, schema);
       if (!entry) continue;
-      // Two ways lead to a file that has to go: a crash in markProcessed leaves one that is done,
-      // and somebody who restores a backup may add a copy.
+      // A file whose id is known is removed: either it was processed, and a crash in markProcessed
+      // left it, or it is a second copy, from a restored backup.
       if (this.#isKnown(entry.id)) fs.rmSync(file);
       else this.entries.set(entry.id, { entry, file });
     }
@@ -1793,8 +1795,8 @@ export class Inbox extends Spool<Routed> {
 
   /**
    * The messages that are parts of the same one as `message`; none if it is answered already. Parts
-   * that were attempted before a crash are in the session as one message, to which nothing can be
-   * added. So parts that arrive only after the crash are joined to a message of their own.
+   * that were attempted before a crash are in the session as one message, which can't grow. So they
+   * are grouped only with each other, and parts that arrive after the crash form another message.
    */
   partsOf(message: Routed): Routed[] {
     if (!this.entries.has(message.id)) return [];
@@ -1805,9 +1807,9 @@ export class Inbox extends Spool<Routed> {
   }
 
   /**
-   * The messages are answered. A session has joined parts under the id of the first one (see
-   * `handle`), so that one is removed last: if the program dies in between, what is left in the
-   * inbox is a message that Session.append recognises. It would take any other part for new.
+   * The messages are answered. A session knows joined parts only by the id of the first one (see
+   * `handle`), so the first one is removed last. If the program dies halfway, it is still in the
+   * inbox, and Session.append recognises it. A later part alone would be appended as a new message.
    */
   acknowledge(messages: Routed[]): void {
     for (const { id } of messages.toReversed()) this.markProcessed(id);
@@ -1850,8 +1852,8 @@ async function allPartsOf(message: Routed, inbox: Inbox): Promise<Routed[]> {
 /**
  * Puts a message into the queue of its conversation. Gives the answer. The first of several parts
  * waits at the head of the queue; meanwhile `accept` puts the others into the inbox, where
- * allPartsOf finds them. When it is their turn in the queue, they have left the inbox: nothing is
- * to do.
+ * allPartsOf finds them. When it is their turn in the queue, the first one's turn has answered and
+ * acknowledged them, so allPartsOf finds none, and there is nothing to do.
  */
 function enqueue(app: App, message: Routed, signal?: AbortSignal): Promise<string> {
   if (message.channel === "cron") {
@@ -1870,7 +1872,7 @@ function enqueue(app: App, message: Routed, signal?: AbortSignal): Promise<strin
  */
 export async function handle(app: App, parts: Routed[], signal?: AbortSignal): Promise<string> {
   const text = parts.map((part) => part.text).join("\n");
-  const message = { ...parts[0], text } as Routed; // it has a first part, and that gives the id
+  const message = { ...parts[0], text } as Routed; // never empty; the id is that of the first
   const channel = app.channels.get(message.channel);
   const stopTyping = showTyping(channel, message.peerId);
   const onText = (piece: string) => channel?.stream?.(message.peerId, piece);
@@ -2048,11 +2050,12 @@ export class TelegramChannel implements Channel {
       try {
         await this.#bot.start({ allowed_updates: ["message"] });
       } catch (error) {
-        // grammY itself waits for a server that is down. So this is a refusal, for example because
-        // another program asks with the same token, or a message that could not be stored.
+        // grammY itself waits for a server that is down. So either Telegram refused us, for example
+        // because another program polls with the same token, or a message could not be stored.
         if (!this.#stopped) warn(`telegram: ${error}. Trying again in 5 s.`);
         await sleep(5_000);
-        // The old bot would go on behind the update that it could not handle, and so confirm it.
+        // The old bot, started again, would ask for the updates after the one that failed, and so
+        // confirm that one. A new bot has no position yet, so it gets it again.
         this.#bot = this.#newBot();
       }
     }
@@ -2073,8 +2076,8 @@ export class TelegramChannel implements Channel {
 
   /**
    * Undefined for other bots, for service messages, and for talk in a group that is not for us. It
-   * also remembers the parts that came, so it is called once for each update. (If an update comes
-   * again because it could not be stored, a long text may fall into two.)
+   * has a side effect, because it remembers parts: call it only once for each update. (We accept
+   * that an update which could not be stored comes again, and splits a long text into two.)
    */
   #read(message: TelegramMessage): InboundMessage | undefined {
     const { chat, from, message_id } = message;
@@ -2106,8 +2109,8 @@ export class TelegramChannel implements Channel {
   /**
    * The mark that all parts of one message share; undefined if it is whole. Telegram marks the
    * parts of an album. The pieces of a long text have ids in a row, and all but the last are long:
-   * a long piece goes on with the text before it or begins one, and a short piece ends it. (Its
-   * entry may stay in the map, because no later id fits it.)
+   * a long piece continues the previous text or starts a new one, and a short piece ends the text.
+   * (The entry need not be deleted then: it expects an id that has been used, so it never matches.)
    */
   #partOf(message: TelegramMessage): string | undefined {
     const { chat, from, message_id, media_group_id } = message;
@@ -2256,8 +2259,8 @@ function isAuthentic(body: Buffer, headers: http.IncomingHttpHeaders, key: strin
 const fileKeyOf = ({ file_key, image_key }: Fields) => file_key ?? image_key;
 
 /**
- * Gives a link with its address. A mention has no name here but a placeholder, "@_user_1", for
- * which #nameMentions puts the name later.
+ * The text of one element. A link is followed by its address, and a mention is a placeholder,
+ * "@_user_1", for which #nameMentions puts the name later.
  */
 function textOfElement(element: Fields): string {
   if (fileKeyOf(element)) return "[image]";
@@ -2317,7 +2320,7 @@ export class FeishuChannel implements Channel {
     this.#api = setting("FEISHU_API_BASE") || `https://${host}`;
   }
 
-  /** Rejects if it gets no access token. The route comes first: an outage loses no events. */
+  /** Rejects without an access token. The route comes first, so events are accepted even then. */
   async start(onMessage: Accept): Promise<void> {
     ROUTES["POST /feishu/events"] = (body, headers) => this.#receive(body, headers, onMessage);
     await this.#accessToken();
@@ -2451,7 +2454,10 @@ command("accounts", "our accounts on the platforms", () => {
 // answered once, before the message is stored in the inbox. A binding that changes later therefore
 // applies to later messages only, and a message that is replayed after a crash keeps its agent.
 
-/** `dmScope` says which direct chats share a conversation: all, those of a person, or none. */
+/**
+ * Who answers. With the `dmScope` "main" all direct chats with the agent are one conversation. Each
+ * other value names what two messages must have in common to belong to the same one.
+ */
 export interface Agent {
   id: string;
   system: string;
@@ -2499,14 +2505,15 @@ export class AgentManager extends Map<string, Agent> {
 // to, then our own account, the platform, and last what applies to every message.
 const TIERS = ["peerId", "guildId", "accountId", "channel", "default"] as const;
 
+/** A tier by its name, which is also the field of a message that its bindings look at. */
 type Tier = (typeof TIERS)[number];
 
 /** "This agent answers what comes from there." Within a tier the higher priority has precedence. */
 export interface Binding {
   agentId: string;
-  tier: number; // 1 to 5
+  tier: number; // its place in TIERS, from 1 to 5
   matchKey: Tier;
-  matchValue: string; // of a peer also "telegram:1001"
+  matchValue: string; // "1001", or "telegram:1001" for a peer on one platform only
   priority: number;
 }
 
@@ -2542,7 +2549,10 @@ export class BindingTable {
     return [...this.#byTier.values()].flatMap((bindings) => [...bindings.values()]);
   }
 
-  /** The agent for a message, and the binding that decided: one of the first tier that has any. */
+  /**
+   * The agent for a message, and the binding that decided. We go through the tiers in order. The
+   * first one with a binding that matches decides, and in it the one with the highest priority.
+   */
   resolve(message: InboundMessage): { agentId: string; binding?: Binding } {
     for (const tier of TIERS) {
       const binding = this.#lookUp(tier, message);
@@ -2615,8 +2625,9 @@ class RpcError extends Error {
 }
 
 /**
- * The client that a method works for. `notify` sends it a notification before the response is
- * there, and does nothing if the request has no id that the notification could refer to.
+ * What a method knows of the client that called it. `notify` sends it a notification before the
+ * response is there, and does nothing if the request has no id that the notification could refer
+ * to.
  */
 export interface Connection {
   peerId: string; // each connection is a peer of its own
@@ -2650,7 +2661,8 @@ function orInvalidParams<T>(check: () => T): T {
   }
 }
 
-const MAX_FRAME = 1024 * 1024; // bytes: of one message, and of what a client may leave unread
+// In bytes. It limits two things: one message of a client, and what a client may leave unread.
+const MAX_FRAME = 1024 * 1024;
 
 /**
  * JSON-RPC 2.0 over WebSocket, on the one HTTP server. Whoever has the token may do what a person
@@ -2733,7 +2745,7 @@ function pushTo(socket: WebSocket, message: object): void {
   if (socket.bufferedAmount > MAX_FRAME) socket.terminate();
 }
 
-/** The other end of one connection. */
+/** The other end of one WebSocket. Each of its requests gets a Connection made from this. */
 type Client = { peerId: string; push(message: object): void };
 
 type RpcId = string | number | null;
@@ -2795,8 +2807,9 @@ function parseRequest(message: unknown): RpcRequest | ErrorResponse {
 /** Runs the method that a request names. It never rejects: an error becomes the response. */
 async function dispatch(request: RpcRequest, app: App, client: Client) {
   const { id, method: name, params } = request;
-  const notify = (about: string, more: object) => {
-    if (id !== undefined) client.push({ jsonrpc: "2.0", method: about, params: { id, ...more } });
+  const notify = (notification: string, more: object) => {
+    if (id !== undefined)
+      client.push({ jsonrpc: "2.0", method: notification, params: { id, ...more } });
   };
   try {
     // Every object inherits "constructor" and "toString", and these are no methods of ours.
@@ -2812,8 +2825,8 @@ async function dispatch(request: RpcRequest, app: App, client: Client) {
   }
 }
 
-// Only the owner and the program itself write on these channels, so no client may name them. (Jobs
-// and heartbeats are sections of their own.)
+// Only the owner and the program itself write on these channels, so no client may name them. (Cron
+// jobs and heartbeats come in s07.)
 const INTERNAL_CHANNELS = ["cli", "cron", "heartbeat"];
 
 const SENDER = {
@@ -2834,6 +2847,7 @@ method("send", SEND, Object.keys(SENDER), async (params, app, connection) => {
     const answer = await answerClient(message, app, connection);
     return { agentId: message.agentId, sessionKey: message.sessionKey, reply: answer };
   } catch (error) {
+    // The client may know why, because it is the one whose turn failed.
     throw new RpcError(SERVER_ERROR, `the turn failed: ${error}`);
   }
 });
@@ -2940,6 +2954,7 @@ command("agents", "the agents", (_args, { agents }) =>
 command("agent", "<id>|off: who answers you here", (id, app) => {
   app.terminalAgent = id === "off" ? undefined : app.agents.find(id).id;
   // The agent is a part of the key, so with each agent the terminal has another conversation.
+  // In TERMINAL_KEY "luna" stands where a session key has the id of the agent.
   app.key = TERMINAL_KEY.replace("luna", app.terminalAgent ?? "luna");
   return t(`From now on: ${app.terminalAgent ?? "as the bindings say"}.`);
 });
@@ -2975,7 +2990,7 @@ function gatewayToken(): string {
 // next time, but only as far as a request begins exactly like an earlier one.
 
 export interface TurnOptions {
-  mode?: "full" | "minimal" | "none"; // all of the prompt; what a job needs; the identity alone
+  mode?: "full" | "minimal" | "none"; // all layers; those for a job (s07); the identity alone
 }
 
 export interface App {
@@ -3029,7 +3044,7 @@ function isPrivateName(place: string): boolean {
 // made where there is no App, for example when ContextGuard estimates its size.
 const reportedProblems = new Set<string>();
 
-/** What `read` gives. If it throws, that is said once, and `otherwise` is given. */
+/** Gives what `read` gives. If it throws, we warn about it once, and give `otherwise`. */
 function readOrSay<T>(file: string, otherwise: T, read: (file: string) => T): T {
   try {
     return fs.existsSync(file) ? read(file) : otherwise;
@@ -3045,8 +3060,9 @@ const FILE_LIMIT = 20_000; // characters of one file in the prompt
 const TOTAL_LIMIT = 60_000; // characters of all files together
 
 /**
- * Gives an agent's files by name: its own where it has one, else the common one. A long file loses
- * its middle. Earlier `names` have precedence when the limit of all files together is reached.
+ * Gives any of an agent's files by name: its own where it has one, else the common one. A long one
+ * loses its middle. Earlier `names` have precedence when the limit of all files together is
+ * reached.
  */
 export function loadBootstrap(agentId: string, names: string[], root = WORKSPACE) {
   const files = new Map<string, string>();
@@ -3243,7 +3259,8 @@ function trigrams(word: string): string[] {
   const isWide = WIDE.test(word);
   const size = isWide ? 2 : 3;
   const padded = isWide ? word : ` ${word} `; // the blanks tell a beginning or an end apart
-  const grams = [padded.slice(0, size)]; // also of a single character, which is shorter than that
+  // The first one apart from the loop, because a single character is shorter than `size`.
+  const grams = [padded.slice(0, size)];
   for (let start = 1; start + size <= padded.length; start++) {
     grams.push(padded.slice(start, start + size));
   }
@@ -3325,7 +3342,9 @@ export class MemoryStore {
     return log;
   }
 
-  /** Adds a line of a log. One that was written by hand may lack anything; then it is skipped. */
+  /**
+   * Adds a line of a log. Without a text or a session key it is skipped; without a time it is old.
+   */
   #addNote({ content, sessionKey, at, category }: Fields, name: string): void {
     if (typeof content !== "string" || typeof sessionKey !== "string") return;
     const source = `${name} ${category}`;
@@ -3383,7 +3402,7 @@ export class MemoryStore {
     this.#refresh();
     const scores = new Map<IndexedMemory, number>();
     // What others noted is left out here, before it has a score, so it can't come any further. It
-    // only has a part in how rare a word is.
+    // only counts for how rare a word is (#idf).
     const add: AddScore = (entry, points) => {
       const { memory } = entry;
       const isVisible = memory.sessionKey === undefined ? owner : memory.sessionKey === sessionKey;
@@ -3398,7 +3417,7 @@ export class MemoryStore {
     return diversify(hits, topK);
   }
 
-  /** The keyword channel: the BM25 scores of all terms of the query, scaled to 0 to 1. */
+  /** The keyword score: the BM25 scores of all terms of the query, scaled to 0 to 1. */
   #scoreKeywords(query: string, add: AddScore): void {
     const idfs = new Map(termsOf(query).map((term) => [term, this.#idf(term)]));
     const sumOfIdfs = [...idfs.values()].reduce((sum, idf) => sum + idf, 0);
@@ -3414,7 +3433,7 @@ export class MemoryStore {
   }
 
   /**
-   * The vector channel: the cosine similarity of two texts, which is 1 if they have the same
+   * The vector score: the cosine similarity of two texts, which is 1 if they have the same
    * trigrams. Both vectors have the length 1, so it is the sum of the products bucket by bucket.
    */
   #scoreVectors(query: string, add: AddScore): void {
@@ -3485,7 +3504,9 @@ function jaccard(a: IndexedMemory, b: IndexedMemory): number {
   return all === 0 ? 0 : shared / all;
 }
 
-const MIN_SCORE = 0.17; // a lower one comes from a few trigrams that any two texts share by chance
+// Found with the questions of `npm run bench -- memory`. A lower score comes from a few trigrams
+// that any two texts share by chance.
+const MIN_SCORE = 0.17;
 
 /** At most three memories that belong to what the person says, the best first. */
 function recall(conversation: Conversation, input: string, options: TurnOptions): string[] {
@@ -3575,9 +3596,9 @@ command("prompt", "the layers of its prompt, in characters", (_args, app) =>
 // writes later is answered beside them, because each of them has a conversation of its own.
 //
 // A job runs at least once for each due time (at-least-once). Its run is written to the inbox
-// before the due time counts as done (write-ahead), so a crash between the two can't lose it. The
-// next start finds the time still due and begins the run again, but the inbox drops it, because it
-// knows the run by its idempotency key, `cron:<job>:<due>`.
+// before the due time counts as done (write-ahead), so a crash between the two can't lose it. After
+// such a crash the time is still due. While its run is in the inbox no second one begins, and when
+// it is answered, the inbox knows its idempotency key, `cron:<job>:<due>`, and drops the second.
 
 /** A place to which a text can be sent: a channel, and a chat on it. */
 export type Place = { channel: string; to: string };
@@ -3682,7 +3703,8 @@ function checkJob(raw: unknown): Job {
   // The id becomes a part of the session key, and so of a folder's name.
   const isName = /^[a-z\d_-]{1,64}$/.test(job.id);
   if (!isName) throw new Error("id: a to z, 0 to 9, - and _, at most 64");
-  // A schedule of the right shape may still make no sense, for example the 30th of February.
+  // A schedule of the right shape may still make no sense, for example the 30th of February. Then
+  // this throws; the time itself is not needed here.
   nextRun(job.schedule, 0, 0);
   return job;
 }
@@ -3768,7 +3790,8 @@ function nextCron(expr: string, timeZone: string | undefined, now: number): numb
   // The Swedish format is close to ISO 8601: 2027-03-28 03:30:00.
   const wallClock: WallClock = (instant) =>
     Date.parse(`${new Date(instant).toLocaleString("sv", { timeZone })}Z`);
-  const isHourly = cronFields(expr).at(-4)?.startsWith("*"); // the field of the hours
+  // The hours are the fourth field from the end. "*/3" counts as hourly, too.
+  const isHourly = cronFields(expr).at(-4)?.startsWith("*");
   const wallNow = wallClock(now); // without fractions of a second, so we drop them from `now`, too
   const lastSecond = now - (now % 1000);
   const wallTimes = CronExpressionParser.parse(expr, { currentDate: wallNow, tz: "UTC" });
@@ -3777,7 +3800,8 @@ function nextCron(expr: string, timeZone: string | undefined, now: number): numb
     const wallTime = wallTimes.next().getTime();
     const wait = wallTime - wallNow;
     // A job of every hour also runs in the second pass of a repeated hour, so it waits by elapsed
-    // time. All others run in the first pass alone.
+    // time: at 02:30 of the first pass, 03:00 on the wall is 30 minutes away, and then it is 02:00
+    // again, and time for its run. All others run in the first pass alone.
     due = isHourly && wait <= HOUR ? lastSecond + wait : instantOf(wallTime, wallClock);
     // At 02:15 of the second pass, 02:30 is still to come on the wall, but its run was in the first
     // pass. So we go on to the next wall time.
@@ -3800,7 +3824,8 @@ type WallClock = (instant: number) => number;
 /** The instant, in ms, at which a clock on the wall shows `wallTime`. */
 function instantOf(wallTime: number, wallClock: WallClock): number {
   const offsetAt = (instant: number) => wallClock(instant) - instant;
-  // With the offset from UTC of the day before.
+  // With the offset from UTC of the day before. (A wall time is up to 14 hours away from the
+  // instant, but a day earlier is before the change in any case.)
   const byOldOffset = wallTime - offsetAt(wallTime - 24 * HOUR);
   // The normal case. Also a repeated hour: the old offset gives the first of its two passes. A job
   // for 02:30 in Berlin runs on 2027-10-31 at 00:30 UTC, and not at 01:30 UTC again.
@@ -3824,7 +3849,8 @@ interface JobState {
 
 const MAX_ERRORS = 5;
 
-// Somebody may have edited the file. A job with {"due":"soon"} would never run.
+// Somebody may have edited the file. A job with {"due":"soon"} would never run. (A state of null
+// is replaced when its job is looked at.)
 const isUsable = (state: JobState | null) => state?.due === undefined || state.due >= 0;
 
 /** The jobs of CRON.json, and when each is due. */
@@ -3838,8 +3864,8 @@ export class CronService {
   #modified = 0; // the time (mtime) of the file when it was last read; 0 if there was none
 
   /**
-   * `begin` is told of each due run. It writes the run to a file before it returns, and drops one
-   * that it knows by job and due time. It gives false if the run can't begin now.
+   * `begin` is told of each due run. It gives true when the run is on disk, whether it was added
+   * now or was known before, and false if it has to be told again later.
    */
   constructor(workspace: string, begin: (job: Job, due: number) => boolean, now = Date.now) {
     this.#file = path.join(workspace, "CRON.json");
@@ -3881,7 +3907,7 @@ export class CronService {
     return Math.min(...enabled.map((job) => this.stateOf(job).due ?? Infinity));
   }
 
-  /** What is kept of a job, with its due time. */
+  /** What is kept of a job. It is created, and its due time computed, where that is needed. */
   stateOf(job: Job): JobState {
     const now = this.#now();
     const entry = JSON.stringify(job);
@@ -3890,7 +3916,9 @@ export class CronService {
     const state: JobState = isNew ? { entry, since: now, errors: 0 } : known;
     // If the clock was a day ahead and is put right, a due time that was computed meanwhile is a
     // day too late. Computing it again may give one that has had its run, but `begin` drops that.
-    // It is not computed at each look, because in an hour that comes twice the result changes.
+    // We don't compute it at each look, because from the second pass of a repeated hour nextCron
+    // would skip a run that was still due in the first. A missing `computedAt` counts as "went
+    // back".
     const clockWentBack = now < (state.computedAt ?? Infinity);
     const isAhead = state.due !== undefined && state.due > now;
     if (isNew || (clockWentBack && isAhead)) {
@@ -3928,7 +3956,7 @@ export class CronService {
     if (error) warn(`cron: ${id} failed, ${state.errors} in a row: ${error}`);
     if (state.errors >= MAX_ERRORS) state.due = undefined;
     this.#save();
-    // An "at" has no due time any more, so the owner hears of its first error.
+    // The due time of an "at" was cleared when it began, so the owner hears of its first error.
     const isOff = error && state.due === undefined;
     if (!isOff) return "";
     return t(`The job ${id} is off; errors in a row: ${state.errors}. Edit its entry to go on.`);
@@ -3941,6 +3969,9 @@ export class CronService {
 const INTERNAL = { accountId: "local", senderId: "owner", isGroup: false, media: [] };
 
 /** A message of this program to itself. `at`, in ms, makes its id unique. */
+/**
+ * A message that the program writes itself. `at`, in ms: when a job was due, or a heartbeat began.
+ */
 function internalMessage(channel: string, peerId: string, text: string, at: number) {
   const id = `${channel}:${peerId}:${new Date(at).toISOString()}`;
   return { ...INTERNAL, id, channel, peerId, text, at };
@@ -3957,11 +3988,12 @@ function enqueueJob(app: App, { id, payload, deliver }: Job, due: number): boole
   const text = payload.message ?? payload.text ?? "";
   const isEvent = payload.kind === "system_event";
   const message = { ...internalMessage("cron", id, text, due), job: { isEvent, deliver } };
+  // enqueue hands a message of the channel "cron" to runJob.
   accept(app, message).done.catch((error) => warn(`cron: ${id}: ${error}`));
   return true;
 }
 
-/** Runs a job. An error is counted by `report` and not sent as an answer. Gives what was said. */
+/** Runs a job, and gives what was sent. Of an error that is only the notice that the job is off. */
 async function runJob(app: App, message: Routed, signal?: AbortSignal): Promise<string> {
   const { peerId: id, job } = message;
   let answer: string;
@@ -4006,7 +4038,7 @@ async function runUnattended(app: App, sessionKey: string, options: MessageOptio
   const answer = await runTurn(session, text, { ...options, app });
   const last = session.messages.at(-1);
   // A reply that was stopped, by Ctrl+C for example, has no reason of the model's own.
-  const reason = last && "stop_reason" in last ? last.stop_reason : undefined;
+  const reason = last?.stop_reason;
   if (reason && reason !== "refusal") return answer;
   throw new Error(`the model gave no answer: ${reason || "stopped"}`);
 }
@@ -4046,7 +4078,8 @@ async function tellOwner(app: App, about: InboundMessage, text: string, deliver?
 // The heartbeat.
 
 const MAX_OK_LENGTH = 300; // characters beside HEARTBEAT_OK; a longer answer is news
-// The model likes to write it bold, as code, or in a tag: whatever holds no letter and no digit.
+// The model likes to write it bold, as code, or in a tag: **HEARTBEAT_OK**, `HEARTBEAT_OK`,
+// <b>HEARTBEAT_OK</b>. So around it may be tags, and whatever is no letter and no digit.
 const AROUND = String.raw`(?:</?\w+>|[^<\p{L}\p{N}])*`;
 const OK_FIRST = new RegExp(`^${AROUND}HEARTBEAT_OK\\b${AROUND}`, "u");
 const OK_LAST = new RegExp(`\\bHEARTBEAT_OK${AROUND}$`, "u");
@@ -4111,7 +4144,7 @@ export class HeartbeatRunner {
     const { start, end } = this.settings;
     const hour = new Date(this.#now()).getHours();
     if (start < end) return start <= hour && hour < end;
-    return start <= hour || hour < end; // across midnight, for example from 22 to 6
+    return start <= hour || hour < end; // across midnight, from 22 to 6; always, if they are equal
   }
 
   /**
@@ -4122,7 +4155,7 @@ export class HeartbeatRunner {
     const at = this.#now();
     // If the clock was put back by a day, the last one may not make us wait for a day.
     this.#lastRun = Math.min(this.#lastRun, at);
-    const agent = app.agents.find(AGENTS[0]?.id ?? "");
+    const agent = app.agents.find(AGENTS[0].id);
     const tasks = loadBootstrap(agent.id, ["HEARTBEAT.md"]).get("HEARTBEAT.md") ?? "";
     const reason = this.#reason(app, tasks, isForced);
     if (reason) return reason;
@@ -4161,9 +4194,10 @@ export class HeartbeatRunner {
 const MAX_SLEEP = 60_000; // ms
 
 /**
- * The one timer. It never sleeps longer than a minute, and then it reads the clock and CRON.json
- * again. That covers a laptop that slept, a clock that was put right, an edited file, and waits of
- * more than 24.8 days, for which setTimeout would fire at once.
+ * The one timer: it looks what is due, and then sets itself again. It never sleeps longer than a
+ * minute, and then it reads the clock and CRON.json again. That covers a laptop that slept, a clock
+ * that was put right, an edited file, and waits of more than 24.8 days, for which setTimeout would
+ * fire at once.
  */
 function startTimer(app: App): void {
   const now = Date.now(); // taken first: what becomes due during the ticks is seen the next time
@@ -4171,8 +4205,9 @@ function startTimer(app: App): void {
   try {
     app.cron.tick();
     void app.heartbeat.tick(app);
-    // What is due, but could not begin, has a wait of 0 or less. It is tried again with the next
-    // look, because a timer that fired for it at once would do nothing else.
+    // `heartbeat.tick` has set its next time already, before it waits for anything. What is due,
+    // but could not begin, has a wait of 0 or less. It is tried again with the next look, because a
+    // timer that fired for it at once would do nothing else.
     const waits = [app.cron.next() - now, app.heartbeat.next() - now].filter((ms) => ms > 0);
     wait = Math.min(MAX_SLEEP, ...waits);
   } catch (error) {
@@ -4229,7 +4264,7 @@ export interface Delivery {
   enqueuedAt: number;
   nextAttemptAt: number; // not before
   failures: number;
-  unfinished: number; // sends during which the program ended, so nobody knows what became of them
+  unfinished: number; // sends that began and have no recorded end: above 0 after a crash
   error?: string; // of a dead letter: why it was given up
 }
 
@@ -4261,12 +4296,13 @@ function newDelivery(id: string, { channel, to, text }: Content, now = Date.now(
 }
 
 /**
- * The id under which a person is told that a turn failed. After a crash the turn may have an answer
- * after all, and under the same id the queue would drop that answer as a repetition.
+ * The id under which a person is told that a turn failed. The parts of a reply have the ids
+ * `<message>#<n>`, and those of this notice `<message>!#<n>`. If the turn is run again after a
+ * crash and succeeds, its answer is then not taken for a duplicate of the notice.
  */
 const failureReplyId = (messageId: string) => `${messageId}!`;
 
-// Order matters only for each recipient, because nobody sees when somebody else's reply came.
+// The key of `waiting`.
 const recipientOf = ({ channel, to }: Omit<Content, "text">) => `${channel} ${to}`;
 const replyOf = ({ id }: Delivery) => id.replace(/#\d+$/, ""); // the same for all parts of a reply
 
@@ -4275,7 +4311,9 @@ const replyOf = ({ id }: Delivery) => id.replace(/#\d+$/, ""); // the same for a
  * dead letters. Their files are moved to the folder "failed", from which /retry sends them again.
  */
 export class DeliveryQueue extends Spool<Delivery> {
-  readonly waiting = new Map<string, Delivery[]>(); // by recipient, the oldest first
+  // By recipient, the oldest first. Order matters only within the deliveries for one recipient,
+  // because nobody sees when somebody else's reply came.
+  readonly waiting = new Map<string, Delivery[]>();
   readonly #failed: string;
 
   constructor(dir: string) {
@@ -4294,17 +4332,17 @@ export class DeliveryQueue extends Spool<Delivery> {
 
   #list(delivery: Delivery): void {
     const recipient = recipientOf(delivery);
-    const line = this.waiting.get(recipient) ?? [];
-    line.push(delivery);
-    this.waiting.set(recipient, line);
+    const queued = this.waiting.get(recipient) ?? [];
+    queued.push(delivery);
+    this.waiting.set(recipient, queued);
   }
 
   #unlist(delivery: Delivery): void {
     const recipient = recipientOf(delivery);
-    const line = this.waiting.get(recipient) ?? [];
-    const place = line.findIndex(({ id }) => id === delivery.id); // most often 0
-    if (place >= 0) line.splice(place, 1);
-    if (line.length === 0) this.waiting.delete(recipient);
+    const queued = this.waiting.get(recipient) ?? [];
+    const place = queued.indexOf(delivery); // most often 0
+    if (place >= 0) queued.splice(place, 1);
+    if (queued.length === 0) this.waiting.delete(recipient);
   }
 
   override add(delivery: Delivery): boolean {
@@ -4319,11 +4357,14 @@ export class DeliveryQueue extends Spool<Delivery> {
     this.#unlist(delivery);
   }
 
-  /** Gives up a reply, from the part `delivery` on. Gives all parts of which that is true. */
+  /**
+   * Makes dead letters of what is left of a reply: of `delivery` and of the parts behind it, since
+   * the earlier ones have been sent. Gives these parts.
+   */
   deadLetter(delivery: Delivery, why: string): Delivery[] {
-    const line = this.waiting.get(recipientOf(delivery)) ?? [];
-    // Without this part the rest of the reply would make no sense.
-    const parts = line.filter((one) => replyOf(one) === replyOf(delivery));
+    const queued = this.waiting.get(recipientOf(delivery)) ?? [];
+    // Without this part the others would make no sense.
+    const parts = queued.filter((one) => replyOf(one) === replyOf(delivery));
     // The last part is moved first. After a crash in between, the first one is therefore still in
     // the queue, and takes the others along when it is given up again.
     for (const part of parts.toReversed()) this.#moveToDeadLetters(part, why);
@@ -4333,6 +4374,7 @@ export class DeliveryQueue extends Spool<Delivery> {
   #moveToDeadLetters(delivery: Delivery, why: string): void {
     const kept = this.entries.get(delivery.id);
     if (!kept) return;
+    // The reason is written first, so a file in failed/ always has one.
     delivery.error = why;
     this.save(delivery);
     fs.renameSync(kept.file, path.join(this.#failed, path.basename(kept.file)));
@@ -4368,7 +4410,9 @@ export class DeliveryQueue extends Spool<Delivery> {
   }
 }
 
-const BACKOFF = [5, 25, 120, 600]; // seconds to wait after the first failure, the second, …
+// One entry for each retry: how many seconds it comes after the failure before it. A delivery whose
+// last retry has failed, too, is given up.
+const BACKOFF = [5, 25, 120, 600];
 const EXPIRES = 24 * 3600 * 1000; // ms; an older reply would only puzzle people
 
 /** Jitter: up to a quarter longer, so that not all deliveries are tried in the same second. */
@@ -4384,15 +4428,19 @@ function backoff(failures: number, retryAfter = 0): number | undefined {
   return Math.ceil(Math.max(withJitter(seconds), retryAfter));
 }
 
-/** When to do something about a delivery, in ms. */
+/** When a delivery has to be looked at next, in ms: for its next attempt, or when it expires. */
 function dueAt({ enqueuedAt, nextAttemptAt }: Delivery, now: number): number {
   // It was enqueued in the future, so somebody has put the clock back: its times mean nothing.
   if (enqueuedAt > now) return now;
-  // If it expires before its next attempt, it is given up then, and what is behind it goes on.
+  // If it expires before its next attempt, it is given up then, and what is behind it goes on. (+
+  // 1, because only what is older than EXPIRES is given up.)
   return Math.min(nextAttemptAt, enqueuedAt + EXPIRES + 1);
 }
 
-/** The kinds of failure that can be simulated. To add one, push its name and ask `take` for it. */
+/**
+ * The kinds of failure that can be simulated. To add one, push its name, and call `take` with it
+ * where such a failure is to happen, as s09 does.
+ */
 const SIMULATED_KINDS = ["delivery"];
 
 /** Failures that somebody ordered, to see what the program does about them. */
@@ -4421,7 +4469,7 @@ export class DeliveryRunner {
   #simulated: SimulatedFailures;
   #now: () => number;
   #timers = new Map<string, NodeJS.Timeout>(); // by recipient
-  #taken = new Set<string>(); // ids that the platform has taken and that are still in the queue
+  #sentNotAcknowledged = new Set<string>(); // ids; one stays here if acknowledging it throws
 
   constructor(
     queue: DeliveryQueue,
@@ -4435,14 +4483,17 @@ export class DeliveryRunner {
     this.#now = now;
   }
 
-  /** Begins with all that waits, but for channels that are not set up now: that waits on. */
+  /** Starts sending all that waits. What is for a channel that is not set up stays in the queue. */
   start(): void {
     for (const [recipient, [first]] of this.#queue.waiting) {
       if (first && this.#channels.has(first.channel)) this.wake(recipient);
     }
   }
 
-  /** Goes on with one recipient. However much waits for them, it is one timer. */
+  /**
+   * Sends what waits for one recipient. runExclusive keeps it in order, as it does for the turns of
+   * a conversation. Each recipient has at most one timer, however many deliveries wait.
+   */
   wake(recipient: string): void {
     this.#clearTimer(recipient);
     runExclusive(`delivery ${recipient}`, () => this.#work(recipient)).catch((error) => {
@@ -4483,23 +4534,23 @@ export class DeliveryRunner {
 
   /** Sends a delivery. If that fails, it is postponed, or it becomes a dead letter. */
   async #process(delivery: Delivery): Promise<void> {
-    // What was taken is not sent again, even if a full disk kept it from being acknowledged.
-    if (!this.#taken.has(delivery.id)) {
+    // What was sent is not sent again, even if a full disk kept it from being acknowledged.
+    if (!this.#sentNotAcknowledged.has(delivery.id)) {
       const why = this.#whyHopeless(delivery);
       if (why) return this.#giveUp(delivery, why);
       const failure = await this.#attempt(delivery);
-      if (failure) return this.#postpone(delivery, failure);
-      this.#taken.add(delivery.id);
+      if (failure) return this.#handleFailure(delivery, failure);
+      this.#sentNotAcknowledged.add(delivery.id);
     }
     this.#queue.acknowledge(delivery);
-    this.#taken.delete(delivery.id);
+    this.#sentNotAcknowledged.delete(delivery.id);
     this.stats.sent += 1;
   }
 
   /** Why no attempt makes sense any more, or "". */
   #whyHopeless({ enqueuedAt, unfinished }: Delivery): string {
     if (this.#now() - enqueuedAt > EXPIRES) return "older than 24 hours";
-    // It may have arrived twice by now, and perhaps it is what kills the program.
+    // Two sends were cut off: it may have arrived twice, or it may be what kills the program.
     if (unfinished > 1) return "the program ended twice while this was sent";
     return "";
   }
@@ -4510,7 +4561,9 @@ export class DeliveryRunner {
     if (unfinished > 0) warn(`${id}: the program ended while this was sent. It may arrive twice.`);
     // In the file the send counts as unfinished until it has ended, one way or the other.
     this.#queue.save({ ...delivery, unfinished: unfinished + 1 });
-    delivery.unfinished += 1; // only now, because on a full disk no send has begun
+    // The object changes only after its file: if writing throws, nothing has been sent, so the
+    // object must not count a send.
+    delivery.unfinished += 1;
     const target = this.#channels.get(channel);
     if (!target) return new SendError("no channel", false);
     if (this.#simulated.take("delivery")) return new SendError("simulated", false);
@@ -4522,7 +4575,8 @@ export class DeliveryRunner {
     }
   }
 
-  #postpone(delivery: Delivery, { message, permanent, retryAfter }: SendError): void {
+  /** Postpones a delivery, or gives it up if another attempt makes no sense. */
+  #handleFailure(delivery: Delivery, { message, permanent, retryAfter }: SendError): void {
     delivery.failures += 1;
     const seconds = backoff(delivery.failures, retryAfter);
     if (permanent || seconds === undefined) {
@@ -4545,6 +4599,17 @@ export class DeliveryRunner {
   }
 }
 
+const MIN_FENCED = 60; // in less room than that, code blocks are cut like everything else
+const CLOSING_ROOM = 9; // a new line and the longest fence that we recognise
+const MAX_OPENING = 30; // of an opening line this long, only the marks are repeated, to save room
+const FENCE = /^ {0,3}(`{3,8}|~{3,8})(.*)/;
+
+/** How a piece of a text ends, which decides how the next one begins. */
+interface PieceEnd {
+  openFence: string; // the line that opened the code block in which it ends, or "" if in none
+  endsMidLine: boolean;
+}
+
 /**
  * Cuts a text into pieces of at most `limit` UTF-16 units: between paragraphs, else lines, else
  * sentences, else words, and never within what people see as one character. A code block that is
@@ -4553,47 +4618,51 @@ export class DeliveryRunner {
 export function chunkMessage(text: string, limit: number): string[] {
   const chunks: string[] = [];
   let rest = text;
-  let fence = ""; // the line that opened the code block in which the last piece ended
-  let isMidLine = false; // the last piece ended in the middle of a line
+  let previous: PieceEnd = { openFence: "", endsMidLine: false };
   while (rest.trim()) {
-    const piece = nextPiece(rest, limit, fence);
+    const piece = nextPiece(rest, limit, previous.openFence);
     rest = rest.slice(piece.length);
-    const before = fence;
-    if (limit >= MIN_FENCED) fence = fenceAfter(piece, before, isMidLine);
-    isMidLine = !piece.endsWith("\n");
-    const chunk = withFences(piece, before, rest ? fence : "");
+    const end = endOf(piece, previous, limit);
+    const chunk = withFences(piece, previous.openFence, rest ? end.openFence : "");
     if (chunk) chunks.push(chunk);
-    if (!fence) rest = withoutGap(rest, isMidLine); // but code keeps its empty lines
+    // A chunk that begins in a code block keeps the empty lines at its beginning.
+    if (!end.openFence) rest = withoutGap(rest, end.endsMidLine);
+    previous = end;
   }
   return chunks;
 }
 
-/** What goes into the next chunk: all of it, if it fits. `fence` is repeated in front of it. */
-function nextPiece(text: string, limit: number, fence: string): string {
-  const room = fence ? limit - fence.length - 1 : limit;
+/** What goes into the next chunk: all of it, if it fits. `openFence` is repeated in front of it. */
+function nextPiece(text: string, limit: number, openFence: string): string {
+  const room = openFence ? limit - openFence.length - 1 : limit;
   if (text.length <= room) return text;
   return text.slice(0, cutAt(text, limit < MIN_FENCED ? room : room - CLOSING_ROOM));
 }
 
-/** A piece with the fences that open its first code block and close its last one. */
-function withFences(piece: string, before: string, after: string): string {
-  if (!before && !piece.trim()) return ""; // no platform takes an empty message
-  const opening = before ? `${before}\n` : "";
-  const closing = after ? `\n${fenceMarks(after)}` : "";
+function endOf(piece: string, previous: PieceEnd, limit: number): PieceEnd {
+  const endsMidLine = !piece.endsWith("\n");
+  if (limit < MIN_FENCED) return { openFence: "", endsMidLine };
+  // A piece begins in the middle of a line if the one before it ends there.
+  return { openFence: fenceAfter(piece, previous.openFence, previous.endsMidLine), endsMidLine };
+}
+
+/**
+ * A piece that is to be sent. If it begins in a code block, the block is opened again by the line
+ * `openFence`. If it ends in one, that is closed; `endFence` is the line that opened it.
+ */
+function withFences(piece: string, openFence: string, endFence: string): string {
+  if (!openFence && !piece.trim()) return ""; // no platform takes an empty message
+  const opening = openFence ? `${openFence}\n` : "";
+  const closing = endFence ? `\n${fenceMarks(endFence)}` : "";
   return `${opening}${piece.trimEnd()}${closing}`;
 }
 
 /** Between two messages nobody needs an empty line, nor the space at which a line was cut. */
-function withoutGap(rest: string, isMidLine: boolean): string {
+function withoutGap(rest: string, startsMidLine: boolean): string {
   const [emptyLines] = /^\s*\n/.exec(rest) ?? [];
   if (emptyLines) return rest.slice(emptyLines.length);
-  return isMidLine && rest.startsWith(" ") ? rest.slice(1) : rest;
+  return startsMidLine && rest.startsWith(" ") ? rest.slice(1) : rest;
 }
-
-const MIN_FENCED = 60; // in less room than that, code blocks are cut like everything else
-const CLOSING_ROOM = 9; // a new line and the longest fence that we recognise
-const MAX_OPENING = 30; // of a longer line only the marks are repeated, since it leaves no room
-const FENCE = /^ {0,3}(`{3,8}|~{3,8})(.*)/;
 
 /** The marks of a line that opens or closes a code block, for example "~~~". Otherwise "". */
 function fenceMarks(line: string): string {
@@ -4604,11 +4673,11 @@ function fenceMarks(line: string): string {
 }
 
 /** The line that opened the code block in which a piece ends, or "" if it ends in none. */
-function fenceAfter(piece: string, before: string, isMidLine: boolean): string {
+function fenceAfter(piece: string, openFence: string, startsMidLine: boolean): string {
   const lines = piece.split("\n");
   // Backticks are a fence only where a line begins, so the rest of a line that was cut has none.
-  if (isMidLine) lines.shift();
-  let open = before;
+  if (startsMidLine) lines.shift();
+  let open = openFence;
   for (const line of lines) {
     const marks = fenceMarks(line);
     if (!marks) continue;
@@ -4627,6 +4696,8 @@ function closesFence(line: string, open: string): boolean {
 // The places at which a text may be cut, the best first: paragraphs, lines, sentences, words.
 const BOUNDARIES = [/\n\s*\n/g, /\n/g, /[.!?](?=\s)|[。！？…]/g, /\s/g];
 const GRAPHEMES = new Intl.Segmenter("und", { granularity: "grapheme" });
+const MAX_CLUSTER = 50; // units; no grapheme cluster that we expect is longer
+const SURROGATE_PAIR = 2; // units of a character that does not fit into one
 
 /** How much of a text to take: at most `room` units, but at least one character. */
 function cutAt(text: string, room: number): number {
@@ -4634,7 +4705,9 @@ function cutAt(text: string, room: number): number {
   for (const boundary of BOUNDARIES) {
     const last = [...head.matchAll(boundary)].at(-1);
     const size = last ? last.index + last[0].length : 0;
-    // A boundary near the beginning would leave one line in a message, and the rest for the next.
+    // We don't cut near the beginning, because a heading could end up as a message of its own. So
+    // each piece fills over a third of the room, and there are at most about three times as many as
+    // needed.
     if (size > room / 3) return size;
   }
   return cutBetweenGraphemes(text, room);
@@ -4642,12 +4715,12 @@ function cutAt(text: string, room: number): number {
 
 /** A grapheme cluster is what people see as one character; the emoji of a family has 11 units. */
 function cutBetweenGraphemes(text: string, room: number): number {
-  const cluster = GRAPHEMES.segment(text.slice(0, room + 50)).containing(room);
+  const cluster = GRAPHEMES.segment(text.slice(0, room + MAX_CLUSTER)).containing(room);
   if (cluster && cluster.index > 0) return cluster.index;
   // One cluster fills all the room, so it has to be cut, but not between two halves of a character.
   const endsInHalf = /[\ud800-\udbff]$/.test(text.slice(0, room));
   if (!endsInHalf) return room;
-  return room > 1 ? room - 1 : 2;
+  return room > 1 ? room - 1 : SURROGATE_PAIR;
 }
 
 method("delivery.status", {}, [], (_params, { queue, delivery }) => ({
@@ -4717,7 +4790,7 @@ export type Reason =
  * Reasons by the API's error type and by HTTP status. All others, like a 500, are "unknown". It is
  * a Map because the type comes from outside: an object would find something for "constructor".
  */
-const REASONS = new Map<string | number | null | undefined, Reason>([
+const REASONS = new Map<unknown, Reason>([
   ["rate_limit_error", "rate_limit"],
   [429, "rate_limit"],
   ["overloaded_error", "overloaded"],
@@ -4747,8 +4820,9 @@ const REASONS = new Map<string | number | null | undefined, Reason>([
 export function classifyFailure(error: unknown): Reason {
   if (isOverflow(error)) return "overflow";
   const { APIConnectionError, APIUserAbortError, APIError, AnthropicError } = Anthropic;
-  // These two are API errors as well, but without a type and a status. callModel throws the second
-  // one only when the idle timeout has aborted the stream, because it catches a person's Ctrl+C.
+  // APIConnectionError and APIUserAbortError are APIErrors as well, but have no type and no status.
+  // callModel throws an APIUserAbortError only if the idle timeout has aborted the stream, because
+  // it catches the one that a person's Ctrl+C causes.
   if (error instanceof APIConnectionError || error instanceof APIUserAbortError) return "timeout";
   if (error instanceof APIError) {
     return REASONS.get(error.type) ?? REASONS.get(error.status) ?? "unknown";
@@ -4757,11 +4831,14 @@ export function classifyFailure(error: unknown): Reason {
   return error instanceof AnthropicError ? "timeout" : "unknown";
 }
 
+const LONGEST_COOLDOWN = 86_400; // seconds
+
 // A cooldown is a time in which a key or a model is not used. It grows by exponential back-off: the
 // first failure costs `firstSeconds`, each further one in a row twice as much, up to the cap. A
 // rate limit passes within seconds. An unpaid bill or a revoked key has to be dealt with by a
 // person, but nobody tells the program when that has happened, so it tries even these keys again.
-// After a reason that is missing here another attempt is of no use, so the failure is final.
+// A failure whose reason is missing here is final. "invalid" fails with every key and model, and an
+// "overflow" that gets here is one against which the context guard, further in, could do nothing.
 const COOLDOWNS: Partial<Record<Reason, { firstSeconds: number; capSeconds: number }>> = {
   rate_limit: { firstSeconds: 5, capSeconds: 300 },
   overloaded: { firstSeconds: 2, capSeconds: 60 },
@@ -4769,9 +4846,8 @@ const COOLDOWNS: Partial<Record<Reason, { firstSeconds: number; capSeconds: numb
   unknown: { firstSeconds: 1, capSeconds: 60 },
   model: { firstSeconds: 600, capSeconds: 3600 },
   auth: { firstSeconds: 600, capSeconds: 3600 },
-  billing: { firstSeconds: 600, capSeconds: 86_400 },
+  billing: { firstSeconds: 600, capSeconds: LONGEST_COOLDOWN },
 };
-const LONGEST_COOLDOWN = 86_400_000; // ms
 
 /** An API key, and the name of the setting that it comes from, such as ANTHROPIC_API_KEY_2. */
 export interface AuthProfile {
@@ -4789,14 +4865,14 @@ interface Cooldown {
 
 /** Whether an entry of the file can be used. Whoever edits the file may write anything into it. */
 const isCooldown = (entry: Cooldown | null) =>
-  entry !== null && entry.count > 0 && entry.until - entry.since <= LONGEST_COOLDOWN;
+  entry !== null && entry.count > 0 && entry.until - entry.since <= LONGEST_COOLDOWN * 1000;
 
-/** What the next attempt uses. `wait`: ms until the cooldowns of both have ended at `at`. */
+/** What the next attempt uses, and when the cooldowns of both have ended. */
 interface Choice {
   profile: AuthProfile;
   model: string;
-  at: number;
-  wait: number;
+  at: number; // a time in ms; 0 if they can be used now
+  wait: number; // ms from now until then
 }
 
 /**
@@ -4805,6 +4881,8 @@ interface Choice {
  */
 export class ProfileManager {
   readonly profiles: AuthProfile[];
+  // By id. One that has ended stays until an attempt succeeds, because its count makes the next one
+  // longer.
   readonly cooldowns: Map<string, Cooldown>;
   #file: string;
   #now: () => number;
@@ -4833,7 +4911,6 @@ export class ProfileManager {
    * with the first model before the next model is. Throws if there is no key.
    */
   choose(models: string[]): Choice {
-    // It stays with a key that works, because another account has none of the prompt in its cache.
     const { profiles } = this;
     const order = [...profiles.slice(this.#current), ...profiles.slice(0, this.#current)];
     let best: Omit<Choice, "wait"> | undefined;
@@ -4844,6 +4921,8 @@ export class ProfileManager {
       }
     }
     if (!best) throw new Error("there is no key");
+    // The next choice begins with this key, so it stays with a key that works, because the prompt
+    // is cached in that key's account and in no other.
     this.#current = profiles.indexOf(best.profile);
     return { ...best, wait: Math.max(0, best.at - this.#now()) };
   }
@@ -4865,7 +4944,8 @@ export class ProfileManager {
 
   /** Forgets the failures of keys and models that have just worked. */
   succeed(ids: string[]): void {
-    // A cooldown that is running began after this attempt did, so it is the newer information.
+    // A cooldown that still runs was started by another turn after this attempt began, because no
+    // attempt begins during one. It is newer than this success, so it is kept.
     const ended = ids.filter((id) => this.cooldowns.has(id) && this.readyAt(id) === 0);
     if (ended.length === 0) return;
     for (const id of ended) this.cooldowns.delete(id);
@@ -4883,15 +4963,16 @@ export class ProfileManager {
 }
 
 /**
- * The id under which the cooldown of a key is kept. The hash in it makes a new key under the same
- * name start without one, and the key itself is in no file.
+ * The id under which the cooldown of a key is kept. Because it contains a hash of the key, a new
+ * key under the same name has no cooldown, and the key itself is never written to a file.
  */
 const cooldownId = ({ name, key }: AuthProfile) =>
   `${name} ${sha256(key).digest("hex").slice(0, 8)}`;
 
-// The deadline of a turn: ms for all its waits and failed attempts together. Without it a turn with
-// two keys might never end, because while one of them is silent for a minute the cooldown of the
-// other ends, and so there is always one that can be tried.
+// How many ms one turn may spend on waits and failed attempts. A failed attempt costs a minute at
+// most, and a successful one costs nothing. This is no deadline: an attempt that runs is never
+// stopped by it. Without the budget a turn with two keys might never end: while one key is silent
+// for a minute, the cooldown of the other ends, so there is always one to try.
 const RETRY_BUDGET = 120_000;
 
 export interface TurnOptions {
@@ -4923,8 +5004,10 @@ export class ResilienceRunner {
   async run(options: TurnOptions, inner: (options: TurnOptions) => Promise<void>): Promise<void> {
     const models = [options.agent?.model ?? MODEL, ...this.fallbacks];
     let budget = RETRY_BUDGET;
-    let failure: unknown;
+    let failure: Error | undefined;
     let choice = this.#profiles.choose(models);
+    // The loop is left by an attempt that succeeds, by what #attempt throws, and when the next wait
+    // is longer than what is left of the budget. That may be less than 0: then not even 0 ms fit.
     while (choice.wait <= budget) {
       await this.#wait(choice, options);
       const startedAt = this.#now();
@@ -4948,19 +5031,21 @@ export class ResilienceRunner {
   }
 
   /**
-   * Gives undefined if the attempt succeeded, or the failure that started a cooldown. Throws what
-   * another key or model would not change, for example a full disk or an invalid request.
+   * Gives undefined if the attempt succeeded. After a failure that another key or model may cure it
+   * starts a cooldown and gives the error. It throws all other errors, for example a full disk or
+   * an invalid request.
    */
   async #attempt(
     { profile, model }: Choice,
     options: TurnOptions,
     inner: (options: TurnOptions) => Promise<void>,
-  ): Promise<unknown> {
+  ): Promise<Error | undefined> {
     const client = new Anthropic({ apiKey: profile.key });
     try {
       await inner({ ...options, client, model });
     } catch (error) {
       const reason = classifyFailure(error);
+      // An error of our own, such as a full disk, is "unknown" as well, so its class is asked for.
       const isCurable =
         error instanceof Anthropic.AnthropicError && COOLDOWNS[reason] !== undefined;
       if (!isCurable) throw error;
@@ -4976,8 +5061,9 @@ export class ResilienceRunner {
   }
 }
 
-// It is the outermost layer, so an overflow gets here only when the context guard, the layer inside
-// it, can't shorten the conversation any further. `app` is missing only in tests without a program.
+// It is outside the context guard: the guard shortens the conversation and tries again with the
+// same key first, so an overflow gets here only when the guard can't shorten it any further. `app`
+// is missing only in tests without a program.
 MIDDLEWARE.unshift((_conversation, options, next) =>
   options.app ? options.app.resilience.run(options, next) : next(options),
 );
@@ -4989,7 +5075,8 @@ function retryAfterOf(error: unknown): number {
 }
 
 // ms without a byte after which a stream counts as failed. A connection whose other side has
-// disappeared never ends by itself, so the turn would wait for ever.
+// disappeared never ends by itself, so the turn would wait for ever. It is also the most that a
+// failed attempt takes from the retry budget.
 const IDLE_TIMEOUT = 60_000;
 
 /**
@@ -5079,10 +5166,11 @@ function profilesFrom(setting: Setting): AuthProfile[] {
 
 // ---- s10 · Concurrency ----
 
-// Up to s09 each conversation has a chain of promises, and nothing else limits the program. So a
-// hundred people who write at once cause a hundred model calls at once, and so do all the messages
-// that wait in the inbox at a start (a thundering herd). And a turn that hangs holds up its
-// conversation for ever, as well as the cron jobs, because they wait until no person's turn runs.
+// In the sections up to s09 each conversation has a chain of promises, and nothing else limits the
+// program. So a hundred people who write at once cause a hundred model calls at once, and so do all
+// the messages that wait in the inbox at a start (a thundering herd). And a turn that hangs holds
+// up its conversation for ever, as well as the cron jobs, because they wait until no person's turn
+// runs.
 //
 // A lane is a FIFO queue with a concurrency limit (a semaphore) and a timeout for each task. A turn
 // passes through two of them: the lane of its conversation keeps the order, and inside it a lane
@@ -5105,10 +5193,14 @@ async function endOfGracePeriod(signal: AbortSignal): Promise<never> {
   throw new LaneError("it did not stop within 2 s");
 }
 
-/** The way to end a task that runs. Its signal aborts at Ctrl+C, too, which is no failure. */
+/**
+ * A task that runs, and the way to stop it. The task is given the signal of `control`. This signal
+ * also aborts when the caller's signal does (Ctrl+C); then `stoppedBy` stays unset: it is no
+ * failure.
+ */
 class RunningTask {
   readonly control = new AbortController();
-  // Not the reason of the signal: if a reset comes after Ctrl+C, the signal keeps its first reason.
+  // Why the lane stopped it. signal.reason would not do, since it keeps the first reason (Ctrl+C).
   stoppedBy: LaneError | undefined;
 
   stop(why: LaneError): void {
@@ -5118,22 +5210,22 @@ class RunningTask {
 }
 
 /**
- * Gives what the task gives, or rejects when its grace period is over. JavaScript can't kill a
- * promise, so a task that ignores its signal lives on; but nobody waits for it any longer, and
- * what it throws later is ignored.
+ * Runs a task until it ends, or until its signal has aborted and the grace period is over. Gives
+ * what it gives. JavaScript can't kill a promise, so a task that ignores its signal lives on; but
+ * nobody waits for it any longer, and what it throws later is ignored.
  */
-async function withDeadline<T>(task: Task<T>, running: RunningTask): Promise<T> {
+async function untilStopped<T>(task: Task<T>, running: RunningTask): Promise<T> {
   const { signal } = running.control;
   const answer = Promise.race([task(signal), endOfGracePeriod(signal)]);
-  await Promise.allSettled([answer]);
+  await Promise.allSettled([answer]); // waits for the end, and does not throw
   // A task that the lane has stopped fails for this reason, whatever it gave or threw afterwards.
   if (running.stoppedBy) throw running.stoppedBy;
-  return answer;
+  return answer; // it throws here what the race threw
 }
 
 /** A task that has not started, and what its caller gets if it is refused. */
 interface WaitingTask {
-  start(): void;
+  run(): void;
   reject(error: LaneError): void;
 }
 
@@ -5170,27 +5262,31 @@ export class LaneQueue {
   /** Gives what the task gives. Rejects as the task does, or with a LaneError if it is stopped. */
   enqueue<T>(task: Task<T>, signal?: AbortSignal): Promise<T> {
     return new Promise((resolve, reject) => {
-      const start = () => {
-        // The signal may abort when the task has long been started or refused.
-        if (!this.waiting.has(entry)) return;
-        this.waiting.delete(entry);
-        this.#run(task, signal).then(resolve, reject);
-      };
-      const entry = { start, reject };
+      const run = () => void this.#run(task, signal).then(resolve, reject);
+      const entry: WaitingTask = { run, reject };
       this.waiting.add(entry);
-      // After Ctrl+C a waiting task starts at once, even if the limit is reached. It ends at once,
-      // too, but it has to run, because a turn stores what the person said.
-      signal?.addEventListener("abort", start, { once: true });
-      if (signal?.aborted) start();
+      // A turn has to run to store what the person said. So after Ctrl+C a waiting task is started
+      // and not dropped. It starts at once, even if the limit is reached, because it ends at once.
+      const onAbort = () => {
+        // The signal may abort when the task has long been started or refused.
+        if (this.waiting.has(entry)) this.#start(entry);
+      };
+      signal?.addEventListener("abort", onAbort, { once: true });
+      if (signal?.aborted) onAbort();
       this.#pump();
     });
   }
 
+  #start(entry: WaitingTask): void {
+    this.waiting.delete(entry);
+    entry.run();
+  }
+
   /** Starts waiting tasks, the oldest first, until the limit is reached. */
   #pump(): void {
-    for (const { start } of this.waiting) {
+    for (const entry of this.waiting) {
       if (this.active >= this.limit) return;
-      start();
+      this.#start(entry);
     }
   }
 
@@ -5207,7 +5303,7 @@ export class LaneQueue {
     this.#running.add(running);
     this.active++;
     try {
-      return await withDeadline(task, running);
+      return await untilStopped(task, running);
     } finally {
       clearTimeout(timer);
       signal?.removeEventListener("abort", interrupt);
@@ -5223,13 +5319,17 @@ export class LaneQueue {
     return setTimeout(() => running.stop(error), this.timeout * 1000);
   }
 
+  /** Gives a place back, unless there was a reset since: that has freed it and pumped already. */
   #release(generation: number): void {
     if (generation !== this.generation) return;
     this.active--;
     this.#pump();
   }
 
-  /** Stops what runs, and starts what waits without waiting for it. Gives how many were stopped. */
+  /**
+   * Stops the running tasks, and starts the waiting ones at once, before the stopped ones have
+   * ended. Gives how many were stopped.
+   */
   reset(): number {
     // The stopped tasks have their grace period, but they lose their places now. If the waiting
     // tasks had to wait for them, a reset would not help against tasks that hang.
@@ -5250,8 +5350,10 @@ export class LaneQueue {
 }
 
 /**
- * All lanes by name. The named lanes limit how many turns run side by side, and exist for ever. Any
- * other name is a conversation, whose lane (one at a time, no timeout) exists while it has work.
+ * All lanes by name. A command is here a unit of work, as in OpenClaw, and no slash command. The
+ * named lanes limit how many turns run side by side, and exist for ever. Any other name is that of
+ * a conversation or of a recipient of deliveries. Its lane (one at a time, no timeout) exists while
+ * it has work.
  */
 export class CommandQueue {
   readonly lanes: Map<string, LaneQueue>;
@@ -5262,15 +5364,18 @@ export class CommandQueue {
   constructor(named: Record<string, [limit: number, timeout: number]>) {
     this.named = Object.keys(named);
     const lanes = Object.entries(named);
-    this.lanes = new Map(lanes.map(([name, [limit, s]]) => [name, new LaneQueue(limit, s)]));
+    this.lanes = new Map(
+      lanes.map(([name, [limit, timeout]]) => [name, new LaneQueue(limit, timeout)]),
+    );
   }
 
   /**
-   * Runs a task in a lane. A task must not await its own lane: it would keep the place that the
-   * task it waits for needs, so neither of the two could ever go on (a deadlock).
+   * Runs a task in a lane. A task must not await its own lane: it would hold the place, and the
+   * task that it waits for needs that place, so neither could go on (a deadlock).
    */
   run<T>(name: string, task: Task<T>, signal?: AbortSignal): Promise<T> {
     const isNamed = this.named.includes(name);
+    // The other lanes go on, because a turn that ends hands its reply to the lane of its recipient.
     if (this.#isStopping && isNamed) return Promise.reject(new StoppingError("stopping"));
     const lane = this.lanes.get(name) ?? new LaneQueue();
     this.lanes.set(name, lane);
@@ -5281,6 +5386,8 @@ export class CommandQueue {
       // Otherwise there would soon be a lane for everybody who has ever written.
       if (!isNamed && !this.isBusy(name)) this.lanes.delete(name);
     };
+    // The second `forget` also counts as a handler, so a rejection that the caller ignores does not
+    // end the program.
     answer.then(forget, forget);
     return answer;
   }
@@ -5319,12 +5426,12 @@ export class CommandQueue {
 export const LANES = new CommandQueue({ main: [4, 1800], cron: [1, 3600], heartbeat: [1, 600] });
 
 /**
- * Runs a turn in a named lane. A turn that was stopped may still be at work somewhere, so its
- * conversation is closed to it; the next turn opens the file anew.
+ * Runs a turn in a named lane. A turn that was stopped may still be at work somewhere, so the
+ * Session object that it has is closed and writes no more; the next turn opens the file anew.
  */
-async function inLane<T>(lane: string, app: App, key: string, turn: Task<T>, stop?: AbortSignal) {
+async function inLane<T>(lane: string, app: App, key: string, turn: Task<T>, signal?: AbortSignal) {
   try {
-    return await LANES.run(lane, turn, stop);
+    return await LANES.run(lane, turn, signal);
   } catch (error) {
     if (error instanceof LaneError) app.store.close(key);
     throw error;
@@ -5332,31 +5439,33 @@ async function inLane<T>(lane: string, app: App, key: string, turn: Task<T>, sto
 }
 
 /**
- * People go first. A job waits for them outside of its lane, because the lane's timeout or a reset
- * would end it in there. If somebody wrote while it was queued, it gives its place back.
+ * A job waits for people's turns before it enters the lane, because inside it a timeout or a reset
+ * could end the wait. If a person has written by the time it gets its place, it leaves the lane and
+ * waits again; for this the task gives `gavePlaceBack`.
  */
-async function answerJobInLane(app: App, message: Routed, stop?: AbortSignal): Promise<string> {
-  const task = async (signal: AbortSignal) =>
-    app.activeTurns.size > 0 ? undefined : answerJob(app, message, signal);
-  let answer: string | undefined;
-  while (answer === undefined) {
+async function answerJobInLane(app: App, message: Routed, signal?: AbortSignal): Promise<string> {
+  const gavePlaceBack = undefined;
+  const task = async (laneSignal: AbortSignal) =>
+    app.activeTurns.size > 0 ? gavePlaceBack : answerJob(app, message, laneSignal);
+  let answer: string | undefined = gavePlaceBack;
+  while (answer === gavePlaceBack) {
     await app.activeTurns.idle();
-    answer = await inLane("cron", app, message.sessionKey, task, stop);
+    answer = await inLane("cron", app, message.sessionKey, task, signal);
   }
   return answer;
 }
 
 /**
  * Runs a person's turn in the lane "main". It counts as an active turn from now on, while it still
- * waits. We track the lane's promise and not the turn's own, because that of a turn which hangs is
- * never settled, so cron jobs would wait for it for ever.
+ * waits. We track the promise of the lane, which settles even if the turn hangs. The turn's own
+ * promise would then never settle, and cron jobs would wait for ever.
  */
 const runUserTurn = (
   app: App,
   { sessionKey }: Routed,
-  stop: AbortSignal | undefined,
+  signal: AbortSignal | undefined,
   turn: Task<string>,
-) => app.activeTurns.track(inLane("main", app, sessionKey, turn, stop));
+) => app.activeTurns.track(inLane("main", app, sessionKey, turn, signal));
 
 /** One entry for each lane that exists now, as `lanes.list` gives it. */
 const describeLanes = () =>
@@ -5375,6 +5484,7 @@ command("lanes", "what runs, and what waits", () =>
 command("enqueue", "<lane> <text>: a turn in a lane; another name makes a lane", (args, app) => {
   const [, lane = "", words] = /^(\S+)\s+(.+)$/.exec(args) ?? [];
   if (!words) throw new Error("a lane and a text: /enqueue main hello");
+  // Such a turn has no session, so nothing of it is stored, and in a new lane it has no timeout.
   const turn = (signal: AbortSignal) => runTurn(new Conversation(), words, { app, signal });
   const place = `${lane} ${words.slice(0, 20)}`;
   LANES.run(lane, turn).then(
@@ -5466,8 +5576,8 @@ async function startApp(app: App, httpPort: number): Promise<void> {
   // From here on every fetch of this process goes through HTTPS_PROXY or HTTP_PROXY, if one is set.
   setGlobalDispatcher(new EnvHttpProxyAgent());
   const server = await startHttp(httpPort);
-  // Feishu's events come in over HTTP. Without a port the channel could receive nothing, so it is
-  // taken out, and the messages in its inbox wait for a start with a port.
+  // Feishu's events come in over HTTP. If the port is taken, it could receive nothing, so the
+  // channel is removed for this run, and its messages stay in the inbox.
   if (!server.listening) app.channels.delete("feishu");
   app.gateway.attach(server, app);
   const hasOwnToken = app.gateway.address && !env("GATEWAY_TOKEN");
@@ -5485,9 +5595,11 @@ async function startApp(app: App, httpPort: number): Promise<void> {
  */
 function resumeInbox(app: App): void {
   for (const message of app.inbox.pending()) {
-    // If it fails, the message stays in the inbox (runExclusive has handled the rejection).
+    // A turn that fails is dealt with in `handle`. If anything else goes wrong, for example because
+    // the disk is full, the message stays in the inbox. runExclusive handles the rejection.
     if (app.channels.has(message.channel)) void enqueue(app, message);
   }
+  // Jobs come second: the turns of people are under way by then, and a job waits for those.
   for (const message of app.inbox.pending()) {
     if (message.channel === "cron") void enqueue(app, message);
   }
@@ -5514,7 +5626,8 @@ async function stopSignal(): Promise<void> {
  */
 async function shutDown(app: App, isServing: boolean): Promise<void> {
   await app.channels.stop();
-  // In a pipe all lines are answered by now, and messages of other channels stay in the inbox.
+  // If the input is a pipe, we don't wait: its lines are all answered by now, and messages of other
+  // channels stay in the inbox.
   if (isServing || process.stdin.isTTY) await Promise.race([LANES.shutDown(), sleep(10_000)]);
   // The callback runs when whoever reads our output through a pipe has taken all of it.
   process.stdout.write("", () => process.exit(0));

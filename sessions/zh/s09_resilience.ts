@@ -1130,7 +1130,7 @@ async function askSummary(session: Session, text: string, tokens: number, option
 /** The end of the text, about so many tokens long. */
 function newestThatFits(text: string, tokens: number): string {
   const share = Math.min(1, tokens / estimateTokens(text));
-  return text.slice(-Math.ceil(text.length * share)).toWellFormed(); // the cut may halve a character
+  return text.slice(-Math.ceil(text.length * share)).toWellFormed(); // the cut may split a pair
 }
 
 /** Asks the model for one summary. Throws if it gives none. */
@@ -1298,9 +1298,10 @@ export function route(message: InboundMessage, app: App, agent?: Agent): Routed 
 
 /**
  * Takes a message from a channel. When it returns, the message is on disk. `done` resolves to the
- * answer when the turn is over, and to "" if the answer goes to another message: the same one that
- * came before, or one that this is a part of. It is a field, because `await accept(…)` would hold
- * up the confirmation until the model has answered.
+ * answer when the turn is over, and to "" if the message has no answer of its own: a duplicate, or
+ * a part that is answered together with another. It is wrapped in an object, because a caller that
+ * awaits a function which returns a promise would wait for the model before it tells the platform
+ * that the message arrived.
  */
 export type Accept = (message: InboundMessage, signal?: AbortSignal) => { done: Promise<string> };
 
@@ -1309,7 +1310,7 @@ export interface Channel {
   readonly name: string;
   readonly limit: number;
   start(onMessage: Accept): Promise<void>; // 就绪就 resolve，没法就绪就 reject
-  send(to: string, text: string): Promise<void>; // also before it is ready; throws SendError
+  send(to: string, text: string): Promise<void>; // also before `start` resolved; throws SendError
   stop(): Promise<void>;
   typing?(to: string): Promise<unknown>;
   stream?(to: string, delta: string): void; // 边生成边显示回复的渠道才有
@@ -1476,7 +1477,8 @@ const numberOf = (file: string) => Number.parseInt(path.basename(file), 10);
 /** Reads and checks the entry of a file. A bad file is quarantined, and gives undefined. */
 function readEntry<T>(file: string, schema: Anthropic.Tool.InputSchema): T | undefined {
   try {
-    // The cast is right because the schema names the fields without which the program can't go on.
+    // The schema names only the fields that the program can't do without. The others we trust,
+    // because we wrote the file.
     return checkInput(schema, parseObject(fs.readFileSync(file, "utf8"))) as T;
   } catch (error) {
     quarantine(file, String(error));
@@ -1508,8 +1510,8 @@ export class Spool<T extends { id: string }> {
       this.nextNumber = numberOf(file) + 1;
       const entry = readEntry<T>(file, schema);
       if (!entry) continue;
-      // Two ways lead to a file that has to go: a crash in markProcessed leaves one that is done,
-      // and somebody who restores a backup may add a copy.
+      // A file whose id is known is removed: either it was processed, and a crash in markProcessed
+      // left it, or it is a second copy, from a restored backup.
       if (this.#isKnown(entry.id)) fs.rmSync(file);
       else this.entries.set(entry.id, { entry, file });
     }
@@ -1590,8 +1592,8 @@ export class Inbox extends Spool<Routed> {
 
   /**
    * The messages that are parts of the same one as `message`; none if it is answered already. Parts
-   * that were attempted before a crash are in the session as one message, to which nothing can be
-   * added. So parts that arrive only after the crash are joined to a message of their own.
+   * that were attempted before a crash are in the session as one message, which can't grow. So they
+   * are grouped only with each other, and parts that arrive after the crash form another message.
    */
   partsOf(message: Routed): Routed[] {
     if (!this.entries.has(message.id)) return [];
@@ -1602,9 +1604,9 @@ export class Inbox extends Spool<Routed> {
   }
 
   /**
-   * The messages are answered. A session has joined parts under the id of the first one (see
-   * `handle`), so that one is removed last: if the program dies in between, what is left in the
-   * inbox is a message that Session.append recognises. It would take any other part for new.
+   * The messages are answered. A session knows joined parts only by the id of the first one (see
+   * `handle`), so the first one is removed last. If the program dies halfway, it is still in the
+   * inbox, and Session.append recognises it. A later part alone would be appended as a new message.
    */
   acknowledge(messages: Routed[]): void {
     for (const { id } of messages.toReversed()) this.markProcessed(id);
@@ -1659,8 +1661,8 @@ async function allPartsOf(message: Routed, inbox: Inbox): Promise<Routed[]> {
 /**
  * Puts a message into the queue of its conversation. Gives the answer. The first of several parts
  * waits at the head of the queue; meanwhile `accept` puts the others into the inbox, where
- * allPartsOf finds them. When it is their turn in the queue, they have left the inbox: nothing is
- * to do.
+ * allPartsOf finds them. When it is their turn in the queue, the first one's turn has answered and
+ * acknowledged them, so allPartsOf finds none, and there is nothing to do.
  */
 function enqueue(app: App, message: Routed, signal?: AbortSignal): Promise<string> {
   if (message.channel === "cron") return runExclusive("cron", () => runJob(app, message, signal));
@@ -1676,7 +1678,7 @@ function enqueue(app: App, message: Routed, signal?: AbortSignal): Promise<strin
  */
 export async function handle(app: App, parts: Routed[], signal?: AbortSignal): Promise<string> {
   const text = parts.map((part) => part.text).join("\n");
-  const message = { ...parts[0], text } as Routed; // it has a first part, and that gives the id
+  const message = { ...parts[0], text } as Routed; // never empty; the id is that of the first
   const channel = app.channels.get(message.channel);
   const stopTyping = showTyping(channel, message.peerId);
   const onText = (piece: string) => channel?.stream?.(message.peerId, piece);
@@ -1850,11 +1852,12 @@ export class TelegramChannel implements Channel {
       try {
         await this.#bot.start({ allowed_updates: ["message"] });
       } catch (error) {
-        // grammY itself waits for a server that is down. So this is a refusal, for example because
-        // another program asks with the same token, or a message that could not be stored.
+        // grammY itself waits for a server that is down. So either Telegram refused us, for example
+        // because another program polls with the same token, or a message could not be stored.
         if (!this.#stopped) warn(`telegram: ${error}。5 秒后再试。`);
         await sleep(5_000);
-        // The old bot would go on behind the update that it could not handle, and so confirm it.
+        // The old bot, started again, would ask for the updates after the one that failed, and so
+        // confirm that one. A new bot has no position yet, so it gets it again.
         this.#bot = this.#newBot();
       }
     }
@@ -1905,8 +1908,8 @@ export class TelegramChannel implements Channel {
   /**
    * The mark that all parts of one message share; undefined if it is whole. Telegram marks the
    * parts of an album. The pieces of a long text have ids in a row, and all but the last are long:
-   * a long piece goes on with the text before it or begins one, and a short piece ends it. (Its
-   * entry may stay in the map, because no later id fits it.)
+   * a long piece continues the previous text or starts a new one, and a short piece ends the text.
+   * (The entry need not be deleted then: it expects an id that has been used, so it never matches.)
    */
   #partOf(message: TelegramMessage): string | undefined {
     const { chat, from, message_id, media_group_id } = message;
@@ -2055,8 +2058,8 @@ function isAuthentic(body: Buffer, headers: http.IncomingHttpHeaders, key: strin
 const fileKeyOf = ({ file_key, image_key }: Fields) => file_key ?? image_key;
 
 /**
- * Gives a link with its address. A mention has no name here but a placeholder, "@_user_1", for
- * which #nameMentions puts the name later.
+ * The text of one element. A link is followed by its address, and a mention is a placeholder,
+ * "@_user_1", for which #nameMentions puts the name later.
  */
 function textOfElement(element: Fields): string {
   if (fileKeyOf(element)) return "[image]";
@@ -2116,7 +2119,7 @@ export class FeishuChannel implements Channel {
     this.#api = setting("FEISHU_API_BASE") || `https://${host}`;
   }
 
-  /** Rejects if it gets no access token. The route comes first: an outage loses no events. */
+  /** Rejects without an access token. The route comes first, so events are accepted even then. */
   async start(onMessage: Accept): Promise<void> {
     ROUTES["POST /feishu/events"] = (body, headers) => this.#receive(body, headers, onMessage);
     await this.#accessToken();
@@ -2248,7 +2251,10 @@ command("accounts", "我们在各个平台上的账号", () => {
 // 第二件由那个 Agent 的 dmScope 来定。两件都在消息放进收件箱之前问，只问一次：
 // 以后绑定再怎么改，已经进来的消息不受影响。
 
-/** `dmScope` 决定单聊里谁和谁共用一段对话：所有人共用、一人一段，还是分得更细。 */
+/**
+ * Who answers. With the `dmScope` "main" all direct chats with the agent are one conversation. Each
+ * other value names what two messages must have in common to belong to the same one.
+ */
 export interface Agent {
   id: string;
   system: string;
@@ -2296,14 +2302,15 @@ export class AgentManager extends Map<string, Agent> {
 // to, then our own account, the platform, and last what applies to every message.
 const TIERS = ["peerId", "guildId", "accountId", "channel", "default"] as const;
 
+/** A tier by its name, which is also the field of a message that its bindings look at. */
 type Tier = (typeof TIERS)[number];
 
 /** “从那里来的消息，归这个 Agent 回答。”在同一层级里，priority 大的优先。 */
 export interface Binding {
   agentId: string;
-  tier: number; // 1 到 5
+  tier: number; // its place in TIERS, from 1 to 5
   matchKey: Tier;
-  matchValue: string; // 聊天也可以写成 "telegram:1001"
+  matchValue: string; // "1001", or "telegram:1001" for a peer on one platform only
   priority: number;
 }
 
@@ -2339,7 +2346,10 @@ export class BindingTable {
     return [...this.#byTier.values()].flatMap((bindings) => [...bindings.values()]);
   }
 
-  /** The agent for a message, and the binding that decided: one of the first tier that has any. */
+  /**
+   * The agent for a message, and the binding that decided. We go through the tiers in order. The
+   * first one with a binding that matches decides, and in it the one with the highest priority.
+   */
   resolve(message: InboundMessage): { agentId: string; binding?: Binding } {
     for (const tier of TIERS) {
       const binding = this.#lookUp(tier, message);
@@ -2412,8 +2422,9 @@ class RpcError extends Error {
 }
 
 /**
- * The client that a method works for. `notify` sends it a notification before the response is
- * there, and does nothing if the request has no id that the notification could refer to.
+ * What a method knows of the client that called it. `notify` sends it a notification before the
+ * response is there, and does nothing if the request has no id that the notification could refer
+ * to.
  */
 export interface Connection {
   peerId: string; // 换到它自己的对话
@@ -2447,7 +2458,8 @@ function orInvalidParams<T>(check: () => T): T {
   }
 }
 
-const MAX_FRAME = 1024 * 1024; // 字节；一条消息的上限，也是替慢客户端积压的上限
+// 字节；一条消息的上限，也是替慢客户端积压的上限
+const MAX_FRAME = 1024 * 1024;
 
 /**
  * WebSocket 上的 JSON-RPC 2.0，就用那个唯一的 HTTP 服务端。有令牌的，能做渠道上的人能做的事，
@@ -2530,7 +2542,7 @@ function pushTo(socket: WebSocket, message: object): void {
   if (socket.bufferedAmount > MAX_FRAME) socket.terminate();
 }
 
-/** The other end of one connection. */
+/** The other end of one WebSocket. Each of its requests gets a Connection made from this. */
 type Client = { peerId: string; push(message: object): void };
 
 type RpcId = string | number | null;
@@ -2592,8 +2604,9 @@ function parseRequest(message: unknown): RpcRequest | ErrorResponse {
 /** Runs the method that a request names. It never rejects: an error becomes the response. */
 async function dispatch(request: RpcRequest, app: App, client: Client) {
   const { id, method: name, params } = request;
-  const notify = (about: string, more: object) => {
-    if (id !== undefined) client.push({ jsonrpc: "2.0", method: about, params: { id, ...more } });
+  const notify = (notification: string, more: object) => {
+    if (id !== undefined)
+      client.push({ jsonrpc: "2.0", method: notification, params: { id, ...more } });
   };
   try {
     // Every object inherits "constructor" and "toString", and these are no methods of ours.
@@ -2609,8 +2622,8 @@ async function dispatch(request: RpcRequest, app: App, client: Client) {
   }
 }
 
-// Only the owner and the program itself write on these channels, so no client may name them. (Jobs
-// and heartbeats are sections of their own.)
+// Only the owner and the program itself write on these channels, so no client may name them. (Cron
+// jobs and heartbeats come in s07.)
 const INTERNAL_CHANNELS = ["cli", "cron", "heartbeat"];
 
 const SENDER = {
@@ -2631,6 +2644,7 @@ method("send", SEND, Object.keys(SENDER), async (params, app, connection) => {
     const answer = await answerClient(message, app, connection);
     return { agentId: message.agentId, sessionKey: message.sessionKey, reply: answer };
   } catch (error) {
+    // The client may know why, because it is the one whose turn failed.
     throw new RpcError(SERVER_ERROR, `the turn failed: ${error}`);
   }
 });
@@ -2736,6 +2750,7 @@ command("agents", "有哪些 Agent", (_args, { agents }) =>
 command("agent", "<id>|off：在终端里由谁回答你", (id, app) => {
   app.terminalAgent = id === "off" ? undefined : app.agents.find(id).id;
   // The agent is a part of the key, so with each agent the terminal has another conversation.
+  // In TERMINAL_KEY "luna" stands where a session key has the id of the agent.
   app.key = TERMINAL_KEY.replace("luna", app.terminalAgent ?? "luna");
   return t(`从现在起回答你的：${app.terminalAgent ?? "绑定里指定的 Agent"}。`);
 });
@@ -2770,7 +2785,7 @@ function gatewayToken(): string {
 // 下次再读只收十分之一的价钱，但前提是请求的开头完全相同。
 
 export interface TurnOptions {
-  mode?: "full" | "minimal" | "none"; // all of the prompt; what a job needs; the identity alone
+  mode?: "full" | "minimal" | "none"; // all layers; those for a job (s07); the identity alone
 }
 
 export interface App {
@@ -2840,8 +2855,9 @@ const FILE_LIMIT = 20_000; // 提示词里，一个文件最多占这么多字�
 const TOTAL_LIMIT = 60_000; // 所有文件加起来最多这么多
 
 /**
- * Gives an agent's files by name: its own where it has one, else the common one. A long file loses
- * its middle. Earlier `names` have precedence when the limit of all files together is reached.
+ * Gives any of an agent's files by name: its own where it has one, else the common one. A long one
+ * loses its middle. Earlier `names` have precedence when the limit of all files together is
+ * reached.
  */
 export function loadBootstrap(agentId: string, names: string[], root = WORKSPACE) {
   const files = new Map<string, string>();
@@ -3038,7 +3054,8 @@ function trigrams(word: string): string[] {
   const isWide = WIDE.test(word);
   const size = isWide ? 2 : 3;
   const padded = isWide ? word : ` ${word} `; // the blanks tell a beginning or an end apart
-  const grams = [padded.slice(0, size)]; // also of a single character, which is shorter than that
+  // The first one apart from the loop, because a single character is shorter than `size`.
+  const grams = [padded.slice(0, size)];
   for (let start = 1; start + size <= padded.length; start++) {
     grams.push(padded.slice(start, start + size));
   }
@@ -3120,7 +3137,9 @@ export class MemoryStore {
     return log;
   }
 
-  /** Adds a line of a log. One that was written by hand may lack anything; then it is skipped. */
+  /**
+   * Adds a line of a log. Without a text or a session key it is skipped; without a time it is old.
+   */
   #addNote({ content, sessionKey, at, category }: Fields, name: string): void {
     if (typeof content !== "string" || typeof sessionKey !== "string") return;
     const source = `${name} ${category}`;
@@ -3178,7 +3197,7 @@ export class MemoryStore {
     this.#refresh();
     const scores = new Map<IndexedMemory, number>();
     // What others noted is left out here, before it has a score, so it can't come any further. It
-    // only has a part in how rare a word is.
+    // only counts for how rare a word is (#idf).
     const add: AddScore = (entry, points) => {
       const { memory } = entry;
       const isVisible = memory.sessionKey === undefined ? owner : memory.sessionKey === sessionKey;
@@ -3193,7 +3212,7 @@ export class MemoryStore {
     return diversify(hits, topK);
   }
 
-  /** The keyword channel: the BM25 scores of all terms of the query, scaled to 0 to 1. */
+  /** The keyword score: the BM25 scores of all terms of the query, scaled to 0 to 1. */
   #scoreKeywords(query: string, add: AddScore): void {
     const idfs = new Map(termsOf(query).map((term) => [term, this.#idf(term)]));
     const sumOfIdfs = [...idfs.values()].reduce((sum, idf) => sum + idf, 0);
@@ -3209,7 +3228,7 @@ export class MemoryStore {
   }
 
   /**
-   * The vector channel: the cosine similarity of two texts, which is 1 if they have the same
+   * The vector score: the cosine similarity of two texts, which is 1 if they have the same
    * trigrams. Both vectors have the length 1, so it is the sum of the products bucket by bucket.
    */
   #scoreVectors(query: string, add: AddScore): void {
@@ -3280,7 +3299,9 @@ function jaccard(a: IndexedMemory, b: IndexedMemory): number {
   return all === 0 ? 0 : shared / all;
 }
 
-const MIN_SCORE = 0.17; // a lower one comes from a few trigrams that any two texts share by chance
+// Found with the questions of `npm run bench -- memory`. A lower score comes from a few trigrams
+// that any two texts share by chance.
+const MIN_SCORE = 0.17;
 
 /** At most three memories that belong to what the person says, the best first. */
 function recall(conversation: Conversation, input: string, options: TurnOptions): string[] {
@@ -3370,9 +3391,9 @@ command("prompt", "它的提示词有哪几层，各多少字符", (_args, app) 
 // writes later is answered beside them, because each of them has a conversation of its own.
 //
 // A job runs at least once for each due time (at-least-once). Its run is written to the inbox
-// before the due time counts as done (write-ahead), so a crash between the two can't lose it. The
-// next start finds the time still due and begins the run again, but the inbox drops it, because it
-// knows the run by its idempotency key, `cron:<job>:<due>`.
+// before the due time counts as done (write-ahead), so a crash between the two can't lose it. After
+// such a crash the time is still due. While its run is in the inbox no second one begins, and when
+// it is answered, the inbox knows its idempotency key, `cron:<job>:<due>`, and drops the second.
 
 /** A place to which a text can be sent: a channel, and a chat on it. */
 export type Place = { channel: string; to: string };
@@ -3477,7 +3498,8 @@ function checkJob(raw: unknown): Job {
   // The id becomes a part of the session key, and so of a folder's name.
   const isName = /^[a-z\d_-]{1,64}$/.test(job.id);
   if (!isName) throw new Error("id: a to z, 0 to 9, - and _, at most 64");
-  // A schedule of the right shape may still make no sense, for example the 30th of February.
+  // A schedule of the right shape may still make no sense, for example the 30th of February. Then
+  // this throws; the time itself is not needed here.
   nextRun(job.schedule, 0, 0);
   return job;
 }
@@ -3563,7 +3585,8 @@ function nextCron(expr: string, timeZone: string | undefined, now: number): numb
   // The Swedish format is close to ISO 8601: 2027-03-28 03:30:00.
   const wallClock: WallClock = (instant) =>
     Date.parse(`${new Date(instant).toLocaleString("sv", { timeZone })}Z`);
-  const isHourly = cronFields(expr).at(-4)?.startsWith("*"); // the field of the hours
+  // The hours are the fourth field from the end. "*/3" counts as hourly, too.
+  const isHourly = cronFields(expr).at(-4)?.startsWith("*");
   const wallNow = wallClock(now); // without fractions of a second, so we drop them from `now`, too
   const lastSecond = now - (now % 1000);
   const wallTimes = CronExpressionParser.parse(expr, { currentDate: wallNow, tz: "UTC" });
@@ -3572,7 +3595,8 @@ function nextCron(expr: string, timeZone: string | undefined, now: number): numb
     const wallTime = wallTimes.next().getTime();
     const wait = wallTime - wallNow;
     // A job of every hour also runs in the second pass of a repeated hour, so it waits by elapsed
-    // time. All others run in the first pass alone.
+    // time: at 02:30 of the first pass, 03:00 on the wall is 30 minutes away, and then it is 02:00
+    // again, and time for its run. All others run in the first pass alone.
     due = isHourly && wait <= HOUR ? lastSecond + wait : instantOf(wallTime, wallClock);
     // At 02:15 of the second pass, 02:30 is still to come on the wall, but its run was in the first
     // pass. So we go on to the next wall time.
@@ -3595,7 +3619,8 @@ type WallClock = (instant: number) => number;
 /** The instant, in ms, at which a clock on the wall shows `wallTime`. */
 function instantOf(wallTime: number, wallClock: WallClock): number {
   const offsetAt = (instant: number) => wallClock(instant) - instant;
-  // With the offset from UTC of the day before.
+  // With the offset from UTC of the day before. (A wall time is up to 14 hours away from the
+  // instant, but a day earlier is before the change in any case.)
   const byOldOffset = wallTime - offsetAt(wallTime - 24 * HOUR);
   // The normal case. Also a repeated hour: the old offset gives the first of its two passes. A job
   // for 02:30 in Berlin runs on 2027-10-31 at 00:30 UTC, and not at 01:30 UTC again.
@@ -3619,7 +3644,8 @@ interface JobState {
 
 const MAX_ERRORS = 5;
 
-// Somebody may have edited the file. A job with {"due":"soon"} would never run.
+// Somebody may have edited the file. A job with {"due":"soon"} would never run. (A state of null
+// is replaced when its job is looked at.)
 const isUsable = (state: JobState | null) => state?.due === undefined || state.due >= 0;
 
 /** CRON.json 里的定时任务，以及各自什么时候到点。 */
@@ -3633,8 +3659,8 @@ export class CronService {
   #modified = 0; // the time (mtime) of the file when it was last read; 0 if there was none
 
   /**
-   * `begin` is told of each due run. It writes the run to a file before it returns, and drops one
-   * that it knows by job and due time. It gives false if the run can't begin now.
+   * `begin` is told of each due run. It gives true when the run is on disk, whether it was added
+   * now or was known before, and false if it has to be told again later.
    */
   constructor(workspace: string, begin: (job: Job, due: number) => boolean, now = Date.now) {
     this.#file = path.join(workspace, "CRON.json");
@@ -3676,7 +3702,7 @@ export class CronService {
     return Math.min(...enabled.map((job) => this.stateOf(job).due ?? Infinity));
   }
 
-  /** What is kept of a job, with its due time. */
+  /** What is kept of a job. It is created, and its due time computed, where that is needed. */
   stateOf(job: Job): JobState {
     const now = this.#now();
     const entry = JSON.stringify(job);
@@ -3685,7 +3711,9 @@ export class CronService {
     const state: JobState = isNew ? { entry, since: now, errors: 0 } : known;
     // If the clock was a day ahead and is put right, a due time that was computed meanwhile is a
     // day too late. Computing it again may give one that has had its run, but `begin` drops that.
-    // It is not computed at each look, because in an hour that comes twice the result changes.
+    // We don't compute it at each look, because from the second pass of a repeated hour nextCron
+    // would skip a run that was still due in the first. A missing `computedAt` counts as "went
+    // back".
     const clockWentBack = now < (state.computedAt ?? Infinity);
     const isAhead = state.due !== undefined && state.due > now;
     if (isNew || (clockWentBack && isAhead)) {
@@ -3723,7 +3751,7 @@ export class CronService {
     if (error) warn(`cron: ${id} 失败，连续第 ${state.errors} 次：${error}`);
     if (state.errors >= MAX_ERRORS) state.due = undefined;
     this.#save();
-    // An "at" has no due time any more, so the owner hears of its first error.
+    // The due time of an "at" was cleared when it began, so the owner hears of its first error.
     const isOff = error && state.due === undefined;
     if (!isOff) return "";
     return t(`定时任务 ${id} 停了，连续出错 ${state.errors} 次。改一下它在 CRON.json 里的内容，就会接着跑。`);
@@ -3736,6 +3764,9 @@ export class CronService {
 const INTERNAL = { accountId: "local", senderId: "owner", isGroup: false, media: [] };
 
 /** A message of this program to itself. `at`, in ms, makes its id unique. */
+/**
+ * A message that the program writes itself. `at`, in ms: when a job was due, or a heartbeat began.
+ */
 function internalMessage(channel: string, peerId: string, text: string, at: number) {
   const id = `${channel}:${peerId}:${new Date(at).toISOString()}`;
   return { ...INTERNAL, id, channel, peerId, text, at };
@@ -3752,11 +3783,12 @@ function enqueueJob(app: App, { id, payload, deliver }: Job, due: number): boole
   const text = payload.message ?? payload.text ?? "";
   const isEvent = payload.kind === "system_event";
   const message = { ...internalMessage("cron", id, text, due), job: { isEvent, deliver } };
+  // enqueue hands a message of the channel "cron" to runJob.
   accept(app, message).done.catch((error) => warn(`cron: ${id}: ${error}`));
   return true;
 }
 
-/** Runs a job. An error is counted by `report` and not sent as an answer. Gives what was said. */
+/** Runs a job, and gives what was sent. Of an error that is only the notice that the job is off. */
 async function runJob(app: App, message: Routed, signal?: AbortSignal): Promise<string> {
   const { peerId: id, job } = message;
   let answer: string;
@@ -3797,7 +3829,7 @@ async function runUnattended(app: App, sessionKey: string, options: MessageOptio
   const answer = await runTurn(session, text, { ...options, app });
   const last = session.messages.at(-1);
   // A reply that was stopped, by Ctrl+C for example, has no reason of the model's own.
-  const reason = last && "stop_reason" in last ? last.stop_reason : undefined;
+  const reason = last?.stop_reason;
   if (reason && reason !== "refusal") return answer;
   throw new Error(`the model gave no answer: ${reason || "stopped"}`);
 }
@@ -3837,7 +3869,8 @@ async function tellOwner(app: App, about: InboundMessage, text: string, deliver?
 // The heartbeat.
 
 const MAX_OK_LENGTH = 300; // characters beside HEARTBEAT_OK; a longer answer is news
-// The model likes to write it bold, as code, or in a tag: whatever holds no letter and no digit.
+// The model likes to write it bold, as code, or in a tag: **HEARTBEAT_OK**, `HEARTBEAT_OK`,
+// <b>HEARTBEAT_OK</b>. So around it may be tags, and whatever is no letter and no digit.
 const AROUND = String.raw`(?:</?\w+>|[^<\p{L}\p{N}])*`;
 const OK_FIRST = new RegExp(`^${AROUND}HEARTBEAT_OK\\b${AROUND}`, "u");
 const OK_LAST = new RegExp(`\\bHEARTBEAT_OK${AROUND}$`, "u");
@@ -3902,7 +3935,7 @@ export class HeartbeatRunner {
     const { start, end } = this.settings;
     const hour = new Date(this.#now()).getHours();
     if (start < end) return start <= hour && hour < end;
-    return start <= hour || hour < end; // across midnight, for example from 22 to 6
+    return start <= hour || hour < end; // across midnight, from 22 to 6; always, if they are equal
   }
 
   /**
@@ -3913,7 +3946,7 @@ export class HeartbeatRunner {
     const at = this.#now();
     // If the clock was put back by a day, the last one may not make us wait for a day.
     this.#lastRun = Math.min(this.#lastRun, at);
-    const agent = app.agents.find(AGENTS[0]?.id ?? "");
+    const agent = app.agents.find(AGENTS[0].id);
     const tasks = loadBootstrap(agent.id, ["HEARTBEAT.md"]).get("HEARTBEAT.md") ?? "";
     const reason = this.#reason(app, tasks, isForced);
     if (reason) return reason;
@@ -3960,8 +3993,9 @@ function startTimer(app: App): void {
   try {
     app.cron.tick();
     void app.heartbeat.tick(app);
-    // What is due, but could not begin, has a wait of 0 or less. It is tried again with the next
-    // look, because a timer that fired for it at once would do nothing else.
+    // `heartbeat.tick` has set its next time already, before it waits for anything. What is due,
+    // but could not begin, has a wait of 0 or less. It is tried again with the next look, because a
+    // timer that fired for it at once would do nothing else.
     const waits = [app.cron.next() - now, app.heartbeat.next() - now].filter((ms) => ms > 0);
     wait = Math.min(MAX_SLEEP, ...waits);
   } catch (error) {
@@ -4017,7 +4051,7 @@ export interface Delivery {
   enqueuedAt: number;
   nextAttemptAt: number; // 不早于这个时间
   failures: number;
-  unfinished: number; // sends during which the program ended, so nobody knows what became of them
+  unfinished: number; // sends that began and have no recorded end: above 0 after a crash
   error?: string; // of a dead letter: why it was given up
 }
 
@@ -4049,12 +4083,13 @@ function newDelivery(id: string, { channel, to, text }: Content, now = Date.now(
 }
 
 /**
- * The id under which a person is told that a turn failed. After a crash the turn may have an answer
- * after all, and under the same id the queue would drop that answer as a repetition.
+ * The id under which a person is told that a turn failed. The parts of a reply have the ids
+ * `<message>#<n>`, and those of this notice `<message>!#<n>`. If the turn is run again after a
+ * crash and succeeds, its answer is then not taken for a duplicate of the notice.
  */
 const failureReplyId = (messageId: string) => `${messageId}!`;
 
-// Order matters only for each recipient, because nobody sees when somebody else's reply came.
+// The key of `waiting`.
 const recipientOf = ({ channel, to }: Omit<Content, "text">) => `${channel} ${to}`;
 const replyOf = ({ id }: Delivery) => id.replace(/#\d+$/, ""); // the same for all parts of a reply
 
@@ -4063,7 +4098,9 @@ const replyOf = ({ id }: Delivery) => id.replace(/#\d+$/, ""); // the same for a
  * dead letters. Their files are moved to the folder "failed", from which /retry sends them again.
  */
 export class DeliveryQueue extends Spool<Delivery> {
-  readonly waiting = new Map<string, Delivery[]>(); // by recipient, the oldest first
+  // By recipient, the oldest first. Order matters only within the deliveries for one recipient,
+  // because nobody sees when somebody else's reply came.
+  readonly waiting = new Map<string, Delivery[]>();
   readonly #failed: string;
 
   constructor(dir: string) {
@@ -4082,17 +4119,17 @@ export class DeliveryQueue extends Spool<Delivery> {
 
   #list(delivery: Delivery): void {
     const recipient = recipientOf(delivery);
-    const line = this.waiting.get(recipient) ?? [];
-    line.push(delivery);
-    this.waiting.set(recipient, line);
+    const queued = this.waiting.get(recipient) ?? [];
+    queued.push(delivery);
+    this.waiting.set(recipient, queued);
   }
 
   #unlist(delivery: Delivery): void {
     const recipient = recipientOf(delivery);
-    const line = this.waiting.get(recipient) ?? [];
-    const place = line.findIndex(({ id }) => id === delivery.id); // 多半是第一个
-    if (place >= 0) line.splice(place, 1);
-    if (line.length === 0) this.waiting.delete(recipient);
+    const queued = this.waiting.get(recipient) ?? [];
+    const place = queued.indexOf(delivery); // 多半是第一个
+    if (place >= 0) queued.splice(place, 1);
+    if (queued.length === 0) this.waiting.delete(recipient);
   }
 
   override add(delivery: Delivery): boolean {
@@ -4107,11 +4144,14 @@ export class DeliveryQueue extends Spool<Delivery> {
     this.#unlist(delivery);
   }
 
-  /** Gives up a reply, from the part `delivery` on. Gives all parts of which that is true. */
+  /**
+   * Makes dead letters of what is left of a reply: of `delivery` and of the parts behind it, since
+   * the earlier ones have been sent. Gives these parts.
+   */
   deadLetter(delivery: Delivery, why: string): Delivery[] {
-    const line = this.waiting.get(recipientOf(delivery)) ?? [];
+    const queued = this.waiting.get(recipientOf(delivery)) ?? [];
     // 发不出去。少了这一段，同一条回复后面的也没有意义，一起拿走。
-    const parts = line.filter((one) => replyOf(one) === replyOf(delivery));
+    const parts = queued.filter((one) => replyOf(one) === replyOf(delivery));
     // The last part is moved first. After a crash in between, the first one is therefore still in
     // the queue, and takes the others along when it is given up again.
     for (const part of parts.toReversed()) this.#moveToDeadLetters(part, why);
@@ -4121,6 +4161,7 @@ export class DeliveryQueue extends Spool<Delivery> {
   #moveToDeadLetters(delivery: Delivery, why: string): void {
     const kept = this.entries.get(delivery.id);
     if (!kept) return;
+    // The reason is written first, so a file in failed/ always has one.
     delivery.error = why;
     this.save(delivery);
     fs.renameSync(kept.file, path.join(this.#failed, path.basename(kept.file)));
@@ -4156,7 +4197,9 @@ export class DeliveryQueue extends Spool<Delivery> {
   }
 }
 
-const BACKOFF = [5, 25, 120, 600]; // seconds to wait after the first failure, the second, …
+// One entry for each retry: how many seconds it comes after the failure before it. A delivery whose
+// last retry has failed, too, is given up.
+const BACKOFF = [5, 25, 120, 600];
 const EXPIRES = 24 * 3600 * 1000; // 毫秒；比这还旧的，发过去只会让人莫名其妙
 
 /** Jitter: up to a quarter longer, so that not all deliveries are tried in the same second. */
@@ -4172,15 +4215,19 @@ function backoff(failures: number, retryAfter = 0): number | undefined {
   return Math.ceil(Math.max(withJitter(seconds), retryAfter));
 }
 
-/** When to do something about a delivery, in ms. */
+/** When a delivery has to be looked at next, in ms: for its next attempt, or when it expires. */
 function dueAt({ enqueuedAt, nextAttemptAt }: Delivery, now: number): number {
   // It was enqueued in the future, so somebody has put the clock back: its times mean nothing.
   if (enqueuedAt > now) return now;
-  // If it expires before its next attempt, it is given up then, and what is behind it goes on.
+  // If it expires before its next attempt, it is given up then, and what is behind it goes on. (+
+  // 1, because only what is older than EXPIRES is given up.)
   return Math.min(nextAttemptAt, enqueuedAt + EXPIRES + 1);
 }
 
-/** The kinds of failure that can be simulated. To add one, push its name and ask `take` for it. */
+/**
+ * The kinds of failure that can be simulated. To add one, push its name, and call `take` with it
+ * where such a failure is to happen, as s09 does.
+ */
 const SIMULATED_KINDS = ["delivery"];
 
 /** Failures that somebody ordered, to see what the program does about them. */
@@ -4209,7 +4256,7 @@ export class DeliveryRunner {
   #simulated: SimulatedFailures;
   #now: () => number;
   #timers = new Map<string, NodeJS.Timeout>(); // by recipient
-  #taken = new Set<string>(); // ids that the platform has taken and that are still in the queue
+  #sentNotAcknowledged = new Set<string>(); // ids; one stays here if acknowledging it throws
 
   constructor(
     queue: DeliveryQueue,
@@ -4223,7 +4270,7 @@ export class DeliveryRunner {
     this.#now = now;
   }
 
-  /** 等着的都开始发。渠道这次要是没有设置，就接着等。 */
+  /** Starts sending all that waits. What is for a channel that is not set up stays in the queue. */
   start(): void {
     for (const [recipient, [first]] of this.#queue.waiting) {
       if (first && this.#channels.has(first.channel)) this.wake(recipient);
@@ -4271,23 +4318,23 @@ export class DeliveryRunner {
 
   /** Sends a delivery. If that fails, it is postponed, or it becomes a dead letter. */
   async #process(delivery: Delivery): Promise<void> {
-    // What was taken is not sent again, even if a full disk kept it from being acknowledged.
-    if (!this.#taken.has(delivery.id)) {
+    // What was sent is not sent again, even if a full disk kept it from being acknowledged.
+    if (!this.#sentNotAcknowledged.has(delivery.id)) {
       const why = this.#whyHopeless(delivery);
       if (why) return this.#giveUp(delivery, why);
       const failure = await this.#attempt(delivery);
-      if (failure) return this.#postpone(delivery, failure);
-      this.#taken.add(delivery.id);
+      if (failure) return this.#handleFailure(delivery, failure);
+      this.#sentNotAcknowledged.add(delivery.id);
     }
     this.#queue.acknowledge(delivery);
-    this.#taken.delete(delivery.id);
+    this.#sentNotAcknowledged.delete(delivery.id);
     this.stats.sent += 1;
   }
 
   /** Why no attempt makes sense any more, or "". */
   #whyHopeless({ enqueuedAt, unfinished }: Delivery): string {
     if (this.#now() - enqueuedAt > EXPIRES) return "older than 24 hours";
-    // It may have arrived twice by now, and perhaps it is what kills the program.
+    // Two sends were cut off: it may have arrived twice, or it may be what kills the program.
     if (unfinished > 1) return "the program ended twice while this was sent";
     return "";
   }
@@ -4298,7 +4345,9 @@ export class DeliveryRunner {
     if (unfinished > 0) warn(`${id}: 发送途中程序退出过，对方可能收到两次。`);
     // In the file the send counts as unfinished until it has ended, one way or the other.
     this.#queue.save({ ...delivery, unfinished: unfinished + 1 });
-    delivery.unfinished += 1; // only now, because on a full disk no send has begun
+    // The object changes only after its file: if writing throws, nothing has been sent, so the
+    // object must not count a send.
+    delivery.unfinished += 1;
     const target = this.#channels.get(channel);
     if (!target) return new SendError("no channel", false);
     if (this.#simulated.take("delivery")) return new SendError("simulated", false);
@@ -4310,7 +4359,8 @@ export class DeliveryRunner {
     }
   }
 
-  #postpone(delivery: Delivery, { message, permanent, retryAfter }: SendError): void {
+  /** Postpones a delivery, or gives it up if another attempt makes no sense. */
+  #handleFailure(delivery: Delivery, { message, permanent, retryAfter }: SendError): void {
     delivery.failures += 1;
     const seconds = backoff(delivery.failures, retryAfter);
     if (permanent || seconds === undefined) {
@@ -4338,6 +4388,17 @@ async function drained(): Promise<void> {
   while (tails.size > 0) await Promise.allSettled(tails.values());
 }
 
+const MIN_FENCED = 60; // 地方比这还小，代码块就和别的文字一样切
+const CLOSING_ROOM = 9; // a new line and the longest fence that we recognise
+const MAX_OPENING = 30; // of an opening line this long, only the marks are repeated, to save room
+const FENCE = /^ {0,3}(`{3,8}|~{3,8})(.*)/;
+
+/** How a piece of a text ends, which decides how the next one begins. */
+interface PieceEnd {
+  openFence: string; // 当前代码块的开头那一行
+  endsMidLine: boolean;
+}
+
 /**
  * 把文字切成几段，每段最多 `limit` 个 UTF-16 码元：在段落之间切，不行就在两行之间，
  * 再不行就在两句、两个词之间，但绝不切开人眼里的一个字符。
@@ -4346,47 +4407,51 @@ async function drained(): Promise<void> {
 export function chunkMessage(text: string, limit: number): string[] {
   const chunks: string[] = [];
   let rest = text;
-  let fence = ""; // 当前代码块的开头那一行
-  let isMidLine = false; // 上一段断在一行的中间
+  let previous: PieceEnd = { openFence: "", endsMidLine: false };
   while (rest.trim()) {
-    const piece = nextPiece(rest, limit, fence);
+    const piece = nextPiece(rest, limit, previous.openFence);
     rest = rest.slice(piece.length);
-    const before = fence;
-    if (limit >= MIN_FENCED) fence = fenceAfter(piece, before, isMidLine);
-    isMidLine = !piece.endsWith("\n");
-    const chunk = withFences(piece, before, rest ? fence : "");
+    const end = endOf(piece, previous, limit);
+    const chunk = withFences(piece, previous.openFence, rest ? end.openFence : "");
     if (chunk) chunks.push(chunk);
-    if (!fence) rest = withoutGap(rest, isMidLine); // but code keeps its empty lines
+    // A chunk that begins in a code block keeps the empty lines at its beginning.
+    if (!end.openFence) rest = withoutGap(rest, end.endsMidLine);
+    previous = end;
   }
   return chunks;
 }
 
-/** What goes into the next chunk: all of it, if it fits. `fence` is repeated in front of it. */
-function nextPiece(text: string, limit: number, fence: string): string {
-  const room = fence ? limit - fence.length - 1 : limit;
+/** What goes into the next chunk: all of it, if it fits. `openFence` is repeated in front of it. */
+function nextPiece(text: string, limit: number, openFence: string): string {
+  const room = openFence ? limit - openFence.length - 1 : limit;
   if (text.length <= room) return text;
   return text.slice(0, cutAt(text, limit < MIN_FENCED ? room : room - CLOSING_ROOM));
 }
 
-/** A piece with the fences that open its first code block and close its last one. */
-function withFences(piece: string, before: string, after: string): string {
-  if (!before && !piece.trim()) return ""; // no platform takes an empty message
-  const opening = before ? `${before}\n` : "";
-  const closing = after ? `\n${fenceMarks(after)}` : "";
+function endOf(piece: string, previous: PieceEnd, limit: number): PieceEnd {
+  const endsMidLine = !piece.endsWith("\n");
+  if (limit < MIN_FENCED) return { openFence: "", endsMidLine };
+  // 上一段断在一行的中间
+  return { openFence: fenceAfter(piece, previous.openFence, previous.endsMidLine), endsMidLine };
+}
+
+/**
+ * A piece that is to be sent. If it begins in a code block, the block is opened again by the line
+ * `openFence`. If it ends in one, that is closed; `endFence` is the line that opened it.
+ */
+function withFences(piece: string, openFence: string, endFence: string): string {
+  if (!openFence && !piece.trim()) return ""; // no platform takes an empty message
+  const opening = openFence ? `${openFence}\n` : "";
+  const closing = endFence ? `\n${fenceMarks(endFence)}` : "";
   return `${opening}${piece.trimEnd()}${closing}`;
 }
 
 /** Between two messages nobody needs an empty line, nor the space at which a line was cut. */
-function withoutGap(rest: string, isMidLine: boolean): string {
+function withoutGap(rest: string, startsMidLine: boolean): string {
   const [emptyLines] = /^\s*\n/.exec(rest) ?? [];
   if (emptyLines) return rest.slice(emptyLines.length);
-  return isMidLine && rest.startsWith(" ") ? rest.slice(1) : rest;
+  return startsMidLine && rest.startsWith(" ") ? rest.slice(1) : rest;
 }
-
-const MIN_FENCED = 60; // 地方比这还小，代码块就和别的文字一样切
-const CLOSING_ROOM = 9; // a new line and the longest fence that we recognise
-const MAX_OPENING = 30; // of a longer line only the marks are repeated, since it leaves no room
-const FENCE = /^ {0,3}(`{3,8}|~{3,8})(.*)/;
 
 /** The marks of a line that opens or closes a code block, for example "~~~". Otherwise "". */
 function fenceMarks(line: string): string {
@@ -4397,11 +4462,11 @@ function fenceMarks(line: string): string {
 }
 
 /** The line that opened the code block in which a piece ends, or "" if it ends in none. */
-function fenceAfter(piece: string, before: string, isMidLine: boolean): string {
+function fenceAfter(piece: string, openFence: string, startsMidLine: boolean): string {
   const lines = piece.split("\n");
   // Backticks are a fence only where a line begins, so the rest of a line that was cut has none.
-  if (isMidLine) lines.shift();
-  let open = before;
+  if (startsMidLine) lines.shift();
+  let open = openFence;
   for (const line of lines) {
     const marks = fenceMarks(line);
     if (!marks) continue;
@@ -4420,6 +4485,8 @@ function closesFence(line: string, open: string): boolean {
 // The places at which a text may be cut, the best first: paragraphs, lines, sentences, words.
 const BOUNDARIES = [/\n\s*\n/g, /\n/g, /[.!?](?=\s)|[。！？…]/g, /\s/g];
 const GRAPHEMES = new Intl.Segmenter("und", { granularity: "grapheme" });
+const MAX_CLUSTER = 50; // units; no grapheme cluster that we expect is longer
+const SURROGATE_PAIR = 2; // units of a character that does not fit into one
 
 /**
  * 取多长的文字：最多 `room`，但至少一个字符。切的地方再好，离开头太近也没用：
@@ -4430,7 +4497,9 @@ function cutAt(text: string, room: number): number {
   for (const boundary of BOUNDARIES) {
     const last = [...head.matchAll(boundary)].at(-1);
     const size = last ? last.index + last[0].length : 0;
-    // A boundary near the beginning would leave one line in a message, and the rest for the next.
+    // We don't cut near the beginning, because a heading could end up as a message of its own. So
+    // each piece fills over a third of the room, and there are at most about three times as many as
+    // needed.
     if (size > room / 3) return size;
   }
   return cutBetweenGraphemes(text, room);
@@ -4438,12 +4507,12 @@ function cutAt(text: string, room: number): number {
 
 /** A grapheme cluster is what people see as one character; the emoji of a family has 11 units. */
 function cutBetweenGraphemes(text: string, room: number): number {
-  const cluster = GRAPHEMES.segment(text.slice(0, room + 50)).containing(room);
+  const cluster = GRAPHEMES.segment(text.slice(0, room + MAX_CLUSTER)).containing(room);
   if (cluster && cluster.index > 0) return cluster.index;
   // One cluster fills all the room, so it has to be cut, but not between two halves of a character.
   const endsInHalf = /[\ud800-\udbff]$/.test(text.slice(0, room));
   if (!endsInHalf) return room;
-  return room > 1 ? room - 1 : 2;
+  return room > 1 ? room - 1 : SURROGATE_PAIR;
 }
 
 method("delivery.status", {}, [], (_params, { queue, delivery }) => ({
@@ -4511,7 +4580,7 @@ export type Reason =
  * Reasons by the API's error type and by HTTP status. All others, like a 500, are "unknown". It is
  * a Map because the type comes from outside: an object would find something for "constructor".
  */
-const REASONS = new Map<string | number | null | undefined, Reason>([
+const REASONS = new Map<unknown, Reason>([
   ["rate_limit_error", "rate_limit"],
   [429, "rate_limit"],
   ["overloaded_error", "overloaded"],
@@ -4541,8 +4610,9 @@ const REASONS = new Map<string | number | null | undefined, Reason>([
 export function classifyFailure(error: unknown): Reason {
   if (isOverflow(error)) return "overflow";
   const { APIConnectionError, APIUserAbortError, APIError, AnthropicError } = Anthropic;
-  // These two are API errors as well, but without a type and a status. callModel throws the second
-  // one only when the idle timeout has aborted the stream, because it catches a person's Ctrl+C.
+  // APIConnectionError and APIUserAbortError are APIErrors as well, but have no type and no status.
+  // callModel throws an APIUserAbortError only if the idle timeout has aborted the stream, because
+  // it catches the one that a person's Ctrl+C causes.
   if (error instanceof APIConnectionError || error instanceof APIUserAbortError) return "timeout";
   if (error instanceof APIError) {
     return REASONS.get(error.type) ?? REASONS.get(error.status) ?? "unknown";
@@ -4551,11 +4621,14 @@ export function classifyFailure(error: unknown): Reason {
   return error instanceof AnthropicError ? "timeout" : "unknown";
 }
 
+const LONGEST_COOLDOWN = 86_400; // 秒
+
 // A cooldown is a time in which a key or a model is not used. It grows by exponential back-off: the
 // first failure costs `firstSeconds`, each further one in a row twice as much, up to the cap. A
 // rate limit passes within seconds. An unpaid bill or a revoked key has to be dealt with by a
 // person, but nobody tells the program when that has happened, so it tries even these keys again.
-// After a reason that is missing here another attempt is of no use, so the failure is final.
+// A failure whose reason is missing here is final. "invalid" fails with every key and model, and an
+// "overflow" that gets here is one against which the context guard, further in, could do nothing.
 const COOLDOWNS: Partial<Record<Reason, { firstSeconds: number; capSeconds: number }>> = {
   rate_limit: { firstSeconds: 5, capSeconds: 300 },
   overloaded: { firstSeconds: 2, capSeconds: 60 },
@@ -4563,9 +4636,8 @@ const COOLDOWNS: Partial<Record<Reason, { firstSeconds: number; capSeconds: numb
   unknown: { firstSeconds: 1, capSeconds: 60 },
   model: { firstSeconds: 600, capSeconds: 3600 },
   auth: { firstSeconds: 600, capSeconds: 3600 },
-  billing: { firstSeconds: 600, capSeconds: 86_400 },
+  billing: { firstSeconds: 600, capSeconds: LONGEST_COOLDOWN },
 };
-const LONGEST_COOLDOWN = 86_400_000; // 毫秒
 
 /** An API key, and the name of the setting that it comes from, such as ANTHROPIC_API_KEY_2. */
 export interface AuthProfile {
@@ -4583,14 +4655,14 @@ interface Cooldown {
 
 /** Whether an entry of the file can be used. Whoever edits the file may write anything into it. */
 const isCooldown = (entry: Cooldown | null) =>
-  entry !== null && entry.count > 0 && entry.until - entry.since <= LONGEST_COOLDOWN;
+  entry !== null && entry.count > 0 && entry.until - entry.since <= LONGEST_COOLDOWN * 1000;
 
-/** What the next attempt uses. `wait`: ms until the cooldowns of both have ended at `at`. */
+/** What the next attempt uses, and when the cooldowns of both have ended. */
 interface Choice {
   profile: AuthProfile;
   model: string;
-  at: number;
-  wait: number;
+  at: number; // a time in ms; 0 if they can be used now
+  wait: number; // ms from now until then
 }
 
 /**
@@ -4599,6 +4671,8 @@ interface Choice {
  */
 export class ProfileManager {
   readonly profiles: AuthProfile[];
+  // By id. One that has ended stays until an attempt succeeds, because its count makes the next one
+  // longer.
   readonly cooldowns: Map<string, Cooldown>;
   #file: string;
   #now: () => number;
@@ -4627,7 +4701,6 @@ export class ProfileManager {
    * with the first model before the next model is. Throws if there is no key.
    */
   choose(models: string[]): Choice {
-    // It stays with a key that works, because another account has none of the prompt in its cache.
     const { profiles } = this;
     const order = [...profiles.slice(this.#current), ...profiles.slice(0, this.#current)];
     let best: Omit<Choice, "wait"> | undefined;
@@ -4638,6 +4711,8 @@ export class ProfileManager {
       }
     }
     if (!best) throw new Error("there is no key");
+    // The next choice begins with this key, so it stays with a key that works, because the prompt
+    // is cached in that key's account and in no other.
     this.#current = profiles.indexOf(best.profile);
     return { ...best, wait: Math.max(0, best.at - this.#now()) };
   }
@@ -4659,7 +4734,8 @@ export class ProfileManager {
 
   /** Forgets the failures of keys and models that have just worked. */
   succeed(ids: string[]): void {
-    // A cooldown that is running began after this attempt did, so it is the newer information.
+    // A cooldown that still runs was started by another turn after this attempt began, because no
+    // attempt begins during one. It is newer than this success, so it is kept.
     const ended = ids.filter((id) => this.cooldowns.has(id) && this.readyAt(id) === 0);
     if (ended.length === 0) return;
     for (const id of ended) this.cooldowns.delete(id);
@@ -4680,9 +4756,10 @@ export class ProfileManager {
 const cooldownId = ({ name, key }: AuthProfile) =>
   `${name} ${sha256(key).digest("hex").slice(0, 8)}`;
 
-// The deadline of a turn: ms for all its waits and failed attempts together. Without it a turn with
-// two keys might never end, because while one of them is silent for a minute the cooldown of the
-// other ends, and so there is always one that can be tried.
+// How many ms one turn may spend on waits and failed attempts. A failed attempt costs a minute at
+// most, and a successful one costs nothing. This is no deadline: an attempt that runs is never
+// stopped by it. Without the budget a turn with two keys might never end: while one key is silent
+// for a minute, the cooldown of the other ends, so there is always one to try.
 const RETRY_BUDGET = 120_000;
 
 export interface TurnOptions {
@@ -4714,8 +4791,10 @@ export class ResilienceRunner {
   async run(options: TurnOptions, inner: (options: TurnOptions) => Promise<void>): Promise<void> {
     const models = [options.agent?.model ?? MODEL, ...this.fallbacks];
     let budget = RETRY_BUDGET;
-    let failure: unknown;
+    let failure: Error | undefined;
     let choice = this.#profiles.choose(models);
+    // The loop is left by an attempt that succeeds, by what #attempt throws, and when the next wait
+    // is longer than what is left of the budget. That may be less than 0: then not even 0 ms fit.
     while (choice.wait <= budget) {
       await this.#wait(choice, options);
       const startedAt = this.#now();
@@ -4739,19 +4818,21 @@ export class ResilienceRunner {
   }
 
   /**
-   * Gives undefined if the attempt succeeded, or the failure that started a cooldown. Throws what
-   * another key or model would not change, for example a full disk or an invalid request.
+   * Gives undefined if the attempt succeeded. After a failure that another key or model may cure it
+   * starts a cooldown and gives the error. It throws all other errors, for example a full disk or
+   * an invalid request.
    */
   async #attempt(
     { profile, model }: Choice,
     options: TurnOptions,
     inner: (options: TurnOptions) => Promise<void>,
-  ): Promise<unknown> {
+  ): Promise<Error | undefined> {
     const client = new Anthropic({ apiKey: profile.key });
     try {
       await inner({ ...options, client, model });
     } catch (error) {
       const reason = classifyFailure(error);
+      // An error of our own, such as a full disk, is "unknown" as well, so its class is asked for.
       const isCurable =
         error instanceof Anthropic.AnthropicError && COOLDOWNS[reason] !== undefined;
       if (!isCurable) throw error;
@@ -4767,8 +4848,9 @@ export class ResilienceRunner {
   }
 }
 
-// It is the outermost layer, so an overflow gets here only when the context guard, the layer inside
-// it, can't shorten the conversation any further. `app` is missing only in tests without a program.
+// It is outside the context guard: the guard shortens the conversation and tries again with the
+// same key first, so an overflow gets here only when the guard can't shorten it any further. `app`
+// is missing only in tests without a program.
 MIDDLEWARE.unshift((_conversation, options, next) =>
   options.app ? options.app.resilience.run(options, next) : next(options),
 );
@@ -4780,7 +4862,8 @@ function retryAfterOf(error: unknown): number {
 }
 
 // ms without a byte after which a stream counts as failed. A connection whose other side has
-// disappeared never ends by itself, so the turn would wait for ever.
+// disappeared never ends by itself, so the turn would wait for ever. It is also the most that a
+// failed attempt takes from the retry budget.
 const IDLE_TIMEOUT = 60_000;
 
 /**
@@ -4934,8 +5017,8 @@ async function startApp(app: App, httpPort: number): Promise<void> {
   // From here on every fetch of this process goes through HTTPS_PROXY or HTTP_PROXY, if one is set.
   setGlobalDispatcher(new EnvHttpProxyAgent());
   const server = await startHttp(httpPort);
-  // Feishu's events come in over HTTP. Without a port the channel could receive nothing, so it is
-  // taken out, and the messages in its inbox wait for a start with a port.
+  // Feishu's events come in over HTTP. If the port is taken, it could receive nothing, so the
+  // channel is removed for this run, and its messages stay in the inbox.
   if (!server.listening) app.channels.delete("feishu");
   app.gateway.attach(server, app);
   const hasOwnToken = app.gateway.address && !env("GATEWAY_TOKEN");
@@ -4953,9 +5036,11 @@ async function startApp(app: App, httpPort: number): Promise<void> {
  */
 function resumeInbox(app: App): void {
   for (const message of app.inbox.pending()) {
-    // If it fails, the message stays in the inbox (runExclusive has handled the rejection).
+    // A turn that fails is dealt with in `handle`. If anything else goes wrong, for example because
+    // the disk is full, the message stays in the inbox. runExclusive handles the rejection.
     if (app.channels.has(message.channel)) void enqueue(app, message);
   }
+  // Jobs come second: the turns of people are under way by then, and a job waits for those.
   for (const message of app.inbox.pending()) {
     if (message.channel === "cron") void enqueue(app, message);
   }
@@ -4982,7 +5067,8 @@ async function stopSignal(): Promise<void> {
  */
 async function shutDown(app: App, isServing: boolean): Promise<void> {
   await app.channels.stop();
-  // In a pipe all lines are answered by now, and messages of other channels stay in the inbox.
+  // If the input is a pipe, we don't wait: its lines are all answered by now, and messages of other
+  // channels stay in the inbox.
   if (isServing || process.stdin.isTTY) await Promise.race([drained(), sleep(10_000)]);
   // 等管道那头全部读走再退出
   process.stdout.write("", () => process.exit(0));
