@@ -287,7 +287,7 @@ export class PracticeModel {
     } else {
       exchange.send(200, reply.message);
     }
-    if (exchange.ended && !entry.error) entry.stopReason = reply.message.stop_reason;
+    if (exchange.ended && !entry.error) entry.stopReason = reply.message.stop_reason ?? "none";
   }
 
   private async stream(

@@ -18,7 +18,9 @@ export type ScriptedBlock =
 export interface Scripted {
   content?: ScriptedBlock[];
   /** Default: "tool_use" if the content has a tool_use, else "end_turn". */
-  stopReason?: string;
+  stopReason?: string | null;
+  /** Each block comes in its first event, as it is. Some servers of others do that. */
+  wholeBlocks?: boolean;
   /** The request is refused, before any stream. */
   error?: { status: number; type: string; message: string; headers?: Record<string, string> };
   /** The connection breaks after so many events. */
@@ -36,8 +38,9 @@ type Block = Record<string, unknown>;
 export type StreamEvent = { type: string } & Record<string, unknown>;
 
 export interface Reply {
-  message: Record<string, unknown> & { content: Block[]; stop_reason: string; usage: Usage };
+  message: Record<string, unknown> & { content: Block[]; stop_reason: string | null; usage: Usage };
   cutToolInput: boolean;
+  wholeBlocks: boolean;
 }
 
 /** Tokens as the API counts them: input_tokens does not include what the cache read or wrote. */
@@ -63,7 +66,8 @@ export function makeReply(
   );
   const hasCalls = content.some((block) => block.type === "tool_use");
   const cut = scripted.cutToolInput === true && hasCalls;
-  const stopReason = scripted.stopReason ?? defaultStopReason(hasCalls, cut);
+  const usual = defaultStopReason(hasCalls, cut);
+  const stopReason = scripted.stopReason === undefined ? usual : scripted.stopReason;
   const written = cache.written5m + cache.written1h;
   const fresh = Math.max(0, countRequest(request) - cache.read - written);
   const message = {
@@ -94,7 +98,7 @@ export function makeReply(
       speed: null,
     },
   };
-  return { message, cutToolInput: cut };
+  return { message, cutToolInput: cut, wholeBlocks: scripted.wholeBlocks === true };
 }
 
 /**
@@ -161,9 +165,11 @@ export function toEvents(reply: Reply): StreamEvent[] {
     usage: { ...usage, output_tokens: 1 },
   };
   const lastCall = message.content.findLastIndex((block) => block.type === "tool_use");
-  const blocks = message.content.flatMap((block, index) =>
-    blockEvents(block, index, reply.cutToolInput && index === lastCall),
-  );
+  const blocks = message.content.flatMap((block, index) => {
+    const cut = reply.cutToolInput && index === lastCall;
+    const whole = { empty: block, deltas: [] };
+    return blockEvents(reply.wholeBlocks ? whole : splitIntoDeltas(block, cut), index);
+  });
   const delta = {
     stop_reason: message.stop_reason,
     stop_sequence: null,
@@ -187,8 +193,7 @@ export function toEvents(reply: Reply): StreamEvent[] {
 }
 
 /** The events of one block: it starts empty, grows by deltas, and stops. */
-function blockEvents(block: Block, index: number, cut: boolean): StreamEvent[] {
-  const { empty, deltas } = splitIntoDeltas(block, cut);
+function blockEvents({ empty, deltas }: Growth, index: number): StreamEvent[] {
   return [
     { type: "content_block_start", index, content_block: empty },
     ...deltas.map((delta) => ({ type: "content_block_delta", index, delta })),
@@ -197,7 +202,12 @@ function blockEvents(block: Block, index: number, cut: boolean): StreamEvent[] {
 }
 
 /** A block as it is when it starts, and the deltas that complete it. */
-function splitIntoDeltas(block: Block, cut: boolean): { empty: Block; deltas: Block[] } {
+interface Growth {
+  empty: Block;
+  deltas: Block[];
+}
+
+function splitIntoDeltas(block: Block, cut: boolean): Growth {
   if (block.type === "text") {
     const deltas = pieces(String(block.text)).map((text) => ({ type: "text_delta", text }));
     return { empty: { ...block, text: "" }, deltas };

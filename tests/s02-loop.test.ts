@@ -254,7 +254,7 @@ describe.each(sectionsFrom("s02"))("$name", (section) => {
         "user: tool_result | go on",
       ]);
       expect(withoutContext(blocks(entry?.request.messages.at(-1)))).toMatchObject([
-        { is_error: true, content: "interrupted; it may have run" },
+        { is_error: true, content: "interrupted; it was not run" },
         { text: "go on" },
       ]);
     });

@@ -79,7 +79,7 @@ describe.each(sectionsFrom("s02"))("$name", (section) => {
       ["a number with a fraction", "bash", { command: "echo", seconds: 1.5 }, /seconds.*integer/],
       ["no object at all", "read_file", "path", /object/],
       ["null for an object", "read_file", null, /object/],
-      ["a list", "read_file", [], /path/],
+      ["a list", "read_file", [], /must be an object.*\[\]/],
       ["what the handler throws", "read_file", { path: "no/such/file" }, /no such file|ENOENT/i],
       ["a path with a NUL", "read_file", { path: "a\0b" }, /null|NUL|\\0|\\x00/i],
       ["a command with a NUL", "bash", { command: "echo a\0b" }, /null|NUL|\\0|\\x00/i],

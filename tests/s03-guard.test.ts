@@ -1,6 +1,7 @@
 /** s03: the guard round the loop, which keeps a long conversation inside the context window. */
 
 import path from "node:path";
+import type Anthropic from "@anthropic-ai/sdk";
 import { describe, expect, it } from "vitest";
 import type { LoggedRequest, PracticeModel, Scripted } from "../practice/model.ts";
 import { countRequest } from "../practice/reply.ts";
@@ -118,6 +119,23 @@ describe.each(sectionsFrom("s03"))("$name", (section) => {
       });
       expect(guard.size(opened.session)).toBeGreaterThanOrEqual(1280 + 400);
       expect(guard.size(opened.session)).toBeLessThan(1280 + 450);
+    });
+
+    it.each([
+      ["is missing", undefined],
+      ["is null", null],
+      ["is empty", {}],
+      ["is zero", { input_tokens: 0, output_tokens: 0 }],
+      ["lacks the request", { output_tokens: 7 }],
+    ])("is estimated if the usage of a reply %s", async (_kind, usage) => {
+      const { ContextGuard, session } = await open(section, await scripted());
+      const told = { type: "text", text: "Hello. ".repeat(1000) };
+      const reply = { role: "assistant", content: [told], stop_reason: "end_turn", usage };
+      session.append({ role: "user", content: [{ type: "text", text: "hi" }] });
+      session.append(reply as unknown as Anthropic.Message); // as some other servers send it
+      const size = new ContextGuard(100_000).size(session);
+      expect(size).toBeGreaterThan(1500);
+      expect(size).toBeLessThan(10_000);
     });
 
     it("without a figure it counts the tools and the system prompt too", async () => {

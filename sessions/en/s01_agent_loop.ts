@@ -110,15 +110,16 @@ export interface TurnOptions {
   signal?: AbortSignal; // stops the turn
 }
 
-/** After one of these stop reasons the model has more to do. (s02 adds "tool_use".) */
-const CONTINUE_REASONS = new Set(["pause_turn"]);
+/** After such a reply the model has more to do. (s02 adds the replies that call tools.) */
+const CONTINUE_IF = [(m?: Message) => m?.stop_reason === "pause_turn"];
 /** After these a person is told something. The usual ones, such as "end_turn", need no words. */
 const STOP_NOTES: Record<string, string> = {
   max_tokens: t("\n(The reply was cut off: it reached its limit of tokens.)"),
   refusal: t("\n(The model refused. From now on it will not see this turn.)"),
   model_context_window_exceeded: t("\n(Cut off: the model can read no more than this.)"),
 };
-const stopNote = (message: Message) => STOP_NOTES[message.stop_reason ?? ""] ?? "";
+const stopNote = (message: Message) =>
+  needsReply(message) ? "" : (STOP_NOTES[message.stop_reason ?? ""] ?? "");
 
 /** A turn starts where a person says something. Results of tools have the role "user", too. */
 const startsTurn = (m: Entry) => m.role === "user" && m.content[0]?.type !== "tool_result";
@@ -175,8 +176,7 @@ export async function continueTurn(conversation: Conversation, options: TurnOpti
   }
 }
 
-const needsReply = (last?: Message) =>
-  last?.role === "user" || CONTINUE_REASONS.has(last?.stop_reason ?? "");
+const needsReply = (m?: Message) => m?.role === "user" || CONTINUE_IF.some((test) => test(m));
 
 /** Brings the turn to its end. Gives all that the model said since the person spoke. */
 export async function finishTurn(conversation: Conversation, options: TurnOptions) {

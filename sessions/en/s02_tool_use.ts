@@ -116,15 +116,16 @@ export interface TurnOptions {
   signal?: AbortSignal; // stops the turn
 }
 
-/** After one of these stop reasons the model has more to do. (s02 adds "tool_use".) */
-const CONTINUE_REASONS = new Set(["pause_turn"]);
+/** After such a reply the model has more to do. (s02 adds the replies that call tools.) */
+const CONTINUE_IF = [(m?: Message) => m?.stop_reason === "pause_turn"];
 /** After these a person is told something. The usual ones, such as "end_turn", need no words. */
 const STOP_NOTES: Record<string, string> = {
   max_tokens: t("\n(The reply was cut off: it reached its limit of tokens.)"),
   refusal: t("\n(The model refused. From now on it will not see this turn.)"),
   model_context_window_exceeded: t("\n(Cut off: the model can read no more than this.)"),
 };
-const stopNote = (message: Message) => STOP_NOTES[message.stop_reason ?? ""] ?? "";
+const stopNote = (message: Message) =>
+  needsReply(message) ? "" : (STOP_NOTES[message.stop_reason ?? ""] ?? "");
 
 /** A turn starts where a person says something. Results of tools have the role "user", too. */
 const startsTurn = (m: Entry) => m.role === "user" && m.content[0]?.type !== "tool_result";
@@ -185,15 +186,15 @@ export async function continueTurn(conversation: Conversation, options: TurnOpti
     const response = await callModel(buildRequest(conversation, options), options);
     conversation.append(response);
     options.onText?.(stopNote(response));
-    if (response.stop_reason !== "tool_use") continue;
+    const calls = callsToRun(response);
+    if (calls.length === 0) continue;
     const turn = { ...options, conversation };
-    const results = await Promise.all(callsIn(response).map((call) => runTool(call, turn)));
+    const results = await Promise.all(calls.map((call) => runTool(call, turn)));
     conversation.append({ role: "user", content: results });
   }
 }
 
-const needsReply = (last?: Message) =>
-  last?.role === "user" || CONTINUE_REASONS.has(last?.stop_reason ?? "");
+const needsReply = (m?: Message) => m?.role === "user" || CONTINUE_IF.some((test) => test(m));
 
 /** Brings the turn to its end. Gives all that the model said since the person spoke. */
 export async function finishTurn(conversation: Conversation, options: TurnOptions) {
@@ -278,7 +279,10 @@ export const HANDLERS: Record<string, Handler> = {
     editText(String(input.path), String(input.old_text), String(input.new_text)),
 };
 
-CONTINUE_REASONS.add("tool_use");
+// What counts is the calls and not the stop reason. Servers that translate the replies of other
+// models send a call with "end_turn" or no reason, and others "tool_use" without a call.
+CONTINUE_IF.push((m) => callsToRun(m).length > 0);
+STOP_NOTES.tool_use = t("\n(The model wanted to call a tool, but no call came.)");
 const MAX_ROUNDS = 50; // calls of the model in one turn
 const OUTPUT_LIMIT = 30_000; // characters of one result, half of them from each end
 
@@ -297,15 +301,162 @@ const callsIn = (message: Message | undefined) =>
 const resultsIn = (entry: Entry | undefined) =>
   entry?.role === "user" ? entry.content.filter((block) => block.type === "tool_result") : [];
 
-/** The history with exactly one result for every call, in the next message, as the API demands. */
-function answerCalls(history: Message[]): Message[] {
-  return withMissingResults(withoutStrayResults(withoutOpenServerCalls(history)));
+/** After these the last call may be half a call. Of a refused turn nothing is to be done. */
+const CUT_REASONS = ["max_tokens", "model_context_window_exceeded", "refusal"];
+
+/** Whether Ctrl+C stopped the reply. Only callModel writes this last block without a reason. */
+function isInterrupted({ content, stop_reason }: Message): boolean {
+  const last = content.at(-1);
+  return !stop_reason && last?.type === "text" && last.text === "(interrupted)";
+}
+
+/** The calls of a reply that are to be run: all of them, or none if the reply is not complete. */
+function callsToRun(message: Message | undefined) {
+  if (message === undefined || isInterrupted(message)) return [];
+  if (CUT_REASONS.includes(message.stop_reason ?? "")) return [];
+  return callsIn(message);
 }
 
 /**
- * The API runs some tools itself, for example its web search. An error in the middle of one leaves
- * a call whose result only the API could give, so we leave the call out. We keep it in the last
- * message, because there the reply is only paused, and the API goes on with it.
+ * The history with exactly one result for every call, in the next message, as the API demands. What
+ * is stored is as the model gave it, so here it also becomes what the API takes back.
+ */
+function answerCalls(history: Message[]): Message[] {
+  const usable = withUniqueIds(withValidBlocks(history));
+  const closed = withoutStrayResults(withoutOpenServerCalls(usable));
+  return withUserLast(withMissingResults(closed));
+}
+
+type Block = Anthropic.ContentBlockParam;
+// Replies and requests have the same blocks, but the SDK has two types for each of them.
+const withContent = (message: Message, content: Block[]) => ({ ...message, content }) as Message;
+
+/** Leaves out the blocks that can't be sent back, and mends the others. */
+function withValidBlocks(history: Message[]): Message[] {
+  return history.map((message) => {
+    const blocks: Block[] = message.content;
+    const usable = blocks.filter((block) => canBeSentBack(block, message.role));
+    return withContent(message, usable.map(validBlock));
+  });
+}
+
+/** Whether a block can be sent back. The API only gives such blocks, but other servers don't. */
+function canBeSentBack(block: Block | null, role: Message["role"]): boolean {
+  if (typeof block?.type !== "string") return false;
+  if (block.type === "text") return typeof block.text === "string" && block.text.trim() !== "";
+  if (block.type === "tool_result") return role === "user";
+  if (block.type !== "thinking") return true;
+  // The signature proves that the API wrote this thought, so a thought can't be mended.
+  const isWhole = typeof block.thinking === "string" && block.thinking.isWellFormed();
+  return isWhole && typeof block.signature === "string" && block.signature !== "";
+}
+
+/** The block in whole characters; a call has a name that is allowed, and an object as its input. */
+function validBlock(block: Block): Block {
+  const whole = wellFormed(block) as Block; // with the same fields
+  if (!isCall(whole)) return whole;
+  const name = String(whole.name).replaceAll(/[^\w-]/g, "_");
+  // What was wrong with the input, the result of the call says.
+  const input = isObject(whole.input) ? whole.input : {};
+  // The API's own tools have names of a narrower type.
+  return { ...whole, name: name.slice(0, 64) || "unnamed", input } as Block;
+}
+
+/**
+ * The value without halves of surrogate pairs, also in the names of fields, because the API refuses
+ * them. A model makes one if, for example, its limit of tokens falls into the middle of an emoji.
+ */
+function wellFormed(value: unknown): unknown {
+  if (typeof value === "string") return value.toWellFormed();
+  if (Array.isArray(value)) return value.map(wellFormed);
+  if (!isObject(value)) return value;
+  const fields = Object.entries(value);
+  return Object.fromEntries(fields.map(([key, field]) => [key.toWellFormed(), wellFormed(field)]));
+}
+
+const isObject = (value: unknown): value is Fields =>
+  typeof value === "object" && value !== null && !Array.isArray(value);
+
+/** A call of a tool that we run, or that the API runs itself. */
+const isCall = (block: Block) => block.type === "tool_use" || block.type === "server_tool_use";
+/** A result, ours or one of the API's own tools, such as "web_search_tool_result". */
+const isResult = (block: Block): block is Anthropic.ToolResultBlockParam =>
+  block.type.endsWith("tool_result"); // all of them have the id of their call in the same field
+
+/** Gives calls ids that are valid and unique, and their results the same. Drops other results. */
+function withUniqueIds(history: Message[]): Message[] {
+  const ids = new CallIds();
+  return history.map((message, index) => {
+    if (startsTurn(message)) ids.forgetOpenCalls();
+    const blocks: Block[] = message.content;
+    const renamed = blocks.map((block, position) => ids.rename(block, index, position));
+    const content = renamed.filter((block) => block !== undefined);
+    return withContent(message, content);
+  });
+}
+
+/** A call that has no result yet: the id that the model gave it, and the one that is sent. */
+interface OpenCall {
+  given: unknown;
+  id: string;
+  index: number; // of its message
+  ours: boolean; // whether we run it, and not the API
+}
+
+/** The ids under which calls are sent. */
+class CallIds {
+  #used = new Set<string>();
+  #open: OpenCall[] = [];
+
+  /** The block with its new id, if it has one. Undefined if it is a result without a call. */
+  rename(block: Block, index: number, position: number): Block | undefined {
+    if (isCall(block)) {
+      const id = this.#uniqueId(block.id, `call_${index}_${position}`);
+      this.#open.push({ given: block.id, id, index, ours: block.type === "tool_use" });
+      return { ...block, id };
+    }
+    if (!isResult(block)) return block;
+    const id = this.#takeCall(block.tool_use_id, block.type === "tool_result");
+    return id === undefined ? undefined : { ...block, tool_use_id: id };
+  }
+
+  /** The id itself if it can be sent. `fallback` is the same in every request. */
+  #uniqueId(given: unknown, fallback: string): string {
+    const isValid = typeof given === "string" && /^[\w-]+$/.test(given) && !this.#used.has(given);
+    let id = isValid ? given : fallback;
+    while (this.#used.has(id)) id += "_";
+    this.#used.add(id);
+    return id;
+  }
+
+  /** The id of the call that a result belongs to. That call is not open any more. */
+  #takeCall(given: unknown, ours: boolean): string | undefined {
+    const waiting = this.#open.filter((call) => call.given === given && call.ours === ours);
+    // Calls of one reply can share an id. Then the results are in the same order as the calls.
+    const found = waiting.find(({ index }) => index === waiting.at(-1)?.index);
+    this.#open = this.#open.filter((call) => call !== found);
+    return found?.id;
+  }
+
+  /** A result that comes after the next words of a person is too late. */
+  forgetOpenCalls(): void {
+    this.#open = [];
+  }
+}
+
+/**
+ * Whether the reply stopped in the middle of a tool that the API runs itself, for example its web
+ * search. Only such a reply may be the last message of a request: the API goes on with it.
+ */
+function isPaused(message: Message): boolean {
+  const last = message.content.at(-1);
+  if (message.role === "user" || last === undefined) return false;
+  return last.type === "server_tool_use" || isResult(last);
+}
+
+/**
+ * An error in the middle of a tool of the API leaves a call whose result only the API could give,
+ * so we leave the call out. We keep it in the last message, if the reply is only paused there.
  */
 function withoutOpenServerCalls(history: Message[]): Message[] {
   const answered = new Set<string>();
@@ -313,7 +464,8 @@ function withoutOpenServerCalls(history: Message[]): Message[] {
     if ("tool_use_id" in block) answered.add(block.tool_use_id);
   }
   return history.map((message, index) => {
-    if (message.role === "user" || index === history.length - 1) return message;
+    const goesOn = index === history.length - 1 && isPaused(message);
+    if (message.role === "user" || goesOn) return message;
     const content = message.content.filter(
       (block) => block.type !== "server_tool_use" || answered.has(block.id),
     );
@@ -345,15 +497,32 @@ function withMissingResults(history: Message[]): Message[] {
     const open = callsIn(message).filter(({ id }) => !answered.has(id));
     // A refused turn is left out as a whole, so its calls need no results.
     if (open.length === 0 || message.stop_reason === "refusal") return [message];
-    const isCut = message.stop_reason === "max_tokens";
-    const why = isCut ? "cut off; it was not run" : "interrupted; it may have run";
+    const why = whyOpen(message);
     return [message, { role: "user", content: open.map(({ id }) => toolResult(id, why, true)) }];
   });
 }
 
+/** Why a call of this reply has no result. */
+function whyOpen(message: Message): string {
+  // Calls begin when a reply is complete, so if Ctrl+C stopped the reply, none of them began.
+  if (isInterrupted(message)) return "interrupted; it was not run";
+  const isCut = CUT_REASONS.includes(message.stop_reason ?? "");
+  return isCut ? "cut off; it was not run" : "interrupted; it may have run";
+}
+
+/**
+ * A reply that says "pause_turn" without such a call can't be last, because the API would take it
+ * for the beginning of its answer, and newer models refuse that. So we ask in words.
+ */
+function withUserLast(history: Message[]): Message[] {
+  const last = history.at(-1);
+  if (last === undefined || last.role === "user" || isPaused(last)) return history;
+  return [...history, { role: "user", content: [{ type: "text", text: "Go on." }] }];
+}
+
 /** Runs one call. Never throws: what goes wrong becomes a result, so that the model can react. */
 export async function runTool(call: Anthropic.ToolUseBlock, turn: Turn) {
-  info(`  ${call.name} ${JSON.stringify(call.input).slice(0, 100)}`);
+  info(`  ${call.name} ${String(JSON.stringify(call.input)).slice(0, 100)}`);
   try {
     const offered = TOOLS.find(({ name }) => name === call.name);
     const handler = HANDLERS[call.name];
@@ -378,8 +547,11 @@ type Property = { type?: string; enum?: unknown[] };
 
 /** Gives the input as fields, if it fits the schema. Otherwise throws, naming the field. */
 export function checkInput(schema: Anthropic.Tool.InputSchema, input: unknown): Fields {
-  if (typeof input !== "object" || input === null) throw new Error("the input must be an object");
-  const fields: Fields = { ...input };
+  if (!isObject(input)) {
+    const given = String(JSON.stringify(input)).slice(0, 100); // the model will see {} in its call
+    throw new Error(`the input must be an object, but it was ${given}`);
+  }
+  const fields = { ...input };
   checkRequired(fields, schema.required ?? []);
   // The SDK leaves the properties open, but the schemas in this file have only such properties.
   const properties = (schema.properties ?? {}) as Record<string, Property>;
