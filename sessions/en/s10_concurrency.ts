@@ -884,13 +884,28 @@ function replaceFile(file: string, content: string): void {
 }
 
 /**
- * Quarantine: a file that can't be used is renamed and reported, so that it neither stops the
- * program nor gets lost. Because a part of the name is random, no older file is overwritten.
+ * Quarantine: a file or folder that can't be used is renamed and reported, so that it neither stops
+ * the program nor gets lost. If that is impossible, it is said, and the program goes on.
  */
 function quarantine(file: string, why: string): void {
-  const name = `${file}.${crypto.randomUUID().slice(0, 8)}.quarantined`;
-  fs.renameSync(file, name);
-  warn(`${file} is quarantined (renamed to ${path.basename(name)}): ${why}`);
+  // It need not be readable for that, and a link is renamed itself, also if it leads nowhere.
+  let name = "";
+  do {
+    name = `${file}.${crypto.randomUUID().slice(0, 8)}.quarantined`;
+  } while (fs.lstatSync(name, { throwIfNoEntry: false })); // renaming would overwrite it
+  try {
+    fs.renameSync(file, name);
+    warn(`${file} is quarantined (renamed to ${path.basename(name)}): ${why}`);
+  } catch (error) {
+    warn(`${file} can't be used, and it can't be renamed (${error}): ${why}`);
+  }
+}
+
+const DISK_ERRORS = "ENOSPC EDQUOT EROFS EACCES EPERM EIO EMFILE ENFILE".split(" ");
+
+/** Whether the file system refused: it is full or read-only, for example, and may not stay so. */
+export function isDiskError(error: unknown): boolean {
+  return error instanceof Error && "code" in error && DISK_ERRORS.includes(String(error.code));
 }
 
 // A session file is an append-only log: lines are added at its end, and none is ever changed or
