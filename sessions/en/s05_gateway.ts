@@ -1623,19 +1623,22 @@ function showTyping(channel: Channel | undefined, peerId: string): () => void {
 
 /**
  * Sends the answer in pieces that the platform takes. If a piece can't be sent, that is reported,
- * and the person gets neither it nor the pieces after it, because replies have no queue yet.
+ * and the person gets neither it nor the pieces after it, because replies have no queue yet. Gives
+ * whether all was sent.
  */
 export async function reply(app: App, { channel, peerId: to }: InboundMessage, answer: string) {
   const target = app.channels.get(channel);
   const text = answer.trim() || t("(There is nothing to say.)");
-  if (!target) return;
+  if (!target) return false;
   // With the flag "u", [^] is any one character and never half a surrogate pair. The limit counts
   // UTF-16 units, of which a character has up to two, so a piece has half as many characters.
   const pieces = text.match(new RegExp(`[^]{1,${Math.floor(target.limit / 2)}}`, "gu")) ?? [];
   try {
     for (const piece of pieces) await target.send(to, piece);
+    return true;
   } catch (error) {
     warn(`${channel} ${to}: a reply was not sent: ${error}`);
+    return false;
   }
 }
 

@@ -1654,18 +1654,22 @@ function showTyping(channel: Channel | undefined, peerId: string): () => void {
 
 /**
  * Puts the answer into the delivery queue, in chunks that the platform takes; when it returns, they
- * are on disk. It is idempotent, because the same answer after a crash has the same ids.
+ * are on disk. It is idempotent, because the same answer after a crash has the same ids. What is for
+ * a channel that is not set up in this run waits for a run in which it is.
  */
 export async function reply(app: App, { id, channel, peerId: to }: InboundMessage, answer: string) {
   const target = app.channels.get(channel);
   const text = answer.trim() || t("(There is nothing to say.)");
-  if (!target) return;
   // Whoever sees a reply while it is made sits in front of it, so nothing has to wait in a queue.
-  if (target.stream) return target.send(to, text);
-  for (const [part, piece] of chunkMessage(text, target.limit).entries()) {
+  if (target?.stream) {
+    await target.send(to, text);
+    return true;
+  }
+  for (const [part, piece] of chunkMessage(text, target?.limit ?? COMMON_LIMIT).entries()) {
     app.queue.add(newDelivery(`${id}#${part}`, { channel, to, text: piece }));
   }
   app.delivery.wake(recipientOf({ channel, to }));
+  return true;
 }
 
 // -- 2 · Nothing lost, and in order --
@@ -4440,6 +4444,8 @@ export class DeliveryQueue extends Spool<Delivery> {
   }
 }
 
+const COMMON_LIMIT = 4_000; // units that every platform takes, also one that is not set up now
+
 // One entry for each retry: how many seconds it comes after the failure before it. A delivery whose
 // last retry has failed, too, is given up.
 const BACKOFF = [5, 25, 120, 600];
@@ -4513,19 +4519,20 @@ export class DeliveryRunner {
     this.#now = now;
   }
 
-  /** Starts sending all that waits. What is for a channel that is not set up stays in the queue. */
+  /** Starts sending all that waits. */
   start(): void {
-    for (const [recipient, [first]] of this.#queue.waiting) {
-      if (first && this.#channels.has(first.channel)) this.wake(recipient);
-    }
+    for (const recipient of this.#queue.waiting.keys()) this.wake(recipient);
   }
 
   /**
    * Sends what waits for one recipient. runExclusive keeps it in order, as it does for the turns of
-   * a conversation. Each recipient has at most one timer, however many deliveries wait.
+   * a conversation. Each recipient has at most one timer, however many deliveries wait. What is for
+   * a channel that is not set up stays in the queue.
    */
   wake(recipient: string): void {
     this.#clearTimer(recipient);
+    const first = this.#firstFor(recipient);
+    if (!first || !this.#channels.has(first.channel)) return;
     runExclusive(`delivery ${recipient}`, () => this.#work(recipient)).catch((error) => {
       warn(`delivery: ${error}`); // for example, because the disk is full
       this.#wakeLater(recipient, 60_000);
