@@ -4022,26 +4022,32 @@ function enqueueJob(app: App, { id, payload, deliver }: Job, due: number): boole
   return true;
 }
 
-/**
- * Runs a job, and gives what was sent. After an error nothing is sent, unless the job is off now:
- * then the owner is told so.
- */
+/** Runs a job, and gives what it has to say, or "" after an error. */
 async function runJob(app: App, message: Routed, signal?: AbortSignal): Promise<string> {
-  const { peerId: id, job } = message;
-  let answer: string;
-  let about: InboundMessage = message;
+  const id = message.peerId;
+  let answer = "";
   try {
     await app.activeTurns.idle(); // people go first
     answer = await answerJob(app, message, signal);
     app.cron.report(id);
   } catch (error) {
-    answer = app.cron.report(id, error);
-    // This text is not the answer, so its parts must not have the ids of the answer's parts.
-    about = { ...message, id: failureReplyId(message.id) };
+    const notice = app.cron.report(id, error);
+    // "!", because the id of the message itself must stay free for its answer (s08).
+    if (notice) await tellOwner(app, `${message.id}!`, notice);
   }
-  if (answer) await tellOwner(app, about, answer, job?.deliver);
+  if (answer) await deliverAnswer(app, message, answer);
   app.inbox.acknowledge([message]);
   return answer;
+}
+
+/** Sends what a job has to say. If that fails, the owner hears it. (From s08 on it waits instead.) */
+async function deliverAnswer(app: App, { id, peerId, job }: Routed, answer: string): Promise<void> {
+  const place = job?.deliver ?? ownerPlace(app);
+  const isSent = await sendTo(app, place, id, answer);
+  if (isSent) return;
+  const { channel, to } = place;
+  const words = t(`What ${peerId} says could not be sent to ${channel} ${to}: ${answer}`);
+  await tellOwner(app, `${id}!`, words);
 }
 
 const KEPT_RUNS = 20; // conversations of each job, and of the heartbeat, with the one that begins
@@ -4087,24 +4093,30 @@ function rememberOwner(app: App, message: InboundMessage): void {
   if (known !== place) replaceFile(OWNER_FILE, place);
 }
 
-/** The chat from which the owner wrote last. Undefined if there is none that is still theirs. */
-function ownerPlace(app: App): Place | undefined {
+const TERMINAL: Place = { channel: "cli", to: "owner" };
+
+/** The chat from which the owner wrote last. The terminal, if there is none that is still theirs. */
+function ownerPlace(app: App): Place {
   const { channel = "", to = "" }: Partial<Place> = readState(OWNER_FILE);
   // The settings may have changed since, so that the owner's chat is another one now.
   const isTheirs = app.channels.has(channel) && isOwnersChat(channel, to);
-  return isTheirs ? { channel, to } : undefined;
+  return isTheirs ? { channel, to } : TERMINAL;
 }
 
 /**
- * Sends a text to the place `deliver` that the job names, or, if it names none, to the chat from
- * which the owner wrote last. Prints it in the terminal if there is no such chat, or if the channel
- * of the place is not running. `about` is the message that the text belongs to.
+ * Tells the owner something, where they wrote last. Gives whether it was sent. The id is one that
+ * no other text has: from s08 on, a text with the same id is sent only once.
  */
-async function tellOwner(app: App, about: InboundMessage, text: string, deliver?: Place) {
-  const place = deliver ?? ownerPlace(app);
-  if (!place || !app.channels.has(place.channel)) return info(text);
+export async function tellOwner(app: App, id: string, text: string): Promise<boolean> {
+  return sendTo(app, ownerPlace(app), id, text);
+}
+
+/** Sends a text that nobody waits for. Gives whether it was sent. */
+async function sendTo(app: App, place: Place, id: string, text: string): Promise<boolean> {
   const { channel, to: peerId } = place;
-  await reply(app, { ...about, job: undefined, channel, peerId }, text);
+  if (channel !== "cli") return reply(app, { ...INTERNAL, id, channel, peerId, text, at: 0 }, text);
+  info(text); // not by the channel "cli", because with --serve there is only the log
+  return true;
 }
 
 // The heartbeat.
@@ -4212,7 +4224,8 @@ export class HeartbeatRunner {
     if (!text) return "ok";
     const told = { text: "", at: 0, ...readState(this.#file) };
     if (text === told.text && message.at - told.at < 24 * HOUR) return "duplicate";
-    await tellOwner(app, message, text);
+    const isSent = await tellOwner(app, message.id, text);
+    if (!isSent) return "not-sent"; // so the next heartbeat may say it again
     replaceFile(this.#file, JSON.stringify({ text, at: message.at }));
     return "delivered";
   }
