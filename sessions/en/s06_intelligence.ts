@@ -250,8 +250,8 @@ export async function continueTurn(conversation: Conversation, options: TurnOpti
     const turn = { ...options, conversation };
     const results = await Promise.all(calls.map((call) => runTool(call, turn)));
     // If the disk is full, the results wait here, since a tool must not run again to get them.
-    const about: Message = { role: "user", content: results };
-    await untilStored(() => conversation.append(about), options.signal);
+    const answered: Message = { role: "user", content: results };
+    await untilStored(() => conversation.append(answered), options.signal);
   }
 }
 
@@ -259,11 +259,12 @@ const needsReply = (m?: Message) => m?.role === "user" || CONTINUE_IF.some((test
 
 /** Brings the turn to its end. Gives all that the model said in it. */
 export async function finishTurn(conversation: Conversation, options: TurnOptions) {
+  const earlier = earlierTurn(conversation, options.message);
+  if (earlier) return earlier.slice(1).map(textOf).filter(Boolean).join("\n\n");
   // After a restart the answer may be stored already. Then nothing is asked, so no key is needed.
-  if (needsReply(turnToAnswer(conversation, options).at(-1)))
-    await runMiddleware(conversation, options);
-  const replies = turnToAnswer(conversation, options).slice(1);
-  return replies.map(textOf).filter(Boolean).join("\n\n");
+  if (needsReply(conversation.messages.at(-1))) await runMiddleware(conversation, options);
+  const start = conversation.messages.findLastIndex(startsTurn) + 1;
+  return conversation.messages.slice(start).map(textOf).filter(Boolean).join("\n\n");
 }
 
 const textOf = (message: Message) =>
@@ -981,12 +982,12 @@ function turnOf(messages: Message[], first: Message | undefined): Message[] {
   return length === 0 ? messages.slice(start) : messages.slice(start, start + length);
 }
 
-/** The turn of the message that is being answered; the last one, if there is no such message. */
-function turnToAnswer(conversation: Conversation, { message }: TurnOptions): Message[] {
-  const { messages } = conversation;
-  const asked =
-    conversation instanceof Session ? conversation.asked.get(message?.id ?? "") : undefined;
-  return turnOf(messages, asked ?? messages.findLast(startsTurn));
+/** The stored turn of a message, if other turns have followed it: then it can't be continued. */
+function earlierTurn(conversation: Conversation, message?: InboundMessage): Message[] | undefined {
+  if (!message || !(conversation instanceof Session)) return undefined;
+  const turn = turnOf(conversation.messages, conversation.asked.get(message.id));
+  const isLast = turn.at(-1) === conversation.messages.at(-1);
+  return turn.length === 0 || isLast ? undefined : turn;
 }
 
 /** A conversation on disk. Its file has all that was ever said, and the list what replay gives. */
@@ -1011,7 +1012,8 @@ export class Session extends Conversation {
   #replay(record: LogRecord, line: number): void {
     const { key = "", label = "", at = "" } = record;
     if (line === 1) this.header = { key, label, at };
-    if (Array.isArray(record.message?.content)) this.#add(record.message, line, record.inboxId);
+    if (Array.isArray(record.message?.content)) this.#add(record.message, line);
+    if (record.inboxId && record.message) this.asked.set(record.inboxId, record.message);
     if (record.compaction) this.#compact(record.compaction.summary, record.compaction.keepFrom);
     if (record.shorten) this.#shorten(new Set(record.shorten.toolUseIds));
   }
@@ -1020,7 +1022,8 @@ export class Session extends Conversation {
   override append(message: Message, about: { inboxId?: string } = {}): void {
     // Appending is idempotent: after a crash the inbox brings a message again that is here already.
     if (about.inboxId && this.#isAsked(about.inboxId)) return;
-    this.#add(message, this.#log.append({ message, ...about }), about.inboxId);
+    this.#add(message, this.#log.append({ message, ...about }));
+    if (about.inboxId) this.asked.set(about.inboxId, message);
   }
 
   /** Whether a message is here, and its answer is here as well or can still be given. */
@@ -1032,8 +1035,7 @@ export class Session extends Conversation {
     return last === this.messages.at(-1) || !needsReply(last);
   }
 
-  #add(message: Message, line: number, inboxId?: string): void {
-    if (inboxId) this.asked.set(inboxId, message);
+  #add(message: Message, line: number): void {
     super.append(message);
     this.#lineOf.set(message, line);
   }
@@ -1322,7 +1324,7 @@ export class ContextGuard {
     if (old.length === 0) return false;
     const text = old.map((message) => `${message.role}: ${wordsIn(message)}`).join("\n");
     const summary = await askSummary(conversation, text, budget, options);
-    await untilStored(() => conversation.compact(summary, messages[cut]), options.signal);
+    conversation.compact(summary, messages[cut]);
     info(`  (to make room: ${old.length} messages summarised)`);
     return true;
   }
