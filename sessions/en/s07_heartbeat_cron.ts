@@ -2707,14 +2707,14 @@ export class AgentManager extends Map<string, Agent> {
 // to, then our own account, the platform, and last what applies to every message.
 const TIERS = ["peerId", "guildId", "accountId", "channel", "default"] as const;
 
-/** A tier by its name, which is also the field of a message that its bindings look at. */
-type Tier = (typeof TIERS)[number];
+/** The name of a tier, which is also the field of a message that its bindings look at. */
+type MatchKey = (typeof TIERS)[number];
 
 /** "This agent answers what comes from there." Within a tier the higher priority has precedence. */
 export interface Binding {
   agentId: string;
   tier: number; // its place in TIERS, from 1 to 5
-  matchKey: Tier;
+  matchKey: MatchKey;
   matchValue: string; // "1001", or "telegram:1001" for a peer on one platform only
   priority: number;
 }
@@ -2756,29 +2756,29 @@ export class BindingTable {
    * first one with a binding that matches decides, and in it the one with the highest priority.
    */
   resolve(message: InboundMessage): { agentId: string; binding?: Binding } {
-    for (const tier of TIERS) {
-      const binding = this.#lookUp(tier, message);
+    for (const matchKey of TIERS) {
+      const binding = this.#lookUp(matchKey, message);
       if (binding) return { agentId: binding.agentId, binding };
     }
     return { agentId: AGENTS[0].id };
   }
 
-  #lookUp(tier: Tier, message: InboundMessage): Binding | undefined {
-    const values = matchValues(tier, message).map((value) => value.toLowerCase());
-    const found = values.map((value) => this.#byTier.get(tier)?.get(value));
+  #lookUp(matchKey: MatchKey, message: InboundMessage): Binding | undefined {
+    const values = matchValues(matchKey, message).map((value) => value.toLowerCase());
+    const found = values.map((value) => this.#byTier.get(matchKey)?.get(value));
     const bindings = found.filter((binding) => binding !== undefined);
     return bindings.sort((a, b) => b.priority - a.priority)[0];
   }
 }
 
-/** What a binding of this tier has to name to apply to the message. */
-function matchValues(tier: Tier, message: InboundMessage): string[] {
-  if (tier === "default") return ["*"];
-  const value = message[tier];
+/** The values by which a binding with this key can apply to the message. */
+function matchValues(matchKey: MatchKey, message: InboundMessage): string[] {
+  if (matchKey === "default") return ["*"];
+  const value = message[matchKey];
   if (!value) return [];
   // Two platforms may give the same number to two people, so a peer can be bound by both names:
   // "telegram:1001", or just "1001" for whoever has it.
-  if (tier === "peerId") return [`${message.channel}:${value}`, value];
+  if (matchKey === "peerId") return [`${message.channel}:${value}`, value];
   return [value];
 }
 
@@ -2996,14 +2996,14 @@ async function answerMessage(message: unknown, app: App, client: Client) {
 
 /** The request in a message, or the error response to a message that is no request. */
 function parseRequest(message: unknown): RpcRequest | ErrorResponse {
-  const fields: Fields = isObject(message) ? message : {};
-  const { jsonrpc, id, method: name, params = {} } = fields;
+  const invalid = new RpcError(INVALID_REQUEST, "this is no request of JSON-RPC 2.0");
+  if (!isObject(message)) return errorResponse(null, invalid);
+  const { jsonrpc, id, method: name, params = {} } = message;
   const isId = id === null || typeof id === "string" || typeof id === "number";
   const hasGoodId = isId || id === undefined;
   const isRequest = jsonrpc === "2.0" && typeof name === "string" && hasGoodId;
   if (isRequest) return { id, method: name, params };
-  const error = new RpcError(INVALID_REQUEST, "this is no request of JSON-RPC 2.0");
-  return errorResponse(isId ? id : null, error);
+  return errorResponse(isId ? id : null, invalid);
 }
 
 /** Runs the method that a request names. It never rejects: an error becomes the response. */
@@ -3107,7 +3107,7 @@ method("bindings.set", BINDING, ["priority"], (params, app) => {
   const agent = orInvalidParams(() => app.agents.find(String(agentId)));
   return app.bindings.set({
     agentId: agent.id,
-    matchKey: matchKey as Tier, // the schema lets nothing else through
+    matchKey: matchKey as MatchKey, // the schema lets nothing else through
     matchValue: String(matchValue),
     priority: Number(priority),
   });
@@ -3246,7 +3246,7 @@ function isPrivateName(place: string): boolean {
 const reportedProblems = new Set<string>();
 
 /** Gives what `read` gives. If it throws, we warn about it once, and give `otherwise`. */
-function readOrSay<T>(file: string, otherwise: T, read: (file: string) => T): T {
+function readOrWarnOnce<T>(file: string, otherwise: T, read: (file: string) => T): T {
   try {
     return fs.existsSync(file) ? read(file) : otherwise;
   } catch (error) {
@@ -3279,8 +3279,8 @@ export function loadBootstrap(agentId: string, names: string[], root = WORKSPACE
 
 /** Both files are read, because one that is broken should be reported even if it is not needed. */
 function readAgentFile(agentId: string, name: string, root: string): string {
-  const own = readOrSay(path.join(root, "agents", agentId, name), "", readText).trim();
-  const common = readOrSay(path.join(root, name), "", readText).trim();
+  const own = readOrWarnOnce(path.join(root, "agents", agentId, name), "", readText).trim();
+  const common = readOrWarnOnce(path.join(root, name), "", readText).trim();
   return own || common; // an empty file of its own would leave the agent without any
 }
 
@@ -3306,9 +3306,9 @@ export class SkillsManager {
 }
 
 function skillsIn(folder: string): Skill[] {
-  const names = readOrSay(folder, [], (place) => fs.readdirSync(place)).sort();
+  const names = readOrWarnOnce(folder, [], (place) => fs.readdirSync(place)).sort();
   const skills = names.map((name) =>
-    readOrSay(path.join(folder, name, "SKILL.md"), undefined, readSkill),
+    readOrWarnOnce(path.join(folder, name, "SKILL.md"), undefined, readSkill),
   );
   return skills.filter((skill) => skill !== undefined);
 }
@@ -3589,7 +3589,7 @@ export class MemoryStore {
       if (before.mtime === mtime) continue;
       for (const entry of before.entries) this.#remove(entry);
       const source = path.basename(ownersFile);
-      const facts = factsIn(readOrSay(ownersFile, "", readText));
+      const facts = factsIn(readOrWarnOnce(ownersFile, "", readText));
       const entries = facts.map((text) => this.#add({ text, source }));
       this.#loaded.set(ownersFile, { mtime, entries });
     }
