@@ -891,6 +891,20 @@ function quarantine(file: string, why: string): void {
   }
 }
 
+/**
+ * What `read` gives for a file or folder in .state; undefined if there is none. One that can't be read,
+ * for example a folder in place of a file, is quarantined.
+ */
+function readOrQuarantine<T>(file: string, read: (file: string) => T): T | undefined {
+  try {
+    return read(file);
+  } catch (error) {
+    // A link that leads nowhere can't be found either, but its name is taken.
+    if (fs.lstatSync(file, { throwIfNoEntry: false })) quarantine(file, String(error));
+    return undefined;
+  }
+}
+
 const DISK_ERRORS = "ENOSPC EDQUOT EROFS EACCES EPERM EIO EMFILE ENFILE".split(" ");
 
 /** Whether the file system refused: it is full or read-only, for example, and may not stay so. */
@@ -1422,7 +1436,8 @@ async function runCommand(line: string, app: App, options: TurnOptions): Promise
   const found = Object.hasOwn(COMMANDS, name) ? COMMANDS[name] : undefined;
   if (!found) return t(`There is no command /${name}. /help lists them.`);
   const shown = await found.run(rest.join(" ").trim(), app, options);
-  return typeof shown === "string" ? shown : shown.join("\n");
+  const lines = typeof shown === "string" ? shown : shown.join("\n");
+  return lines || t("There is nothing to show.");
 }
 
 command("help", "what you can type here", () =>

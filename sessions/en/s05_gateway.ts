@@ -894,6 +894,20 @@ function quarantine(file: string, why: string): void {
   }
 }
 
+/**
+ * What `read` gives for a file or folder in .state; undefined if there is none. One that can't be read,
+ * for example a folder in place of a file, is quarantined.
+ */
+function readOrQuarantine<T>(file: string, read: (file: string) => T): T | undefined {
+  try {
+    return read(file);
+  } catch (error) {
+    // A link that leads nowhere can't be found either, but its name is taken.
+    if (fs.lstatSync(file, { throwIfNoEntry: false })) quarantine(file, String(error));
+    return undefined;
+  }
+}
+
 const DISK_ERRORS = "ENOSPC EDQUOT EROFS EACCES EPERM EIO EMFILE ENFILE".split(" ");
 
 /** Whether the file system refused: it is full or read-only, for example, and may not stay so. */
@@ -1431,7 +1445,8 @@ async function runCommand(line: string, app: App, options: TurnOptions): Promise
   const found = Object.hasOwn(COMMANDS, name) ? COMMANDS[name] : undefined;
   if (!found) return t(`There is no command /${name}. /help lists them.`);
   const shown = await found.run(rest.join(" ").trim(), app, options);
-  return typeof shown === "string" ? shown : shown.join("\n");
+  const lines = typeof shown === "string" ? shown : shown.join("\n");
+  return lines || t("There is nothing to show.");
 }
 
 command("help", "what you can type here", () =>
@@ -2850,10 +2865,18 @@ const MAX_FRAME = 1024 * 1024;
 export class GatewayServer {
   address = ""; // "ws://…", once it is attached to a server that listens
   readonly sockets = new WebSocketServer({ noServer: true, maxPayload: MAX_FRAME });
-  #token: string;
+  readonly #token: string;
+  readonly #conversations = new Map<string, Set<string>>(); // session keys by connection
 
   constructor(token: string) {
     this.#token = token;
+  }
+
+  /** The keys of the conversations in which a connection has said something. */
+  conversationsOf({ peerId }: Connection): Set<string> {
+    const keys = this.#conversations.get(peerId) ?? new Set();
+    this.#conversations.set(peerId, keys);
+    return keys;
   }
 
   /** From now on, whoever asks this server for a WebSocket at "/" talks to the gateway. */
@@ -2889,6 +2912,7 @@ export class GatewayServer {
   #listenTo(socket: WebSocket, app: App): void {
     const push = (message: object) => pushTo(socket, message);
     const client = { peerId: crypto.randomUUID(), push };
+    socket.on("close", () => this.#conversations.delete(client.peerId));
     socket.on("error", (error) => info(`gateway: ${error.message}`)); // e.g. a frame over the limit
     socket.on("message", async (data) => {
       const response = await answerRpc(String(data), app, client);
@@ -2917,11 +2941,12 @@ function isSameSecret(given: string, secret: string): boolean {
 
 /**
  * Sends a message, if the client is still there. Backpressure: what a client does not read piles up
- * in our memory, so we drop a client that leaves too much of it unread.
+ * in our memory, so we drop a client that leaves too much of it unread. This is asked before we
+ * send: a long list of sessions may itself be too much for one moment, but that proves nothing.
  */
 function pushTo(socket: WebSocket, message: object): void {
-  if (socket.readyState === socket.OPEN) socket.send(JSON.stringify(message));
   if (socket.bufferedAmount > MAX_FRAME) socket.terminate();
+  if (socket.readyState === socket.OPEN) socket.send(JSON.stringify(message));
 }
 
 /** The other end of one WebSocket. Each of its requests gets a Connection made from this. */
@@ -2952,8 +2977,14 @@ async function answerRpc(json: string, app: App, client: Client) {
   return answerMessage(message, app, client);
 }
 
+const MAX_BATCH = 100; // requests, because all of them are worked on at the same time
+
 /** The responses to all requests of a batch; undefined if it has only notifications. */
 async function answerBatch(batch: unknown[], app: App, client: Client) {
+  if (batch.length > MAX_BATCH) {
+    const words = `a batch has at most ${MAX_BATCH} requests`;
+    return errorResponse(null, new RpcError(INVALID_REQUEST, words));
+  }
   const all = await Promise.all(batch.map((message) => answerMessage(message, app, client)));
   const responses = all.filter((response) => response !== undefined);
   return responses.length > 0 ? responses : undefined;
@@ -3021,13 +3052,15 @@ method("send", SEND, Object.keys(SENDER), async (params, app, connection) => {
   const inbound = messageFromClient(params, connection);
   const agent = requestedAgent(params, app);
   const message = orInvalidParams(() => route(inbound, app, agent));
+  const { agentId, sessionKey } = message;
+  app.gateway.conversationsOf(connection).add(sessionKey);
   connection.notify("typing", {});
   try {
-    const answer = await answerClient(message, app, connection);
-    return { agentId: message.agentId, sessionKey: message.sessionKey, reply: answer };
+    return { agentId, sessionKey, reply: await answerClient(message, app, connection) };
   } catch (error) {
-    // The client may know why, because it is the one whose turn failed.
-    throw new RpcError(SERVER_ERROR, `the turn failed: ${error}`);
+    // The error may name files of this machine, which are not the client's affair.
+    warn(`gateway: ${sessionKey}: ${error}`);
+    throw new RpcError(SERVER_ERROR, "the turn failed; the log of the gateway says why");
   }
 });
 
@@ -3112,18 +3145,43 @@ method("status", {}, [], (_params, app) => ({
   waiting: app.inbox.pending().length,
 }));
 
+// The commands that a client may run, for an owner who is not at the terminal. To add one, add how
+// its line begins. What shows somebody's words or prompts does not belong here.
+const REMOTE_COMMANDS = ["inbox retry"];
+
+method("command", { line: string("Such as /inbox retry.") }, [], async ({ line }, app) => {
+  const words = String(line).trim().replace(/^\//, "");
+  const isRemote = REMOTE_COMMANDS.some((one) => `${words} `.startsWith(`${one} `));
+  if (!isRemote) {
+    throw new RpcError(INVALID_PARAMS, `line: only ${REMOTE_COMMANDS.join(", ")}`);
+  }
+  try {
+    return { text: await runCommand(`/${words}`, app, {}) };
+  } catch (error) {
+    if (isDiskError(error)) throw error; // it names files, so only the log gets it
+    throw new RpcError(INVALID_PARAMS, error instanceof Error ? error.message : String(error));
+  }
+});
+
 command("bindings", "who answers what", (_args, { bindings }) =>
   bindings.list().map((one) => `${one.matchKey} ${one.matchValue} → ${one.agentId}`),
 );
 
-command("route", "<channel> <peer> [account] [guild]: who would answer, and why", (args, app) => {
-  const [channel = "", peerId = "", accountId = "", guildId] = args.split(/\s+/);
-  const nothingSaid = { id: "", senderId: "", isGroup: false, text: "", media: [], at: 0 };
-  const message = { ...nothingSaid, channel, peerId, accountId, guildId };
-  const { binding } = app.bindings.resolve(message);
-  const { agentId, sessionKey } = route(message, app);
-  return `${agentId}  ${sessionKey}  (${binding?.tier ?? 5} ${binding?.matchKey ?? "default"})`;
-});
+command(
+  "route",
+  "<channel> <peer> [account] [guild] [group]: who would answer, and why",
+  (args, app) => {
+    const words = args.split(/\s+/);
+    const [channel = "", peerId = "", accountId = "", guildId] = words.filter((w) => w !== "group");
+    // Telegram's groups have negative numbers. Elsewhere an id does not tell whose it is.
+    const isGroup = words.includes("group") || peerId.startsWith("-");
+    const nothingSaid = { id: "", senderId: "", text: "", media: [], at: 0 };
+    const message = { ...nothingSaid, channel, peerId, accountId, guildId, isGroup };
+    const { binding } = app.bindings.resolve(message);
+    const { agentId, sessionKey } = route(message, app);
+    return `${agentId}  ${sessionKey}  (${binding?.tier ?? 5} ${binding?.matchKey ?? "default"})`;
+  },
+);
 
 command("agents", "the agents", (_args, { agents }) =>
   [...agents.values()].map(({ id, dmScope, system }) => `${id}  ${dmScope}  ${system}`),
@@ -3145,16 +3203,23 @@ command("gateway", "where programs can connect", (_args, { gateway }) =>
   t(`${gateway.address || "(not listening)"}  ${gateway.sockets.clients.size} connected`),
 );
 
+const MIN_TOKEN = 16; // characters; a shorter one could be guessed
+const isLongEnough = (token = "") => token.length >= MIN_TOKEN;
+
 /**
  * The token that clients must show: that of the settings, or one that we make and keep. Listening
  * on loopback only is no protection: every program and web page on this machine can reach it.
  */
 function gatewayToken(): string {
   const given = env("GATEWAY_TOKEN");
-  if (given) return given;
+  if (given && !isLongEnough(given)) {
+    throw new Error(`GATEWAY_TOKEN must have at least ${MIN_TOKEN} characters`);
+  }
   const tokenFile = path.join(STATE, "gateway-token");
-  const kept = fs.existsSync(tokenFile) ? fs.readFileSync(tokenFile, "utf8") : "";
-  if (/^[\w-]{32}$/.test(kept)) return kept;
+  const kept = readOrQuarantine(tokenFile, (file) => fs.readFileSync(file, "utf8").trim());
+  const usable = [given, kept].find(isLongEnough);
+  if (usable) return usable;
+  if (kept !== undefined) quarantine(tokenFile, t("it holds no token of 16 characters or more"));
   const token = crypto.randomBytes(24).toString("base64url"); // 32 characters
   fs.writeFileSync(tokenFile, token, { mode: 0o600 }); // only this user may read it
   return token;

@@ -901,6 +901,20 @@ function quarantine(file: string, why: string): void {
   }
 }
 
+/**
+ * What `read` gives for a file or folder in .state; undefined if there is none. One that can't be read,
+ * for example a folder in place of a file, is quarantined.
+ */
+function readOrQuarantine<T>(file: string, read: (file: string) => T): T | undefined {
+  try {
+    return read(file);
+  } catch (error) {
+    // A link that leads nowhere can't be found either, but its name is taken.
+    if (fs.lstatSync(file, { throwIfNoEntry: false })) quarantine(file, String(error));
+    return undefined;
+  }
+}
+
 const DISK_ERRORS = "ENOSPC EDQUOT EROFS EACCES EPERM EIO EMFILE ENFILE".split(" ");
 
 /** Whether the file system refused: it is full or read-only, for example, and may not stay so. */
@@ -1439,7 +1453,8 @@ async function runCommand(line: string, app: App, options: TurnOptions): Promise
   const found = Object.hasOwn(COMMANDS, name) ? COMMANDS[name] : undefined;
   if (!found) return t(`There is no command /${name}. /help lists them.`);
   const shown = await found.run(rest.join(" ").trim(), app, options);
-  return typeof shown === "string" ? shown : shown.join("\n");
+  const lines = typeof shown === "string" ? shown : shown.join("\n");
+  return lines || t("There is nothing to show.");
 }
 
 command("help", "what you can type here", () =>
@@ -2858,10 +2873,18 @@ const MAX_FRAME = 1024 * 1024;
 export class GatewayServer {
   address = ""; // "ws://…", once it is attached to a server that listens
   readonly sockets = new WebSocketServer({ noServer: true, maxPayload: MAX_FRAME });
-  #token: string;
+  readonly #token: string;
+  readonly #conversations = new Map<string, Set<string>>(); // session keys by connection
 
   constructor(token: string) {
     this.#token = token;
+  }
+
+  /** The keys of the conversations in which a connection has said something. */
+  conversationsOf({ peerId }: Connection): Set<string> {
+    const keys = this.#conversations.get(peerId) ?? new Set();
+    this.#conversations.set(peerId, keys);
+    return keys;
   }
 
   /** From now on, whoever asks this server for a WebSocket at "/" talks to the gateway. */
@@ -2897,6 +2920,7 @@ export class GatewayServer {
   #listenTo(socket: WebSocket, app: App): void {
     const push = (message: object) => pushTo(socket, message);
     const client = { peerId: crypto.randomUUID(), push };
+    socket.on("close", () => this.#conversations.delete(client.peerId));
     socket.on("error", (error) => info(`gateway: ${error.message}`)); // e.g. a frame over the limit
     socket.on("message", async (data) => {
       const response = await answerRpc(String(data), app, client);
@@ -2925,11 +2949,12 @@ function isSameSecret(given: string, secret: string): boolean {
 
 /**
  * Sends a message, if the client is still there. Backpressure: what a client does not read piles up
- * in our memory, so we drop a client that leaves too much of it unread.
+ * in our memory, so we drop a client that leaves too much of it unread. This is asked before we
+ * send: a long list of sessions may itself be too much for one moment, but that proves nothing.
  */
 function pushTo(socket: WebSocket, message: object): void {
-  if (socket.readyState === socket.OPEN) socket.send(JSON.stringify(message));
   if (socket.bufferedAmount > MAX_FRAME) socket.terminate();
+  if (socket.readyState === socket.OPEN) socket.send(JSON.stringify(message));
 }
 
 /** The other end of one WebSocket. Each of its requests gets a Connection made from this. */
@@ -2960,8 +2985,14 @@ async function answerRpc(json: string, app: App, client: Client) {
   return answerMessage(message, app, client);
 }
 
+const MAX_BATCH = 100; // requests, because all of them are worked on at the same time
+
 /** The responses to all requests of a batch; undefined if it has only notifications. */
 async function answerBatch(batch: unknown[], app: App, client: Client) {
+  if (batch.length > MAX_BATCH) {
+    const words = `a batch has at most ${MAX_BATCH} requests`;
+    return errorResponse(null, new RpcError(INVALID_REQUEST, words));
+  }
   const all = await Promise.all(batch.map((message) => answerMessage(message, app, client)));
   const responses = all.filter((response) => response !== undefined);
   return responses.length > 0 ? responses : undefined;
@@ -3029,13 +3060,15 @@ method("send", SEND, Object.keys(SENDER), async (params, app, connection) => {
   const inbound = messageFromClient(params, connection);
   const agent = requestedAgent(params, app);
   const message = orInvalidParams(() => route(inbound, app, agent));
+  const { agentId, sessionKey } = message;
+  app.gateway.conversationsOf(connection).add(sessionKey);
   connection.notify("typing", {});
   try {
-    const answer = await answerClient(message, app, connection);
-    return { agentId: message.agentId, sessionKey: message.sessionKey, reply: answer };
+    return { agentId, sessionKey, reply: await answerClient(message, app, connection) };
   } catch (error) {
-    // The client may know why, because it is the one whose turn failed.
-    throw new RpcError(SERVER_ERROR, `the turn failed: ${error}`);
+    // The error may name files of this machine, which are not the client's affair.
+    warn(`gateway: ${sessionKey}: ${error}`);
+    throw new RpcError(SERVER_ERROR, "the turn failed; the log of the gateway says why");
   }
 });
 
@@ -3120,18 +3153,43 @@ method("status", {}, [], (_params, app) => ({
   waiting: app.inbox.pending().length,
 }));
 
+// The commands that a client may run, for an owner who is not at the terminal. To add one, add how
+// its line begins. What shows somebody's words or prompts does not belong here.
+const REMOTE_COMMANDS = ["inbox retry"];
+
+method("command", { line: string("Such as /inbox retry.") }, [], async ({ line }, app) => {
+  const words = String(line).trim().replace(/^\//, "");
+  const isRemote = REMOTE_COMMANDS.some((one) => `${words} `.startsWith(`${one} `));
+  if (!isRemote) {
+    throw new RpcError(INVALID_PARAMS, `line: only ${REMOTE_COMMANDS.join(", ")}`);
+  }
+  try {
+    return { text: await runCommand(`/${words}`, app, {}) };
+  } catch (error) {
+    if (isDiskError(error)) throw error; // it names files, so only the log gets it
+    throw new RpcError(INVALID_PARAMS, error instanceof Error ? error.message : String(error));
+  }
+});
+
 command("bindings", "who answers what", (_args, { bindings }) =>
   bindings.list().map((one) => `${one.matchKey} ${one.matchValue} → ${one.agentId}`),
 );
 
-command("route", "<channel> <peer> [account] [guild]: who would answer, and why", (args, app) => {
-  const [channel = "", peerId = "", accountId = "", guildId] = args.split(/\s+/);
-  const nothingSaid = { id: "", senderId: "", isGroup: false, text: "", media: [], at: 0 };
-  const message = { ...nothingSaid, channel, peerId, accountId, guildId };
-  const { binding } = app.bindings.resolve(message);
-  const { agentId, sessionKey } = route(message, app);
-  return `${agentId}  ${sessionKey}  (${binding?.tier ?? 5} ${binding?.matchKey ?? "default"})`;
-});
+command(
+  "route",
+  "<channel> <peer> [account] [guild] [group]: who would answer, and why",
+  (args, app) => {
+    const words = args.split(/\s+/);
+    const [channel = "", peerId = "", accountId = "", guildId] = words.filter((w) => w !== "group");
+    // Telegram's groups have negative numbers. Elsewhere an id does not tell whose it is.
+    const isGroup = words.includes("group") || peerId.startsWith("-");
+    const nothingSaid = { id: "", senderId: "", text: "", media: [], at: 0 };
+    const message = { ...nothingSaid, channel, peerId, accountId, guildId, isGroup };
+    const { binding } = app.bindings.resolve(message);
+    const { agentId, sessionKey } = route(message, app);
+    return `${agentId}  ${sessionKey}  (${binding?.tier ?? 5} ${binding?.matchKey ?? "default"})`;
+  },
+);
 
 command("agents", "the agents", (_args, { agents }) =>
   [...agents.values()].map(({ id, dmScope, system }) => `${id}  ${dmScope}  ${system}`),
@@ -3153,16 +3211,23 @@ command("gateway", "where programs can connect", (_args, { gateway }) =>
   t(`${gateway.address || "(not listening)"}  ${gateway.sockets.clients.size} connected`),
 );
 
+const MIN_TOKEN = 16; // characters; a shorter one could be guessed
+const isLongEnough = (token = "") => token.length >= MIN_TOKEN;
+
 /**
  * The token that clients must show: that of the settings, or one that we make and keep. Listening
  * on loopback only is no protection: every program and web page on this machine can reach it.
  */
 function gatewayToken(): string {
   const given = env("GATEWAY_TOKEN");
-  if (given) return given;
+  if (given && !isLongEnough(given)) {
+    throw new Error(`GATEWAY_TOKEN must have at least ${MIN_TOKEN} characters`);
+  }
   const tokenFile = path.join(STATE, "gateway-token");
-  const kept = fs.existsSync(tokenFile) ? fs.readFileSync(tokenFile, "utf8") : "";
-  if (/^[\w-]{32}$/.test(kept)) return kept;
+  const kept = readOrQuarantine(tokenFile, (file) => fs.readFileSync(file, "utf8").trim());
+  const usable = [given, kept].find(isLongEnough);
+  if (usable) return usable;
+  if (kept !== undefined) quarantine(tokenFile, t("it holds no token of 16 characters or more"));
   const token = crypto.randomBytes(24).toString("base64url"); // 32 characters
   fs.writeFileSync(tokenFile, token, { mode: 0o600 }); // only this user may read it
   return token;
@@ -3176,7 +3241,7 @@ function gatewayToken(): string {
 // next time, but only as far as a request begins exactly like an earlier one.
 
 export interface TurnOptions {
-  mode?: "full" | "minimal" | "none"; // all layers; those for a job (s07); the identity alone
+  mode?: "full" | "minimal"; // all layers, or those for a job (s07)
 }
 
 export interface App {
@@ -3197,7 +3262,8 @@ function isOwnersChat(channel: string, peerId: string): boolean {
   const listed = env(`${channel.toUpperCase()}_ALLOWED_CHATS`).split(/[\s,]+/);
   // Telegram's groups have negative numbers. An empty setting is split into one empty string.
   const firstDirectChat = listed.find((chat) => chat !== "" && !chat.startsWith("-"));
-  return peerId === firstDirectChat;
+  // In a topic of that chat the owner is the owner, too: "1001:topic:7".
+  return peerId.split(":")[0] === firstDirectChat;
 }
 
 const PRIVATE = ["MEMORY.md", "USER.md"]; // what the owner wrote about themselves
@@ -3226,10 +3292,22 @@ function isPrivateName(place: string): boolean {
 // made where there is no App, for example when ContextGuard estimates its size.
 const reportedProblems = new Set<string>();
 
+/** Whether there is a file, also one that can't be read, or a link that leads nowhere. */
+const isThere = (file: string) => fs.lstatSync(file, { throwIfNoEntry: false }) !== undefined;
+
+/** When a file was changed last, in ms; 0 if there is none, or -1 if that can't be found out. */
+function modifiedAt(file: string): number {
+  try {
+    return fs.statSync(file, { throwIfNoEntry: false })?.mtimeMs ?? 0;
+  } catch {
+    return -1;
+  }
+}
+
 /** Gives what `read` gives. If it throws, we warn about it once, and give `otherwise`. */
 function readOrWarnOnce<T>(file: string, otherwise: T, read: (file: string) => T): T {
   try {
-    return fs.existsSync(file) ? read(file) : otherwise;
+    return isThere(file) ? read(file) : otherwise;
   } catch (error) {
     const problem = `${file} ${error}`;
     if (!reportedProblems.has(problem)) warn(`${file} is left out: ${error}`);
@@ -3359,7 +3437,6 @@ function skillsText({ agent }: PromptParts): string {
 /** Each layer of the prompt with its text. It may be empty. */
 export function promptLayers(options: TurnOptions): { name: string; text: string }[] {
   const { agent = AGENTS[0], message, mode = "full" } = options;
-  if (mode === "none") return [{ name: "identity", text: agent.system }];
   const names = ["IDENTITY.md", "SOUL.md", "TOOLS.md", "AGENTS.md", "BOOTSTRAP.md"];
   const visible = isOwner(options) ? [...names, ...PRIVATE] : names;
   const parts = { agent, message, files: loadBootstrap(agent.id, visible) };
@@ -3512,9 +3589,10 @@ export class MemoryStore {
     this.#dir = dir;
     this.#files = files;
     this.#now = now;
-    fs.mkdirSync(dir, { recursive: true });
+    makeFolder(dir);
     for (const name of fs.readdirSync(dir).filter((one) => one.endsWith(".jsonl"))) {
-      for (const { record } of this.#log(name).read()) this.#addNote({ ...record }, name);
+      const lines = readOrQuarantine(path.join(dir, name), () => this.#log(name).read()) ?? [];
+      for (const { record } of lines) this.#addNote({ ...record }, name);
     }
   }
 
@@ -3565,7 +3643,7 @@ export class MemoryStore {
   /** Reads those of the owner's files again that have changed. */
   #refresh(): void {
     for (const ownersFile of this.#files) {
-      const mtime = fs.statSync(ownersFile, { throwIfNoEntry: false })?.mtimeMs ?? 0;
+      const mtime = modifiedAt(ownersFile);
       const before = this.#loaded.get(ownersFile) ?? { mtime: 0, entries: [] };
       if (before.mtime === mtime) continue;
       for (const entry of before.entries) this.#remove(entry);
@@ -3647,17 +3725,18 @@ const indexKeys = ({ termFrequencies, vector }: IndexedMemory) => [
 
 /** The facts in a file of the owner's: one in each line, without the mark of a list before it. */
 function factsIn(content: string): string[] {
-  const lines = content.split(/\r?\n/).map((line) => line.replace(/^[-*\s]+/, ""));
+  const withoutComments = content.replace(/<!--[\s\S]*?(-->|$)/g, "");
+  const lines = withoutComments.split(/\r?\n/).map((line) => line.replace(/^[-*\s]+/, ""));
   return lines.filter(isFact);
 }
 
-/** Whether a line says something. A heading, a comment and a field left empty ("Name:") do not. */
+/** Whether a line says something. A heading, an HTML tag and a field left empty ("Name:") do not. */
 function isFact(line: string): boolean {
   const words = line.trimEnd();
   const isHeading = words.startsWith("#");
-  const isComment = words.startsWith("<");
+  const isTag = words.startsWith("<");
   const isEmptyField = words.endsWith(":");
-  return words.length > 1 && !isHeading && !isComment && !isEmptyField;
+  return words.length > 1 && !isHeading && !isTag && !isEmptyField;
 }
 
 const DUPLICATE = 0.8; // two entries that share this part of their terms say nearly the same
@@ -3695,8 +3774,14 @@ function recall(conversation: Conversation, input: string, options: TurnOptions)
   const scope = { ...memoryScope(conversation, options), topK: 3 };
   const hits = options.app?.memory.search(input, scope) ?? [];
   const relevant = hits.filter(({ score }) => score >= MIN_SCORE);
-  return relevant.map(({ text }) => keepEnds(text, 1_000));
+  return relevant.map(({ text }) => quote(text));
 }
+
+/**
+ * A memory for the model, in one line and without tags. Otherwise a note with a line end or a tag
+ * in it could pose as another memory, or as the person's own words.
+ */
+const quote = (text: string) => oneLine(keepEnds(text, 1_000)).replaceAll("<", "&lt;");
 
 /**
  * What stands before the person's words and is stored with them: the time, and what we remember. In
@@ -3715,9 +3800,11 @@ const memoryScope = (conversation: Conversation, options: TurnOptions) => ({
   owner: isOwner(options),
 });
 
-/** A line for each hit: its score, where it is from, and how it begins. */
-const formatHits = (hits: Hit[]) =>
-  hits.map((hit) => `${hit.score.toFixed(2)}  ${hit.source}  ${oneLine(hit.text.slice(0, 80))}`);
+/** A line for each hit: its score, where it is from, and its text as `format` gives it. */
+const formatHits = (hits: Hit[], format: (text: string) => string) =>
+  hits.map((hit) => `${hit.score.toFixed(2)}  ${oneLine(hit.source)}  ${format(hit.text)}`);
+
+const beginningOf = (text: string) => oneLine(text.slice(0, 80));
 
 const COUNT = { type: "integer", description: "How many at most; 5 if left out." };
 const FACT = { content: string("One full sentence."), category: string("One word.") };
@@ -3729,23 +3816,31 @@ TOOLS.push(
 Object.assign(HANDLERS, {
   memory_write: ({ content, category }, turn) => {
     const { sessionKey } = memoryScope(turn.conversation, turn);
+    // Only the same conversation finds its notes, and that of a job or a heartbeat (s07) is over
+    // with its answer.
+    const isOver = ["cron", "heartbeat"].includes(turn.message?.channel ?? "");
+    if (isOver) throw new Error("nobody would find that note later; say it in your answer");
     turn.app?.memory.write(String(content), String(category), sessionKey);
     return "remembered";
   },
   memory_search: ({ query, topK = 5 }, turn) => {
     const scope = { ...memoryScope(turn.conversation, turn), topK: Number(topK) };
     const hits = turn.app?.memory.search(String(query), scope) ?? [];
-    return formatHits(hits).join("\n") || "nothing found";
+    return formatHits(hits, quote).join("\n") || "nothing found";
   },
 } satisfies Record<string, Handler>);
 
 const SEARCH = {
   query: string("The words to search for."),
   topK: COUNT,
-  sessionKey: string("The conversation whose memories are searched."),
+  sessionKey: string("One of the client's conversations; its own one if left out."),
 };
-method("memory.search", SEARCH, ["topK", "sessionKey"], (params, app) => {
-  const { query, topK = 5, sessionKey = "" } = params;
+method("memory.search", SEARCH, ["topK", "sessionKey"], (params, app, connection) => {
+  const own = route(messageFromClient({ text: "-" }, connection), app).sessionKey;
+  const { query, topK = 5, sessionKey = own } = params;
+  const isTheirs =
+    sessionKey === own || app.gateway.conversationsOf(connection).has(String(sessionKey));
+  if (!isTheirs) return [];
   return app.memory.search(String(query), { topK: Number(topK), sessionKey: String(sessionKey) });
 });
 
@@ -3754,14 +3849,14 @@ const ownersLayers = (app: App) =>
   promptLayers({ agent: app.agents.get(app.terminalAgent ?? AGENTS[0].id) });
 
 const layerText = (app: App, name: string) =>
-  ownersLayers(app).find((layer) => layer.name === name)?.text || "-";
+  ownersLayers(app).find((layer) => layer.name === name)?.text ?? "";
 
 command("soul", "how it talks", (_args, app) => layerText(app, "soul"));
 command("skills", "what it has learned to do", (_args, app) => layerText(app, "skills"));
 command("memory", "what it always knows of you", (_args, app) => layerText(app, "memory"));
 command("bootstrap", "how it works", (_args, app) => layerText(app, "bootstrap"));
 command("search", "<words>: what it remembers, the best first", (query, { memory, key }) =>
-  formatHits(memory.search(query, { sessionKey: key, owner: true })),
+  formatHits(memory.search(query, { sessionKey: key, owner: true }), beginningOf),
 );
 command("prompt", "the layers of its prompt, in characters", (_args, app) =>
   ownersLayers(app).map(({ name, text }, i) => `${i + 1} ${name.padEnd(10)} ${text.length}`),
