@@ -1588,11 +1588,13 @@ export interface Channel {
 export class SendError extends Error {
   permanent: boolean; // no attempt will ever succeed
   retryAfter?: number; // seconds that the platform asks us to wait
+  isUnknown: boolean; // the platform refused, and we don't know whether an attempt can succeed
 
-  constructor(why: string, permanent = false, retryAfter?: number) {
+  constructor(why: string, permanent = false, retryAfter?: number, isUnknown = false) {
     super(why);
     this.permanent = permanent;
     this.retryAfter = retryAfter;
+    this.isUnknown = isUnknown;
   }
 }
 
@@ -1716,13 +1718,19 @@ function showTyping(channel: Channel | undefined, peerId: string): () => void {
   return () => clearInterval(timer);
 }
 
+// Blanks, control and zero-width characters, and the Braille pattern without a dot.
+const INVISIBLE = /^[\s\p{Cc}\p{Cf}\p{Default_Ignorable_Code_Point}\u2800]*$/u;
+
+/** Whether a person sees anything of a text. No platform takes one of which they would not. */
+const canBeSeen = (text: string) => !INVISIBLE.test(text);
+
 /**
  * Puts the answer into the delivery queue, in chunks that the platform takes; when it returns, they
  * are on disk. It is idempotent, because the same answer after a crash has the same ids.
  */
 export async function reply(app: App, { id, channel, peerId: to }: InboundMessage, answer: string) {
   const target = app.channels.get(channel);
-  const text = answer.trim() || t("(There is nothing to say.)");
+  const text = canBeSeen(answer) ? answer.trim() : t("(There is nothing to say.)");
   if (!target) return;
   // Whoever sees a reply while it is made sits in front of it, so nothing has to wait in a queue.
   if (target.stream) return target.send(to, text);
@@ -2192,10 +2200,11 @@ function telegramError(error: unknown): SendError {
   // If Telegram itself did not answer, the network failed, and a later attempt may succeed.
   if (!(error instanceof GrammyError)) return new SendError(String(error));
   const { error_code: status, description, parameters } = error;
-  // 429 means that we send too fast. Any other refusal is permanent, for example 403, which says
-  // that the person blocked the bot, or 400, that there is no such chat.
-  const isTemporary = status === 429 || status >= 500;
-  return new SendError(description, !isTemporary, parameters.retry_after);
+  // 403 says, for example, that the person blocked the bot, and 400 that there is no such chat.
+  const isPermanent = status === 400 || status === 403;
+  // 429 means that we send too fast. 401 says that the token is wrong, which the owner may mend.
+  const isUnknown = !isPermanent && status !== 429 && status < 500;
+  return new SendError(description, isPermanent, parameters.retry_after, isUnknown);
 }
 
 /**
@@ -4554,7 +4563,7 @@ export class DeliveryQueue extends Spool<Delivery> {
   constructor(dir: string) {
     super(dir, DELIVERY);
     this.#failed = path.join(dir, "failed");
-    fs.mkdirSync(this.#failed, { recursive: true });
+    makeFolder(this.#failed);
     // A dead letter keeps its file name, so no new delivery may get the same number.
     const lastFailed = numberedFiles(this.#failed).at(-1);
     if (lastFailed) this.nextNumber = Math.max(this.nextNumber, numberOf(lastFailed) + 1);
@@ -4612,6 +4621,7 @@ export class DeliveryQueue extends Spool<Delivery> {
     // The reason is written first, so a file in failed/ always has one.
     delivery.error = why;
     this.save(delivery);
+    fs.mkdirSync(this.#failed, { recursive: true }); // somebody may have deleted it
     fs.renameSync(kept.file, path.join(this.#failed, path.basename(kept.file)));
     this.entries.delete(delivery.id);
     this.#unlist(delivery);
@@ -4645,31 +4655,32 @@ export class DeliveryQueue extends Spool<Delivery> {
   }
 }
 
-// One entry for each retry: how many seconds it comes after the failure before it. A delivery whose
-// last retry has failed, too, is given up.
-const BACKOFF = [5, 25, 120, 600];
+// One entry for each retry: how many seconds it comes after the failure before it. All later ones
+// come after the last of these times, until the delivery expires.
+const BACKOFF = [5, 25, 120, 600, 1800];
 const EXPIRES = 24 * 3600 * 1000; // ms; an older reply would only puzzle people
+const MAX_REFUSALS = 5; // failures after which a refusal that we don't know counts as permanent
 
 /** Jitter: up to a quarter longer, so that not all deliveries are tried in the same second. */
 const withJitter = (seconds: number) => seconds * (1 + Math.random() / 4);
 
 /**
- * Exponential back-off: how many seconds to wait after so many failures, or what the platform asks
- * for, if that is longer. Undefined if there is to be no other attempt.
+ * Exponential back-off with a cap: how many seconds to wait after so many failures, or what the
+ * platform asks for, if that is longer.
  */
-function backoff(failures: number, retryAfter = 0): number | undefined {
-  const seconds = BACKOFF[failures - 1];
-  if (seconds === undefined) return undefined;
+function backoff(failures: number, retryAfter = 0): number {
+  const seconds = BACKOFF[Math.min(failures, BACKOFF.length) - 1] ?? 0;
   return Math.ceil(Math.max(withJitter(seconds), retryAfter));
 }
 
 /** When a delivery has to be looked at next, in ms: for its next attempt, or when it expires. */
-function dueAt({ enqueuedAt, nextAttemptAt }: Delivery, now: number): number {
-  // It was enqueued in the future, so somebody has put the clock back: its times mean nothing.
-  if (enqueuedAt > now) return now;
+function dueAt(delivery: Delivery, now: number): number {
+  // It was enqueued in the future, so somebody has put the clock back, and its times mean nothing.
+  // It gets new ones: it is tried now, and if that fails, again after the usual waits.
+  if (delivery.enqueuedAt > now) Object.assign(delivery, { enqueuedAt: now, nextAttemptAt: now });
   // If it expires before its next attempt, it is given up then, and what is behind it goes on. (+
   // 1, because only what is older than EXPIRES is given up.)
-  return Math.min(nextAttemptAt, enqueuedAt + EXPIRES + 1);
+  return Math.min(delivery.nextAttemptAt, delivery.enqueuedAt + EXPIRES + 1);
 }
 
 /**
@@ -4699,12 +4710,12 @@ export class SimulatedFailures {
 /** Sends what is in the queue: in order for each recipient, and side by side for different ones. */
 export class DeliveryRunner {
   readonly stats = { sent: 0, retried: 0, failed: 0 };
+  onDeadLetter = (_first: Delivery): void => {}; // called once for each reply that is given up
   #queue: DeliveryQueue;
   #channels: ChannelManager;
   #simulated: SimulatedFailures;
   #now: () => number;
   #timers = new Map<string, NodeJS.Timeout>(); // by recipient
-  #sentNotAcknowledged = new Set<string>(); // ids; one stays here if acknowledging it throws
 
   constructor(
     queue: DeliveryQueue,
@@ -4732,7 +4743,7 @@ export class DeliveryRunner {
   wake(recipient: string): void {
     this.#clearTimer(recipient);
     runExclusive(`delivery ${recipient}`, () => this.#work(recipient)).catch((error) => {
-      warn(`delivery: ${error}`); // for example, because the disk is full
+      warn(`delivery: ${error}`); // whatever it is, the queue goes on
       this.#wakeLater(recipient, 60_000);
     });
   }
@@ -4769,16 +4780,11 @@ export class DeliveryRunner {
 
   /** Sends a delivery. If that fails, it is postponed, or it becomes a dead letter. */
   async #process(delivery: Delivery): Promise<void> {
-    // What was sent is not sent again, even if a full disk kept it from being acknowledged.
-    if (!this.#sentNotAcknowledged.has(delivery.id)) {
-      const why = this.#whyHopeless(delivery);
-      if (why) return this.#giveUp(delivery, why);
-      const failure = await this.#attempt(delivery);
-      if (failure) return this.#handleFailure(delivery, failure);
-      this.#sentNotAcknowledged.add(delivery.id);
-    }
-    this.#queue.acknowledge(delivery);
-    this.#sentNotAcknowledged.delete(delivery.id);
+    const why = this.#whyHopeless(delivery);
+    if (why) return this.#giveUp(delivery, why);
+    const failure = await this.#attempt(delivery);
+    if (failure) return this.#handleFailure(delivery, failure);
+    await untilStored(() => this.#queue.acknowledge(delivery));
     this.stats.sent += 1;
   }
 
@@ -4795,10 +4801,8 @@ export class DeliveryRunner {
     const { id, channel, to, text, unfinished } = delivery;
     if (unfinished > 0) warn(`${id}: the program ended while this was sent. It may arrive twice.`);
     // In the file the send counts as unfinished until it has ended, one way or the other.
-    this.#queue.save({ ...delivery, unfinished: unfinished + 1 });
-    // The object changes only after its file: if writing throws, nothing has been sent, so the
-    // object must not count a send.
     delivery.unfinished += 1;
+    await untilStored(() => this.#queue.save(delivery));
     const target = this.#channels.get(channel);
     if (!target) return new SendError("no channel", false);
     if (this.#simulated.take("delivery")) return new SendError("simulated", false);
@@ -4811,121 +4815,47 @@ export class DeliveryRunner {
   }
 
   /** Postpones a delivery, or gives it up if another attempt makes no sense. */
-  #handleFailure(delivery: Delivery, { message, permanent, retryAfter }: SendError): void {
+  async #handleFailure(delivery: Delivery, error: SendError): Promise<void> {
+    const { message, permanent, isUnknown, retryAfter } = error;
     delivery.failures += 1;
-    const seconds = backoff(delivery.failures, retryAfter);
-    if (permanent || seconds === undefined) {
-      this.#giveUp(delivery, message);
-      return;
+    if (permanent || (isUnknown && delivery.failures >= MAX_REFUSALS)) {
+      return this.#giveUp(delivery, message);
     }
+    const seconds = backoff(delivery.failures, retryAfter);
     delivery.unfinished = 0;
     delivery.nextAttemptAt = this.#now() + seconds * 1000;
-    this.#queue.save(delivery);
+    await untilStored(() => this.#queue.save(delivery));
     this.stats.retried += 1;
     warn(`${delivery.id}: not sent: ${message}. Again in ${seconds} s.`);
   }
 
-  #giveUp(delivery: Delivery, why: string): void {
-    const parts = this.#queue.deadLetter(delivery, why);
+  async #giveUp(delivery: Delivery, why: string): Promise<void> {
+    const parts = await untilStored(() => this.#queue.deadLetter(delivery, why));
     this.stats.failed += parts.length;
     warn(
       `${delivery.id}: not sent for good, ${parts.length} in failed/: ${why}. /retry sends them again.`,
     );
+    this.onDeadLetter(delivery);
   }
-}
-
-const MIN_FENCED = 60; // in less room than that, code blocks are cut like everything else
-const CLOSING_ROOM = 9; // a new line and the longest fence that we recognise
-const MAX_OPENING = 30; // of an opening line this long, only the marks are repeated, to save room
-const FENCE = /^ {0,3}(`{3,8}|~{3,8})(.*)/;
-
-/** How a piece of a text ends, which decides how the next one begins. */
-interface PieceEnd {
-  openFence: string; // the line that opened the code block in which it ends, or "" if in none
-  endsMidLine: boolean;
 }
 
 /**
  * Cuts a text into pieces of at most `limit` UTF-16 units: between paragraphs, else lines, else
- * sentences, else words, and never within what people see as one character. A code block that is
- * cut is closed, and opened again in the next piece.
+ * sentences, else words, and never within what people see as one character.
  */
 export function chunkMessage(text: string, limit: number): string[] {
   const chunks: string[] = [];
   let rest = text;
-  let previous: PieceEnd = { openFence: "", endsMidLine: false };
-  while (rest.trim()) {
-    const piece = nextPiece(rest, limit, previous.openFence);
-    rest = rest.slice(piece.length);
-    const end = endOf(piece, previous, limit);
-    const chunk = withFences(piece, previous.openFence, rest ? end.openFence : "");
-    if (chunk) chunks.push(chunk);
-    // A chunk that begins in a code block keeps the empty lines at its beginning.
-    if (!end.openFence) rest = withoutGap(rest, end.endsMidLine);
-    previous = end;
+  while (canBeSeen(rest)) {
+    const size = rest.length <= limit ? rest.length : cutAt(rest, limit);
+    const piece = rest.slice(0, size);
+    if (canBeSeen(piece)) chunks.push(piece.trimEnd());
+    // Between two messages nobody needs empty lines, nor the space at which a line was cut. But the
+    // spaces at the beginning of a line are its indentation.
+    const gap = piece.endsWith("\n") ? /^\s*\n/ : /^\s*\n|^ /;
+    rest = rest.slice(size).replace(gap, "");
   }
   return chunks;
-}
-
-/** What goes into the next chunk: all of it, if it fits. `openFence` is repeated in front of it. */
-function nextPiece(text: string, limit: number, openFence: string): string {
-  const room = openFence ? limit - openFence.length - 1 : limit;
-  if (text.length <= room) return text;
-  return text.slice(0, cutAt(text, limit < MIN_FENCED ? room : room - CLOSING_ROOM));
-}
-
-function endOf(piece: string, previous: PieceEnd, limit: number): PieceEnd {
-  const endsMidLine = !piece.endsWith("\n");
-  if (limit < MIN_FENCED) return { openFence: "", endsMidLine };
-  // A piece begins in the middle of a line if the one before it ends there.
-  return { openFence: fenceAfter(piece, previous.openFence, previous.endsMidLine), endsMidLine };
-}
-
-/**
- * A piece that is to be sent. If it begins in a code block, the block is opened again by the line
- * `openFence`. If it ends in one, that is closed; `endFence` is the line that opened it.
- */
-function withFences(piece: string, openFence: string, endFence: string): string {
-  if (!openFence && !piece.trim()) return ""; // no platform takes an empty message
-  const opening = openFence ? `${openFence}\n` : "";
-  const closing = endFence ? `\n${fenceMarks(endFence)}` : "";
-  return `${opening}${piece.trimEnd()}${closing}`;
-}
-
-/** Between two messages nobody needs an empty line, nor the space at which a line was cut. */
-function withoutGap(rest: string, startsMidLine: boolean): string {
-  const [emptyLines] = /^\s*\n/.exec(rest) ?? [];
-  if (emptyLines) return rest.slice(emptyLines.length);
-  return startsMidLine && rest.startsWith(" ") ? rest.slice(1) : rest;
-}
-
-/** The marks of a line that opens or closes a code block, for example "~~~". Otherwise "". */
-function fenceMarks(line: string): string {
-  const [, marks = "", behind = ""] = FENCE.exec(line) ?? [];
-  // "```npm test``` runs them" is code within a line.
-  const isInline = marks.startsWith("`") && behind.includes("`");
-  return isInline ? "" : marks;
-}
-
-/** The line that opened the code block in which a piece ends, or "" if it ends in none. */
-function fenceAfter(piece: string, openFence: string, startsMidLine: boolean): string {
-  const lines = piece.split("\n");
-  // Backticks are a fence only where a line begins, so the rest of a line that was cut has none.
-  if (startsMidLine) lines.shift();
-  let open = openFence;
-  for (const line of lines) {
-    const marks = fenceMarks(line);
-    if (!marks) continue;
-    if (!open) open = line.length < MAX_OPENING ? line : marks;
-    else if (closesFence(line, open)) open = "";
-  }
-  return open;
-}
-
-/** Four backticks are not closed by three, nor by a line with more on it than its marks. */
-function closesFence(line: string, open: string): boolean {
-  const marks = fenceMarks(line);
-  return line.trim() === marks && marks.startsWith(fenceMarks(open));
 }
 
 // The places at which a text may be cut, the best first: paragraphs, lines, sentences, words.
@@ -4957,6 +4887,18 @@ function cutBetweenGraphemes(text: string, room: number): number {
   if (!endsInHalf) return room;
   return room > 1 ? room - 1 : SURROGATE_PAIR;
 }
+
+/** Tells the owner, once, that a reply was given up. In the terminal the log has said it. */
+async function tellOwnerOfDeadLetter(app: App, letter: Delivery): Promise<void> {
+  const id = `${DEAD_LETTER}${replyOf(letter)}`;
+  // A notice that can't be sent either would bring another notice, and so on.
+  if (!ownerPlace(app) || replyOf(letter).startsWith(DEAD_LETTER)) return;
+  const { channel, to, error } = letter;
+  const text = t(`A reply to ${channel} ${to} was not sent: ${error}. /retry sends it again.`);
+  await tellOwner(app, { ...internalMessage("delivery", to, "", Date.now()), id }, text);
+}
+
+const DEAD_LETTER = "dead-letter:"; // how the ids of these notices begin
 
 method("delivery.status", {}, [], (_params, { queue, delivery }) => ({
   ...delivery.stats,
@@ -5794,6 +5736,9 @@ function createApp(): App {
     simulatedFailures,
     profiles,
     resilience: new ResilienceRunner(profiles, fallbackModels),
+  };
+  app.delivery.onDeadLetter = (letter) => {
+    untilStored(() => tellOwnerOfDeadLetter(app, letter)).catch((error) => warn(String(error)));
   };
   // A binding to an agent that does not exist throws here, and the error names the agent.
   for (const { agentId } of BINDINGS) app.agents.find(agentId);
