@@ -1687,19 +1687,22 @@ const canBeSeen = (text: string) => !INVISIBLE.test(text);
 
 /**
  * Sends the answer in pieces that the platform takes. If a piece can't be sent, that is reported,
- * and the person gets neither it nor the pieces after it, because replies have no queue yet.
+ * and the person gets neither it nor the pieces after it, because replies have no queue yet. Gives
+ * whether all was sent.
  */
 export async function reply(app: App, { channel, peerId: to }: InboundMessage, answer: string) {
   const target = app.channels.get(channel);
   const text = canBeSeen(answer) ? answer.trim() : t("(There is nothing to say.)");
-  if (!target) return;
+  if (!target) return false;
   // With the flag "u", [^] is any one character and never half a surrogate pair. The limit counts
   // UTF-16 units, of which a character has up to two, so a piece has half as many characters.
   const pieces = text.match(new RegExp(`[^]{1,${Math.floor(target.limit / 2)}}`, "gu")) ?? [];
   try {
     for (const piece of pieces) await target.send(to, piece);
+    return true;
   } catch (error) {
     warn(`${channel} ${to}: a reply was not sent: ${error}`);
+    return false;
   }
 }
 
@@ -3843,7 +3846,9 @@ async function startApp(app: App, httpPort: number): Promise<void> {
  * not set up in this run stays in the inbox until a run in which it is.
  */
 function resumeInbox(app: App): void {
-  for (const message of app.inbox.newlyQuarantined.values()) tellQuarantined(app, message);
+  for (const message of app.inbox.newlyQuarantined.values()) {
+    if (app.channels.has(message.channel)) tellQuarantined(app, message);
+  }
   for (const message of app.inbox.pending()) {
     if (app.channels.has(message.channel)) resume(app, message);
   }

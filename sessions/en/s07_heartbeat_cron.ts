@@ -1699,19 +1699,22 @@ const canBeSeen = (text: string) => !INVISIBLE.test(text);
 
 /**
  * Sends the answer in pieces that the platform takes. If a piece can't be sent, that is reported,
- * and the person gets neither it nor the pieces after it, because replies have no queue yet.
+ * and the person gets neither it nor the pieces after it, because replies have no queue yet. Gives
+ * whether all was sent.
  */
 export async function reply(app: App, { channel, peerId: to }: InboundMessage, answer: string) {
   const target = app.channels.get(channel);
   const text = canBeSeen(answer) ? answer.trim() : t("(There is nothing to say.)");
-  if (!target) return;
+  if (!target) return false;
   // With the flag "u", [^] is any one character and never half a surrogate pair. The limit counts
   // UTF-16 units, of which a character has up to two, so a piece has half as many characters.
   const pieces = text.match(new RegExp(`[^]{1,${Math.floor(target.limit / 2)}}`, "gu")) ?? [];
   try {
     for (const piece of pieces) await target.send(to, piece);
+    return true;
   } catch (error) {
     warn(`${channel} ${to}: a reply was not sent: ${error}`);
+    return false;
   }
 }
 
@@ -4209,23 +4212,32 @@ function enqueueJob(app: App, { id, payload, deliver }: Job, due: number): boole
   return true;
 }
 
-/**
- * Runs a job, and gives what was sent. After an error nothing is sent, unless the job is off now:
- * then the owner is told so.
- */
+/** Runs a job, and gives what it has to say, or "" after an error. */
 async function runJob(app: App, message: Routed, signal?: AbortSignal): Promise<string> {
-  const { peerId: id, job } = message;
-  let answer: string;
+  const id = message.peerId;
+  let answer = "";
   try {
     await app.activeTurns.idle(); // people go first
     answer = await answerJob(app, message, signal);
     app.cron.report(id);
   } catch (error) {
-    answer = app.cron.report(id, error);
+    const notice = app.cron.report(id, error);
+    // "!", because the id of the message itself must stay free for its answer (s08).
+    if (notice) await tellOwner(app, `${message.id}!`, notice);
   }
-  if (answer) await tellOwner(app, message, answer, job?.deliver);
+  if (answer) await deliverAnswer(app, message, answer);
   app.inbox.acknowledge([message]);
   return answer;
+}
+
+/** Sends what a job has to say. If that fails, the owner hears it. (From s08 on it waits instead.) */
+async function deliverAnswer(app: App, { id, peerId, job }: Routed, answer: string): Promise<void> {
+  const place = job?.deliver ?? ownerPlace(app);
+  const isSent = await sendTo(app, place, id, answer);
+  if (isSent) return;
+  const { channel, to } = place;
+  const words = t(`What ${peerId} says could not be sent to ${channel} ${to}: ${answer}`);
+  await tellOwner(app, `${id}!`, words);
 }
 
 const KEPT_RUNS = 20; // conversations of each job, and of the heartbeat, with the one that begins
@@ -4271,24 +4283,38 @@ function rememberOwner(app: App, message: InboundMessage): void {
   if (known !== place) replaceFile(OWNER_FILE, place);
 }
 
-/** The chat from which the owner wrote last. Undefined if there is none that is still theirs. */
-function ownerPlace(app: App): Place | undefined {
+const TERMINAL: Place = { channel: "cli", to: "owner" };
+
+/** The chat from which the owner wrote last. The terminal, if there is none that is still theirs. */
+function ownerPlace(app: App): Place {
   const { channel = "", to = "" }: Partial<Place> = readState(OWNER_FILE);
   // The settings may have changed since, so that the owner's chat is another one now.
   const isTheirs = app.channels.has(channel) && isOwnersChat(channel, to);
-  return isTheirs ? { channel, to } : undefined;
+  return isTheirs ? { channel, to } : TERMINAL;
 }
 
 /**
- * Sends a text to the place `deliver` that the job names, or, if it names none, to the chat from
- * which the owner wrote last. Prints it in the terminal if there is no such chat, or if the channel
- * of the place is not running. `about` is the message that the text belongs to.
+ * Tells the owner something, where they wrote last. Gives whether it was sent. The id is one that
+ * no other text has: from s08 on, a text with the same id is sent only once.
  */
-async function tellOwner(app: App, about: InboundMessage, text: string, deliver?: Place) {
-  const place = deliver ?? ownerPlace(app);
-  if (!place || !app.channels.has(place.channel)) return info(text);
+export async function tellOwner(app: App, id: string, text: string): Promise<boolean> {
+  return sendTo(app, ownerPlace(app), id, text);
+}
+
+/** Sends a text that nobody waits for. Gives whether it was sent. */
+async function sendTo(app: App, place: Place, id: string, text: string): Promise<boolean> {
   const { channel, to: peerId } = place;
-  await reply(app, { ...about, job: undefined, channel, peerId }, text);
+  if (channel !== "cli") return reply(app, { ...INTERNAL, id, channel, peerId, text, at: 0 }, text);
+  info(text); // not by the channel "cli", because with --serve there is only the log
+  return true;
+}
+
+function tellOwnerOfQuarantine(app: App, { id, channel, peerId }: Routed): void {
+  if (ownerPlace(app) === TERMINAL) return; // the log has said it
+  const text = t(
+    `A message from ${channel} ${peerId} is in quarantine: /inbox retry tries it again.`,
+  );
+  untilStored(() => tellOwner(app, `${id}!owner`, text)).catch((error) => warn(`${id}: ${error}`));
 }
 
 // The heartbeat.
@@ -4396,7 +4422,8 @@ export class HeartbeatRunner {
     if (!text) return "ok";
     const told = { text: "", at: 0, ...readState(this.#file) };
     if (text === told.text && message.at - told.at < 24 * HOUR) return "duplicate";
-    await tellOwner(app, message, text);
+    const isSent = await tellOwner(app, message.id, text);
+    if (!isSent) return "not-sent"; // so the next heartbeat may say it again
     replaceFile(this.#file, JSON.stringify({ text, at: message.at }));
     return "delivered";
   }
@@ -4540,13 +4567,16 @@ async function startApp(app: App, httpPort: number): Promise<void> {
  * not set up in this run stays in the inbox until a run in which it is.
  */
 function resumeInbox(app: App): void {
-  for (const message of app.inbox.newlyQuarantined.values()) tellQuarantined(app, message);
+  for (const message of app.inbox.newlyQuarantined.values()) {
+    if (app.channels.has(message.channel)) tellQuarantined(app, message);
+    tellOwnerOfQuarantine(app, message);
+  }
   for (const message of app.inbox.pending()) {
     if (app.channels.has(message.channel)) resume(app, message);
   }
   // Jobs come second: the turns of people are under way by then, and a job waits for those.
   for (const message of app.inbox.pending()) {
-    if (message.channel === "cron") void enqueue(app, message);
+    if (message.channel === "cron") resume(app, message);
   }
 }
 

@@ -1701,18 +1701,22 @@ const canBeSeen = (text: string) => !INVISIBLE.test(text);
 
 /**
  * Puts the answer into the delivery queue, in chunks that the platform takes; when it returns, they
- * are on disk. It is idempotent, because the same answer after a crash has the same ids.
+ * are on disk. It is idempotent, because the same answer after a crash has the same ids. What is for
+ * a channel that is not set up in this run waits for a run in which it is.
  */
 export async function reply(app: App, { id, channel, peerId: to }: InboundMessage, answer: string) {
   const target = app.channels.get(channel);
   const text = canBeSeen(answer) ? answer.trim() : t("(There is nothing to say.)");
-  if (!target) return;
   // Whoever sees a reply while it is made sits in front of it, so nothing has to wait in a queue.
-  if (target.stream) return target.send(to, text);
-  for (const [part, piece] of chunkMessage(text, target.limit).entries()) {
+  if (target?.stream) {
+    await target.send(to, text);
+    return true;
+  }
+  for (const [part, piece] of chunkMessage(text, target?.limit ?? COMMON_LIMIT).entries()) {
     app.queue.add(newDelivery(`${id}#${part}`, { channel, to, text: piece }));
   }
   app.delivery.wake(recipientOf({ channel, to }));
+  return true;
 }
 
 // -- 2 · Nothing lost, and in order --
@@ -4211,26 +4215,32 @@ function enqueueJob(app: App, { id, payload, deliver }: Job, due: number): boole
   return true;
 }
 
-/**
- * Runs a job, and gives what was sent. After an error nothing is sent, unless the job is off now:
- * then the owner is told so.
- */
+/** Runs a job, and gives what it has to say, or "" after an error. */
 async function runJob(app: App, message: Routed, signal?: AbortSignal): Promise<string> {
-  const { peerId: id, job } = message;
-  let answer: string;
-  let about: InboundMessage = message;
+  const id = message.peerId;
+  let answer = "";
   try {
     await app.activeTurns.idle(); // people go first
     answer = await answerJob(app, message, signal);
     app.cron.report(id);
   } catch (error) {
-    answer = app.cron.report(id, error);
-    // This text is not the answer, so its parts must not have the ids of the answer's parts.
-    about = { ...message, id: failureReplyId(message.id) };
+    const notice = app.cron.report(id, error);
+    // "!", because the id of the message itself must stay free for its answer (s08).
+    if (notice) await tellOwner(app, `${message.id}!`, notice);
   }
-  if (answer) await tellOwner(app, about, answer, job?.deliver);
+  if (answer) await deliverAnswer(app, message, answer);
   app.inbox.acknowledge([message]);
   return answer;
+}
+
+/** Sends what a job has to say. If that fails, the owner hears it. (From s08 on it waits instead.) */
+async function deliverAnswer(app: App, { id, peerId, job }: Routed, answer: string): Promise<void> {
+  const place = job?.deliver ?? ownerPlace(app);
+  const isSent = await sendTo(app, place, id, answer);
+  if (isSent) return;
+  const { channel, to } = place;
+  const words = t(`What ${peerId} says could not be sent to ${channel} ${to}: ${answer}`);
+  await tellOwner(app, `${id}!`, words);
 }
 
 const KEPT_RUNS = 20; // conversations of each job, and of the heartbeat, with the one that begins
@@ -4276,24 +4286,38 @@ function rememberOwner(app: App, message: InboundMessage): void {
   if (known !== place) replaceFile(OWNER_FILE, place);
 }
 
-/** The chat from which the owner wrote last. Undefined if there is none that is still theirs. */
-function ownerPlace(app: App): Place | undefined {
+const TERMINAL: Place = { channel: "cli", to: "owner" };
+
+/** The chat from which the owner wrote last. The terminal, if there is none that is still theirs. */
+function ownerPlace(app: App): Place {
   const { channel = "", to = "" }: Partial<Place> = readState(OWNER_FILE);
   // The settings may have changed since, so that the owner's chat is another one now.
   const isTheirs = app.channels.has(channel) && isOwnersChat(channel, to);
-  return isTheirs ? { channel, to } : undefined;
+  return isTheirs ? { channel, to } : TERMINAL;
 }
 
 /**
- * Sends a text to the place `deliver` that the job names, or, if it names none, to the chat from
- * which the owner wrote last. Prints it in the terminal if there is no such chat, or if the channel
- * of the place is not running. `about` is the message that the text belongs to.
+ * Tells the owner something, where they wrote last. Gives whether it was sent. The id is one that
+ * no other text has: from s08 on, a text with the same id is sent only once.
  */
-async function tellOwner(app: App, about: InboundMessage, text: string, deliver?: Place) {
-  const place = deliver ?? ownerPlace(app);
-  if (!place || !app.channels.has(place.channel)) return info(text);
+export async function tellOwner(app: App, id: string, text: string): Promise<boolean> {
+  return sendTo(app, ownerPlace(app), id, text);
+}
+
+/** Sends a text that nobody waits for. Gives whether it was sent. */
+async function sendTo(app: App, place: Place, id: string, text: string): Promise<boolean> {
   const { channel, to: peerId } = place;
-  await reply(app, { ...about, job: undefined, channel, peerId }, text);
+  if (channel !== "cli") return reply(app, { ...INTERNAL, id, channel, peerId, text, at: 0 }, text);
+  info(text); // not by the channel "cli", because with --serve there is only the log
+  return true;
+}
+
+function tellOwnerOfQuarantine(app: App, { id, channel, peerId }: Routed): void {
+  if (ownerPlace(app) === TERMINAL) return; // the log has said it
+  const text = t(
+    `A message from ${channel} ${peerId} is in quarantine: /inbox retry tries it again.`,
+  );
+  untilStored(() => tellOwner(app, `${id}!owner`, text)).catch((error) => warn(`${id}: ${error}`));
 }
 
 // The heartbeat.
@@ -4401,7 +4425,8 @@ export class HeartbeatRunner {
     if (!text) return "ok";
     const told = { text: "", at: 0, ...readState(this.#file) };
     if (text === told.text && message.at - told.at < 24 * HOUR) return "duplicate";
-    await tellOwner(app, message, text);
+    const isSent = await tellOwner(app, message.id, text);
+    if (!isSent) return "not-sent"; // so the next heartbeat may say it again
     replaceFile(this.#file, JSON.stringify({ text, at: message.at }));
     return "delivered";
   }
@@ -4634,6 +4659,8 @@ export class DeliveryQueue extends Spool<Delivery> {
   }
 }
 
+const COMMON_LIMIT = 4_000; // units that every platform takes, also one that is not set up now
+
 // One entry for each retry: how many seconds it comes after the failure before it. All later ones
 // come after the last of these times, until the delivery expires.
 const BACKOFF = [5, 25, 120, 600, 1800];
@@ -4708,19 +4735,20 @@ export class DeliveryRunner {
     this.#now = now;
   }
 
-  /** Starts sending all that waits. What is for a channel that is not set up stays in the queue. */
+  /** Starts sending all that waits. */
   start(): void {
-    for (const [recipient, [first]] of this.#queue.waiting) {
-      if (first && this.#channels.has(first.channel)) this.wake(recipient);
-    }
+    for (const recipient of this.#queue.waiting.keys()) this.wake(recipient);
   }
 
   /**
    * Sends what waits for one recipient. runExclusive keeps it in order, as it does for the turns of
-   * a conversation. Each recipient has at most one timer, however many deliveries wait.
+   * a conversation. Each recipient has at most one timer, however many deliveries wait. What is for
+   * a channel that is not set up stays in the queue.
    */
   wake(recipient: string): void {
     this.#clearTimer(recipient);
+    const first = this.#firstFor(recipient);
+    if (!first || !this.#channels.has(first.channel)) return;
     runExclusive(`delivery ${recipient}`, () => this.#work(recipient)).catch((error) => {
       warn(`delivery: ${error}`); // whatever it is, the queue goes on
       this.#wakeLater(recipient, 60_000);
@@ -4874,12 +4902,12 @@ function cutBetweenGraphemes(text: string, room: number): number {
 
 /** Tells the owner, once, that a reply was given up. In the terminal the log has said it. */
 async function tellOwnerOfDeadLetter(app: App, letter: Delivery): Promise<void> {
-  const id = `${DEAD_LETTER}${replyOf(letter)}`;
-  // A notice that can't be sent either would bring another notice, and so on.
-  if (!ownerPlace(app) || replyOf(letter).startsWith(DEAD_LETTER)) return;
   const { channel, to, error } = letter;
+  // A notice that can't be sent either would bring another notice, and so on.
+  const isNotice = letter.id.startsWith(DEAD_LETTER);
+  if (isNotice || ownerPlace(app) === TERMINAL) return;
   const text = t(`A reply to ${channel} ${to} was not sent: ${error}. /retry sends it again.`);
-  await tellOwner(app, { ...internalMessage("delivery", to, "", Date.now()), id }, text);
+  await tellOwner(app, `${DEAD_LETTER}${replyOf(letter)}`, text);
 }
 
 const DEAD_LETTER = "dead-letter:"; // how the ids of these notices begin
@@ -5010,13 +5038,16 @@ async function startApp(app: App, httpPort: number): Promise<void> {
  * not set up in this run stays in the inbox until a run in which it is.
  */
 function resumeInbox(app: App): void {
-  for (const message of app.inbox.newlyQuarantined.values()) tellQuarantined(app, message);
+  for (const message of app.inbox.newlyQuarantined.values()) {
+    if (app.channels.has(message.channel)) tellQuarantined(app, message);
+    tellOwnerOfQuarantine(app, message);
+  }
   for (const message of app.inbox.pending()) {
     if (app.channels.has(message.channel)) resume(app, message);
   }
   // Jobs come second: the turns of people are under way by then, and a job waits for those.
   for (const message of app.inbox.pending()) {
-    if (message.channel === "cron") void enqueue(app, message);
+    if (message.channel === "cron") resume(app, message);
   }
 }
 
