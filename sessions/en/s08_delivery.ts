@@ -1719,7 +1719,7 @@ export async function reply(app: App, { id, channel, peerId: to }: InboundMessag
   return true;
 }
 
-// -- 2 · Nothing lost, and in order --
+// -- 2 · Nothing lost --
 
 /** Creates a folder. Anything else that has its name, and a folder that can't be read, goes. */
 function makeFolder(folder: string): void {
@@ -1969,6 +1969,8 @@ export class Inbox extends Spool<Routed> {
   }
 }
 
+// -- 3 · In order --
+
 const DISK_RETRY = 60_000; // ms
 
 /**
@@ -2094,7 +2096,7 @@ export async function handle(app: App, parts: Routed[], signal?: AbortSignal): P
   return answer;
 }
 
-// -- 3 · Telegram --
+// -- 4 · Telegram --
 
 /** Separates chat and thread in the peerId of a topic, as in "-1001:topic:7". */
 const TOPIC = ":topic:";
@@ -2108,6 +2110,37 @@ function peerOf({ chat, is_topic_message, message_thread_id }: TelegramMessage):
 function telegramAddress(peerId: string) {
   const [chat = "", thread] = peerId.split(TOPIC);
   return { chat, options: thread ? { message_thread_id: Number(thread) } : {} };
+}
+
+/**
+ * Groups that were upgraded to supergroups, by which Telegram gives them another id. In the program
+ * such a chat keeps the id that it had, so its conversation, its route and its place in the list of
+ * allowed chats stay the same. Only Telegram is told the new one.
+ */
+class MovedChats {
+  readonly #file = path.join(STATE, "moved.json");
+  readonly #newIds = new Map<string, string>(); // by the old ones
+
+  constructor() {
+    if (!fs.existsSync(this.#file)) return;
+    const stored = readEntry<Fields>(this.#file, objectSchema({})) ?? {};
+    for (const [oldId, newId] of Object.entries(stored)) this.#newIds.set(oldId, String(newId));
+  }
+
+  add(chat: string, newId: string): void {
+    this.#newIds.set(this.oldId(chat), newId);
+    fs.mkdirSync(path.dirname(this.#file), { recursive: true });
+    replaceFile(this.#file, JSON.stringify(Object.fromEntries(this.#newIds)));
+  }
+
+  newId(chat: string): string {
+    return this.#newIds.get(chat) ?? chat;
+  }
+
+  oldId(chat: string): string {
+    const moves = [...this.#newIds];
+    return moves.find(([, newId]) => newId === chat)?.[0] ?? chat;
+  }
 }
 
 // Anyone can find a bot and write to it, and each answer costs its owner money. So the owner lists
@@ -2193,6 +2226,16 @@ function telegramError(error: unknown): SendError {
   return new SendError(description, isPermanent, parameters.retry_after, isUnknown);
 }
 
+/** The new id of a group that was upgraded, if that is why a call failed. */
+function newIdIn(error: unknown): string | undefined {
+  const id = error instanceof GrammyError ? error.parameters.migrate_to_chat_id : undefined;
+  return id === undefined ? undefined : String(id);
+}
+
+/** Whether a call failed because its topic was closed or deleted. Telegram has no code for that. */
+const isTopicGone = (error: unknown) =>
+  error instanceof GrammyError && /thread not found|TOPIC_(CLOSED|DELETED)/.test(error.description);
+
 /**
  * The fetch of Node, for grammY. grammY stops a call by a signal of the package abort-controller,
  * but the fetch of Node 24 takes only Node's own, so this one passes the stop on.
@@ -2216,13 +2259,17 @@ export class TelegramChannel implements Channel {
   #newBot: () => Bot;
   #bot: Bot;
   #stopped = false;
+  #moved = new MovedChats();
+  #reported = ""; // why polling failed last
   #allowed: AllowList;
   // By sender: the newest piece of a text that was cut, and the id that the next piece would have.
   #lastPiece = new Map<string, { part: string; nextId: number }>();
   #addressedParts = new Set<string>(); // the `part` of albums and long texts that are meant for us
 
   constructor(setting: Setting) {
-    this.#allowed = new AllowList(setting("TELEGRAM_ALLOWED_CHATS"));
+    // The owner may know a group by its new id.
+    const chats = setting("TELEGRAM_ALLOWED_CHATS");
+    this.#allowed = new AllowList(chats.replace(/-\d+/g, (chat) => this.#moved.oldId(chat)));
     const apiRoot = setting("TELEGRAM_API_ROOT") || "https://api.telegram.org";
     // By default grammY uses node-fetch, which would ignore the proxy that is set for this program.
     const client = { apiRoot, timeoutSeconds: 60, fetch: fetchForGrammy };
@@ -2243,12 +2290,18 @@ export class TelegramChannel implements Channel {
   async #poll(onMessage: Accept): Promise<void> {
     while (!this.#stopped) {
       this.#registerHandlers(onMessage);
+      const startedAt = Date.now();
       try {
         await this.#bot.start({ allowed_updates: ["message"] });
       } catch (error) {
         // grammY itself waits for a server that is down. So either Telegram refused us, for example
         // because another program polls with the same token, or a message could not be stored.
-        if (!this.#stopped) warn(`telegram: ${error}. Trying again in 5 s.`);
+        // Once for each problem, because a full disk may stay full for hours. If polling has worked
+        // for a minute, it is another problem, though it may have the same name.
+        const problem = `telegram: ${error}. Trying again every 5 s.`;
+        const isNew = problem !== this.#reported || Date.now() - startedAt > 60_000;
+        if (!this.#stopped && isNew) warn(problem);
+        this.#reported = problem;
         await sleep(5_000);
         // A bot remembers which update it read last. The old bot would ask for those after the
         // failed one, which confirms the failed one. A new bot remembers nothing, so Telegram sends
@@ -2263,6 +2316,8 @@ export class TelegramChannel implements Channel {
     // Telegram forgets what was confirmed, so a message has to be on disk before grammY asks for
     // the next ones. It is, because `onMessage` is synchronous.
     this.#bot.on("message", ({ message }) => {
+      const { chat, migrate_to_chat_id: newId } = message;
+      if (newId) this.#moved.add(String(chat.id), String(newId));
       const inbound = this.#read(message);
       if (inbound) this.#allowed.admit(this, inbound, onMessage);
     });
@@ -2293,7 +2348,7 @@ export class TelegramChannel implements Channel {
       id: `telegram:${bot.id}:${chat.id}:${message_id}`,
       channel: "telegram",
       accountId: String(bot.id),
-      peerId: peerOf(message),
+      peerId: peerOf(message).replace(/^-\d+/, (group) => this.#moved.oldId(group)),
       senderId: String(from.id),
       guildId: message.is_topic_message ? String(chat.id) : undefined,
       isGroup: chat.type !== "private",
@@ -2324,17 +2379,30 @@ export class TelegramChannel implements Channel {
   }
 
   async send(to: string, text: string): Promise<void> {
-    const { chat, options } = telegramAddress(to);
     try {
-      await this.#bot.api.sendMessage(chat, text, options);
+      await this.#sendOnce(to, text).catch((error) => this.#sendElsewhere(to, text, error));
     } catch (error) {
       throw telegramError(error);
     }
   }
 
+  async #sendOnce(to: string, text: string): Promise<void> {
+    const { chat, options } = telegramAddress(to);
+    await this.#bot.api.sendMessage(this.#moved.newId(chat), text, options);
+  }
+
+  /** Tries again where the chat is now; instead of in its topic, in the chat. Throws other errors. */
+  async #sendElsewhere(to: string, text: string, error: unknown): Promise<void> {
+    const { chat } = telegramAddress(to);
+    const newId = newIdIn(error);
+    if (newId) this.#moved.add(chat, newId);
+    else if (!isTopicGone(error)) throw error;
+    await this.#sendOnce(newId ? to : chat, text);
+  }
+
   typing(to: string): Promise<unknown> {
     const { chat, options } = telegramAddress(to);
-    return this.#bot.api.sendChatAction(chat, "typing", options);
+    return this.#bot.api.sendChatAction(this.#moved.newId(chat), "typing", options);
   }
 
   async stop(): Promise<void> {
@@ -2343,7 +2411,7 @@ export class TelegramChannel implements Channel {
   }
 }
 
-// -- 4 · A webhook, and who calls it --
+// -- 5 · A webhook, and who calls it --
 
 // Feishu doesn't wait for us to ask. It calls a webhook, an address of ours to which it sends each
 // event. Anyone who finds that address can send something there as well. So the server limits what
@@ -2453,7 +2521,7 @@ function isAuthentic(body: Buffer, headers: http.IncomingHttpHeaders, key: strin
   return isFresh && headers["x-lark-signature"] === signature;
 }
 
-// -- 5 · Feishu --
+// -- 6 · Feishu --
 
 const fileKeyOf = ({ file_key, image_key }: Fields) => file_key ?? image_key;
 
@@ -4903,9 +4971,11 @@ function cutBetweenGraphemes(text: string, room: number): number {
 /** Tells the owner, once, that a reply was given up. In the terminal the log has said it. */
 async function tellOwnerOfDeadLetter(app: App, letter: Delivery): Promise<void> {
   const { channel, to, error } = letter;
+  const place = ownerPlace(app);
+  if (place === TERMINAL) return;
   // A notice that can't be sent either would bring another notice, and so on.
-  const isNotice = letter.id.startsWith(DEAD_LETTER);
-  if (isNotice || ownerPlace(app) === TERMINAL) return;
+  const isHopeless = recipientOf(letter) === recipientOf(place);
+  if (isHopeless || letter.id.startsWith(DEAD_LETTER)) return;
   const text = t(`A reply to ${channel} ${to} was not sent: ${error}. /retry sends it again.`);
   await tellOwner(app, `${DEAD_LETTER}${replyOf(letter)}`, text);
 }
