@@ -4401,7 +4401,9 @@ async function sendTo(app: App, place: Place, id: string, text: string): Promise
 }
 
 function tellOwnerOfQuarantine(app: App, { id, channel, peerId }: Routed): void {
-  if (ownerPlace(app) === TERMINAL) return; // the log has said it
+  const place = ownerPlace(app);
+  // Then the owner hears it as the person who wrote it, or from the log.
+  if (place === TERMINAL || (place.channel === channel && place.to === peerId)) return;
   const text = t(
     `A message from ${channel} ${peerId} is in quarantine: /inbox retry tries it again.`,
   );
