@@ -4451,7 +4451,7 @@ async function deliverAnswer(app: App, { id, peerId, job }: Routed, answer: stri
   const isSent = await sendTo(app, place, id, answer);
   if (isSent) return;
   const { channel, to } = place;
-  const words = t(`What ${peerId} says could not be sent to ${channel} ${to}: ${answer}`);
+  const words = t(`What ${peerId} says was not sent to ${channel} ${to}: ${answer}`);
   await tellOwner(app, `${id}!`, words);
 }
 

@@ -1752,6 +1752,7 @@ export async function reply(app: App, { id, channel, peerId: to }: InboundMessag
     await target.send(to, text);
     return true;
   }
+  if (!target) warn(`${id}: not sent yet: the channel ${channel} is not set up`);
   for (const [part, piece] of chunkMessage(text, target?.limit ?? COMMON_LIMIT).entries()) {
     app.queue.add(newDelivery(`${id}#${part}`, { channel, to, text: piece }));
   }
@@ -4474,7 +4475,7 @@ async function deliverAnswer(app: App, { id, peerId, job }: Routed, answer: stri
   const isSent = await sendTo(app, place, id, answer);
   if (isSent) return;
   const { channel, to } = place;
-  const words = t(`What ${peerId} says could not be sent to ${channel} ${to}: ${answer}`);
+  const words = t(`What ${peerId} says was not sent to ${channel} ${to}: ${answer}`);
   await tellOwner(app, `${id}!`, words);
 }
 
