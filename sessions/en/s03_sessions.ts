@@ -1298,9 +1298,21 @@ const SUMMARISE =
 const shortened = ({ content }: Anthropic.ToolResultBlockParam) =>
   keepEnds(String(content), BIG_RESULT / 2).toWellFormed();
 
-/** Whether the request was too long. The API has no error type for it, so we look at the words. */
+// How a server says that a request is too long. The first of these types has the status 413 and may
+// come from a proxy, then as a page without a type; the second one is llama.cpp's.
+const OVERFLOW_TYPES: unknown[] = ["request_too_large", "exceed_context_size_error"];
+// For the usual case the API has neither a type nor a code of its own: it is a bad request like any
+// other. So only the words are left: two sentences of the API, and one of compatible servers.
+const OVERFLOW_WORDS = /prompt is too long|exceed context limit|maximum context length/i;
+
+/** Whether the request was too long for the model. */
 export function isOverflow(error: unknown): boolean {
-  return error instanceof Anthropic.BadRequestError && /prompt is too long/i.test(error.message);
+  if (!(error instanceof Anthropic.APIError)) return false;
+  if (error.status === 413 || OVERFLOW_TYPES.includes(error.type)) return true;
+  // An error inside a stream has no status. The words count only in a bad request, because a rate
+  // limit may speak of a prompt that is too long for it, too.
+  const isBadRequest = error.status === 400 || error.type === "invalid_request_error";
+  return isBadRequest && OVERFLOW_WORDS.test(error.message);
 }
 
 /** An interrupted reply has no count of tokens, and some servers send none, or only zeros. */
