@@ -1899,17 +1899,6 @@ export async function reply(app: App, { id, channel, peerId: to }: InboundMessag
 
 // -- 2 · Nothing lost, and in order --
 
-/** Creates a folder. Anything else that has its name, and a folder that can't be read, goes. */
-function makeFolder(folder: string): void {
-  try {
-    fs.mkdirSync(folder, { recursive: true });
-    fs.readdirSync(folder);
-  } catch (error) {
-    quarantine(folder, String(error));
-    fs.mkdirSync(folder, { recursive: true });
-  }
-}
-
 const numberOf = (file: string) => Number.parseInt(path.basename(file), 10);
 
 /** The files "<number>.json" of a folder, in order. A ".tmp" is ignored: it may be half a file. */
@@ -1954,7 +1943,9 @@ export class Spool<T extends { id: string }> {
     this.#dir = dir;
     makeFolder(dir);
     this.#processedLog = new JsonlFile(path.join(dir, "processed.jsonl"));
-    this.#readProcessed();
+    for (const { record } of this.#processedLog.read()) {
+      this.#processed.add((record as { id: string }).id); // markProcessed wrote it
+    }
     for (const file of numberedFiles(dir)) {
       this.nextNumber = numberOf(file) + 1;
       const entry = readEntry<T>(file, schema);
@@ -1963,17 +1954,6 @@ export class Spool<T extends { id: string }> {
       // left it, or it is a second copy, from a restored backup.
       if (this.#isKnown(entry.id)) fs.rmSync(file);
       else this.entries.set(entry.id, { entry, file });
-    }
-  }
-
-  /** Without these ids a message that comes again is answered again, but the program starts. */
-  #readProcessed(): void {
-    try {
-      for (const { record } of this.#processedLog.read()) {
-        this.#processed.add((record as { id: string }).id); // markProcessed wrote it
-      }
-    } catch (error) {
-      quarantine(this.#processedLog.file, String(error));
     }
   }
 
