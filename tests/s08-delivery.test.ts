@@ -565,13 +565,16 @@ describe.each(sectionsFrom("s08"))("$name, the road", (file) => {
 
   it("takes what is said of a job that failed, and its answer, for two replies", async () => {
     const model = await practice({ rules: false });
-    const section = await load08(file, settings(model));
+    const given = settings(model, { TELEGRAM_ALLOWED_CHATS: "1001" });
+    const section = await load08(file, given);
     const { app, queue, line } = openDesk(section);
     line.fate = () => new Promise(() => {});
+    const owner = JSON.stringify({ channel: "telegram", to: "1001" });
+    fs.mkdirSync(join(String(given.CLAW0_WORKSPACE), ".state"), { recursive: true });
+    fs.writeFileSync(join(String(given.CLAW0_WORKSPACE), ".state/owner.json"), owner);
     vi.spyOn(app.cron, "report").mockImplementation((_id, error) => (error ? "it is off" : ""));
     const run = () => {
-      const deliver = { channel: "telegram", to: "1001" };
-      const job = { isEvent: false, deliver };
+      const job = { isEvent: false };
       const from = { channel: "cron", peerId: "job", senderId: "job", job };
       const message = { ...inbound(), ...from, id: "cron:job:2027-01-04T12:00:00.000Z" };
       return section.accept(app, message).done;

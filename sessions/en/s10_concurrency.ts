@@ -34,6 +34,7 @@
 
 // The Chinese and Japanese files are made from this one and from code.po: npm run translate.
 
+import type { ChildProcess } from "node:child_process";
 import { spawn } from "node:child_process";
 import crypto from "node:crypto";
 import { once, setMaxListeners } from "node:events";
@@ -262,20 +263,24 @@ export async function continueTurn(conversation: Conversation, options: TurnOpti
   while (needsReply(conversation.messages.at(-1))) {
     checkRounds(conversation);
     const response = await callModel(buildRequest(conversation, options), options);
-    conversation.append(response);
+    await untilStored(() => conversation.append(response), options.signal);
     options.onText?.(stopNote(response));
     const calls = callsToRun(response);
     if (calls.length === 0) continue;
     const turn = { ...options, conversation };
     const results = await Promise.all(calls.map((call) => runTool(call, turn)));
-    conversation.append({ role: "user", content: results });
+    // If the disk is full, the results wait here, since a tool must not run again to get them.
+    const answered: Message = { role: "user", content: results };
+    await untilStored(() => conversation.append(answered), options.signal);
   }
 }
 
 const needsReply = (m?: Message) => m?.role === "user" || CONTINUE_IF.some((test) => test(m));
 
-/** Brings the turn to its end. Gives all that the model said since the person spoke. */
+/** Brings the turn to its end. Gives all that the model said in it. */
 export async function finishTurn(conversation: Conversation, options: TurnOptions) {
+  const earlier = earlierTurn(conversation, options.message);
+  if (earlier) return earlier.slice(1).map(textOf).filter(Boolean).join("\n\n");
   // After a restart the answer may be stored already. Then nothing is asked, so no key is needed.
   if (needsReply(conversation.messages.at(-1))) await runMiddleware(conversation, options);
   const start = conversation.messages.findLastIndex(startsTurn) + 1;
@@ -750,6 +755,8 @@ const SAFE_ENV =
   "PATH HOME USER LANG TERM TZ TMPDIR TEMP TMP SystemRoot ComSpec PATHEXT USERPROFILE APPDATA";
 const WINDOWS = process.platform === "win32";
 
+const SHELLS = new Set<ChildProcess>(); // that are running
+
 /** Runs a script for at most `seconds`, and gives its output. Throws if it fails or is stopped. */
 async function bash(script: string, seconds: number, signal?: AbortSignal): Promise<string> {
   const child = startShell(script);
@@ -790,6 +797,8 @@ function startShell(script: string) {
     windowsHide: true,
   });
   if (!WINDOWS) child.on("exit", () => killGroup(child.pid));
+  SHELLS.add(child);
+  child.on("close", () => SHELLS.delete(child));
   return child;
 }
 
@@ -988,6 +997,22 @@ class JsonlFile {
   }
 }
 
+/** A turn: the message that began it, and all up to the next turn. [] if it is not in the list. */
+function turnOf(messages: Message[], first: Message | undefined): Message[] {
+  const start = first ? messages.indexOf(first) : -1;
+  if (start < 0) return [];
+  const length = messages.slice(start + 1).findIndex(startsTurn) + 1;
+  return length === 0 ? messages.slice(start) : messages.slice(start, start + length);
+}
+
+/** The stored turn of a message, if other turns have followed it: then it can't be continued. */
+function earlierTurn(conversation: Conversation, message?: InboundMessage): Message[] | undefined {
+  if (!message || !(conversation instanceof Session)) return undefined;
+  const turn = turnOf(conversation.messages, conversation.asked.get(message.id));
+  const isLast = turn.at(-1) === conversation.messages.at(-1);
+  return turn.length === 0 || isLast ? undefined : turn;
+}
+
 /** A conversation on disk. Its file has all that was ever said, and the list what replay gives. */
 export class Session extends Conversation {
   readonly id: string;
@@ -997,7 +1022,7 @@ export class Session extends Conversation {
   countsValidFrom = 0;
   #log: JsonlFile;
   #lineOf = new Map<Message, number>(); // where each message is in the file
-  #inboxIds = new Set<string>();
+  readonly asked = new Map<string, Message>(); // by inbox id: the message that it is the id of
 
   /** Replays the file. */
   constructor(file: string) {
@@ -1011,7 +1036,7 @@ export class Session extends Conversation {
     const { key = "", label = "", at = "" } = record;
     if (line === 1) this.header = { key, label, at };
     if (Array.isArray(record.message?.content)) this.#add(record.message, line);
-    if (record.inboxId) this.#inboxIds.add(record.inboxId);
+    if (record.inboxId && record.message) this.asked.set(record.inboxId, record.message);
     if (record.compaction) this.#compact(record.compaction.summary, record.compaction.keepFrom);
     if (record.shorten) this.#shorten(new Set(record.shorten.toolUseIds));
   }
@@ -1019,9 +1044,18 @@ export class Session extends Conversation {
   /** Writes the message to disk before it is in the list, so what the model was told is stored. */
   override append(message: Message, about: { inboxId?: string } = {}): void {
     // Appending is idempotent: after a crash the inbox brings a message again that is here already.
-    if (about.inboxId && this.#inboxIds.has(about.inboxId)) return;
+    if (about.inboxId && this.#isAsked(about.inboxId)) return;
     this.#add(message, this.#log.append({ message, ...about }));
-    if (about.inboxId) this.#inboxIds.add(about.inboxId);
+    if (about.inboxId) this.asked.set(about.inboxId, message);
+  }
+
+  /** Whether a message is here, and its answer is here as well or can still be given. */
+  #isAsked(inboxId: string): boolean {
+    const last = turnOf(this.messages, this.asked.get(inboxId)).at(-1);
+    if (!last) return false;
+    // A turn that was never answered can't be finished when another one has followed it, because
+    // the model answers what comes last. So the message is asked once more, at the end.
+    return last === this.messages.at(-1) || !needsReply(last);
   }
 
   #add(message: Message, line: number): void {
@@ -1522,7 +1556,9 @@ export interface InboundMessage {
   media: { kind: string; id: string }[];
   at: number; // when it was sent, in ms
   part?: string; // all parts of one message share it: the pictures of an album, say
-  attempts?: number; // how often the program began to answer it, counted by the inbox
+  // How often the program began to answer it and died, counted by the inbox. Missing if it never
+  // began: 0 means that it did, but ended in an orderly way.
+  attempts?: number;
 }
 
 /** A message and the conversation it belongs to, which is settled once, when it comes in. */
@@ -1747,29 +1783,51 @@ function showTyping(channel: Channel | undefined, peerId: string): () => void {
 
 /**
  * Puts the answer into the delivery queue, in chunks that the platform takes; when it returns, they
- * are on disk. It is idempotent, because the same answer after a crash has the same ids.
+ * are on disk. It is idempotent, because the same answer after a crash has the same ids. What is for
+ * a channel that is not set up in this run waits for a run in which it is.
  */
 export async function reply(app: App, { id, channel, peerId: to }: InboundMessage, answer: string) {
   const target = app.channels.get(channel);
   const text = answer.trim() || t("(There is nothing to say.)");
-  if (!target) return;
   // Whoever sees a reply while it is made sits in front of it, so nothing has to wait in a queue.
-  if (target.stream) return target.send(to, text);
-  for (const [part, piece] of chunkMessage(text, target.limit).entries()) {
+  if (target?.stream) {
+    await target.send(to, text);
+    return true;
+  }
+  for (const [part, piece] of chunkMessage(text, target?.limit ?? COMMON_LIMIT).entries()) {
     app.queue.add(newDelivery(`${id}#${part}`, { channel, to, text: piece }));
   }
   app.delivery.wake(recipientOf({ channel, to }));
+  return true;
 }
 
 // -- 2 · Nothing lost, and in order --
 
-/** The files "<number>.json" of a folder, in order. A ".tmp" is ignored: it may be half a file. */
-function numberedFiles(folder: string): string[] {
-  const names = fs.readdirSync(folder).filter((name) => /^\d+\.json$/.test(name));
-  return names.sort().map((name) => path.join(folder, name));
+/** Creates a folder. Anything else that has its name, and a folder that can't be read, goes. */
+function makeFolder(folder: string): void {
+  try {
+    fs.mkdirSync(folder, { recursive: true });
+    fs.readdirSync(folder);
+  } catch (error) {
+    quarantine(folder, String(error));
+    fs.mkdirSync(folder, { recursive: true });
+  }
 }
 
 const numberOf = (file: string) => Number.parseInt(path.basename(file), 10);
+
+/** The files "<number>.json" of a folder, in order. A ".tmp" is ignored: it may be half a file. */
+function numberedFiles(folder: string): string[] {
+  if (!fs.existsSync(folder)) return []; // somebody has deleted it
+  const names = fs.readdirSync(folder).filter((name) => /^\d+\.json$/.test(name));
+  const files = names.map((name) => path.join(folder, name));
+  const canBeCounted = (file: string) => Number.isSafeInteger(numberOf(file));
+  for (const file of files) {
+    // A number with 22 digits plus 1 is the same number, so there would be no next one.
+    if (!canBeCounted(file)) quarantine(file, t("its number is too large"));
+  }
+  return files.filter(canBeCounted).sort((a, b) => numberOf(a) - numberOf(b));
+}
 
 /** Reads and checks the entry of a file. A bad file is quarantined, and gives undefined. */
 function readEntry<T>(file: string, schema: Anthropic.Tool.InputSchema): T | undefined {
@@ -1798,11 +1856,9 @@ export class Spool<T extends { id: string }> {
   /** Takes up what an earlier run has left in `dir`. The schema says what an entry has to have. */
   constructor(dir: string, schema: Anthropic.Tool.InputSchema) {
     this.#dir = dir;
-    fs.mkdirSync(dir, { recursive: true });
+    makeFolder(dir);
     this.#processedLog = new JsonlFile(path.join(dir, "processed.jsonl"));
-    for (const { record } of this.#processedLog.read()) {
-      this.#processed.add((record as { id: string }).id); // markProcessed wrote it
-    }
+    this.#readProcessed();
     for (const file of numberedFiles(dir)) {
       this.nextNumber = numberOf(file) + 1;
       const entry = readEntry<T>(file, schema);
@@ -1811,6 +1867,17 @@ export class Spool<T extends { id: string }> {
       // left it, or it is a second copy, from a restored backup.
       if (this.#isKnown(entry.id)) fs.rmSync(file);
       else this.entries.set(entry.id, { entry, file });
+    }
+  }
+
+  /** Without these ids a message that comes again is answered again, but the program starts. */
+  #readProcessed(): void {
+    try {
+      for (const { record } of this.#processedLog.read()) {
+        this.#processed.add((record as { id: string }).id); // markProcessed wrote it
+      }
+    } catch (error) {
+      quarantine(this.#processedLog.file, String(error));
     }
   }
 
@@ -1826,11 +1893,11 @@ export class Spool<T extends { id: string }> {
   /** Keeps an entry, which is on disk when it returns. False if its id was added before. */
   add(entry: T): boolean {
     if (this.#isKnown(entry.id)) return false;
-    // The number is padded with zeros, so that the names sort as the numbers do.
+    // The number is padded with zeros, so that a listing of the folder has them in order.
     const name = `${String(this.nextNumber).padStart(12, "0")}.json`;
     const file = path.join(this.#dir, name);
-    this.nextNumber += 1;
     replaceFile(file, JSON.stringify(entry));
+    this.nextNumber += 1; // last, so that attempts on a full disk don't leave a ".tmp" each
     this.entries.set(entry.id, { entry, file });
     return true;
   }
@@ -1851,7 +1918,7 @@ export class Spool<T extends { id: string }> {
     if (!kept) return;
     // The id is written first, so that a crash between the two steps leaves a file which the next
     // start removes. In the other order nothing would know the id when the entry comes again.
-    this.#processedLog.append({ id });
+    if (!this.#processed.has(id)) this.#processedLog.append({ id });
     this.#processed.add(id);
     fs.rmSync(kept.file, { force: true });
     this.entries.delete(id);
@@ -1862,7 +1929,13 @@ export class Spool<T extends { id: string }> {
 const ofType = (type: string, ...names: string[]) =>
   Object.fromEntries(names.map((name) => [name, { type }]));
 
-const ROUTED = objectSchema(ofType("string", "id", "channel", "peerId", "text", "sessionKey"));
+const ROUTED = objectSchema(
+  {
+    ...ofType("string", "id", "channel", "peerId", "text", "sessionKey", "part"),
+    ...ofType("integer", "attempts"),
+  },
+  ["part", "attempts"],
+);
 const MAX_ATTEMPTS = 3;
 
 /**
@@ -1871,22 +1944,83 @@ const MAX_ATTEMPTS = 3;
  * then knows its id and does not take it for a new one.
  */
 export class Inbox extends Spool<Routed> {
+  // What this start has put there. One of several parts is enough to tell the person.
+  readonly newlyQuarantined = new Map<string, Routed>();
+  readonly #dir: string;
+  readonly #attempted = new Set<Routed>(); // in this run, and not answered yet
+  #isStopping = false;
+
   constructor(dir: string) {
     super(dir, ROUTED);
+    this.#dir = dir;
     // A poison message kills the program, so without a limit it would do so at every start.
     for (const [id, { entry, file }] of this.entries) {
       if ((entry.attempts ?? 0) < MAX_ATTEMPTS) continue;
-      quarantine(file, t("it was attempted three times and never came to its end"));
+      quarantine(file, t("it was attempted three times; /inbox retry brings it back"));
       this.entries.delete(id);
+      this.newlyQuarantined.set(entry.part ?? id, entry);
     }
   }
 
-  /** Counts an attempt before it begins, because the message may kill the program during it. */
+  /**
+   * Counts an attempt before it begins, because the message may kill the program during it. A
+   * turn that begins again in the same run, because the disk was full, is still the same attempt.
+   */
   countAttempt(messages: Routed[]): void {
-    for (const message of messages) {
-      message.attempts = (message.attempts ?? 0) + 1;
-      this.save(message);
+    for (const message of messages.filter((one) => !this.#attempted.has(one))) {
+      const attempts = (message.attempts ?? 0) + (this.#isStopping ? 0 : 1);
+      this.#setAttempts(message, attempts);
+      this.#attempted.add(message);
     }
+  }
+
+  /** The object changes after its file: if the disk is full, no attempt has been counted. */
+  #setAttempts(message: Routed, attempts: number): void {
+    const kept = this.entries.get(message.id);
+    if (kept) replaceFile(kept.file, JSON.stringify({ ...message, attempts }));
+    message.attempts = attempts;
+  }
+
+  /**
+   * The program is about to end in an orderly way, which is no fault of the messages that are being
+   * answered. So their attempts don't count, nor do those that still begin.
+   */
+  stopCounting(): void {
+    this.#isStopping = true;
+    for (const message of this.#attempted) {
+      try {
+        this.#setAttempts(message, (message.attempts ?? 1) - 1);
+      } catch (error) {
+        warn(`${message.id}: ${error}`);
+      }
+    }
+  }
+
+  /** The messages in quarantine, each with its file. What can't be read as one is left out. */
+  quarantined(): { file: string; message: Routed }[] {
+    const found: { file: string; message: Routed }[] = [];
+    const names = fs.readdirSync(this.#dir).filter((name) => /^\d+\.json\..*ned$/.test(name));
+    for (const name of names.sort()) {
+      const file = path.join(this.#dir, name);
+      try {
+        const message = checkInput(ROUTED, parseObject(fs.readFileSync(file, "utf8")));
+        found.push({ file, message: message as unknown as Routed });
+      } catch {
+        // It is in quarantine because it can't be used.
+      }
+    }
+    return found;
+  }
+
+  /** Takes the messages out of quarantine, as if they had not been attempted. Gives them. */
+  retry(): Routed[] {
+    const messages: Routed[] = [];
+    for (const { file, message } of this.quarantined()) {
+      const retried = { ...message, attempts: 0 };
+      if (this.add(retried)) messages.push(retried);
+      fs.rmSync(file);
+    }
+    return messages;
   }
 
   /**
@@ -1897,7 +2031,7 @@ export class Inbox extends Spool<Routed> {
    */
   partsOf(message: Routed): Routed[] {
     if (!this.entries.has(message.id)) return [];
-    const isAttempted = ({ attempts = 0 }: Routed) => attempts > 0;
+    const isAttempted = ({ attempts }: Routed) => attempts !== undefined;
     return this.pending()
       .filter(({ part, sessionKey }) => part === message.part && sessionKey === message.sessionKey)
       .filter((other) => isAttempted(other) === isAttempted(message));
@@ -1910,8 +2044,45 @@ export class Inbox extends Spool<Routed> {
    * be left, whose ids the session does not know, and they would be appended as a new message.
    */
   acknowledge(messages: Routed[]): void {
-    for (const { id } of messages.toReversed()) this.markProcessed(id);
+    for (const message of messages.toReversed()) {
+      this.markProcessed(message.id);
+      this.#attempted.delete(message);
+    }
   }
+}
+
+const DISK_RETRY = 60_000; // ms
+
+/**
+ * Takes one step of a message's path. If the disk refuses it, being full for example, the step is
+ * taken again every minute, so it has to be idempotent. What came later in the conversation waits
+ * for it, because this happens inside runExclusive. The signal ends the wait: then this throws.
+ */
+export async function untilStored<T>(step: () => T | Promise<T>, signal?: AbortSignal): Promise<T> {
+  let isReported = false;
+  while (true) {
+    try {
+      return await step();
+    } catch (error) {
+      if (!isDiskError(error) || signal?.aborted) throw error;
+      if (!isReported) warn(`${error}. ${t("Nothing is lost: it is tried again every minute.")}`);
+      isReported = true;
+    }
+    await delay(DISK_RETRY, signal);
+  }
+}
+
+/** Resolves after so many ms, or when the signal aborts. */
+function delay(ms: number, signal?: AbortSignal): Promise<void> {
+  return new Promise((resolve) => {
+    const timer = setTimeout(end, ms);
+    signal?.addEventListener("abort", end);
+    function end() {
+      clearTimeout(timer);
+      signal?.removeEventListener("abort", end);
+      resolve();
+    }
+  });
 }
 
 /** Runs the tasks of one conversation one after the other, those of different ones side by side. */
@@ -1980,10 +2151,11 @@ export async function handle(app: App, parts: Routed[], signal?: AbortSignal): P
   let answer: string;
   try {
     const agent = app.agents.get(message.agentId);
-    answer = await runUserTurn(app, message, signal, (laneSignal) => {
+    const begin = (laneSignal: AbortSignal) => {
       app.inbox.countAttempt(parts);
       return answerTo(message, app, { message, signal: laneSignal, onText, agent });
-    });
+    };
+    answer = await untilStored(() => runUserTurn(app, message, signal, begin), signal);
   } catch (error) {
     if (message.channel === "cli") throw error; // the terminal shows it
     if (error instanceof StoppingError) throw error; // it stays in the inbox
@@ -1994,8 +2166,8 @@ export async function handle(app: App, parts: Routed[], signal?: AbortSignal): P
     stopTyping();
   }
   // A channel that streams has shown the answer already.
-  if (!channel?.stream) await reply(app, answered, answer);
-  app.inbox.acknowledge(parts);
+  if (!channel?.stream) await untilStored(() => reply(app, answered, answer));
+  await untilStored(() => app.inbox.acknowledge(parts));
   return answer;
 }
 
@@ -2713,6 +2885,18 @@ export class FeishuChannel implements Channel {
     delete ROUTES["POST /feishu/events"];
   }
 }
+
+command("inbox", "[retry]: the messages in quarantine", (args, app) => {
+  if (args === "retry") {
+    const messages = app.inbox.retry();
+    for (const message of messages) resume(app, message);
+    return t(`${messages.length} in line again.`);
+  }
+  const lines = app.inbox.quarantined().map(({ message: { id, text } }) => {
+    return `${id}  ${JSON.stringify(text.slice(0, 60))}`;
+  });
+  return lines.length > 0 ? lines : t("No message is in quarantine.");
+});
 
 command("channels", "the channels, and how they are", (_args, { channels }) =>
   [...channels.states].map(([name, state]) => `${name.padEnd(10)} ${state}`),
@@ -4296,27 +4480,33 @@ function enqueueJob(app: App, { id, payload, deliver }: Job, due: number): boole
   return true;
 }
 
-/**
- * Runs a job, and gives what was sent. After an error nothing is sent, unless the job is off now:
- * then the owner is told so.
- */
+/** Runs a job, and gives what it has to say, or "" after an error. */
 async function runJob(app: App, message: Routed, signal?: AbortSignal): Promise<string> {
-  const { peerId: id, job } = message;
-  let answer: string;
-  let about: InboundMessage = message;
+  const id = message.peerId;
+  let answer = "";
   try {
     answer = await answerJobInLane(app, message, signal);
     app.cron.report(id);
   } catch (error) {
     // The program is about to end. The run stays in the inbox, so the next start begins it.
     if (error instanceof StoppingError) throw error;
-    answer = app.cron.report(id, error);
-    // This text is not the answer, so its parts must not have the ids of the answer's parts.
-    about = { ...message, id: failureReplyId(message.id) };
+    const notice = app.cron.report(id, error);
+    // "!", because the id of the message itself must stay free for its answer (s08).
+    if (notice) await tellOwner(app, `${message.id}!`, notice);
   }
-  if (answer) await tellOwner(app, about, answer, job?.deliver);
+  if (answer) await deliverAnswer(app, message, answer);
   app.inbox.acknowledge([message]);
   return answer;
+}
+
+/** Sends what a job has to say. If that fails, the owner hears it. (From s08 on it waits instead.) */
+async function deliverAnswer(app: App, { id, peerId, job }: Routed, answer: string): Promise<void> {
+  const place = job?.deliver ?? ownerPlace(app);
+  const isSent = await sendTo(app, place, id, answer);
+  if (isSent) return;
+  const { channel, to } = place;
+  const words = t(`What ${peerId} says could not be sent to ${channel} ${to}: ${answer}`);
+  await tellOwner(app, `${id}!`, words);
 }
 
 const KEPT_RUNS = 20; // conversations of each job, and of the heartbeat, with the one that begins
@@ -4362,24 +4552,30 @@ function rememberOwner(app: App, message: InboundMessage): void {
   if (known !== place) replaceFile(OWNER_FILE, place);
 }
 
-/** The chat from which the owner wrote last. Undefined if there is none that is still theirs. */
-function ownerPlace(app: App): Place | undefined {
+const TERMINAL: Place = { channel: "cli", to: "owner" };
+
+/** The chat from which the owner wrote last. The terminal, if there is none that is still theirs. */
+function ownerPlace(app: App): Place {
   const { channel = "", to = "" }: Partial<Place> = readState(OWNER_FILE);
   // The settings may have changed since, so that the owner's chat is another one now.
   const isTheirs = app.channels.has(channel) && isOwnersChat(channel, to);
-  return isTheirs ? { channel, to } : undefined;
+  return isTheirs ? { channel, to } : TERMINAL;
 }
 
 /**
- * Sends a text to the place `deliver` that the job names, or, if it names none, to the chat from
- * which the owner wrote last. Prints it in the terminal if there is no such chat, or if the channel
- * of the place is not running. `about` is the message that the text belongs to.
+ * Tells the owner something, where they wrote last. Gives whether it was sent. The id is one that
+ * no other text has: from s08 on, a text with the same id is sent only once.
  */
-async function tellOwner(app: App, about: InboundMessage, text: string, deliver?: Place) {
-  const place = deliver ?? ownerPlace(app);
-  if (!place || !app.channels.has(place.channel)) return info(text);
+export async function tellOwner(app: App, id: string, text: string): Promise<boolean> {
+  return sendTo(app, ownerPlace(app), id, text);
+}
+
+/** Sends a text that nobody waits for. Gives whether it was sent. */
+async function sendTo(app: App, place: Place, id: string, text: string): Promise<boolean> {
   const { channel, to: peerId } = place;
-  await reply(app, { ...about, job: undefined, channel, peerId }, text);
+  if (channel !== "cli") return reply(app, { ...INTERNAL, id, channel, peerId, text, at: 0 }, text);
+  info(text); // not by the channel "cli", because with --serve there is only the log
+  return true;
 }
 
 // The heartbeat.
@@ -4488,7 +4684,8 @@ export class HeartbeatRunner {
     if (!text) return "ok";
     const told = { text: "", at: 0, ...readState(this.#file) };
     if (text === told.text && message.at - told.at < 24 * HOUR) return "duplicate";
-    await tellOwner(app, message, text);
+    const isSent = await tellOwner(app, message.id, text);
+    if (!isSent) return "not-sent"; // so the next heartbeat may say it again
     replaceFile(this.#file, JSON.stringify({ text, at: message.at }));
     return "delivered";
   }
@@ -4720,6 +4917,8 @@ export class DeliveryQueue extends Spool<Delivery> {
   }
 }
 
+const COMMON_LIMIT = 4_000; // units that every platform takes, also one that is not set up now
+
 // One entry for each retry: how many seconds it comes after the failure before it. A delivery whose
 // last retry has failed, too, is given up.
 const BACKOFF = [5, 25, 120, 600];
@@ -4793,19 +4992,20 @@ export class DeliveryRunner {
     this.#now = now;
   }
 
-  /** Starts sending all that waits. What is for a channel that is not set up stays in the queue. */
+  /** Starts sending all that waits. */
   start(): void {
-    for (const [recipient, [first]] of this.#queue.waiting) {
-      if (first && this.#channels.has(first.channel)) this.wake(recipient);
-    }
+    for (const recipient of this.#queue.waiting.keys()) this.wake(recipient);
   }
 
   /**
    * Sends what waits for one recipient. runExclusive keeps it in order, as it does for the turns of
-   * a conversation. Each recipient has at most one timer, however many deliveries wait.
+   * a conversation. Each recipient has at most one timer, however many deliveries wait. What is for
+   * a channel that is not set up stays in the queue.
    */
   wake(recipient: string): void {
     this.#clearTimer(recipient);
+    const first = this.#firstFor(recipient);
+    if (!first || !this.#channels.has(first.channel)) return;
     runExclusive(`delivery ${recipient}`, () => this.#work(recipient)).catch((error) => {
       warn(`delivery: ${error}`); // for example, because the disk is full
       this.#wakeLater(recipient, 60_000);
@@ -5904,15 +6104,27 @@ async function startApp(app: App, httpPort: number): Promise<void> {
  * not set up in this run stays in the inbox until a run in which it is.
  */
 function resumeInbox(app: App): void {
+  for (const message of app.inbox.newlyQuarantined.values()) tellQuarantined(app, message);
   for (const message of app.inbox.pending()) {
-    // A turn that fails is dealt with in `handle`. If anything else goes wrong, for example because
-    // the disk is full, the message stays in the inbox. runExclusive handles the rejection.
-    if (app.channels.has(message.channel)) void enqueue(app, message);
+    if (app.channels.has(message.channel)) resume(app, message);
   }
   // Jobs come second: the turns of people are under way by then, and a job waits for those.
   for (const message of app.inbox.pending()) {
     if (message.channel === "cron") void enqueue(app, message);
   }
+}
+
+/** A turn that fails is dealt with in `handle`. If anything else fails, the message stays. */
+function resume(app: App, message: Routed): void {
+  enqueue(app, message).catch((error) => warn(`${message.id}: ${error}`));
+}
+
+/** Tells the person, before the messages that they wrote later are answered. */
+function tellQuarantined(app: App, message: Routed): void {
+  const text = t("I tried three times to answer an earlier message, and had to set it aside.");
+  const about = { ...message, id: failureReplyId(message.id) };
+  const tell = () => untilStored(() => reply(app, about, text));
+  runExclusive(message.sessionKey, tell).catch((error) => warn(`${message.id}: ${error}`));
 }
 
 /** Answers lines and runs commands until the person at the terminal leaves. */
@@ -5924,10 +6136,12 @@ async function runTerminal(app: App): Promise<void> {
 }
 
 /** Resolves when a service manager or a person asks the program to stop. */
-async function stopSignal(): Promise<void> {
+async function stopSignal(isServing: boolean): Promise<void> {
   // Listening for signals alone does not keep Node running, but a timer does.
-  setInterval(() => {}, 60_000);
-  await Promise.race([once(process, "SIGTERM"), once(process, "SIGINT")]);
+  if (isServing) setInterval(() => {}, 60_000);
+  // At the terminal, Ctrl+C (SIGINT) is for the reply. SIGHUP says that its window was closed.
+  const signals = isServing ? ["SIGTERM", "SIGINT"] : ["SIGTERM", "SIGHUP"];
+  await Promise.race(signals.map((signal) => once(process, signal)));
 }
 
 /**
@@ -5935,10 +6149,13 @@ async function stopSignal(): Promise<void> {
  * get up to 10 s. What is not done by then is in the inbox, so the next start goes on with it.
  */
 async function shutDown(app: App, isServing: boolean): Promise<void> {
+  app.inbox.stopCounting();
   await app.channels.stop();
   // If the input is a pipe, we don't wait: its lines are all answered by now, and messages of other
   // channels stay in the inbox.
   if (isServing || process.stdin.isTTY) await Promise.race([LANES.shutDown(), sleep(10_000)]);
+  // A shell is a process group of its own, so it would go on after us.
+  for (const shell of SHELLS) killGroup(shell.pid);
   // The callback runs when whoever reads our output through a pipe has taken all of it.
   process.stdout.write("", () => process.exit(0));
 }
@@ -5949,10 +6166,10 @@ async function main(): Promise<void> {
   const app = createApp();
   greet(app);
   // We listen for signals from here on, because one may arrive while the channels are starting.
-  const stopped = isServing ? stopSignal() : undefined;
+  const stopped = stopSignal(isServing);
   await startApp(app, httpPort);
-  // With --serve the program runs until a signal comes, else until the person leaves.
-  await (stopped ?? runTerminal(app));
+  // With --serve the program runs until a signal comes, else until the person leaves, too.
+  await (isServing ? stopped : Promise.race([stopped, runTerminal(app)]));
   await shutDown(app, isServing);
 }
 
