@@ -274,6 +274,8 @@ function message() {
     media: [] as { kind: string; id: string }[], // empty, but not of nothing
     at: 1_767_600_000_000,
     part: undefined as string | undefined, // as above
+    senderName: undefined as string | undefined, // as above
+    quoted: undefined as string | undefined, // as above
     attempts: undefined as number | undefined, // as above
     sessionKey: "agent:luna:telegram:direct:1001",
     agentId: "luna",
