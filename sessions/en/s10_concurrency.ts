@@ -1602,11 +1602,13 @@ export interface Channel {
 export class SendError extends Error {
   permanent: boolean; // no attempt will ever succeed
   retryAfter?: number; // seconds that the platform asks us to wait
+  isUnknown: boolean; // the platform refused, and we don't know whether an attempt can succeed
 
-  constructor(why: string, permanent = false, retryAfter?: number) {
+  constructor(why: string, permanent = false, retryAfter?: number, isUnknown = false) {
     super(why);
     this.permanent = permanent;
     this.retryAfter = retryAfter;
+    this.isUnknown = isUnknown;
   }
 }
 
@@ -1781,6 +1783,12 @@ function showTyping(channel: Channel | undefined, peerId: string): () => void {
   return () => clearInterval(timer);
 }
 
+// Blanks, control and zero-width characters, and the Braille pattern without a dot.
+const INVISIBLE = /^[\s\p{Cc}\p{Cf}\p{Default_Ignorable_Code_Point}\u2800]*$/u;
+
+/** Whether a person sees anything of a text. No platform takes one of which they would not. */
+const canBeSeen = (text: string) => !INVISIBLE.test(text);
+
 /**
  * Puts the answer into the delivery queue, in chunks that the platform takes; when it returns, they
  * are on disk. It is idempotent, because the same answer after a crash has the same ids. What is for
@@ -1788,7 +1796,7 @@ function showTyping(channel: Channel | undefined, peerId: string): () => void {
  */
 export async function reply(app: App, { id, channel, peerId: to }: InboundMessage, answer: string) {
   const target = app.channels.get(channel);
-  const text = answer.trim() || t("(There is nothing to say.)");
+  const text = canBeSeen(answer) ? answer.trim() : t("(There is nothing to say.)");
   // Whoever sees a reply while it is made sits in front of it, so nothing has to wait in a queue.
   if (target?.stream) {
     await target.send(to, text);
@@ -1801,7 +1809,7 @@ export async function reply(app: App, { id, channel, peerId: to }: InboundMessag
   return true;
 }
 
-// -- 2 · Nothing lost, and in order --
+// -- 2 · Nothing lost --
 
 /** Creates a folder. Anything else that has its name, and a folder that can't be read, goes. */
 function makeFolder(folder: string): void {
@@ -2051,6 +2059,8 @@ export class Inbox extends Spool<Routed> {
   }
 }
 
+// -- 3 · In order --
+
 const DISK_RETRY = 60_000; // ms
 
 /**
@@ -2171,7 +2181,7 @@ export async function handle(app: App, parts: Routed[], signal?: AbortSignal): P
   return answer;
 }
 
-// -- 3 · Telegram --
+// -- 4 · Telegram --
 
 /** Separates chat and thread in the peerId of a topic, as in "-1001:topic:7". */
 const TOPIC = ":topic:";
@@ -2189,6 +2199,37 @@ function telegramAddress(peerId: string) {
 
 /** The chat that a topic of Telegram or a thread of Feishu belongs to. */
 const chatOf = (peerId: string) => peerId.replace(/:(?:topic|thread):.*/, "");
+
+/**
+ * Groups that were upgraded to supergroups, by which Telegram gives them another id. In the program
+ * such a chat keeps the id that it had, so its conversation, its route and its place in the list of
+ * allowed chats stay the same. Only Telegram is told the new one.
+ */
+class MovedChats {
+  readonly #file = path.join(STATE, "moved.json");
+  readonly #newIds = new Map<string, string>(); // by the old ones
+
+  constructor() {
+    if (!fs.existsSync(this.#file)) return;
+    const stored = readEntry<Fields>(this.#file, objectSchema({})) ?? {};
+    for (const [oldId, newId] of Object.entries(stored)) this.#newIds.set(oldId, String(newId));
+  }
+
+  add(chat: string, newId: string): void {
+    this.#newIds.set(this.oldId(chat), newId);
+    fs.mkdirSync(path.dirname(this.#file), { recursive: true });
+    replaceFile(this.#file, JSON.stringify(Object.fromEntries(this.#newIds)));
+  }
+
+  newId(chat: string): string {
+    return this.#newIds.get(chat) ?? chat;
+  }
+
+  oldId(chat: string): string {
+    const moves = [...this.#newIds];
+    return moves.find(([, newId]) => newId === chat)?.[0] ?? chat;
+  }
+}
 
 // Anyone can find a bot and write to it, and each answer costs its owner money. So the owner lists
 // the chats that may use it, and an empty list admits nobody.
@@ -2327,11 +2368,22 @@ function telegramError(error: unknown): SendError {
   // If Telegram itself did not answer, the network failed, and a later attempt may succeed.
   if (!(error instanceof GrammyError)) return new SendError(String(error));
   const { error_code: status, description, parameters } = error;
-  // 429 means that we send too fast. Any other refusal is permanent, for example 403, which says
-  // that the person blocked the bot, or 400, that there is no such chat.
-  const isTemporary = status === 429 || status >= 500;
-  return new SendError(description, !isTemporary, parameters.retry_after);
+  // 403 says, for example, that the person blocked the bot, and 400 that there is no such chat.
+  const isPermanent = status === 400 || status === 403;
+  // 429 means that we send too fast. 401 says that the token is wrong, which the owner may mend.
+  const isUnknown = !isPermanent && status !== 429 && status < 500;
+  return new SendError(description, isPermanent, parameters.retry_after, isUnknown);
 }
+
+/** The new id of a group that was upgraded, if that is why a call failed. */
+function newIdIn(error: unknown): string | undefined {
+  const id = error instanceof GrammyError ? error.parameters.migrate_to_chat_id : undefined;
+  return id === undefined ? undefined : String(id);
+}
+
+/** Whether a call failed because its topic was closed or deleted. Telegram has no code for that. */
+const isTopicGone = (error: unknown) =>
+  error instanceof GrammyError && /thread not found|TOPIC_(CLOSED|DELETED)/.test(error.description);
 
 /**
  * The fetch of Node, for grammY. grammY stops a call by a signal of the package abort-controller,
@@ -2357,6 +2409,8 @@ export class TelegramChannel implements Channel {
   #newBot: () => Bot;
   #bot: Bot;
   #stopped = false;
+  #moved = new MovedChats();
+  #reported = ""; // why polling failed last
   #allowed: AllowList;
   // The newest long piece of each sender in each conversation.
   #lastPiece = new Map<string, { part: string; id: number; date: number }>();
@@ -2364,7 +2418,9 @@ export class TelegramChannel implements Channel {
   #heldParts = new Map<string, { isAddressed: boolean; messages: InboundMessage[] }>();
 
   constructor(setting: Setting) {
-    this.#allowed = new AllowList(setting("TELEGRAM_ALLOWED_CHATS"));
+    // The owner may know a group by its new id.
+    const chats = setting("TELEGRAM_ALLOWED_CHATS");
+    this.#allowed = new AllowList(chats.replace(/-\d+/g, (chat) => this.#moved.oldId(chat)));
     const apiRoot = setting("TELEGRAM_API_ROOT") || "https://api.telegram.org";
     // By default grammY uses node-fetch, which would ignore the proxy that is set for this program.
     const client = { apiRoot, timeoutSeconds: 60, fetch: fetchForGrammy };
@@ -2385,12 +2441,18 @@ export class TelegramChannel implements Channel {
   async #poll(onMessage: Accept): Promise<void> {
     while (!this.#stopped) {
       this.#registerHandlers(onMessage);
+      const startedAt = Date.now();
       try {
         await this.#bot.start({ allowed_updates: ["message", "channel_post"] });
       } catch (error) {
         // grammY itself waits for a server that is down. So either Telegram refused us, for example
         // because another program polls with the same token, or a message could not be stored.
-        if (!this.#stopped) warn(`telegram: ${error}. Trying again in 5 s.`);
+        // Once for each problem, because a full disk may stay full for hours. If polling has worked
+        // for a minute, it is another problem, though it may have the same name.
+        const problem = `telegram: ${error}. Trying again every 5 s.`;
+        const isNew = problem !== this.#reported || Date.now() - startedAt > 60_000;
+        if (!this.#stopped && isNew) warn(problem);
+        this.#reported = problem;
         await sleep(5_000);
         // A bot remembers which update it read last. The old bot would ask for those after the
         // failed one, which confirms the failed one. A new bot remembers nothing, so Telegram sends
@@ -2404,7 +2466,11 @@ export class TelegramChannel implements Channel {
   #registerHandlers(onMessage: Accept): void {
     // Telegram forgets what was confirmed, so a message has to be on disk before grammY asks for
     // the next ones. It is, because `onMessage` is synchronous.
-    this.#bot.on(["message", "channel_post"], ({ msg }) => this.#receive(msg, onMessage));
+    this.#bot.on(["message", "channel_post"], ({ msg }) => {
+      const { chat, migrate_to_chat_id: newId } = msg;
+      if (newId) this.#moved.add(String(chat.id), String(newId));
+      this.#receive(msg, onMessage);
+    });
     // A message that could not be stored, for example on a full disk, must not be confirmed. So the
     // error is thrown on and ends this bot, and the next one gets the same messages again.
     this.#bot.catch(({ error }) => Promise.reject(error));
@@ -2449,7 +2515,7 @@ export class TelegramChannel implements Channel {
       id: `telegram:${bot.id}:${chat.id}:${message_id}`,
       channel: "telegram",
       accountId: String(bot.id),
-      peerId: peerOf(message),
+      peerId: peerOf(message).replace(/^-\d+/, (group) => this.#moved.oldId(group)),
       senderId: String(sender.id),
       senderName: sender.name,
       guildId: message.is_topic_message ? String(chat.id) : undefined,
@@ -2485,17 +2551,30 @@ export class TelegramChannel implements Channel {
   }
 
   async send(to: string, text: string): Promise<void> {
-    const { chat, options } = telegramAddress(to);
     try {
-      await this.#bot.api.sendMessage(chat, text, options);
+      await this.#sendOnce(to, text).catch((error) => this.#sendElsewhere(to, text, error));
     } catch (error) {
       throw telegramError(error);
     }
   }
 
+  async #sendOnce(to: string, text: string): Promise<void> {
+    const { chat, options } = telegramAddress(to);
+    await this.#bot.api.sendMessage(this.#moved.newId(chat), text, options);
+  }
+
+  /** Tries again where the chat is now; instead of in its topic, in the chat. Throws other errors. */
+  async #sendElsewhere(to: string, text: string, error: unknown): Promise<void> {
+    const { chat } = telegramAddress(to);
+    const newId = newIdIn(error);
+    if (newId) this.#moved.add(chat, newId);
+    else if (!isTopicGone(error)) throw error;
+    await this.#sendOnce(newId ? to : chat, text);
+  }
+
   typing(to: string): Promise<unknown> {
     const { chat, options } = telegramAddress(to);
-    return this.#bot.api.sendChatAction(chat, "typing", options);
+    return this.#bot.api.sendChatAction(this.#moved.newId(chat), "typing", options);
   }
 
   async stop(): Promise<void> {
@@ -2504,7 +2583,7 @@ export class TelegramChannel implements Channel {
   }
 }
 
-// -- 4 · A webhook, and who calls it --
+// -- 5 · A webhook, and who calls it --
 
 // Feishu doesn't wait for us to ask. It calls a webhook, an address of ours to which it sends each
 // event. Anyone who finds that address can send something there as well. So the server limits what
@@ -2620,7 +2699,7 @@ function isAuthentic(body: Buffer, headers: http.IncomingHttpHeaders, key: strin
   return isFresh && isSameSecret(String(headers["x-lark-signature"]), signature);
 }
 
-// -- 5 · Feishu --
+// -- 6 · Feishu --
 
 const fileKeyOf = ({ file_key, image_key }: Fields) => file_key ?? image_key;
 const kindOf = ({ tag }: Fields) => (tag === "img" ? "image" : String(tag));
@@ -4578,6 +4657,16 @@ async function sendTo(app: App, place: Place, id: string, text: string): Promise
   return true;
 }
 
+function tellOwnerOfQuarantine(app: App, { id, channel, peerId }: Routed): void {
+  const place = ownerPlace(app);
+  // Then the owner hears it as the person who wrote it, or from the log.
+  if (place === TERMINAL || (place.channel === channel && place.to === peerId)) return;
+  const text = t(
+    `A message from ${channel} ${peerId} is in quarantine: /inbox retry tries it again.`,
+  );
+  untilStored(() => tellOwner(app, `${id}!owner`, text)).catch((error) => warn(`${id}: ${error}`));
+}
+
 // The heartbeat.
 
 const MAX_OK_LENGTH = 300; // characters beside HEARTBEAT_OK; a longer answer is news
@@ -4826,7 +4915,7 @@ export class DeliveryQueue extends Spool<Delivery> {
   constructor(dir: string) {
     super(dir, DELIVERY);
     this.#failed = path.join(dir, "failed");
-    fs.mkdirSync(this.#failed, { recursive: true });
+    makeFolder(this.#failed);
     // A dead letter keeps its file name, so no new delivery may get the same number.
     const lastFailed = numberedFiles(this.#failed).at(-1);
     if (lastFailed) this.nextNumber = Math.max(this.nextNumber, numberOf(lastFailed) + 1);
@@ -4884,6 +4973,7 @@ export class DeliveryQueue extends Spool<Delivery> {
     // The reason is written first, so a file in failed/ always has one.
     delivery.error = why;
     this.save(delivery);
+    fs.mkdirSync(this.#failed, { recursive: true }); // somebody may have deleted it
     fs.renameSync(kept.file, path.join(this.#failed, path.basename(kept.file)));
     this.entries.delete(delivery.id);
     this.#unlist(delivery);
@@ -4919,31 +5009,32 @@ export class DeliveryQueue extends Spool<Delivery> {
 
 const COMMON_LIMIT = 4_000; // units that every platform takes, also one that is not set up now
 
-// One entry for each retry: how many seconds it comes after the failure before it. A delivery whose
-// last retry has failed, too, is given up.
-const BACKOFF = [5, 25, 120, 600];
+// One entry for each retry: how many seconds it comes after the failure before it. All later ones
+// come after the last of these times, until the delivery expires.
+const BACKOFF = [5, 25, 120, 600, 1800];
 const EXPIRES = 24 * 3600 * 1000; // ms; an older reply would only puzzle people
+const MAX_REFUSALS = 5; // failures after which a refusal that we don't know counts as permanent
 
 /** Jitter: up to a quarter longer, so that not all deliveries are tried in the same second. */
 const withJitter = (seconds: number) => seconds * (1 + Math.random() / 4);
 
 /**
- * Exponential back-off: how many seconds to wait after so many failures, or what the platform asks
- * for, if that is longer. Undefined if there is to be no other attempt.
+ * Exponential back-off with a cap: how many seconds to wait after so many failures, or what the
+ * platform asks for, if that is longer.
  */
-function backoff(failures: number, retryAfter = 0): number | undefined {
-  const seconds = BACKOFF[failures - 1];
-  if (seconds === undefined) return undefined;
+function backoff(failures: number, retryAfter = 0): number {
+  const seconds = BACKOFF[Math.min(failures, BACKOFF.length) - 1] ?? 0;
   return Math.ceil(Math.max(withJitter(seconds), retryAfter));
 }
 
 /** When a delivery has to be looked at next, in ms: for its next attempt, or when it expires. */
-function dueAt({ enqueuedAt, nextAttemptAt }: Delivery, now: number): number {
-  // It was enqueued in the future, so somebody has put the clock back: its times mean nothing.
-  if (enqueuedAt > now) return now;
+function dueAt(delivery: Delivery, now: number): number {
+  // It was enqueued in the future, so somebody has put the clock back, and its times mean nothing.
+  // It gets new ones: it is tried now, and if that fails, again after the usual waits.
+  if (delivery.enqueuedAt > now) Object.assign(delivery, { enqueuedAt: now, nextAttemptAt: now });
   // If it expires before its next attempt, it is given up then, and what is behind it goes on. (+
   // 1, because only what is older than EXPIRES is given up.)
-  return Math.min(nextAttemptAt, enqueuedAt + EXPIRES + 1);
+  return Math.min(delivery.nextAttemptAt, delivery.enqueuedAt + EXPIRES + 1);
 }
 
 /**
@@ -4973,12 +5064,12 @@ export class SimulatedFailures {
 /** Sends what is in the queue: in order for each recipient, and side by side for different ones. */
 export class DeliveryRunner {
   readonly stats = { sent: 0, retried: 0, failed: 0 };
+  onDeadLetter = (_first: Delivery): void => {}; // called once for each reply that is given up
   #queue: DeliveryQueue;
   #channels: ChannelManager;
   #simulated: SimulatedFailures;
   #now: () => number;
   #timers = new Map<string, NodeJS.Timeout>(); // by recipient
-  #sentNotAcknowledged = new Set<string>(); // ids; one stays here if acknowledging it throws
 
   constructor(
     queue: DeliveryQueue,
@@ -5007,7 +5098,7 @@ export class DeliveryRunner {
     const first = this.#firstFor(recipient);
     if (!first || !this.#channels.has(first.channel)) return;
     runExclusive(`delivery ${recipient}`, () => this.#work(recipient)).catch((error) => {
-      warn(`delivery: ${error}`); // for example, because the disk is full
+      warn(`delivery: ${error}`); // whatever it is, the queue goes on
       this.#wakeLater(recipient, 60_000);
     });
   }
@@ -5044,16 +5135,11 @@ export class DeliveryRunner {
 
   /** Sends a delivery. If that fails, it is postponed, or it becomes a dead letter. */
   async #process(delivery: Delivery): Promise<void> {
-    // What was sent is not sent again, even if a full disk kept it from being acknowledged.
-    if (!this.#sentNotAcknowledged.has(delivery.id)) {
-      const why = this.#whyHopeless(delivery);
-      if (why) return this.#giveUp(delivery, why);
-      const failure = await this.#attempt(delivery);
-      if (failure) return this.#handleFailure(delivery, failure);
-      this.#sentNotAcknowledged.add(delivery.id);
-    }
-    this.#queue.acknowledge(delivery);
-    this.#sentNotAcknowledged.delete(delivery.id);
+    const why = this.#whyHopeless(delivery);
+    if (why) return this.#giveUp(delivery, why);
+    const failure = await this.#attempt(delivery);
+    if (failure) return this.#handleFailure(delivery, failure);
+    await untilStored(() => this.#queue.acknowledge(delivery));
     this.stats.sent += 1;
   }
 
@@ -5070,10 +5156,8 @@ export class DeliveryRunner {
     const { id, channel, to, text, unfinished } = delivery;
     if (unfinished > 0) warn(`${id}: the program ended while this was sent. It may arrive twice.`);
     // In the file the send counts as unfinished until it has ended, one way or the other.
-    this.#queue.save({ ...delivery, unfinished: unfinished + 1 });
-    // The object changes only after its file: if writing throws, nothing has been sent, so the
-    // object must not count a send.
     delivery.unfinished += 1;
+    await untilStored(() => this.#queue.save(delivery));
     const target = this.#channels.get(channel);
     if (!target) return new SendError("no channel", false);
     if (this.#simulated.take("delivery")) return new SendError("simulated", false);
@@ -5086,121 +5170,47 @@ export class DeliveryRunner {
   }
 
   /** Postpones a delivery, or gives it up if another attempt makes no sense. */
-  #handleFailure(delivery: Delivery, { message, permanent, retryAfter }: SendError): void {
+  async #handleFailure(delivery: Delivery, error: SendError): Promise<void> {
+    const { message, permanent, isUnknown, retryAfter } = error;
     delivery.failures += 1;
-    const seconds = backoff(delivery.failures, retryAfter);
-    if (permanent || seconds === undefined) {
-      this.#giveUp(delivery, message);
-      return;
+    if (permanent || (isUnknown && delivery.failures >= MAX_REFUSALS)) {
+      return this.#giveUp(delivery, message);
     }
+    const seconds = backoff(delivery.failures, retryAfter);
     delivery.unfinished = 0;
     delivery.nextAttemptAt = this.#now() + seconds * 1000;
-    this.#queue.save(delivery);
+    await untilStored(() => this.#queue.save(delivery));
     this.stats.retried += 1;
     warn(`${delivery.id}: not sent: ${message}. Again in ${seconds} s.`);
   }
 
-  #giveUp(delivery: Delivery, why: string): void {
-    const parts = this.#queue.deadLetter(delivery, why);
+  async #giveUp(delivery: Delivery, why: string): Promise<void> {
+    const parts = await untilStored(() => this.#queue.deadLetter(delivery, why));
     this.stats.failed += parts.length;
     warn(
       `${delivery.id}: not sent for good, ${parts.length} in failed/: ${why}. /retry sends them again.`,
     );
+    this.onDeadLetter(delivery);
   }
-}
-
-const MIN_FENCED = 60; // in less room than that, code blocks are cut like everything else
-const CLOSING_ROOM = 9; // a new line and the longest fence that we recognise
-const MAX_OPENING = 30; // of an opening line this long, only the marks are repeated, to save room
-const FENCE = /^ {0,3}(`{3,8}|~{3,8})(.*)/;
-
-/** How a piece of a text ends, which decides how the next one begins. */
-interface PieceEnd {
-  openFence: string; // the line that opened the code block in which it ends, or "" if in none
-  endsMidLine: boolean;
 }
 
 /**
  * Cuts a text into pieces of at most `limit` UTF-16 units: between paragraphs, else lines, else
- * sentences, else words, and never within what people see as one character. A code block that is
- * cut is closed, and opened again in the next piece.
+ * sentences, else words, and never within what people see as one character.
  */
 export function chunkMessage(text: string, limit: number): string[] {
   const chunks: string[] = [];
   let rest = text;
-  let previous: PieceEnd = { openFence: "", endsMidLine: false };
-  while (rest.trim()) {
-    const piece = nextPiece(rest, limit, previous.openFence);
-    rest = rest.slice(piece.length);
-    const end = endOf(piece, previous, limit);
-    const chunk = withFences(piece, previous.openFence, rest ? end.openFence : "");
-    if (chunk) chunks.push(chunk);
-    // A chunk that begins in a code block keeps the empty lines at its beginning.
-    if (!end.openFence) rest = withoutGap(rest, end.endsMidLine);
-    previous = end;
+  while (canBeSeen(rest)) {
+    const size = rest.length <= limit ? rest.length : cutAt(rest, limit);
+    const piece = rest.slice(0, size);
+    if (canBeSeen(piece)) chunks.push(piece.trimEnd());
+    // Between two messages nobody needs empty lines, nor the space at which a line was cut. But the
+    // spaces at the beginning of a line are its indentation.
+    const gap = piece.endsWith("\n") ? /^\s*\n/ : /^\s*\n|^ /;
+    rest = rest.slice(size).replace(gap, "");
   }
   return chunks;
-}
-
-/** What goes into the next chunk: all of it, if it fits. `openFence` is repeated in front of it. */
-function nextPiece(text: string, limit: number, openFence: string): string {
-  const room = openFence ? limit - openFence.length - 1 : limit;
-  if (text.length <= room) return text;
-  return text.slice(0, cutAt(text, limit < MIN_FENCED ? room : room - CLOSING_ROOM));
-}
-
-function endOf(piece: string, previous: PieceEnd, limit: number): PieceEnd {
-  const endsMidLine = !piece.endsWith("\n");
-  if (limit < MIN_FENCED) return { openFence: "", endsMidLine };
-  // A piece begins in the middle of a line if the one before it ends there.
-  return { openFence: fenceAfter(piece, previous.openFence, previous.endsMidLine), endsMidLine };
-}
-
-/**
- * A piece that is to be sent. If it begins in a code block, the block is opened again by the line
- * `openFence`. If it ends in one, that is closed; `endFence` is the line that opened it.
- */
-function withFences(piece: string, openFence: string, endFence: string): string {
-  if (!openFence && !piece.trim()) return ""; // no platform takes an empty message
-  const opening = openFence ? `${openFence}\n` : "";
-  const closing = endFence ? `\n${fenceMarks(endFence)}` : "";
-  return `${opening}${piece.trimEnd()}${closing}`;
-}
-
-/** Between two messages nobody needs an empty line, nor the space at which a line was cut. */
-function withoutGap(rest: string, startsMidLine: boolean): string {
-  const [emptyLines] = /^\s*\n/.exec(rest) ?? [];
-  if (emptyLines) return rest.slice(emptyLines.length);
-  return startsMidLine && rest.startsWith(" ") ? rest.slice(1) : rest;
-}
-
-/** The marks of a line that opens or closes a code block, for example "~~~". Otherwise "". */
-function fenceMarks(line: string): string {
-  const [, marks = "", behind = ""] = FENCE.exec(line) ?? [];
-  // "```npm test``` runs them" is code within a line.
-  const isInline = marks.startsWith("`") && behind.includes("`");
-  return isInline ? "" : marks;
-}
-
-/** The line that opened the code block in which a piece ends, or "" if it ends in none. */
-function fenceAfter(piece: string, openFence: string, startsMidLine: boolean): string {
-  const lines = piece.split("\n");
-  // Backticks are a fence only where a line begins, so the rest of a line that was cut has none.
-  if (startsMidLine) lines.shift();
-  let open = openFence;
-  for (const line of lines) {
-    const marks = fenceMarks(line);
-    if (!marks) continue;
-    if (!open) open = line.length < MAX_OPENING ? line : marks;
-    else if (closesFence(line, open)) open = "";
-  }
-  return open;
-}
-
-/** Four backticks are not closed by three, nor by a line with more on it than its marks. */
-function closesFence(line: string, open: string): boolean {
-  const marks = fenceMarks(line);
-  return line.trim() === marks && marks.startsWith(fenceMarks(open));
 }
 
 // The places at which a text may be cut, the best first: paragraphs, lines, sentences, words.
@@ -5232,6 +5242,20 @@ function cutBetweenGraphemes(text: string, room: number): number {
   if (!endsInHalf) return room;
   return room > 1 ? room - 1 : SURROGATE_PAIR;
 }
+
+/** Tells the owner, once, that a reply was given up. In the terminal the log has said it. */
+async function tellOwnerOfDeadLetter(app: App, letter: Delivery): Promise<void> {
+  const { channel, to, error } = letter;
+  const place = ownerPlace(app);
+  if (place === TERMINAL) return;
+  // A notice that can't be sent either would bring another notice, and so on.
+  const isHopeless = recipientOf(letter) === recipientOf(place);
+  if (isHopeless || letter.id.startsWith(DEAD_LETTER)) return;
+  const text = t(`A reply to ${channel} ${to} was not sent: ${error}. /retry sends it again.`);
+  await tellOwner(app, `${DEAD_LETTER}${replyOf(letter)}`, text);
+}
+
+const DEAD_LETTER = "dead-letter:"; // how the ids of these notices begin
 
 method("delivery.status", {}, [], (_params, { queue, delivery }) => ({
   ...delivery.stats,
@@ -5772,16 +5796,21 @@ export class LaneQueue {
   /** Gives what the task gives. Rejects as the task does, or with a LaneError if it is stopped. */
   enqueue<T>(task: Task<T>, signal?: AbortSignal): Promise<T> {
     return new Promise((resolve, reject) => {
-      const run = () => void this.#run(task, signal).then(resolve, reject);
-      const entry: WaitingTask = { run, reject };
-      this.waiting.add(entry);
       // A turn has to run to store what the person said. So after Ctrl+C a waiting task is started
       // and not dropped. It starts at once, even if the limit is reached, because it ends at once.
-      const onAbort = () => {
-        // The signal may abort when the task has long been started or refused.
-        if (this.waiting.has(entry)) this.#start(entry);
+      const onAbort = () => this.#start(entry);
+      const leave = () => signal?.removeEventListener("abort", onAbort);
+      const run = () => {
+        leave();
+        void this.#run(task, signal).then(resolve, reject);
       };
-      signal?.addEventListener("abort", onAbort, { once: true });
+      const refuse = (error: LaneError) => {
+        leave();
+        reject(error);
+      };
+      const entry: WaitingTask = { run, reject: refuse };
+      this.waiting.add(entry);
+      signal?.addEventListener("abort", onAbort);
       if (signal?.aborted) onAbort();
       this.#pump();
     });
@@ -5869,7 +5898,7 @@ export class CommandQueue {
   readonly lanes: Map<string, LaneQueue>;
   readonly named: string[];
   #unsettled = new Set<Promise<unknown>>();
-  #isStopping = false;
+  isStopping = false;
 
   constructor(named: Record<string, [limit: number, timeout: number]>) {
     this.named = Object.keys(named);
@@ -5886,7 +5915,7 @@ export class CommandQueue {
   run<T>(name: string, task: Task<T>, signal?: AbortSignal): Promise<T> {
     const isNamed = this.named.includes(name);
     // The other lanes go on, because a turn that ends hands its reply to the lane of its recipient.
-    if (this.#isStopping && isNamed) return Promise.reject(new StoppingError("stopping"));
+    if (this.isStopping && isNamed) return Promise.reject(new StoppingError("stopping"));
     const lane = this.lanes.get(name) ?? new LaneQueue();
     this.lanes.set(name, lane);
     const answer = lane.enqueue(task, signal);
@@ -5923,7 +5952,7 @@ export class CommandQueue {
    * have ended and their replies are on their way.
    */
   async shutDown(): Promise<void> {
-    this.#isStopping = true;
+    this.isStopping = true;
     for (const name of this.named) {
       this.lanes.get(name)?.refuseWaiting(new StoppingError("stopping"));
     }
@@ -5995,7 +6024,10 @@ command("enqueue", "<lane> <text>: a turn in a lane; another name makes a lane",
   const [, lane = "", words] = /^(\S+)\s+(.+)$/.exec(args) ?? [];
   if (!words) throw new Error("a lane and a text: /enqueue main hello");
   // Such a turn has no session, so nothing of it is stored, and in a new lane it has no timeout.
-  const turn = (signal: AbortSignal) => runTurn(new Conversation(), words, { app, signal });
+  const turn = async (signal: AbortSignal) => {
+    if (LANES.isStopping) throw new StoppingError("stopping"); // in a lane that is not named
+    return runTurn(new Conversation(), words, { app, signal });
+  };
   const place = `${lane} ${words.slice(0, 20)}`;
   LANES.run(lane, turn).then(
     (answer) => info(`[${place}] ${answer}`),
@@ -6070,6 +6102,9 @@ function createApp(): App {
     profiles,
     resilience: new ResilienceRunner(profiles, fallbackModels),
   };
+  app.delivery.onDeadLetter = (letter) => {
+    untilStored(() => tellOwnerOfDeadLetter(app, letter)).catch((error) => warn(String(error)));
+  };
   // A binding to an agent that does not exist throws here, and the error names the agent.
   for (const { agentId } of BINDINGS) app.agents.find(agentId);
   return app;
@@ -6104,13 +6139,16 @@ async function startApp(app: App, httpPort: number): Promise<void> {
  * not set up in this run stays in the inbox until a run in which it is.
  */
 function resumeInbox(app: App): void {
-  for (const message of app.inbox.newlyQuarantined.values()) tellQuarantined(app, message);
+  for (const message of app.inbox.newlyQuarantined.values()) {
+    if (app.channels.has(message.channel)) tellQuarantined(app, message);
+    tellOwnerOfQuarantine(app, message);
+  }
   for (const message of app.inbox.pending()) {
     if (app.channels.has(message.channel)) resume(app, message);
   }
   // Jobs come second: the turns of people are under way by then, and a job waits for those.
   for (const message of app.inbox.pending()) {
-    if (message.channel === "cron") void enqueue(app, message);
+    if (message.channel === "cron") resume(app, message);
   }
 }
 
