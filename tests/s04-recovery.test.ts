@@ -1,6 +1,6 @@
 /** s04: which attempts count, what quarantine does, whose answer is whose, and a disk that is full. */
 
-import {
+import fs, {
   existsSync,
   mkdirSync,
   readdirSync,
@@ -65,26 +65,26 @@ async function until(condition: () => boolean): Promise<void> {
 
 /**
  * The pause after the disk has refused something: it lasts until the test ends it, and `count` says
- * how often there was one. All other timers are the real ones.
+ * how often there was one. To be called before the section is loaded.
  */
 function holdMinutes() {
-  const { setTimeout: realTimeout } = globalThis;
   const waiting: (() => void)[] = [];
   const minutes = { count: 0, pass: () => waiting.splice(0).forEach((run) => void run()) };
-  const ours = (run: () => void, ms = 0, ...args: []) => {
-    // s09 has another timer of a minute, which ends a stream.
-    if (ms !== 60_000 || !/untilStored|delay/.test(new Error().stack ?? ""))
-      return realTimeout(run, ms, ...args);
-    minutes.count += 1;
-    waiting.push(run);
-    return realTimeout(() => {}, 0);
-  };
-  // Without __promisify__, which nobody uses here.
-  vi.spyOn(globalThis, "setTimeout").mockImplementation(ours as typeof setTimeout);
+  vi.doMock("node:timers/promises", () => ({
+    setTimeout: (ms: number) =>
+      new Promise<void>((resolve) => {
+        if (ms !== 60_000) return void globalThis.setTimeout(resolve, ms);
+        minutes.count += 1;
+        waiting.push(resolve);
+      }),
+  }));
   return minutes;
 }
 
-/** Every write to this file fails for want of space, until the function that this gives is called. */
+/**
+ * Every write to this file fails for want of space, as writing to /dev/full does, until the function
+ * that this gives is called.
+ */
 function fill(file: string): () => void {
   const aside = `${file}.aside`;
   if (existsSync(file)) renameSync(file, aside);
@@ -93,6 +93,16 @@ function fill(file: string): () => void {
     rmSync(file);
     if (existsSync(aside)) renameSync(aside, file);
   };
+}
+
+/** Nothing can be added to this file until the function that this gives is called. */
+function lock(file: string): () => void {
+  const { openSync } = fs;
+  const spy = vi.spyOn(fs, "openSync").mockImplementation((path, ...more) => {
+    if (path !== file) return openSync(path, ...more);
+    throw Object.assign(new Error(`EACCES: permission denied, open '${file}'`), { code: "EACCES" });
+  });
+  return () => spy.mockRestore();
 }
 
 /** The number of the file that the inbox or the queue writes next. */
@@ -250,8 +260,8 @@ describe.runIf(existsSync("/dev/full")).each(sectionsFrom("s04"))(
     });
 
     it("counting an attempt waits, and with it what came later; it is said once", async () => {
-      const { s04, app, telegram, folder, model } = await openApp(section);
       const minutes = holdMinutes();
+      const { s04, app, telegram, folder, model } = await openApp(section);
       let begin = (): void => {};
       const busy = new Promise<void>((resolve) => {
         begin = resolve;
@@ -277,8 +287,8 @@ describe.runIf(existsSync("/dev/full")).each(sectionsFrom("s04"))(
     });
 
     it("a tool whose result can't be stored runs once, and the reply is asked for once", async () => {
-      const { s04, app, model, folder } = await openApp(section);
       const minutes = holdMinutes();
+      const { s04, app, model, folder } = await openApp(section);
       const message = inbound({ text: "do it" });
       const session = app.store.current(message.sessionKey);
       const file = join(
@@ -291,7 +301,7 @@ describe.runIf(existsSync("/dev/full")).each(sectionsFrom("s04"))(
       let free = () => {};
       s04.HANDLERS.get_current_time = () => {
         ran += 1;
-        free = fill(file);
+        free = lock(file);
         return "noon";
       };
       model.brain = (request) =>
@@ -316,8 +326,8 @@ describe.runIf(existsSync("/dev/full")).each(sectionsFrom("s04"))(
     });
 
     it("a question or an answer that can't be stored waits as well", async () => {
-      const { s04, app, model, folder } = await openApp(section);
       const minutes = holdMinutes();
+      const { s04, app, model, folder } = await openApp(section);
       const message = inbound({ text: "hello" });
       const session = app.store.current(message.sessionKey);
       const file = join(
@@ -326,7 +336,7 @@ describe.runIf(existsSync("/dev/full")).each(sectionsFrom("s04"))(
         encodeURIComponent(message.sessionKey),
         `${session.id}.jsonl`,
       );
-      let free = fill(file);
+      let free = lock(file);
       const { done } = s04.accept(app, message);
       await until(() => minutes.count === 1);
       expect(model.log).toHaveLength(0);
@@ -334,7 +344,7 @@ describe.runIf(existsSync("/dev/full")).each(sectionsFrom("s04"))(
       const held = model.hold();
       minutes.pass();
       await held.waiting;
-      free = fill(file);
+      free = lock(file);
       held.release();
       await until(() => minutes.count === 2);
       free();
@@ -348,9 +358,9 @@ describe.runIf(existsSync("/dev/full")).each(sectionsFrom("s04"))(
     });
 
     it("an answered message is acknowledged later, and answered once", async () => {
-      const { s04, app, telegram, folder } = await openApp(section);
       const minutes = holdMinutes();
-      const free = fill(join(folder, "inbox/processed.jsonl"));
+      const { s04, app, telegram, folder } = await openApp(section);
+      const free = lock(join(folder, "inbox/processed.jsonl"));
       const { done } = s04.accept(app, inbound({ text: "hello" }));
       await until(() => minutes.count === 1);
       await delivered(app);

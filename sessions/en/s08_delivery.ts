@@ -1932,13 +1932,13 @@ function readEntry<T>(file: string, schema: Anthropic.Tool.InputSchema): T | und
 export class Spool<T extends { id: string }> {
   protected nextNumber = 1;
   protected readonly entries = new Map<string, { entry: T; file: string }>(); // by id, in order
-  readonly #dir: string;
+  protected readonly dir: string;
   readonly #processedLog: JsonlFile;
   readonly #processed = new Set<string>(); // ids
 
   /** Takes up what an earlier run has left in `dir`. The schema says what an entry has to have. */
   constructor(dir: string, schema: Anthropic.Tool.InputSchema) {
-    this.#dir = dir;
+    this.dir = dir;
     makeFolder(dir);
     this.#processedLog = new JsonlFile(path.join(dir, "processed.jsonl"));
     for (const { record } of this.#processedLog.read()) {
@@ -1969,7 +1969,7 @@ export class Spool<T extends { id: string }> {
     if (this.#isKnown(entry.id)) return false;
     // The number is padded with zeros, so that a listing of the folder has them in order.
     const name = `${String(this.nextNumber).padStart(12, "0")}.json`;
-    const file = path.join(this.#dir, name);
+    const file = path.join(this.dir, name);
     replaceFile(file, JSON.stringify(entry));
     this.nextNumber += 1; // last, so that attempts on a full disk don't leave a ".tmp" each
     this.entries.set(entry.id, { entry, file });
@@ -2003,13 +2003,7 @@ export class Spool<T extends { id: string }> {
 const ofType = (type: string, ...names: string[]) =>
   Object.fromEntries(names.map((name) => [name, { type }]));
 
-const ROUTED = objectSchema(
-  {
-    ...ofType("string", "id", "channel", "peerId", "text", "sessionKey", "part"),
-    ...ofType("integer", "attempts"),
-  },
-  ["part", "attempts"],
-);
+const ROUTED = objectSchema(ofType("string", "id", "channel", "peerId", "text", "sessionKey"));
 const MAX_ATTEMPTS = 3;
 
 /**
@@ -2020,13 +2014,11 @@ const MAX_ATTEMPTS = 3;
 export class Inbox extends Spool<Routed> {
   // What this start has put there. One of several parts is enough to tell the person.
   readonly newlyQuarantined = new Map<string, Routed>();
-  readonly #dir: string;
   readonly #attempted = new Set<Routed>(); // in this run, and not answered yet
   #isStopping = false;
 
   constructor(dir: string) {
     super(dir, ROUTED);
-    this.#dir = dir;
     // A poison message kills the program, so without a limit it would do so at every start.
     for (const [id, { entry, file }] of this.entries) {
       if ((entry.attempts ?? 0) < MAX_ATTEMPTS) continue;
@@ -2073,9 +2065,9 @@ export class Inbox extends Spool<Routed> {
   /** The messages in quarantine, each with its file. What can't be read as one is left out. */
   quarantined(): { file: string; message: Routed }[] {
     const found: { file: string; message: Routed }[] = [];
-    const names = fs.readdirSync(this.#dir).filter((name) => /^\d+\.json\..*ned$/.test(name));
+    const names = fs.readdirSync(this.dir).filter((name) => /^\d+\.json\..*ned$/.test(name));
     for (const name of names.sort()) {
-      const file = path.join(this.#dir, name);
+      const file = path.join(this.dir, name);
       try {
         const message = checkInput(ROUTED, parseObject(fs.readFileSync(file, "utf8")));
         found.push({ file, message: message as unknown as Routed });
@@ -2144,21 +2136,8 @@ export async function untilStored<T>(step: () => T | Promise<T>, signal?: AbortS
       if (!isReported) warn(`${error}. ${t("Nothing is lost: it is tried again every minute.")}`);
       isReported = true;
     }
-    await delay(DISK_RETRY, signal);
+    await sleep(DISK_RETRY, undefined, { signal }).catch(() => {}); // rejected by the signal
   }
-}
-
-/** Resolves after so many ms, or when the signal aborts. */
-function delay(ms: number, signal?: AbortSignal): Promise<void> {
-  return new Promise((resolve) => {
-    const timer = setTimeout(end, ms);
-    signal?.addEventListener("abort", end);
-    function end() {
-      clearTimeout(timer);
-      signal?.removeEventListener("abort", end);
-      resolve();
-    }
-  });
 }
 
 // For each conversation that is at work: the promise of its latest task.
