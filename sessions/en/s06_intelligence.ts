@@ -75,15 +75,26 @@ function wholeNumber(name: string, otherwise: number, max: number): number {
 
 let atLineStart = true; // whether what was printed last ended a line
 
+// With these characters whoever writes to us, and the model, could move the cursor, overwrite lines
+// or turn them round: the control characters (C0, DEL, C1), except for the tab and the line end,
+// and the marks that change the direction of writing.
+const CONTROLS = /(?![\t\n])[\p{Cc}\p{Bidi_Control}]/gu;
+const withoutControls = (text: string) => text.replaceAll(CONTROLS, "");
+
 /** Prints what the model says, piece by piece. */
-export function say(piece: string) {
+export const say = (piece: string) => print(withoutControls(piece));
+
+function print(piece: string) {
   if (typing && piece) return sayAbove(typing, piece);
   process.stdout.write(piece);
   if (piece) atLineStart = piece.endsWith("\n");
 }
 
-const tint = (code: number, s: string) => (process.stdout.isTTY ? `\x1b[${code}m${s}\x1b[0m` : s);
-const sayLine = (line: string) => say(`${atLineStart ? "" : "\n"}${line}\n`);
+function tint(code: number, line: string): string {
+  const shown = withoutControls(line);
+  return process.stdout.isTTY ? `\x1b[${code}m${shown}\x1b[0m` : shown;
+}
+const sayLine = (line: string) => print(`${atLineStart ? "" : "\n"}${line}\n`);
 
 /** Lines of the program itself: dim what it reports, yellow a warning, and red what failed. */
 export const info = (line: string) => sayLine(tint(2, line));
@@ -278,7 +289,8 @@ const textOf = (message: Message) =>
 export async function runTurn(conversation: Conversation, input: string, options: TurnOptions) {
   const about = { inboxId: options.message?.id };
   // What changes from turn to turn is in a block of its own, so that the prompt stays the same.
-  const texts = [contextFor(conversation, input, options), input];
+  const context = contextFor(conversation, input, options);
+  const texts = [context, input, ...attributionOf(options.message)];
   const content = texts.map((text) => ({ type: "text" as const, text }));
   conversation.append({ role: "user", content }, about);
   return finishTurn(conversation, options);
@@ -1672,10 +1684,12 @@ export interface InboundMessage {
   channel: string;
   accountId: string; // which of our own accounts it came to
   peerId: string; // the chat, which is where the answer goes
-  senderId: string; // the person
+  senderId: string; // the person, or the channel or group in whose name a person writes
+  senderName?: string; // as the person chose it, so it may pretend to be anybody's
   guildId?: string; // what the chat belongs to: a supergroup, a company
   isGroup: boolean;
-  text: string;
+  text: string; // "" if it is of a kind that we can't read
+  quoted?: string; // what it answers
   media: { kind: string; id: string }[];
   at: number; // when it was sent, in ms
   part?: string; // all parts of one message share it: the pictures of an album, say
@@ -1754,20 +1768,71 @@ function toolsFor({ message }: TurnOptions): Anthropic.Tool[] {
   return isTrusted ? TOOLS : TOOLS.filter(({ name }) => !OWNER_TOOLS.includes(name));
 }
 
+/** At most so many characters of a quoted message are repeated to the model. */
+const MAX_QUOTE = 2_000;
+
 /**
- * The name of the command in a direct chat on a platform, or "". In a group it is plain text,
- * because otherwise anybody there could end the conversation of all the others.
+ * What the model is told about the person's words: in a group who wrote them, and what they answer.
+ * It is a block of its own behind them, because in the same block a person could write the like and
+ * pose as somebody else. As JSON a name can't leave its quotation marks, nor, without "<", the
+ * block. The id tells two people apart who have chosen the same name.
  */
-function publicCommand({ channel, isGroup, text }: Routed): string {
-  if (channel === "cli" || isGroup) return "";
-  return /^\/(new|help)\b/.exec(text)?.[1] ?? "";
+function attributionOf(message?: InboundMessage): string[] {
+  const { isGroup, senderId: id, senderName = "", quoted } = message ?? {};
+  const lines: string[] = [];
+  const toJson = (value: unknown) =>
+    JSON.stringify(value).replaceAll("<", "\\u003c").toWellFormed();
+  if (isGroup) {
+    const name = withoutControls(senderName).replace(/\s+/g, " ").slice(0, 100);
+    lines.push(`The words above are from ${toJson({ name: name || undefined, id })}.`);
+  }
+  if (quoted) lines.push(`They answer this message: ${toJson(keepEnds(quoted, MAX_QUOTE))}`);
+  return lines.length > 0 ? [`<context>\n${lines.join("\n")}\n</context>`] : [];
+}
+
+// In objects of platforms these fields hold words that a person reads, not ids or sizes.
+const WORD_FIELDS = (
+  "title name first_name last_name phone_number address latitude longitude emoji value question " +
+  "text description topic options"
+).split(" ");
+
+/** The words in an object from a platform, such as a poll, at any depth, in their order. */
+function wordsOf(value: unknown, isWord = false): string[] {
+  const isLeaf = typeof value === "string" || typeof value === "number";
+  if (isLeaf) return isWord && value !== "" ? [String(value)] : [];
+  return Object.entries(value ?? {}).flatMap(([field, inner]) =>
+    wordsOf(inner, Array.isArray(value) ? isWord : WORD_FIELDS.includes(field)),
+  );
+}
+
+/** A message that is more than a text, for the model: its kind in brackets, and its words. */
+const describeKind = (kind: string, ...words: string[]) => [`[${kind}]`, ...words].join(" ").trim();
+
+const MAX_REMEMBERED = 1_000;
+
+/** Drops the oldest entry of a map or a set if it has too many, so that none grows for ever. */
+function forgetOldest(entries: Map<string, unknown> | Set<string>): void {
+  const [oldest] = entries.keys();
+  if (entries.size > MAX_REMEMBERED && oldest !== undefined) entries.delete(oldest);
+}
+
+/**
+ * The command in a direct chat on a platform, as a line of the terminal; undefined for other words.
+ * In a group it is plain text, because otherwise anybody there could end the conversation of all
+ * the others. Telegram's apps add the name of the bot, as in "/new@our_bot".
+ */
+function publicCommand({ channel, isGroup, text }: Routed): string | undefined {
+  if (channel === "cli" || isGroup) return undefined;
+  const [, name, label] = /^\/(new|help)(?:@\w+)?(?:\s+(.*))?$/s.exec(text) ?? [];
+  return name && `/${name} ${label ?? ""}`.trim();
 }
 
 /** The answer to a message: the model's, or that of one of the two commands for everybody. */
 async function answerTo(message: Routed, app: App, options: TurnOptions): Promise<string> {
-  const name = publicCommand(message);
-  if (name === "help") return t("/new begins a new conversation.");
-  if (name) return runCommand(message.text, { ...app, key: message.sessionKey }, options);
+  if (message.text === "") return t("I can't read this kind of message.");
+  const line = publicCommand(message);
+  if (line?.startsWith("/help")) return t("/new begins a new conversation.");
+  if (line) return runCommand(line, { ...app, key: message.sessionKey }, options);
   const session = app.store.current(message.sessionKey);
   // A client can send half a surrogate pair, which would make this request and all later ones fail.
   return runTurn(session, message.text.toWellFormed(), { ...options, app });
@@ -2190,7 +2255,9 @@ function enqueue(app: App, message: Routed, signal?: AbortSignal): Promise<strin
  */
 export async function handle(app: App, parts: Routed[], signal?: AbortSignal): Promise<string> {
   const text = parts.map((part) => part.text).join("\n");
-  const message = { ...parts[0], text } as Routed; // `parts` is never empty; the first gives the id
+  const media = parts.flatMap((part) => part.media);
+  // `parts` is never empty; the first gives the id.
+  const message = { ...parts[0], text, media } as Routed;
   const channel = app.channels.get(message.channel);
   const stopTyping = showTyping(channel, message.peerId);
   const onText = (piece: string) => channel?.stream?.(message.peerId, piece);
@@ -2229,6 +2296,9 @@ function telegramAddress(peerId: string) {
   const [chat = "", thread] = peerId.split(TOPIC);
   return { chat, options: thread ? { message_thread_id: Number(thread) } : {} };
 }
+
+/** The chat that a topic of Telegram or a thread of Feishu belongs to. */
+const chatOf = (peerId: string) => peerId.replace(/:(?:topic|thread):.*/, "");
 
 /**
  * Groups that were upgraded to supergroups, by which Telegram gives them another id. In the program
@@ -2277,7 +2347,7 @@ class AllowList {
   /** Passes on a message from a chat of the list. Throws if the message can't be stored. */
   admit(channel: Channel, message: InboundMessage, onMessage: Accept) {
     // The owner lists a forum once, by the id of its chat, and that admits all of its topics.
-    const [chat = ""] = message.peerId.split(TOPIC);
+    const chat = chatOf(message.peerId);
     if (!this.#chats.includes(chat)) return this.#inform(channel, message.peerId, chat);
     // JSON escapes control characters, with which a sender could overwrite lines of our terminal.
     info(`[${channel.name} ${message.peerId}] ${JSON.stringify(message.text.slice(0, 80))}`);
@@ -2290,29 +2360,62 @@ class AllowList {
     // send as much as they like.
     if (this.#informed.has(chat)) return;
     this.#informed.add(chat);
-    warn(`A stranger wrote. ${channel.name.toUpperCase()}_ALLOWED_CHATS=${chat} lets them in.`);
+    forgetOldest(this.#informed);
+    const setting = `${channel.name.toUpperCase()}_ALLOWED_CHATS`;
+    warn(`A stranger wrote. To let them in, add ${chat} to the list in ${setting}.`);
     const words = t(`I don't know this chat. Its id is ${chat}: my owner can let it in.`);
     channel.send(peerId, words).catch(() => {}); // the owner has read the id in the log already
   }
 }
 
-/** The words of a message. Under a picture or a file they are called its caption. */
-const telegramText = ({ text, caption }: TelegramMessage) => text ?? caption ?? "";
+/**
+ * Who wrote a message. An anonymous admin, or somebody who writes as a channel, comes with a bot of
+ * Telegram's own as `from`, and a channel's post without one; `sender_chat` says as whom they
+ * write. Undefined for other bots, because two bots could answer each other for ever.
+ */
+function senderOf({ from, sender_chat, author_signature }: TelegramMessage) {
+  if (sender_chat) return { id: sender_chat.id, name: author_signature ?? sender_chat.title };
+  if (!from || from.is_bot) return undefined;
+  return { id: from.id, name: [from.first_name, from.last_name].filter(Boolean).join(" ") };
+}
 
-type Attachment = InboundMessage["media"][number];
-
-// Telegram also sets `document` for an animation, so the animation has to be looked for first.
-const FILE_KINDS = ["video", "animation", "document", "audio", "voice", "sticker"] as const;
-
-/** The picture or file that came with a message. Its id is Telegram's: we download nothing. */
-function attachmentOf(message: TelegramMessage): Attachment | undefined {
-  const largest = message.photo?.at(-1); // Telegram lists the sizes of a picture, largest last
-  if (largest) return { kind: "photo", id: largest.file_id };
-  for (const kind of FILE_KINDS) {
-    const attached = message[kind];
-    if (attached) return { kind, id: attached.file_id };
+/**
+ * The words of a message, which are called its caption under a picture or a file. A link behind a
+ * word is followed by its address, since the text alone does not have it.
+ */
+function telegramText(message: TelegramMessage): string {
+  let words = message.text ?? message.caption ?? "";
+  // From the last one on, because what is put in moves all that stands behind it.
+  for (const entity of entitiesOf(message).toReversed()) {
+    if (entity.type !== "text_link") continue;
+    const end = entity.offset + entity.length;
+    words = `${words.slice(0, end)} (${entity.url})${words.slice(end)}`;
   }
-  return undefined;
+  return words;
+}
+
+/** The marked places of a text or a caption: links, mentions, and so on. */
+const entitiesOf = ({ entities, caption_entities }: TelegramMessage) =>
+  entities ?? caption_entities ?? [];
+
+// Telegram also sets `document` for an animation, `photo` for a live photo and `location` for a
+// venue, so these stand behind them.
+const KINDS = (
+  "animation live_photo photo document audio voice video video_note sticker paid_media story " +
+  "venue location contact dice game poll checklist invoice giveaway giveaway_winners gift " +
+  "unique_gift"
+).split(" ");
+
+/** What a message has besides its text. Its ids are Telegram's: we download nothing. */
+function attachmentOf(message: object) {
+  const fields: Fields = { ...message };
+  const kind = KINDS.find((one) => fields[one] !== undefined);
+  if (!kind) return undefined;
+  const content = [fields[kind]].flat().at(-1); // the sizes of a picture are a list, largest last
+  const id = isObject(content) ? content.file_id : undefined;
+  // A file has a caption. The words in its other fields only describe it, as those of a sticker.
+  if (id !== undefined) return { kind, words: [], media: [{ kind, id: String(id) }] };
+  return { kind, words: wordsOf(content), media: [] };
 }
 
 /** Finds "@our_bot", also in "/help@our_bot". A new one each time, since `g` keeps a position. */
@@ -2321,16 +2424,44 @@ const mentionOf = (bot: UserFromGetMe) => new RegExp(`@${bot.username}\\b`, "gi"
 /** Whether a message is meant for the bot: in a group, only if it mentions or answers the bot. */
 function isAddressedTo(bot: UserFromGetMe, message: TelegramMessage): boolean {
   if (message.chat.type === "private") return true;
-  const isReply = message.reply_to_message?.from?.id === bot.id;
-  return isReply || mentionOf(bot).test(telegramText(message));
+  const answered = message.reply_to_message;
+  // All that is written in a topic answers, for Telegram, the service message that it was created.
+  if (answered?.from?.id === bot.id && !answered.forum_topic_created) return true;
+  // In the app one can also choose the bot from a list, and then any name may stand in the text.
+  const isTapped = entitiesOf(message).some(
+    (entity) =>
+      (entity.type === "text_mention" && entity.user.id === bot.id) ||
+      (entity.type === "text_link" && entity.url === `tg://user?id=${bot.id}`),
+  );
+  return isTapped || mentionOf(bot).test(message.text ?? message.caption ?? "");
 }
 
-/** A text as the model gets it: the kind of the attachment, and the words without our name. */
-function describeMessage(bot: UserFromGetMe, words: string, attachment?: Attachment): string {
-  const kind = attachment ? `[${attachment.kind}] ` : "";
-  const description = `${kind}${words.replaceAll(mentionOf(bot), "")}`.trim();
-  return description || words; // "@our_bot" alone is kept, because an empty turn is not allowed
+/** A message as the model gets it, without our name. */
+function describeMessage(bot: UserFromGetMe, message: TelegramMessage): string {
+  const words = telegramText(message);
+  const attachment = attachmentOf(message);
+  const others = words.replaceAll(mentionOf(bot), "").trim();
+  if (attachment) return describeKind(attachment.kind, ...attachment.words, others);
+  return others || words; // "@our_bot" alone is kept, because an empty turn is not allowed
 }
+
+/** What a message answers: the part that the person chose, or all of it. */
+function quotedBy({ quote, reply_to_message, external_reply }: TelegramMessage) {
+  if (quote) return quote.text;
+  const answered = reply_to_message ?? external_reply;
+  if (!answered) return undefined;
+  const attachment = attachmentOf(answered);
+  const kind = attachment ? describeKind(attachment.kind, ...attachment.words) : "";
+  const words = reply_to_message ? telegramText(reply_to_message) : "";
+  return `${kind} ${words}`.trim();
+}
+
+// A service message says what happened in a chat, and its field is named by that, for example
+// "group_chat_created" or "pinned_message".
+const SERVICE_FIELD =
+  /(?:ed|set|hidden|sent|done|left|payment|data)$|^(?:new|left|delete)_chat|^(?:migrate|pinned)_/;
+const isServiceMessage = (message: TelegramMessage) =>
+  Object.keys(message).some((field) => SERVICE_FIELD.test(field));
 
 /** Makes a SendError of a failed call, which says whether another attempt can succeed. */
 function telegramError(error: unknown): SendError {
@@ -2366,9 +2497,10 @@ const fetchForGrammy: typeof fetch = (url, init) => {
   return fetch(url, { ...init, signal: controller.signal });
 };
 
-// The apps cut a long text at 4096 units, or between two words a little before that. A shorter
-// message is therefore either whole or the last piece of a text that was cut.
-const MIN_CUT_LENGTH = 4_000;
+// The apps cut a long text at 4096 units, or between two words a little before that, and send the
+// pieces at once. A shorter message is either whole or the last piece of a text that was cut.
+const MIN_CUT_LENGTH = 4_050;
+const MAX_CUT_GAP = 1; // seconds between two pieces
 
 /** The adapter for Telegram, which gets messages by long polling (see `#poll`). */
 export class TelegramChannel implements Channel {
@@ -2380,9 +2512,10 @@ export class TelegramChannel implements Channel {
   #moved = new MovedChats();
   #reported = ""; // why polling failed last
   #allowed: AllowList;
-  // By sender: the newest piece of a text that was cut, and the id that the next piece would have.
-  #lastPiece = new Map<string, { part: string; nextId: number }>();
-  #addressedParts = new Set<string>(); // the `part` of albums and long texts that are meant for us
+  // The newest long piece of each sender in each conversation.
+  #lastPiece = new Map<string, { part: string; id: number; date: number }>();
+  // The parts of albums and long texts that were not passed on yet, by what they have as `part`.
+  #heldParts = new Map<string, { isAddressed: boolean; messages: InboundMessage[] }>();
 
   constructor(setting: Setting) {
     // The owner may know a group by its new id.
@@ -2410,7 +2543,7 @@ export class TelegramChannel implements Channel {
       this.#registerHandlers(onMessage);
       const startedAt = Date.now();
       try {
-        await this.#bot.start({ allowed_updates: ["message"] });
+        await this.#bot.start({ allowed_updates: ["message", "channel_post"] });
       } catch (error) {
         // grammY itself waits for a server that is down. So either Telegram refused us, for example
         // because another program polls with the same token, or a message could not be stored.
@@ -2433,11 +2566,10 @@ export class TelegramChannel implements Channel {
   #registerHandlers(onMessage: Accept): void {
     // Telegram forgets what was confirmed, so a message has to be on disk before grammY asks for
     // the next ones. It is, because `onMessage` is synchronous.
-    this.#bot.on("message", ({ message }) => {
-      const { chat, migrate_to_chat_id: newId } = message;
+    this.#bot.on(["message", "channel_post"], ({ msg }) => {
+      const { chat, migrate_to_chat_id: newId } = msg;
       if (newId) this.#moved.add(String(chat.id), String(newId));
-      const inbound = this.#read(message);
-      if (inbound) this.#allowed.admit(this, inbound, onMessage);
+      this.#receive(msg, onMessage);
     });
     // A message that could not be stored, for example on a full disk, must not be confirmed. So the
     // error is thrown on and ends this bot, and the next one gets the same messages again.
@@ -2445,54 +2577,76 @@ export class TelegramChannel implements Channel {
   }
 
   /**
-   * Undefined for other bots, for service messages, and for talk in a group that is not for us. It
-   * has a side effect, because it remembers parts: call it only once for each update. (An
-   * update that could not be stored is read a second time. By then `nextId` has moved past it, so a
-   * long text becomes two messages there.)
+   * Passes a message on, unless it is talk in a group that is not for us. Only one picture of an
+   * album has the caption that mentions us. Those before it wait here for it, and those after it
+   * follow it.
    */
+  #receive(message: TelegramMessage, onMessage: Accept): void {
+    const inbound = this.#read(message);
+    if (!inbound) return;
+    const isAddressed = isAddressedTo(this.#bot.botInfo, message);
+    const held = this.#partsHeldWith(inbound);
+    held.isAddressed ||= isAddressed;
+    if (!held.isAddressed) return;
+    for (const one of held.messages) this.#allowed.admit(this, one, onMessage);
+    // Only now, because `admit` throws if a message can't be stored. Then this update comes again.
+    held.messages = [];
+  }
+
+  /** A message with the parts of the same one that came before it and are still held. */
+  #partsHeldWith(message: InboundMessage) {
+    const { part } = message;
+    const known = part === undefined ? undefined : this.#heldParts.get(part);
+    const held = known ?? { isAddressed: false, messages: [] };
+    held.messages.push(message);
+    if (part !== undefined) this.#heldParts.set(part, held);
+    forgetOldest(this.#heldParts);
+    return held;
+  }
+
+  /** Undefined for other bots and for service messages. */
   #read(message: TelegramMessage): InboundMessage | undefined {
-    const { chat, from, message_id } = message;
+    const { chat, message_id } = message;
     const bot = this.#bot.botInfo;
-    const words = telegramText(message);
-    const attachment = attachmentOf(message);
-    const isEmpty = !words && !attachment; // a service message, such as "Bob joined the group"
-    if (!from || from.is_bot || isEmpty) return undefined;
-    const part = this.#partOf(message);
-    // Only one picture of an album has the caption that mentions us, so the others follow it.
-    const follows = part !== undefined && this.#addressedParts.has(part);
-    if (!follows && !isAddressedTo(bot, message)) return undefined;
-    if (part !== undefined) this.#addressedParts.add(part);
+    const sender = senderOf(message);
+    const text = describeMessage(bot, message);
+    if (!sender || (text === "" && isServiceMessage(message))) return undefined;
     return {
       id: `telegram:${bot.id}:${chat.id}:${message_id}`,
       channel: "telegram",
       accountId: String(bot.id),
       peerId: peerOf(message).replace(/^-\d+/, (group) => this.#moved.oldId(group)),
-      senderId: String(from.id),
+      senderId: String(sender.id),
+      senderName: sender.name,
       guildId: message.is_topic_message ? String(chat.id) : undefined,
       isGroup: chat.type !== "private",
-      text: describeMessage(bot, words, attachment),
-      media: attachment ? [attachment] : [],
+      text,
+      quoted: quotedBy(message),
+      media: attachmentOf(message)?.media ?? [],
       at: message.date * 1000, // Telegram counts seconds
-      part,
+      part: this.#partOf(message),
     };
   }
 
   /**
    * The mark that all parts of one message share; undefined if it is whole. Telegram marks the
-   * parts of an album. The pieces of a long text have ids in a row, and all but the last are long:
-   * a long piece continues the previous text or starts a new one, and a short piece ends the text.
-   * (The sender's entry in #lastPiece may stay then: its `nextId` is the id of the short piece,
-   * which no later message has.)
+   * parts of an album. The pieces of a long text have ids in a row and come at once, and all but
+   * the last are long: a long piece continues the previous text or starts a new one, and a short
+   * piece ends the text.
    */
   #partOf(message: TelegramMessage): string | undefined {
-    const { chat, from, message_id, media_group_id } = message;
+    const { chat, from, date, message_id: id, media_group_id } = message;
     if (media_group_id) return `telegram ${chat.id} ${media_group_id}`;
-    const sender = `telegram ${chat.id} ${from?.id}`;
+    const sender = `telegram ${peerOf(message)} ${from?.id}`;
     const previous = this.#lastPiece.get(sender);
-    const partOfPrevious = previous?.nextId === message_id ? previous.part : undefined;
-    if (telegramText(message).length < MIN_CUT_LENGTH) return partOfPrevious;
-    const part = partOfPrevious ?? `${sender} ${message_id}`;
-    this.#lastPiece.set(sender, { part, nextId: message_id + 1 });
+    // If an update could not be stored, it comes again, and then it is itself the previous one.
+    const isNext = previous?.id === id - 1 || previous?.id === id;
+    const isAtOnce = date - (previous?.date ?? 0) <= MAX_CUT_GAP;
+    const partOfPrevious = isNext && isAtOnce ? previous?.part : undefined;
+    if ((message.text ?? "").length < MIN_CUT_LENGTH) return partOfPrevious;
+    const part = partOfPrevious ?? `${sender} ${id}`;
+    this.#lastPiece.set(sender, { part, id, date });
+    forgetOldest(this.#lastPiece);
     return part;
   }
 
@@ -2546,7 +2700,9 @@ export const ROUTES: Record<string, HttpRoute> = {};
 
 const UNAUTHORIZED: Answer = { status: 401, body: { error: "this does not come from Feishu" } };
 
-const MAX_BODY = 1_000_000; // bytes: they are kept in memory before we know who sends them
+// What one request may take before we know who sends it: bytes in memory, and ms to send them.
+const MAX_BODY = 65_536;
+const MAX_REQUEST_TIME = 10_000;
 
 /** Finds the route, reads the body, and lets the route answer. */
 async function answerHttp(request: http.IncomingMessage): Promise<Answer> {
@@ -2568,7 +2724,9 @@ async function answerHttp(request: http.IncomingMessage): Promise<Answer> {
  * a tunnel or a reverse proxy. If the port is taken, the server that this gives is not listening.
  */
 async function startHttp(port: number): Promise<http.Server> {
-  const server = http.createServer(async (request, response) => {
+  // Node looks from time to time for requests that take too long, and answers them with 408.
+  const limits = { requestTimeout: MAX_REQUEST_TIME, connectionsCheckingInterval: 1_000 };
+  const server = http.createServer(limits, async (request, response) => {
     const { status, body } = await answerHttp(request).catch((error) => {
       // What went wrong is in the log, and only there, because the sender may be anyone.
       warn(`http: ${error}`);
@@ -2590,20 +2748,13 @@ async function startHttp(port: number): Promise<http.Server> {
 /** Fields of an object from outside: they should be strings, but any of them may be missing. */
 type Strings<Name extends string> = Partial<Record<Name, string>>;
 
-type FeishuMention = Strings<"key" | "name"> & { id?: Strings<"open_id"> };
-
 /**
  * What we read of a request to the webhook. If it is encrypted, it has only `encrypt`, and the rest
  * is inside. Feishu tests a new webhook by `type`, `token` and `challenge`; events have the others.
  */
 type FeishuEvent = Strings<"encrypt" | "type" | "token" | "challenge"> & {
   header?: Strings<"event_type" | "token" | "tenant_key">;
-  event?: {
-    sender?: Strings<"sender_type"> & { sender_id?: Strings<"open_id"> };
-    message?: Strings<"chat_id" | "chat_type" | "message_type" | "content" | "create_time"> & {
-      mentions?: FeishuMention[];
-    };
-  };
+  event?: unknown;
 };
 
 /** Decrypts the body, if there is a key, and parses it. Undefined if either of them fails. */
@@ -2622,6 +2773,15 @@ function openEvent(body: Buffer, encryptKey: string): FeishuEvent | undefined {
   }
 }
 
+/**
+ * Compares two secrets. `===` stops at the first character that differs, so from the time that it
+ * takes, a secret could be guessed one character after another. Hashes, because timingSafeEqual
+ * needs equal lengths.
+ */
+function isSameSecret(given: string, secret: string): boolean {
+  return crypto.timingSafeEqual(sha256(given).digest(), sha256(secret).digest());
+}
+
 const MAX_EVENT_AGE = 3600; // seconds
 
 /**
@@ -2636,20 +2796,21 @@ function isAuthentic(body: Buffer, headers: http.IncomingHttpHeaders, key: strin
   // In a replay attack, somebody records a signed request and sends it again later. Its signature
   // is still right, but the time in it, which is signed as well, shows how old it is.
   const isFresh = Math.abs(Date.now() / 1000 - Number(time)) < MAX_EVENT_AGE;
-  return isFresh && headers["x-lark-signature"] === signature;
+  return isFresh && isSameSecret(String(headers["x-lark-signature"]), signature);
 }
 
 // -- 6 · Feishu --
 
 const fileKeyOf = ({ file_key, image_key }: Fields) => file_key ?? image_key;
+const kindOf = ({ tag }: Fields) => (tag === "img" ? "image" : String(tag));
 
 /**
  * The text of one element. A link is followed by its address. A mention has no text, and its
  * `user_id` is no id but a placeholder, "@_user_1", for which #nameMentions puts the name later.
  */
 function textOfElement(element: Fields): string {
-  if (fileKeyOf(element)) return "[image]";
-  const words = String(element.text ?? element.user_id ?? "");
+  if (fileKeyOf(element)) return `[${kindOf(element)}]`;
+  const words = String(element.text ?? element.user_id ?? element.emoji_type ?? "");
   return element.href ? `${words} (${element.href})` : words;
 }
 
@@ -2657,12 +2818,17 @@ function textOfElement(element: Fields): string {
 const objectsOf = (list: unknown): Fields[] =>
   Array.isArray(list) ? list.filter((item) => typeof item === "object" && item !== null) : [];
 
-/** A post is rich text: a title, and lines, each of which is a list of elements. */
-function readPost({ title, content }: Fields) {
+/**
+ * A post is rich text: a title, and lines, each of which is a list of elements. It may be there
+ * once for each language, under a key such as "zh_cn".
+ */
+function readPost(post: Fields) {
+  const translations = Object.values(post).filter(isObject);
+  const { title, content } = "content" in post ? post : (translations[0] ?? {});
   const lines = objectsOf(content).map(objectsOf);
   const texts = lines.map((elements) => elements.map(textOfElement).join(""));
-  const keys = lines.flat().map(fileKeyOf).filter(Boolean);
-  const media = keys.map((key) => ({ kind: "image", id: String(key) }));
+  const files = lines.flat().filter(fileKeyOf);
+  const media = files.map((file) => ({ kind: kindOf(file), id: String(fileKeyOf(file)) }));
   return { text: [title, ...texts].filter(Boolean).join("\n"), media };
 }
 
@@ -2673,9 +2839,10 @@ function readPost({ title, content }: Fields) {
 function readFeishu(type: string, json: string) {
   const content = (parseObject(json) ?? {}) as Fields; // the readers check the fields that they use
   if (type === "post") return readPost(content);
+  if (type === "text") return { text: textOfElement(content), media: [] }; // as part of a post
   const key = fileKeyOf(content);
   if (key) return { text: `[${type}]`, media: [{ kind: type, id: String(key) }] };
-  return { text: textOfElement(content), media: [] }; // a text looks like one element of a post
+  return { text: describeKind(type, ...wordsOf(content)), media: [] };
 }
 
 /** What Feishu's API answers. `code` is 0 if it did what we asked, else it says why not. */
@@ -2683,6 +2850,18 @@ type FeishuAnswer = { code: number; msg: string; expire?: number; tenant_access_
 
 const FEISHU_BUSY = [99991400, 230020, 11232]; // codes for too many requests
 const FEISHU_EXPIRED = [99991661, 99991663, 99991664]; // codes for an access token that has expired
+
+const FEISHU_GONE = [230011, 231003]; // codes for a message that was taken back or deleted
+
+const feishuError = ({ code, msg }: FeishuAnswer) =>
+  new SendError(`${code} ${msg}`, !FEISHU_BUSY.includes(code));
+
+// What an event of a message has to have, so that we can read it.
+const FEISHU_EVENT = objectSchema(ofType("object", "sender", "message"));
+const FEISHU_MESSAGE = objectSchema(ofType("string", "chat_id", "message_type", "content"));
+
+/** Separates chat and thread in the peerId of a Feishu topic, as in "oc_1:thread:omt_7". */
+const THREAD = ":thread:";
 
 /** The adapter for Feishu, and for Lark, its international edition. Events come by a webhook. */
 export class FeishuChannel implements Channel {
@@ -2692,6 +2871,11 @@ export class FeishuChannel implements Channel {
   #api: string;
   #allowed: AllowList;
   #access = { token: "", expiresAt: 0 };
+  #stopped = false;
+  // The first message of each topic, by the peerId of the topic. It is on disk, because after a
+  // restart we still have to know which message an answer belongs under.
+  #roots = new Map<string, unknown>();
+  #rootsFile = path.join(STATE, "feishu-topics.json");
 
   /** Throws at a setting that makes no sense. */
   constructor(setting: Setting) {
@@ -2703,15 +2887,27 @@ export class FeishuChannel implements Channel {
     if (domain !== "feishu" && domain !== "lark") throw new Error("FEISHU_DOMAIN: feishu or lark");
     const host = domain === "lark" ? "open.larksuite.com" : "open.feishu.cn";
     this.#api = setting("FEISHU_API_BASE") || `https://${host}`;
+    if (fs.existsSync(this.#rootsFile)) {
+      const roots = readEntry<Fields>(this.#rootsFile, objectSchema({}));
+      this.#roots = new Map(Object.entries(roots ?? {}));
+    }
   }
 
   /**
-   * Rejects if Feishu gives us no access token. The route is set before that, so that events are
-   * accepted in that case, too.
+   * Resolves when Feishu has given us an access token, and rejects if it refuses. The route is set
+   * before that, so that events are accepted in the meantime, and in that case, too.
    */
   async start(onMessage: Accept): Promise<void> {
     ROUTES["POST /feishu/events"] = (body, headers) => this.#receive(body, headers, onMessage);
-    await this.#accessToken();
+    while (!this.#stopped) {
+      try {
+        await this.#accessToken();
+        return;
+      } catch (error) {
+        if (error instanceof SendError && error.permanent) throw error;
+        await sleep(5_000); // the network is down, or Feishu is busy
+      }
+    }
   }
 
   /**
@@ -2721,77 +2917,120 @@ export class FeishuChannel implements Channel {
   #receive(body: Buffer, headers: http.IncomingHttpHeaders, onMessage: Accept): Answer {
     const encryptKey = this.#setting("FEISHU_ENCRYPT_KEY");
     const event = openEvent(body, encryptKey);
-    const token = event?.header?.token ?? event?.token;
-    if (!event || token !== this.#setting("FEISHU_VERIFICATION_TOKEN")) return UNAUTHORIZED;
+    const token = String(event?.header?.token ?? event?.token);
+    const isToken = isSameSecret(token, this.#setting("FEISHU_VERIFICATION_TOKEN"));
+    if (!event || !isToken) return UNAUTHORIZED;
     // When the owner registers the webhook, Feishu tests it: we have to send the challenge back.
     // For this the token is enough, because the answer tells nobody anything new.
     if (event.type === "url_verification")
       return { status: 200, body: { challenge: event.challenge } };
     if (!isAuthentic(body, headers, encryptKey)) return UNAUTHORIZED;
-    const inbound = this.#read(event);
+    const inbound = this.#tryToRead(event);
     if (inbound) this.#allowed.admit(this, inbound, onMessage);
     return { status: 200, body: {} };
   }
 
-  /** Undefined for an event that is no message, or a message that is not meant for us. */
-  #read({ header, event }: FeishuEvent): InboundMessage | undefined {
-    const { sender, message } = event ?? {};
-    if (header?.event_type !== "im.message.receive_v1") return undefined;
-    if (!message?.chat_id || sender?.sender_type !== "user") return undefined;
-    const { chat_id: peerId, message_type: type = "", content = "", create_time } = message;
+  /** Feishu would send an event again and again that is refused, so an odd one is only reported. */
+  #tryToRead(event: FeishuEvent): InboundMessage | undefined {
+    if (event.header?.event_type !== "im.message.receive_v1") return undefined;
+    try {
+      const { sender, message } = checkInput(FEISHU_EVENT, event.event);
+      // The schema has checked both.
+      return this.#read(sender as Fields, checkInput(FEISHU_MESSAGE, message), event);
+    } catch (error) {
+      if (isDiskError(error)) throw error; // then it has to come again
+      warn(`feishu: an event could not be read: ${error}`);
+      return undefined;
+    }
+  }
+
+  /** Undefined for a message of another bot, or one that is not meant for us. */
+  #read(sender: Fields, message: Fields, { header }: FeishuEvent): InboundMessage | undefined {
+    if (sender.sender_type !== "user") return undefined;
+    const { message_id, create_time } = message;
+    const [chat, type, content] = [message.chat_id, message.message_type, message.content].map(
+      String,
+    ) as [string, string, string]; // three, as we give it
     const isGroup = message.chat_type !== "p2p";
-    const mentions = message.mentions ?? [];
+    const mentions = objectsOf(message.mentions);
     if (isGroup && !mentions.some((mention) => this.#isBot(mention))) return undefined;
     const accountId = this.#setting("FEISHU_APP_ID");
-    const senderId = sender.sender_id?.open_id ?? "";
+    const senderId = isObject(sender.sender_id) ? String(sender.sender_id.open_id ?? "") : "";
     const { text, media } = readFeishu(type, content);
-    const words = text.trim() || `[${type}]`; // a location, for example, has no text
+    const words = text.trim() || `[${type}]`;
     // The id is an idempotency key: a redelivery may come under a new message id, but never with
-    // another sender, time or content, so it gets the same hash, and the inbox drops it.
-    const fingerprint = JSON.stringify([senderId, peerId, create_time, content]);
+    // another sender, time or content, so it gets the same hash, and the inbox drops it. Without a
+    // time, two messages with the same words are told apart only by the message id.
+    const origin = create_time ? [senderId, chat, create_time] : [message_id];
+    const fingerprint = JSON.stringify([...origin, content]);
     return {
       id: `feishu:${accountId}:${sha256(fingerprint).digest("hex")}`,
       channel: "feishu",
       accountId,
-      peerId,
+      peerId: this.#peerOf(chat, message),
       senderId,
-      guildId: header.tenant_key,
+      guildId: header?.tenant_key,
       isGroup,
       text: this.#nameMentions(words, mentions).trim() || words, // "@our_bot" alone is kept
       media,
-      at: Number(create_time), // in ms already
+      at: Number(create_time) || Date.now(), // in ms already
     };
   }
 
+  /** The conversation of a message. Each topic is a conversation of its own. */
+  #peerOf(chat: string, { thread_id, root_id, message_id }: Fields): string {
+    if (!thread_id) return chat;
+    const peerId = `${chat}${THREAD}${thread_id}`;
+    if (this.#roots.has(peerId)) return peerId;
+    this.#roots.set(peerId, root_id || message_id); // the first message of a topic has no root
+    forgetOldest(this.#roots);
+    fs.mkdirSync(STATE, { recursive: true });
+    replaceFile(this.#rootsFile, JSON.stringify(Object.fromEntries(this.#roots)));
+    return peerId;
+  }
+
   /** False for everybody if FEISHU_BOT_OPEN_ID is not set, so that no group is answered. */
-  #isBot({ id }: FeishuMention): boolean {
+  #isBot({ id }: Fields): boolean {
     const botId = this.#setting("FEISHU_BOT_OPEN_ID");
-    return botId !== "" && id?.open_id === botId;
+    return botId !== "" && isObject(id) && id.open_id === botId;
   }
 
   /** Puts names where the text has "@_user_1", and nothing where it mentions the bot. */
-  #nameMentions(text: string, mentions: FeishuMention[]): string {
-    const nameOf = (mention: FeishuMention) => (this.#isBot(mention) ? "" : `@${mention.name}`);
+  #nameMentions(text: string, mentions: Fields[]): string {
+    const nameOf = (mention: Fields) => (this.#isBot(mention) ? "" : `@${mention.name}`);
     const names = new Map(mentions.map((mention) => [mention.key, nameOf(mention)]));
     return text.replace(/@_user_\d+/g, (key) => names.get(key) ?? key);
   }
 
   async send(to: string, text: string): Promise<void> {
-    const message = { receive_id: to, msg_type: "text", content: JSON.stringify({ text }) };
-    let answer = await this.#postMessage(message);
+    // Feishu would make a mention of "<at user_id="all">", which the model must not be able to write.
+    const content = JSON.stringify({ text: text.replace(/<(?=\/?at\b)/gi, "< ") });
+    const message = { msg_type: "text", content };
+    let answer = await this.#postMessage(to, message);
     // An access token can become invalid early. One retry with a new token is enough: if Feishu
     // refuses that one, too, the token is not the problem.
     if (FEISHU_EXPIRED.includes(answer.code)) {
       this.#access.expiresAt = 0;
-      answer = await this.#postMessage(message);
+      answer = await this.#postMessage(to, message);
     }
-    const { code, msg } = answer;
-    if (code !== 0) throw new SendError(`${code} ${msg}`, !FEISHU_BUSY.includes(code));
+    if (this.#roots.has(to) && FEISHU_GONE.includes(answer.code)) {
+      this.#roots.delete(to); // so that this, and what comes later, goes to the chat instead
+      answer = await this.#postMessage(to, message);
+    }
+    if (answer.code !== 0) throw feishuError(answer);
   }
 
-  async #postMessage(message: object): Promise<FeishuAnswer> {
+  /** Writes to a chat. To a topic one can only write by answering one of its messages. */
+  async #postMessage(to: string, message: object): Promise<FeishuAnswer> {
     const token = await this.#accessToken();
-    return this.#post("/open-apis/im/v1/messages?receive_id_type=chat_id", message, token);
+    const messages = "/open-apis/im/v1/messages";
+    const root = this.#roots.get(to);
+    if (root === undefined) {
+      const body = { ...message, receive_id: chatOf(to) };
+      return this.#post(`${messages}?receive_id_type=chat_id`, body, token);
+    }
+    const body = { ...message, reply_in_thread: true };
+    return this.#post(`${messages}/${encodeURIComponent(String(root))}/reply`, body, token);
   }
 
   /** Gives the same token for about two hours, and gets a new one a minute before it expires. */
@@ -2800,7 +3039,7 @@ export class FeishuChannel implements Channel {
     const setting = this.#setting;
     const app = { app_id: setting("FEISHU_APP_ID"), app_secret: setting("FEISHU_APP_SECRET") };
     const answer = await this.#post("/open-apis/auth/v3/tenant_access_token/internal", app);
-    if (answer.code !== 0) throw new SendError(`${answer.code} ${answer.msg}`, true);
+    if (answer.code !== 0) throw feishuError(answer);
     const { tenant_access_token: token = "", expire = 0 } = answer;
     this.#access = { token, expiresAt: Date.now() + (expire - 60) * 1000 };
     return token;
@@ -2821,6 +3060,7 @@ export class FeishuChannel implements Channel {
   }
 
   async stop(): Promise<void> {
+    this.#stopped = true;
     delete ROUTES["POST /feishu/events"];
   }
 }
@@ -2842,8 +3082,8 @@ command("channels", "the channels, and how they are", (_args, { channels }) =>
 );
 
 command("accounts", "our accounts on the platforms", () => {
-  // Only the beginning of each, because whoever reads a whole token can act as the bot.
-  const masked = (name: string) => `${name}  ${(env(name) || "-").slice(0, 6)}`;
+  // Nothing of a secret is shown, because whoever knows it can act as the bot.
+  const masked = (name: string) => `${name}  ${env(name) ? "***" : "-"}`;
   return ["TELEGRAM_BOT_TOKEN", "FEISHU_APP_ID", "FEISHU_APP_SECRET"].map(masked);
 });
 
@@ -3083,6 +3323,10 @@ export class GatewayServer {
     server.on("upgrade", (request: http.IncomingMessage, socket: Duplex, head: Buffer) => {
       // A client may be gone before we answer. Without a listener that error would end the program.
       socket.on("error", () => {});
+      if (request.headers.upgrade?.toLowerCase() !== "websocket") {
+        ignoreOffer(server, request, socket, head);
+        return;
+      }
       const refusal = this.#refusalOf(request);
       if (refusal) {
         socket.end(`HTTP/1.1 ${refusal}\r\nConnection: close\r\n\r\n`);
@@ -3118,6 +3362,27 @@ export class GatewayServer {
 }
 
 /**
+ * Some clients offer another protocol with a plain request, such as "Upgrade: h2c", and a server
+ * may ignore that. But if it listens for upgrades, Node stops to read HTTP at every offer. So we
+ * put the request back without the offer, and let the server begin with the connection anew.
+ */
+function ignoreOffer(
+  server: http.Server,
+  offer: http.IncomingMessage,
+  socket: Duplex,
+  head: Buffer,
+): void {
+  let request = `${offer.method} ${offer.url} HTTP/${offer.httpVersion}\r\n`;
+  for (const [index, name] of offer.rawHeaders.entries()) {
+    const isName = index % 2 === 0; // names and values take turns in this list
+    if (!isName || name.toLowerCase() === "upgrade") continue;
+    request += `${name}: ${offer.rawHeaders[index + 1]}\r\n`;
+  }
+  socket.unshift(Buffer.concat([Buffer.from(`${request}\r\n`, "latin1"), head]));
+  server.emit("connection", socket);
+}
+
+/**
  * Every web page in the owner's browser can connect to loopback, but the browser adds the page's
  * origin to the request, and a page can't change it. Programs that are no browsers send none.
  */
@@ -3125,14 +3390,6 @@ function isForeignPage({ headers, socket }: http.IncomingMessage): boolean {
   if (!headers.origin) return false;
   const own = [`http://localhost:${socket.localPort}`, `http://127.0.0.1:${socket.localPort}`];
   return !own.includes(headers.origin);
-}
-
-/**
- * Compares in constant time. `===` stops at the first difference, so the time that it takes would
- * tell an attacker how much of a guess is right. The hashes have one length, as the function needs.
- */
-function isSameSecret(given: string, secret: string): boolean {
-  return crypto.timingSafeEqual(sha256(given).digest(), sha256(secret).digest());
 }
 
 /**
