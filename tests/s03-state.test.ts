@@ -3,7 +3,7 @@
  * starts, names it, keeps it, and goes on. And what a disk does that is full, or fails.
  */
 
-import { fork } from "node:child_process";
+import { fork, spawnSync } from "node:child_process";
 import { once } from "node:events";
 import fs from "node:fs";
 import path from "node:path";
@@ -256,6 +256,36 @@ describe.each(englishFrom("s03"))("$name", (section) => {
         expect(printed()).toBe("");
       },
     );
+  });
+
+  it("a disk that is really full, and then has room again", async () => {
+    const { SessionStore } = await load("s03", section, settings());
+    const disk = temporaryFolder();
+    const mount = (options: string) =>
+      spawnSync("mount", ["-t", "tmpfs", "-o", options, "tmpfs", disk]).status === 0;
+    if (process.getuid?.() !== 0 || !mount("size=100k")) return; // the machine does not allow it
+    try {
+      const store = new SessionStore(path.join(disk, "sessions"));
+      const session = store.current(KEY);
+      const long = user("x".repeat(5000));
+      for (let i = 0; i < 15; i++) session.append(long);
+      const fill = () => {
+        for (let i = 0; i < 50; i++) session.append(long);
+      };
+      expect(fill).toThrow("ENOSPC");
+      expect(fill).toThrow("ENOSPC");
+      expect(() => store.create("agent:luna:cli:direct:other")).toThrow("ENOSPC");
+      const restart = () => new SessionStore(path.join(disk, "sessions"));
+      expect(restart().current(KEY).messages).toEqual(session.messages);
+      expect(mount("remount,size=2m")).toBe(true);
+      session.append(user("there is room"));
+      expect(restart().current(KEY).messages).toEqual(session.messages);
+      expect(restart().current(KEY).messages.at(-1)).toEqual(user("there is room"));
+      expect(restart().list("agent:luna:cli:direct:other")).toEqual([]);
+      expect(restart().current("agent:luna:cli:direct:other").messages).toEqual([]);
+    } finally {
+      spawnSync("umount", [disk]);
+    }
   });
 
   it("quarantine overwrites nothing, and if it can't rename, it goes on", async () => {
