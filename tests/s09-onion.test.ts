@@ -257,7 +257,7 @@ describe.each(sectionsFrom("s09"))("$name, keys and models", (file) => {
       runs += 1;
       throw new Error("ENOSPC: no space left on device");
     };
-    await expect(resilience.run({}, inner)).rejects.toThrow("ENOSPC");
+    await expect(resilience.run(new section.Conversation(), {}, inner)).rejects.toThrow("ENOSPC");
     expect([runs, clock.waits, stored(), model.log]).toEqual([1, [], "", []]);
   });
 
@@ -359,7 +359,9 @@ describe.each(sectionsFrom("s09"))("$name, going round", (file) => {
         clock.at += seconds * SECOND;
         throw new Anthropic.APIUserAbortError();
       };
-      await expect(resilience.run({}, silent)).rejects.toBeInstanceOf(Anthropic.APIUserAbortError);
+      await expect(resilience.run(new section.Conversation(), {}, silent)).rejects.toBeInstanceOf(
+        Anthropic.APIUserAbortError,
+      );
       expect(runs, `${keys} keys`).toBeGreaterThan(1);
       expect(runs, `${keys} keys`).toBeLessThanOrEqual(most);
       expect(clock.at - START).toBeLessThanOrEqual(5 * MINUTE);
