@@ -1062,7 +1062,7 @@ class JsonlFile {
     if (!this.#isTorn) lines.pop();
     this.lines = lines.length;
     const records: { line: number; record: object }[] = [];
-    const bad: number[] = [];
+    const bad = text === "" ? [1] : []; // we never leave a file empty
     for (const [index, json] of lines.entries()) {
       const record = parseObject(json);
       if (record) records.push({ line: index + 1, record });
@@ -1278,7 +1278,9 @@ export class SessionStore {
 
   /** The session that the file "current" names; the newest one, if it names none. */
   #stored(key: string): Session | undefined {
-    const pointer = path.join(this.#folder(key), "current");
+    const folder = this.#folder(key);
+    if (!readOrQuarantine(folder, (dir) => fs.readdirSync(dir))) return undefined;
+    const pointer = path.join(folder, "current");
     const id = readOrQuarantine(pointer, readText);
     if (id === undefined) return this.list(key).at(-1);
     // The id becomes part of a path, so it may hold no "/", for example.
@@ -1374,7 +1376,8 @@ function checkUnlocked(file: string, workspace: string): void {
   if (lock === undefined) return;
   const [, pid = "", started] = /^([1-9]\d*) (.+)$/.exec(lock) ?? [];
   if (pid === "") quarantine(file, t("it names no process, so it is no lock."));
-  if (!isAlive(Number(pid))) return;
+  // In a container each start can have the same pid, so our own is that of an earlier start.
+  if (Number(pid) === process.pid || !isAlive(Number(pid))) return;
   // The pid may be that of another program by now. Where nobody knows the time, it counts as ours.
   const time = startTime(Number(pid));
   if (time !== "" && time !== started) return;
