@@ -1123,9 +1123,15 @@ export class SessionStore {
   /** Begins a new session for this key, and makes it the current one. */
   create(key: string, label = ""): Session {
     const id = crypto.randomUUID().slice(0, 8);
+    const file = this.#file(key, id);
     makeFolder(this.#folder(key));
-    new JsonlFile(this.#file(key, id)).append({ v: 1, id, key, label });
-    return this.#makeCurrent(key, new Session(this.#file(key, id), key));
+    try {
+      new JsonlFile(file).append({ v: 1, id, key, label });
+    } catch (error) {
+      fs.rmSync(file, { force: true }); // each new attempt on a full disk would leave one more
+      throw error;
+    }
+    return this.#makeCurrent(key, new Session(file, key));
   }
 
   /** The sessions of this key, the newest last. */

@@ -237,8 +237,7 @@ export function buildRequest({ messages }: Conversation, options: TurnOptions) {
 /** One call. Gives the reply, or what had arrived of it when it was aborted. Throws API errors. */
 export async function callModel(request: Anthropic.MessageStreamParams, options: TurnOptions) {
   throwSimulated(options);
-  // A minute without a byte aborts the stream, and each byte restarts the timer.
-  const idleTimer = setTimeout(() => stream.abort(), IDLE_TIMEOUT);
+  const idleTimer = new IdleTimer(() => stream.abort());
   // The SDK reads ANTHROPIC_API_KEY and ANTHROPIC_BASE_URL from the environment.
   const client = withIdleTimeout(options.client ?? new Anthropic(), idleTimer);
   const stream = client.messages.stream(request, { signal: options.signal });
@@ -259,7 +258,7 @@ export async function callModel(request: Anthropic.MessageStreamParams, options:
     // The API gave no stop reason, no id and no usage, so these are missing here.
     return { role: "assistant", content, stop_reason: null } as Anthropic.Message;
   } finally {
-    clearTimeout(idleTimer);
+    idleTimer.stop();
   }
 }
 
@@ -1252,9 +1251,15 @@ export class SessionStore {
   /** Begins a new session for this key, and makes it the current one. */
   create(key: string, label = ""): Session {
     const id = crypto.randomUUID().slice(0, 8);
+    const file = this.#file(key, id);
     makeFolder(this.#folder(key));
-    new JsonlFile(this.#file(key, id)).append({ v: 1, id, key, label });
-    return this.#makeCurrent(key, new Session(this.#file(key, id), key));
+    try {
+      new JsonlFile(file).append({ v: 1, id, key, label });
+    } catch (error) {
+      fs.rmSync(file, { force: true }); // each new attempt on a full disk would leave one more
+      throw error;
+    }
+    return this.#makeCurrent(key, new Session(file, key));
   }
 
   /** The sessions of this key, the newest last. */
@@ -2298,13 +2303,15 @@ export async function handle(app: App, parts: Routed[], signal?: AbortSignal): P
   const channel = app.channels.get(message.channel);
   const stopTyping = showTyping(channel, message.peerId);
   const onText = (piece: string) => channel?.stream?.(message.peerId, piece);
+  const onRestart = () => onText(t("(The reply begins anew.)\n"));
   let answered: InboundMessage = message;
   let answer: string;
   try {
     const agent = app.agents.get(message.agentId);
     const begin = (laneSignal: AbortSignal) => {
       app.inbox.countAttempt(parts);
-      return answerTo(message, app, { message, signal: laneSignal, onText, agent });
+      const options = { message, signal: laneSignal, onText, onRestart, agent };
+      return answerTo(message, app, options);
     };
     answer = await untilStored(() => runUserTurn(app, message, signal, begin), signal);
   } catch (error) {
@@ -2322,7 +2329,7 @@ export async function handle(app: App, parts: Routed[], signal?: AbortSignal): P
   return answer;
 }
 
-// -- 4 · Telegram --
+// -- 4 · Telegram: what a message says --
 
 /** Separates chat and thread in the peerId of a topic, as in "-1001:topic:7". */
 const TOPIC = ":topic:";
@@ -2503,6 +2510,8 @@ const SERVICE_FIELD =
   /(?:ed|set|hidden|sent|done|left|payment|data)$|^(?:new|left|delete)_chat|^(?:migrate|pinned)_/;
 const isServiceMessage = (message: TelegramMessage) =>
   Object.keys(message).some((field) => SERVICE_FIELD.test(field));
+
+// -- 5 · Telegram: polling --
 
 /** Makes a SendError of a failed call, which says whether another attempt can succeed. */
 function telegramError(error: unknown): SendError {
@@ -2724,7 +2733,7 @@ export class TelegramChannel implements Channel {
   }
 }
 
-// -- 5 · A webhook, and who calls it --
+// -- 6 · A webhook, and who calls it --
 
 // Feishu doesn't wait for us to ask. It calls a webhook, an address of ours to which it sends each
 // event. Anyone who finds that address can send something there as well. So the server limits what
@@ -2840,7 +2849,7 @@ function isAuthentic(body: Buffer, headers: http.IncomingHttpHeaders, key: strin
   return isFresh && isSameSecret(String(headers["x-lark-signature"]), signature);
 }
 
-// -- 6 · Feishu --
+// -- 7 · Feishu: what a message says --
 
 const fileKeyOf = ({ file_key, image_key }: Fields) => file_key ?? image_key;
 const kindOf = ({ tag }: Fields) => (tag === "img" ? "image" : String(tag));
@@ -2910,6 +2919,8 @@ function feishuError({ code, msg, retryAfter }: FeishuAnswer): SendError {
   const isUnknown = !isFinal && !FEISHU_BUSY.includes(code);
   return new SendError(`${code} ${msg}`, isFinal, retryAfter, isUnknown);
 }
+
+// -- 8 · Feishu: in and out --
 
 // What an event of a message has to have, so that we can read it.
 const FEISHU_EVENT = objectSchema(ofType("object", "sender", "message"));
@@ -3619,7 +3630,12 @@ function answerClient(message: Routed, app: App, connection: Connection): Promis
   const onText = (piece: string) => {
     if (piece) connection.notify("delta", { text: piece });
   };
-  const options = { message, onText, agent: app.agents.get(message.agentId) };
+  // A client puts the pieces together. Those that stay come again, so it can drop all it has.
+  const onRestart = (streamedBefore: string) => {
+    connection.notify("restart", {});
+    onText(streamedBefore);
+  };
+  const options = { message, onText, onRestart, agent: app.agents.get(message.agentId) };
   const turn: Task<string> = (signal) => answerTo(message, app, { ...options, signal });
   return runExclusive(message.sessionKey, () => runUserTurn(app, message, undefined, turn));
 }
@@ -5605,7 +5621,7 @@ command("simulate-failure", "<kind> [times]: the next ones fail", (args, app) =>
 // nine requests to a service that is overloaded already. ResilienceRunner alone decides what to do
 // after a failure. Each attempt goes on from what is stored, so no tool runs a second time.
 
-/** Why an attempt failed. "invalid": the request itself is wrong, so it fails with every key. */
+/** Why an attempt failed. "invalid": the request is wrong, or its reply, so no other key helps. */
 export type Reason =
   | "rate_limit"
   | "overloaded"
@@ -5638,33 +5654,56 @@ const REASONS = new Map<unknown, Reason>([
   ["not_found_error", "model"],
   [404, "model"],
   ["invalid_request_error", "invalid"],
-  ["request_too_large", "invalid"],
   [400, "invalid"],
-  [413, "invalid"],
   [422, "invalid"],
 ]);
 
+// Failures that the API reports as an invalid request, like any mistake in one, although the request
+// is right. So only the words are left. The last one is the SDK's own: it found no key to send.
+const REASONS_IN_WORDS: [words: RegExp, reason: Reason][] = [
+  [/credit balance is too low/i, "billing"],
+  [/reached your specified (workspace )?API usage limits/i, "billing"],
+  [/organization has been disabled/i, "auth"],
+  [/^Could not resolve authentication method/, "auth"],
+];
+
 /**
  * Tells failures apart by their class, then by the API's error type, then by the HTTP status, which
- * an error inside a stream lacks. Words prove nothing: a 500 may say "rate limit" in its text.
+ * an error inside a stream lacks. Words prove nothing: a 500 may say "rate limit" in its text. The
+ * only exceptions are in REASONS_IN_WORDS.
  */
 export function classifyFailure(error: unknown): Reason {
+  const { AnthropicError, APIError, APIConnectionError, APIUserAbortError } = Anthropic;
+  if (!(error instanceof AnthropicError)) return "unknown"; // it is not the API's
   if (isOverflow(error)) return "overflow";
-  const { APIConnectionError, APIUserAbortError, APIError, AnthropicError } = Anthropic;
   // APIConnectionError and APIUserAbortError are APIErrors as well, but have no type and no status.
   // callModel throws an APIUserAbortError only if the idle timeout has aborted the stream, because
   // it catches the one that a person's Ctrl+C causes.
   if (error instanceof APIConnectionError || error instanceof APIUserAbortError) return "timeout";
-  if (error instanceof APIError) {
-    return REASONS.get(error.type) ?? REASONS.get(error.status) ?? "unknown";
-  }
-  // The SDK throws its base class when a stream ends before the reply is complete.
-  return error instanceof AnthropicError ? "timeout" : "unknown";
+  const reason = error instanceof APIError ? reasonByType(error) : reasonOfStream(error);
+  if (reason !== "invalid") return reason;
+  const exception = REASONS_IN_WORDS.find(([words]) => words.test(error.message));
+  return exception?.[1] ?? reason;
+}
+
+const reasonByType = ({ type, status }: { type: unknown; status: unknown }) =>
+  REASONS.get(type) ?? REASONS.get(status) ?? "unknown";
+
+/**
+ * When a stream fails, the SDK throws its base class, with what it caught as the cause. If the
+ * connection was lost, that has the socket's error as a cause of its own; if the stream just ended,
+ * there is no cause. Anything else comes from the SDK's code, which could not read the reply: it
+ * holds broken JSON, for example, or no usage. The next reply to this request may be the same.
+ */
+function reasonOfStream({ cause }: Error): Reason {
+  const isUnreadable = cause instanceof Error && cause.cause === undefined;
+  return isUnreadable ? "invalid" : "timeout";
 }
 
 const LONGEST_COOLDOWN = 86_400; // seconds
 
-// A cooldown is a time in which a key or a model is not used. It grows by exponential back-off: the
+// A cooldown is a time in which a key, or a model, or one of them together with the other, is not
+// used. It grows by exponential back-off: the
 // first failure costs `firstSeconds`, each further one in a row twice as much, up to the cap. A
 // rate limit passes within seconds. An unpaid bill or a revoked key has to be dealt with by a
 // person, but nobody tells the program when that has happened, so it tries even these keys again.
@@ -5698,12 +5737,40 @@ interface Cooldown {
 const isCooldown = (entry: Cooldown | null) =>
   entry !== null && entry.count > 0 && entry.until - entry.since <= LONGEST_COOLDOWN * 1000;
 
-/** What the next attempt uses, and when the cooldowns of both have ended. */
+/** A key and a model for the next attempt, and when their cooldowns have ended. */
 interface Choice {
   profile: AuthProfile;
   model: string;
   at: number; // a time in ms; 0 if they can be used now
   wait: number; // ms from now until then
+}
+
+/**
+ * The id under which a cooldown is kept: of a key, of a model, or of the two together. Because of
+ * the hash it belongs to this key at this server. So neither a new key under the same name nor a
+ * mended ANTHROPIC_BASE_URL has to wait, and the key itself is never written to a file.
+ */
+export function cooldownId({ profile, model }: { profile?: AuthProfile; model?: string }): string {
+  const digest = sha256(`${profile?.key} ${env("ANTHROPIC_BASE_URL")}`)
+    .digest("hex")
+    .slice(0, 8);
+  return [profile?.name, model, digest].filter(Boolean).join(" ");
+}
+
+/** The ids of all cooldowns that an attempt with this key and this model has to wait for. */
+const cooldownIds = (profile: AuthProfile, model: string) =>
+  [{ profile }, { model }, { profile, model }].map(cooldownId);
+
+/**
+ * The id of what a failure is the fault of. A model that is overloaded or does not exist is so for
+ * all keys, and a key that is revoked or has no credit is so for all models. Other failures concern
+ * the two together: limits are counted for each model, and a 403 may forbid a key just this one.
+ */
+function idAtFault({ profile, model }: Choice, reason: Reason, error: Error): string {
+  if (reason === "overloaded" || reason === "model") return cooldownId({ model });
+  const isForbidden = error instanceof Anthropic.PermissionDeniedError;
+  const isOfKey = reason === "billing" || (reason === "auth" && !isForbidden);
+  return cooldownId(isOfKey ? { profile } : { profile, model });
 }
 
 /**
@@ -5747,7 +5814,7 @@ export class ProfileManager {
     let best: Omit<Choice, "wait"> | undefined;
     for (const model of models) {
       for (const profile of order) {
-        const at = Math.max(this.readyAt(model), this.readyAt(cooldownId(profile)));
+        const at = Math.max(...cooldownIds(profile, model).map((id) => this.readyAt(id)));
         if (best === undefined || at < best.at) best = { profile, model, at };
       }
     }
@@ -5758,7 +5825,10 @@ export class ProfileManager {
     return { ...best, wait: Math.max(0, best.at - this.#now()) };
   }
 
-  /** Starts a cooldown, which lasts `retryAfter` seconds if the back-off alone would be shorter. */
+  /**
+   * Starts a cooldown, which lasts `retryAfter` seconds if the back-off alone would be shorter, but
+   * a day at most: a server may name any time, and the program would not try again by itself.
+   */
   fail(id: string, reason: Reason, retryAfter = 0): void {
     const limits = COOLDOWNS[reason];
     if (!limits) return;
@@ -5767,7 +5837,8 @@ export class ProfileManager {
     const before = this.cooldowns.get(id);
     const count = before?.reason === reason ? before.count + 1 : 1;
     const doubled = limits.firstSeconds * 2 ** (count - 1);
-    const seconds = Math.max(Math.min(doubled, limits.capSeconds), retryAfter);
+    const own = Math.min(doubled, limits.capSeconds);
+    const seconds = Math.min(Math.max(own, retryAfter), LONGEST_COOLDOWN);
     const now = this.#now();
     this.cooldowns.set(id, { reason, since: now, until: now + seconds * 1000, count });
     this.#save();
@@ -5793,22 +5864,18 @@ export class ProfileManager {
   }
 }
 
-/**
- * The id under which the cooldown of a key is kept. Because it contains a hash of the key, a new
- * key under the same name has no cooldown, and the key itself is never written to a file.
- */
-const cooldownId = ({ name, key }: AuthProfile) =>
-  `${name} ${sha256(key).digest("hex").slice(0, 8)}`;
-
-// How many ms one turn may spend on waits and failed attempts. A failed attempt costs a minute at
-// most, and a successful one costs nothing. This is no deadline: an attempt that runs is never
-// stopped by it. Without the budget a turn with two keys might never end: while one key is silent
-// for a minute, the cooldown of the other ends, so there is always one to try.
+// How many ms a turn may spend on waits and failed attempts without getting any further. A message
+// that is stored renews it. This is no deadline: an attempt that runs is never stopped by it, and
+// the first one may take longer. Without the budget a turn with two keys might never end: while one
+// key is silent for a minute, the cooldown of the other ends, so there is always one to try.
 const RETRY_BUDGET = 120_000;
 
 export interface TurnOptions {
   client?: Anthropic; // with the key of this attempt
   model?: string; // the model of this attempt
+  // What was streamed of a reply is void, because it begins anew. Gets what stays of the turn: the
+  // replies before it, which are stored.
+  onRestart?(streamedBefore: string): void;
 }
 
 export interface App {
@@ -5829,11 +5896,16 @@ export class ResilienceRunner {
   }
 
   /**
-   * Runs `inner` with a key and a model, as often as the retry budget allows. Throws the last
+   * Runs `next` with a key and a model, as often as the retry budget allows. Throws the last
    * failure when the budget is used up, and at once a failure that no other attempt can cure.
    */
-  async run(options: TurnOptions, inner: (options: TurnOptions) => Promise<void>): Promise<void> {
+  async run(
+    conversation: Conversation,
+    options: TurnOptions,
+    next: (options: TurnOptions) => Promise<void>,
+  ): Promise<void> {
     const models = [options.agent?.model ?? MODEL, ...this.fallbacks];
+    const { onText, sayRestart } = trackPieces(conversation, options);
     let budget = RETRY_BUDGET;
     let failure: Error | undefined;
     let choice = this.#profiles.choose(models);
@@ -5841,13 +5913,18 @@ export class ResilienceRunner {
     // is longer than what is left of the budget. That may be less than 0: then not even 0 ms fit.
     while (choice.wait <= budget) {
       await this.#wait(choice, options);
+      sayRestart();
       const startedAt = this.#now();
-      failure = await this.#attempt(choice, options, inner);
+      const before = conversation.messages.length;
+      failure = await this.#attempt(choice, { ...options, onText }, next);
       if (failure === undefined) return;
-      // An attempt counts for a minute at most, because its tools may have run for an hour before
-      // one of its calls failed.
-      const spent = Math.min(this.#now() - startedAt, IDLE_TIMEOUT);
-      budget -= choice.wait + spent;
+      budget -= choice.wait + this.#now() - startedAt;
+      if (conversation.messages.length !== before) {
+        // Some calls succeeded before one failed, for example in the middle of a tool loop.
+        budget = RETRY_BUDGET;
+        this.#profiles.succeed(cooldownIds(choice.profile, choice.model));
+      }
+      this.#coolDown(choice, failure);
       choice = this.#profiles.choose(models);
     }
     // Of the SDK's class, because no job is to blame for it (isOutage).
@@ -5865,71 +5942,124 @@ export class ResilienceRunner {
   }
 
   /**
-   * Gives undefined if the attempt succeeded. After a failure that another key or model may cure it
-   * starts a cooldown and gives the error. It throws all other errors, for example a full disk or
-   * an invalid request.
+   * Gives undefined if the attempt succeeded, and a failure that another key or model may cure. It
+   * throws all other errors, for example a full disk or an invalid request.
    */
   async #attempt(
     { profile, model }: Choice,
     options: TurnOptions,
-    inner: (options: TurnOptions) => Promise<void>,
+    next: (options: TurnOptions) => Promise<void>,
   ): Promise<Error | undefined> {
     const client = new Anthropic({ apiKey: profile.key });
     try {
-      await inner({ ...options, client, model });
+      await next({ ...options, client, model });
     } catch (error) {
-      const reason = classifyFailure(error);
       // An error of our own, such as a full disk, is "unknown" as well, so its class is asked for.
-      const isCurable =
-        error instanceof Anthropic.AnthropicError && COOLDOWNS[reason] !== undefined;
-      if (!isCurable) throw error;
-      info(`  (${reason}: ${profile.name}, ${model})`);
-      // A model that is overloaded or does not exist is so for all keys: the cooldown is its own.
-      const isOfModel = reason === "overloaded" || reason === "model";
-      this.#profiles.fail(isOfModel ? model : cooldownId(profile), reason, retryAfterOf(error));
-      return error;
+      const isOfApi = error instanceof Anthropic.AnthropicError;
+      if (isOfApi && COOLDOWNS[classifyFailure(error)]) return error;
+      throw error;
     }
     // A turn that Ctrl+C has interrupted does not tell whether its key would have worked.
-    if (!options.signal?.aborted) this.#profiles.succeed([cooldownId(profile), model]);
+    if (!options.signal?.aborted) this.#profiles.succeed(cooldownIds(profile, model));
     return undefined;
   }
+
+  /** Starts the cooldown of what is at fault. */
+  #coolDown(choice: Choice, error: Error): void {
+    const reason = classifyFailure(error);
+    info(`  (${reason}: ${choice.profile.name}, ${choice.model})`);
+    const retryAfter = retryAfterOf(error, this.#now());
+    this.#profiles.fail(idAtFault(choice, reason, error), reason, retryAfter);
+  }
+}
+
+/**
+ * Passes pieces on, and knows whether some were streamed of a reply that is not complete, so that it
+ * is not stored and will be made once more. `sayRestart` says so to whoever got the pieces.
+ */
+function trackPieces(conversation: Conversation, options: TurnOptions) {
+  let storedAtLastPiece = -1; // how many messages were stored when the last piece arrived
+  const onText = (piece: string) => {
+    if (piece) storedAtLastPiece = conversation.messages.length;
+    options.onText?.(piece);
+  };
+  const sayRestart = () => {
+    const { messages } = conversation;
+    if (storedAtLastPiece !== messages.length) return;
+    storedAtLastPiece = -1;
+    const replies = messages.slice(messages.findLastIndex(startsTurn) + 1);
+    options.onRestart?.(replies.map(textOf).join(""));
+  };
+  return { onText, sayRestart };
 }
 
 // It is outside the context guard: the guard shortens the conversation and tries again with the
 // same key first, so an overflow gets here only when the guard can't shorten it any further. `app`
 // is missing only in tests without a program.
-MIDDLEWARE.unshift((_conversation, options, next) =>
-  options.app ? options.app.resilience.run(options, next) : next(options),
+MIDDLEWARE.unshift((conversation, options, next) =>
+  options.app ? options.app.resilience.run(conversation, options, next) : next(options),
 );
 
-/** How long the API asks us to wait (its header `retry-after`), in seconds; 0 if it does not. */
-function retryAfterOf(error: unknown): number {
-  if (!(error instanceof Anthropic.APIError)) return 0;
-  return Number(error.headers?.get("retry-after")) || 0;
+/**
+ * How many seconds the API asks us to wait by its header `retry-after`, which holds a number of
+ * seconds or a date. 0 if there is none.
+ */
+function retryAfterOf(error: Error, now: number): number {
+  const header = error instanceof Anthropic.APIError && error.headers?.get("retry-after");
+  if (!header) return 0;
+  const seconds = Number(header);
+  const isDate = Number.isNaN(seconds);
+  return (isDate ? (Date.parse(header) - now) / 1000 : seconds) || 0; // NaN if it is neither
 }
 
-// ms without a byte after which a stream counts as failed. A connection whose other side has
-// disappeared never ends by itself, so the turn would wait for ever. It is also the most that a
-// failed attempt takes from the retry budget.
+// The most seconds until the first byte of a response. A model on one's own machine may have to be
+// loaded first, or read a long prompt, which takes minutes there.
+const FIRST_BYTE_SECONDS = Number(
+  env("FIRST_BYTE_SECONDS") || (env("ANTHROPIC_BASE_URL") ? 300 : 60),
+);
+
+// ms without a further byte after which a stream counts as failed. A connection whose other side
+// has disappeared never ends by itself, so the turn would wait for ever.
 const IDLE_TIMEOUT = 60_000;
 
+/** Calls `onIdle` when the first byte does not come in time, or no other byte after one. */
+class IdleTimer {
+  #onIdle: () => void;
+  #timer: NodeJS.Timeout;
+
+  constructor(onIdle: () => void) {
+    this.#onIdle = onIdle;
+    this.#timer = setTimeout(onIdle, FIRST_BYTE_SECONDS * 1000);
+  }
+
+  restart(): void {
+    this.stop();
+    this.#timer = setTimeout(this.#onIdle, IDLE_TIMEOUT);
+  }
+
+  stop(): void {
+    clearTimeout(this.#timer);
+  }
+}
+
 /**
- * The same client, but each piece of a response restarts `timer`, and the SDK tries nothing again,
- * because ResilienceRunner decides about that. The SDK's events could not restart the timer: it
- * reports no pings, and while the model writes a long file little else may arrive.
+ * The same client, but each piece of a response restarts `timer`, and the SDK neither tries again
+ * nor gives up by its own clock, because that is decided here. The SDK's events could not restart
+ * the timer: it reports no pings, and while the model writes a long file little else may arrive.
  */
-function withIdleTimeout(client: Anthropic, timer: NodeJS.Timeout): Anthropic {
+function withIdleTimeout(client: Anthropic, timer: IdleTimer): Anthropic {
   const watchedFetch: typeof fetch = async (...request) => {
     const response = await fetch(...request);
     const watched = new TransformStream<Uint8Array, Uint8Array>({
       transform(bytes, controller) {
-        timer.refresh();
+        timer.restart();
         controller.enqueue(bytes);
       },
     });
     return new Response(response.body?.pipeThrough(watched), response);
   };
-  return client.withOptions({ maxRetries: 0, fetch: watchedFetch });
+  const timeout = FIRST_BYTE_SECONDS * 1000 + IDLE_TIMEOUT; // later than ours
+  return client.withOptions({ maxRetries: 0, timeout, fetch: watchedFetch });
 }
 
 /** What the API answers for each kind of failure. To add a kind, add its answer here. */
@@ -5961,9 +6091,11 @@ function throwSimulated({ app, signal }: TurnOptions): void {
   }
 }
 
+/** One entry for each key: when it can be used with the first model, and why not before. */
 const describeProfiles = ({ profiles }: App) =>
   profiles.profiles.map((profile) => {
-    const id = cooldownId(profile);
+    const [ofKey, ofBoth] = [cooldownId({ profile }), cooldownId({ profile, model: MODEL })];
+    const id = profiles.readyAt(ofBoth) > profiles.readyAt(ofKey) ? ofBoth : ofKey;
     const { reason = "", count = 0 } = profiles.cooldowns.get(id) ?? {};
     const at = profiles.readyAt(id);
     return { name: profile.name, ready: at > 0 ? formatTime(at) : "now", reason, failures: count };
@@ -6366,6 +6498,9 @@ function checkSettings(): void {
     process.exit(1);
   }
   if (!(CONTEXT_TOKENS >= 1000)) throw new Error("CONTEXT_TOKENS must be a number from 1000 up");
+  if (!(FIRST_BYTE_SECONDS >= 1 && FIRST_BYTE_SECONDS <= 3600)) {
+    throw new Error("FIRST_BYTE_SECONDS must be a number from 1 to 3600");
+  }
 }
 
 /** Step 1 of main. Reads what was set for this run, before anything has started. */
@@ -6421,7 +6556,8 @@ function greet({ store, key }: App): void {
 /** Step 3 of main. Starts everything that runs beside the terminal. */
 async function startApp(app: App, httpPort: number): Promise<void> {
   // From here on every fetch of this process goes through HTTPS_PROXY or HTTP_PROXY, if one is set.
-  setGlobalDispatcher(new EnvHttpProxyAgent());
+  // undici would give up on a response after 300 s, but FIRST_BYTE_SECONDS is to decide that.
+  setGlobalDispatcher(new EnvHttpProxyAgent({ headersTimeout: 0 }));
   const server = await startHttp(httpPort);
   // Feishu's events come in over HTTP. If the port is taken, it could receive nothing, so the
   // channel is removed for this run, and its messages stay in the inbox.
