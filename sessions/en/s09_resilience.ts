@@ -4114,8 +4114,7 @@ export class MemoryStore {
     this.#now = now;
     makeFolder(dir);
     for (const name of fs.readdirSync(dir).filter((one) => one.endsWith(".jsonl"))) {
-      const lines = readOrQuarantine(path.join(dir, name), () => this.#log(name).read()) ?? [];
-      for (const { record } of lines) this.#addNote({ ...record }, name);
+      for (const { record } of this.#log(name).read()) this.#addNote({ ...record }, name);
     }
   }
 
