@@ -5773,7 +5773,7 @@ export class ResilienceRunner {
         budget = RETRY_BUDGET;
         this.#profiles.succeed(cooldownIds(choice.profile, choice.model));
       }
-      this.#coolDown(choice, failure);
+      this.#coolDown(choice, failure, options);
       choice = this.#profiles.choose(models);
     }
     throw failure ?? new Error(`nothing is ready before ${formatTime(choice.at)}`);
@@ -5811,12 +5811,21 @@ export class ResilienceRunner {
   }
 
   /** Starts the cooldown of what is at fault. */
-  #coolDown(choice: Choice, error: Error): void {
+  #coolDown(choice: Choice, error: Error, { app }: TurnOptions): void {
     const reason = classifyFailure(error);
     info(`  (${reason}: ${choice.profile.name}, ${choice.model})`);
     const retryAfter = retryAfterOf(error, this.#now());
-    this.#profiles.fail(idAtFault(choice, reason, error), reason, retryAfter);
+    const id = idAtFault(choice, reason, error);
+    this.#profiles.fail(id, reason, retryAfter);
+    if (app && id === cooldownId({ profile: choice.profile })) tellOwnerOfKey(app, id, choice);
   }
+}
+
+/** A key that is refused or has no credit needs a person, who may be far from the terminal. */
+function tellOwnerOfKey(app: App, id: string, { profile }: Choice): void {
+  if (ownerPlace(app) === TERMINAL) return; // the line in the log has said it
+  const text = t(`The provider refuses ${profile.name}. /profiles shows the keys.`);
+  untilStored(() => tellOwner(app, `key:${id}`, text)).catch((error) => warn(`${id}: ${error}`));
 }
 
 /**
