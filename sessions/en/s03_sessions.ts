@@ -1123,9 +1123,15 @@ export class SessionStore {
   /** Begins a new session for this key, and makes it the current one. */
   create(key: string, label = ""): Session {
     const id = crypto.randomUUID().slice(0, 8);
+    const file = this.#file(key, id);
     makeFolder(this.#folder(key));
-    new JsonlFile(this.#file(key, id)).append({ v: 1, id, key, label });
-    return this.#makeCurrent(key, new Session(this.#file(key, id), key));
+    try {
+      new JsonlFile(file).append({ v: 1, id, key, label });
+    } catch (error) {
+      fs.rmSync(file, { force: true }); // each new attempt on a full disk would leave one more
+      throw error;
+    }
+    return this.#makeCurrent(key, new Session(file, key));
   }
 
   /** The sessions of this key, the newest last. */
@@ -1510,7 +1516,8 @@ async function runCommand(line: string, app: App, options: TurnOptions): Promise
   const found = Object.hasOwn(COMMANDS, name) ? COMMANDS[name] : undefined;
   if (!found) return t(`There is no command /${name}. /help lists them.`);
   const shown = await found.run(rest.join(" ").trim(), app, options);
-  return typeof shown === "string" ? shown : shown.join("\n");
+  const lines = typeof shown === "string" ? shown : shown.join("\n");
+  return lines || t("There is nothing to show.");
 }
 
 command("help", "what you can type here", () =>
