@@ -3940,13 +3940,13 @@ function normalise(content: string): string {
 }
 
 /** The words that a text can be found by. A dictionary splits Chinese and Japanese into words. */
-function wordsOf(content: string): string[] {
+function termsOf(content: string): string[] {
   const segments = [...SEGMENTER.segment(normalise(content))].map(({ segment }) => segment);
-  return segments.filter(isWord).map(stem);
+  return segments.filter(isTerm).map(stem);
 }
 
 /** Between the words, the segmenter also gives blanks and punctuation. */
-const isWord = (segment: string) => /[\p{L}\p{N}]/u.test(segment) && !STOP_WORDS.test(segment);
+const isTerm = (segment: string) => /[\p{L}\p{N}]/u.test(segment) && !STOP_WORDS.test(segment);
 
 /** Stemming in its simplest form: "teas" becomes "tea". The trigrams find the other endings. */
 const stem = (word: string) => (WIDE.test(word) ? word : word.replace(/(?<=\p{L}{3})s$/u, ""));
@@ -4052,7 +4052,7 @@ export class MemoryStore {
   }
 
   #add(memory: Memory): IndexedMemory {
-    const words = wordsOf(memory.text);
+    const words = termsOf(memory.text);
     const number = this.#nextNumber;
     this.#nextNumber += 1;
     const entry = { memory, number, length: words.length, words: countEach(words) };
@@ -4110,7 +4110,7 @@ export class MemoryStore {
 
   /** The keyword score: the BM25 scores of all words of the query, scaled to 0 to 1. */
   #scoreWords(query: string, weight: number, scores: Float64Array): void {
-    const idfs = new Map(wordsOf(query).map((word) => [word, this.#idf(word)]));
+    const idfs = new Map(termsOf(query).map((word) => [word, this.#idf(word)]));
     const sumOfIdfs = [...idfs.values()].reduce((sum, idf) => sum + idf, 0);
     const maxScore = sumOfIdfs * (K1 + 1); // of a text that has only these words, again and again
     const averageLength = this.#totalLength / this.#entries.size;
