@@ -978,7 +978,7 @@ class JsonlFile {
     if (!this.#isTorn) lines.pop();
     this.lines = lines.length;
     const records: { line: number; record: object }[] = [];
-    const bad: number[] = [];
+    const bad = text === "" ? [1] : []; // we never leave a file empty
     for (const [index, json] of lines.entries()) {
       const record = parseObject(json);
       if (record) records.push({ line: index + 1, record });
@@ -1123,9 +1123,15 @@ export class SessionStore {
   /** Begins a new session for this key, and makes it the current one. */
   create(key: string, label = ""): Session {
     const id = crypto.randomUUID().slice(0, 8);
+    const file = this.#file(key, id);
     makeFolder(this.#folder(key));
-    new JsonlFile(this.#file(key, id)).append({ v: 1, id, key, label });
-    return this.#makeCurrent(key, new Session(this.#file(key, id), key));
+    try {
+      new JsonlFile(file).append({ v: 1, id, key, label });
+    } catch (error) {
+      fs.rmSync(file, { force: true }); // each new attempt on a full disk would leave one more
+      throw error;
+    }
+    return this.#makeCurrent(key, new Session(file, key));
   }
 
   /** The sessions of this key, the newest last. */
@@ -1157,7 +1163,9 @@ export class SessionStore {
 
   /** The session that the file "current" names; the newest one, if it names none. */
   #stored(key: string): Session | undefined {
-    const pointer = path.join(this.#folder(key), "current");
+    const folder = this.#folder(key);
+    if (!readOrQuarantine(folder, (dir) => fs.readdirSync(dir))) return undefined;
+    const pointer = path.join(folder, "current");
     const id = readOrQuarantine(pointer, readText);
     if (id === undefined) return this.list(key).at(-1);
     // The id becomes part of a path, so it may hold no "/", for example.
@@ -1196,7 +1204,7 @@ export function lockFolder(dir: string): void {
   const takeover = beginTakeover(`${file}.takeover`);
   try {
     checkUnlocked(file, path.dirname(dir));
-    replaceFile(file, mine);
+    fs.writeFileSync(file, mine); // not flushed, since a power cut ends this process as well
   } finally {
     fs.rmSync(takeover, { force: true });
   }
@@ -1239,9 +1247,10 @@ const TAKEOVER_LIMIT = 5_000; // ms, after which the process of a takeover must 
 function checkUnlocked(file: string, workspace: string): void {
   const lock = readOrQuarantine(file, readText);
   if (lock === undefined) return;
-  const [, pid = "", started] = /^([1-9]\d*) (.+)$/.exec(lock) ?? [];
+  const [, pid = "", started] = /^([1-9]\d*)(?: (.*))?$/.exec(lock) ?? [];
   if (pid === "") quarantine(file, t("it names no process, so it is no lock."));
-  if (!isAlive(Number(pid))) return;
+  // In a container each start can have the same pid, so our own is that of an earlier start.
+  if (Number(pid) === process.pid || !isAlive(Number(pid))) return;
   // The pid may be that of another program by now. Where nobody knows the time, it counts as ours.
   const time = startTime(Number(pid));
   if (time !== "" && time !== started) return;
@@ -1256,7 +1265,9 @@ function startTime(pid: number): string {
     // It is field 22. Field 2 is the name of the program in brackets, which may hold spaces.
     return stat.slice(stat.lastIndexOf(")")).split(" ")[20] ?? "";
   } catch {
-    const ps = spawnSync("ps", ["-o", "lstart=", "-p", String(pid)], { encoding: "utf8" });
+    // Two processes may have other settings, but must read the same time.
+    const env = { ...process.env, LC_ALL: "C", TZ: "UTC" };
+    const ps = spawnSync("ps", ["-o", "lstart=", "-p", String(pid)], { env, encoding: "utf8" });
     return (ps.stdout ?? "").trim(); // Windows has no ps
   }
 }
@@ -1507,7 +1518,8 @@ async function runCommand(line: string, app: App, options: TurnOptions): Promise
   const found = Object.hasOwn(COMMANDS, name) ? COMMANDS[name] : undefined;
   if (!found) return t(`There is no command /${name}. /help lists them.`);
   const shown = await found.run(rest.join(" ").trim(), app, options);
-  return typeof shown === "string" ? shown : shown.join("\n");
+  const lines = typeof shown === "string" ? shown : shown.join("\n");
+  return lines || t("There is nothing to show.");
 }
 
 command("help", "what you can type here", () =>
