@@ -57,6 +57,8 @@ export async function runTool(
   tool: (args: string[], texts: Texts) => Promise<unknown>,
 ): Promise<void> {
   const args = process.argv.slice(2);
+  // With `| head -1` nobody reads the rest.
+  process.stdout.on("error", () => process.exit());
   try {
     const code = await tool(args, textsFor(args));
     if (typeof code === "number") process.exitCode = code;

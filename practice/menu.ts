@@ -1,6 +1,6 @@
 /** Which section in which language `npm start` runs: from its words, or by asking. */
 
-import { existsSync, readdirSync } from "node:fs";
+import { existsSync, readdirSync, readFileSync } from "node:fs";
 import { basename, join } from "node:path";
 import { createInterface } from "node:readline/promises";
 import { LANGUAGE_NAMES, LANGUAGES, type LanguageCode, SECTIONS } from "../sessions/names.ts";
@@ -94,12 +94,19 @@ async function askLanguage(ask: Ask): Promise<LanguageCode> {
   });
 }
 
+/** The title of a section's lesson, or words from the section's name if there is no lesson yet. */
+function titleOf(section: string, language: LanguageCode): string {
+  const lesson = join(ROOT, "sessions", language, `${section}.md`);
+  const text = existsSync(lesson) ? readFileSync(lesson, "utf8") : "";
+  const [, title] = /^# s\d\d · (.+)$/m.exec(text) ?? [];
+  return title ?? section.slice(4).replaceAll("_", " ");
+}
+
 async function askSection(language: LanguageCode, ask: Ask): Promise<string> {
   const { start } = TEXTS[language];
   const sections = sectionsOf(language);
-  for (const section of sections) {
-    console.log(`  ${section.replace("_", "  ").replaceAll("_", " ")}`);
-  }
+  for (const section of sections)
+    console.log(`  ${section.slice(0, 3)}  ${titleOf(section, language)}`);
   const numbers = SECTIONS.map((name) => name.slice(0, 3));
   const missing = numbers.filter((number) => !sections.some((name) => name.startsWith(number)));
   if (missing.length > 0) console.log(`  ${start.missing(missing.join(" "))}`);

@@ -169,6 +169,8 @@ export class PracticeWorld {
     const { section } = this.status();
     if (!section?.pid) return undefined;
     process.kill(section.pid, signal);
+    // No process survives SIGKILL, but where nobody waits for an orphan, it would seem to live on.
+    if (signal === "SIGKILL" && this.seat) this.seat.pid = undefined;
     return section;
   }
 
