@@ -7,7 +7,15 @@
  * old file first: of two successors, the second could remove the new file of the first.
  */
 
-import { linkSync, mkdirSync, readdirSync, readFileSync, rmSync, writeFileSync } from "node:fs";
+import {
+  existsSync,
+  linkSync,
+  mkdirSync,
+  readdirSync,
+  readFileSync,
+  rmSync,
+  writeFileSync,
+} from "node:fs";
 import { join } from "node:path";
 
 export interface WorldFile {
@@ -51,7 +59,8 @@ export function readWorldFile(root: string): { number: number; file?: WorldFile 
 export function claimWorldFile(root: string, before: number, file: WorldFile): boolean {
   const path = pathOf(root, before + 1);
   const draft = join(folderOf(root), `world.${file.id}.draft`);
-  mkdirSync(folderOf(root), { recursive: true });
+  // Not with its parents: of a checkout that is gone, nothing should come back.
+  if (!existsSync(folderOf(root))) mkdirSync(folderOf(root));
   // Only the user may read the file. A link fails if its name is taken, and shows a whole file.
   writeFileSync(draft, `${JSON.stringify(file, null, 2)}\n`, { mode: 0o600 });
   try {

@@ -8,6 +8,7 @@ import { createServer, type Server, type ServerResponse } from "node:http";
 import { connect } from "node:net";
 import { join } from "node:path";
 import { setTimeout as wait } from "node:timers/promises";
+import { sendJson } from "./exchange.ts";
 import { type FakeFeishu, startFeishu } from "./feishu.ts";
 import { IdleWatch, type Timers } from "./idle.ts";
 import { isAlive } from "./is-alive.ts";
@@ -98,7 +99,10 @@ export class PracticeWorld {
     this.feishu = feishu;
     this.onEnd = options.onEnd ?? (() => {});
     this.server = createServer((request, response) => {
-      void handleControl(request, response, this.controls);
+      // A page in a browser could ask for an address as for an image, with a GET.
+      const isAllowed = request.method === "POST" || request.url === "/_practice/status";
+      if (isAllowed) void handleControl(request, response, this.controls);
+      else sendJson(response, 405, { error: "POST it" });
     });
     const isUsed = (): boolean => this.section() !== undefined;
     this.idle = new IdleWatch(IDLE_TIME, isUsed, this.onEnd, options.timers);
