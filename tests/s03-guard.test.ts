@@ -30,6 +30,10 @@ const OVERFLOW: Scripted = {
   },
 };
 
+const failure = (status: number, type: string, message: string): Scripted => ({
+  error: { status, type, message },
+});
+
 async function open(section: SectionFile, model: PracticeModel, more = {}) {
   const given = settings(model, more);
   const module = await load("s03", section, given);
@@ -249,6 +253,47 @@ describe.each(sectionsFrom("s03"))("$name", (section) => {
       await opened.turn("again");
       expect(wordsOf(model.log.at(-1))).toContain("three-end");
       expect(wordsOf(model.log.at(-1))).toContain("Second.");
+    });
+
+    it.each<[how: string, answer: Scripted]>([
+      [
+        "prompt and reply",
+        failure(
+          400,
+          "invalid_request_error",
+          "input length and `max_tokens` exceed context limit: 194000 + 8192 > 200000",
+        ),
+      ],
+      ["413", failure(413, "request_too_large", "Request exceeds the maximum size")],
+      ["413 of a proxy", failure(413, "entity_too_large", "Request Entity Too Large")],
+      [
+        "a compatible server",
+        failure(400, "BadRequestError", "This model's maximum context length is 4096 tokens."),
+      ],
+      ["llama.cpp", failure(400, "exceed_context_size_error", "try increasing it")],
+      [
+        "in the stream",
+        {
+          content: [],
+          errorAfter: { events: 1, type: "invalid_request_error", message: "prompt is too long" },
+        },
+      ],
+    ])("in other words: %s", async (_how, answer) => {
+      const model = await scripted();
+      const opened = await open(section, model);
+      await chat(opened, "one", "two", "three");
+      model.script(answer, say("A summary."), say("Here."));
+      expect(await opened.turn("and now?")).toBe("Here.");
+      expect(model.log.map(isSummary)).toEqual([false, false, false, false, true, false]);
+    });
+
+    it("but not when the words are in another failure", async () => {
+      const model = await scripted();
+      const opened = await open(section, model);
+      await chat(opened, "one", "two");
+      model.script(failure(403, "permission_error", "maximum context length: prompt is too long"));
+      await expect(opened.turn("and now?")).rejects.toThrow(/maximum context length/);
+      expect(model.log.map(isSummary)).toEqual([false, false, false]);
     });
 
     it("with nothing to shorten says so at once", async () => {
