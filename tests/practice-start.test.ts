@@ -379,10 +379,12 @@ describe.skipIf(process.platform === "win32")("signals", () => {
   });
 
   it("a section that has lost its npm start keeps the workspace until it is killed", async () => {
+    const lasting = `console.log("section: process " + process.pid + ", words");
+      setInterval(() => {}, 60_000);`;
+    copy.section("en", "s02_tool_use", lasting);
     const { child, done, says } = copy.launch("start.ts", ["s02"]);
-    const pid = processOf(await says(/section s02.*\n/));
+    const pid = processOf(await says(/section:.*\n/));
     child.kill("SIGKILL");
-    // Its input ends with its parent's only in a terminal: here this process holds the other end.
     expect((await start(["s01"])).output).toContain(`s02 (en) is running in process ${pid}`);
     expect((await knob("kill")).output).toBe(`Killed s02 (en), process ${pid}, with SIGKILL.`);
     await done;
