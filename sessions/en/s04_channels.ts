@@ -19,7 +19,7 @@
 //           npx tsx sessions/en/s04_channels.ts [--serve]      with your keys in .env
 // Left out on purpose: downloading pictures, commands on the platforms other than /new and /help,
 // editing a message while it grows, keeping an unsent reply across a crash (s08), deleting the ids
-// of processed messages.
+// of processed messages, names and quoted messages from Feishu (its events have only their ids).
 //
 // Regions: Configuration · Terminal · s01 The agent loop · s02 Tool use · s03 Sessions ·
 //          s04 Channels · All of it together
@@ -1613,7 +1613,8 @@ async function runCommand(line: string, app: App, options: TurnOptions): Promise
   const found = Object.hasOwn(COMMANDS, name) ? COMMANDS[name] : undefined;
   if (!found) return t(`There is no command /${name}. /help lists them.`);
   const shown = await found.run(rest.join(" ").trim(), app, options);
-  return typeof shown === "string" ? shown : shown.join("\n");
+  const lines = typeof shown === "string" ? shown : shown.join("\n");
+  return lines || t("There is nothing to show.");
 }
 
 command("help", "what you can type here", () =>
@@ -2264,7 +2265,7 @@ export async function handle(app: App, parts: Routed[], signal?: AbortSignal): P
   return answer;
 }
 
-// -- 4 · Telegram --
+// -- 4 · Telegram: what a message says --
 
 /** Separates chat and thread in the peerId of a topic, as in "-1001:topic:7". */
 const TOPIC = ":topic:";
@@ -2445,6 +2446,8 @@ const SERVICE_FIELD =
   /(?:ed|set|hidden|sent|done|left|payment|data)$|^(?:new|left|delete)_chat|^(?:migrate|pinned)_/;
 const isServiceMessage = (message: TelegramMessage) =>
   Object.keys(message).some((field) => SERVICE_FIELD.test(field));
+
+// -- 5 · Telegram: polling --
 
 /** Makes a SendError of a failed call, which says whether another attempt can succeed. */
 function telegramError(error: unknown): SendError {
@@ -2666,7 +2669,7 @@ export class TelegramChannel implements Channel {
   }
 }
 
-// -- 5 · A webhook, and who calls it --
+// -- 6 · A webhook, and who calls it --
 
 // Feishu doesn't wait for us to ask. It calls a webhook, an address of ours to which it sends each
 // event. Anyone who finds that address can send something there as well. So the server limits what
@@ -2782,7 +2785,7 @@ function isAuthentic(body: Buffer, headers: http.IncomingHttpHeaders, key: strin
   return isFresh && isSameSecret(String(headers["x-lark-signature"]), signature);
 }
 
-// -- 6 · Feishu --
+// -- 7 · Feishu: what a message says --
 
 const fileKeyOf = ({ file_key, image_key }: Fields) => file_key ?? image_key;
 const kindOf = ({ tag }: Fields) => (tag === "img" ? "image" : String(tag));
@@ -2852,6 +2855,8 @@ function feishuError({ code, msg, retryAfter }: FeishuAnswer): SendError {
   const isUnknown = !isFinal && !FEISHU_BUSY.includes(code);
   return new SendError(`${code} ${msg}`, isFinal, retryAfter, isUnknown);
 }
+
+// -- 8 · Feishu: in and out --
 
 // What an event of a message has to have, so that we can read it.
 const FEISHU_EVENT = objectSchema(ofType("object", "sender", "message"));

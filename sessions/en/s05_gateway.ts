@@ -1623,7 +1623,8 @@ async function runCommand(line: string, app: App, options: TurnOptions): Promise
   const found = Object.hasOwn(COMMANDS, name) ? COMMANDS[name] : undefined;
   if (!found) return t(`There is no command /${name}. /help lists them.`);
   const shown = await found.run(rest.join(" ").trim(), app, options);
-  return typeof shown === "string" ? shown : shown.join("\n");
+  const lines = typeof shown === "string" ? shown : shown.join("\n");
+  return lines || t("There is nothing to show.");
 }
 
 command("help", "what you can type here", () =>
@@ -2277,7 +2278,7 @@ export async function handle(app: App, parts: Routed[], signal?: AbortSignal): P
   return answer;
 }
 
-// -- 4 · Telegram --
+// -- 4 · Telegram: what a message says --
 
 /** Separates chat and thread in the peerId of a topic, as in "-1001:topic:7". */
 const TOPIC = ":topic:";
@@ -2458,6 +2459,8 @@ const SERVICE_FIELD =
   /(?:ed|set|hidden|sent|done|left|payment|data)$|^(?:new|left|delete)_chat|^(?:migrate|pinned)_/;
 const isServiceMessage = (message: TelegramMessage) =>
   Object.keys(message).some((field) => SERVICE_FIELD.test(field));
+
+// -- 5 · Telegram: polling --
 
 /** Makes a SendError of a failed call, which says whether another attempt can succeed. */
 function telegramError(error: unknown): SendError {
@@ -2679,7 +2682,7 @@ export class TelegramChannel implements Channel {
   }
 }
 
-// -- 5 · A webhook, and who calls it --
+// -- 6 · A webhook, and who calls it --
 
 // Feishu doesn't wait for us to ask. It calls a webhook, an address of ours to which it sends each
 // event. Anyone who finds that address can send something there as well. So the server limits what
@@ -2795,7 +2798,7 @@ function isAuthentic(body: Buffer, headers: http.IncomingHttpHeaders, key: strin
   return isFresh && isSameSecret(String(headers["x-lark-signature"]), signature);
 }
 
-// -- 6 · Feishu --
+// -- 7 · Feishu: what a message says --
 
 const fileKeyOf = ({ file_key, image_key }: Fields) => file_key ?? image_key;
 const kindOf = ({ tag }: Fields) => (tag === "img" ? "image" : String(tag));
@@ -2865,6 +2868,8 @@ function feishuError({ code, msg, retryAfter }: FeishuAnswer): SendError {
   const isUnknown = !isFinal && !FEISHU_BUSY.includes(code);
   return new SendError(`${code} ${msg}`, isFinal, retryAfter, isUnknown);
 }
+
+// -- 8 · Feishu: in and out --
 
 // What an event of a message has to have, so that we can read it.
 const FEISHU_EVENT = objectSchema(ofType("object", "sender", "message"));
@@ -3158,14 +3163,14 @@ export class AgentManager extends Map<string, Agent> {
 // to, then our own account, the platform, and last what applies to every message.
 const TIERS = ["peerId", "guildId", "accountId", "channel", "default"] as const;
 
-/** A tier by its name, which is also the field of a message that its bindings look at. */
-type Tier = (typeof TIERS)[number];
+/** The name of a tier, which is also the field of a message that its bindings look at. */
+type MatchKey = (typeof TIERS)[number];
 
 /** "This agent answers what comes from there." Within a tier the higher priority has precedence. */
 export interface Binding {
   agentId: string;
   tier: number; // its place in TIERS, from 1 to 5
-  matchKey: Tier;
+  matchKey: MatchKey;
   matchValue: string; // "1001", or "telegram:1001" for a peer on one platform only
   priority: number;
 }
@@ -3207,29 +3212,29 @@ export class BindingTable {
    * first one with a binding that matches decides, and in it the one with the highest priority.
    */
   resolve(message: InboundMessage): { agentId: string; binding?: Binding } {
-    for (const tier of TIERS) {
-      const binding = this.#lookUp(tier, message);
+    for (const matchKey of TIERS) {
+      const binding = this.#lookUp(matchKey, message);
       if (binding) return { agentId: binding.agentId, binding };
     }
     return { agentId: AGENTS[0].id };
   }
 
-  #lookUp(tier: Tier, message: InboundMessage): Binding | undefined {
-    const values = matchValues(tier, message).map((value) => value.toLowerCase());
-    const found = values.map((value) => this.#byTier.get(tier)?.get(value));
+  #lookUp(matchKey: MatchKey, message: InboundMessage): Binding | undefined {
+    const values = matchValues(matchKey, message).map((value) => value.toLowerCase());
+    const found = values.map((value) => this.#byTier.get(matchKey)?.get(value));
     const bindings = found.filter((binding) => binding !== undefined);
     return bindings.sort((a, b) => b.priority - a.priority)[0];
   }
 }
 
-/** What a binding of this tier has to name to apply to the message. */
-function matchValues(tier: Tier, message: InboundMessage): string[] {
-  if (tier === "default") return ["*"];
-  const value = message[tier];
+/** The values by which a binding with this key can apply to the message. */
+function matchValues(matchKey: MatchKey, message: InboundMessage): string[] {
+  if (matchKey === "default") return ["*"];
+  const value = message[matchKey];
   if (!value) return [];
   // Two platforms may give the same number to two people, so a peer can be bound by both names:
   // "telegram:1001", or just "1001" for whoever has it.
-  if (tier === "peerId") return [`${message.channel}:${value}`, value];
+  if (matchKey === "peerId") return [`${message.channel}:${value}`, value];
   return [value];
 }
 
@@ -3323,10 +3328,18 @@ const MAX_FRAME = 1024 * 1024;
 export class GatewayServer {
   address = ""; // "ws://…", once it is attached to a server that listens
   readonly sockets = new WebSocketServer({ noServer: true, maxPayload: MAX_FRAME });
-  #token: string;
+  readonly #token: string;
+  readonly #conversations = new Map<string, Set<string>>(); // session keys by connection
 
   constructor(token: string) {
     this.#token = token;
+  }
+
+  /** The keys of the conversations in which a connection has said something. */
+  conversationsOf({ peerId }: Connection): Set<string> {
+    const keys = this.#conversations.get(peerId) ?? new Set();
+    this.#conversations.set(peerId, keys);
+    return keys;
   }
 
   /** From now on, whoever asks this server for a WebSocket at "/" talks to the gateway. */
@@ -3366,6 +3379,7 @@ export class GatewayServer {
   #listenTo(socket: WebSocket, app: App): void {
     const push = (message: object) => pushTo(socket, message);
     const client = { peerId: crypto.randomUUID(), push };
+    socket.on("close", () => this.#conversations.delete(client.peerId));
     socket.on("error", (error) => info(`gateway: ${error.message}`)); // e.g. a frame over the limit
     socket.on("message", async (data) => {
       const response = await answerRpc(String(data), app, client);
@@ -3407,11 +3421,12 @@ function isForeignPage({ headers, socket }: http.IncomingMessage): boolean {
 
 /**
  * Sends a message, if the client is still there. Backpressure: what a client does not read piles up
- * in our memory, so we drop a client that leaves too much of it unread.
+ * in our memory, so we drop a client that leaves too much of it unread. This is asked before we
+ * send: a long list of sessions may itself be too much for one moment, but that proves nothing.
  */
 function pushTo(socket: WebSocket, message: object): void {
-  if (socket.readyState === socket.OPEN) socket.send(JSON.stringify(message));
   if (socket.bufferedAmount > MAX_FRAME) socket.terminate();
+  if (socket.readyState === socket.OPEN) socket.send(JSON.stringify(message));
 }
 
 /** The other end of one WebSocket. Each of its requests gets a Connection made from this. */
@@ -3442,8 +3457,14 @@ async function answerRpc(json: string, app: App, client: Client) {
   return answerMessage(message, app, client);
 }
 
+const MAX_BATCH = 100; // requests, because all of them are worked on at the same time
+
 /** The responses to all requests of a batch; undefined if it has only notifications. */
 async function answerBatch(batch: unknown[], app: App, client: Client) {
+  if (batch.length > MAX_BATCH) {
+    const words = `a batch has at most ${MAX_BATCH} requests`;
+    return errorResponse(null, new RpcError(INVALID_REQUEST, words));
+  }
   const all = await Promise.all(batch.map((message) => answerMessage(message, app, client)));
   const responses = all.filter((response) => response !== undefined);
   return responses.length > 0 ? responses : undefined;
@@ -3463,14 +3484,14 @@ async function answerMessage(message: unknown, app: App, client: Client) {
 
 /** The request in a message, or the error response to a message that is no request. */
 function parseRequest(message: unknown): RpcRequest | ErrorResponse {
-  const fields: Fields = isObject(message) ? message : {};
-  const { jsonrpc, id, method: name, params = {} } = fields;
+  const invalid = new RpcError(INVALID_REQUEST, "this is no request of JSON-RPC 2.0");
+  if (!isObject(message)) return errorResponse(null, invalid);
+  const { jsonrpc, id, method: name, params = {} } = message;
   const isId = id === null || typeof id === "string" || typeof id === "number";
   const hasGoodId = isId || id === undefined;
   const isRequest = jsonrpc === "2.0" && typeof name === "string" && hasGoodId;
   if (isRequest) return { id, method: name, params };
-  const error = new RpcError(INVALID_REQUEST, "this is no request of JSON-RPC 2.0");
-  return errorResponse(isId ? id : null, error);
+  return errorResponse(isId ? id : null, invalid);
 }
 
 /** Runs the method that a request names. It never rejects: an error becomes the response. */
@@ -3511,13 +3532,15 @@ method("send", SEND, Object.keys(SENDER), async (params, app, connection) => {
   const inbound = messageFromClient(params, connection);
   const agent = requestedAgent(params, app);
   const message = orInvalidParams(() => route(inbound, app, agent));
+  const { agentId, sessionKey } = message;
+  app.gateway.conversationsOf(connection).add(sessionKey);
   connection.notify("typing", {});
   try {
-    const answer = await answerClient(message, app, connection);
-    return { agentId: message.agentId, sessionKey: message.sessionKey, reply: answer };
+    return { agentId, sessionKey, reply: await answerClient(message, app, connection) };
   } catch (error) {
-    // The client may know why, because it is the one whose turn failed.
-    throw new RpcError(SERVER_ERROR, `the turn failed: ${error}`);
+    // The error may name files of this machine, which are not the client's affair.
+    warn(`gateway: ${sessionKey}: ${error}`);
+    throw new RpcError(SERVER_ERROR, "the turn failed; the log of the gateway says why");
   }
 });
 
@@ -3574,7 +3597,7 @@ method("bindings.set", BINDING, ["priority"], (params, app) => {
   const agent = orInvalidParams(() => app.agents.find(String(agentId)));
   return app.bindings.set({
     agentId: agent.id,
-    matchKey: matchKey as Tier, // the schema lets nothing else through
+    matchKey: matchKey as MatchKey, // the schema lets nothing else through
     matchValue: String(matchValue),
     priority: Number(priority),
   });
@@ -3602,18 +3625,43 @@ method("status", {}, [], (_params, app) => ({
   waiting: app.inbox.pending().length,
 }));
 
+// The commands that a client may run, for an owner who is not at the terminal. To add one, add how
+// its line begins. What shows somebody's words or prompts does not belong here.
+const REMOTE_COMMANDS = ["inbox retry"];
+
+method("command", { line: string("Such as /inbox retry.") }, [], async ({ line }, app) => {
+  const words = String(line).trim().replace(/^\//, "");
+  const isRemote = REMOTE_COMMANDS.some((one) => `${words} `.startsWith(`${one} `));
+  if (!isRemote) {
+    throw new RpcError(INVALID_PARAMS, `line: only ${REMOTE_COMMANDS.join(", ")}`);
+  }
+  try {
+    return { text: await runCommand(`/${words}`, app, {}) };
+  } catch (error) {
+    if (isDiskError(error)) throw error; // it names files, so only the log gets it
+    throw new RpcError(INVALID_PARAMS, error instanceof Error ? error.message : String(error));
+  }
+});
+
 command("bindings", "who answers what", (_args, { bindings }) =>
   bindings.list().map((one) => `${one.matchKey} ${one.matchValue} → ${one.agentId}`),
 );
 
-command("route", "<channel> <peer> [account] [guild]: who would answer, and why", (args, app) => {
-  const [channel = "", peerId = "", accountId = "", guildId] = args.split(/\s+/);
-  const nothingSaid = { id: "", senderId: "", isGroup: false, text: "", media: [], at: 0 };
-  const message = { ...nothingSaid, channel, peerId, accountId, guildId };
-  const { binding } = app.bindings.resolve(message);
-  const { agentId, sessionKey } = route(message, app);
-  return `${agentId}  ${sessionKey}  (${binding?.tier ?? 5} ${binding?.matchKey ?? "default"})`;
-});
+command(
+  "route",
+  "<channel> <peer> [account] [guild] [group]: who would answer, and why",
+  (args, app) => {
+    const words = args.split(/\s+/);
+    const [channel = "", peerId = "", accountId = "", guildId] = words.filter((w) => w !== "group");
+    // Telegram's groups have negative numbers. Elsewhere an id does not tell whose it is.
+    const isGroup = words.includes("group") || peerId.startsWith("-");
+    const nothingSaid = { id: "", senderId: "", text: "", media: [], at: 0 };
+    const message = { ...nothingSaid, channel, peerId, accountId, guildId, isGroup };
+    const { binding } = app.bindings.resolve(message);
+    const { agentId, sessionKey } = route(message, app);
+    return `${agentId}  ${sessionKey}  (${binding?.tier ?? 5} ${binding?.matchKey ?? "default"})`;
+  },
+);
 
 command("agents", "the agents", (_args, { agents }) =>
   [...agents.values()].map(({ id, dmScope, system }) => `${id}  ${dmScope}  ${system}`),
@@ -3635,16 +3683,23 @@ command("gateway", "where programs can connect", (_args, { gateway }) =>
   t(`${gateway.address || "(not listening)"}  ${gateway.sockets.clients.size} connected`),
 );
 
+const MIN_TOKEN = 16; // characters; a shorter one could be guessed
+const isLongEnough = (token = "") => token.length >= MIN_TOKEN;
+
 /**
  * The token that clients must show: that of the settings, or one that we make and keep. Listening
  * on loopback only is no protection: every program and web page on this machine can reach it.
  */
 function gatewayToken(): string {
   const given = env("GATEWAY_TOKEN");
-  if (given) return given;
+  if (given && !isLongEnough(given)) {
+    throw new Error(`GATEWAY_TOKEN must have at least ${MIN_TOKEN} characters`);
+  }
   const tokenFile = path.join(STATE, "gateway-token");
-  const kept = fs.existsSync(tokenFile) ? fs.readFileSync(tokenFile, "utf8") : "";
-  if (/^[\w-]{32}$/.test(kept)) return kept;
+  const kept = readOrQuarantine(tokenFile, (file) => fs.readFileSync(file, "utf8").trim());
+  const usable = [given, kept].find(isLongEnough);
+  if (usable) return usable;
+  if (kept !== undefined) quarantine(tokenFile, t("it holds no token of 16 characters or more"));
   const token = crypto.randomBytes(24).toString("base64url"); // 32 characters
   fs.writeFileSync(tokenFile, token, { mode: 0o600 }); // only this user may read it
   return token;
