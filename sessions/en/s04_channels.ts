@@ -2662,7 +2662,7 @@ export class TelegramChannel implements Channel {
     await this.#bot.api.sendMessage(this.#moved.newId(chat), text, options);
   }
 
-  /** Tries again where the chat is now; instead of in its topic, in the chat. Throws other errors. */
+  /** Tries where the chat is now, or in the chat instead of its topic. Throws other errors. */
   async #sendElsewhere(to: string, text: string, error: unknown): Promise<void> {
     const { chat } = telegramAddress(to);
     const newId = newIdIn(error);
@@ -2853,7 +2853,7 @@ type FeishuAnswer = {
   tenant_access_token?: string;
 };
 
-// Codes for what passes by itself: too many requests, an error inside, a bot that is not yet active.
+// Codes for what passes: too many requests, an error inside, a bot that is not active yet.
 const FEISHU_BUSY = [99991400, 230020, 11232, 2200, 230006];
 // Codes for what no attempt changes: the request is invalid, the bot is not in the chat or may not
 // write there, the person has stopped it, the text is too long or not allowed.
