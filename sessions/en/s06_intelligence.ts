@@ -2100,7 +2100,7 @@ export class Inbox extends Spool<Routed> {
     for (const message of messages.filter((one) => !this.#attempted.has(one))) {
       const attempts = (message.attempts ?? 0) + (this.#isStopping ? 0 : 1);
       this.#setAttempts(message, attempts);
-      this.#attempted.add(message);
+      if (!this.#isStopping) this.#attempted.add(message);
     }
   }
 
@@ -2111,19 +2111,21 @@ export class Inbox extends Spool<Routed> {
     message.attempts = attempts;
   }
 
-  /**
-   * The program is about to end in an orderly way, which is no fault of the messages that are being
-   * answered. So their attempts don't count, nor do those that still begin.
-   */
-  stopCounting(): void {
-    this.#isStopping = true;
-    for (const message of this.#attempted) {
+  /** These attempts don't count: they ended, or are about to end, without harm to the program. */
+  giveBack(messages: Routed[]): void {
+    for (const message of messages.filter((one) => this.#attempted.delete(one))) {
       try {
         this.#setAttempts(message, (message.attempts ?? 1) - 1);
       } catch (error) {
         warn(`${message.id}: ${error}`);
       }
     }
+  }
+
+  /** The program is about to end in an orderly way. What is under way does not count, then. */
+  stopCounting(): void {
+    this.#isStopping = true;
+    this.giveBack([...this.#attempted]);
   }
 
   /** The messages in quarantine, each with its file. What can't be read as one is left out. */
@@ -4423,9 +4425,7 @@ async function startApp(app: App, httpPort: number): Promise<void> {
  * not set up in this run stays in the inbox until a run in which it is.
  */
 function resumeInbox(app: App): void {
-  for (const message of app.inbox.newlyQuarantined.values()) {
-    if (app.channels.has(message.channel)) tellQuarantined(app, message);
-  }
+  for (const message of app.inbox.newlyQuarantined.values()) tellQuarantined(app, message);
   for (const message of app.inbox.pending()) {
     if (app.channels.has(message.channel)) resume(app, message);
   }
