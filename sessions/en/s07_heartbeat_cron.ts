@@ -4844,7 +4844,7 @@ async function runJob(app: App, message: Routed, signal?: AbortSignal): Promise<
   let answer = "";
   try {
     await app.activeTurns.idle(); // people go first
-    answer = await untilStored(() => answerJob(app, message, signal), signal);
+    answer = await answerJob(app, message, signal);
     app.cron.report(id);
   } catch (error) {
     if (isOutage(error)) {
@@ -4862,10 +4862,10 @@ async function runJob(app: App, message: Routed, signal?: AbortSignal): Promise<
   return answer;
 }
 
-/** Whether the network or the provider failed. No job can help that, so none is switched off. */
+/** Whether network, provider or disk failed. No job can help that, so none is switched off. */
 function isOutage(error: unknown): boolean {
   const isRefusal = error instanceof Anthropic.APIError && [400, 413, 422].includes(error.status);
-  return error instanceof Anthropic.AnthropicError && !isRefusal;
+  return isDiskError(error) || (error instanceof Anthropic.AnthropicError && !isRefusal);
 }
 
 /** Sends what a job has to say. If that fails, the owner hears it. (From s08 on it waits instead.) */

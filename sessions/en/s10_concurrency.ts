@@ -4873,7 +4873,7 @@ async function runJob(app: App, message: Routed, signal?: AbortSignal): Promise<
   const id = message.peerId;
   let answer = "";
   try {
-    answer = await untilStored(() => answerJobInLane(app, message, signal), signal);
+    answer = await answerJobInLane(app, message, signal);
     app.cron.report(id);
   } catch (error) {
     // The program is about to end. The run stays in the inbox, so the next start begins it.
@@ -4893,10 +4893,10 @@ async function runJob(app: App, message: Routed, signal?: AbortSignal): Promise<
   return answer;
 }
 
-/** Whether the network or the provider failed. No job can help that, so none is switched off. */
+/** Whether network, provider or disk failed. No job can help that, so none is switched off. */
 function isOutage(error: unknown): boolean {
   const isRefusal = ["invalid", "overflow"].includes(classifyFailure(error));
-  return error instanceof Anthropic.AnthropicError && !isRefusal;
+  return isDiskError(error) || (error instanceof Anthropic.AnthropicError && !isRefusal);
 }
 
 /** Sends what a job has to say. If that fails, the owner hears it. (From s08 on it waits instead.) */
