@@ -3113,6 +3113,21 @@ function checkSettings(): void {
   if (!(CONTEXT_TOKENS >= 1000)) throw new Error("CONTEXT_TOKENS must be a number from 1000 up");
 }
 
+/**
+ * The proxy that is set, as curl takes it: the scheme may be missing, the name may be in small
+ * letters, and a password may have a character in it that ends an address elsewhere.
+ */
+function proxySetting(name: string): string | undefined {
+  const value = env(name.toLowerCase()) || env(name);
+  if (!value) return undefined;
+  const address = (value.includes("://") ? value : `http://${value}`)
+    .replace(/^socks5h:/, "socks5:") // undici lets the proxy look up names in either case
+    .replace(/(?<=:\/\/.*)[#/?](?=.*@)/g, encodeURIComponent);
+  if (/^(https?|socks5):/.test(address) && URL.canParse(address)) return address;
+  // Without the value, because there may be a password in it.
+  throw new Error(`${name} must be the address of a proxy, such as http://127.0.0.1:7890`);
+}
+
 /** Step 1 of main. Reads what was set for this run, before anything has started. */
 function readSettings() {
   checkSettings();
@@ -3145,7 +3160,8 @@ function greet({ store, key }: App): void {
 /** Step 3 of main. Starts everything that runs beside the terminal. */
 async function startApp(app: App, httpPort: number): Promise<void> {
   // From here on every fetch of this process goes through HTTPS_PROXY or HTTP_PROXY, if one is set.
-  setGlobalDispatcher(new EnvHttpProxyAgent());
+  const [httpProxy, httpsProxy] = ["HTTP_PROXY", "HTTPS_PROXY"].map(proxySetting);
+  setGlobalDispatcher(new EnvHttpProxyAgent({ httpProxy, httpsProxy }));
   // Feishu's events come in over HTTP. If the port is taken, it could receive nothing, so the
   // channel is removed for this run, and its messages stay in the inbox.
   if (app.channels.has("feishu")) {
