@@ -91,6 +91,8 @@ const sayLine = (line: string) => say(`${atLineStart ? "" : "\n"}${line}\n`);
 export const info = (line: string) => sayLine(tint(2, line));
 export const warn = (line: string) => sayLine(tint(33, line));
 export const fail = (line: string) => sayLine(tint(31, line));
+/** Says why a line could not be answered. `apiMessage` is the sentence of the API, if it gave one. */
+const reportFailure = (e: Anthropic.APIError) => fail(`Failed: ${e.apiMessage ?? e.message}`);
 /** Gives the sentence back. By this call the translation tool finds what is printed elsewhere. */
 export const t = (sentence: string) => sentence;
 
@@ -135,7 +137,7 @@ export class Terminal {
       const line = entered.trim();
       if (line === "quit" || line === "exit") break;
       turn = new AbortController();
-      if (line) await onLine(line, turn.signal).catch((e) => fail(`Failed: ${e.apiMessage ?? e}`));
+      if (line) await onLine(line, turn.signal).catch(reportFailure);
       turn = undefined;
       if (!atLineStart) say("\n");
       prompt();
@@ -185,8 +187,7 @@ const STOP_NOTES: Record<string, string> = {
   refusal: t("\n(The model refused. From now on it will not see this turn.)"),
   model_context_window_exceeded: t("\n(Cut off: the model can read no more than this.)"),
 };
-const stopNote = (message: Message) =>
-  needsReply(message) ? "" : (STOP_NOTES[message.stop_reason ?? ""] ?? "");
+const stopNote = (m: Message) => (needsReply(m) ? "" : (STOP_NOTES[m.stop_reason ?? ""] ?? ""));
 
 /** A turn starts where a person says something. Results of tools have the role "user", too. */
 const startsTurn = (m: Entry) => m.role === "user" && m.content[0]?.type !== "tool_result";
