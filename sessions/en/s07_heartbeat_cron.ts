@@ -60,6 +60,7 @@ const MODEL = process.env.MODEL_ID || "claude-sonnet-5-5";
 const WORKSPACE = process.env.CLAW0_WORKSPACE || path.join(import.meta.dirname, "../../workspace");
 const STATE = path.join(WORKSPACE, ".state"); // what the program keeps for itself
 const CONTEXT_TOKENS = Number(process.env.CONTEXT_TOKENS || 180_000);
+const SERVING = RUN && process.argv.includes("--serve"); // then nobody sits at the terminal
 /** Looks up a setting. Gives "" for one that is not set. */
 type Setting = (name: string) => string;
 const env: Setting = (name) => process.env[name] ?? "";
@@ -83,14 +84,16 @@ export function say(piece: string) {
 }
 
 const tint = (code: number, s: string) => (process.stdout.isTTY ? `\x1b[${code}m${s}\x1b[0m` : s);
-const sayLine = (line: string) => say(`${atLineStart ? "" : "\n"}${line}\n`);
+// With --serve the output is a log, so each of its lines begins with the time.
+const stamp = () => (SERVING ? `${new Date().toISOString()} ` : "");
+const sayLine = (line: string) => say(`${atLineStart ? "" : "\n"}${line.replace(/^/gm, stamp)}\n`);
 
 /** Lines of the program itself: dim what it reports, yellow a warning, and red what failed. */
 export const info = (line: string) => sayLine(tint(2, line));
 export const warn = (line: string) => sayLine(tint(33, line));
 export const fail = (line: string) => sayLine(tint(31, line));
-/** Says why a line could not be answered. `apiMessage` is the sentence of the API, if it gave one. */
-const reportFailure = (e: Anthropic.APIError) => fail(`Failed: ${e.apiMessage ?? e.message}`);
+/** The sentence of an error. An error of the API has one without status and JSON, `apiMessage`. */
+const whyFailed = (e: { message: string; apiMessage?: string }) => e.apiMessage ?? e.message;
 /** Gives the sentence back. By this call the translation tool finds what is printed elsewhere. */
 export const t = (sentence: string) => sentence;
 
@@ -119,8 +122,15 @@ export class Terminal {
     const keys = Object.assign(new PassThrough(), { setRawMode: stdin.setRawMode?.bind(stdin) });
     const reader = createInterface({ input: keys, output: stdout, terminal, prompt: "You > " });
     if (terminal) reader.on("line", () => reader.pause());
+    if (terminal) stdout.write(ASK_FOR_PASTE_MARKS);
     let turn: AbortController | undefined; // of the line that is being answered
-    const interrupt = () => (turn ? turn.abort() : reader.close());
+    let stoppedAt = 0; // when Ctrl+C stopped a reply
+    const interrupt = () => {
+      if (turn) stoppedAt = Date.now();
+      if (turn) return turn.abort();
+      // Whoever presses Ctrl+C twice to be sure that a reply stops does not want to leave as well.
+      if (Date.now() - stoppedAt >= 1000) reader.close();
+    };
     process.on("SIGINT", interrupt);
     forwardKeys(keys, interrupt);
     const prompt = () => {
@@ -135,7 +145,7 @@ export class Terminal {
       const line = entered.trim();
       if (line === "quit" || line === "exit") break;
       turn = new AbortController();
-      if (line) await onLine(line, turn.signal).catch(reportFailure);
+      if (line) await onLine(line, turn.signal).catch((e) => fail(`Failed: ${whyFailed(e)}`));
       turn = undefined;
       if (!atLineStart) say("\n");
       prompt();
@@ -148,12 +158,45 @@ export class Terminal {
 
 /** Passes on what is typed. Only Ctrl+C, which a terminal sends as "\x03", does not wait. */
 function forwardKeys(keys: PassThrough, interrupt: () => void): void {
+  const joinPasted = pasteJoiner();
   process.stdin.setEncoding("utf8").on("end", () => keys.end());
   process.stdin.on("data", (typed: string) => {
     if (process.stdin.isTTY && typed.includes("\x03")) return interrupt();
+    if (process.stdin.isTTY && typed === "\x1a") return suspend(); // Ctrl+Z
     // Line by line, because readline finishes what it has been given before it pauses.
-    for (const line of typed.match(/[^\r]*\r\n?|[^\r]+/g) ?? []) keys.write(line);
+    for (const line of joinPasted(typed).match(/[^\r]*\r\n?|[^\r]+/g) ?? []) keys.write(line);
   });
+}
+
+/** Ctrl+Z stops the job, so that the shell comes back; the shell's command `fg` goes on with it. */
+function suspend(): void {
+  if (WINDOWS) return; // there it does not exist
+  process.stdin.setRawMode(false);
+  process.once("SIGCONT", () => {
+    process.stdin.setRawMode(true);
+    process.stdout.write(ASK_FOR_PASTE_MARKS);
+    typing?.prompt(true);
+  });
+  process.kill(0, "SIGTSTP"); // 0 means the whole job, because npm may have started this process
+}
+
+// Bracketed paste: a terminal that is asked for it puts marks around what is pasted, so that a line
+// end in a pasted text can be told from Enter. Otherwise each pasted line would be a message.
+const ASK_FOR_PASTE_MARKS = "\x1b[?2004h";
+const PASTE_MARK = /(\p{Cc}\[20[01]~)/u; // \p{Cc} is Escape here
+const PASTED_LINE_END = "␤"; // stands in the line that is being typed where the message has "\n"
+
+/** Gives a function that takes what was typed, and puts PASTED_LINE_END for pasted line ends. */
+function pasteJoiner(): (typed: string) => string {
+  let isPasting = false;
+  return (typed) => {
+    let line = "";
+    for (const piece of typed.split(PASTE_MARK)) {
+      if (PASTE_MARK.test(piece)) isPasting = piece.endsWith("200~");
+      else line += isPasting ? piece.replace(/\r\n?|\n/g, PASTED_LINE_END) : piece;
+    }
+    return line;
+  };
 }
 
 // ---- s01 · The agent loop ----
@@ -1654,7 +1697,8 @@ export class CliChannel implements Channel {
   async start(onMessage: Accept): Promise<void> {
     this.closed = new Terminal().run(async (line, signal) => {
       if (line.startsWith("/")) return info(await runCommand(line, this.#app, { signal }));
-      return onMessage(this.#read(line), signal).done;
+      const text = line.replaceAll(PASTED_LINE_END, "\n");
+      return onMessage(this.#read(text), signal).done;
     });
   }
 
@@ -4583,7 +4627,6 @@ function readSettings() {
   checkSettings();
   return {
     httpPort: wholeNumber("HTTP_PORT", 8765, 65535),
-    isServing: process.argv.includes("--serve"), // then nobody sits at the terminal
   };
 }
 
@@ -4672,11 +4715,11 @@ async function runTerminal(app: App): Promise<void> {
 }
 
 /** Resolves when a service manager or a person asks the program to stop. */
-async function stopSignal(isServing: boolean): Promise<void> {
+async function stopSignal(): Promise<void> {
   // Listening for signals alone does not keep Node running, but a timer does.
-  if (isServing) setInterval(() => {}, 60_000);
+  if (SERVING) setInterval(() => {}, 60_000);
   // At the terminal, Ctrl+C (SIGINT) is for the reply. SIGHUP says that its window was closed.
-  const signals = isServing ? ["SIGTERM", "SIGINT"] : ["SIGTERM", "SIGHUP"];
+  const signals = SERVING ? ["SIGTERM", "SIGINT"] : ["SIGTERM", "SIGHUP"];
   await Promise.race(signals.map((signal) => once(process, signal)));
 }
 
@@ -4684,12 +4727,12 @@ async function stopSignal(isServing: boolean): Promise<void> {
  * Step 4 of main is a graceful shutdown: no channel receives any more, and turns that are running
  * get up to 10 s. What is not done by then is in the inbox, so the next start goes on with it.
  */
-async function shutDown(app: App, isServing: boolean): Promise<void> {
+async function shutDown(app: App): Promise<void> {
   app.inbox.stopCounting();
   await app.channels.stop();
   // If the input is a pipe, we don't wait: its lines are all answered by now, and messages of other
   // channels stay in the inbox.
-  if (isServing || process.stdin.isTTY)
+  if (SERVING || process.stdin.isTTY)
     await Promise.race([Promise.allSettled(tails.values()), sleep(10_000)]);
   // A shell is a process group of its own, so it would go on after us.
   for (const shell of SHELLS) killGroup(shell.pid);
@@ -4698,16 +4741,18 @@ async function shutDown(app: App, isServing: boolean): Promise<void> {
 }
 
 async function main(): Promise<void> {
-  const { httpPort, isServing } = readSettings();
+  // If nobody reads the output any more (`--serve | head -n 1`), the gateway goes on without it.
+  process.stdout.on("error", () => {});
+  const { httpPort } = readSettings();
   lockFolder(STATE);
   const app = createApp();
   greet(app);
   // We listen for signals from here on, because one may arrive while the channels are starting.
-  const stopped = stopSignal(isServing);
+  const stopped = stopSignal();
   await startApp(app, httpPort);
   // With --serve the program runs until a signal comes, else until the person leaves, too.
-  await (isServing ? stopped : Promise.race([stopped, runTerminal(app)]));
-  await shutDown(app, isServing);
+  await (SERVING ? stopped : Promise.race([stopped, runTerminal(app)]));
+  await shutDown(app);
 }
 
 if (RUN) {
