@@ -139,7 +139,7 @@ export type Settings = Record<string, string>;
 
 /** Every setting there is, so that nobody's .env leaks into a test. Empty counts as unset. */
 const NO_SETTINGS: Settings = Object.fromEntries(
-  `MODEL_ID CONTEXT_TOKENS FALLBACK_MODELS REMOTE_TOOLS GATEWAY_TOKEN
+  `MODEL_ID CONTEXT_TOKENS FALLBACK_MODELS FIRST_BYTE_SECONDS REMOTE_TOOLS GATEWAY_TOKEN
   TELEGRAM_BOT_TOKEN TELEGRAM_API_ROOT TELEGRAM_ALLOWED_CHATS
   FEISHU_APP_ID FEISHU_APP_SECRET FEISHU_ENCRYPT_KEY FEISHU_VERIFICATION_TOKEN FEISHU_BOT_OPEN_ID
   FEISHU_ALLOWED_CHATS FEISHU_DOMAIN FEISHU_API_BASE
@@ -568,7 +568,7 @@ const esbuild: { transformSync(code: string, options: object): { code: string } 
  * start would take twice the time, so the result is cached, named by the hash of its source. It is
  * inside node_modules, where it finds its packages.
  */
-function withoutTypes(file: string): string {
+export function withoutTypes(file: string): string {
   const source = readFileSync(file, "utf8");
   const hash = createHash("sha256").update(source).digest("hex").slice(0, 16);
   const folder = join(ROOT, "node_modules/.cache/claw0", hash, "sessions/code");

@@ -257,7 +257,8 @@ describe.each(sectionsFrom("s04"))("$name, what Feishu's messages become", (sect
     expect(got).toHaveLength(1);
     expect(feishu.textsTo("mallory")).toHaveLength(1);
     const said = vi.mocked(process.stdout.write).mock.calls.map(([piece]) => String(piece));
-    expect(said.join("").split("FEISHU_ALLOWED_CHATS=oc_mallory")).toHaveLength(2);
+    const hint = "add oc_mallory to the list in FEISHU_ALLOWED_CHATS";
+    expect(said.join("").split(hint)).toHaveLength(2);
 
     const closed = await listening(section, {}, { FEISHU_ALLOWED_CHATS: "" });
     expect((await closed.feishu.say("alice", "hi").first).status).toBe(200);
@@ -315,6 +316,37 @@ describe.each(sectionsFrom("s04"))("$name, what is sent to Feishu", (section) =>
     const error: unknown = await channel.send("oc_alice", "hi").catch((reason) => reason);
     expect(error).toBeInstanceOf(s04.SendError);
     expect(error).toMatchObject({ permanent });
+    await channel.send("oc_alice", "again");
+  });
+
+  it.each([
+    [2200, false, false],
+    [230006, false, false],
+    [11232, false, false],
+    [230013, true, false],
+    [230025, true, false],
+    [99991672, false, true],
+    [1663, false, true],
+  ])("a send refused by %i: permanent %s, unknown %s", async (code, permanent, isUnknown) => {
+    const { channel } = await listening(section);
+    const { fetch } = globalThis;
+    const refused = Response.json(
+      { code, msg: "no" },
+      { headers: { "x-ogw-ratelimit-reset": "7" } },
+    );
+    vi.spyOn(globalThis, "fetch").mockImplementation((...call) =>
+      String(call[0]).includes("/messages") ? Promise.resolve(refused) : fetch(...call),
+    );
+    const error: unknown = await channel.send("oc_alice", "hi").catch((reason) => reason);
+    expect(error).toMatchObject({ permanent, isUnknown, retryAfter: 7 });
+  });
+
+  it("a token endpoint that is busy is a reason to try again", async () => {
+    const { feishu, channel } = await listening(section);
+    feishu.expireTokens();
+    feishu.fail({ kind: "429", method: "token" });
+    const error: unknown = await channel.send("oc_alice", "hi").catch((reason) => reason);
+    expect(error).toMatchObject({ permanent: false, isUnknown: false });
     await channel.send("oc_alice", "again");
   });
 

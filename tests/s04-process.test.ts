@@ -4,7 +4,7 @@ import { createServer } from "node:http";
 import { join } from "node:path";
 import { describe, expect, it } from "vitest";
 import { closeServer, listen } from "../practice/web.ts";
-import { blocks, englishFrom, outline, settings, start } from "./helper.ts";
+import { blocks, changed, englishFrom, outline, settings, start } from "./helper.ts";
 import { afterwards, echo, marked, openWorld, unmarked } from "./world.ts";
 
 const ANSI = new RegExp(String.fromCharCode(27));
@@ -116,8 +116,11 @@ describe.each(englishFrom("s04"))("$name, all channels at once", (section) => {
     await program.until(/blocked by the user/);
     feishu.expireTokens();
     world.feishuSays("alice", "third");
+    // From s08 on the owner, who wrote last on Feishu, is told so, too.
+    const isTold = changed(section, "queue");
+    if (isTold) expect(await world.feishuHears("alice")).toMatch(/telegram 1002 was not sent/);
     expect(await world.feishuHears("alice")).toBe("re: third");
-    expect(feishu.textsTo("alice")).toHaveLength(3);
+    expect(feishu.textsTo("alice")).toHaveLength(isTold ? 4 : 3);
     await telegram.idle();
     await world.inboxDone();
 
@@ -144,7 +147,7 @@ describe.each(englishFrom("s04"))("$name, all channels at once", (section) => {
     const accounts = await program.ask("/accounts");
     for (const name of ["TELEGRAM_BOT_TOKEN", "FEISHU_APP_ID", "FEISHU_APP_SECRET"]) {
       expect(accounts).toContain(name);
-      expect(accounts).not.toContain(world.settings[name]);
+      expect(accounts).not.toContain(world.settings[name]?.slice(0, 3));
     }
     expect(program.text).not.toContain(telegram.token);
 
@@ -183,7 +186,7 @@ describe.each(englishFrom("s04"))("$name, all channels at once", (section) => {
     for (const text of ["let me in", "please"]) await telegram.say("mallory", text).confirmed;
     const id = telegram.chatId("mallory");
     expect((await telegram.nextSent("mallory")).text).toContain(String(id));
-    expect(program.text).toContain(`TELEGRAM_ALLOWED_CHATS=${id}`);
+    expect(program.text).toContain(`add ${id} to the list in TELEGRAM_ALLOWED_CHATS`);
     // What comes from outside is shown, but can neither draw nor forge a line.
     await telegram.say("alice", "x\u001b[2J\r\n[telegram 7] y").confirmed;
     await telegram.nextSent("alice");
@@ -195,7 +198,7 @@ describe.each(englishFrom("s04"))("$name, all channels at once", (section) => {
     expect((await post(world.port, "/")).status).toBe(404);
     expect((await post(world.port, "/constructor")).status).toBe(404);
     expect((await fetch(`http://127.0.0.1:${world.port}/feishu/events`)).status).toBe(404);
-    const large = await post(world.port, "/feishu/events", Buffer.alloc(1_000_001));
+    const large = await post(world.port, "/feishu/events", Buffer.alloc(65_537));
     expect(large.status).toBe(413);
     expect((await post(world.port, "/feishu/events", "no json")).status).toBe(401);
     expect((await world.feishu.challenge("c")).body).toContain('"c"');

@@ -35,7 +35,7 @@
 // The Chinese and Japanese files are made from this one and from code.po: npm run translate.
 
 import type { ChildProcess } from "node:child_process";
-import { spawn } from "node:child_process";
+import { spawn, spawnSync } from "node:child_process";
 import crypto from "node:crypto";
 import { once, setMaxListeners } from "node:events";
 import fs from "node:fs";
@@ -80,17 +80,29 @@ function wholeNumber(name: string, otherwise: number, max: number): number {
 
 let atLineStart = true; // whether what was printed last ended a line
 
+// With these characters whoever writes to us, and the model, could move the cursor, overwrite lines
+// or turn them round: the control characters (C0, DEL, C1), except for the tab and the line end,
+// and the marks that change the direction of writing.
+const CONTROLS = /(?![\t\n])[\p{Cc}\p{Bidi_Control}]/gu;
+const withoutControls = (text: string) => text.replaceAll(CONTROLS, "");
+
 /** Prints what the model says, piece by piece. */
-export function say(piece: string) {
+export const say = (piece: string) => print(withoutControls(piece));
+
+function print(piece: string) {
   if (typing && piece) return sayAbove(typing, piece);
   process.stdout.write(piece);
   if (piece) atLineStart = piece.endsWith("\n");
 }
 
-const tint = (code: number, s: string) => (process.stdout.isTTY ? `\x1b[${code}m${s}\x1b[0m` : s);
 // With --serve the output is a log, so each of its lines begins with the time.
 const stamp = () => (SERVING ? `${new Date().toISOString()} ` : "");
-const sayLine = (line: string) => say(`${atLineStart ? "" : "\n"}${line.replace(/^/gm, stamp)}\n`);
+
+function tint(code: number, line: string): string {
+  const shown = withoutControls(line).replace(/^/gm, stamp);
+  return process.stdout.isTTY ? `\x1b[${code}m${shown}\x1b[0m` : shown;
+}
+const sayLine = (line: string) => print(`${atLineStart ? "" : "\n"}${line}\n`);
 
 /** Lines of the program itself: dim what it reports, yellow a warning, and red what failed. */
 export const info = (line: string) => sayLine(tint(2, line));
@@ -236,18 +248,22 @@ const stopNote = (m: Message) => (needsReply(m) ? "" : (STOP_NOTES[m.stop_reason
 
 /** A turn starts where a person says something. Results of tools have the role "user", too. */
 const startsTurn = (m: Entry) => m.role === "user" && m.content[0]?.type !== "tool_result";
+
 /** What was refused once would be refused again, so the whole turn that led to it is left out. */
-const withoutLastTurn = (request: Entry[]) => request.slice(0, request.findLastIndex(startsTurn));
+function withoutRefusedTurns(history: Message[]): Message[] {
+  const refusal = history.findIndex((message) => message.stop_reason === "refusal");
+  const start = Math.max(0, history.slice(0, refusal).findLastIndex(startsTurn));
+  return refusal < 0 ? history : withoutRefusedTurns(history.toSpliced(start, refusal + 1 - start));
+}
 
 /** The history as the API accepts it: nothing blank or refused, user and assistant in turn. */
 export function toRequest(history: Message[]): Entry[] {
-  let request: Entry[] = [];
-  for (const message of answerCalls(history)) {
+  const request: Entry[] = [];
+  for (const message of answerCalls(withoutRefusedTurns(history))) {
     const content = message.content.filter((block) => block.type !== "text" || block.text.trim());
     while (content.at(-1)?.type.endsWith("thinking")) content.pop(); // it was cut off
     const last = request.at(-1);
-    if (message.stop_reason === "refusal") request = withoutLastTurn(request);
-    else if (last?.role === message.role) last.content.push(...content);
+    if (last?.role === message.role) last.content.push(...content);
     else if (content.length > 0) request.push({ role: message.role, content });
   }
   return request;
@@ -267,17 +283,18 @@ export function buildRequest({ messages }: Conversation, options: TurnOptions) {
 /** One call. Gives the reply, or what had arrived of it when it was aborted. Throws API errors. */
 export async function callModel(request: Anthropic.MessageStreamParams, options: TurnOptions) {
   throwSimulated(options);
-  // A minute without a byte aborts the stream, and each byte restarts the timer.
-  const idleTimer = setTimeout(() => stream.abort(), IDLE_TIMEOUT);
+  const idleTimer = new IdleTimer(() => stream.abort());
   // The SDK reads ANTHROPIC_API_KEY and ANTHROPIC_BASE_URL from the environment.
   const client = withIdleTimeout(options.client ?? new Anthropic(), idleTimer);
   const stream = client.messages.stream(request, { signal: options.signal });
   const finished: Anthropic.ContentBlock[] = [];
   stream.on("text", (piece) => options.onText?.(piece));
   stream.on("contentBlock", (block) => finished.push(block));
+  stream.on("streamEvent", inputReader());
   try {
     return await stream.finalMessage();
   } catch (error) {
+    if (lacksUsage(error) && stream.currentMessage) return stream.currentMessage;
     if (!options.signal?.aborted) throw error;
     options.onText?.(" (interrupted)");
     // Half a text is worth keeping, but half a tool call or half a thought is of no use.
@@ -287,7 +304,7 @@ export async function callModel(request: Anthropic.MessageStreamParams, options:
     // The API gave no stop reason, no id and no usage, so these are missing here.
     return { role: "assistant", content, stop_reason: null } as Anthropic.Message;
   } finally {
-    clearTimeout(idleTimer);
+    idleTimer.stop();
   }
 }
 
@@ -327,7 +344,8 @@ const textOf = (message: Message) =>
 export async function runTurn(conversation: Conversation, input: string, options: TurnOptions) {
   const about = { inboxId: options.message?.id };
   // What changes from turn to turn is in a block of its own, so that the prompt stays the same.
-  const texts = [contextFor(conversation, input, options), input];
+  const context = contextFor(conversation, input, options);
+  const texts = [context, input, ...attributionOf(options.message)];
   const content = texts.map((text) => ({ type: "text" as const, text }));
   conversation.append({ role: "user", content }, about);
   return finishTurn(conversation, options);
@@ -406,6 +424,41 @@ CONTINUE_IF.push((m) => callsToRun(m).length > 0);
 STOP_NOTES.tool_use = t("\n(The model wanted to call a tool, but no call came.)");
 const MAX_ROUNDS = 50; // calls of the model in one turn
 const OUTPUT_LIMIT = 30_000; // characters of one result, half of them from each end
+
+/**
+ * A listener that reads the inputs of calls in place of the SDK. If an input is no JSON, the SDK throws,
+ * or leaves out what it can't read. Here it stays a text, so that the model is told what was wrong.
+ */
+function inputReader() {
+  let written = ""; // of the block that is arriving
+  return (event: Anthropic.MessageStreamEvent, { content }: Anthropic.Message) => {
+    if (event.type === "content_block_start") written = "";
+    if (event.type === "content_block_delta" && event.delta.type === "input_json_delta") {
+      written += event.delta.partial_json;
+      setInput(content.at(-1), {});
+    }
+    if (event.type !== "content_block_stop" || written === "") return;
+    setInput(content.at(-1), parsedOrRaw(written));
+  };
+}
+
+/** Takes the place of the SDK's property, which parses the input as soon as it is looked at. */
+function setInput(block: Block | undefined, value: unknown): void {
+  if (block === undefined || !isCall(block)) return;
+  Object.defineProperty(block, "input", { value, enumerable: true, configurable: true });
+}
+
+/** The value that is written as JSON, or the text itself if it is no JSON. */
+function parsedOrRaw(json: string): unknown {
+  try {
+    return JSON.parse(json);
+  } catch {
+    return json;
+  }
+}
+
+/** Whether the SDK looked for the count of tokens, which comes last, and which some servers omit. */
+const lacksUsage = (error: unknown) => String(error).includes("output_tokens");
 
 /** Throws after too many rounds, because a model that repeats itself costs money until it stops. */
 function checkRounds({ messages }: Conversation): void {
@@ -616,8 +669,7 @@ function withMissingResults(history: Message[]): Message[] {
   return history.flatMap((message, index): Message[] => {
     const answered = new Set(resultsIn(history[index + 1]).map((block) => block.tool_use_id));
     const open = callsIn(message).filter(({ id }) => !answered.has(id));
-    // A refused turn is left out as a whole, so its calls need no results.
-    if (open.length === 0 || message.stop_reason === "refusal") return [message];
+    if (open.length === 0) return [message];
     const why = whyOpen(message);
     return [message, { role: "user", content: open.map(({ id }) => toolResult(id, why, true)) }];
   });
@@ -728,9 +780,15 @@ export function safePath(name: string, root: string): string {
   const [first = ""] = inside.split(path.sep);
   if (first === ".." || path.isAbsolute(inside))
     throw new Error(`${name} is outside the workspace`);
-  if (first.toLowerCase() === ".state") throw new Error(`${name} belongs to the program itself`);
+  if (isState(first)) throw new Error(`${name} belongs to the program itself`);
   return real;
 }
+
+/**
+ * Whether an entry of the workspace is the folder of the program itself, also in a file system that
+ * ignores case, or dots and spaces at the end; or one of these that is in quarantine (s03).
+ */
+const isState = (entry: string) => /^\.state([.: ]|$)/iu.test(entry);
 
 /** The path itself, or the nearest folder above it that exists. */
 function nearestExisting(target: string): string {
@@ -754,30 +812,45 @@ function readText(file: string): string {
   return content;
 }
 
-/** The text with the line ends of `sample`, because a model writes "\n" whatever the file has. */
-function withLineEnds(text: string, sample: string): string {
-  const lineEnd = sample.includes("\r\n") ? "\r\n" : "\n";
-  return text.replace(/\r?\n/g, lineEnd);
-}
+/** The text with these line ends, because a model writes "\n" whatever the file has. */
+const withLineEnds = (text: string, lineEnd: string) => text.replace(/\r?\n/g, lineEnd);
 
 function writeText(name: string, content: string): string {
   const file = safePath(name, WORKSPACE);
   fs.mkdirSync(path.dirname(file), { recursive: true });
   const before = fs.existsSync(file) ? readText(file) : content;
-  fs.writeFileSync(file, withLineEnds(content, before));
+  fs.writeFileSync(file, withLineEnds(content, before.includes("\r\n") ? "\r\n" : "\n"));
   return `wrote ${content.length} characters to ${name}`;
 }
 
 function editText(name: string, oldText: string, newText: string): string {
   const file = safePath(name, WORKSPACE);
   const content = readText(file);
-  const old = content.includes(oldText) ? oldText : withLineEnds(oldText, content);
-  const parts = content.split(old); // what stands between the places where it occurs
-  const times = old === "" ? 0 : parts.length - 1;
-  if (times !== 1)
+  const places = placesOf(oldText, content);
+  const [place] = places;
+  const times = places.length;
+  if (place === undefined || times > 1)
     throw new Error(`old_text occurs ${times} times in ${name}; it must occur exactly once`);
-  fs.writeFileSync(file, parts.join(withLineEnds(newText, content)));
+  const text = withLineEnds(newText, lineEndAt(place.start, content));
+  fs.writeFileSync(file, content.slice(0, place.start) + text + content.slice(place.end));
   return `edited ${name}`;
+}
+
+/** Where a passage stands in the content, whatever the line ends of both. */
+function placesOf(passage: string, content: string): { start: number; end: number }[] {
+  if (passage === "") return [];
+  const lines = passage.split(/\r?\n/).map((line) => line.replace(/[$()*+.?[\\\]^{|}]/g, "\\$&"));
+  const pattern = lines.join("(?:\\r\\n|(?<!\\r)\\n)");
+  // Only a look-ahead finds both places of "aa" in "aaa", because they overlap.
+  return [...content.matchAll(new RegExp(`(?=(${pattern}))`, "g"))].map((match) => {
+    return { start: match.index, end: match.index + (match[1] ?? "").length };
+  });
+}
+
+/** The line end at a place, since a file may have both kinds: the next one, else the last before. */
+function lineEndAt(index: number, content: string): string {
+  const before = content.slice(0, index).match(/\r?\n/g) ?? [];
+  return /\r?\n/.exec(content.slice(index))?.[0] ?? before.at(-1) ?? "\n";
 }
 
 // bash runs in the workspace but is not confined to it: it can read whatever you can, also .env.
@@ -786,6 +859,7 @@ function editText(name: string, oldText: string, newText: string): string {
 const SAFE_ENV =
   "PATH HOME USER LANG TERM TZ TMPDIR TEMP TMP SystemRoot ComSpec PATHEXT USERPROFILE APPDATA";
 const WINDOWS = process.platform === "win32";
+const PIPE_GRACE = 500; // ms after the end of a script, to read what it printed last
 
 const SHELLS = new Set<ChildProcess>(); // that are running
 
@@ -799,10 +873,11 @@ async function bash(script: string, seconds: number, signal?: AbortSignal): Prom
   const stop = (why: string) => {
     stopped = why;
     killGroup(child.pid);
-    // A process that left the group may hold the pipes open, and we don't wait for it.
-    child.stdout.destroy();
-    child.stderr.destroy();
+    closePipes();
   };
+  // A process that left the group may hold the pipes open, and we don't wait for it.
+  const closePipes = () => [child.stdout, child.stderr].map((pipe) => pipe.destroy());
+  child.on("exit", () => setTimeout(closePipes, PIPE_GRACE).unref());
   const interrupt = () => stop("interrupted by the user");
   const limit = Math.min(Math.max(seconds, 1), 600);
   const timer = setTimeout(() => stop(`stopped after ${limit} s`), limit * 1000);
@@ -930,8 +1005,13 @@ function replaceFile(file: string, content: string): void {
   // Flushed first, because the new name must never stand for content that is not on the disk yet.
   fs.writeFileSync(`${file}.tmp`, content, { flush: true });
   fs.renameSync(`${file}.tmp`, file);
+  flushFolder(path.dirname(file));
+}
+
+/** Flushes the names in a folder. Without that, a power cut can take a new file with it. */
+function flushFolder(dir: string): void {
   if (WINDOWS) return; // where a folder can't be flushed
-  const folder = fs.openSync(path.dirname(file), "r");
+  const folder = fs.openSync(dir, "r");
   fs.fsyncSync(folder);
   fs.closeSync(folder);
 }
@@ -952,6 +1032,27 @@ function quarantine(file: string, why: string): void {
   } catch (error) {
     warn(`${file} can't be used, and it can't be renamed (${error}): ${why}`);
   }
+}
+
+/**
+ * What `read` gives for a file or folder in .state; undefined if there is none. One that can't be read,
+ * for example a folder in place of a file, is quarantined.
+ */
+function readOrQuarantine<T>(file: string, read: (file: string) => T): T | undefined {
+  try {
+    return read(file);
+  } catch (error) {
+    // A link that leads nowhere can't be found either, but its name is taken.
+    if (fs.lstatSync(file, { throwIfNoEntry: false })) quarantine(file, String(error));
+    return undefined;
+  }
+}
+
+/** Makes a folder of .state. What is there already, but is no folder or can't be read, gives way. */
+function makeFolder(dir: string): void {
+  if (readOrQuarantine(dir, (found) => fs.readdirSync(found))) return;
+  fs.mkdirSync(dir, { recursive: true, mode: 0o700 }); // only this user may read what people said
+  flushFolder(path.dirname(dir));
 }
 
 const DISK_ERRORS = "ENOSPC EDQUOT EROFS EACCES EPERM EIO EMFILE ENFILE".split(" ");
@@ -982,6 +1083,14 @@ interface LogRecord {
   shorten?: { toolUseIds: string[] };
 }
 
+/** Whether replay can use a record, whose fields may be anything if somebody edited the file. */
+function canBeReplayed({ message, compaction, shorten }: LogRecord): boolean {
+  if (message && !["user", "assistant"].includes(message.role)) return false;
+  if (message && !(Array.isArray(message.content) && message.content.every(isObject))) return false;
+  if (shorten && !Array.isArray(shorten.toolUseIds)) return false;
+  return !compaction || (typeof compaction.summary === "string" && compaction.keepFrom > 0);
+}
+
 /**
  * An append-only log in JSON Lines: one record a line, added at the end. Nothing that is in the
  * file is written again, so a crash can damage at most the line that is being added.
@@ -991,6 +1100,7 @@ class JsonlFile {
   lines = 0; // how many it has
   isClosed = false; // then nothing can be added
   #isTorn = false; // whether the last line lacks its end
+  #sizeBefore: number | undefined; // of the file, if the last append failed
 
   constructor(file: string) {
     this.file = file;
@@ -998,33 +1108,51 @@ class JsonlFile {
 
   /** Every readable line, with its number. The others stay in the file, and are reported. */
   read(): { line: number; record: object }[] {
-    if (!fs.existsSync(this.file)) return [];
-    const lines = fs.readFileSync(this.file, "utf8").split("\n");
+    const text = readOrQuarantine(this.file, (file) => fs.readFileSync(file, "utf8"));
+    if (text === undefined) return [];
+    const lines = text.split("\n");
     // Behind the last line end there is nothing, unless a crash has torn the last line.
     this.#isTorn = lines.at(-1) !== "";
     if (!this.#isTorn) lines.pop();
     this.lines = lines.length;
     const records: { line: number; record: object }[] = [];
+    const bad = text === "" ? [1] : []; // we never leave a file empty
     for (const [index, json] of lines.entries()) {
-      const line = index + 1;
       const record = parseObject(json);
-      if (record) records.push({ line, record });
-      else warn(`${this.file}, line ${line}: not readable, skipped. It stays in the file.`);
+      if (record) records.push({ line: index + 1, record });
+      else bad.push(index + 1);
     }
+    this.skip(bad);
     return records;
   }
 
-  /** Adds a record with the time, and gives the number of its line. */
+  /** Reports lines that can't be used. They stay in the file. */
+  skip(lines: number[]): void {
+    // A file of another kind may have thousands of them.
+    const shown = lines.length > 10 ? `${lines.slice(0, 10).join(", ")}, …` : lines.join(", ");
+    if (shown) warn(`${this.file}, line ${shown}: not readable, skipped. It stays in the file.`);
+  }
+
+  /** Adds a record with the time, and gives the number of its line. It is on the disk then. */
   append(record: object): number {
     if (this.isClosed) throw new Error(`${this.file} is closed: the turn was ended`);
     const json = JSON.stringify({ at: new Date().toISOString(), ...record });
     // Behind a torn line the record would be unreadable, too, so a line end comes first.
     const lineEnd = this.#isTorn ? "\n" : "";
-    // If appending fails, half of the line may be in the file, which then counts as a line.
-    this.#isTorn = true;
-    this.lines += 1;
-    fs.appendFileSync(this.file, `${lineEnd}${json}\n`);
+    const file = fs.openSync(this.file, "a");
+    try {
+      // A full disk may have taken a part of the last record, which nobody counts as stored.
+      if (this.#sizeBefore !== undefined) fs.ftruncateSync(file, this.#sizeBefore);
+      this.#sizeBefore = fs.fstatSync(file).size;
+      fs.appendFileSync(file, `${lineEnd}${json}\n`);
+      fs.fsyncSync(file);
+      if (this.lines === 0) flushFolder(path.dirname(this.file)); // the file is new
+      this.#sizeBefore = undefined;
+    } finally {
+      fs.closeSync(file);
+    }
     this.#isTorn = false;
+    this.lines += 1;
     return this.lines;
   }
 }
@@ -1056,18 +1184,25 @@ export class Session extends Conversation {
   #lineOf = new Map<Message, number>(); // where each message is in the file
   readonly asked = new Map<string, Message>(); // by inbox id: the message that it is the id of
 
-  /** Replays the file. */
-  constructor(file: string) {
+  /** Replays the file. Whose it is, is known from the folder, because its first line may be torn. */
+  constructor(file: string, key = "") {
     super();
     this.id = path.basename(file, ".jsonl");
+    this.header.key = key;
     this.#log = new JsonlFile(file);
-    for (const { line, record } of this.#log.read()) this.#replay(record, line);
+    const bad: number[] = [];
+    for (const { line, record } of this.#log.read()) {
+      if (canBeReplayed(record)) this.#replay(record, line);
+      else bad.push(line);
+    }
+    this.#log.skip(bad);
   }
 
   #replay(record: LogRecord, line: number): void {
     const { key = "", label = "", at = "" } = record;
-    if (line === 1) this.header = { key, label, at };
-    if (Array.isArray(record.message?.content)) this.#add(record.message, line);
+    if (line === 1)
+      this.header = { key: this.header.key || key, label: String(label), at: String(at) };
+    if (record.message) this.#add(record.message, line);
     if (record.inboxId && record.message) this.asked.set(record.inboxId, record.message);
     if (record.compaction) this.#compact(record.compaction.summary, record.compaction.keepFrom);
     if (record.shorten) this.#shorten(new Set(record.shorten.toolUseIds));
@@ -1149,6 +1284,7 @@ export class SessionStore {
 
   constructor(dir: string) {
     this.#dir = dir;
+    makeFolder(dir);
   }
 
   /** The session that this key is in; a new one, if it has none yet. */
@@ -1161,27 +1297,34 @@ export class SessionStore {
   /** Begins a new session for this key, and makes it the current one. */
   create(key: string, label = ""): Session {
     const id = crypto.randomUUID().slice(0, 8);
-    const header = { v: 1, id, key, label, at: new Date().toISOString() };
-    fs.mkdirSync(this.#folder(key), { recursive: true });
-    fs.writeFileSync(this.#file(key, id), `${JSON.stringify(header)}\n`, { flag: "wx" });
-    return this.#makeCurrent(key, new Session(this.#file(key, id)));
+    const file = this.#file(key, id);
+    makeFolder(this.#folder(key));
+    try {
+      new JsonlFile(file).append({ v: 1, id, key, label });
+    } catch (error) {
+      fs.rmSync(file, { force: true }); // each new attempt on a full disk would leave one more
+      throw error;
+    }
+    return this.#makeCurrent(key, new Session(file, key));
   }
 
   /** The sessions of this key, the newest last. */
   list(key: string): Session[] {
-    return this.#sessionsIn(this.#folder(key));
+    return this.#sessionsIn(this.#folder(key), key);
   }
 
-  #sessionsIn(folder: string): Session[] {
-    if (!fs.statSync(folder, { throwIfNoEntry: false })?.isDirectory()) return [];
-    const files = fs.readdirSync(folder).filter((name) => name.endsWith(".jsonl"));
-    const sessions = files.map((name) => new Session(path.join(folder, name)));
+  #sessionsIn(folder: string, key?: string): Session[] {
+    const names = readOrQuarantine(folder, (dir) => fs.readdirSync(dir)) ?? [];
+    const files = names.filter((name) => name.endsWith(".jsonl"));
+    const opened = files.map((name) => this.#open(path.join(folder, name), key));
+    const sessions = opened.filter((session) => session !== undefined);
     return sessions.sort((a, b) => (a.header.at < b.header.at ? -1 : 1));
   }
 
   /** Every session of every key. */
   all(): Session[] {
-    const folders = fs.existsSync(this.#dir) ? fs.readdirSync(this.#dir) : [];
+    const names = fs.existsSync(this.#dir) ? fs.readdirSync(this.#dir) : [];
+    const folders = names.filter((name) => !name.endsWith(".quarantined"));
     return folders.flatMap((name) => this.#sessionsIn(path.join(this.#dir, name)));
   }
 
@@ -1201,12 +1344,14 @@ export class SessionStore {
 
   /** The session that the file "current" names; the newest one, if it names none. */
   #stored(key: string): Session | undefined {
-    const pointer = path.join(this.#folder(key), "current");
-    if (!fs.existsSync(pointer)) return this.list(key).at(-1);
-    const id = fs.readFileSync(pointer, "utf8");
+    const folder = this.#folder(key);
+    if (!readOrQuarantine(folder, (dir) => fs.readdirSync(dir))) return undefined;
+    const pointer = path.join(folder, "current");
+    const id = readOrQuarantine(pointer, readText);
+    if (id === undefined) return this.list(key).at(-1);
     // The id becomes part of a path, so it may hold no "/", for example.
-    const isSession = /^[\w-]+$/.test(id) && fs.existsSync(this.#file(key, id));
-    if (isSession) return new Session(this.#file(key, id));
+    const session = /^[\w-]+$/.test(id) ? this.#open(this.#file(key, id), key) : undefined;
+    if (session) return session;
     quarantine(pointer, t("it names no session. The newest one is used instead."));
     return this.list(key).at(-1);
   }
@@ -1229,6 +1374,12 @@ export class SessionStore {
     }
   }
 
+  /** The session in a file. Undefined if there is none, or if it can't be read, and is quarantined. */
+  #open(file: string, key?: string): Session | undefined {
+    const session = new Session(file, key);
+    return fs.existsSync(file) ? session : undefined;
+  }
+
   #folder(key: string): string {
     // Windows allows no "*" in a name, but encodeURIComponent leaves it as it is.
     const name = encodeURIComponent(key.toLowerCase()).replaceAll("*", "%2A");
@@ -1246,32 +1397,80 @@ export class SessionStore {
  * session would get mixed up. Throws if another process has the lock.
  */
 export function lockFolder(dir: string): void {
+  makeFolder(dir);
   const file = path.join(dir, "lock");
-  fs.mkdirSync(dir, { recursive: true, mode: 0o700 }); // only this user may read what people said
-  if (fs.existsSync(file)) removeStaleLock(file, path.dirname(dir));
-  // "wx" fails if the file exists, so of two processes that come this far only one gets the lock.
-  fs.writeFileSync(file, `${process.pid} ${crypto.randomUUID()}`, { flag: "wx" });
-  process.on("exit", () => fs.rmSync(file, { force: true }));
+  const mine = `${process.pid} ${startTime(process.pid)}`;
+  const takeover = beginTakeover(`${file}.takeover`);
+  try {
+    checkUnlocked(file, path.dirname(dir));
+    replaceFile(file, mine);
+  } finally {
+    fs.rmSync(takeover, { force: true });
+  }
+  const isOurs = () => readOrQuarantine(file, readText) === mine;
+  process.on("exit", () => isOurs() && fs.rmSync(file));
+  // While this process is stopped, for example by Ctrl+Z, a person may delete its lock.
+  process.on("SIGCONT", () => {
+    if (isOurs()) return;
+    fail(`This process no longer has ${dir}, so it ends.`);
+    process.exit(1);
+  });
 }
 
-/** Removes the lock that a killed process left behind. Throws if its process is alive. */
-function removeStaleLock(file: string, workspace: string): void {
-  const before = fs.readFileSync(file, "utf8");
-  const pid = Number.parseInt(before, 10);
+/**
+ * Gives an exclusive file. Whoever has it is the only process that looks at the lock and takes it:
+ * otherwise two could find the same stale lock, and the second would take away the first one's new
+ * lock. That needs a moment, for which the others wait.
+ */
+function beginTakeover(name: string): string {
+  let number = 1;
+  while (true) {
+    const file = `${name}.${number}`;
+    try {
+      fs.closeSync(fs.openSync(file, "wx")); // "wx" fails if the file exists
+      return file;
+    } catch (error) {
+      if ((error as NodeJS.ErrnoException).code !== "EEXIST") throw error;
+    }
+    const age = Date.now() - (fs.lstatSync(file, { throwIfNoEntry: false })?.mtimeMs ?? Date.now());
+    // After a crash the file stays for ever, and the next number is used. If it was removed, somebody
+    // who has just looked at it could remove a new one in its place.
+    if (Math.abs(age) > TAKEOVER_LIMIT) number += 1;
+    else Atomics.wait(new Int32Array(new SharedArrayBuffer(4)), 0, 0, 20); // sleeps for 20 ms
+  }
+}
+
+const TAKEOVER_LIMIT = 5_000; // ms, after which the process of a takeover must be dead
+
+/** Throws if another living process has the lock. */
+function checkUnlocked(file: string, workspace: string): void {
+  const lock = readOrQuarantine(file, readText);
+  if (lock === undefined) return;
+  const [, pid = "", started] = /^([1-9]\d*) (.+)$/.exec(lock) ?? [];
+  if (pid === "") quarantine(file, t("it names no process, so it is no lock."));
+  // In a container each start can have the same pid, so our own is that of an earlier start.
+  if (Number(pid) === process.pid || !isAlive(Number(pid))) return;
+  // The pid may be that of another program by now. Where nobody knows the time, it counts as ours.
+  const time = startTime(Number(pid));
+  if (time !== "" && time !== started) return;
   const who = `process ${pid} is using ${workspace}`;
-  if (isAlive(pid)) throw new Error(`${who}: stop it, set CLAW0_WORKSPACE, or delete ${file}`);
-  // Another process may have found the same stale lock, and may have put its own there since. Only
-  // one of them can rename a file, so we rename it, look at it again, and give back a new one.
-  const taken = `${file}.${process.pid}`;
-  fs.renameSync(file, taken);
-  if (fs.readFileSync(taken, "utf8") !== before) fs.renameSync(taken, file);
-  fs.rmSync(taken, { force: true });
+  throw new Error(`${who}: stop it, set CLAW0_WORKSPACE, or delete ${file}`);
+}
+
+/** When a process started, as the system writes it; "" if it is dead, or if nobody knows. */
+function startTime(pid: number): string {
+  try {
+    const stat = fs.readFileSync(`/proc/${pid}/stat`, "utf8");
+    // It is field 22. Field 2 is the name of the program in brackets, which may hold spaces.
+    return stat.slice(stat.lastIndexOf(")")).split(" ")[20] ?? "";
+  } catch {
+    const ps = spawnSync("ps", ["-o", "lstart=", "-p", String(pid)], { encoding: "utf8" });
+    return (ps.stdout ?? "").trim(); // Windows has no ps
+  }
 }
 
 function isAlive(pid: number): boolean {
-  if (!(pid > 0)) return false; // the file does not begin with a number
-  // In a container each start can have the same pid, so our own is that of an earlier start.
-  if (pid === process.pid) return false;
+  if (pid === 0) return false; // kill would take it for our own group
   try {
     return process.kill(pid, 0); // signal 0 is not delivered; it only tests the process
   } catch (error) {
@@ -1496,9 +1695,9 @@ Object.assign(HANDLERS, {
   list_directory: (input) => {
     const folder = safePath(String(input.path ?? "."), WORKSPACE);
     const entries = fs.readdirSync(folder, { withFileTypes: true });
-    const names = entries.map((entry) => entry.name + (entry.isDirectory() ? "/" : ""));
-    const visible = names.filter((name) => name !== ".state/");
-    return visible.sort().join("\n");
+    const visible = entries.filter(({ name }) => !isState(name));
+    const names = visible.map((entry) => entry.name + (entry.isDirectory() ? "/" : ""));
+    return names.sort().join("\n");
   },
   get_current_time: () => new Date().toString(),
 } satisfies Record<string, Handler>);
@@ -1522,7 +1721,8 @@ async function runCommand(line: string, app: App, options: TurnOptions): Promise
   const found = Object.hasOwn(COMMANDS, name) ? COMMANDS[name] : undefined;
   if (!found) return t(`There is no command /${name}. /help lists them.`);
   const shown = await found.run(rest.join(" ").trim(), app, options);
-  return typeof shown === "string" ? shown : shown.join("\n");
+  const lines = typeof shown === "string" ? shown : shown.join("\n");
+  return lines || t("There is nothing to show.");
 }
 
 command("help", "what you can type here", () =>
@@ -1579,10 +1779,12 @@ export interface InboundMessage {
   channel: string;
   accountId: string; // which of our own accounts it came to
   peerId: string; // the chat, which is where the answer goes
-  senderId: string; // the person
+  senderId: string; // the person, or the channel or group in whose name a person writes
+  senderName?: string; // as the person chose it, so it may pretend to be anybody's
   guildId?: string; // what the chat belongs to: a supergroup, a company
   isGroup: boolean;
-  text: string;
+  text: string; // "" if it is of a kind that we can't read
+  quoted?: string; // what it answers
   media: { kind: string; id: string }[];
   at: number; // when it was sent, in ms
   part?: string; // all parts of one message share it: the pictures of an album, say
@@ -1661,20 +1863,71 @@ function toolsFor({ message }: TurnOptions): Anthropic.Tool[] {
   return isTrusted ? TOOLS : TOOLS.filter(({ name }) => !OWNER_TOOLS.includes(name));
 }
 
+/** At most so many characters of a quoted message are repeated to the model. */
+const MAX_QUOTE = 2_000;
+
 /**
- * The name of the command in a direct chat on a platform, or "". In a group it is plain text,
- * because otherwise anybody there could end the conversation of all the others.
+ * What the model is told about the person's words: in a group who wrote them, and what they answer.
+ * It is a block of its own behind them, because in the same block a person could write the like and
+ * pose as somebody else. As JSON a name can't leave its quotation marks, nor, without "<", the
+ * block. The id tells two people apart who have chosen the same name.
  */
-function publicCommand({ channel, isGroup, text }: Routed): string {
-  if (channel === "cli" || isGroup) return "";
-  return /^\/(new|help)\b/.exec(text)?.[1] ?? "";
+function attributionOf(message?: InboundMessage): string[] {
+  const { isGroup, senderId: id, senderName = "", quoted } = message ?? {};
+  const lines: string[] = [];
+  const toJson = (value: unknown) =>
+    JSON.stringify(value).replaceAll("<", "\\u003c").toWellFormed();
+  if (isGroup) {
+    const name = withoutControls(senderName).replace(/\s+/g, " ").slice(0, 100);
+    lines.push(`The words above are from ${toJson({ name: name || undefined, id })}.`);
+  }
+  if (quoted) lines.push(`They answer this message: ${toJson(keepEnds(quoted, MAX_QUOTE))}`);
+  return lines.length > 0 ? [`<context>\n${lines.join("\n")}\n</context>`] : [];
+}
+
+// In objects of platforms these fields hold words that a person reads, not ids or sizes.
+const WORD_FIELDS = (
+  "title name first_name last_name phone_number address latitude longitude emoji value question " +
+  "text description topic options"
+).split(" ");
+
+/** The words in an object from a platform, such as a poll, at any depth, in their order. */
+function wordsOf(value: unknown, isWord = false): string[] {
+  const isLeaf = typeof value === "string" || typeof value === "number";
+  if (isLeaf) return isWord && value !== "" ? [String(value)] : [];
+  return Object.entries(value ?? {}).flatMap(([field, inner]) =>
+    wordsOf(inner, Array.isArray(value) ? isWord : WORD_FIELDS.includes(field)),
+  );
+}
+
+/** A message that is more than a text, for the model: its kind in brackets, and its words. */
+const describeKind = (kind: string, ...words: string[]) => [`[${kind}]`, ...words].join(" ").trim();
+
+const MAX_REMEMBERED = 1_000;
+
+/** Drops the oldest entry of a map or a set if it has too many, so that none grows for ever. */
+function forgetOldest(entries: Map<string, unknown> | Set<string>): void {
+  const [oldest] = entries.keys();
+  if (entries.size > MAX_REMEMBERED && oldest !== undefined) entries.delete(oldest);
+}
+
+/**
+ * The command in a direct chat on a platform, as a line of the terminal; undefined for other words.
+ * In a group it is plain text, because otherwise anybody there could end the conversation of all
+ * the others. Telegram's apps add the name of the bot, as in "/new@our_bot".
+ */
+function publicCommand({ channel, isGroup, text }: Routed): string | undefined {
+  if (channel === "cli" || isGroup) return undefined;
+  const [, name, label] = /^\/(new|help)(?:@\w+)?(?:\s+(.*))?$/s.exec(text) ?? [];
+  return name && `/${name} ${label ?? ""}`.trim();
 }
 
 /** The answer to a message: the model's, or that of one of the two commands for everybody. */
 async function answerTo(message: Routed, app: App, options: TurnOptions): Promise<string> {
-  const name = publicCommand(message);
-  if (name === "help") return t("/new begins a new conversation.");
-  if (name) return runCommand(message.text, { ...app, key: message.sessionKey }, options);
+  if (message.text === "") return t("I can't read this kind of message.");
+  const line = publicCommand(message);
+  if (line?.startsWith("/help")) return t("/new begins a new conversation.");
+  if (line) return runCommand(line, { ...app, key: message.sessionKey }, options);
   const session = app.store.current(message.sessionKey);
   // A client can send half a surrogate pair, which would make this request and all later ones fail.
   return runTurn(session, message.text.toWellFormed(), { ...options, app });
@@ -1782,6 +2035,7 @@ export async function reply(app: App, { id, channel, peerId: to }: InboundMessag
     await target.send(to, text);
     return true;
   }
+  if (!target) warn(`${id}: not sent yet: the channel ${channel} is not set up`);
   for (const [part, piece] of chunkMessage(text, target?.limit ?? COMMON_LIMIT).entries()) {
     app.queue.add(newDelivery(`${id}#${part}`, { channel, to, text: piece }));
   }
@@ -1790,17 +2044,6 @@ export async function reply(app: App, { id, channel, peerId: to }: InboundMessag
 }
 
 // -- 2 · Nothing lost --
-
-/** Creates a folder. Anything else that has its name, and a folder that can't be read, goes. */
-function makeFolder(folder: string): void {
-  try {
-    fs.mkdirSync(folder, { recursive: true });
-    fs.readdirSync(folder);
-  } catch (error) {
-    quarantine(folder, String(error));
-    fs.mkdirSync(folder, { recursive: true });
-  }
-}
 
 const numberOf = (file: string) => Number.parseInt(path.basename(file), 10);
 
@@ -1837,16 +2080,18 @@ function readEntry<T>(file: string, schema: Anthropic.Tool.InputSchema): T | und
 export class Spool<T extends { id: string }> {
   protected nextNumber = 1;
   protected readonly entries = new Map<string, { entry: T; file: string }>(); // by id, in order
-  readonly #dir: string;
+  protected readonly dir: string;
   readonly #processedLog: JsonlFile;
   readonly #processed = new Set<string>(); // ids
 
   /** Takes up what an earlier run has left in `dir`. The schema says what an entry has to have. */
   constructor(dir: string, schema: Anthropic.Tool.InputSchema) {
-    this.#dir = dir;
+    this.dir = dir;
     makeFolder(dir);
     this.#processedLog = new JsonlFile(path.join(dir, "processed.jsonl"));
-    this.#readProcessed();
+    for (const { record } of this.#processedLog.read()) {
+      this.#processed.add((record as { id: string }).id); // markProcessed wrote it
+    }
     for (const file of numberedFiles(dir)) {
       this.nextNumber = numberOf(file) + 1;
       const entry = readEntry<T>(file, schema);
@@ -1855,17 +2100,6 @@ export class Spool<T extends { id: string }> {
       // left it, or it is a second copy, from a restored backup.
       if (this.#isKnown(entry.id)) fs.rmSync(file);
       else this.entries.set(entry.id, { entry, file });
-    }
-  }
-
-  /** Without these ids a message that comes again is answered again, but the program starts. */
-  #readProcessed(): void {
-    try {
-      for (const { record } of this.#processedLog.read()) {
-        this.#processed.add((record as { id: string }).id); // markProcessed wrote it
-      }
-    } catch (error) {
-      quarantine(this.#processedLog.file, String(error));
     }
   }
 
@@ -1883,7 +2117,7 @@ export class Spool<T extends { id: string }> {
     if (this.#isKnown(entry.id)) return false;
     // The number is padded with zeros, so that a listing of the folder has them in order.
     const name = `${String(this.nextNumber).padStart(12, "0")}.json`;
-    const file = path.join(this.#dir, name);
+    const file = path.join(this.dir, name);
     replaceFile(file, JSON.stringify(entry));
     this.nextNumber += 1; // last, so that attempts on a full disk don't leave a ".tmp" each
     this.entries.set(entry.id, { entry, file });
@@ -1917,13 +2151,7 @@ export class Spool<T extends { id: string }> {
 const ofType = (type: string, ...names: string[]) =>
   Object.fromEntries(names.map((name) => [name, { type }]));
 
-const ROUTED = objectSchema(
-  {
-    ...ofType("string", "id", "channel", "peerId", "text", "sessionKey", "part"),
-    ...ofType("integer", "attempts"),
-  },
-  ["part", "attempts"],
-);
+const ROUTED = objectSchema(ofType("string", "id", "channel", "peerId", "text", "sessionKey"));
 const MAX_ATTEMPTS = 3;
 
 /**
@@ -1934,13 +2162,11 @@ const MAX_ATTEMPTS = 3;
 export class Inbox extends Spool<Routed> {
   // What this start has put there. One of several parts is enough to tell the person.
   readonly newlyQuarantined = new Map<string, Routed>();
-  readonly #dir: string;
   readonly #attempted = new Set<Routed>(); // in this run, and not answered yet
   #isStopping = false;
 
   constructor(dir: string) {
     super(dir, ROUTED);
-    this.#dir = dir;
     // A poison message kills the program, so without a limit it would do so at every start.
     for (const [id, { entry, file }] of this.entries) {
       if ((entry.attempts ?? 0) < MAX_ATTEMPTS) continue;
@@ -1987,9 +2213,9 @@ export class Inbox extends Spool<Routed> {
   /** The messages in quarantine, each with its file. What can't be read as one is left out. */
   quarantined(): { file: string; message: Routed }[] {
     const found: { file: string; message: Routed }[] = [];
-    const names = fs.readdirSync(this.#dir).filter((name) => /^\d+\.json\..*ned$/.test(name));
+    const names = fs.readdirSync(this.dir).filter((name) => /^\d+\.json\..*ned$/.test(name));
     for (const name of names.sort()) {
-      const file = path.join(this.#dir, name);
+      const file = path.join(this.dir, name);
       try {
         const message = checkInput(ROUTED, parseObject(fs.readFileSync(file, "utf8")));
         found.push({ file, message: message as unknown as Routed });
@@ -2058,21 +2284,8 @@ export async function untilStored<T>(step: () => T | Promise<T>, signal?: AbortS
       if (!isReported) warn(`${error}. ${t("Nothing is lost: it is tried again every minute.")}`);
       isReported = true;
     }
-    await delay(DISK_RETRY, signal);
+    await sleep(DISK_RETRY, undefined, { signal }).catch(() => {}); // rejected by the signal
   }
-}
-
-/** Resolves after so many ms, or when the signal aborts. */
-function delay(ms: number, signal?: AbortSignal): Promise<void> {
-  return new Promise((resolve) => {
-    const timer = setTimeout(end, ms);
-    signal?.addEventListener("abort", end);
-    function end() {
-      clearTimeout(timer);
-      signal?.removeEventListener("abort", end);
-      resolve();
-    }
-  });
 }
 
 /** Runs the tasks of one conversation one after the other, those of different ones side by side. */
@@ -2131,17 +2344,21 @@ function enqueue(app: App, message: Routed, signal?: AbortSignal): Promise<strin
  */
 export async function handle(app: App, parts: Routed[], signal?: AbortSignal): Promise<string> {
   const text = parts.map((part) => part.text).join("\n");
-  const message = { ...parts[0], text } as Routed; // `parts` is never empty; the first gives the id
+  const media = parts.flatMap((part) => part.media);
+  // `parts` is never empty; the first gives the id.
+  const message = { ...parts[0], text, media } as Routed;
   const channel = app.channels.get(message.channel);
   const stopTyping = showTyping(channel, message.peerId);
   const onText = (piece: string) => channel?.stream?.(message.peerId, piece);
+  const onRestart = () => onText(t("(The reply begins anew.)\n"));
   let answered: InboundMessage = message;
   let answer: string;
   try {
     const agent = app.agents.get(message.agentId);
     const begin = (laneSignal: AbortSignal) => {
       app.inbox.countAttempt(parts);
-      return answerTo(message, app, { message, signal: laneSignal, onText, agent });
+      const options = { message, signal: laneSignal, onText, onRestart, agent };
+      return answerTo(message, app, options);
     };
     answer = await untilStored(() => runUserTurn(app, message, signal, begin), signal);
   } catch (error) {
@@ -2159,7 +2376,7 @@ export async function handle(app: App, parts: Routed[], signal?: AbortSignal): P
   return answer;
 }
 
-// -- 4 · Telegram --
+// -- 4 · Telegram: what a message says --
 
 /** Separates chat and thread in the peerId of a topic, as in "-1001:topic:7". */
 const TOPIC = ":topic:";
@@ -2174,6 +2391,9 @@ function telegramAddress(peerId: string) {
   const [chat = "", thread] = peerId.split(TOPIC);
   return { chat, options: thread ? { message_thread_id: Number(thread) } : {} };
 }
+
+/** The chat that a topic of Telegram or a thread of Feishu belongs to. */
+const chatOf = (peerId: string) => peerId.replace(/:(?:topic|thread):.*/, "");
 
 /**
  * Groups that were upgraded to supergroups, by which Telegram gives them another id. In the program
@@ -2222,7 +2442,7 @@ class AllowList {
   /** Passes on a message from a chat of the list. Throws if the message can't be stored. */
   admit(channel: Channel, message: InboundMessage, onMessage: Accept) {
     // The owner lists a forum once, by the id of its chat, and that admits all of its topics.
-    const [chat = ""] = message.peerId.split(TOPIC);
+    const chat = chatOf(message.peerId);
     if (!this.#chats.includes(chat)) return this.#inform(channel, message.peerId, chat);
     // JSON escapes control characters, with which a sender could overwrite lines of our terminal.
     info(`[${channel.name} ${message.peerId}] ${JSON.stringify(message.text.slice(0, 80))}`);
@@ -2235,29 +2455,62 @@ class AllowList {
     // send as much as they like.
     if (this.#informed.has(chat)) return;
     this.#informed.add(chat);
-    warn(`A stranger wrote. ${channel.name.toUpperCase()}_ALLOWED_CHATS=${chat} lets them in.`);
+    forgetOldest(this.#informed);
+    const setting = `${channel.name.toUpperCase()}_ALLOWED_CHATS`;
+    warn(`A stranger wrote. To let them in, add ${chat} to the list in ${setting}.`);
     const words = t(`I don't know this chat. Its id is ${chat}: my owner can let it in.`);
     channel.send(peerId, words).catch(() => {}); // the owner has read the id in the log already
   }
 }
 
-/** The words of a message. Under a picture or a file they are called its caption. */
-const telegramText = ({ text, caption }: TelegramMessage) => text ?? caption ?? "";
+/**
+ * Who wrote a message. An anonymous admin, or somebody who writes as a channel, comes with a bot of
+ * Telegram's own as `from`, and a channel's post without one; `sender_chat` says as whom they
+ * write. Undefined for other bots, because two bots could answer each other for ever.
+ */
+function senderOf({ from, sender_chat, author_signature }: TelegramMessage) {
+  if (sender_chat) return { id: sender_chat.id, name: author_signature ?? sender_chat.title };
+  if (!from || from.is_bot) return undefined;
+  return { id: from.id, name: [from.first_name, from.last_name].filter(Boolean).join(" ") };
+}
 
-type Attachment = InboundMessage["media"][number];
-
-// Telegram also sets `document` for an animation, so the animation has to be looked for first.
-const FILE_KINDS = ["video", "animation", "document", "audio", "voice", "sticker"] as const;
-
-/** The picture or file that came with a message. Its id is Telegram's: we download nothing. */
-function attachmentOf(message: TelegramMessage): Attachment | undefined {
-  const largest = message.photo?.at(-1); // Telegram lists the sizes of a picture, largest last
-  if (largest) return { kind: "photo", id: largest.file_id };
-  for (const kind of FILE_KINDS) {
-    const attached = message[kind];
-    if (attached) return { kind, id: attached.file_id };
+/**
+ * The words of a message, which are called its caption under a picture or a file. A link behind a
+ * word is followed by its address, since the text alone does not have it.
+ */
+function telegramText(message: TelegramMessage): string {
+  let words = message.text ?? message.caption ?? "";
+  // From the last one on, because what is put in moves all that stands behind it.
+  for (const entity of entitiesOf(message).toReversed()) {
+    if (entity.type !== "text_link") continue;
+    const end = entity.offset + entity.length;
+    words = `${words.slice(0, end)} (${entity.url})${words.slice(end)}`;
   }
-  return undefined;
+  return words;
+}
+
+/** The marked places of a text or a caption: links, mentions, and so on. */
+const entitiesOf = ({ entities, caption_entities }: TelegramMessage) =>
+  entities ?? caption_entities ?? [];
+
+// Telegram also sets `document` for an animation, `photo` for a live photo and `location` for a
+// venue, so these stand behind them.
+const KINDS = (
+  "animation live_photo photo document audio voice video video_note sticker paid_media story " +
+  "venue location contact dice game poll checklist invoice giveaway giveaway_winners gift " +
+  "unique_gift"
+).split(" ");
+
+/** What a message has besides its text. Its ids are Telegram's: we download nothing. */
+function attachmentOf(message: object) {
+  const fields: Fields = { ...message };
+  const kind = KINDS.find((one) => fields[one] !== undefined);
+  if (!kind) return undefined;
+  const content = [fields[kind]].flat().at(-1); // the sizes of a picture are a list, largest last
+  const id = isObject(content) ? content.file_id : undefined;
+  // A file has a caption. The words in its other fields only describe it, as those of a sticker.
+  if (id !== undefined) return { kind, words: [], media: [{ kind, id: String(id) }] };
+  return { kind, words: wordsOf(content), media: [] };
 }
 
 /** Finds "@our_bot", also in "/help@our_bot". A new one each time, since `g` keeps a position. */
@@ -2266,16 +2519,46 @@ const mentionOf = (bot: UserFromGetMe) => new RegExp(`@${bot.username}\\b`, "gi"
 /** Whether a message is meant for the bot: in a group, only if it mentions or answers the bot. */
 function isAddressedTo(bot: UserFromGetMe, message: TelegramMessage): boolean {
   if (message.chat.type === "private") return true;
-  const isReply = message.reply_to_message?.from?.id === bot.id;
-  return isReply || mentionOf(bot).test(telegramText(message));
+  const answered = message.reply_to_message;
+  // All that is written in a topic answers, for Telegram, the service message that it was created.
+  if (answered?.from?.id === bot.id && !answered.forum_topic_created) return true;
+  // In the app one can also choose the bot from a list, and then any name may stand in the text.
+  const isTapped = entitiesOf(message).some(
+    (entity) =>
+      (entity.type === "text_mention" && entity.user.id === bot.id) ||
+      (entity.type === "text_link" && entity.url === `tg://user?id=${bot.id}`),
+  );
+  return isTapped || mentionOf(bot).test(message.text ?? message.caption ?? "");
 }
 
-/** A text as the model gets it: the kind of the attachment, and the words without our name. */
-function describeMessage(bot: UserFromGetMe, words: string, attachment?: Attachment): string {
-  const kind = attachment ? `[${attachment.kind}] ` : "";
-  const description = `${kind}${words.replaceAll(mentionOf(bot), "")}`.trim();
-  return description || words; // "@our_bot" alone is kept, because an empty turn is not allowed
+/** A message as the model gets it, without our name. */
+function describeMessage(bot: UserFromGetMe, message: TelegramMessage): string {
+  const words = telegramText(message);
+  const attachment = attachmentOf(message);
+  const others = words.replaceAll(mentionOf(bot), "").trim();
+  if (attachment) return describeKind(attachment.kind, ...attachment.words, others);
+  return others || words; // "@our_bot" alone is kept, because an empty turn is not allowed
 }
+
+/** What a message answers: the part that the person chose, or all of it. */
+function quotedBy({ quote, reply_to_message, external_reply }: TelegramMessage) {
+  if (quote) return quote.text;
+  const answered = reply_to_message ?? external_reply;
+  if (!answered) return undefined;
+  const attachment = attachmentOf(answered);
+  const kind = attachment ? describeKind(attachment.kind, ...attachment.words) : "";
+  const words = reply_to_message ? telegramText(reply_to_message) : "";
+  return `${kind} ${words}`.trim();
+}
+
+// A service message says what happened in a chat, and its field is named by that, for example
+// "group_chat_created" or "pinned_message".
+const SERVICE_FIELD =
+  /(?:ed|set|hidden|sent|done|left|payment|data)$|^(?:new|left|delete)_chat|^(?:migrate|pinned)_/;
+const isServiceMessage = (message: TelegramMessage) =>
+  Object.keys(message).some((field) => SERVICE_FIELD.test(field));
+
+// -- 5 · Telegram: polling --
 
 /** Makes a SendError of a failed call, which says whether another attempt can succeed. */
 function telegramError(error: unknown): SendError {
@@ -2311,9 +2594,10 @@ const fetchForGrammy: typeof fetch = (url, init) => {
   return fetch(url, { ...init, signal: controller.signal });
 };
 
-// The apps cut a long text at 4096 units, or between two words a little before that. A shorter
-// message is therefore either whole or the last piece of a text that was cut.
-const MIN_CUT_LENGTH = 4_000;
+// The apps cut a long text at 4096 units, or between two words a little before that, and send the
+// pieces at once. A shorter message is either whole or the last piece of a text that was cut.
+const MIN_CUT_LENGTH = 4_050;
+const MAX_CUT_GAP = 1; // seconds between two pieces
 
 /** The adapter for Telegram, which gets messages by long polling (see `#poll`). */
 export class TelegramChannel implements Channel {
@@ -2325,9 +2609,10 @@ export class TelegramChannel implements Channel {
   #moved = new MovedChats();
   #reported = ""; // why polling failed last
   #allowed: AllowList;
-  // By sender: the newest piece of a text that was cut, and the id that the next piece would have.
-  #lastPiece = new Map<string, { part: string; nextId: number }>();
-  #addressedParts = new Set<string>(); // the `part` of albums and long texts that are meant for us
+  // The newest long piece of each sender in each conversation.
+  #lastPiece = new Map<string, { part: string; id: number; date: number }>();
+  // The parts of albums and long texts that were not passed on yet, by what they have as `part`.
+  #heldParts = new Map<string, { isAddressed: boolean; messages: InboundMessage[] }>();
 
   constructor(setting: Setting) {
     // The owner may know a group by its new id.
@@ -2355,7 +2640,7 @@ export class TelegramChannel implements Channel {
       this.#registerHandlers(onMessage);
       const startedAt = Date.now();
       try {
-        await this.#bot.start({ allowed_updates: ["message"] });
+        await this.#bot.start({ allowed_updates: ["message", "channel_post"] });
       } catch (error) {
         // grammY itself waits for a server that is down. So either Telegram refused us, for example
         // because another program polls with the same token, or a message could not be stored.
@@ -2378,11 +2663,10 @@ export class TelegramChannel implements Channel {
   #registerHandlers(onMessage: Accept): void {
     // Telegram forgets what was confirmed, so a message has to be on disk before grammY asks for
     // the next ones. It is, because `onMessage` is synchronous.
-    this.#bot.on("message", ({ message }) => {
-      const { chat, migrate_to_chat_id: newId } = message;
+    this.#bot.on(["message", "channel_post"], ({ msg }) => {
+      const { chat, migrate_to_chat_id: newId } = msg;
       if (newId) this.#moved.add(String(chat.id), String(newId));
-      const inbound = this.#read(message);
-      if (inbound) this.#allowed.admit(this, inbound, onMessage);
+      this.#receive(msg, onMessage);
     });
     // A message that could not be stored, for example on a full disk, must not be confirmed. So the
     // error is thrown on and ends this bot, and the next one gets the same messages again.
@@ -2390,54 +2674,76 @@ export class TelegramChannel implements Channel {
   }
 
   /**
-   * Undefined for other bots, for service messages, and for talk in a group that is not for us. It
-   * has a side effect, because it remembers parts: call it only once for each update. (An
-   * update that could not be stored is read a second time. By then `nextId` has moved past it, so a
-   * long text becomes two messages there.)
+   * Passes a message on, unless it is talk in a group that is not for us. Only one picture of an
+   * album has the caption that mentions us. Those before it wait here for it, and those after it
+   * follow it.
    */
+  #receive(message: TelegramMessage, onMessage: Accept): void {
+    const inbound = this.#read(message);
+    if (!inbound) return;
+    const isAddressed = isAddressedTo(this.#bot.botInfo, message);
+    const held = this.#partsHeldWith(inbound);
+    held.isAddressed ||= isAddressed;
+    if (!held.isAddressed) return;
+    for (const one of held.messages) this.#allowed.admit(this, one, onMessage);
+    // Only now, because `admit` throws if a message can't be stored. Then this update comes again.
+    held.messages = [];
+  }
+
+  /** A message with the parts of the same one that came before it and are still held. */
+  #partsHeldWith(message: InboundMessage) {
+    const { part } = message;
+    const known = part === undefined ? undefined : this.#heldParts.get(part);
+    const held = known ?? { isAddressed: false, messages: [] };
+    held.messages.push(message);
+    if (part !== undefined) this.#heldParts.set(part, held);
+    forgetOldest(this.#heldParts);
+    return held;
+  }
+
+  /** Undefined for other bots and for service messages. */
   #read(message: TelegramMessage): InboundMessage | undefined {
-    const { chat, from, message_id } = message;
+    const { chat, message_id } = message;
     const bot = this.#bot.botInfo;
-    const words = telegramText(message);
-    const attachment = attachmentOf(message);
-    const isEmpty = !words && !attachment; // a service message, such as "Bob joined the group"
-    if (!from || from.is_bot || isEmpty) return undefined;
-    const part = this.#partOf(message);
-    // Only one picture of an album has the caption that mentions us, so the others follow it.
-    const follows = part !== undefined && this.#addressedParts.has(part);
-    if (!follows && !isAddressedTo(bot, message)) return undefined;
-    if (part !== undefined) this.#addressedParts.add(part);
+    const sender = senderOf(message);
+    const text = describeMessage(bot, message);
+    if (!sender || (text === "" && isServiceMessage(message))) return undefined;
     return {
       id: `telegram:${bot.id}:${chat.id}:${message_id}`,
       channel: "telegram",
       accountId: String(bot.id),
       peerId: peerOf(message).replace(/^-\d+/, (group) => this.#moved.oldId(group)),
-      senderId: String(from.id),
+      senderId: String(sender.id),
+      senderName: sender.name,
       guildId: message.is_topic_message ? String(chat.id) : undefined,
       isGroup: chat.type !== "private",
-      text: describeMessage(bot, words, attachment),
-      media: attachment ? [attachment] : [],
+      text,
+      quoted: quotedBy(message),
+      media: attachmentOf(message)?.media ?? [],
       at: message.date * 1000, // Telegram counts seconds
-      part,
+      part: this.#partOf(message),
     };
   }
 
   /**
    * The mark that all parts of one message share; undefined if it is whole. Telegram marks the
-   * parts of an album. The pieces of a long text have ids in a row, and all but the last are long:
-   * a long piece continues the previous text or starts a new one, and a short piece ends the text.
-   * (The sender's entry in #lastPiece may stay then: its `nextId` is the id of the short piece,
-   * which no later message has.)
+   * parts of an album. The pieces of a long text have ids in a row and come at once, and all but
+   * the last are long: a long piece continues the previous text or starts a new one, and a short
+   * piece ends the text.
    */
   #partOf(message: TelegramMessage): string | undefined {
-    const { chat, from, message_id, media_group_id } = message;
+    const { chat, from, date, message_id: id, media_group_id } = message;
     if (media_group_id) return `telegram ${chat.id} ${media_group_id}`;
-    const sender = `telegram ${chat.id} ${from?.id}`;
+    const sender = `telegram ${peerOf(message)} ${from?.id}`;
     const previous = this.#lastPiece.get(sender);
-    const partOfPrevious = previous?.nextId === message_id ? previous.part : undefined;
-    if (telegramText(message).length < MIN_CUT_LENGTH) return partOfPrevious;
-    const part = partOfPrevious ?? `${sender} ${message_id}`;
-    this.#lastPiece.set(sender, { part, nextId: message_id + 1 });
+    // If an update could not be stored, it comes again, and then it is itself the previous one.
+    const isNext = previous?.id === id - 1 || previous?.id === id;
+    const isAtOnce = date - (previous?.date ?? 0) <= MAX_CUT_GAP;
+    const partOfPrevious = isNext && isAtOnce ? previous?.part : undefined;
+    if ((message.text ?? "").length < MIN_CUT_LENGTH) return partOfPrevious;
+    const part = partOfPrevious ?? `${sender} ${id}`;
+    this.#lastPiece.set(sender, { part, id, date });
+    forgetOldest(this.#lastPiece);
     return part;
   }
 
@@ -2474,7 +2780,7 @@ export class TelegramChannel implements Channel {
   }
 }
 
-// -- 5 · A webhook, and who calls it --
+// -- 6 · A webhook, and who calls it --
 
 // Feishu doesn't wait for us to ask. It calls a webhook, an address of ours to which it sends each
 // event. Anyone who finds that address can send something there as well. So the server limits what
@@ -2491,7 +2797,9 @@ export const ROUTES: Record<string, HttpRoute> = {};
 
 const UNAUTHORIZED: Answer = { status: 401, body: { error: "this does not come from Feishu" } };
 
-const MAX_BODY = 1_000_000; // bytes: they are kept in memory before we know who sends them
+// What one request may take before we know who sends it: bytes in memory, and ms to send them.
+const MAX_BODY = 65_536;
+const MAX_REQUEST_TIME = 10_000;
 
 /** Finds the route, reads the body, and lets the route answer. */
 async function answerHttp(request: http.IncomingMessage): Promise<Answer> {
@@ -2513,7 +2821,9 @@ async function answerHttp(request: http.IncomingMessage): Promise<Answer> {
  * a tunnel or a reverse proxy. If the port is taken, the server that this gives is not listening.
  */
 async function startHttp(port: number): Promise<http.Server> {
-  const server = http.createServer(async (request, response) => {
+  // Node looks from time to time for requests that take too long, and answers them with 408.
+  const limits = { requestTimeout: MAX_REQUEST_TIME, connectionsCheckingInterval: 1_000 };
+  const server = http.createServer(limits, async (request, response) => {
     const { status, body } = await answerHttp(request).catch((error) => {
       // What went wrong is in the log, and only there, because the sender may be anyone.
       warn(`http: ${error}`);
@@ -2535,20 +2845,13 @@ async function startHttp(port: number): Promise<http.Server> {
 /** Fields of an object from outside: they should be strings, but any of them may be missing. */
 type Strings<Name extends string> = Partial<Record<Name, string>>;
 
-type FeishuMention = Strings<"key" | "name"> & { id?: Strings<"open_id"> };
-
 /**
  * What we read of a request to the webhook. If it is encrypted, it has only `encrypt`, and the rest
  * is inside. Feishu tests a new webhook by `type`, `token` and `challenge`; events have the others.
  */
 type FeishuEvent = Strings<"encrypt" | "type" | "token" | "challenge"> & {
   header?: Strings<"event_type" | "token" | "tenant_key">;
-  event?: {
-    sender?: Strings<"sender_type"> & { sender_id?: Strings<"open_id"> };
-    message?: Strings<"chat_id" | "chat_type" | "message_type" | "content" | "create_time"> & {
-      mentions?: FeishuMention[];
-    };
-  };
+  event?: unknown;
 };
 
 /** Decrypts the body, if there is a key, and parses it. Undefined if either of them fails. */
@@ -2567,6 +2870,15 @@ function openEvent(body: Buffer, encryptKey: string): FeishuEvent | undefined {
   }
 }
 
+/**
+ * Compares two secrets. `===` stops at the first character that differs, so from the time that it
+ * takes, a secret could be guessed one character after another. Hashes, because timingSafeEqual
+ * needs equal lengths.
+ */
+function isSameSecret(given: string, secret: string): boolean {
+  return crypto.timingSafeEqual(sha256(given).digest(), sha256(secret).digest());
+}
+
 const MAX_EVENT_AGE = 3600; // seconds
 
 /**
@@ -2581,20 +2893,21 @@ function isAuthentic(body: Buffer, headers: http.IncomingHttpHeaders, key: strin
   // In a replay attack, somebody records a signed request and sends it again later. Its signature
   // is still right, but the time in it, which is signed as well, shows how old it is.
   const isFresh = Math.abs(Date.now() / 1000 - Number(time)) < MAX_EVENT_AGE;
-  return isFresh && headers["x-lark-signature"] === signature;
+  return isFresh && isSameSecret(String(headers["x-lark-signature"]), signature);
 }
 
-// -- 6 · Feishu --
+// -- 7 · Feishu: what a message says --
 
 const fileKeyOf = ({ file_key, image_key }: Fields) => file_key ?? image_key;
+const kindOf = ({ tag }: Fields) => (tag === "img" ? "image" : String(tag));
 
 /**
  * The text of one element. A link is followed by its address. A mention has no text, and its
  * `user_id` is no id but a placeholder, "@_user_1", for which #nameMentions puts the name later.
  */
 function textOfElement(element: Fields): string {
-  if (fileKeyOf(element)) return "[image]";
-  const words = String(element.text ?? element.user_id ?? "");
+  if (fileKeyOf(element)) return `[${kindOf(element)}]`;
+  const words = String(element.text ?? element.user_id ?? element.emoji_type ?? "");
   return element.href ? `${words} (${element.href})` : words;
 }
 
@@ -2602,12 +2915,17 @@ function textOfElement(element: Fields): string {
 const objectsOf = (list: unknown): Fields[] =>
   Array.isArray(list) ? list.filter((item) => typeof item === "object" && item !== null) : [];
 
-/** A post is rich text: a title, and lines, each of which is a list of elements. */
-function readPost({ title, content }: Fields) {
+/**
+ * A post is rich text: a title, and lines, each of which is a list of elements. It may be there
+ * once for each language, under a key such as "zh_cn".
+ */
+function readPost(post: Fields) {
+  const translations = Object.values(post).filter(isObject);
+  const { title, content } = "content" in post ? post : (translations[0] ?? {});
   const lines = objectsOf(content).map(objectsOf);
   const texts = lines.map((elements) => elements.map(textOfElement).join(""));
-  const keys = lines.flat().map(fileKeyOf).filter(Boolean);
-  const media = keys.map((key) => ({ kind: "image", id: String(key) }));
+  const files = lines.flat().filter(fileKeyOf);
+  const media = files.map((file) => ({ kind: kindOf(file), id: String(fileKeyOf(file)) }));
   return { text: [title, ...texts].filter(Boolean).join("\n"), media };
 }
 
@@ -2618,16 +2936,45 @@ function readPost({ title, content }: Fields) {
 function readFeishu(type: string, json: string) {
   const content = (parseObject(json) ?? {}) as Fields; // the readers check the fields that they use
   if (type === "post") return readPost(content);
+  if (type === "text") return { text: textOfElement(content), media: [] }; // as part of a post
   const key = fileKeyOf(content);
   if (key) return { text: `[${type}]`, media: [{ kind: type, id: String(key) }] };
-  return { text: textOfElement(content), media: [] }; // a text looks like one element of a post
+  return { text: describeKind(type, ...wordsOf(content)), media: [] };
 }
 
 /** What Feishu's API answers. `code` is 0 if it did what we asked, else it says why not. */
-type FeishuAnswer = { code: number; msg: string; expire?: number; tenant_access_token?: string };
+type FeishuAnswer = {
+  code: number;
+  msg: string;
+  retryAfter?: number; // seconds until we may ask again
+  expire?: number;
+  tenant_access_token?: string;
+};
 
-const FEISHU_BUSY = [99991400, 230020, 11232]; // codes for too many requests
+// Codes for what passes by itself: too many requests, an error inside, a bot that is not yet active.
+const FEISHU_BUSY = [99991400, 230020, 11232, 2200, 230006];
+// Codes for what no attempt changes: the request is invalid, the bot is not in the chat or may not
+// write there, the person has stopped it, the text is too long or not allowed.
+const FEISHU_FINAL = [
+  230001, 230002, 230013, 230018, 230022, 230025, 230028, 230034, 230035, 230053,
+];
 const FEISHU_EXPIRED = [99991661, 99991663, 99991664]; // codes for an access token that has expired
+const FEISHU_GONE = [230011, 231003]; // codes for a message that was taken back or deleted
+
+function feishuError({ code, msg, retryAfter }: FeishuAnswer): SendError {
+  const isFinal = FEISHU_FINAL.includes(code);
+  const isUnknown = !isFinal && !FEISHU_BUSY.includes(code);
+  return new SendError(`${code} ${msg}`, isFinal, retryAfter, isUnknown);
+}
+
+// -- 8 · Feishu: in and out --
+
+// What an event of a message has to have, so that we can read it.
+const FEISHU_EVENT = objectSchema(ofType("object", "sender", "message"));
+const FEISHU_MESSAGE = objectSchema(ofType("string", "chat_id", "message_type", "content"));
+
+/** Separates chat and thread in the peerId of a Feishu topic, as in "oc_1:thread:omt_7". */
+const THREAD = ":thread:";
 
 /** The adapter for Feishu, and for Lark, its international edition. Events come by a webhook. */
 export class FeishuChannel implements Channel {
@@ -2637,6 +2984,11 @@ export class FeishuChannel implements Channel {
   #api: string;
   #allowed: AllowList;
   #access = { token: "", expiresAt: 0 };
+  #stopped = false;
+  // The first message of each topic, by the peerId of the topic. It is on disk, because after a
+  // restart we still have to know which message an answer belongs under.
+  #roots = new Map<string, unknown>();
+  #rootsFile = path.join(STATE, "feishu-topics.json");
 
   /** Throws at a setting that makes no sense. */
   constructor(setting: Setting) {
@@ -2648,15 +3000,27 @@ export class FeishuChannel implements Channel {
     if (domain !== "feishu" && domain !== "lark") throw new Error("FEISHU_DOMAIN: feishu or lark");
     const host = domain === "lark" ? "open.larksuite.com" : "open.feishu.cn";
     this.#api = setting("FEISHU_API_BASE") || `https://${host}`;
+    if (fs.existsSync(this.#rootsFile)) {
+      const roots = readEntry<Fields>(this.#rootsFile, objectSchema({}));
+      this.#roots = new Map(Object.entries(roots ?? {}));
+    }
   }
 
   /**
-   * Rejects if Feishu gives us no access token. The route is set before that, so that events are
-   * accepted in that case, too.
+   * Resolves when Feishu has given us an access token, and rejects if it refuses. The route is set
+   * before that, so that events are accepted in the meantime, and in that case, too.
    */
   async start(onMessage: Accept): Promise<void> {
     ROUTES["POST /feishu/events"] = (body, headers) => this.#receive(body, headers, onMessage);
-    await this.#accessToken();
+    while (!this.#stopped) {
+      try {
+        await this.#accessToken();
+        return;
+      } catch (error) {
+        if (error instanceof SendError && (error.permanent || error.isUnknown)) throw error;
+        await sleep(5_000); // the network is down, or Feishu is busy
+      }
+    }
   }
 
   /**
@@ -2666,77 +3030,120 @@ export class FeishuChannel implements Channel {
   #receive(body: Buffer, headers: http.IncomingHttpHeaders, onMessage: Accept): Answer {
     const encryptKey = this.#setting("FEISHU_ENCRYPT_KEY");
     const event = openEvent(body, encryptKey);
-    const token = event?.header?.token ?? event?.token;
-    if (!event || token !== this.#setting("FEISHU_VERIFICATION_TOKEN")) return UNAUTHORIZED;
+    const token = String(event?.header?.token ?? event?.token);
+    const isToken = isSameSecret(token, this.#setting("FEISHU_VERIFICATION_TOKEN"));
+    if (!event || !isToken) return UNAUTHORIZED;
     // When the owner registers the webhook, Feishu tests it: we have to send the challenge back.
     // For this the token is enough, because the answer tells nobody anything new.
     if (event.type === "url_verification")
       return { status: 200, body: { challenge: event.challenge } };
     if (!isAuthentic(body, headers, encryptKey)) return UNAUTHORIZED;
-    const inbound = this.#read(event);
+    const inbound = this.#tryToRead(event);
     if (inbound) this.#allowed.admit(this, inbound, onMessage);
     return { status: 200, body: {} };
   }
 
-  /** Undefined for an event that is no message, or a message that is not meant for us. */
-  #read({ header, event }: FeishuEvent): InboundMessage | undefined {
-    const { sender, message } = event ?? {};
-    if (header?.event_type !== "im.message.receive_v1") return undefined;
-    if (!message?.chat_id || sender?.sender_type !== "user") return undefined;
-    const { chat_id: peerId, message_type: type = "", content = "", create_time } = message;
+  /** Feishu would send an event again and again that is refused, so an odd one is only reported. */
+  #tryToRead(event: FeishuEvent): InboundMessage | undefined {
+    if (event.header?.event_type !== "im.message.receive_v1") return undefined;
+    try {
+      const { sender, message } = checkInput(FEISHU_EVENT, event.event);
+      // The schema has checked both.
+      return this.#read(sender as Fields, checkInput(FEISHU_MESSAGE, message), event);
+    } catch (error) {
+      if (isDiskError(error)) throw error; // then it has to come again
+      warn(`feishu: an event could not be read: ${error}`);
+      return undefined;
+    }
+  }
+
+  /** Undefined for a message of another bot, or one that is not meant for us. */
+  #read(sender: Fields, message: Fields, { header }: FeishuEvent): InboundMessage | undefined {
+    if (sender.sender_type !== "user") return undefined;
+    const { message_id, create_time } = message;
+    const [chat, type, content] = [message.chat_id, message.message_type, message.content].map(
+      String,
+    ) as [string, string, string]; // three, as we give it
     const isGroup = message.chat_type !== "p2p";
-    const mentions = message.mentions ?? [];
+    const mentions = objectsOf(message.mentions);
     if (isGroup && !mentions.some((mention) => this.#isBot(mention))) return undefined;
     const accountId = this.#setting("FEISHU_APP_ID");
-    const senderId = sender.sender_id?.open_id ?? "";
+    const senderId = isObject(sender.sender_id) ? String(sender.sender_id.open_id ?? "") : "";
     const { text, media } = readFeishu(type, content);
-    const words = text.trim() || `[${type}]`; // a location, for example, has no text
+    const words = text.trim() || `[${type}]`;
     // The id is an idempotency key: a redelivery may come under a new message id, but never with
-    // another sender, time or content, so it gets the same hash, and the inbox drops it.
-    const fingerprint = JSON.stringify([senderId, peerId, create_time, content]);
+    // another sender, time or content, so it gets the same hash, and the inbox drops it. Without a
+    // time, two messages with the same words are told apart only by the message id.
+    const origin = create_time ? [senderId, chat, create_time] : [message_id];
+    const fingerprint = JSON.stringify([...origin, content]);
     return {
       id: `feishu:${accountId}:${sha256(fingerprint).digest("hex")}`,
       channel: "feishu",
       accountId,
-      peerId,
+      peerId: this.#peerOf(chat, message),
       senderId,
-      guildId: header.tenant_key,
+      guildId: header?.tenant_key,
       isGroup,
       text: this.#nameMentions(words, mentions).trim() || words, // "@our_bot" alone is kept
       media,
-      at: Number(create_time), // in ms already
+      at: Number(create_time) || Date.now(), // in ms already
     };
   }
 
+  /** The conversation of a message. Each topic is a conversation of its own. */
+  #peerOf(chat: string, { thread_id, root_id, message_id }: Fields): string {
+    if (!thread_id) return chat;
+    const peerId = `${chat}${THREAD}${thread_id}`;
+    if (this.#roots.has(peerId)) return peerId;
+    this.#roots.set(peerId, root_id || message_id); // the first message of a topic has no root
+    forgetOldest(this.#roots);
+    fs.mkdirSync(STATE, { recursive: true });
+    replaceFile(this.#rootsFile, JSON.stringify(Object.fromEntries(this.#roots)));
+    return peerId;
+  }
+
   /** False for everybody if FEISHU_BOT_OPEN_ID is not set, so that no group is answered. */
-  #isBot({ id }: FeishuMention): boolean {
+  #isBot({ id }: Fields): boolean {
     const botId = this.#setting("FEISHU_BOT_OPEN_ID");
-    return botId !== "" && id?.open_id === botId;
+    return botId !== "" && isObject(id) && id.open_id === botId;
   }
 
   /** Puts names where the text has "@_user_1", and nothing where it mentions the bot. */
-  #nameMentions(text: string, mentions: FeishuMention[]): string {
-    const nameOf = (mention: FeishuMention) => (this.#isBot(mention) ? "" : `@${mention.name}`);
+  #nameMentions(text: string, mentions: Fields[]): string {
+    const nameOf = (mention: Fields) => (this.#isBot(mention) ? "" : `@${mention.name}`);
     const names = new Map(mentions.map((mention) => [mention.key, nameOf(mention)]));
     return text.replace(/@_user_\d+/g, (key) => names.get(key) ?? key);
   }
 
   async send(to: string, text: string): Promise<void> {
-    const message = { receive_id: to, msg_type: "text", content: JSON.stringify({ text }) };
-    let answer = await this.#postMessage(message);
+    // Feishu would make a mention of "<at user_id="all">", which the model must not be able to write.
+    const content = JSON.stringify({ text: text.replace(/<(?=\/?at\b)/gi, "< ") });
+    const message = { msg_type: "text", content };
+    let answer = await this.#postMessage(to, message);
     // An access token can become invalid early. One retry with a new token is enough: if Feishu
     // refuses that one, too, the token is not the problem.
     if (FEISHU_EXPIRED.includes(answer.code)) {
       this.#access.expiresAt = 0;
-      answer = await this.#postMessage(message);
+      answer = await this.#postMessage(to, message);
     }
-    const { code, msg } = answer;
-    if (code !== 0) throw new SendError(`${code} ${msg}`, !FEISHU_BUSY.includes(code));
+    if (this.#roots.has(to) && FEISHU_GONE.includes(answer.code)) {
+      this.#roots.delete(to); // so that this, and what comes later, goes to the chat instead
+      answer = await this.#postMessage(to, message);
+    }
+    if (answer.code !== 0) throw feishuError(answer);
   }
 
-  async #postMessage(message: object): Promise<FeishuAnswer> {
+  /** Writes to a chat. To a topic one can only write by answering one of its messages. */
+  async #postMessage(to: string, message: object): Promise<FeishuAnswer> {
     const token = await this.#accessToken();
-    return this.#post("/open-apis/im/v1/messages?receive_id_type=chat_id", message, token);
+    const messages = "/open-apis/im/v1/messages";
+    const root = this.#roots.get(to);
+    if (root === undefined) {
+      const body = { ...message, receive_id: chatOf(to) };
+      return this.#post(`${messages}?receive_id_type=chat_id`, body, token);
+    }
+    const body = { ...message, reply_in_thread: true };
+    return this.#post(`${messages}/${encodeURIComponent(String(root))}/reply`, body, token);
   }
 
   /** Gives the same token for about two hours, and gets a new one a minute before it expires. */
@@ -2745,7 +3152,7 @@ export class FeishuChannel implements Channel {
     const setting = this.#setting;
     const app = { app_id: setting("FEISHU_APP_ID"), app_secret: setting("FEISHU_APP_SECRET") };
     const answer = await this.#post("/open-apis/auth/v3/tenant_access_token/internal", app);
-    if (answer.code !== 0) throw new SendError(`${answer.code} ${answer.msg}`, true);
+    if (answer.code !== 0) throw feishuError(answer);
     const { tenant_access_token: token = "", expire = 0 } = answer;
     this.#access = { token, expiresAt: Date.now() + (expire - 60) * 1000 };
     return token;
@@ -2756,16 +3163,20 @@ export class FeishuChannel implements Channel {
     const headers = { "content-type": "application/json", authorization: `Bearer ${token}` };
     const signal = AbortSignal.timeout(10_000);
     const request = { method: "POST", headers, body: JSON.stringify(body), signal };
+    let retryAfter = 0;
     try {
       const response = await fetch(this.#api + endpoint, request);
+      retryAfter = Number(response.headers.get("x-ogw-ratelimit-reset"));
       if (response.status === 429 || response.status >= 500) throw new Error(response.statusText);
-      return (await response.json()) as FeishuAnswer; // Feishu's refusals have this form, too
+      const answer = (await response.json()) as FeishuAnswer; // its refusals have this form, too
+      return { ...answer, retryAfter };
     } catch (error) {
-      throw new SendError(String(error));
+      throw new SendError(String(error), false, retryAfter);
     }
   }
 
   async stop(): Promise<void> {
+    this.#stopped = true;
     delete ROUTES["POST /feishu/events"];
   }
 }
@@ -2787,8 +3198,8 @@ command("channels", "the channels, and how they are", (_args, { channels }) =>
 );
 
 command("accounts", "our accounts on the platforms", () => {
-  // Only the beginning of each, because whoever reads a whole token can act as the bot.
-  const masked = (name: string) => `${name}  ${(env(name) || "-").slice(0, 6)}`;
+  // Nothing of a secret is shown, because whoever knows it can act as the bot.
+  const masked = (name: string) => `${name}  ${env(name) ? "***" : "-"}`;
   return ["TELEGRAM_BOT_TOKEN", "FEISHU_APP_ID", "FEISHU_APP_SECRET"].map(masked);
 });
 
@@ -2850,14 +3261,14 @@ export class AgentManager extends Map<string, Agent> {
 // to, then our own account, the platform, and last what applies to every message.
 const TIERS = ["peerId", "guildId", "accountId", "channel", "default"] as const;
 
-/** A tier by its name, which is also the field of a message that its bindings look at. */
-type Tier = (typeof TIERS)[number];
+/** The name of a tier, which is also the field of a message that its bindings look at. */
+type MatchKey = (typeof TIERS)[number];
 
 /** "This agent answers what comes from there." Within a tier the higher priority has precedence. */
 export interface Binding {
   agentId: string;
   tier: number; // its place in TIERS, from 1 to 5
-  matchKey: Tier;
+  matchKey: MatchKey;
   matchValue: string; // "1001", or "telegram:1001" for a peer on one platform only
   priority: number;
 }
@@ -2899,29 +3310,29 @@ export class BindingTable {
    * first one with a binding that matches decides, and in it the one with the highest priority.
    */
   resolve(message: InboundMessage): { agentId: string; binding?: Binding } {
-    for (const tier of TIERS) {
-      const binding = this.#lookUp(tier, message);
+    for (const matchKey of TIERS) {
+      const binding = this.#lookUp(matchKey, message);
       if (binding) return { agentId: binding.agentId, binding };
     }
     return { agentId: AGENTS[0].id };
   }
 
-  #lookUp(tier: Tier, message: InboundMessage): Binding | undefined {
-    const values = matchValues(tier, message).map((value) => value.toLowerCase());
-    const found = values.map((value) => this.#byTier.get(tier)?.get(value));
+  #lookUp(matchKey: MatchKey, message: InboundMessage): Binding | undefined {
+    const values = matchValues(matchKey, message).map((value) => value.toLowerCase());
+    const found = values.map((value) => this.#byTier.get(matchKey)?.get(value));
     const bindings = found.filter((binding) => binding !== undefined);
     return bindings.sort((a, b) => b.priority - a.priority)[0];
   }
 }
 
-/** What a binding of this tier has to name to apply to the message. */
-function matchValues(tier: Tier, message: InboundMessage): string[] {
-  if (tier === "default") return ["*"];
-  const value = message[tier];
+/** The values by which a binding with this key can apply to the message. */
+function matchValues(matchKey: MatchKey, message: InboundMessage): string[] {
+  if (matchKey === "default") return ["*"];
+  const value = message[matchKey];
   if (!value) return [];
   // Two platforms may give the same number to two people, so a peer can be bound by both names:
   // "telegram:1001", or just "1001" for whoever has it.
-  if (tier === "peerId") return [`${message.channel}:${value}`, value];
+  if (matchKey === "peerId") return [`${message.channel}:${value}`, value];
   return [value];
 }
 
@@ -3016,10 +3427,18 @@ const MAX_FRAME = 1024 * 1024;
 export class GatewayServer {
   address = ""; // "ws://…", once it is attached to a server that listens
   readonly sockets = new WebSocketServer({ noServer: true, maxPayload: MAX_FRAME });
-  #token: string;
+  readonly #token: string;
+  readonly #conversations = new Map<string, Set<string>>(); // session keys by connection
 
   constructor(token: string) {
     this.#token = token;
+  }
+
+  /** The keys of the conversations in which a connection has said something. */
+  conversationsOf({ peerId }: Connection): Set<string> {
+    const keys = this.#conversations.get(peerId) ?? new Set();
+    this.#conversations.set(peerId, keys);
+    return keys;
   }
 
   /** From now on, whoever asks this server for a WebSocket at "/" talks to the gateway. */
@@ -3029,6 +3448,10 @@ export class GatewayServer {
     server.on("upgrade", (request: http.IncomingMessage, socket: Duplex, head: Buffer) => {
       // A client may be gone before we answer. Without a listener that error would end the program.
       socket.on("error", () => {});
+      if (request.headers.upgrade?.toLowerCase() !== "websocket") {
+        ignoreOffer(server, request, socket, head);
+        return;
+      }
       const refusal = this.#refusalOf(request);
       if (refusal) {
         socket.end(`HTTP/1.1 ${refusal}\r\nConnection: close\r\n\r\n`);
@@ -3055,12 +3478,34 @@ export class GatewayServer {
   #listenTo(socket: WebSocket, app: App): void {
     const push = (message: object) => pushTo(socket, message);
     const client = { peerId: crypto.randomUUID(), push };
+    socket.on("close", () => this.#conversations.delete(client.peerId));
     socket.on("error", (error) => info(`gateway: ${error.message}`)); // e.g. a frame over the limit
     socket.on("message", async (data) => {
       const response = await answerRpc(String(data), app, client);
       if (response) client.push(response);
     });
   }
+}
+
+/**
+ * Some clients offer another protocol with a plain request, such as "Upgrade: h2c", and a server
+ * may ignore that. But if it listens for upgrades, Node stops to read HTTP at every offer. So we
+ * put the request back without the offer, and let the server begin with the connection anew.
+ */
+function ignoreOffer(
+  server: http.Server,
+  offer: http.IncomingMessage,
+  socket: Duplex,
+  head: Buffer,
+): void {
+  let request = `${offer.method} ${offer.url} HTTP/${offer.httpVersion}\r\n`;
+  for (const [index, name] of offer.rawHeaders.entries()) {
+    const isName = index % 2 === 0; // names and values take turns in this list
+    if (!isName || name.toLowerCase() === "upgrade") continue;
+    request += `${name}: ${offer.rawHeaders[index + 1]}\r\n`;
+  }
+  socket.unshift(Buffer.concat([Buffer.from(`${request}\r\n`, "latin1"), head]));
+  server.emit("connection", socket);
 }
 
 /**
@@ -3074,20 +3519,13 @@ function isForeignPage({ headers, socket }: http.IncomingMessage): boolean {
 }
 
 /**
- * Compares in constant time. `===` stops at the first difference, so the time that it takes would
- * tell an attacker how much of a guess is right. The hashes have one length, as the function needs.
- */
-function isSameSecret(given: string, secret: string): boolean {
-  return crypto.timingSafeEqual(sha256(given).digest(), sha256(secret).digest());
-}
-
-/**
  * Sends a message, if the client is still there. Backpressure: what a client does not read piles up
- * in our memory, so we drop a client that leaves too much of it unread.
+ * in our memory, so we drop a client that leaves too much of it unread. This is asked before we
+ * send: a long list of sessions may itself be too much for one moment, but that proves nothing.
  */
 function pushTo(socket: WebSocket, message: object): void {
-  if (socket.readyState === socket.OPEN) socket.send(JSON.stringify(message));
   if (socket.bufferedAmount > MAX_FRAME) socket.terminate();
+  if (socket.readyState === socket.OPEN) socket.send(JSON.stringify(message));
 }
 
 /** The other end of one WebSocket. Each of its requests gets a Connection made from this. */
@@ -3118,8 +3556,14 @@ async function answerRpc(json: string, app: App, client: Client) {
   return answerMessage(message, app, client);
 }
 
+const MAX_BATCH = 100; // requests, because all of them are worked on at the same time
+
 /** The responses to all requests of a batch; undefined if it has only notifications. */
 async function answerBatch(batch: unknown[], app: App, client: Client) {
+  if (batch.length > MAX_BATCH) {
+    const words = `a batch has at most ${MAX_BATCH} requests`;
+    return errorResponse(null, new RpcError(INVALID_REQUEST, words));
+  }
   const all = await Promise.all(batch.map((message) => answerMessage(message, app, client)));
   const responses = all.filter((response) => response !== undefined);
   return responses.length > 0 ? responses : undefined;
@@ -3139,14 +3583,14 @@ async function answerMessage(message: unknown, app: App, client: Client) {
 
 /** The request in a message, or the error response to a message that is no request. */
 function parseRequest(message: unknown): RpcRequest | ErrorResponse {
-  const fields: Fields = isObject(message) ? message : {};
-  const { jsonrpc, id, method: name, params = {} } = fields;
+  const invalid = new RpcError(INVALID_REQUEST, "this is no request of JSON-RPC 2.0");
+  if (!isObject(message)) return errorResponse(null, invalid);
+  const { jsonrpc, id, method: name, params = {} } = message;
   const isId = id === null || typeof id === "string" || typeof id === "number";
   const hasGoodId = isId || id === undefined;
   const isRequest = jsonrpc === "2.0" && typeof name === "string" && hasGoodId;
   if (isRequest) return { id, method: name, params };
-  const error = new RpcError(INVALID_REQUEST, "this is no request of JSON-RPC 2.0");
-  return errorResponse(isId ? id : null, error);
+  return errorResponse(isId ? id : null, invalid);
 }
 
 /** Runs the method that a request names. It never rejects: an error becomes the response. */
@@ -3187,13 +3631,15 @@ method("send", SEND, Object.keys(SENDER), async (params, app, connection) => {
   const inbound = messageFromClient(params, connection);
   const agent = requestedAgent(params, app);
   const message = orInvalidParams(() => route(inbound, app, agent));
+  const { agentId, sessionKey } = message;
+  app.gateway.conversationsOf(connection).add(sessionKey);
   connection.notify("typing", {});
   try {
-    const answer = await answerClient(message, app, connection);
-    return { agentId: message.agentId, sessionKey: message.sessionKey, reply: answer };
+    return { agentId, sessionKey, reply: await answerClient(message, app, connection) };
   } catch (error) {
-    // The client may know why, because it is the one whose turn failed.
-    throw new RpcError(SERVER_ERROR, `the turn failed: ${error}`);
+    // The error may name files of this machine, which are not the client's affair.
+    warn(`gateway: ${sessionKey}: ${error}`);
+    throw new RpcError(SERVER_ERROR, "the turn failed; the log of the gateway says why");
   }
 });
 
@@ -3231,7 +3677,12 @@ function answerClient(message: Routed, app: App, connection: Connection): Promis
   const onText = (piece: string) => {
     if (piece) connection.notify("delta", { text: piece });
   };
-  const options = { message, onText, agent: app.agents.get(message.agentId) };
+  // A client puts the pieces together. Those that stay come again, so it can drop all it has.
+  const onRestart = (streamedBefore: string) => {
+    connection.notify("restart", {});
+    onText(streamedBefore);
+  };
+  const options = { message, onText, onRestart, agent: app.agents.get(message.agentId) };
   const turn: Task<string> = (signal) => answerTo(message, app, { ...options, signal });
   return runExclusive(message.sessionKey, () => runUserTurn(app, message, undefined, turn));
 }
@@ -3251,7 +3702,7 @@ method("bindings.set", BINDING, ["priority"], (params, app) => {
   const agent = orInvalidParams(() => app.agents.find(String(agentId)));
   return app.bindings.set({
     agentId: agent.id,
-    matchKey: matchKey as Tier, // the schema lets nothing else through
+    matchKey: matchKey as MatchKey, // the schema lets nothing else through
     matchValue: String(matchValue),
     priority: Number(priority),
   });
@@ -3279,18 +3730,43 @@ method("status", {}, [], (_params, app) => ({
   waiting: app.inbox.pending().length,
 }));
 
+// The commands that a client may run, for an owner who is not at the terminal. To add one, add how
+// its line begins. What shows somebody's words or prompts does not belong here.
+const REMOTE_COMMANDS = ["inbox retry"];
+
+method("command", { line: string("Such as /inbox retry.") }, [], async ({ line }, app) => {
+  const words = String(line).trim().replace(/^\//, "");
+  const isRemote = REMOTE_COMMANDS.some((one) => `${words} `.startsWith(`${one} `));
+  if (!isRemote) {
+    throw new RpcError(INVALID_PARAMS, `line: only ${REMOTE_COMMANDS.join(", ")}`);
+  }
+  try {
+    return { text: await runCommand(`/${words}`, app, {}) };
+  } catch (error) {
+    if (isDiskError(error)) throw error; // it names files, so only the log gets it
+    throw new RpcError(INVALID_PARAMS, error instanceof Error ? error.message : String(error));
+  }
+});
+
 command("bindings", "who answers what", (_args, { bindings }) =>
   bindings.list().map((one) => `${one.matchKey} ${one.matchValue} → ${one.agentId}`),
 );
 
-command("route", "<channel> <peer> [account] [guild]: who would answer, and why", (args, app) => {
-  const [channel = "", peerId = "", accountId = "", guildId] = args.split(/\s+/);
-  const nothingSaid = { id: "", senderId: "", isGroup: false, text: "", media: [], at: 0 };
-  const message = { ...nothingSaid, channel, peerId, accountId, guildId };
-  const { binding } = app.bindings.resolve(message);
-  const { agentId, sessionKey } = route(message, app);
-  return `${agentId}  ${sessionKey}  (${binding?.tier ?? 5} ${binding?.matchKey ?? "default"})`;
-});
+command(
+  "route",
+  "<channel> <peer> [account] [guild] [group]: who would answer, and why",
+  (args, app) => {
+    const words = args.split(/\s+/);
+    const [channel = "", peerId = "", accountId = "", guildId] = words.filter((w) => w !== "group");
+    // Telegram's groups have negative numbers. Elsewhere an id does not tell whose it is.
+    const isGroup = words.includes("group") || peerId.startsWith("-");
+    const nothingSaid = { id: "", senderId: "", text: "", media: [], at: 0 };
+    const message = { ...nothingSaid, channel, peerId, accountId, guildId, isGroup };
+    const { binding } = app.bindings.resolve(message);
+    const { agentId, sessionKey } = route(message, app);
+    return `${agentId}  ${sessionKey}  (${binding?.tier ?? 5} ${binding?.matchKey ?? "default"})`;
+  },
+);
 
 command("agents", "the agents", (_args, { agents }) =>
   [...agents.values()].map(({ id, dmScope, system }) => `${id}  ${dmScope}  ${system}`),
@@ -3312,16 +3788,23 @@ command("gateway", "where programs can connect", (_args, { gateway }) =>
   t(`${gateway.address || "(not listening)"}  ${gateway.sockets.clients.size} connected`),
 );
 
+const MIN_TOKEN = 16; // characters; a shorter one could be guessed
+const isLongEnough = (token = "") => token.length >= MIN_TOKEN;
+
 /**
  * The token that clients must show: that of the settings, or one that we make and keep. Listening
  * on loopback only is no protection: every program and web page on this machine can reach it.
  */
 function gatewayToken(): string {
   const given = env("GATEWAY_TOKEN");
-  if (given) return given;
+  if (given && !isLongEnough(given)) {
+    throw new Error(`GATEWAY_TOKEN must have at least ${MIN_TOKEN} characters`);
+  }
   const tokenFile = path.join(STATE, "gateway-token");
-  const kept = fs.existsSync(tokenFile) ? fs.readFileSync(tokenFile, "utf8") : "";
-  if (/^[\w-]{32}$/.test(kept)) return kept;
+  const kept = readOrQuarantine(tokenFile, (file) => fs.readFileSync(file, "utf8").trim());
+  const usable = [given, kept].find(isLongEnough);
+  if (usable) return usable;
+  if (kept !== undefined) quarantine(tokenFile, t("it holds no token of 16 characters or more"));
   const token = crypto.randomBytes(24).toString("base64url"); // 32 characters
   fs.writeFileSync(tokenFile, token, { mode: 0o600 }); // only this user may read it
   return token;
@@ -3335,7 +3818,7 @@ function gatewayToken(): string {
 // next time, but only as far as a request begins exactly like an earlier one.
 
 export interface TurnOptions {
-  mode?: "full" | "minimal" | "none"; // all layers; those for a job (s07); the identity alone
+  mode?: "full" | "minimal"; // all layers, or those for a job (s07)
 }
 
 export interface App {
@@ -3360,7 +3843,8 @@ function isOwnersChat(channel: string, peerId: string): boolean {
   const listed = env(`${channel.toUpperCase()}_ALLOWED_CHATS`).split(/[\s,]+/);
   // Telegram's groups have negative numbers. An empty setting is split into one empty string.
   const firstDirectChat = listed.find((chat) => chat !== "" && !chat.startsWith("-"));
-  return peerId === firstDirectChat;
+  // In a topic of that chat the owner is the owner, too: "1001:topic:7".
+  return peerId.split(":")[0] === firstDirectChat;
 }
 
 const PRIVATE = ["MEMORY.md", "USER.md"]; // what the owner wrote about themselves
@@ -3389,10 +3873,22 @@ function isPrivateName(place: string): boolean {
 // made where there is no App, for example when ContextGuard estimates its size.
 const reportedProblems = new Set<string>();
 
-/** Gives what `read` gives. If it throws, we warn about it once, and give `otherwise`. */
-function readOrSay<T>(file: string, otherwise: T, read: (file: string) => T): T {
+/** Whether there is a file, also one that can't be read, or a link that leads nowhere. */
+const isThere = (file: string) => fs.lstatSync(file, { throwIfNoEntry: false }) !== undefined;
+
+/** When a file was changed last, in ms; 0 if there is none, or -1 if that can't be found out. */
+function modifiedAt(file: string): number {
   try {
-    return fs.existsSync(file) ? read(file) : otherwise;
+    return fs.statSync(file, { throwIfNoEntry: false })?.mtimeMs ?? 0;
+  } catch {
+    return -1;
+  }
+}
+
+/** Gives what `read` gives. If it throws, we warn about it once, and give `otherwise`. */
+function readOrWarnOnce<T>(file: string, otherwise: T, read: (file: string) => T): T {
+  try {
+    return isThere(file) ? read(file) : otherwise;
   } catch (error) {
     const problem = `${file} ${error}`;
     if (!reportedProblems.has(problem)) warn(`${file} is left out: ${error}`);
@@ -3423,8 +3919,8 @@ export function loadBootstrap(agentId: string, names: string[], root = WORKSPACE
 
 /** Both files are read, because one that is broken should be reported even if it is not needed. */
 function readAgentFile(agentId: string, name: string, root: string): string {
-  const own = readOrSay(path.join(root, "agents", agentId, name), "", readText).trim();
-  const common = readOrSay(path.join(root, name), "", readText).trim();
+  const own = readOrWarnOnce(path.join(root, "agents", agentId, name), "", readText).trim();
+  const common = readOrWarnOnce(path.join(root, name), "", readText).trim();
   return own || common; // an empty file of its own would leave the agent without any
 }
 
@@ -3450,9 +3946,9 @@ export class SkillsManager {
 }
 
 function skillsIn(folder: string): Skill[] {
-  const names = readOrSay(folder, [], (place) => fs.readdirSync(place)).sort();
+  const names = readOrWarnOnce(folder, [], (place) => fs.readdirSync(place)).sort();
   const skills = names.map((name) =>
-    readOrSay(path.join(folder, name, "SKILL.md"), undefined, readSkill),
+    readOrWarnOnce(path.join(folder, name, "SKILL.md"), undefined, readSkill),
   );
   return skills.filter((skill) => skill !== undefined);
 }
@@ -3522,7 +4018,6 @@ function skillsText({ agent }: PromptParts): string {
 /** Each layer of the prompt with its text. It may be empty. */
 export function promptLayers(options: TurnOptions): { name: string; text: string }[] {
   const { agent = AGENTS[0], message, mode = "full" } = options;
-  if (mode === "none") return [{ name: "identity", text: agent.system }];
   const names = ["IDENTITY.md", "SOUL.md", "TOOLS.md", "AGENTS.md", "BOOTSTRAP.md"];
   const visible = isOwner(options) ? [...names, ...PRIVATE] : names;
   const parts = { agent, message, files: loadBootstrap(agent.id, visible) };
@@ -3675,9 +4170,10 @@ export class MemoryStore {
     this.#dir = dir;
     this.#files = files;
     this.#now = now;
-    fs.mkdirSync(dir, { recursive: true });
+    makeFolder(dir);
     for (const name of fs.readdirSync(dir).filter((one) => one.endsWith(".jsonl"))) {
-      for (const { record } of this.#log(name).read()) this.#addNote({ ...record }, name);
+      const lines = readOrQuarantine(path.join(dir, name), () => this.#log(name).read()) ?? [];
+      for (const { record } of lines) this.#addNote({ ...record }, name);
     }
   }
 
@@ -3728,12 +4224,12 @@ export class MemoryStore {
   /** Reads those of the owner's files again that have changed. */
   #refresh(): void {
     for (const ownersFile of this.#files) {
-      const mtime = fs.statSync(ownersFile, { throwIfNoEntry: false })?.mtimeMs ?? 0;
+      const mtime = modifiedAt(ownersFile);
       const before = this.#loaded.get(ownersFile) ?? { mtime: 0, entries: [] };
       if (before.mtime === mtime) continue;
       for (const entry of before.entries) this.#remove(entry);
       const source = path.basename(ownersFile);
-      const facts = factsIn(readOrSay(ownersFile, "", readText));
+      const facts = factsIn(readOrWarnOnce(ownersFile, "", readText));
       const entries = facts.map((text) => this.#add({ text, source }));
       this.#loaded.set(ownersFile, { mtime, entries });
     }
@@ -3810,17 +4306,18 @@ const indexKeys = ({ termFrequencies, vector }: IndexedMemory) => [
 
 /** The facts in a file of the owner's: one in each line, without the mark of a list before it. */
 function factsIn(content: string): string[] {
-  const lines = content.split(/\r?\n/).map((line) => line.replace(/^[-*\s]+/, ""));
+  const withoutComments = content.replace(/<!--[\s\S]*?(-->|$)/g, "");
+  const lines = withoutComments.split(/\r?\n/).map((line) => line.replace(/^[-*\s]+/, ""));
   return lines.filter(isFact);
 }
 
-/** Whether a line says something. A heading, a comment and a field left empty ("Name:") do not. */
+/** Whether a line says something. A heading, an HTML tag and a field left empty ("Name:") do not. */
 function isFact(line: string): boolean {
   const words = line.trimEnd();
   const isHeading = words.startsWith("#");
-  const isComment = words.startsWith("<");
+  const isTag = words.startsWith("<");
   const isEmptyField = words.endsWith(":");
-  return words.length > 1 && !isHeading && !isComment && !isEmptyField;
+  return words.length > 1 && !isHeading && !isTag && !isEmptyField;
 }
 
 const DUPLICATE = 0.8; // two entries that share this part of their terms say nearly the same
@@ -3860,8 +4357,14 @@ function recall(conversation: Conversation, input: string, options: TurnOptions)
   const scope = { ...memoryScope(conversation, options), topK: 3 };
   const hits = options.app?.memory.search(input, scope) ?? [];
   const relevant = hits.filter(({ score }) => score >= MIN_SCORE);
-  return relevant.map(({ text }) => keepEnds(text, 1_000));
+  return relevant.map(({ text }) => escapeMemory(text));
 }
+
+/**
+ * A memory for the model, in one line and without tags. Otherwise a note with a line end or a tag
+ * in it could pose as another memory, or as the person's own words.
+ */
+const escapeMemory = (text: string) => oneLine(keepEnds(text, 1_000)).replaceAll("<", "&lt;");
 
 /**
  * What stands before the person's words and is stored with them: the time, and what we remember. In
@@ -3880,9 +4383,11 @@ const memoryScope = (conversation: Conversation, options: TurnOptions) => ({
   owner: isOwner(options),
 });
 
-/** A line for each hit: its score, where it is from, and how it begins. */
-const formatHits = (hits: Hit[]) =>
-  hits.map((hit) => `${hit.score.toFixed(2)}  ${hit.source}  ${oneLine(hit.text.slice(0, 80))}`);
+/** A line for each hit: its score, where it is from, and its text as `format` gives it. */
+const formatHits = (hits: Hit[], format: (text: string) => string) =>
+  hits.map((hit) => `${hit.score.toFixed(2)}  ${oneLine(hit.source)}  ${format(hit.text)}`);
+
+const beginningOf = (text: string) => oneLine(text.slice(0, 80));
 
 const COUNT = { type: "integer", description: "How many at most; 5 if left out." };
 const FACT = { content: string("One full sentence."), category: string("One word.") };
@@ -3894,23 +4399,31 @@ TOOLS.push(
 Object.assign(HANDLERS, {
   memory_write: ({ content, category }, turn) => {
     const { sessionKey } = memoryScope(turn.conversation, turn);
+    // Only the same conversation finds its notes, and that of a job or a heartbeat (s07) is over
+    // with its answer.
+    const isOver = ["cron", "heartbeat"].includes(turn.message?.channel ?? "");
+    if (isOver) throw new Error("nobody would find that note later; say it in your answer");
     turn.app?.memory.write(String(content), String(category), sessionKey);
     return "remembered";
   },
   memory_search: ({ query, topK = 5 }, turn) => {
     const scope = { ...memoryScope(turn.conversation, turn), topK: Number(topK) };
     const hits = turn.app?.memory.search(String(query), scope) ?? [];
-    return formatHits(hits).join("\n") || "nothing found";
+    return formatHits(hits, escapeMemory).join("\n") || "nothing found";
   },
 } satisfies Record<string, Handler>);
 
 const SEARCH = {
   query: string("The words to search for."),
   topK: COUNT,
-  sessionKey: string("The conversation whose memories are searched."),
+  sessionKey: string("One of the client's conversations; its own one if left out."),
 };
-method("memory.search", SEARCH, ["topK", "sessionKey"], (params, app) => {
-  const { query, topK = 5, sessionKey = "" } = params;
+method("memory.search", SEARCH, ["topK", "sessionKey"], (params, app, connection) => {
+  const own = route(messageFromClient({ text: "-" }, connection), app).sessionKey;
+  const { query, topK = 5, sessionKey = own } = params;
+  const isTheirs =
+    sessionKey === own || app.gateway.conversationsOf(connection).has(String(sessionKey));
+  if (!isTheirs) return [];
   return app.memory.search(String(query), { topK: Number(topK), sessionKey: String(sessionKey) });
 });
 
@@ -3919,14 +4432,14 @@ const ownersLayers = (app: App) =>
   promptLayers({ agent: app.agents.get(app.terminalAgent ?? AGENTS[0].id) });
 
 const layerText = (app: App, name: string) =>
-  ownersLayers(app).find((layer) => layer.name === name)?.text || "-";
+  ownersLayers(app).find((layer) => layer.name === name)?.text ?? "";
 
 command("soul", "how it talks", (_args, app) => layerText(app, "soul"));
 command("skills", "what it has learned to do", (_args, app) => layerText(app, "skills"));
 command("memory", "what it always knows of you", (_args, app) => layerText(app, "memory"));
 command("bootstrap", "how it works", (_args, app) => layerText(app, "bootstrap"));
 command("search", "<words>: what it remembers, the best first", (query, { memory, key }) =>
-  formatHits(memory.search(query, { sessionKey: key, owner: true })),
+  formatHits(memory.search(query, { sessionKey: key, owner: true }), beginningOf),
 );
 command("prompt", "the layers of its prompt, in characters", (_args, app) =>
   ownersLayers(app).map(({ name, text }, i) => `${i + 1} ${name.padEnd(10)} ${text.length}`),
@@ -3988,15 +4501,20 @@ const formatTime = (at = Infinity) => (at < 8.64e15 ? new Date(at).toISOString()
 
 /** The object in a JSON file of `.state`. Gives {} if there is no file, or none that is usable. */
 function readState(file: string): object {
-  if (!fs.existsSync(file)) return {};
-  const state = parseObject(fs.readFileSync(file, "utf8"));
+  const json = readOrQuarantine(file, (found) => fs.readFileSync(found, "utf8"));
+  if (json === undefined) return {};
+  const state = parseObject(json);
   if (state) return state;
   quarantine(file, t("it holds no JSON object. The program goes on without it."));
   return {};
 }
 
-/** The turns of people that are running now. Jobs and heartbeats begin only if there are none. */
+const CRON_MAX_WAIT = 30_000; // ms
+
+/** The turns of people that are running now. Jobs and heartbeats let them go first. */
 export class ActiveTurns extends Set<Promise<unknown>> {
+  maxWait = CRON_MAX_WAIT;
+
   /** Counts a turn until it has ended, successfully or not. Gives the same promise back. */
   track<T>(turn: Promise<T>): Promise<T> {
     this.add(turn);
@@ -4006,10 +4524,16 @@ export class ActiveTurns extends Set<Promise<unknown>> {
 
   /**
    * Resolves when no turn is running. It looks again after each wait, because somebody else may
-   * have written meanwhile. So while people write without a pause, jobs wait (starvation).
+   * have written meanwhile. While people write without a pause, a job would wait for ever
+   * (starvation), so after `maxWait` it takes its turn beside them: then this gives false.
    */
-  async idle(): Promise<void> {
-    while (this.size > 0) await Promise.allSettled(this);
+  async idle(): Promise<boolean> {
+    let isOver = false;
+    const end = sleep(this.maxWait, undefined, { ref: false }).then(() => {
+      isOver = true;
+    });
+    while (this.size > 0 && !isOver) await Promise.race([Promise.allSettled(this), end]);
+    return this.size === 0;
   }
 }
 
@@ -4019,7 +4543,10 @@ const STRING = { type: "string" };
 const BOOLEAN = { type: "boolean" };
 const OBJECT = { type: "object" };
 
-const PLACE_SCHEMA = objectSchema({ channel: STRING, to: STRING });
+// Where a job can speak. A channel that is not set up in this run is no mistake, but a name that no
+// channel has is one: "Telegram" or "telgram" would reach nobody. To add a channel, add its name.
+const PLACE_CHANNEL = { type: "string", enum: ["cli", "telegram", "feishu"] };
+const PLACE_SCHEMA = objectSchema({ channel: PLACE_CHANNEL, to: STRING });
 
 const JOB_REQUIRED = { id: STRING, enabled: BOOLEAN, schedule: OBJECT, payload: OBJECT };
 const JOB_OPTIONAL = { name: STRING, deliver: OBJECT, deleteAfterRun: BOOLEAN };
@@ -4068,7 +4595,7 @@ type ParsedJobs = { jobs?: Job[]; problems: string[] };
 
 /** Reads a CRON.json. Never throws. A file that does not exist has no jobs, which is no problem. */
 function parseJobs(file: string): ParsedJobs {
-  if (!fs.existsSync(file)) return { jobs: [], problems: [] };
+  if (!isThere(file)) return { jobs: [], problems: [] };
   try {
     const json = readText(file).replace(/^\uFEFF/, ""); // some editors put a byte order mark there
     const content: { jobs?: unknown } | null = JSON.parse(json);
@@ -4138,12 +4665,11 @@ function nextCron(expr: string, timeZone: string | undefined, now: number): numb
   // The Swedish format is close to ISO 8601: 2027-03-28 03:30:00.
   const wallClock: WallClock = (instant) =>
     Date.parse(`${new Date(instant).toLocaleString("sv", { timeZone })}Z`);
-  // The hours are the fourth field from the end. "*/3" counts as hourly, too, but its wait is most
-  // often more than an hour, and then it makes no difference below.
-  const isHourly = cronFields(expr).at(-4)?.startsWith("*");
+  checkFields(expr);
   const wallNow = wallClock(now); // without fractions of a second, so we drop them from `now`, too
   const lastSecond = now - (now % 1000);
   const wallTimes = CronExpressionParser.parse(expr, { currentDate: wallNow, tz: "UTC" });
+  const isHourly = wallTimes.fields.hour.values.length === 24; // not "*/3", for example
   let due: number;
   do {
     const wallTime = wallTimes.next().getTime();
@@ -4159,13 +4685,12 @@ function nextCron(expr: string, timeZone: string | undefined, now: number): numb
   return due;
 }
 
-/** The fields of a cron expression. Throws unless there are five, or six with the seconds first. */
-function cronFields(expr: string): string[] {
+/** Throws unless a cron expression has five fields, or six with the seconds first. */
+function checkFields(expr: string): void {
   const fields = expr.trim().split(/\s+/);
   // The library fills up missing fields, and takes another random time for "H" at each look.
   const isSupported = (fields.length === 5 || fields.length === 6) && !/\bH\b/.test(expr);
   if (!isSupported) throw new Error(`expr: "${expr}" has not the 5 fields of cron`);
-  return fields;
 }
 
 /** From an instant to what a clock on the wall shows then, both in ms. */
@@ -4212,7 +4737,9 @@ export class CronService {
   readonly #states: Map<string, JobState>;
   readonly #begin: (job: Job, due: number) => boolean;
   readonly #now: () => number;
-  #modified = 0; // the time (mtime) of the file when it was last read; 0 if there was none
+  #modified: number | undefined; // what modifiedAt gave when the file was last read
+  #postponed: (() => unknown)[] = []; // runs that the next tick begins again
+  readonly #problems = new Set<string>(); // what was said and is not over
 
   /**
    * `begin` is told of each due run. True: the run is in the inbox now, or it was answered before
@@ -4230,13 +4757,27 @@ export class CronService {
 
   /** Begins each run that is due. A job that can't be begun does not stop the others. */
   tick(): void {
+    if (this.#problems.has(this.#stateFile)) this.#save();
+    for (const beginAgain of this.#postponed.splice(0)) beginAgain();
     for (const job of this.read()) {
       try {
         this.#beginIfDue(job);
       } catch (error) {
-        warn(`cron: ${job.id}: ${error}`); // for example because the disk is full
+        this.#warnOnce(job.id, error); // for example because the disk is full
       }
     }
+  }
+
+  /** Says that something failed that is tried again at each tick. It is said once, until it works. */
+  #warnOnce(what: string, error: unknown): void {
+    if (!this.#problems.has(what)) warn(`cron: ${what}: ${error}. ${t("It is tried again.")}`);
+    this.#problems.add(what);
+  }
+
+  /** A run failed for a reason that is not its own. The next tick calls `beginAgain`. */
+  postpone(id: string, error: unknown, beginAgain: () => unknown): void {
+    this.#warnOnce(id, error);
+    this.#postponed.push(beginAgain);
   }
 
   #beginIfDue(job: Job): void {
@@ -4244,6 +4785,7 @@ export class CronService {
     const now = this.#now();
     if (!job.enabled || state.due === undefined || state.due > now) return;
     if (!this.#begin(job, state.due)) return;
+    this.#problems.delete(job.id);
     // Only now, since the run is in a file, may its due time be replaced. The next one is after
     // `now` and not after `due`, so that one run makes up for all that a week of sleep missed
     // (coalescing).
@@ -4281,13 +4823,22 @@ export class CronService {
     return state;
   }
 
+  /**
+   * If the disk refuses, the next tick tries again. Should the program end before, a due time that
+   * is done would be due again, but `begin` drops a run that was answered.
+   */
   #save(): void {
-    replaceFile(this.#stateFile, JSON.stringify(Object.fromEntries(this.#states)));
+    try {
+      replaceFile(this.#stateFile, JSON.stringify(Object.fromEntries(this.#states)));
+      this.#problems.delete(this.#stateFile);
+    } catch (error) {
+      this.#warnOnce(this.#stateFile, error);
+    }
   }
 
   /** The jobs as CRON.json has them now. They stay as they were while the file can't be used. */
   read(): Job[] {
-    const modified = fs.statSync(this.#file, { throwIfNoEntry: false })?.mtimeMs ?? 0;
+    const modified = modifiedAt(this.#file);
     if (modified === this.#modified) return this.jobs;
     this.#modified = modified;
     const { jobs, problems } = parseJobs(this.#file);
@@ -4304,6 +4855,7 @@ export class CronService {
   report(id: string, error?: unknown): string {
     const state = this.#states.get(id);
     if (!state) return "";
+    this.#problems.delete(id);
     state.errors = error ? state.errors + 1 : 0;
     if (error) warn(`cron: ${id} failed, ${state.errors} in a row: ${error}`);
     if (state.errors >= MAX_ERRORS) state.due = undefined;
@@ -4312,7 +4864,9 @@ export class CronService {
     // began, so the owner hears of its first error; of other jobs only after MAX_ERRORS.
     const isOff = error && state.due === undefined;
     if (!isOff) return "";
-    return t(`The job ${id} is off; errors in a row: ${state.errors}. Edit its entry to go on.`);
+    return t(
+      `The job ${id} is off; errors in a row: ${state.errors}. Change its schedule to go on.`,
+    );
   }
 }
 
@@ -4339,8 +4893,8 @@ function internalMessage(channel: string, peerId: string, text: string, at: numb
 function enqueueJob(app: App, { id, payload, deliver }: Job, due: number): boolean {
   const isOfThisJob = ({ channel, peerId }: Routed) => channel === "cron" && peerId === id;
   if (app.inbox.pending().some(isOfThisJob)) return false;
-  const text = payload.message ?? payload.text ?? "";
   const isEvent = payload.kind === "system_event";
+  const text = (isEvent ? payload.text : payload.message) ?? "";
   const message = { ...internalMessage("cron", id, text, due), job: { isEvent, deliver } };
   // enqueue hands a message of the channel "cron" to runJob, in the queue "cron": one at a time.
   accept(app, message).done.catch((error) => warn(`cron: ${id}: ${error}`));
@@ -4352,18 +4906,29 @@ async function runJob(app: App, message: Routed, signal?: AbortSignal): Promise<
   const id = message.peerId;
   let answer = "";
   try {
-    answer = await answerJobInLane(app, message, signal);
+    answer = await untilStored(() => answerJobInLane(app, message, signal), signal);
     app.cron.report(id);
   } catch (error) {
     // The program is about to end. The run stays in the inbox, so the next start begins it.
     if (error instanceof StoppingError) throw error;
+    if (isOutage(error)) {
+      // The run stays in the inbox, so it is not lost if the program ends.
+      app.cron.postpone(id, error, () => enqueue(app, message));
+      return "";
+    }
     const notice = app.cron.report(id, error);
     // "!", because the id of the message itself must stay free for its answer (s08).
-    if (notice) await tellOwner(app, `${message.id}!`, notice);
+    if (notice) await untilStored(() => tellOwner(app, `${message.id}!`, notice));
   }
-  if (answer) await deliverAnswer(app, message, answer);
-  app.inbox.acknowledge([message]);
+  if (answer) await untilStored(() => deliverAnswer(app, message, answer));
+  await untilStored(() => app.inbox.acknowledge([message]));
   return answer;
+}
+
+/** Whether the network or the provider failed. No job can help that, so none is switched off. */
+function isOutage(error: unknown): boolean {
+  const isRefusal = ["invalid", "overflow"].includes(classifyFailure(error));
+  return error instanceof Anthropic.AnthropicError && !isRefusal;
 }
 
 /** Sends what a job has to say. If that fails, the owner hears it. (From s08 on it waits instead.) */
@@ -4372,7 +4937,7 @@ async function deliverAnswer(app: App, { id, peerId, job }: Routed, answer: stri
   const isSent = await sendTo(app, place, id, answer);
   if (isSent) return;
   const { channel, to } = place;
-  const words = t(`What ${peerId} says could not be sent to ${channel} ${to}: ${answer}`);
+  const words = t(`What ${peerId} says was not sent to ${channel} ${to}: ${answer}`);
   await tellOwner(app, `${id}!`, words);
 }
 
@@ -4416,7 +4981,11 @@ function rememberOwner(app: App, message: InboundMessage): void {
   if (channel === "cli" || !app.channels.has(channel) || !isOwner({ message })) return;
   const place = JSON.stringify({ channel, to });
   const known = JSON.stringify(readState(OWNER_FILE));
-  if (known !== place) replaceFile(OWNER_FILE, place);
+  try {
+    if (known !== place) replaceFile(OWNER_FILE, place);
+  } catch (error) {
+    warn(`${OWNER_FILE}: ${error}`); // that is no reason to refuse the message
+  }
 }
 
 const TERMINAL: Place = { channel: "cli", to: "owner" };
@@ -4461,8 +5030,9 @@ const MAX_OK_LENGTH = 300; // characters beside HEARTBEAT_OK; a longer answer is
 // The model likes to write it bold, as code, or in a tag: **HEARTBEAT_OK**, `HEARTBEAT_OK`,
 // <b>HEARTBEAT_OK</b>. So around it may be tags, and whatever is no letter and no digit.
 const AROUND = String.raw`(?:</?\w+>|[^<\p{L}\p{N}])*`;
-const OK_FIRST = new RegExp(`^${AROUND}HEARTBEAT_OK\\b${AROUND}`, "u");
-const OK_LAST = new RegExp(`\\bHEARTBEAT_OK${AROUND}$`, "u");
+// Not \b, for which "_" is a part of the word: _HEARTBEAT_OK_ is in italics.
+const OK_FIRST = new RegExp(`^${AROUND}HEARTBEAT_OK(?!_*[\\p{L}\\p{N}])${AROUND}`, "u");
+const OK_LAST = new RegExp(`(?<![\\p{L}\\p{N}]_*)HEARTBEAT_OK${AROUND}$`, "u");
 
 /** What the owner should hear of an answer: "" if it says, in a few words, that all is well. */
 export function heartbeatText(answer: string): string {
@@ -4625,11 +5195,12 @@ command("cron", "the jobs", (_args, app) =>
   describeJobs(app).map((job) => `${job.id}  ${job.due}  ${job.errors}  ${job.name ?? ""}`),
 );
 
+REMOTE_COMMANDS.push("cron-trigger");
 command("cron-trigger", "<id>: run a job now", (id, app) => {
   const job = app.cron.read().find((one) => one.id === id);
   if (!job) throw new Error(`there is no job "${id}"; /cron shows them`);
-  enqueueJob(app, job, Date.now());
-  return t(`${id} is in line.`);
+  const isNew = enqueueJob(app, job, Date.now());
+  return isNew ? t(`${id} is in line.`) : t(`An earlier run of ${id} is still in line.`);
 });
 
 // ---- s08 · Delivery ----
@@ -5066,6 +5637,7 @@ command("failed", "what could not be sent", (_args, { queue }) =>
   queue.deadLetters().slice(-20).map(formatDelivery),
 );
 
+REMOTE_COMMANDS.push("retry");
 command("retry", "send again what could not be sent", (_args, { queue, delivery }) => {
   const count = queue.retry(Date.now());
   delivery.start();
@@ -5096,7 +5668,7 @@ command("simulate-failure", "<kind> [times]: the next ones fail", (args, app) =>
 // nine requests to a service that is overloaded already. ResilienceRunner alone decides what to do
 // after a failure. Each attempt goes on from what is stored, so no tool runs a second time.
 
-/** Why an attempt failed. "invalid": the request itself is wrong, so it fails with every key. */
+/** Why an attempt failed. "invalid": the request is wrong, or its reply, so no other key helps. */
 export type Reason =
   | "rate_limit"
   | "overloaded"
@@ -5129,33 +5701,56 @@ const REASONS = new Map<unknown, Reason>([
   ["not_found_error", "model"],
   [404, "model"],
   ["invalid_request_error", "invalid"],
-  ["request_too_large", "invalid"],
   [400, "invalid"],
-  [413, "invalid"],
   [422, "invalid"],
 ]);
 
+// Failures that the API reports as an invalid request, like any mistake in one, although the request
+// is right. So only the words are left. The last one is the SDK's own: it found no key to send.
+const REASONS_IN_WORDS: [words: RegExp, reason: Reason][] = [
+  [/credit balance is too low/i, "billing"],
+  [/reached your specified (workspace )?API usage limits/i, "billing"],
+  [/organization has been disabled/i, "auth"],
+  [/^Could not resolve authentication method/, "auth"],
+];
+
 /**
  * Tells failures apart by their class, then by the API's error type, then by the HTTP status, which
- * an error inside a stream lacks. Words prove nothing: a 500 may say "rate limit" in its text.
+ * an error inside a stream lacks. Words prove nothing: a 500 may say "rate limit" in its text. The
+ * only exceptions are in REASONS_IN_WORDS.
  */
 export function classifyFailure(error: unknown): Reason {
+  const { AnthropicError, APIError, APIConnectionError, APIUserAbortError } = Anthropic;
+  if (!(error instanceof AnthropicError)) return "unknown"; // it is not the API's
   if (isOverflow(error)) return "overflow";
-  const { APIConnectionError, APIUserAbortError, APIError, AnthropicError } = Anthropic;
   // APIConnectionError and APIUserAbortError are APIErrors as well, but have no type and no status.
   // callModel throws an APIUserAbortError only if the idle timeout has aborted the stream, because
   // it catches the one that a person's Ctrl+C causes.
   if (error instanceof APIConnectionError || error instanceof APIUserAbortError) return "timeout";
-  if (error instanceof APIError) {
-    return REASONS.get(error.type) ?? REASONS.get(error.status) ?? "unknown";
-  }
-  // The SDK throws its base class when a stream ends before the reply is complete.
-  return error instanceof AnthropicError ? "timeout" : "unknown";
+  const reason = error instanceof APIError ? reasonByType(error) : reasonOfStream(error);
+  if (reason !== "invalid") return reason;
+  const exception = REASONS_IN_WORDS.find(([words]) => words.test(error.message));
+  return exception?.[1] ?? reason;
+}
+
+const reasonByType = ({ type, status }: { type: unknown; status: unknown }) =>
+  REASONS.get(type) ?? REASONS.get(status) ?? "unknown";
+
+/**
+ * When a stream fails, the SDK throws its base class, with what it caught as the cause. If the
+ * connection was lost, that has the socket's error as a cause of its own; if the stream just ended,
+ * there is no cause. Anything else comes from the SDK's code, which could not read the reply: it
+ * holds broken JSON, for example, or no usage. The next reply to this request may be the same.
+ */
+function reasonOfStream({ cause }: Error): Reason {
+  const isUnreadable = cause instanceof Error && cause.cause === undefined;
+  return isUnreadable ? "invalid" : "timeout";
 }
 
 const LONGEST_COOLDOWN = 86_400; // seconds
 
-// A cooldown is a time in which a key or a model is not used. It grows by exponential back-off: the
+// A cooldown is a time in which a key, or a model, or one of them together with the other, is not
+// used. It grows by exponential back-off: the
 // first failure costs `firstSeconds`, each further one in a row twice as much, up to the cap. A
 // rate limit passes within seconds. An unpaid bill or a revoked key has to be dealt with by a
 // person, but nobody tells the program when that has happened, so it tries even these keys again.
@@ -5189,12 +5784,40 @@ interface Cooldown {
 const isCooldown = (entry: Cooldown | null) =>
   entry !== null && entry.count > 0 && entry.until - entry.since <= LONGEST_COOLDOWN * 1000;
 
-/** What the next attempt uses, and when the cooldowns of both have ended. */
+/** A key and a model for the next attempt, and when their cooldowns have ended. */
 interface Choice {
   profile: AuthProfile;
   model: string;
   at: number; // a time in ms; 0 if they can be used now
   wait: number; // ms from now until then
+}
+
+/**
+ * The id under which a cooldown is kept: of a key, of a model, or of the two together. Because of
+ * the hash it belongs to this key at this server. So neither a new key under the same name nor a
+ * mended ANTHROPIC_BASE_URL has to wait, and the key itself is never written to a file.
+ */
+export function cooldownId({ profile, model }: { profile?: AuthProfile; model?: string }): string {
+  const digest = sha256(`${profile?.key} ${env("ANTHROPIC_BASE_URL")}`)
+    .digest("hex")
+    .slice(0, 8);
+  return [profile?.name, model, digest].filter(Boolean).join(" ");
+}
+
+/** The ids of all cooldowns that an attempt with this key and this model has to wait for. */
+const cooldownIds = (profile: AuthProfile, model: string) =>
+  [{ profile }, { model }, { profile, model }].map(cooldownId);
+
+/**
+ * The id of what a failure is the fault of. A model that is overloaded or does not exist is so for
+ * all keys, and a key that is revoked or has no credit is so for all models. Other failures concern
+ * the two together: limits are counted for each model, and a 403 may forbid a key just this one.
+ */
+function idAtFault({ profile, model }: Choice, reason: Reason, error: Error): string {
+  if (reason === "overloaded" || reason === "model") return cooldownId({ model });
+  const isForbidden = error instanceof Anthropic.PermissionDeniedError;
+  const isOfKey = reason === "billing" || (reason === "auth" && !isForbidden);
+  return cooldownId(isOfKey ? { profile } : { profile, model });
 }
 
 /**
@@ -5238,7 +5861,7 @@ export class ProfileManager {
     let best: Omit<Choice, "wait"> | undefined;
     for (const model of models) {
       for (const profile of order) {
-        const at = Math.max(this.readyAt(model), this.readyAt(cooldownId(profile)));
+        const at = Math.max(...cooldownIds(profile, model).map((id) => this.readyAt(id)));
         if (best === undefined || at < best.at) best = { profile, model, at };
       }
     }
@@ -5249,7 +5872,10 @@ export class ProfileManager {
     return { ...best, wait: Math.max(0, best.at - this.#now()) };
   }
 
-  /** Starts a cooldown, which lasts `retryAfter` seconds if the back-off alone would be shorter. */
+  /**
+   * Starts a cooldown, which lasts `retryAfter` seconds if the back-off alone would be shorter, but
+   * a day at most: a server may name any time, and the program would not try again by itself.
+   */
   fail(id: string, reason: Reason, retryAfter = 0): void {
     const limits = COOLDOWNS[reason];
     if (!limits) return;
@@ -5258,7 +5884,8 @@ export class ProfileManager {
     const before = this.cooldowns.get(id);
     const count = before?.reason === reason ? before.count + 1 : 1;
     const doubled = limits.firstSeconds * 2 ** (count - 1);
-    const seconds = Math.max(Math.min(doubled, limits.capSeconds), retryAfter);
+    const own = Math.min(doubled, limits.capSeconds);
+    const seconds = Math.min(Math.max(own, retryAfter), LONGEST_COOLDOWN);
     const now = this.#now();
     this.cooldowns.set(id, { reason, since: now, until: now + seconds * 1000, count });
     this.#save();
@@ -5284,22 +5911,18 @@ export class ProfileManager {
   }
 }
 
-/**
- * The id under which the cooldown of a key is kept. Because it contains a hash of the key, a new
- * key under the same name has no cooldown, and the key itself is never written to a file.
- */
-const cooldownId = ({ name, key }: AuthProfile) =>
-  `${name} ${sha256(key).digest("hex").slice(0, 8)}`;
-
-// How many ms one turn may spend on waits and failed attempts. A failed attempt costs a minute at
-// most, and a successful one costs nothing. This is no deadline: an attempt that runs is never
-// stopped by it. Without the budget a turn with two keys might never end: while one key is silent
-// for a minute, the cooldown of the other ends, so there is always one to try.
+// How many ms a turn may spend on waits and failed attempts without getting any further. A message
+// that is stored renews it. This is no deadline: an attempt that runs is never stopped by it, and
+// the first one may take longer. Without the budget a turn with two keys might never end: while one
+// key is silent for a minute, the cooldown of the other ends, so there is always one to try.
 const RETRY_BUDGET = 120_000;
 
 export interface TurnOptions {
   client?: Anthropic; // with the key of this attempt
   model?: string; // the model of this attempt
+  // What was streamed of a reply is void, because it begins anew. Gets what stays of the turn: the
+  // replies before it, which are stored.
+  onRestart?(streamedBefore: string): void;
 }
 
 export interface App {
@@ -5320,11 +5943,16 @@ export class ResilienceRunner {
   }
 
   /**
-   * Runs `inner` with a key and a model, as often as the retry budget allows. Throws the last
+   * Runs `next` with a key and a model, as often as the retry budget allows. Throws the last
    * failure when the budget is used up, and at once a failure that no other attempt can cure.
    */
-  async run(options: TurnOptions, inner: (options: TurnOptions) => Promise<void>): Promise<void> {
+  async run(
+    conversation: Conversation,
+    options: TurnOptions,
+    next: (options: TurnOptions) => Promise<void>,
+  ): Promise<void> {
     const models = [options.agent?.model ?? MODEL, ...this.fallbacks];
+    const { onText, sayRestart } = trackPieces(conversation, options);
     let budget = RETRY_BUDGET;
     let failure: Error | undefined;
     let choice = this.#profiles.choose(models);
@@ -5332,16 +5960,24 @@ export class ResilienceRunner {
     // is longer than what is left of the budget. That may be less than 0: then not even 0 ms fit.
     while (choice.wait <= budget) {
       await this.#wait(choice, options);
+      sayRestart();
       const startedAt = this.#now();
-      failure = await this.#attempt(choice, options, inner);
+      const before = conversation.messages.length;
+      failure = await this.#attempt(choice, { ...options, onText }, next);
       if (failure === undefined) return;
-      // An attempt counts for a minute at most, because its tools may have run for an hour before
-      // one of its calls failed.
-      const spent = Math.min(this.#now() - startedAt, IDLE_TIMEOUT);
-      budget -= choice.wait + spent;
+      budget -= choice.wait + this.#now() - startedAt;
+      if (conversation.messages.length !== before) {
+        // Some calls succeeded before one failed, for example in the middle of a tool loop.
+        budget = RETRY_BUDGET;
+        this.#profiles.succeed(cooldownIds(choice.profile, choice.model));
+      }
+      this.#coolDown(choice, failure);
       choice = this.#profiles.choose(models);
     }
-    throw failure ?? new Error(`nothing is ready before ${formatTime(choice.at)}`);
+    // Of the SDK's class, because no job is to blame for it (isOutage).
+    throw (
+      failure ?? new Anthropic.AnthropicError(`nothing is ready before ${formatTime(choice.at)}`)
+    );
   }
 
   /** Waits for the end of a cooldown, or until Ctrl+C. */
@@ -5353,71 +5989,124 @@ export class ResilienceRunner {
   }
 
   /**
-   * Gives undefined if the attempt succeeded. After a failure that another key or model may cure it
-   * starts a cooldown and gives the error. It throws all other errors, for example a full disk or
-   * an invalid request.
+   * Gives undefined if the attempt succeeded, and a failure that another key or model may cure. It
+   * throws all other errors, for example a full disk or an invalid request.
    */
   async #attempt(
     { profile, model }: Choice,
     options: TurnOptions,
-    inner: (options: TurnOptions) => Promise<void>,
+    next: (options: TurnOptions) => Promise<void>,
   ): Promise<Error | undefined> {
     const client = new Anthropic({ apiKey: profile.key });
     try {
-      await inner({ ...options, client, model });
+      await next({ ...options, client, model });
     } catch (error) {
-      const reason = classifyFailure(error);
       // An error of our own, such as a full disk, is "unknown" as well, so its class is asked for.
-      const isCurable =
-        error instanceof Anthropic.AnthropicError && COOLDOWNS[reason] !== undefined;
-      if (!isCurable) throw error;
-      info(`  (${reason}: ${profile.name}, ${model})`);
-      // A model that is overloaded or does not exist is so for all keys: the cooldown is its own.
-      const isOfModel = reason === "overloaded" || reason === "model";
-      this.#profiles.fail(isOfModel ? model : cooldownId(profile), reason, retryAfterOf(error));
-      return error;
+      const isOfApi = error instanceof Anthropic.AnthropicError;
+      if (isOfApi && COOLDOWNS[classifyFailure(error)]) return error;
+      throw error;
     }
     // A turn that Ctrl+C has interrupted does not tell whether its key would have worked.
-    if (!options.signal?.aborted) this.#profiles.succeed([cooldownId(profile), model]);
+    if (!options.signal?.aborted) this.#profiles.succeed(cooldownIds(profile, model));
     return undefined;
   }
+
+  /** Starts the cooldown of what is at fault. */
+  #coolDown(choice: Choice, error: Error): void {
+    const reason = classifyFailure(error);
+    info(`  (${reason}: ${choice.profile.name}, ${choice.model})`);
+    const retryAfter = retryAfterOf(error, this.#now());
+    this.#profiles.fail(idAtFault(choice, reason, error), reason, retryAfter);
+  }
+}
+
+/**
+ * Passes pieces on, and knows whether some were streamed of a reply that is not complete, so that it
+ * is not stored and will be made once more. `sayRestart` says so to whoever got the pieces.
+ */
+function trackPieces(conversation: Conversation, options: TurnOptions) {
+  let storedAtLastPiece = -1; // how many messages were stored when the last piece arrived
+  const onText = (piece: string) => {
+    if (piece) storedAtLastPiece = conversation.messages.length;
+    options.onText?.(piece);
+  };
+  const sayRestart = () => {
+    const { messages } = conversation;
+    if (storedAtLastPiece !== messages.length) return;
+    storedAtLastPiece = -1;
+    const replies = messages.slice(messages.findLastIndex(startsTurn) + 1);
+    options.onRestart?.(replies.map(textOf).join(""));
+  };
+  return { onText, sayRestart };
 }
 
 // It is outside the context guard: the guard shortens the conversation and tries again with the
 // same key first, so an overflow gets here only when the guard can't shorten it any further. `app`
 // is missing only in tests without a program.
-MIDDLEWARE.unshift((_conversation, options, next) =>
-  options.app ? options.app.resilience.run(options, next) : next(options),
+MIDDLEWARE.unshift((conversation, options, next) =>
+  options.app ? options.app.resilience.run(conversation, options, next) : next(options),
 );
 
-/** How long the API asks us to wait (its header `retry-after`), in seconds; 0 if it does not. */
-function retryAfterOf(error: unknown): number {
-  if (!(error instanceof Anthropic.APIError)) return 0;
-  return Number(error.headers?.get("retry-after")) || 0;
+/**
+ * How many seconds the API asks us to wait by its header `retry-after`, which holds a number of
+ * seconds or a date. 0 if there is none.
+ */
+function retryAfterOf(error: Error, now: number): number {
+  const header = error instanceof Anthropic.APIError && error.headers?.get("retry-after");
+  if (!header) return 0;
+  const seconds = Number(header);
+  const isDate = Number.isNaN(seconds);
+  return (isDate ? (Date.parse(header) - now) / 1000 : seconds) || 0; // NaN if it is neither
 }
 
-// ms without a byte after which a stream counts as failed. A connection whose other side has
-// disappeared never ends by itself, so the turn would wait for ever. It is also the most that a
-// failed attempt takes from the retry budget.
+// The most seconds until the first byte of a response. A model on one's own machine may have to be
+// loaded first, or read a long prompt, which takes minutes there.
+const FIRST_BYTE_SECONDS = Number(
+  env("FIRST_BYTE_SECONDS") || (env("ANTHROPIC_BASE_URL") ? 300 : 60),
+);
+
+// ms without a further byte after which a stream counts as failed. A connection whose other side
+// has disappeared never ends by itself, so the turn would wait for ever.
 const IDLE_TIMEOUT = 60_000;
 
+/** Calls `onIdle` when the first byte does not come in time, or no other byte after one. */
+class IdleTimer {
+  #onIdle: () => void;
+  #timer: NodeJS.Timeout;
+
+  constructor(onIdle: () => void) {
+    this.#onIdle = onIdle;
+    this.#timer = setTimeout(onIdle, FIRST_BYTE_SECONDS * 1000);
+  }
+
+  restart(): void {
+    this.stop();
+    this.#timer = setTimeout(this.#onIdle, IDLE_TIMEOUT);
+  }
+
+  stop(): void {
+    clearTimeout(this.#timer);
+  }
+}
+
 /**
- * The same client, but each piece of a response restarts `timer`, and the SDK tries nothing again,
- * because ResilienceRunner decides about that. The SDK's events could not restart the timer: it
- * reports no pings, and while the model writes a long file little else may arrive.
+ * The same client, but each piece of a response restarts `timer`, and the SDK neither tries again
+ * nor gives up by its own clock, because that is decided here. The SDK's events could not restart
+ * the timer: it reports no pings, and while the model writes a long file little else may arrive.
  */
-function withIdleTimeout(client: Anthropic, timer: NodeJS.Timeout): Anthropic {
+function withIdleTimeout(client: Anthropic, timer: IdleTimer): Anthropic {
   const watchedFetch: typeof fetch = async (...request) => {
     const response = await fetch(...request);
     const watched = new TransformStream<Uint8Array, Uint8Array>({
       transform(bytes, controller) {
-        timer.refresh();
+        timer.restart();
         controller.enqueue(bytes);
       },
     });
     return new Response(response.body?.pipeThrough(watched), response);
   };
-  return client.withOptions({ maxRetries: 0, fetch: watchedFetch });
+  const timeout = FIRST_BYTE_SECONDS * 1000 + IDLE_TIMEOUT; // later than ours
+  return client.withOptions({ maxRetries: 0, timeout, fetch: watchedFetch });
 }
 
 /** What the API answers for each kind of failure. To add a kind, add its answer here. */
@@ -5449,9 +6138,11 @@ function throwSimulated({ app, signal }: TurnOptions): void {
   }
 }
 
+/** One entry for each key: when it can be used with the first model, and why not before. */
 const describeProfiles = ({ profiles }: App) =>
   profiles.profiles.map((profile) => {
-    const id = cooldownId(profile);
+    const [ofKey, ofBoth] = [cooldownId({ profile }), cooldownId({ profile, model: MODEL })];
+    const id = profiles.readyAt(ofBoth) > profiles.readyAt(ofKey) ? ofBoth : ofKey;
     const { reason = "", count = 0 } = profiles.cooldowns.get(id) ?? {};
     const at = profiles.readyAt(id);
     return { name: profile.name, ready: at > 0 ? formatTime(at) : "now", reason, failures: count };
@@ -5463,6 +6154,7 @@ command("profiles", "the keys, and when they can be used", (_args, app) =>
   describeProfiles(app).map((it) => `${it.name}  ${it.ready}  ${it.failures} ${it.reason}`),
 );
 
+REMOTE_COMMANDS.push("cooldowns clear");
 command("cooldowns", "[clear]: the cooldowns that are running, and why", (args, { profiles }) => {
   if (args === "clear") profiles.clear();
   const running = [...profiles.cooldowns].filter(([id]) => profiles.readyAt(id) > 0);
@@ -5768,15 +6460,16 @@ async function inLane<T>(lane: string, app: App, key: string, turn: Task<T>, sig
 /**
  * A job waits for people's turns before it enters the lane, because inside it a timeout or a reset
  * could end the wait. If a person has written by the time it gets its place, it leaves the lane and
- * waits again; for this the task gives `gavePlaceBack`.
+ * waits again; for this the task gives `gavePlaceBack`. If it has waited long enough, it stays.
  */
 async function answerJobInLane(app: App, message: Routed, signal?: AbortSignal): Promise<string> {
   const gavePlaceBack = undefined;
+  let isQuiet = true;
   const task = async (laneSignal: AbortSignal) =>
-    app.activeTurns.size > 0 ? gavePlaceBack : answerJob(app, message, laneSignal);
+    isQuiet && app.activeTurns.size > 0 ? gavePlaceBack : answerJob(app, message, laneSignal);
   let answer: string | undefined = gavePlaceBack;
   while (answer === gavePlaceBack) {
-    await app.activeTurns.idle();
+    isQuiet = await app.activeTurns.idle();
     answer = await inLane("cron", app, message.sessionKey, task, signal);
   }
   return answer;
@@ -5838,20 +6531,23 @@ command("generation", "how often each lane was reset", () =>
   describeLanes().map(({ name, generation }) => `${name.padEnd(10)} ${generation}`),
 );
 
+REMOTE_COMMANDS.push("reset");
 command("reset", "end the turns that run; what waits goes on", () => t(`${LANES.reset()} ended.`));
 
 // ---- All of it together ----
 
 /** Checks the settings. Throws, naming one that is wrong; without an API key the program ends. */
 function checkSettings(): void {
-  const key = process.env.ANTHROPIC_API_KEY ?? "";
   // A copy of .env.example that nobody has filled in contains this placeholder, which is no key.
-  if (key === "" || key === "sk-ant-your-key-here") {
+  if (["", "sk-ant-your-key-here"].includes(process.env.ANTHROPIC_API_KEY ?? "")) {
     fail("ANTHROPIC_API_KEY is not set: copy .env.example to .env and put your key there.");
     fail("No key? `npm start` runs the same program offline, with a practice model.");
     process.exit(1);
   }
   if (!(CONTEXT_TOKENS >= 1000)) throw new Error("CONTEXT_TOKENS must be a number from 1000 up");
+  if (!(FIRST_BYTE_SECONDS >= 1 && FIRST_BYTE_SECONDS <= 3600)) {
+    throw new Error("FIRST_BYTE_SECONDS must be a number from 1 to 3600");
+  }
 }
 
 /** Step 1 of main. Reads what was set for this run, before anything has started. */
@@ -5906,7 +6602,8 @@ function greet({ store, key }: App): void {
 /** Step 3 of main. Starts everything that runs beside the terminal. */
 async function startApp(app: App, httpPort: number): Promise<void> {
   // From here on every fetch of this process goes through HTTPS_PROXY or HTTP_PROXY, if one is set.
-  setGlobalDispatcher(new EnvHttpProxyAgent());
+  // undici would give up on a response after 300 s, but FIRST_BYTE_SECONDS is to decide that.
+  setGlobalDispatcher(new EnvHttpProxyAgent({ headersTimeout: 0 }));
   const server = await startHttp(httpPort);
   // Feishu's events come in over HTTP. If the port is taken, it could receive nothing, so the
   // channel is removed for this run, and its messages stay in the inbox.
