@@ -165,7 +165,8 @@ export function buildRequest({ messages }: Conversation, _options: TurnOptions) 
 /** One call. Gives the reply, or what had arrived of it when it was aborted. Throws API errors. */
 export async function callModel(request: Anthropic.MessageStreamParams, options: TurnOptions) {
   // The SDK reads ANTHROPIC_API_KEY and ANTHROPIC_BASE_URL from the environment.
-  const stream = new Anthropic().messages.stream(request, { signal: options.signal });
+  const client = new Anthropic();
+  const stream = client.messages.stream(request, { signal: options.signal });
   const finished: Anthropic.ContentBlock[] = [];
   stream.on("text", (piece) => options.onText?.(piece));
   stream.on("contentBlock", (block) => finished.push(block));
@@ -806,8 +807,9 @@ function killGroup(pid: number | undefined): void {
 
 /** Checks the settings. Without an API key two lines say what to do, and the program ends. */
 function checkSettings(): void {
+  const key = process.env.ANTHROPIC_API_KEY ?? "";
   // A copy of .env.example that nobody has filled in contains this placeholder, which is no key.
-  if (["", "sk-ant-your-key-here"].includes(process.env.ANTHROPIC_API_KEY ?? "")) {
+  if (key === "" || key === "sk-ant-your-key-here") {
     fail("ANTHROPIC_API_KEY is not set: copy .env.example to .env and put your key there.");
     fail("No key? `npm start` runs the same program offline, with a practice model.");
     process.exit(1);

@@ -176,7 +176,7 @@ function forwardKeys(keys: PassThrough, interrupt: () => void): void {
   process.stdin.setEncoding("utf8").on("end", () => keys.end());
   process.stdin.on("data", (typed: string) => {
     if (process.stdin.isTTY && typed.includes("\x03")) return interrupt();
-    if (process.stdin.isTTY && typed === "\x1a") return suspend(); // Ctrl+Z
+    if (process.stdin.isTTY && typed.includes("\x1a")) return suspend(); // Ctrl+Z
     // Line by line, because readline finishes what it has been given before it pauses.
     for (const line of joinPasted(typed).match(/[^\r]*\r\n?|[^\r]+/g) ?? []) keys.write(line);
   });
@@ -281,7 +281,8 @@ export function buildRequest({ messages }: Conversation, options: TurnOptions) {
 /** One call. Gives the reply, or what had arrived of it when it was aborted. Throws API errors. */
 export async function callModel(request: Anthropic.MessageStreamParams, options: TurnOptions) {
   // The SDK reads ANTHROPIC_API_KEY and ANTHROPIC_BASE_URL from the environment.
-  const stream = new Anthropic().messages.stream(request, { signal: options.signal });
+  const client = new Anthropic();
+  const stream = client.messages.stream(request, { signal: options.signal });
   const finished: Anthropic.ContentBlock[] = [];
   stream.on("text", (piece) => options.onText?.(piece));
   stream.on("contentBlock", (block) => finished.push(block));
@@ -5641,8 +5642,9 @@ command("simulate-failure", "<kind> [times]: the next ones fail", (args, app) =>
 
 /** Checks the settings. Throws, naming one that is wrong; without an API key the program ends. */
 function checkSettings(): void {
+  const key = process.env.ANTHROPIC_API_KEY ?? "";
   // A copy of .env.example that nobody has filled in contains this placeholder, which is no key.
-  if (["", "sk-ant-your-key-here"].includes(process.env.ANTHROPIC_API_KEY ?? "")) {
+  if (key === "" || key === "sk-ant-your-key-here") {
     fail("ANTHROPIC_API_KEY is not set: copy .env.example to .env and put your key there.");
     fail("No key? `npm start` runs the same program offline, with a practice model.");
     process.exit(1);
