@@ -1207,7 +1207,7 @@ export function lockFolder(dir: string): void {
   const takeover = beginTakeover(`${file}.takeover`);
   try {
     checkUnlocked(file, path.dirname(dir));
-    replaceFile(file, mine);
+    fs.writeFileSync(file, mine); // not flushed, since a power cut ends this process as well
   } finally {
     fs.rmSync(takeover, { force: true });
   }
@@ -1250,7 +1250,7 @@ const TAKEOVER_LIMIT = 5_000; // ms, after which the process of a takeover must 
 function checkUnlocked(file: string, workspace: string): void {
   const lock = readOrQuarantine(file, readText);
   if (lock === undefined) return;
-  const [, pid = "", started] = /^([1-9]\d*) (.+)$/.exec(lock) ?? [];
+  const [, pid = "", started] = /^([1-9]\d*)(?: (.*))?$/.exec(lock) ?? [];
   if (pid === "") quarantine(file, t("it names no process, so it is no lock."));
   // In a container each start can have the same pid, so our own is that of an earlier start.
   if (Number(pid) === process.pid || !isAlive(Number(pid))) return;
@@ -1268,7 +1268,9 @@ function startTime(pid: number): string {
     // It is field 22. Field 2 is the name of the program in brackets, which may hold spaces.
     return stat.slice(stat.lastIndexOf(")")).split(" ")[20] ?? "";
   } catch {
-    const ps = spawnSync("ps", ["-o", "lstart=", "-p", String(pid)], { encoding: "utf8" });
+    // Two processes may have other settings, but must read the same time.
+    const env = { ...process.env, LC_ALL: "C", TZ: "UTC" };
+    const ps = spawnSync("ps", ["-o", "lstart=", "-p", String(pid)], { env, encoding: "utf8" });
     return (ps.stdout ?? "").trim(); // Windows has no ps
   }
 }

@@ -1364,7 +1364,7 @@ export function lockFolder(dir: string): void {
   const takeover = beginTakeover(`${file}.takeover`);
   try {
     checkUnlocked(file, path.dirname(dir));
-    replaceFile(file, mine);
+    fs.writeFileSync(file, mine); // not flushed, since a power cut ends this process as well
   } finally {
     fs.rmSync(takeover, { force: true });
   }
@@ -1407,7 +1407,7 @@ const TAKEOVER_LIMIT = 5_000; // ms, after which the process of a takeover must 
 function checkUnlocked(file: string, workspace: string): void {
   const lock = readOrQuarantine(file, readText);
   if (lock === undefined) return;
-  const [, pid = "", started] = /^([1-9]\d*) (.+)$/.exec(lock) ?? [];
+  const [, pid = "", started] = /^([1-9]\d*)(?: (.*))?$/.exec(lock) ?? [];
   if (pid === "") quarantine(file, t("it names no process, so it is no lock."));
   // In a container each start can have the same pid, so our own is that of an earlier start.
   if (Number(pid) === process.pid || !isAlive(Number(pid))) return;
@@ -1425,7 +1425,9 @@ function startTime(pid: number): string {
     // It is field 22. Field 2 is the name of the program in brackets, which may hold spaces.
     return stat.slice(stat.lastIndexOf(")")).split(" ")[20] ?? "";
   } catch {
-    const ps = spawnSync("ps", ["-o", "lstart=", "-p", String(pid)], { encoding: "utf8" });
+    // Two processes may have other settings, but must read the same time.
+    const env = { ...process.env, LC_ALL: "C", TZ: "UTC" };
+    const ps = spawnSync("ps", ["-o", "lstart=", "-p", String(pid)], { env, encoding: "utf8" });
     return (ps.stdout ?? "").trim(); // Windows has no ps
   }
 }
@@ -3773,6 +3775,21 @@ function checkSettings(): void {
   if (!(CONTEXT_TOKENS >= 1000)) throw new Error("CONTEXT_TOKENS must be a number from 1000 up");
 }
 
+/**
+ * The proxy that is set, as curl takes it: the scheme may be missing, the name may be in small
+ * letters, and a password may have a character in it that ends an address elsewhere.
+ */
+function proxySetting(name: string): string | undefined {
+  const value = env(name.toLowerCase()) || env(name);
+  if (!value) return undefined;
+  const address = (value.includes("://") ? value : `http://${value}`)
+    .replace(/^socks5h:/, "socks5:") // undici lets the proxy look up names in either case
+    .replace(/(?<=:\/\/.*)[#/?](?=.*@)/g, encodeURIComponent);
+  if (/^(https?|socks5):/.test(address) && URL.canParse(address)) return address;
+  // Without the value, because there may be a password in it.
+  throw new Error(`${name} must be the address of a proxy, such as http://127.0.0.1:7890`);
+}
+
 /** Step 1 of main. Reads what was set for this run, before anything has started. */
 function readSettings() {
   checkSettings();
@@ -3809,7 +3826,8 @@ function greet({ store, key }: App): void {
 /** Step 3 of main. Starts everything that runs beside the terminal. */
 async function startApp(app: App, httpPort: number): Promise<void> {
   // From here on every fetch of this process goes through HTTPS_PROXY or HTTP_PROXY, if one is set.
-  setGlobalDispatcher(new EnvHttpProxyAgent());
+  const [httpProxy, httpsProxy] = ["HTTP_PROXY", "HTTPS_PROXY"].map(proxySetting);
+  setGlobalDispatcher(new EnvHttpProxyAgent({ httpProxy, httpsProxy }));
   const server = await startHttp(httpPort);
   // Feishu's events come in over HTTP. If the port is taken, it could receive nothing, so the
   // channel is removed for this run, and its messages stay in the inbox.
