@@ -1269,8 +1269,11 @@ function startTime(pid: number): string {
     return stat.slice(stat.lastIndexOf(")")).split(" ")[20] ?? "";
   } catch {
     // Two processes may have other settings, but must read the same time.
-    const env = { ...process.env, LC_ALL: "C", TZ: "UTC" };
-    const ps = spawnSync("ps", ["-o", "lstart=", "-p", String(pid)], { env, encoding: "utf8" });
+    const plain = { ...process.env, LC_ALL: "C", TZ: "UTC" };
+    const ps = spawnSync("ps", ["-o", "lstart=", "-p", String(pid)], {
+      env: plain,
+      encoding: "utf8",
+    });
     return (ps.stdout ?? "").trim(); // Windows has no ps
   }
 }

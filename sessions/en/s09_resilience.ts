@@ -1449,8 +1449,11 @@ function startTime(pid: number): string {
     return stat.slice(stat.lastIndexOf(")")).split(" ")[20] ?? "";
   } catch {
     // Two processes may have other settings, but must read the same time.
-    const env = { ...process.env, LC_ALL: "C", TZ: "UTC" };
-    const ps = spawnSync("ps", ["-o", "lstart=", "-p", String(pid)], { env, encoding: "utf8" });
+    const plain = { ...process.env, LC_ALL: "C", TZ: "UTC" };
+    const ps = spawnSync("ps", ["-o", "lstart=", "-p", String(pid)], {
+      env: plain,
+      encoding: "utf8",
+    });
     return (ps.stdout ?? "").trim(); // Windows has no ps
   }
 }
@@ -3779,6 +3782,7 @@ command("gateway", "where programs can connect", (_args, { gateway }) =>
   t(`${gateway.address || "(not listening)"}  ${gateway.sockets.clients.size} connected`),
 );
 
+const TOKEN_FILE = path.join(STATE, "gateway-token");
 const MIN_TOKEN = 16; // characters; a shorter one could be guessed
 const isLongEnough = (token = "") => token.length >= MIN_TOKEN;
 
@@ -3791,13 +3795,12 @@ function gatewayToken(): string {
   if (given && !isLongEnough(given)) {
     throw new Error(`GATEWAY_TOKEN must have at least ${MIN_TOKEN} characters`);
   }
-  const tokenFile = path.join(STATE, "gateway-token");
-  const kept = readOrQuarantine(tokenFile, (file) => fs.readFileSync(file, "utf8").trim());
+  const kept = readOrQuarantine(TOKEN_FILE, (file) => fs.readFileSync(file, "utf8").trim());
   const usable = [given, kept].find(isLongEnough);
   if (usable) return usable;
-  if (kept !== undefined) quarantine(tokenFile, t("it holds no token of 16 characters or more"));
+  if (kept !== undefined) quarantine(TOKEN_FILE, t("it holds no token of 16 characters or more"));
   const token = crypto.randomBytes(24).toString("base64url"); // 32 characters
-  fs.writeFileSync(tokenFile, token, { mode: 0o600 }); // only this user may read it
+  fs.writeFileSync(TOKEN_FILE, token, { mode: 0o600 }); // only this user may read it
   return token;
 }
 
@@ -6278,7 +6281,9 @@ async function startApp(app: App, httpPort: number): Promise<void> {
   if (!server.listening) app.channels.delete("feishu");
   app.gateway.attach(server, app);
   const hasOwnToken = app.gateway.address && !env("GATEWAY_TOKEN");
-  if (hasOwnToken) info(`gateway: ${app.gateway.address}?token=${gatewayToken()}`);
+  // A log is read by more people than a terminal, so there only the path of the token is printed.
+  const token = SERVING ? `  token: ${TOKEN_FILE}` : `?token=${gatewayToken()}`;
+  if (hasOwnToken) info(`gateway: ${app.gateway.address}${token}`);
   app.delivery.start();
   // Before the channels receive anything new, so that nobody is answered out of order.
   resumeInbox(app);
