@@ -151,6 +151,7 @@ export class Terminal {
     for await (const entered of reader) {
       typing = undefined;
       atLineStart = true;
+      stoppedAt = 0;
       const line = entered.trim();
       if (line === "quit" || line === "exit") break;
       turn = new AbortController();
