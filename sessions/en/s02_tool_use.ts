@@ -294,8 +294,8 @@ const MAX_ROUNDS = 50; // calls of the model in one turn
 const OUTPUT_LIMIT = 30_000; // characters of one result, half of them from each end
 
 /**
- * A listener that reads the inputs of calls in place of the SDK. If an input is no JSON, the SDK throws,
- * or leaves out what it can't read. Here it stays a text, so that the model is told what was wrong.
+ * A listener that reads the inputs of calls in place of the SDK. If an input is no JSON, the SDK
+ * throws, or leaves out what it can't read. Here it stays a text, so that the model hears of it.
  */
 function inputReader() {
   let written = ""; // of the block that is arriving
@@ -325,7 +325,7 @@ function parsedOrRaw(json: string): unknown {
   }
 }
 
-/** Whether the SDK looked for the count of tokens, which comes last, and which some servers omit. */
+/** Whether the SDK missed the count of tokens, which comes last, and which some servers omit. */
 const lacksUsage = (error: unknown) => String(error).includes("output_tokens");
 
 /** Throws after too many rounds, because a model that repeats itself costs money until it stops. */
@@ -714,7 +714,7 @@ function placesOf(passage: string, content: string): { start: number; end: numbe
   });
 }
 
-/** The line end at a place, since a file may have both kinds: the next one, else the last before. */
+/** The line end at a place, as a file may have both kinds: the next one, else the one before. */
 function lineEndAt(index: number, content: string): string {
   const before = content.slice(0, index).match(/\r?\n/g) ?? [];
   return /\r?\n/.exec(content.slice(index))?.[0] ?? before.at(-1) ?? "\n";

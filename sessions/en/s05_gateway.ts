@@ -414,8 +414,8 @@ const MAX_ROUNDS = 50; // calls of the model in one turn
 const OUTPUT_LIMIT = 30_000; // characters of one result, half of them from each end
 
 /**
- * A listener that reads the inputs of calls in place of the SDK. If an input is no JSON, the SDK throws,
- * or leaves out what it can't read. Here it stays a text, so that the model is told what was wrong.
+ * A listener that reads the inputs of calls in place of the SDK. If an input is no JSON, the SDK
+ * throws, or leaves out what it can't read. Here it stays a text, so that the model hears of it.
  */
 function inputReader() {
   let written = ""; // of the block that is arriving
@@ -445,7 +445,7 @@ function parsedOrRaw(json: string): unknown {
   }
 }
 
-/** Whether the SDK looked for the count of tokens, which comes last, and which some servers omit. */
+/** Whether the SDK missed the count of tokens, which comes last, and which some servers omit. */
 const lacksUsage = (error: unknown) => String(error).includes("output_tokens");
 
 /** Throws after too many rounds, because a model that repeats itself costs money until it stops. */
@@ -834,7 +834,7 @@ function placesOf(passage: string, content: string): { start: number; end: numbe
   });
 }
 
-/** The line end at a place, since a file may have both kinds: the next one, else the last before. */
+/** The line end at a place, as a file may have both kinds: the next one, else the one before. */
 function lineEndAt(index: number, content: string): string {
   const before = content.slice(0, index).match(/\r?\n/g) ?? [];
   return /\r?\n/.exec(content.slice(index))?.[0] ?? before.at(-1) ?? "\n";
@@ -1022,8 +1022,8 @@ function quarantine(file: string, why: string): void {
 }
 
 /**
- * What `read` gives for a file or folder in .state; undefined if there is none. One that can't be read,
- * for example a folder in place of a file, is quarantined.
+ * What `read` gives for a file or folder in .state; undefined if there is none. One that can't be
+ * read, for example a folder in place of a file, is quarantined.
  */
 function readOrQuarantine<T>(file: string, read: (file: string) => T): T | undefined {
   try {
@@ -1035,7 +1035,7 @@ function readOrQuarantine<T>(file: string, read: (file: string) => T): T | undef
   }
 }
 
-/** Makes a folder of .state. What is there already, but is no folder or can't be read, gives way. */
+/** Makes a folder of .state. What is in its place and can't be read as a folder is quarantined. */
 function makeFolder(dir: string): void {
   if (readOrQuarantine(dir, (found) => fs.readdirSync(found))) return;
   fs.mkdirSync(dir, { recursive: true, mode: 0o700 }); // only this user may read what people said
@@ -1169,7 +1169,7 @@ export class Session extends Conversation {
   #lineOf = new Map<Message, number>(); // where each message is in the file
   readonly asked = new Map<string, Message>(); // by inbox id: the message that it is the id of
 
-  /** Replays the file. Whose it is, is known from the folder, because its first line may be torn. */
+  /** Replays the file. The folder says whose it is (`key`), because its first line may be torn. */
   constructor(file: string, key = "") {
     super();
     this.id = path.basename(file, ".jsonl");
@@ -1336,7 +1336,7 @@ export class SessionStore {
     return this.list(key).at(-1);
   }
 
-  /** The session in a file. Undefined if there is none, or if it can't be read, and is quarantined. */
+  /** The session in a file. Undefined if there is none, or if it had to be quarantined. */
   #open(file: string, key?: string): Session | undefined {
     const session = new Session(file, key);
     return fs.existsSync(file) ? session : undefined;
@@ -1395,8 +1395,8 @@ function beginTakeover(name: string): string {
       if ((error as NodeJS.ErrnoException).code !== "EEXIST") throw error;
     }
     const age = Date.now() - (fs.lstatSync(file, { throwIfNoEntry: false })?.mtimeMs ?? Date.now());
-    // After a crash the file stays for ever, and the next number is used. If it was removed, somebody
-    // who has just looked at it could remove a new one in its place.
+    // After a crash the file stays for ever, and the next number is used. If it were removed, one
+    // who has looked at the old file just now could remove a new one in its place.
     if (Math.abs(age) > TAKEOVER_LIMIT) number += 1;
     else Atomics.wait(new Int32Array(new SharedArrayBuffer(4)), 0, 0, 20); // sleeps for 20 ms
   }
@@ -1834,8 +1834,7 @@ const MAX_QUOTE = 2_000;
 function attributionOf(message?: InboundMessage): string[] {
   const { isGroup, senderId: id, senderName = "", quoted } = message ?? {};
   const lines: string[] = [];
-  const toJson = (value: unknown) =>
-    JSON.stringify(value).replaceAll("<", "\\u003c").toWellFormed();
+  const toJson = (value: unknown) => JSON.stringify(value).replaceAll("<", "\\u003c");
   if (isGroup) {
     const name = withoutControls(senderName).replace(/\s+/g, " ").slice(0, 100);
     lines.push(`The words above are from ${toJson({ name: name || undefined, id })}.`);
@@ -2576,8 +2575,8 @@ export class TelegramChannel implements Channel {
   #moved = new MovedChats();
   #reported = ""; // why polling failed last
   #allowed: AllowList;
-  // The newest long piece of each sender in each conversation.
-  #lastPiece = new Map<string, { part: string; id: number; date: number }>();
+  // The long pieces of texts that were cut, by conversation, sender and message id.
+  #pieces = new Map<string, { part: string; date: number }>();
   // The parts of albums and long texts that were not passed on yet, by what they have as `part`.
   #heldParts = new Map<string, { isAddressed: boolean; messages: InboundMessage[] }>();
 
@@ -2696,21 +2695,19 @@ export class TelegramChannel implements Channel {
    * The mark that all parts of one message share; undefined if it is whole. Telegram marks the
    * parts of an album. The pieces of a long text have ids in a row and come at once, and all but
    * the last are long: a long piece continues the previous text or starts a new one, and a short
-   * piece ends the text.
+   * piece ends the text. An update that could not be stored comes again and gets the same mark.
    */
   #partOf(message: TelegramMessage): string | undefined {
     const { chat, from, date, message_id: id, media_group_id } = message;
     if (media_group_id) return `telegram ${chat.id} ${media_group_id}`;
     const sender = `telegram ${peerOf(message)} ${from?.id}`;
-    const previous = this.#lastPiece.get(sender);
-    // If an update could not be stored, it comes again, and then it is itself the previous one.
-    const isNext = previous?.id === id - 1 || previous?.id === id;
+    const previous = this.#pieces.get(`${sender} ${id - 1}`);
     const isAtOnce = date - (previous?.date ?? 0) <= MAX_CUT_GAP;
-    const partOfPrevious = isNext && isAtOnce ? previous?.part : undefined;
+    const partOfPrevious = isAtOnce ? previous?.part : undefined;
     if ((message.text ?? "").length < MIN_CUT_LENGTH) return partOfPrevious;
     const part = partOfPrevious ?? `${sender} ${id}`;
-    this.#lastPiece.set(sender, { part, id, date });
-    forgetOldest(this.#lastPiece);
+    this.#pieces.set(`${sender} ${id}`, { part, date });
+    forgetOldest(this.#pieces);
     return part;
   }
 
@@ -3062,10 +3059,12 @@ export class FeishuChannel implements Channel {
     if (!thread_id) return chat;
     const peerId = `${chat}${THREAD}${thread_id}`;
     if (this.#roots.has(peerId)) return peerId;
-    this.#roots.set(peerId, root_id || message_id); // the first message of a topic has no root
-    forgetOldest(this.#roots);
+    const root = root_id || message_id; // the first message of a topic has no root
+    const entries = [...this.#roots, [peerId, root]];
     fs.mkdirSync(STATE, { recursive: true });
-    replaceFile(this.#rootsFile, JSON.stringify(Object.fromEntries(this.#roots)));
+    replaceFile(this.#rootsFile, JSON.stringify(Object.fromEntries(entries)));
+    this.#roots.set(peerId, root);
+    forgetOldest(this.#roots);
     return peerId;
   }
 
