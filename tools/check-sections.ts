@@ -7,7 +7,7 @@ import { checkStops } from "./stops.ts";
 
 const PACKAGES = ["@anthropic-ai/sdk", "cron-parser", "dotenv", "grammy", "undici", "ws", "yaml"];
 const MAY_IMPORT = new RegExp(`^(node:|(${PACKAGES.join("|")})(/|$))`);
-const TOTAL_LIMITS: Record<string, number> = { s03: 1100, s05: 2700, s07: 3700, s10: 4700 };
+const TOTAL_LIMITS: Record<string, number> = { s03: 1150, s05: 2750, s07: 3700, s10: 4650 };
 const ADDED_LIMITS: Record<string, number> = { s01: 145, s04: 1200 };
 const ADDED_LIMIT = 570;
 const COMMENTS_LIMIT = 0.25;
