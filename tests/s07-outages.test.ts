@@ -86,6 +86,33 @@ describe.each(sectionsFrom("s07"))("$name, a job", (file) => {
     expect(app.inbox.pending()).toEqual([]);
   });
 
+  it("that the disk refuses is tried again, and the other jobs don't wait for it", async () => {
+    const world = await own(file);
+    const { app, model, phone } = world;
+    const current = app.store.current.bind(app.store);
+    let isFull = true;
+    app.store.current = (key) => {
+      const refused = isFull && key.includes(":bad:");
+      if (refused) throw Object.assign(new Error("ENOSPC: no space left"), { code: "ENOSPC" });
+      return current(key);
+    };
+    writeCron(world.workspace, [
+      asking("bad", once(1), { deliver: toOwner }),
+      asking("good", once(1), { deliver: toOwner }),
+    ]);
+    model.script(say("good"));
+    await tick(world);
+    await tick(world);
+    expect(await phone.until(1)).toEqual([`${OWNER}: good`]);
+    expect(printed().match(/cron: bad: .*ENOSPC/g)).toHaveLength(1);
+    isFull = false;
+    model.script(say("bad"));
+    await tick(world);
+    expect(await phone.until(2)).toEqual([`${OWNER}: good`, `${OWNER}: bad`]);
+    expect(app.inbox.pending()).toEqual([]);
+    expect(model.log).toHaveLength(2);
+  });
+
   it("is run once, though its state can't be written for a while", async () => {
     const world = await own(file);
     const { app, model } = world;
