@@ -1,20 +1,15 @@
 /** What a delivery and a lane cost beside ten thousand that are idle. */
 
-import { existsSync } from "node:fs";
-import { tmpdir } from "node:os";
 import path from "node:path";
 import { pathToFileURL } from "node:url";
 import { existingSections, ROOT, sectionPath } from "../../tools/sections.ts";
-import { inFolder, median } from "./time.ts";
+import { inFolder, median, QUICK } from "./time.ts";
 
 type Newest = typeof import("../../sessions/en/s10_concurrency.ts");
 
 const [FEW, MANY] = [10, 10_000];
 const ROUNDS = 300; // of what is measured; the median counts
 const LATER = 24 * 3600 * 1000; // ms
-
-// On a disk the writing of a file would be all that one sees.
-const QUICK = existsSync("/dev/shm") ? "/dev/shm" : tmpdir();
 
 /** Deliveries beside `count` that wait for later; gives what sends one and takes its time. */
 function deliveries(section: Newest, folder: string, count: number): () => Promise<number> {

@@ -20,10 +20,10 @@ const STATUS = JSON.stringify({ jsonrpc: "2.0", id: 1, method: "status" });
 type App = Parameters<section.GatewayServer["attach"]>[1];
 
 /** What "status" looks at, and no more. */
-function statusApp(folder: string): App {
+function statusApp(folder: string, gateway: section.GatewayServer): App {
   const channels = new section.ChannelManager();
   const inbox = new section.Inbox(path.join(folder, `inbox of ${Math.random()}`));
-  return { channels, inbox } as unknown as App;
+  return { channels, gateway, inbox } as unknown as App;
 }
 
 async function connect(port: number, count: number): Promise<WebSocket[]> {
@@ -58,7 +58,7 @@ async function listen(attach: (server: ReturnType<typeof createServer>) => void)
 
 export async function gatewayRow(count: number, folder: string): Promise<Row> {
   const gateway = new section.GatewayServer(TOKEN);
-  const ours = await listen((server) => gateway.attach(server, statusApp(folder)));
+  const ours = await listen((server) => gateway.attach(server, statusApp(folder, gateway)));
   const theirs = await listen((server) => {
     const echo = new WebSocketServer({ server });
     echo.on("connection", (socket) => socket.on("message", (data) => socket.send(String(data))));

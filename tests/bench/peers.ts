@@ -38,7 +38,7 @@ export async function peers(): Promise<void> {
     console.log(line(await laneRow()));
     console.log(line(await queueRow()));
     for (const row of await writeRows(folder)) console.log(line(row));
-    for (const count of [1_000, 5_000, 20_000]) console.log(line(await memoryRow(count, folder)));
+    for (const count of [1_000, 5_000, 20_000]) console.log(line(await memoryRow(count)));
     console.log(line(await startRow()));
     console.log(line(await replyRow()));
   } finally {

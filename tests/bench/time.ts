@@ -1,8 +1,11 @@
 /** What all benchmarks need: a folder, a median, and two things timed by turns. */
 
-import { mkdtempSync, rmSync } from "node:fs";
+import { existsSync, mkdtempSync, rmSync } from "node:fs";
 import { tmpdir } from "node:os";
 import path from "node:path";
+
+/** In memory where that is possible. On a disk the writing of a file would be all that one sees. */
+export const QUICK = existsSync("/dev/shm") ? "/dev/shm" : tmpdir();
 
 export interface Row {
   what: string;
