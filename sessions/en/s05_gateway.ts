@@ -1379,8 +1379,9 @@ function startTime(pid: number): string {
     return stat.slice(stat.lastIndexOf(")")).split(" ")[20] ?? "";
   } catch {
     // Two processes may have other settings, but must read the same time.
-    const env = { ...process.env, LC_ALL: "C", TZ: "UTC" };
-    const ps = spawnSync("ps", ["-o", "lstart=", "-p", String(pid)], { env, encoding: "utf8" });
+    const neutral = { ...process.env, LC_ALL: "C", TZ: "UTC" };
+    const options = { env: neutral, encoding: "utf8" } as const;
+    const ps = spawnSync("ps", ["-o", "lstart=", "-p", String(pid)], options);
     return (ps.stdout ?? "").trim(); // Windows has no ps
   }
 }
@@ -1785,8 +1786,7 @@ const MAX_QUOTE = 2_000;
 function attributionOf(message?: InboundMessage): string[] {
   const { isGroup, senderId: id, senderName = "", quoted } = message ?? {};
   const lines: string[] = [];
-  const toJson = (value: unknown) =>
-    JSON.stringify(value).replaceAll("<", "\\u003c").toWellFormed();
+  const toJson = (value: unknown) => JSON.stringify(value).replaceAll("<", "\\u003c");
   if (isGroup) {
     const name = withoutControls(senderName).replace(/\s+/g, " ").slice(0, 100);
     lines.push(`The words above are from ${toJson({ name: name || undefined, id })}.`);
@@ -2093,7 +2093,7 @@ export class Inbox extends Spool<Routed> {
     for (const message of messages.filter((one) => !this.#attempted.has(one))) {
       const attempts = (message.attempts ?? 0) + (this.#isStopping ? 0 : 1);
       this.#setAttempts(message, attempts);
-      this.#attempted.add(message);
+      if (!this.#isStopping) this.#attempted.add(message);
     }
   }
 
@@ -2104,19 +2104,21 @@ export class Inbox extends Spool<Routed> {
     message.attempts = attempts;
   }
 
-  /**
-   * The program is about to end in an orderly way, which is no fault of the messages that are being
-   * answered. So their attempts don't count, nor do those that still begin.
-   */
-  stopCounting(): void {
-    this.#isStopping = true;
-    for (const message of this.#attempted) {
+  /** These attempts don't count: they ended, or are about to end, without harm to the program. */
+  giveBack(messages: Routed[]): void {
+    for (const message of messages.filter((one) => this.#attempted.delete(one))) {
       try {
         this.#setAttempts(message, (message.attempts ?? 1) - 1);
       } catch (error) {
         warn(`${message.id}: ${error}`);
       }
     }
+  }
+
+  /** The program is about to end in an orderly way. What is under way does not count, then. */
+  stopCounting(): void {
+    this.#isStopping = true;
+    this.giveBack([...this.#attempted]);
   }
 
   /** The messages in quarantine, each with its file. What can't be read as one is left out. */
@@ -2342,6 +2344,7 @@ class MovedChats {
 /** The chats that may use the bot of one platform. Its adapter passes each message through here. */
 class AllowList {
   #chats: string[];
+  #logged = new Set<string>(); // ids of messages
   #informed = new Set<string>(); // strangers who have been told what their chat's id is
 
   /** Takes the value of a setting: ids of chats, separated by blanks or commas. */
@@ -2355,7 +2358,11 @@ class AllowList {
     const chat = chatOf(message.peerId);
     if (!this.#chats.includes(chat)) return this.#inform(channel, message.peerId, chat);
     // JSON escapes control characters, with which a sender could overwrite lines of our terminal.
-    info(`[${channel.name} ${message.peerId}] ${JSON.stringify(message.text.slice(0, 80))}`);
+    const line = `[${channel.name} ${message.peerId}] ${JSON.stringify(message.text.slice(0, 80))}`;
+    // While the disk is full, the same message comes again every few seconds.
+    if (!this.#logged.has(message.id)) info(line);
+    this.#logged.add(message.id);
+    forgetOldest(this.#logged);
     onMessage(message).done.catch((error) => warn(`${message.id}: ${error}`));
   }
 
@@ -2519,8 +2526,8 @@ export class TelegramChannel implements Channel {
   #moved = new MovedChats();
   #reported = ""; // why polling failed last
   #allowed: AllowList;
-  // The newest long piece of each sender in each conversation.
-  #lastPiece = new Map<string, { part: string; id: number; date: number }>();
+  // The long pieces of texts that were cut, by conversation, sender and message id.
+  #pieces = new Map<string, { part: string; date: number }>();
   // The parts of albums and long texts that were not passed on yet, by what they have as `part`.
   #heldParts = new Map<string, { isAddressed: boolean; messages: InboundMessage[] }>();
 
@@ -2639,21 +2646,19 @@ export class TelegramChannel implements Channel {
    * The mark that all parts of one message share; undefined if it is whole. Telegram marks the
    * parts of an album. The pieces of a long text have ids in a row and come at once, and all but
    * the last are long: a long piece continues the previous text or starts a new one, and a short
-   * piece ends the text.
+   * piece ends the text. An update that could not be stored comes again and gets the same mark.
    */
   #partOf(message: TelegramMessage): string | undefined {
     const { chat, from, date, message_id: id, media_group_id } = message;
     if (media_group_id) return `telegram ${chat.id} ${media_group_id}`;
     const sender = `telegram ${peerOf(message)} ${from?.id}`;
-    const previous = this.#lastPiece.get(sender);
-    // If an update could not be stored, it comes again, and then it is itself the previous one.
-    const isNext = previous?.id === id - 1 || previous?.id === id;
+    const previous = this.#pieces.get(`${sender} ${id - 1}`);
     const isAtOnce = date - (previous?.date ?? 0) <= MAX_CUT_GAP;
-    const partOfPrevious = isNext && isAtOnce ? previous?.part : undefined;
+    const partOfPrevious = isAtOnce ? previous?.part : undefined;
     if ((message.text ?? "").length < MIN_CUT_LENGTH) return partOfPrevious;
     const part = partOfPrevious ?? `${sender} ${id}`;
-    this.#lastPiece.set(sender, { part, id, date });
-    forgetOldest(this.#lastPiece);
+    this.#pieces.set(`${sender} ${id}`, { part, date });
+    forgetOldest(this.#pieces);
     return part;
   }
 
@@ -2670,7 +2675,7 @@ export class TelegramChannel implements Channel {
     await this.#bot.api.sendMessage(this.#moved.newId(chat), text, options);
   }
 
-  /** Tries again where the chat is now; instead of in its topic, in the chat. Throws other errors. */
+  /** Tries where the chat is now, or in the chat instead of its topic. Throws other errors. */
   async #sendElsewhere(to: string, text: string, error: unknown): Promise<void> {
     const { chat } = telegramAddress(to);
     const newId = newIdIn(error);
@@ -2861,7 +2866,7 @@ type FeishuAnswer = {
   tenant_access_token?: string;
 };
 
-// Codes for what passes by itself: too many requests, an error inside, a bot that is not yet active.
+// Codes for what passes: too many requests, an error inside, a bot that is not active yet.
 const FEISHU_BUSY = [99991400, 230020, 11232, 2200, 230006];
 // Codes for what no attempt changes: the request is invalid, the bot is not in the chat or may not
 // write there, the person has stopped it, the text is too long or not allowed.
@@ -3005,10 +3010,12 @@ export class FeishuChannel implements Channel {
     if (!thread_id) return chat;
     const peerId = `${chat}${THREAD}${thread_id}`;
     if (this.#roots.has(peerId)) return peerId;
-    this.#roots.set(peerId, root_id || message_id); // the first message of a topic has no root
-    forgetOldest(this.#roots);
+    const root = root_id || message_id; // the first message of a topic has no root
+    const entries = [...this.#roots, [peerId, root]];
     fs.mkdirSync(STATE, { recursive: true });
-    replaceFile(this.#rootsFile, JSON.stringify(Object.fromEntries(this.#roots)));
+    replaceFile(this.#rootsFile, JSON.stringify(Object.fromEntries(entries)));
+    this.#roots.set(peerId, root);
+    forgetOldest(this.#roots);
     return peerId;
   }
 
@@ -3726,6 +3733,21 @@ function checkSettings(): void {
   if (!(CONTEXT_TOKENS >= 1000)) throw new Error("CONTEXT_TOKENS must be a number from 1000 up");
 }
 
+/**
+ * The proxy that is set, as curl takes it: the scheme may be missing, the name may be in small
+ * letters, and a password may have a character in it that ends an address elsewhere.
+ */
+function proxySetting(name: string): string | undefined {
+  const value = env(name.toLowerCase()) || env(name);
+  if (!value) return undefined;
+  const address = (value.includes("://") ? value : `http://${value}`)
+    .replace(/^socks5h:/, "socks5:") // undici lets the proxy look up names in either case
+    .replace(/(?<=:\/\/.*)[#/?](?=.*@)/g, encodeURIComponent);
+  if (/^(https?|socks5):/.test(address) && URL.canParse(address)) return address;
+  // Without the value, because there may be a password in it.
+  throw new Error(`${name} must be the address of a proxy, such as http://127.0.0.1:7890`);
+}
+
 /** Step 1 of main. Reads what was set for this run, before anything has started. */
 function readSettings() {
   checkSettings();
@@ -3763,7 +3785,8 @@ function greet({ store, key }: App): void {
 /** Step 3 of main. Starts everything that runs beside the terminal. */
 async function startApp(app: App, httpPort: number): Promise<void> {
   // From here on every fetch of this process goes through HTTPS_PROXY or HTTP_PROXY, if one is set.
-  setGlobalDispatcher(new EnvHttpProxyAgent());
+  const [httpProxy, httpsProxy] = ["HTTP_PROXY", "HTTPS_PROXY"].map(proxySetting);
+  setGlobalDispatcher(new EnvHttpProxyAgent({ httpProxy, httpsProxy }));
   const server = await startHttp(httpPort);
   // Feishu's events come in over HTTP. If the port is taken, it could receive nothing, so the
   // channel is removed for this run, and its messages stay in the inbox.
@@ -3781,9 +3804,7 @@ async function startApp(app: App, httpPort: number): Promise<void> {
  * not set up in this run stays in the inbox until a run in which it is.
  */
 function resumeInbox(app: App): void {
-  for (const message of app.inbox.newlyQuarantined.values()) {
-    if (app.channels.has(message.channel)) tellQuarantined(app, message);
-  }
+  for (const message of app.inbox.newlyQuarantined.values()) tellQuarantined(app, message);
   for (const message of app.inbox.pending()) {
     if (app.channels.has(message.channel)) resume(app, message);
   }
