@@ -16,7 +16,7 @@ export async function laneRow(): Promise<Row> {
   const lanes = new CommandQueue({ main: [LIMIT, SECONDS] });
   const queue = new PQueue({ concurrency: LIMIT, timeout: SECONDS * 1000 });
   const times = await sideBySide(
-    31,
+    15,
     () => many(() => lanes.run("main", task)),
     () => many(() => queue.add(task)),
   );

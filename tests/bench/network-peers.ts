@@ -87,7 +87,7 @@ export async function startRow(): Promise<Row> {
   const imports = packages.map((name) => `import "${name}";`).join("");
   const file = path.join(ROOT, "sessions/en/s10_concurrency.ts");
   const times = await sideBySide(
-    9,
+    5,
     () => evaluate(`import ${JSON.stringify(file)};`),
     () => evaluate(imports),
   );

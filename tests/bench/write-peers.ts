@@ -13,7 +13,7 @@ import path from "node:path";
 import { DeliveryQueue, Inbox, SessionStore } from "../../sessions/en/s10_concurrency.ts";
 import { type Row, sideBySide } from "./time.ts";
 
-const ROUNDS = 201;
+const ROUNDS = 101;
 const TEXT = "Where does my sister live, and since when? ".repeat(5);
 
 function flush(file: string): void {
