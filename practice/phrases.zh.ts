@@ -194,11 +194,12 @@ const FACTS: Language["facts"] = [
       `(?:我|用户)的(?:工作|职业)是(?!${QUESTION_WORD})${VALUE}`,
       `^(?:工作|职业)(?:是|[：:])(?!${QUESTION_WORD})${VALUE}`,
       `我是一?[名个位](?<value>\\p{L}+)`,
+      "我是(?<value>\\p{L}{0,6}(?:员|师|学生|医生|科学家|作家|记者|工人|经理|教授|警察|司机|护士|律师))(?=[，。！,.!\\s]|$)",
       `我在(?!哪|什么)(?<value>[\\p{L}\\d]+?)(?:工作|上班)`,
     ),
     ask: rule(
       "我在哪[里儿]?(?:工作|上班)",
-      "我是?(?:做什么的|做什么工作|干什么的)",
+      "我是?(?:做什么的|做什么工作|干什么的|干啥的)",
       "我的工作是什么",
       "^(?:我的)?(?:工作|职业)(?:呢|是|来着)*(?:什么|啥)?[？?。]*$",
     ),
@@ -206,9 +207,18 @@ const FACTS: Language["facts"] = [
   {
     key: "taste",
     tell: rule(
-      `(?:我|用户)(?:很|最|特别|非常|也)?(?:喜欢|爱)(?!的|[吃喝看做玩]?${QUESTION_WORD})(?<value>[\\p{L}\\d ]+)`,
+      `(?:我|用户|^|[，,]\\s*)(?:很|最|特别|非常|也)?(?:喜欢|爱)(?!的|[吃喝看做玩]?${QUESTION_WORD})(?<value>[\\p{L}\\d ]+)`,
     ),
     ask: rule("(?:^|我)(?:最|都)?(?:喜欢|爱)[吃喝看做玩]?(?:什么|啥|哪)(?:来着)?[？?。]*$"),
+  },
+  {
+    key: "年龄",
+    tell: rule(
+      "(?:我|用户)?今年(?<value>[\\d一二三四五六七八九十百]+岁)",
+      "(?:^|我)(?<value>\\d+岁)(?=[，。！,.!\\s了]|$)",
+      "的年龄是(?<value>[\\d一二三四五六七八九十百]+岁?)",
+    ),
+    ask: rule("(?:^|我)(?:今年)?(?:多大|几岁)", "我的年龄"),
   },
   {
     prefix: "最喜欢的",
@@ -224,11 +234,11 @@ const FACTS: Language["facts"] = [
   {
     // Any other fact, such as "my cat is called Tom" or "my favourite colour is blue".
     tell: rule(
-      `(?:我|用户)的${KEY}(?:的名字)?(?:叫做?|是)(?!${QUESTION_WORD})${VALUE}`,
+      `(?:我|用户)(?:的|家的?)${KEY}(?:的名字)?(?:叫做?|是)(?!${QUESTION_WORD})${VALUE}`,
       `^(?<key>${OWN})(?:的名字)?(?:叫|是|[：:])(?!${QUESTION_WORD})${VALUE}`,
     ),
     ask: rule(
-      `我的${KEY}(?:的名字)?(?:叫做?|是)${QUESTION_WORD}`,
+      `我(?:的|家的?)${KEY}(?:的名字)?(?:叫做?|是)${QUESTION_WORD}`,
       `^(?<key>${OWN})(?:的名字)?(?:叫|是|呢|来着|${QUESTION_WORD}|时候|[一-龥]?天)*[？?。]*$`,
       `(?:知道|记得)我的${KEY}(?:叫什么|是什么|吗)?[？?。]*$`,
     ),
@@ -386,7 +396,7 @@ const SENTENCES: Sentences = {
 };
 
 export const CHINESE: Language = {
-  script: /^(?!.*[\u3040-\u30ff]).*\p{sc=Han}/su, // with kana it is Japanese
+  script: /^(?!.*[\u3040-\u30ff気円広図実対読売変楽薬働込駅歳]).*\p{sc=Han}/su, // with kana and the like it is Japanese
   patterns: PATTERNS,
   facts: FACTS,
   // A text between “ and ” stays whole.

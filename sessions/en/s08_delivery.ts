@@ -2956,14 +2956,14 @@ function feishuError({ code, msg, retryAfter }: FeishuAnswer): SendError {
   return new SendError(`${code} ${msg}`, isFinal, retryAfter, isUnknown);
 }
 
-// -- 8 · Feishu: in and out --
-
 // What an event of a message has to have, so that we can read it.
 const FEISHU_EVENT = objectSchema(ofType("object", "sender", "message"));
 const FEISHU_MESSAGE = objectSchema(ofType("string", "chat_id", "message_type", "content"));
 
 /** Separates chat and thread in the peerId of a Feishu topic, as in "oc_1:thread:omt_7". */
 const THREAD = ":thread:";
+
+// -- 8 · Feishu: in and out --
 
 /** The adapter for Feishu, and for Lark, its international edition. Events come by a webhook. */
 export class FeishuChannel implements Channel {
@@ -3049,16 +3049,14 @@ export class FeishuChannel implements Channel {
   /** Undefined for a message of another bot, or one that is not meant for us. */
   #read(sender: Fields, message: Fields, { header }: FeishuEvent): InboundMessage | undefined {
     if (sender.sender_type !== "user") return undefined;
-    const { message_id, create_time } = message;
-    const [chat, type, content] = [message.chat_id, message.message_type, message.content].map(
-      String,
-    ) as [string, string, string]; // three, as we give it
+    const { message_id, create_time, content } = message;
+    const [chat, type] = [String(message.chat_id), String(message.message_type)];
     const isGroup = message.chat_type !== "p2p";
     const mentions = objectsOf(message.mentions);
     if (isGroup && !mentions.some((mention) => this.#isBot(mention))) return undefined;
     const accountId = this.#setting("FEISHU_APP_ID");
     const senderId = isObject(sender.sender_id) ? String(sender.sender_id.open_id ?? "") : "";
-    const { text, media } = readFeishu(type, content);
+    const { text, media } = readFeishu(type, String(content));
     const words = text.trim() || `[${type}]`;
     // The id is an idempotency key: a redelivery may come under a new message id, but never with
     // another sender, time or content, so it gets the same hash, and the inbox drops it. Without a
