@@ -1793,8 +1793,7 @@ const MAX_QUOTE = 2_000;
 function attributionOf(message?: InboundMessage): string[] {
   const { isGroup, senderId: id, senderName = "", quoted } = message ?? {};
   const lines: string[] = [];
-  const toJson = (value: unknown) =>
-    JSON.stringify(value).replaceAll("<", "\\u003c").toWellFormed();
+  const toJson = (value: unknown) => JSON.stringify(value).replaceAll("<", "\\u003c");
   if (isGroup) {
     const name = withoutControls(senderName).replace(/\s+/g, " ").slice(0, 100);
     lines.push(`The words above are from ${toJson({ name: name || undefined, id })}.`);
@@ -2534,8 +2533,8 @@ export class TelegramChannel implements Channel {
   #moved = new MovedChats();
   #reported = ""; // why polling failed last
   #allowed: AllowList;
-  // The newest long piece of each sender in each conversation.
-  #lastPiece = new Map<string, { part: string; id: number; date: number }>();
+  // The long pieces of texts that were cut, by conversation, sender and message id.
+  #pieces = new Map<string, { part: string; date: number }>();
   // The parts of albums and long texts that were not passed on yet, by what they have as `part`.
   #heldParts = new Map<string, { isAddressed: boolean; messages: InboundMessage[] }>();
 
@@ -2654,21 +2653,19 @@ export class TelegramChannel implements Channel {
    * The mark that all parts of one message share; undefined if it is whole. Telegram marks the
    * parts of an album. The pieces of a long text have ids in a row and come at once, and all but
    * the last are long: a long piece continues the previous text or starts a new one, and a short
-   * piece ends the text.
+   * piece ends the text. An update that could not be stored comes again and gets the same mark.
    */
   #partOf(message: TelegramMessage): string | undefined {
     const { chat, from, date, message_id: id, media_group_id } = message;
     if (media_group_id) return `telegram ${chat.id} ${media_group_id}`;
     const sender = `telegram ${peerOf(message)} ${from?.id}`;
-    const previous = this.#lastPiece.get(sender);
-    // If an update could not be stored, it comes again, and then it is itself the previous one.
-    const isNext = previous?.id === id - 1 || previous?.id === id;
+    const previous = this.#pieces.get(`${sender} ${id - 1}`);
     const isAtOnce = date - (previous?.date ?? 0) <= MAX_CUT_GAP;
-    const partOfPrevious = isNext && isAtOnce ? previous?.part : undefined;
+    const partOfPrevious = isAtOnce ? previous?.part : undefined;
     if ((message.text ?? "").length < MIN_CUT_LENGTH) return partOfPrevious;
     const part = partOfPrevious ?? `${sender} ${id}`;
-    this.#lastPiece.set(sender, { part, id, date });
-    forgetOldest(this.#lastPiece);
+    this.#pieces.set(`${sender} ${id}`, { part, date });
+    forgetOldest(this.#pieces);
     return part;
   }
 
@@ -3020,10 +3017,12 @@ export class FeishuChannel implements Channel {
     if (!thread_id) return chat;
     const peerId = `${chat}${THREAD}${thread_id}`;
     if (this.#roots.has(peerId)) return peerId;
-    this.#roots.set(peerId, root_id || message_id); // the first message of a topic has no root
-    forgetOldest(this.#roots);
+    const root = root_id || message_id; // the first message of a topic has no root
+    const entries = [...this.#roots, [peerId, root]];
     fs.mkdirSync(STATE, { recursive: true });
-    replaceFile(this.#rootsFile, JSON.stringify(Object.fromEntries(this.#roots)));
+    replaceFile(this.#rootsFile, JSON.stringify(Object.fromEntries(entries)));
+    this.#roots.set(peerId, root);
+    forgetOldest(this.#roots);
     return peerId;
   }
 
@@ -4083,8 +4082,7 @@ export class MemoryStore {
     this.#now = now;
     makeFolder(dir);
     for (const name of fs.readdirSync(dir).filter((one) => one.endsWith(".jsonl"))) {
-      const lines = readOrQuarantine(path.join(dir, name), () => this.#log(name).read()) ?? [];
-      for (const { record } of lines) this.#addNote({ ...record }, name);
+      for (const { record } of this.#log(name).read()) this.#addNote({ ...record }, name);
     }
   }
 
