@@ -3572,15 +3572,17 @@ async function answerMessage(message: unknown, app: App, client: Client) {
 
 /** The request in a message, or the error response to a message that is no request. */
 function parseRequest(message: unknown): RpcRequest | ErrorResponse {
-  const invalid = new RpcError(INVALID_REQUEST, "this is no request of JSON-RPC 2.0");
-  if (!isObject(message)) return errorResponse(null, invalid);
+  if (!isObject(message)) return invalidRequest(null);
   const { jsonrpc, id, method: name, params = {} } = message;
   const isId = id === null || typeof id === "string" || typeof id === "number";
   const hasGoodId = isId || id === undefined;
   const isRequest = jsonrpc === "2.0" && typeof name === "string" && hasGoodId;
   if (isRequest) return { id, method: name, params };
-  return errorResponse(isId ? id : null, invalid);
+  return invalidRequest(isId ? id : null);
 }
+
+const invalidRequest = (id: RpcId) =>
+  errorResponse(id, new RpcError(INVALID_REQUEST, "this is no request of JSON-RPC 2.0"));
 
 /** Runs the method that a request names. It never rejects: an error becomes the response. */
 async function dispatch(request: RpcRequest, app: App, client: Client) {
