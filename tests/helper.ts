@@ -4,7 +4,7 @@
  * test none of its requests was one that the API refuses.
  */
 
-import { type ChildProcess, spawn } from "node:child_process";
+import { type ChildProcess, type StdioOptions, spawn } from "node:child_process";
 import { createHash } from "node:crypto";
 import {
   existsSync,
@@ -433,6 +433,7 @@ interface Pipes {
   write(input: string): void;
   end(): void;
   kill(signal: NodeJS.Signals): void;
+  forward?(ms: number): Promise<unknown>;
 }
 
 const ESCAPE = String.fromCharCode(27);
@@ -511,6 +512,11 @@ export class Program {
     if (this.code === undefined) this.#pipes.kill(signal);
   }
 
+  /** Puts its clock forward, if it was started with `clock`. Resolves when all timers have fired. */
+  async forward(ms: number): Promise<void> {
+    await this.#pipes.forward?.(ms);
+  }
+
   /** Closes the program's input and waits until it has ended. */
   async finish(input = ""): Promise<{ code: number; text: string }> {
     if (input) this.write(input);
@@ -585,18 +591,28 @@ export interface StartOptions {
   runner?: Runner;
   /** Arguments after the file, such as --serve. */
   words?: string[];
+  /** Has a clock that `forward` puts forward. */
+  clock?: boolean;
+  /** A command that starts the process, such as `unshare -m`: its own arguments come after it. */
+  wrapper?: string[];
+  /** Runs as this user. */
+  uid?: number;
 }
+
+const CLOCK = join(ROOT, "tests/fixtures/clock.mjs");
 
 /** Starts a section that reads from a pipe. */
 export function start(
   section: SectionFile,
   given: Settings,
-  { runner = "fast", words = [] }: StartOptions = {},
+  { runner = "fast", words = [], clock = false, wrapper = [], uid }: StartOptions = {},
 ): Program {
   const env = { ...bareEnvironment(), ...given };
+  const preload = clock ? ["--import", CLOCK] : [];
+  const line = [...wrapper, process.execPath, ...preload, ...command(section, runner), ...words];
+  const stdio: StdioOptions = clock ? ["pipe", "pipe", "pipe", "ipc"] : "pipe";
   return new Program((program) => {
-    const args = [...command(section, runner), ...words];
-    const child: ChildProcess = spawn(process.execPath, args, { cwd: ROOT, env });
+    const child: ChildProcess = spawn(line[0] ?? "", line.slice(1), { cwd: ROOT, env, stdio, uid });
     for (const stream of [child.stdout, child.stderr]) {
       stream?.setEncoding("utf8").on("data", (piece: string) => program.heard(piece));
     }
@@ -607,6 +623,11 @@ export function start(
       write: (input) => child.stdin?.write(input),
       end: () => child.stdin?.end(),
       kill: (signal) => child.kill(signal),
+      forward: (ms) =>
+        new Promise((resolve, reject) => {
+          child.once("message", resolve).once("close", () => reject(new Error("it has ended")));
+          child.send({ forward: ms }, (error) => error && reject(error));
+        }),
     };
   });
 }
