@@ -99,7 +99,7 @@ describe.each(englishFrom("s04"))("$name, after a crash", (section) => {
     expect(await world.telegramHears("alice")).toBe("re: [photo] trip\n[photo]");
     expect(await world.telegramHears("alice")).toBe("re: [photo]");
 
-    // Three times begun, never ended: quarantined and said, and the next one is answered.
+    // Three times begun, never ended: quarantined and told, and then the next one is answered.
     const poison = model.hold();
     world.telegramSays("alice", "poison");
     await poison.waiting;
@@ -117,6 +117,7 @@ describe.each(englishFrom("s04"))("$name, after a crash", (section) => {
     const asked = world.requestsAbout("poison").length;
     await world.telegramSays("alice", "after it");
     const program = await world.start();
+    expect(await world.telegramHears("alice")).toContain("three times");
     expect(await world.telegramHears("alice")).toBe("re: after it");
     expect(world.requestsAbout("poison")).toHaveLength(asked);
     expect(program.text.match(/is quarantined \(renamed to .*\.quarantined\): ./g)).toHaveLength(7);

@@ -4,7 +4,7 @@ import { readFileSync, writeFileSync } from "node:fs";
 import { join } from "node:path";
 import { describe, expect, it } from "vitest";
 import type { LoggedRequest } from "../practice/model.ts";
-import { calls, outline, printed, results, say, sectionsFrom } from "./helper.ts";
+import { calls, changed, outline, printed, results, say, sectionsFrom } from "./helper.ts";
 import {
   asking,
   DAY,
@@ -27,6 +27,10 @@ const ILL = {
   error: { status: 400, type: "invalid_request_error", message: "the model is ill" },
 };
 const toOwner = { channel: "telegram", to: OWNER };
+
+/** The chat from which the owner wrote last. */
+const wroteLast = ({ state }: Own, to: string) =>
+  writeFileSync(join(state, "owner.json"), JSON.stringify({ channel: "telegram", to }));
 
 /** What was asked, without what comes before it. */
 const asked = (log: LoggedRequest[]) => log.map((entry) => outline(entry).at(-1));
@@ -141,23 +145,29 @@ describe.each(sectionsFrom("s07"))("$name, a job", (file) => {
     await section.accept(app, inbound({ text: "hello", peerId: OWNER })).done;
     await begin(asking("c", once(0)), 3);
     await begin(event("d", once(0)), 4); // costs no call
-    // A channel that is not there: better here than nowhere.
+    // A channel that is not set up now: its text waits in the queue, or the owner hears of it.
     await begin(asking("e", once(0), { deliver: { channel: "feishu", to: "x" } }), 5);
-    expect(printed()).toContain("four");
-    expect(await heard(world)).toEqual([
+    expect(printed()).not.toContain("four");
+    const told = await heard(world);
+    expect(told.slice(0, 4)).toEqual([
       "1002: two",
       `${OWNER}: re: hello`,
       `${OWNER}: three`,
       `${OWNER}: event of d`,
     ]);
+    const inQueue = changed(file, "queue");
+    expect(told.slice(4)).toEqual(
+      inQueue ? [] : [`${OWNER}: What e says could not be sent to feishu x: four`],
+    );
     expect(model.log).toHaveLength(5);
   });
 
   it("that fails is an error: counted, kept from everybody, and off after five in a row", async () => {
     const world = await own(file);
     const { model, app, clock } = world;
-    const mine = asking("mine", every(60), { deliver: toOwner });
+    const mine = asking("mine", every(60), { deliver: { channel: "telegram", to: "1002" } });
     writeCron(world.workspace, [mine]);
+    wroteLast(world, "1001");
     app.cron.tick();
     const errors = () => app.cron.stateOf(mine).errors;
     async function runsInto(answer: object, expected: number): Promise<void> {
@@ -174,8 +184,9 @@ describe.each(sectionsFrom("s07"))("$name, a job", (file) => {
     for (let count = 1; count <= 5; count++) await runsInto(ILL, count);
     const said = await heard(world);
     expect(said).toHaveLength(2); // what worked, and that it is off now
-    expect(said[0]).toBe(`${OWNER}: It works.`);
-    expect(said[1]).toContain("mine");
+    expect(said[0]).toBe("1002: It works.");
+    // The owner hears that it is off, and not those to whom the job speaks.
+    expect(said[1]).toMatch(/^1001: .*mine/);
     expect(said.join()).not.toContain("ill");
     const { length } = model.log;
     const next = world.again();
@@ -193,7 +204,8 @@ describe.each(sectionsFrom("s07"))("$name, a job", (file) => {
   it("that comes once and fails is not forgotten: its owner hears that, but not the error", async () => {
     const world = await own(file);
     const { model, app } = world;
-    writeCron(world.workspace, [asking("birthday", once(1), { deliver: toOwner })]);
+    writeCron(world.workspace, [asking("birthday", once(1))]);
+    wroteLast(world, OWNER);
     model.script(ILL);
     app.cron.tick();
     await world.settled();

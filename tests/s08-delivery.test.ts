@@ -30,17 +30,18 @@ import {
 } from "./s08-helper.ts";
 import { delivered, inbound } from "./world.ts";
 
-const BACKOFF = [5, 25, 120, 600];
+const BACKOFF = [5, 25, 120, 600, 1800, 1800];
 
 describe.each(sectionsFrom("s08"))("$name, to a platform that fails", (file) => {
-  it("waits 5 s, 25 s, 2 min and 10 min, keeps the order, and holds up nobody else", async () => {
+  it("waits 5 s, 25 s, 2 min, 10 min, then 30 min, keeps the order, and holds up nobody else", async () => {
     const section = await load08(file);
     stopTheClock();
     const { queue, runner, telegram, chat, times } = await openTelegram(section);
     vi.spyOn(Math, "random").mockReturnValue(0);
     const to = chat("alice");
     // None of these is for good: an answer that says so, a page of a proxy's, and nobody there.
-    for (const kind of ["500", "502", "refuse", "429"]) telegram.fail({ kind, chat: "alice" });
+    for (const kind of ["500", "502", "refuse", "429", "502", "500"])
+      telegram.fail({ kind, chat: "alice" });
     for (const part of [0, 1, 2]) queue.add(delivery(`a#${part}`, { to }));
     queue.add(delivery("b#0", { to }));
     queue.add(delivery("c#0", { to: chat("bob") }));
@@ -59,9 +60,9 @@ describe.each(sectionsFrom("s08"))("$name, to a platform that fails", (file) => 
     const runExclusive = ["text of a#0", "text of a#1", "text of a#2", "text of b#0"];
     expect(telegram.textsTo("alice")).toEqual(runExclusive);
     expect(telegram.textsTo("bob")).toEqual(["text of c#0"]);
-    const sums = [0, 5, 30, 150, 750].map((seconds) => seconds * SECOND);
+    const sums = [0, 5, 30, 150, 750, 2550, 4350].map((seconds) => seconds * SECOND);
     expect(times("text of a#0")).toEqual(sums);
-    expect(runner.stats).toEqual({ sent: 5, retried: 4, failed: 0 });
+    expect(runner.stats).toEqual({ sent: 5, retried: 6, failed: 0 });
   });
 
   it("waits up to a quarter longer, so that not all come at once", async () => {
@@ -75,7 +76,7 @@ describe.each(sectionsFrom("s08"))("$name, to a platform that fails", (file) => 
       queue.add(one);
       runner.start();
       const found: number[] = [];
-      while (found.length < 4) {
+      while (found.length < 6) {
         await until(() => one.failures > found.length);
         found.push((one.nextAttemptAt - Date.now()) / SECOND);
         await pass(one.nextAttemptAt - Date.now());
@@ -91,29 +92,68 @@ describe.each(sectionsFrom("s08"))("$name, to a platform that fails", (file) => 
     }
   });
 
-  it("gives up after five tries, with the rest of that reply and nothing else", async () => {
+  it("goes on through an outage of 23 hours, and gives up after 24, with the rest of that reply", async () => {
     const section = await load08(file);
     stopTheClock();
-    const { queue, runner, telegram, folder, chat, times } = await openTelegram(section);
-    const to = chat("alice");
-    telegram.fail({ kind: "500", chat: "alice", times: 5 });
+    const { queue, runner, line, folder, refuse } = openDesk(section);
+    line.fate = () => refuse("Bad Gateway");
+    for (const id of ["a#0", "a#1"]) queue.add(delivery(id));
+    runner.start();
+    await until(() => line.tried.length === 1);
+    for (let hour = 0; hour < 22; hour++) await pass(HOUR);
+    expect(queue.deadLetters()).toEqual([]);
+    expect(line.tried.length).toBeGreaterThan(30);
+    expect(line.tried.length).toBeLessThan(60);
     // "a" is the beginning of "a#1!": they are different replies all the same.
-    for (const id of ["a#0", "a#1", "a#2", "a#1!#0", "b#0"]) queue.add(delivery(id, { to }));
-    const [first] = queue.waiting.get(`telegram ${to}`) ?? [];
+    for (const id of ["a#1!#0", "b#0"]) queue.add(delivery(id));
+    for (let hour = 22; hour < 25; hour++) await pass(HOUR);
+    await until(() => queue.size === 2);
+    expect(queue.deadLetters().map(({ id }) => id)).toEqual(["a#0", "a#1"]);
+    expect(entriesOf(folder, "failed").map(({ error }) => error)).toEqual(
+      new Array(2).fill(expect.stringContaining("24 hours")),
+    );
+    line.fate = () => {};
+    await pass(HOUR);
+    await until(() => queue.size === 0);
+    expect(line.taken).toEqual(["text of a#1!#0", "text of b#0"]);
+    expect(line.tried).not.toContain("text of a#1");
+  });
+
+  it("gives up a refusal that nobody knows after five tries, with the rest of that reply", async () => {
+    const section = await load08(file);
+    stopTheClock();
+    const { queue, runner, line, refuse } = openDesk(section);
+    line.fate = (_to, text) =>
+      text === "text of a#0" && refuse("401: who is there?", false, undefined, true);
+    for (const id of ["a#0", "a#1", "b#0"]) queue.add(delivery(id));
+    const [first] = queue.waiting.get("telegram 1001") ?? [];
     runner.start();
     for (const tries of [1, 2, 3, 4]) {
       await until(() => first?.failures === tries);
       await pass((first?.nextAttemptAt ?? 0) - Date.now());
     }
     await until(() => queue.size === 0);
-    expect(times("text of a#0")).toHaveLength(5);
-    expect(telegram.textsTo("alice")).toEqual(["text of a#1!#0", "text of b#0"]);
-    expect(queue.deadLetters().map(({ id }) => id)).toEqual(["a#0", "a#1", "a#2"]);
-    expect(entriesOf(folder, "failed").map(({ error }) => error)).toEqual(
-      new Array(3).fill(expect.stringContaining("Internal Server Error")),
-    );
-    expect(filesOf(folder)).toEqual([]);
-    expect(runner.stats).toEqual({ sent: 2, retried: 4, failed: 3 });
+    expect(line.tried.filter((text) => text === "text of a#0")).toHaveLength(5);
+    expect(line.taken).toEqual(["text of b#0"]);
+    expect(queue.deadLetters().map(({ id }) => id)).toEqual(["a#0", "a#1"]);
+    expect(runner.stats).toEqual({ sent: 1, retried: 4, failed: 2 });
+  });
+
+  it("after the clock was put back, waits between its attempts as always", async () => {
+    const section = await load08(file);
+    stopTheClock();
+    const { queue, runner, line, refuse } = openDesk(section);
+    line.fate = () => refuse("busy");
+    queue.add(delivery("a#0"));
+    vi.setSystemTime(NOON - 2 * HOUR);
+    runner.start();
+    await until(() => line.tried.length === 1);
+    await pass(4 * SECOND);
+    expect(line.tried).toHaveLength(1);
+    await pass(10 * SECOND);
+    await until(() => line.tried.length === 2);
+    await pass(10 * SECOND); // 24 s after the first: the third is due after 30
+    expect(line.tried).toHaveLength(2);
   });
 
   it.each(["403", "400"])("gives up at once at a %s", async (kind) => {
@@ -480,7 +520,7 @@ describe.each(sectionsFrom("s08"))("$name, files", (file) => {
       queue.add(delivery("a#0"));
       queue.add(delivery("a#1"));
       const full = vi.spyOn(fs, method).mockImplementation(() => {
-        throw new Error("ENOSPC: no space left on device");
+        throw Object.assign(new Error("no space left on device"), { code: "ENOSPC" });
       });
       runner.start();
       for (const _ of [1, 2, 3]) {
@@ -495,6 +535,7 @@ describe.each(sectionsFrom("s08"))("$name, files", (file) => {
       expect(queue.deadLetters()).toEqual([]);
     }
     expect(printed()).not.toContain("a#0:"); // it never was in doubt whether it was sent
+    expect(printed().match(/no space left/g)).toHaveLength(2); // once for each outage
   });
 
   it("a dead letter keeps its number; one that is deleted by hand is gone, and /retry goes on", async () => {
@@ -565,13 +606,16 @@ describe.each(sectionsFrom("s08"))("$name, the road", (file) => {
 
   it("takes what is said of a job that failed, and its answer, for two replies", async () => {
     const model = await practice({ rules: false });
-    const section = await load08(file, settings(model));
+    const given = settings(model, { TELEGRAM_ALLOWED_CHATS: "1001" });
+    const section = await load08(file, given);
     const { app, queue, line } = openDesk(section);
     line.fate = () => new Promise(() => {});
+    const owner = JSON.stringify({ channel: "telegram", to: "1001" });
+    fs.mkdirSync(join(String(given.CLAW0_WORKSPACE), ".state"), { recursive: true });
+    fs.writeFileSync(join(String(given.CLAW0_WORKSPACE), ".state/owner.json"), owner);
     vi.spyOn(app.cron, "report").mockImplementation((_id, error) => (error ? "it is off" : ""));
     const run = () => {
-      const deliver = { channel: "telegram", to: "1001" };
-      const job = { isEvent: false, deliver };
+      const job = { isEvent: false };
       const from = { channel: "cron", peerId: "job", senderId: "job", job };
       const message = { ...inbound(), ...from, id: "cron:job:2027-01-04T12:00:00.000Z" };
       return section.accept(app, message).done;

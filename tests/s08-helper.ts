@@ -98,8 +98,8 @@ export function openDesk(section: S08, folder = temporaryFolder()) {
   const channels = new section.ChannelManager();
   channels.set("telegram", line);
   const app = appOf08(section, folder, channels);
-  const refuse = (why: string, permanent = false, retryAfter?: number): never => {
-    throw Object.assign(new section.SendError(why), { permanent, retryAfter });
+  const refuse = (why: string, permanent = false, retryAfter?: number, unknown = false): never => {
+    throw new section.SendError(why, permanent, retryAfter, unknown);
   };
   return { app, line, folder, refuse, queue: app.queue, runner: app.delivery };
 }

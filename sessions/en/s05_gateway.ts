@@ -28,6 +28,7 @@
 
 // The Chinese and Japanese files are made from this one and from code.po: npm run translate.
 
+import type { ChildProcess } from "node:child_process";
 import { spawn } from "node:child_process";
 import crypto from "node:crypto";
 import { once } from "node:events";
@@ -239,20 +240,24 @@ export async function continueTurn(conversation: Conversation, options: TurnOpti
   while (needsReply(conversation.messages.at(-1))) {
     checkRounds(conversation);
     const response = await callModel(buildRequest(conversation, options), options);
-    conversation.append(response);
+    await untilStored(() => conversation.append(response), options.signal);
     options.onText?.(stopNote(response));
     const calls = callsToRun(response);
     if (calls.length === 0) continue;
     const turn = { ...options, conversation };
     const results = await Promise.all(calls.map((call) => runTool(call, turn)));
-    conversation.append({ role: "user", content: results });
+    // If the disk is full, the results wait here, since a tool must not run again to get them.
+    const answered: Message = { role: "user", content: results };
+    await untilStored(() => conversation.append(answered), options.signal);
   }
 }
 
 const needsReply = (m?: Message) => m?.role === "user" || CONTINUE_IF.some((test) => test(m));
 
-/** Brings the turn to its end. Gives all that the model said since the person spoke. */
+/** Brings the turn to its end. Gives all that the model said in it. */
 export async function finishTurn(conversation: Conversation, options: TurnOptions) {
+  const earlier = earlierTurn(conversation, options.message);
+  if (earlier) return earlier.slice(1).map(textOf).filter(Boolean).join("\n\n");
   // After a restart the answer may be stored already. Then nothing is asked, so no key is needed.
   if (needsReply(conversation.messages.at(-1))) await runMiddleware(conversation, options);
   const start = conversation.messages.findLastIndex(startsTurn) + 1;
@@ -722,6 +727,8 @@ const SAFE_ENV =
   "PATH HOME USER LANG TERM TZ TMPDIR TEMP TMP SystemRoot ComSpec PATHEXT USERPROFILE APPDATA";
 const WINDOWS = process.platform === "win32";
 
+const SHELLS = new Set<ChildProcess>(); // that are running
+
 /** Runs a script for at most `seconds`, and gives its output. Throws if it fails or is stopped. */
 async function bash(script: string, seconds: number, signal?: AbortSignal): Promise<string> {
   const child = startShell(script);
@@ -762,6 +769,8 @@ function startShell(script: string) {
     windowsHide: true,
   });
   if (!WINDOWS) child.on("exit", () => killGroup(child.pid));
+  SHELLS.add(child);
+  child.on("close", () => SHELLS.delete(child));
   return child;
 }
 
@@ -958,6 +967,22 @@ class JsonlFile {
   }
 }
 
+/** A turn: the message that began it, and all up to the next turn. [] if it is not in the list. */
+function turnOf(messages: Message[], first: Message | undefined): Message[] {
+  const start = first ? messages.indexOf(first) : -1;
+  if (start < 0) return [];
+  const length = messages.slice(start + 1).findIndex(startsTurn) + 1;
+  return length === 0 ? messages.slice(start) : messages.slice(start, start + length);
+}
+
+/** The stored turn of a message, if other turns have followed it: then it can't be continued. */
+function earlierTurn(conversation: Conversation, message?: InboundMessage): Message[] | undefined {
+  if (!message || !(conversation instanceof Session)) return undefined;
+  const turn = turnOf(conversation.messages, conversation.asked.get(message.id));
+  const isLast = turn.at(-1) === conversation.messages.at(-1);
+  return turn.length === 0 || isLast ? undefined : turn;
+}
+
 /** A conversation on disk. Its file has all that was ever said, and the list what replay gives. */
 export class Session extends Conversation {
   readonly id: string;
@@ -967,7 +992,7 @@ export class Session extends Conversation {
   countsValidFrom = 0;
   #log: JsonlFile;
   #lineOf = new Map<Message, number>(); // where each message is in the file
-  #inboxIds = new Set<string>();
+  readonly asked = new Map<string, Message>(); // by inbox id: the message that it is the id of
 
   /** Replays the file. */
   constructor(file: string) {
@@ -981,7 +1006,7 @@ export class Session extends Conversation {
     const { key = "", label = "", at = "" } = record;
     if (line === 1) this.header = { key, label, at };
     if (Array.isArray(record.message?.content)) this.#add(record.message, line);
-    if (record.inboxId) this.#inboxIds.add(record.inboxId);
+    if (record.inboxId && record.message) this.asked.set(record.inboxId, record.message);
     if (record.compaction) this.#compact(record.compaction.summary, record.compaction.keepFrom);
     if (record.shorten) this.#shorten(new Set(record.shorten.toolUseIds));
   }
@@ -989,9 +1014,18 @@ export class Session extends Conversation {
   /** Writes the message to disk before it is in the list, so what the model was told is stored. */
   override append(message: Message, about: { inboxId?: string } = {}): void {
     // Appending is idempotent: after a crash the inbox brings a message again that is here already.
-    if (about.inboxId && this.#inboxIds.has(about.inboxId)) return;
+    if (about.inboxId && this.#isAsked(about.inboxId)) return;
     this.#add(message, this.#log.append({ message, ...about }));
-    if (about.inboxId) this.#inboxIds.add(about.inboxId);
+    if (about.inboxId) this.asked.set(about.inboxId, message);
+  }
+
+  /** Whether a message is here, and its answer is here as well or can still be given. */
+  #isAsked(inboxId: string): boolean {
+    const last = turnOf(this.messages, this.asked.get(inboxId)).at(-1);
+    if (!last) return false;
+    // A turn that was never answered can't be finished when another one has followed it, because
+    // the model answers what comes last. So the message is asked once more, at the end.
+    return last === this.messages.at(-1) || !needsReply(last);
   }
 
   #add(message: Message, line: number): void {
@@ -1461,7 +1495,9 @@ export interface InboundMessage {
   media: { kind: string; id: string }[];
   at: number; // when it was sent, in ms
   part?: string; // all parts of one message share it: the pictures of an album, say
-  attempts?: number; // how often the program began to answer it, counted by the inbox
+  // How often the program began to answer it and died, counted by the inbox. Missing if it never
+  // began: 0 means that it did, but ended in an orderly way.
+  attempts?: number;
 }
 
 /** A message and the conversation it belongs to, which is settled once, when it comes in. */
@@ -1505,11 +1541,13 @@ export interface Channel {
 export class SendError extends Error {
   permanent: boolean; // no attempt will ever succeed
   retryAfter?: number; // seconds that the platform asks us to wait
+  isUnknown: boolean; // the platform refused, and we don't know whether an attempt can succeed
 
-  constructor(why: string, permanent = false, retryAfter?: number) {
+  constructor(why: string, permanent = false, retryAfter?: number, isUnknown = false) {
     super(why);
     this.permanent = permanent;
     this.retryAfter = retryAfter;
+    this.isUnknown = isUnknown;
   }
 }
 
@@ -1633,33 +1671,60 @@ function showTyping(channel: Channel | undefined, peerId: string): () => void {
   return () => clearInterval(timer);
 }
 
+// Blanks, control and zero-width characters, and the Braille pattern without a dot.
+const INVISIBLE = /^[\s\p{Cc}\p{Cf}\p{Default_Ignorable_Code_Point}\u2800]*$/u;
+
+/** Whether a person sees anything of a text. No platform takes one of which they would not. */
+const canBeSeen = (text: string) => !INVISIBLE.test(text);
+
 /**
  * Sends the answer in pieces that the platform takes. If a piece can't be sent, that is reported,
- * and the person gets neither it nor the pieces after it, because replies have no queue yet.
+ * and the person gets neither it nor the pieces after it, because replies have no queue yet. Gives
+ * whether all was sent.
  */
 export async function reply(app: App, { channel, peerId: to }: InboundMessage, answer: string) {
   const target = app.channels.get(channel);
-  const text = answer.trim() || t("(There is nothing to say.)");
-  if (!target) return;
+  const text = canBeSeen(answer) ? answer.trim() : t("(There is nothing to say.)");
+  if (!target) return false;
   // With the flag "u", [^] is any one character and never half a surrogate pair. The limit counts
   // UTF-16 units, of which a character has up to two, so a piece has half as many characters.
   const pieces = text.match(new RegExp(`[^]{1,${Math.floor(target.limit / 2)}}`, "gu")) ?? [];
   try {
     for (const piece of pieces) await target.send(to, piece);
+    return true;
   } catch (error) {
     warn(`${channel} ${to}: a reply was not sent: ${error}`);
+    return false;
   }
 }
 
-// -- 2 · Nothing lost, and in order --
+// -- 2 · Nothing lost --
 
-/** The files "<number>.json" of a folder, in order. A ".tmp" is ignored: it may be half a file. */
-function numberedFiles(folder: string): string[] {
-  const names = fs.readdirSync(folder).filter((name) => /^\d+\.json$/.test(name));
-  return names.sort().map((name) => path.join(folder, name));
+/** Creates a folder. Anything else that has its name, and a folder that can't be read, goes. */
+function makeFolder(folder: string): void {
+  try {
+    fs.mkdirSync(folder, { recursive: true });
+    fs.readdirSync(folder);
+  } catch (error) {
+    quarantine(folder, String(error));
+    fs.mkdirSync(folder, { recursive: true });
+  }
 }
 
 const numberOf = (file: string) => Number.parseInt(path.basename(file), 10);
+
+/** The files "<number>.json" of a folder, in order. A ".tmp" is ignored: it may be half a file. */
+function numberedFiles(folder: string): string[] {
+  if (!fs.existsSync(folder)) return []; // somebody has deleted it
+  const names = fs.readdirSync(folder).filter((name) => /^\d+\.json$/.test(name));
+  const files = names.map((name) => path.join(folder, name));
+  const canBeCounted = (file: string) => Number.isSafeInteger(numberOf(file));
+  for (const file of files) {
+    // A number with 22 digits plus 1 is the same number, so there would be no next one.
+    if (!canBeCounted(file)) quarantine(file, t("its number is too large"));
+  }
+  return files.filter(canBeCounted).sort((a, b) => numberOf(a) - numberOf(b));
+}
 
 /** Reads and checks the entry of a file. A bad file is quarantined, and gives undefined. */
 function readEntry<T>(file: string, schema: Anthropic.Tool.InputSchema): T | undefined {
@@ -1688,11 +1753,9 @@ export class Spool<T extends { id: string }> {
   /** Takes up what an earlier run has left in `dir`. The schema says what an entry has to have. */
   constructor(dir: string, schema: Anthropic.Tool.InputSchema) {
     this.#dir = dir;
-    fs.mkdirSync(dir, { recursive: true });
+    makeFolder(dir);
     this.#processedLog = new JsonlFile(path.join(dir, "processed.jsonl"));
-    for (const { record } of this.#processedLog.read()) {
-      this.#processed.add((record as { id: string }).id); // markProcessed wrote it
-    }
+    this.#readProcessed();
     for (const file of numberedFiles(dir)) {
       this.nextNumber = numberOf(file) + 1;
       const entry = readEntry<T>(file, schema);
@@ -1701,6 +1764,17 @@ export class Spool<T extends { id: string }> {
       // left it, or it is a second copy, from a restored backup.
       if (this.#isKnown(entry.id)) fs.rmSync(file);
       else this.entries.set(entry.id, { entry, file });
+    }
+  }
+
+  /** Without these ids a message that comes again is answered again, but the program starts. */
+  #readProcessed(): void {
+    try {
+      for (const { record } of this.#processedLog.read()) {
+        this.#processed.add((record as { id: string }).id); // markProcessed wrote it
+      }
+    } catch (error) {
+      quarantine(this.#processedLog.file, String(error));
     }
   }
 
@@ -1716,11 +1790,11 @@ export class Spool<T extends { id: string }> {
   /** Keeps an entry, which is on disk when it returns. False if its id was added before. */
   add(entry: T): boolean {
     if (this.#isKnown(entry.id)) return false;
-    // The number is padded with zeros, so that the names sort as the numbers do.
+    // The number is padded with zeros, so that a listing of the folder has them in order.
     const name = `${String(this.nextNumber).padStart(12, "0")}.json`;
     const file = path.join(this.#dir, name);
-    this.nextNumber += 1;
     replaceFile(file, JSON.stringify(entry));
+    this.nextNumber += 1; // last, so that attempts on a full disk don't leave a ".tmp" each
     this.entries.set(entry.id, { entry, file });
     return true;
   }
@@ -1741,7 +1815,7 @@ export class Spool<T extends { id: string }> {
     if (!kept) return;
     // The id is written first, so that a crash between the two steps leaves a file which the next
     // start removes. In the other order nothing would know the id when the entry comes again.
-    this.#processedLog.append({ id });
+    if (!this.#processed.has(id)) this.#processedLog.append({ id });
     this.#processed.add(id);
     fs.rmSync(kept.file, { force: true });
     this.entries.delete(id);
@@ -1752,7 +1826,13 @@ export class Spool<T extends { id: string }> {
 const ofType = (type: string, ...names: string[]) =>
   Object.fromEntries(names.map((name) => [name, { type }]));
 
-const ROUTED = objectSchema(ofType("string", "id", "channel", "peerId", "text", "sessionKey"));
+const ROUTED = objectSchema(
+  {
+    ...ofType("string", "id", "channel", "peerId", "text", "sessionKey", "part"),
+    ...ofType("integer", "attempts"),
+  },
+  ["part", "attempts"],
+);
 const MAX_ATTEMPTS = 3;
 
 /**
@@ -1761,22 +1841,83 @@ const MAX_ATTEMPTS = 3;
  * then knows its id and does not take it for a new one.
  */
 export class Inbox extends Spool<Routed> {
+  // What this start has put there. One of several parts is enough to tell the person.
+  readonly newlyQuarantined = new Map<string, Routed>();
+  readonly #dir: string;
+  readonly #attempted = new Set<Routed>(); // in this run, and not answered yet
+  #isStopping = false;
+
   constructor(dir: string) {
     super(dir, ROUTED);
+    this.#dir = dir;
     // A poison message kills the program, so without a limit it would do so at every start.
     for (const [id, { entry, file }] of this.entries) {
       if ((entry.attempts ?? 0) < MAX_ATTEMPTS) continue;
-      quarantine(file, t("it was attempted three times and never came to its end"));
+      quarantine(file, t("it was attempted three times; /inbox retry brings it back"));
       this.entries.delete(id);
+      this.newlyQuarantined.set(entry.part ?? id, entry);
     }
   }
 
-  /** Counts an attempt before it begins, because the message may kill the program during it. */
+  /**
+   * Counts an attempt before it begins, because the message may kill the program during it. A
+   * turn that begins again in the same run, because the disk was full, is still the same attempt.
+   */
   countAttempt(messages: Routed[]): void {
-    for (const message of messages) {
-      message.attempts = (message.attempts ?? 0) + 1;
-      this.save(message);
+    for (const message of messages.filter((one) => !this.#attempted.has(one))) {
+      const attempts = (message.attempts ?? 0) + (this.#isStopping ? 0 : 1);
+      this.#setAttempts(message, attempts);
+      this.#attempted.add(message);
     }
+  }
+
+  /** The object changes after its file: if the disk is full, no attempt has been counted. */
+  #setAttempts(message: Routed, attempts: number): void {
+    const kept = this.entries.get(message.id);
+    if (kept) replaceFile(kept.file, JSON.stringify({ ...message, attempts }));
+    message.attempts = attempts;
+  }
+
+  /**
+   * The program is about to end in an orderly way, which is no fault of the messages that are being
+   * answered. So their attempts don't count, nor do those that still begin.
+   */
+  stopCounting(): void {
+    this.#isStopping = true;
+    for (const message of this.#attempted) {
+      try {
+        this.#setAttempts(message, (message.attempts ?? 1) - 1);
+      } catch (error) {
+        warn(`${message.id}: ${error}`);
+      }
+    }
+  }
+
+  /** The messages in quarantine, each with its file. What can't be read as one is left out. */
+  quarantined(): { file: string; message: Routed }[] {
+    const found: { file: string; message: Routed }[] = [];
+    const names = fs.readdirSync(this.#dir).filter((name) => /^\d+\.json\..*ned$/.test(name));
+    for (const name of names.sort()) {
+      const file = path.join(this.#dir, name);
+      try {
+        const message = checkInput(ROUTED, parseObject(fs.readFileSync(file, "utf8")));
+        found.push({ file, message: message as unknown as Routed });
+      } catch {
+        // It is in quarantine because it can't be used.
+      }
+    }
+    return found;
+  }
+
+  /** Takes the messages out of quarantine, as if they had not been attempted. Gives them. */
+  retry(): Routed[] {
+    const messages: Routed[] = [];
+    for (const { file, message } of this.quarantined()) {
+      const retried = { ...message, attempts: 0 };
+      if (this.add(retried)) messages.push(retried);
+      fs.rmSync(file);
+    }
+    return messages;
   }
 
   /**
@@ -1787,7 +1928,7 @@ export class Inbox extends Spool<Routed> {
    */
   partsOf(message: Routed): Routed[] {
     if (!this.entries.has(message.id)) return [];
-    const isAttempted = ({ attempts = 0 }: Routed) => attempts > 0;
+    const isAttempted = ({ attempts }: Routed) => attempts !== undefined;
     return this.pending()
       .filter(({ part, sessionKey }) => part === message.part && sessionKey === message.sessionKey)
       .filter((other) => isAttempted(other) === isAttempted(message));
@@ -1800,8 +1941,47 @@ export class Inbox extends Spool<Routed> {
    * be left, whose ids the session does not know, and they would be appended as a new message.
    */
   acknowledge(messages: Routed[]): void {
-    for (const { id } of messages.toReversed()) this.markProcessed(id);
+    for (const message of messages.toReversed()) {
+      this.markProcessed(message.id);
+      this.#attempted.delete(message);
+    }
   }
+}
+
+// -- 3 · In order --
+
+const DISK_RETRY = 60_000; // ms
+
+/**
+ * Takes one step of a message's path. If the disk refuses it, being full for example, the step is
+ * taken again every minute, so it has to be idempotent. What came later in the conversation waits
+ * for it, because this happens inside runExclusive. The signal ends the wait: then this throws.
+ */
+export async function untilStored<T>(step: () => T | Promise<T>, signal?: AbortSignal): Promise<T> {
+  let isReported = false;
+  while (true) {
+    try {
+      return await step();
+    } catch (error) {
+      if (!isDiskError(error) || signal?.aborted) throw error;
+      if (!isReported) warn(`${error}. ${t("Nothing is lost: it is tried again every minute.")}`);
+      isReported = true;
+    }
+    await delay(DISK_RETRY, signal);
+  }
+}
+
+/** Resolves after so many ms, or when the signal aborts. */
+function delay(ms: number, signal?: AbortSignal): Promise<void> {
+  return new Promise((resolve) => {
+    const timer = setTimeout(end, ms);
+    signal?.addEventListener("abort", end);
+    function end() {
+      clearTimeout(timer);
+      signal?.removeEventListener("abort", end);
+      resolve();
+    }
+  });
 }
 
 // For each conversation that is at work: the promise of its latest task.
@@ -1873,9 +2053,11 @@ export async function handle(app: App, parts: Routed[], signal?: AbortSignal): P
   const onText = (piece: string) => channel?.stream?.(message.peerId, piece);
   let answer: string;
   try {
-    app.inbox.countAttempt(parts);
     const agent = app.agents.get(message.agentId);
-    answer = await answerTo(message, app, { message, signal, onText, agent });
+    answer = await untilStored(() => {
+      app.inbox.countAttempt(parts);
+      return answerTo(message, app, { message, signal, onText, agent });
+    }, signal);
   } catch (error) {
     if (message.channel === "cli") throw error; // the terminal shows it
     warn(`${message.sessionKey}: ${error}`);
@@ -1884,12 +2066,12 @@ export async function handle(app: App, parts: Routed[], signal?: AbortSignal): P
     stopTyping();
   }
   // A channel that streams has shown the answer already.
-  if (!channel?.stream) await reply(app, message, answer);
-  app.inbox.acknowledge(parts);
+  if (!channel?.stream) await untilStored(() => reply(app, message, answer));
+  await untilStored(() => app.inbox.acknowledge(parts));
   return answer;
 }
 
-// -- 3 · Telegram --
+// -- 4 · Telegram --
 
 /** Separates chat and thread in the peerId of a topic, as in "-1001:topic:7". */
 const TOPIC = ":topic:";
@@ -1903,6 +2085,37 @@ function peerOf({ chat, is_topic_message, message_thread_id }: TelegramMessage):
 function telegramAddress(peerId: string) {
   const [chat = "", thread] = peerId.split(TOPIC);
   return { chat, options: thread ? { message_thread_id: Number(thread) } : {} };
+}
+
+/**
+ * Groups that were upgraded to supergroups, by which Telegram gives them another id. In the program
+ * such a chat keeps the id that it had, so its conversation, its route and its place in the list of
+ * allowed chats stay the same. Only Telegram is told the new one.
+ */
+class MovedChats {
+  readonly #file = path.join(STATE, "moved.json");
+  readonly #newIds = new Map<string, string>(); // by the old ones
+
+  constructor() {
+    if (!fs.existsSync(this.#file)) return;
+    const stored = readEntry<Fields>(this.#file, objectSchema({})) ?? {};
+    for (const [oldId, newId] of Object.entries(stored)) this.#newIds.set(oldId, String(newId));
+  }
+
+  add(chat: string, newId: string): void {
+    this.#newIds.set(this.oldId(chat), newId);
+    fs.mkdirSync(path.dirname(this.#file), { recursive: true });
+    replaceFile(this.#file, JSON.stringify(Object.fromEntries(this.#newIds)));
+  }
+
+  newId(chat: string): string {
+    return this.#newIds.get(chat) ?? chat;
+  }
+
+  oldId(chat: string): string {
+    const moves = [...this.#newIds];
+    return moves.find(([, newId]) => newId === chat)?.[0] ?? chat;
+  }
 }
 
 // Anyone can find a bot and write to it, and each answer costs its owner money. So the owner lists
@@ -1981,11 +2194,22 @@ function telegramError(error: unknown): SendError {
   // If Telegram itself did not answer, the network failed, and a later attempt may succeed.
   if (!(error instanceof GrammyError)) return new SendError(String(error));
   const { error_code: status, description, parameters } = error;
-  // 429 means that we send too fast. Any other refusal is permanent, for example 403, which says
-  // that the person blocked the bot, or 400, that there is no such chat.
-  const isTemporary = status === 429 || status >= 500;
-  return new SendError(description, !isTemporary, parameters.retry_after);
+  // 403 says, for example, that the person blocked the bot, and 400 that there is no such chat.
+  const isPermanent = status === 400 || status === 403;
+  // 429 means that we send too fast. 401 says that the token is wrong, which the owner may mend.
+  const isUnknown = !isPermanent && status !== 429 && status < 500;
+  return new SendError(description, isPermanent, parameters.retry_after, isUnknown);
 }
+
+/** The new id of a group that was upgraded, if that is why a call failed. */
+function newIdIn(error: unknown): string | undefined {
+  const id = error instanceof GrammyError ? error.parameters.migrate_to_chat_id : undefined;
+  return id === undefined ? undefined : String(id);
+}
+
+/** Whether a call failed because its topic was closed or deleted. Telegram has no code for that. */
+const isTopicGone = (error: unknown) =>
+  error instanceof GrammyError && /thread not found|TOPIC_(CLOSED|DELETED)/.test(error.description);
 
 /**
  * The fetch of Node, for grammY. grammY stops a call by a signal of the package abort-controller,
@@ -2010,13 +2234,17 @@ export class TelegramChannel implements Channel {
   #newBot: () => Bot;
   #bot: Bot;
   #stopped = false;
+  #moved = new MovedChats();
+  #reported = ""; // why polling failed last
   #allowed: AllowList;
   // By sender: the newest piece of a text that was cut, and the id that the next piece would have.
   #lastPiece = new Map<string, { part: string; nextId: number }>();
   #addressedParts = new Set<string>(); // the `part` of albums and long texts that are meant for us
 
   constructor(setting: Setting) {
-    this.#allowed = new AllowList(setting("TELEGRAM_ALLOWED_CHATS"));
+    // The owner may know a group by its new id.
+    const chats = setting("TELEGRAM_ALLOWED_CHATS");
+    this.#allowed = new AllowList(chats.replace(/-\d+/g, (chat) => this.#moved.oldId(chat)));
     const apiRoot = setting("TELEGRAM_API_ROOT") || "https://api.telegram.org";
     // By default grammY uses node-fetch, which would ignore the proxy that is set for this program.
     const client = { apiRoot, timeoutSeconds: 60, fetch: fetchForGrammy };
@@ -2037,12 +2265,18 @@ export class TelegramChannel implements Channel {
   async #poll(onMessage: Accept): Promise<void> {
     while (!this.#stopped) {
       this.#registerHandlers(onMessage);
+      const startedAt = Date.now();
       try {
         await this.#bot.start({ allowed_updates: ["message"] });
       } catch (error) {
         // grammY itself waits for a server that is down. So either Telegram refused us, for example
         // because another program polls with the same token, or a message could not be stored.
-        if (!this.#stopped) warn(`telegram: ${error}. Trying again in 5 s.`);
+        // Once for each problem, because a full disk may stay full for hours. If polling has worked
+        // for a minute, it is another problem, though it may have the same name.
+        const problem = `telegram: ${error}. Trying again every 5 s.`;
+        const isNew = problem !== this.#reported || Date.now() - startedAt > 60_000;
+        if (!this.#stopped && isNew) warn(problem);
+        this.#reported = problem;
         await sleep(5_000);
         // A bot remembers which update it read last. The old bot would ask for those after the
         // failed one, which confirms the failed one. A new bot remembers nothing, so Telegram sends
@@ -2057,6 +2291,8 @@ export class TelegramChannel implements Channel {
     // Telegram forgets what was confirmed, so a message has to be on disk before grammY asks for
     // the next ones. It is, because `onMessage` is synchronous.
     this.#bot.on("message", ({ message }) => {
+      const { chat, migrate_to_chat_id: newId } = message;
+      if (newId) this.#moved.add(String(chat.id), String(newId));
       const inbound = this.#read(message);
       if (inbound) this.#allowed.admit(this, inbound, onMessage);
     });
@@ -2087,7 +2323,7 @@ export class TelegramChannel implements Channel {
       id: `telegram:${bot.id}:${chat.id}:${message_id}`,
       channel: "telegram",
       accountId: String(bot.id),
-      peerId: peerOf(message),
+      peerId: peerOf(message).replace(/^-\d+/, (group) => this.#moved.oldId(group)),
       senderId: String(from.id),
       guildId: message.is_topic_message ? String(chat.id) : undefined,
       isGroup: chat.type !== "private",
@@ -2118,17 +2354,30 @@ export class TelegramChannel implements Channel {
   }
 
   async send(to: string, text: string): Promise<void> {
-    const { chat, options } = telegramAddress(to);
     try {
-      await this.#bot.api.sendMessage(chat, text, options);
+      await this.#sendOnce(to, text).catch((error) => this.#sendElsewhere(to, text, error));
     } catch (error) {
       throw telegramError(error);
     }
   }
 
+  async #sendOnce(to: string, text: string): Promise<void> {
+    const { chat, options } = telegramAddress(to);
+    await this.#bot.api.sendMessage(this.#moved.newId(chat), text, options);
+  }
+
+  /** Tries again where the chat is now; instead of in its topic, in the chat. Throws other errors. */
+  async #sendElsewhere(to: string, text: string, error: unknown): Promise<void> {
+    const { chat } = telegramAddress(to);
+    const newId = newIdIn(error);
+    if (newId) this.#moved.add(chat, newId);
+    else if (!isTopicGone(error)) throw error;
+    await this.#sendOnce(newId ? to : chat, text);
+  }
+
   typing(to: string): Promise<unknown> {
     const { chat, options } = telegramAddress(to);
-    return this.#bot.api.sendChatAction(chat, "typing", options);
+    return this.#bot.api.sendChatAction(this.#moved.newId(chat), "typing", options);
   }
 
   async stop(): Promise<void> {
@@ -2137,7 +2386,7 @@ export class TelegramChannel implements Channel {
   }
 }
 
-// -- 4 · A webhook, and who calls it --
+// -- 5 · A webhook, and who calls it --
 
 // Feishu doesn't wait for us to ask. It calls a webhook, an address of ours to which it sends each
 // event. Anyone who finds that address can send something there as well. So the server limits what
@@ -2247,7 +2496,7 @@ function isAuthentic(body: Buffer, headers: http.IncomingHttpHeaders, key: strin
   return isFresh && headers["x-lark-signature"] === signature;
 }
 
-// -- 5 · Feishu --
+// -- 6 · Feishu --
 
 const fileKeyOf = ({ file_key, image_key }: Fields) => file_key ?? image_key;
 
@@ -2432,6 +2681,18 @@ export class FeishuChannel implements Channel {
     delete ROUTES["POST /feishu/events"];
   }
 }
+
+command("inbox", "[retry]: the messages in quarantine", (args, app) => {
+  if (args === "retry") {
+    const messages = app.inbox.retry();
+    for (const message of messages) resume(app, message);
+    return t(`${messages.length} in line again.`);
+  }
+  const lines = app.inbox.quarantined().map(({ message: { id, text } }) => {
+    return `${id}  ${JSON.stringify(text.slice(0, 60))}`;
+  });
+  return lines.length > 0 ? lines : t("No message is in quarantine.");
+});
 
 command("channels", "the channels, and how they are", (_args, { channels }) =>
   [...channels.states].map(([name, state]) => `${name.padEnd(10)} ${state}`),
@@ -3045,11 +3306,24 @@ async function startApp(app: App, httpPort: number): Promise<void> {
  * not set up in this run stays in the inbox until a run in which it is.
  */
 function resumeInbox(app: App): void {
-  for (const message of app.inbox.pending()) {
-    // A turn that fails is dealt with in `handle`. If anything else goes wrong, for example because
-    // the disk is full, the message stays in the inbox. runExclusive handles the rejection.
-    if (app.channels.has(message.channel)) void enqueue(app, message);
+  for (const message of app.inbox.newlyQuarantined.values()) {
+    if (app.channels.has(message.channel)) tellQuarantined(app, message);
   }
+  for (const message of app.inbox.pending()) {
+    if (app.channels.has(message.channel)) resume(app, message);
+  }
+}
+
+/** A turn that fails is dealt with in `handle`. If anything else fails, the message stays. */
+function resume(app: App, message: Routed): void {
+  enqueue(app, message).catch((error) => warn(`${message.id}: ${error}`));
+}
+
+/** Tells the person, before the messages that they wrote later are answered. */
+function tellQuarantined(app: App, message: Routed): void {
+  const text = t("I tried three times to answer an earlier message, and had to set it aside.");
+  const tell = () => untilStored(() => reply(app, message, text));
+  runExclusive(message.sessionKey, tell).catch((error) => warn(`${message.id}: ${error}`));
 }
 
 /** Answers lines and runs commands until the person at the terminal leaves. */
@@ -3061,10 +3335,12 @@ async function runTerminal(app: App): Promise<void> {
 }
 
 /** Resolves when a service manager or a person asks the program to stop. */
-async function stopSignal(): Promise<void> {
+async function stopSignal(isServing: boolean): Promise<void> {
   // Listening for signals alone does not keep Node running, but a timer does.
-  setInterval(() => {}, 60_000);
-  await Promise.race([once(process, "SIGTERM"), once(process, "SIGINT")]);
+  if (isServing) setInterval(() => {}, 60_000);
+  // At the terminal, Ctrl+C (SIGINT) is for the reply. SIGHUP says that its window was closed.
+  const signals = isServing ? ["SIGTERM", "SIGINT"] : ["SIGTERM", "SIGHUP"];
+  await Promise.race(signals.map((signal) => once(process, signal)));
 }
 
 /**
@@ -3072,11 +3348,14 @@ async function stopSignal(): Promise<void> {
  * get up to 10 s. What is not done by then is in the inbox, so the next start goes on with it.
  */
 async function shutDown(app: App, isServing: boolean): Promise<void> {
+  app.inbox.stopCounting();
   await app.channels.stop();
   // If the input is a pipe, we don't wait: its lines are all answered by now, and messages of other
   // channels stay in the inbox.
   if (isServing || process.stdin.isTTY)
     await Promise.race([Promise.allSettled(tails.values()), sleep(10_000)]);
+  // A shell is a process group of its own, so it would go on after us.
+  for (const shell of SHELLS) killGroup(shell.pid);
   // The callback runs when whoever reads our output through a pipe has taken all of it.
   process.stdout.write("", () => process.exit(0));
 }
@@ -3087,10 +3366,10 @@ async function main(): Promise<void> {
   const app = createApp();
   greet(app);
   // We listen for signals from here on, because one may arrive while the channels are starting.
-  const stopped = isServing ? stopSignal() : undefined;
+  const stopped = stopSignal(isServing);
   await startApp(app, httpPort);
-  // With --serve the program runs until a signal comes, else until the person leaves.
-  await (stopped ?? runTerminal(app));
+  // With --serve the program runs until a signal comes, else until the person leaves, too.
+  await (isServing ? stopped : Promise.race([stopped, runTerminal(app)]));
   await shutDown(app, isServing);
 }
 

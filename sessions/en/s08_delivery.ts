@@ -23,8 +23,8 @@
 // Run it:   npm start -- s08      offline; `npm run practice -- fail telegram 500` beside it
 //           npx tsx sessions/en/s08_delivery.ts [--serve]      with your keys in .env
 // Left out on purpose: finding out whether a message arrived when the connection broke (it is sent
-// again), formatting (Markdown is sent as it is), pictures, deleting the ids of delivered
-// messages.
+// again), formatting (Markdown is sent as it is, so a code block may be cut in two), pictures,
+// deleting the ids of delivered messages.
 //
 // Regions: Configuration · Terminal · s01 The agent loop · s02 Tool use · s03 Sessions ·
 //          s04 Channels · s05 Gateway and routing · s06 Intelligence ·
@@ -32,6 +32,7 @@
 
 // The Chinese and Japanese files are made from this one and from code.po: npm run translate.
 
+import type { ChildProcess } from "node:child_process";
 import { spawn } from "node:child_process";
 import crypto from "node:crypto";
 import { once } from "node:events";
@@ -244,20 +245,24 @@ export async function continueTurn(conversation: Conversation, options: TurnOpti
   while (needsReply(conversation.messages.at(-1))) {
     checkRounds(conversation);
     const response = await callModel(buildRequest(conversation, options), options);
-    conversation.append(response);
+    await untilStored(() => conversation.append(response), options.signal);
     options.onText?.(stopNote(response));
     const calls = callsToRun(response);
     if (calls.length === 0) continue;
     const turn = { ...options, conversation };
     const results = await Promise.all(calls.map((call) => runTool(call, turn)));
-    conversation.append({ role: "user", content: results });
+    // If the disk is full, the results wait here, since a tool must not run again to get them.
+    const answered: Message = { role: "user", content: results };
+    await untilStored(() => conversation.append(answered), options.signal);
   }
 }
 
 const needsReply = (m?: Message) => m?.role === "user" || CONTINUE_IF.some((test) => test(m));
 
-/** Brings the turn to its end. Gives all that the model said since the person spoke. */
+/** Brings the turn to its end. Gives all that the model said in it. */
 export async function finishTurn(conversation: Conversation, options: TurnOptions) {
+  const earlier = earlierTurn(conversation, options.message);
+  if (earlier) return earlier.slice(1).map(textOf).filter(Boolean).join("\n\n");
   // After a restart the answer may be stored already. Then nothing is asked, so no key is needed.
   if (needsReply(conversation.messages.at(-1))) await runMiddleware(conversation, options);
   const start = conversation.messages.findLastIndex(startsTurn) + 1;
@@ -731,6 +736,8 @@ const SAFE_ENV =
   "PATH HOME USER LANG TERM TZ TMPDIR TEMP TMP SystemRoot ComSpec PATHEXT USERPROFILE APPDATA";
 const WINDOWS = process.platform === "win32";
 
+const SHELLS = new Set<ChildProcess>(); // that are running
+
 /** Runs a script for at most `seconds`, and gives its output. Throws if it fails or is stopped. */
 async function bash(script: string, seconds: number, signal?: AbortSignal): Promise<string> {
   const child = startShell(script);
@@ -771,6 +778,8 @@ function startShell(script: string) {
     windowsHide: true,
   });
   if (!WINDOWS) child.on("exit", () => killGroup(child.pid));
+  SHELLS.add(child);
+  child.on("close", () => SHELLS.delete(child));
   return child;
 }
 
@@ -967,6 +976,22 @@ class JsonlFile {
   }
 }
 
+/** A turn: the message that began it, and all up to the next turn. [] if it is not in the list. */
+function turnOf(messages: Message[], first: Message | undefined): Message[] {
+  const start = first ? messages.indexOf(first) : -1;
+  if (start < 0) return [];
+  const length = messages.slice(start + 1).findIndex(startsTurn) + 1;
+  return length === 0 ? messages.slice(start) : messages.slice(start, start + length);
+}
+
+/** The stored turn of a message, if other turns have followed it: then it can't be continued. */
+function earlierTurn(conversation: Conversation, message?: InboundMessage): Message[] | undefined {
+  if (!message || !(conversation instanceof Session)) return undefined;
+  const turn = turnOf(conversation.messages, conversation.asked.get(message.id));
+  const isLast = turn.at(-1) === conversation.messages.at(-1);
+  return turn.length === 0 || isLast ? undefined : turn;
+}
+
 /** A conversation on disk. Its file has all that was ever said, and the list what replay gives. */
 export class Session extends Conversation {
   readonly id: string;
@@ -976,7 +1001,7 @@ export class Session extends Conversation {
   countsValidFrom = 0;
   #log: JsonlFile;
   #lineOf = new Map<Message, number>(); // where each message is in the file
-  #inboxIds = new Set<string>();
+  readonly asked = new Map<string, Message>(); // by inbox id: the message that it is the id of
 
   /** Replays the file. */
   constructor(file: string) {
@@ -990,7 +1015,7 @@ export class Session extends Conversation {
     const { key = "", label = "", at = "" } = record;
     if (line === 1) this.header = { key, label, at };
     if (Array.isArray(record.message?.content)) this.#add(record.message, line);
-    if (record.inboxId) this.#inboxIds.add(record.inboxId);
+    if (record.inboxId && record.message) this.asked.set(record.inboxId, record.message);
     if (record.compaction) this.#compact(record.compaction.summary, record.compaction.keepFrom);
     if (record.shorten) this.#shorten(new Set(record.shorten.toolUseIds));
   }
@@ -998,9 +1023,18 @@ export class Session extends Conversation {
   /** Writes the message to disk before it is in the list, so what the model was told is stored. */
   override append(message: Message, about: { inboxId?: string } = {}): void {
     // Appending is idempotent: after a crash the inbox brings a message again that is here already.
-    if (about.inboxId && this.#inboxIds.has(about.inboxId)) return;
+    if (about.inboxId && this.#isAsked(about.inboxId)) return;
     this.#add(message, this.#log.append({ message, ...about }));
-    if (about.inboxId) this.#inboxIds.add(about.inboxId);
+    if (about.inboxId) this.asked.set(about.inboxId, message);
+  }
+
+  /** Whether a message is here, and its answer is here as well or can still be given. */
+  #isAsked(inboxId: string): boolean {
+    const last = turnOf(this.messages, this.asked.get(inboxId)).at(-1);
+    if (!last) return false;
+    // A turn that was never answered can't be finished when another one has followed it, because
+    // the model answers what comes last. So the message is asked once more, at the end.
+    return last === this.messages.at(-1) || !needsReply(last);
   }
 
   #add(message: Message, line: number): void {
@@ -1483,7 +1517,9 @@ export interface InboundMessage {
   media: { kind: string; id: string }[];
   at: number; // when it was sent, in ms
   part?: string; // all parts of one message share it: the pictures of an album, say
-  attempts?: number; // how often the program began to answer it, counted by the inbox
+  // How often the program began to answer it and died, counted by the inbox. Missing if it never
+  // began: 0 means that it did, but ended in an orderly way.
+  attempts?: number;
 }
 
 /** A message and the conversation it belongs to, which is settled once, when it comes in. */
@@ -1527,11 +1563,13 @@ export interface Channel {
 export class SendError extends Error {
   permanent: boolean; // no attempt will ever succeed
   retryAfter?: number; // seconds that the platform asks us to wait
+  isUnknown: boolean; // the platform refused, and we don't know whether an attempt can succeed
 
-  constructor(why: string, permanent = false, retryAfter?: number) {
+  constructor(why: string, permanent = false, retryAfter?: number, isUnknown = false) {
     super(why);
     this.permanent = permanent;
     this.retryAfter = retryAfter;
+    this.isUnknown = isUnknown;
   }
 }
 
@@ -1655,31 +1693,59 @@ function showTyping(channel: Channel | undefined, peerId: string): () => void {
   return () => clearInterval(timer);
 }
 
+// Blanks, control and zero-width characters, and the Braille pattern without a dot.
+const INVISIBLE = /^[\s\p{Cc}\p{Cf}\p{Default_Ignorable_Code_Point}\u2800]*$/u;
+
+/** Whether a person sees anything of a text. No platform takes one of which they would not. */
+const canBeSeen = (text: string) => !INVISIBLE.test(text);
+
 /**
  * Puts the answer into the delivery queue, in chunks that the platform takes; when it returns, they
- * are on disk. It is idempotent, because the same answer after a crash has the same ids.
+ * are on disk. It is idempotent, because the same answer after a crash has the same ids. What is for
+ * a channel that is not set up in this run waits for a run in which it is.
  */
 export async function reply(app: App, { id, channel, peerId: to }: InboundMessage, answer: string) {
   const target = app.channels.get(channel);
-  const text = answer.trim() || t("(There is nothing to say.)");
-  if (!target) return;
+  const text = canBeSeen(answer) ? answer.trim() : t("(There is nothing to say.)");
   // Whoever sees a reply while it is made sits in front of it, so nothing has to wait in a queue.
-  if (target.stream) return target.send(to, text);
-  for (const [part, piece] of chunkMessage(text, target.limit).entries()) {
+  if (target?.stream) {
+    await target.send(to, text);
+    return true;
+  }
+  for (const [part, piece] of chunkMessage(text, target?.limit ?? COMMON_LIMIT).entries()) {
     app.queue.add(newDelivery(`${id}#${part}`, { channel, to, text: piece }));
   }
   app.delivery.wake(recipientOf({ channel, to }));
+  return true;
 }
 
-// -- 2 · Nothing lost, and in order --
+// -- 2 · Nothing lost --
 
-/** The files "<number>.json" of a folder, in order. A ".tmp" is ignored: it may be half a file. */
-function numberedFiles(folder: string): string[] {
-  const names = fs.readdirSync(folder).filter((name) => /^\d+\.json$/.test(name));
-  return names.sort().map((name) => path.join(folder, name));
+/** Creates a folder. Anything else that has its name, and a folder that can't be read, goes. */
+function makeFolder(folder: string): void {
+  try {
+    fs.mkdirSync(folder, { recursive: true });
+    fs.readdirSync(folder);
+  } catch (error) {
+    quarantine(folder, String(error));
+    fs.mkdirSync(folder, { recursive: true });
+  }
 }
 
 const numberOf = (file: string) => Number.parseInt(path.basename(file), 10);
+
+/** The files "<number>.json" of a folder, in order. A ".tmp" is ignored: it may be half a file. */
+function numberedFiles(folder: string): string[] {
+  if (!fs.existsSync(folder)) return []; // somebody has deleted it
+  const names = fs.readdirSync(folder).filter((name) => /^\d+\.json$/.test(name));
+  const files = names.map((name) => path.join(folder, name));
+  const canBeCounted = (file: string) => Number.isSafeInteger(numberOf(file));
+  for (const file of files) {
+    // A number with 22 digits plus 1 is the same number, so there would be no next one.
+    if (!canBeCounted(file)) quarantine(file, t("its number is too large"));
+  }
+  return files.filter(canBeCounted).sort((a, b) => numberOf(a) - numberOf(b));
+}
 
 /** Reads and checks the entry of a file. A bad file is quarantined, and gives undefined. */
 function readEntry<T>(file: string, schema: Anthropic.Tool.InputSchema): T | undefined {
@@ -1708,11 +1774,9 @@ export class Spool<T extends { id: string }> {
   /** Takes up what an earlier run has left in `dir`. The schema says what an entry has to have. */
   constructor(dir: string, schema: Anthropic.Tool.InputSchema) {
     this.#dir = dir;
-    fs.mkdirSync(dir, { recursive: true });
+    makeFolder(dir);
     this.#processedLog = new JsonlFile(path.join(dir, "processed.jsonl"));
-    for (const { record } of this.#processedLog.read()) {
-      this.#processed.add((record as { id: string }).id); // markProcessed wrote it
-    }
+    this.#readProcessed();
     for (const file of numberedFiles(dir)) {
       this.nextNumber = numberOf(file) + 1;
       const entry = readEntry<T>(file, schema);
@@ -1721,6 +1785,17 @@ export class Spool<T extends { id: string }> {
       // left it, or it is a second copy, from a restored backup.
       if (this.#isKnown(entry.id)) fs.rmSync(file);
       else this.entries.set(entry.id, { entry, file });
+    }
+  }
+
+  /** Without these ids a message that comes again is answered again, but the program starts. */
+  #readProcessed(): void {
+    try {
+      for (const { record } of this.#processedLog.read()) {
+        this.#processed.add((record as { id: string }).id); // markProcessed wrote it
+      }
+    } catch (error) {
+      quarantine(this.#processedLog.file, String(error));
     }
   }
 
@@ -1736,11 +1811,11 @@ export class Spool<T extends { id: string }> {
   /** Keeps an entry, which is on disk when it returns. False if its id was added before. */
   add(entry: T): boolean {
     if (this.#isKnown(entry.id)) return false;
-    // The number is padded with zeros, so that the names sort as the numbers do.
+    // The number is padded with zeros, so that a listing of the folder has them in order.
     const name = `${String(this.nextNumber).padStart(12, "0")}.json`;
     const file = path.join(this.#dir, name);
-    this.nextNumber += 1;
     replaceFile(file, JSON.stringify(entry));
+    this.nextNumber += 1; // last, so that attempts on a full disk don't leave a ".tmp" each
     this.entries.set(entry.id, { entry, file });
     return true;
   }
@@ -1761,7 +1836,7 @@ export class Spool<T extends { id: string }> {
     if (!kept) return;
     // The id is written first, so that a crash between the two steps leaves a file which the next
     // start removes. In the other order nothing would know the id when the entry comes again.
-    this.#processedLog.append({ id });
+    if (!this.#processed.has(id)) this.#processedLog.append({ id });
     this.#processed.add(id);
     fs.rmSync(kept.file, { force: true });
     this.entries.delete(id);
@@ -1772,7 +1847,13 @@ export class Spool<T extends { id: string }> {
 const ofType = (type: string, ...names: string[]) =>
   Object.fromEntries(names.map((name) => [name, { type }]));
 
-const ROUTED = objectSchema(ofType("string", "id", "channel", "peerId", "text", "sessionKey"));
+const ROUTED = objectSchema(
+  {
+    ...ofType("string", "id", "channel", "peerId", "text", "sessionKey", "part"),
+    ...ofType("integer", "attempts"),
+  },
+  ["part", "attempts"],
+);
 const MAX_ATTEMPTS = 3;
 
 /**
@@ -1781,22 +1862,83 @@ const MAX_ATTEMPTS = 3;
  * then knows its id and does not take it for a new one.
  */
 export class Inbox extends Spool<Routed> {
+  // What this start has put there. One of several parts is enough to tell the person.
+  readonly newlyQuarantined = new Map<string, Routed>();
+  readonly #dir: string;
+  readonly #attempted = new Set<Routed>(); // in this run, and not answered yet
+  #isStopping = false;
+
   constructor(dir: string) {
     super(dir, ROUTED);
+    this.#dir = dir;
     // A poison message kills the program, so without a limit it would do so at every start.
     for (const [id, { entry, file }] of this.entries) {
       if ((entry.attempts ?? 0) < MAX_ATTEMPTS) continue;
-      quarantine(file, t("it was attempted three times and never came to its end"));
+      quarantine(file, t("it was attempted three times; /inbox retry brings it back"));
       this.entries.delete(id);
+      this.newlyQuarantined.set(entry.part ?? id, entry);
     }
   }
 
-  /** Counts an attempt before it begins, because the message may kill the program during it. */
+  /**
+   * Counts an attempt before it begins, because the message may kill the program during it. A
+   * turn that begins again in the same run, because the disk was full, is still the same attempt.
+   */
   countAttempt(messages: Routed[]): void {
-    for (const message of messages) {
-      message.attempts = (message.attempts ?? 0) + 1;
-      this.save(message);
+    for (const message of messages.filter((one) => !this.#attempted.has(one))) {
+      const attempts = (message.attempts ?? 0) + (this.#isStopping ? 0 : 1);
+      this.#setAttempts(message, attempts);
+      this.#attempted.add(message);
     }
+  }
+
+  /** The object changes after its file: if the disk is full, no attempt has been counted. */
+  #setAttempts(message: Routed, attempts: number): void {
+    const kept = this.entries.get(message.id);
+    if (kept) replaceFile(kept.file, JSON.stringify({ ...message, attempts }));
+    message.attempts = attempts;
+  }
+
+  /**
+   * The program is about to end in an orderly way, which is no fault of the messages that are being
+   * answered. So their attempts don't count, nor do those that still begin.
+   */
+  stopCounting(): void {
+    this.#isStopping = true;
+    for (const message of this.#attempted) {
+      try {
+        this.#setAttempts(message, (message.attempts ?? 1) - 1);
+      } catch (error) {
+        warn(`${message.id}: ${error}`);
+      }
+    }
+  }
+
+  /** The messages in quarantine, each with its file. What can't be read as one is left out. */
+  quarantined(): { file: string; message: Routed }[] {
+    const found: { file: string; message: Routed }[] = [];
+    const names = fs.readdirSync(this.#dir).filter((name) => /^\d+\.json\..*ned$/.test(name));
+    for (const name of names.sort()) {
+      const file = path.join(this.#dir, name);
+      try {
+        const message = checkInput(ROUTED, parseObject(fs.readFileSync(file, "utf8")));
+        found.push({ file, message: message as unknown as Routed });
+      } catch {
+        // It is in quarantine because it can't be used.
+      }
+    }
+    return found;
+  }
+
+  /** Takes the messages out of quarantine, as if they had not been attempted. Gives them. */
+  retry(): Routed[] {
+    const messages: Routed[] = [];
+    for (const { file, message } of this.quarantined()) {
+      const retried = { ...message, attempts: 0 };
+      if (this.add(retried)) messages.push(retried);
+      fs.rmSync(file);
+    }
+    return messages;
   }
 
   /**
@@ -1807,7 +1949,7 @@ export class Inbox extends Spool<Routed> {
    */
   partsOf(message: Routed): Routed[] {
     if (!this.entries.has(message.id)) return [];
-    const isAttempted = ({ attempts = 0 }: Routed) => attempts > 0;
+    const isAttempted = ({ attempts }: Routed) => attempts !== undefined;
     return this.pending()
       .filter(({ part, sessionKey }) => part === message.part && sessionKey === message.sessionKey)
       .filter((other) => isAttempted(other) === isAttempted(message));
@@ -1820,8 +1962,47 @@ export class Inbox extends Spool<Routed> {
    * be left, whose ids the session does not know, and they would be appended as a new message.
    */
   acknowledge(messages: Routed[]): void {
-    for (const { id } of messages.toReversed()) this.markProcessed(id);
+    for (const message of messages.toReversed()) {
+      this.markProcessed(message.id);
+      this.#attempted.delete(message);
+    }
   }
+}
+
+// -- 3 · In order --
+
+const DISK_RETRY = 60_000; // ms
+
+/**
+ * Takes one step of a message's path. If the disk refuses it, being full for example, the step is
+ * taken again every minute, so it has to be idempotent. What came later in the conversation waits
+ * for it, because this happens inside runExclusive. The signal ends the wait: then this throws.
+ */
+export async function untilStored<T>(step: () => T | Promise<T>, signal?: AbortSignal): Promise<T> {
+  let isReported = false;
+  while (true) {
+    try {
+      return await step();
+    } catch (error) {
+      if (!isDiskError(error) || signal?.aborted) throw error;
+      if (!isReported) warn(`${error}. ${t("Nothing is lost: it is tried again every minute.")}`);
+      isReported = true;
+    }
+    await delay(DISK_RETRY, signal);
+  }
+}
+
+/** Resolves after so many ms, or when the signal aborts. */
+function delay(ms: number, signal?: AbortSignal): Promise<void> {
+  return new Promise((resolve) => {
+    const timer = setTimeout(end, ms);
+    signal?.addEventListener("abort", end);
+    function end() {
+      clearTimeout(timer);
+      signal?.removeEventListener("abort", end);
+      resolve();
+    }
+  });
 }
 
 // For each conversation that is at work: the promise of its latest task.
@@ -1896,9 +2077,11 @@ export async function handle(app: App, parts: Routed[], signal?: AbortSignal): P
   let answered: InboundMessage = message;
   let answer: string;
   try {
-    app.inbox.countAttempt(parts);
     const agent = app.agents.get(message.agentId);
-    answer = await answerTo(message, app, { message, signal, onText, agent });
+    answer = await untilStored(() => {
+      app.inbox.countAttempt(parts);
+      return answerTo(message, app, { message, signal, onText, agent });
+    }, signal);
   } catch (error) {
     if (message.channel === "cli") throw error; // the terminal shows it
     warn(`${message.sessionKey}: ${error}`);
@@ -1908,12 +2091,12 @@ export async function handle(app: App, parts: Routed[], signal?: AbortSignal): P
     stopTyping();
   }
   // A channel that streams has shown the answer already.
-  if (!channel?.stream) await reply(app, answered, answer);
-  app.inbox.acknowledge(parts);
+  if (!channel?.stream) await untilStored(() => reply(app, answered, answer));
+  await untilStored(() => app.inbox.acknowledge(parts));
   return answer;
 }
 
-// -- 3 · Telegram --
+// -- 4 · Telegram --
 
 /** Separates chat and thread in the peerId of a topic, as in "-1001:topic:7". */
 const TOPIC = ":topic:";
@@ -1927,6 +2110,37 @@ function peerOf({ chat, is_topic_message, message_thread_id }: TelegramMessage):
 function telegramAddress(peerId: string) {
   const [chat = "", thread] = peerId.split(TOPIC);
   return { chat, options: thread ? { message_thread_id: Number(thread) } : {} };
+}
+
+/**
+ * Groups that were upgraded to supergroups, by which Telegram gives them another id. In the program
+ * such a chat keeps the id that it had, so its conversation, its route and its place in the list of
+ * allowed chats stay the same. Only Telegram is told the new one.
+ */
+class MovedChats {
+  readonly #file = path.join(STATE, "moved.json");
+  readonly #newIds = new Map<string, string>(); // by the old ones
+
+  constructor() {
+    if (!fs.existsSync(this.#file)) return;
+    const stored = readEntry<Fields>(this.#file, objectSchema({})) ?? {};
+    for (const [oldId, newId] of Object.entries(stored)) this.#newIds.set(oldId, String(newId));
+  }
+
+  add(chat: string, newId: string): void {
+    this.#newIds.set(this.oldId(chat), newId);
+    fs.mkdirSync(path.dirname(this.#file), { recursive: true });
+    replaceFile(this.#file, JSON.stringify(Object.fromEntries(this.#newIds)));
+  }
+
+  newId(chat: string): string {
+    return this.#newIds.get(chat) ?? chat;
+  }
+
+  oldId(chat: string): string {
+    const moves = [...this.#newIds];
+    return moves.find(([, newId]) => newId === chat)?.[0] ?? chat;
+  }
 }
 
 // Anyone can find a bot and write to it, and each answer costs its owner money. So the owner lists
@@ -2005,11 +2219,22 @@ function telegramError(error: unknown): SendError {
   // If Telegram itself did not answer, the network failed, and a later attempt may succeed.
   if (!(error instanceof GrammyError)) return new SendError(String(error));
   const { error_code: status, description, parameters } = error;
-  // 429 means that we send too fast. Any other refusal is permanent, for example 403, which says
-  // that the person blocked the bot, or 400, that there is no such chat.
-  const isTemporary = status === 429 || status >= 500;
-  return new SendError(description, !isTemporary, parameters.retry_after);
+  // 403 says, for example, that the person blocked the bot, and 400 that there is no such chat.
+  const isPermanent = status === 400 || status === 403;
+  // 429 means that we send too fast. 401 says that the token is wrong, which the owner may mend.
+  const isUnknown = !isPermanent && status !== 429 && status < 500;
+  return new SendError(description, isPermanent, parameters.retry_after, isUnknown);
 }
+
+/** The new id of a group that was upgraded, if that is why a call failed. */
+function newIdIn(error: unknown): string | undefined {
+  const id = error instanceof GrammyError ? error.parameters.migrate_to_chat_id : undefined;
+  return id === undefined ? undefined : String(id);
+}
+
+/** Whether a call failed because its topic was closed or deleted. Telegram has no code for that. */
+const isTopicGone = (error: unknown) =>
+  error instanceof GrammyError && /thread not found|TOPIC_(CLOSED|DELETED)/.test(error.description);
 
 /**
  * The fetch of Node, for grammY. grammY stops a call by a signal of the package abort-controller,
@@ -2034,13 +2259,17 @@ export class TelegramChannel implements Channel {
   #newBot: () => Bot;
   #bot: Bot;
   #stopped = false;
+  #moved = new MovedChats();
+  #reported = ""; // why polling failed last
   #allowed: AllowList;
   // By sender: the newest piece of a text that was cut, and the id that the next piece would have.
   #lastPiece = new Map<string, { part: string; nextId: number }>();
   #addressedParts = new Set<string>(); // the `part` of albums and long texts that are meant for us
 
   constructor(setting: Setting) {
-    this.#allowed = new AllowList(setting("TELEGRAM_ALLOWED_CHATS"));
+    // The owner may know a group by its new id.
+    const chats = setting("TELEGRAM_ALLOWED_CHATS");
+    this.#allowed = new AllowList(chats.replace(/-\d+/g, (chat) => this.#moved.oldId(chat)));
     const apiRoot = setting("TELEGRAM_API_ROOT") || "https://api.telegram.org";
     // By default grammY uses node-fetch, which would ignore the proxy that is set for this program.
     const client = { apiRoot, timeoutSeconds: 60, fetch: fetchForGrammy };
@@ -2061,12 +2290,18 @@ export class TelegramChannel implements Channel {
   async #poll(onMessage: Accept): Promise<void> {
     while (!this.#stopped) {
       this.#registerHandlers(onMessage);
+      const startedAt = Date.now();
       try {
         await this.#bot.start({ allowed_updates: ["message"] });
       } catch (error) {
         // grammY itself waits for a server that is down. So either Telegram refused us, for example
         // because another program polls with the same token, or a message could not be stored.
-        if (!this.#stopped) warn(`telegram: ${error}. Trying again in 5 s.`);
+        // Once for each problem, because a full disk may stay full for hours. If polling has worked
+        // for a minute, it is another problem, though it may have the same name.
+        const problem = `telegram: ${error}. Trying again every 5 s.`;
+        const isNew = problem !== this.#reported || Date.now() - startedAt > 60_000;
+        if (!this.#stopped && isNew) warn(problem);
+        this.#reported = problem;
         await sleep(5_000);
         // A bot remembers which update it read last. The old bot would ask for those after the
         // failed one, which confirms the failed one. A new bot remembers nothing, so Telegram sends
@@ -2081,6 +2316,8 @@ export class TelegramChannel implements Channel {
     // Telegram forgets what was confirmed, so a message has to be on disk before grammY asks for
     // the next ones. It is, because `onMessage` is synchronous.
     this.#bot.on("message", ({ message }) => {
+      const { chat, migrate_to_chat_id: newId } = message;
+      if (newId) this.#moved.add(String(chat.id), String(newId));
       const inbound = this.#read(message);
       if (inbound) this.#allowed.admit(this, inbound, onMessage);
     });
@@ -2111,7 +2348,7 @@ export class TelegramChannel implements Channel {
       id: `telegram:${bot.id}:${chat.id}:${message_id}`,
       channel: "telegram",
       accountId: String(bot.id),
-      peerId: peerOf(message),
+      peerId: peerOf(message).replace(/^-\d+/, (group) => this.#moved.oldId(group)),
       senderId: String(from.id),
       guildId: message.is_topic_message ? String(chat.id) : undefined,
       isGroup: chat.type !== "private",
@@ -2142,17 +2379,30 @@ export class TelegramChannel implements Channel {
   }
 
   async send(to: string, text: string): Promise<void> {
-    const { chat, options } = telegramAddress(to);
     try {
-      await this.#bot.api.sendMessage(chat, text, options);
+      await this.#sendOnce(to, text).catch((error) => this.#sendElsewhere(to, text, error));
     } catch (error) {
       throw telegramError(error);
     }
   }
 
+  async #sendOnce(to: string, text: string): Promise<void> {
+    const { chat, options } = telegramAddress(to);
+    await this.#bot.api.sendMessage(this.#moved.newId(chat), text, options);
+  }
+
+  /** Tries again where the chat is now; instead of in its topic, in the chat. Throws other errors. */
+  async #sendElsewhere(to: string, text: string, error: unknown): Promise<void> {
+    const { chat } = telegramAddress(to);
+    const newId = newIdIn(error);
+    if (newId) this.#moved.add(chat, newId);
+    else if (!isTopicGone(error)) throw error;
+    await this.#sendOnce(newId ? to : chat, text);
+  }
+
   typing(to: string): Promise<unknown> {
     const { chat, options } = telegramAddress(to);
-    return this.#bot.api.sendChatAction(chat, "typing", options);
+    return this.#bot.api.sendChatAction(this.#moved.newId(chat), "typing", options);
   }
 
   async stop(): Promise<void> {
@@ -2161,7 +2411,7 @@ export class TelegramChannel implements Channel {
   }
 }
 
-// -- 4 · A webhook, and who calls it --
+// -- 5 · A webhook, and who calls it --
 
 // Feishu doesn't wait for us to ask. It calls a webhook, an address of ours to which it sends each
 // event. Anyone who finds that address can send something there as well. So the server limits what
@@ -2271,7 +2521,7 @@ function isAuthentic(body: Buffer, headers: http.IncomingHttpHeaders, key: strin
   return isFresh && headers["x-lark-signature"] === signature;
 }
 
-// -- 5 · Feishu --
+// -- 6 · Feishu --
 
 const fileKeyOf = ({ file_key, image_key }: Fields) => file_key ?? image_key;
 
@@ -2456,6 +2706,18 @@ export class FeishuChannel implements Channel {
     delete ROUTES["POST /feishu/events"];
   }
 }
+
+command("inbox", "[retry]: the messages in quarantine", (args, app) => {
+  if (args === "retry") {
+    const messages = app.inbox.retry();
+    for (const message of messages) resume(app, message);
+    return t(`${messages.length} in line again.`);
+  }
+  const lines = app.inbox.quarantined().map(({ message: { id, text } }) => {
+    return `${id}  ${JSON.stringify(text.slice(0, 60))}`;
+  });
+  return lines.length > 0 ? lines : t("No message is in quarantine.");
+});
 
 command("channels", "the channels, and how they are", (_args, { channels }) =>
   [...channels.states].map(([name, state]) => `${name.padEnd(10)} ${state}`),
@@ -4021,26 +4283,32 @@ function enqueueJob(app: App, { id, payload, deliver }: Job, due: number): boole
   return true;
 }
 
-/**
- * Runs a job, and gives what was sent. After an error nothing is sent, unless the job is off now:
- * then the owner is told so.
- */
+/** Runs a job, and gives what it has to say, or "" after an error. */
 async function runJob(app: App, message: Routed, signal?: AbortSignal): Promise<string> {
-  const { peerId: id, job } = message;
-  let answer: string;
-  let about: InboundMessage = message;
+  const id = message.peerId;
+  let answer = "";
   try {
     await app.activeTurns.idle(); // people go first
     answer = await answerJob(app, message, signal);
     app.cron.report(id);
   } catch (error) {
-    answer = app.cron.report(id, error);
-    // This text is not the answer, so its parts must not have the ids of the answer's parts.
-    about = { ...message, id: failureReplyId(message.id) };
+    const notice = app.cron.report(id, error);
+    // "!", because the id of the message itself must stay free for its answer (s08).
+    if (notice) await tellOwner(app, `${message.id}!`, notice);
   }
-  if (answer) await tellOwner(app, about, answer, job?.deliver);
+  if (answer) await deliverAnswer(app, message, answer);
   app.inbox.acknowledge([message]);
   return answer;
+}
+
+/** Sends what a job has to say. If that fails, the owner hears it. (From s08 on it waits instead.) */
+async function deliverAnswer(app: App, { id, peerId, job }: Routed, answer: string): Promise<void> {
+  const place = job?.deliver ?? ownerPlace(app);
+  const isSent = await sendTo(app, place, id, answer);
+  if (isSent) return;
+  const { channel, to } = place;
+  const words = t(`What ${peerId} says could not be sent to ${channel} ${to}: ${answer}`);
+  await tellOwner(app, `${id}!`, words);
 }
 
 const KEPT_RUNS = 20; // conversations of each job, and of the heartbeat, with the one that begins
@@ -4086,24 +4354,40 @@ function rememberOwner(app: App, message: InboundMessage): void {
   if (known !== place) replaceFile(OWNER_FILE, place);
 }
 
-/** The chat from which the owner wrote last. Undefined if there is none that is still theirs. */
-function ownerPlace(app: App): Place | undefined {
+const TERMINAL: Place = { channel: "cli", to: "owner" };
+
+/** The chat from which the owner wrote last. The terminal, if there is none that is still theirs. */
+function ownerPlace(app: App): Place {
   const { channel = "", to = "" }: Partial<Place> = readState(OWNER_FILE);
   // The settings may have changed since, so that the owner's chat is another one now.
   const isTheirs = app.channels.has(channel) && isOwnersChat(channel, to);
-  return isTheirs ? { channel, to } : undefined;
+  return isTheirs ? { channel, to } : TERMINAL;
 }
 
 /**
- * Sends a text to the place `deliver` that the job names, or, if it names none, to the chat from
- * which the owner wrote last. Prints it in the terminal if there is no such chat, or if the channel
- * of the place is not running. `about` is the message that the text belongs to.
+ * Tells the owner something, where they wrote last. Gives whether it was sent. The id is one that
+ * no other text has: from s08 on, a text with the same id is sent only once.
  */
-async function tellOwner(app: App, about: InboundMessage, text: string, deliver?: Place) {
-  const place = deliver ?? ownerPlace(app);
-  if (!place || !app.channels.has(place.channel)) return info(text);
+export async function tellOwner(app: App, id: string, text: string): Promise<boolean> {
+  return sendTo(app, ownerPlace(app), id, text);
+}
+
+/** Sends a text that nobody waits for. Gives whether it was sent. */
+async function sendTo(app: App, place: Place, id: string, text: string): Promise<boolean> {
   const { channel, to: peerId } = place;
-  await reply(app, { ...about, job: undefined, channel, peerId }, text);
+  if (channel !== "cli") return reply(app, { ...INTERNAL, id, channel, peerId, text, at: 0 }, text);
+  info(text); // not by the channel "cli", because with --serve there is only the log
+  return true;
+}
+
+function tellOwnerOfQuarantine(app: App, { id, channel, peerId }: Routed): void {
+  const place = ownerPlace(app);
+  // Then the owner hears it as the person who wrote it, or from the log.
+  if (place === TERMINAL || (place.channel === channel && place.to === peerId)) return;
+  const text = t(
+    `A message from ${channel} ${peerId} is in quarantine: /inbox retry tries it again.`,
+  );
+  untilStored(() => tellOwner(app, `${id}!owner`, text)).catch((error) => warn(`${id}: ${error}`));
 }
 
 // The heartbeat.
@@ -4211,7 +4495,8 @@ export class HeartbeatRunner {
     if (!text) return "ok";
     const told = { text: "", at: 0, ...readState(this.#file) };
     if (text === told.text && message.at - told.at < 24 * HOUR) return "duplicate";
-    await tellOwner(app, message, text);
+    const isSent = await tellOwner(app, message.id, text);
+    if (!isSent) return "not-sent"; // so the next heartbeat may say it again
     replaceFile(this.#file, JSON.stringify({ text, at: message.at }));
     return "delivered";
   }
@@ -4352,7 +4637,7 @@ export class DeliveryQueue extends Spool<Delivery> {
   constructor(dir: string) {
     super(dir, DELIVERY);
     this.#failed = path.join(dir, "failed");
-    fs.mkdirSync(this.#failed, { recursive: true });
+    makeFolder(this.#failed);
     // A dead letter keeps its file name, so no new delivery may get the same number.
     const lastFailed = numberedFiles(this.#failed).at(-1);
     if (lastFailed) this.nextNumber = Math.max(this.nextNumber, numberOf(lastFailed) + 1);
@@ -4410,6 +4695,7 @@ export class DeliveryQueue extends Spool<Delivery> {
     // The reason is written first, so a file in failed/ always has one.
     delivery.error = why;
     this.save(delivery);
+    fs.mkdirSync(this.#failed, { recursive: true }); // somebody may have deleted it
     fs.renameSync(kept.file, path.join(this.#failed, path.basename(kept.file)));
     this.entries.delete(delivery.id);
     this.#unlist(delivery);
@@ -4443,31 +4729,34 @@ export class DeliveryQueue extends Spool<Delivery> {
   }
 }
 
-// One entry for each retry: how many seconds it comes after the failure before it. A delivery whose
-// last retry has failed, too, is given up.
-const BACKOFF = [5, 25, 120, 600];
+const COMMON_LIMIT = 4_000; // units that every platform takes, also one that is not set up now
+
+// One entry for each retry: how many seconds it comes after the failure before it. All later ones
+// come after the last of these times, until the delivery expires.
+const BACKOFF = [5, 25, 120, 600, 1800];
 const EXPIRES = 24 * 3600 * 1000; // ms; an older reply would only puzzle people
+const MAX_REFUSALS = 5; // failures after which a refusal that we don't know counts as permanent
 
 /** Jitter: up to a quarter longer, so that not all deliveries are tried in the same second. */
 const withJitter = (seconds: number) => seconds * (1 + Math.random() / 4);
 
 /**
- * Exponential back-off: how many seconds to wait after so many failures, or what the platform asks
- * for, if that is longer. Undefined if there is to be no other attempt.
+ * Exponential back-off with a cap: how many seconds to wait after so many failures, or what the
+ * platform asks for, if that is longer.
  */
-function backoff(failures: number, retryAfter = 0): number | undefined {
-  const seconds = BACKOFF[failures - 1];
-  if (seconds === undefined) return undefined;
+function backoff(failures: number, retryAfter = 0): number {
+  const seconds = BACKOFF[Math.min(failures, BACKOFF.length) - 1] ?? 0;
   return Math.ceil(Math.max(withJitter(seconds), retryAfter));
 }
 
 /** When a delivery has to be looked at next, in ms: for its next attempt, or when it expires. */
-function dueAt({ enqueuedAt, nextAttemptAt }: Delivery, now: number): number {
-  // It was enqueued in the future, so somebody has put the clock back: its times mean nothing.
-  if (enqueuedAt > now) return now;
+function dueAt(delivery: Delivery, now: number): number {
+  // It was enqueued in the future, so somebody has put the clock back, and its times mean nothing.
+  // It gets new ones: it is tried now, and if that fails, again after the usual waits.
+  if (delivery.enqueuedAt > now) Object.assign(delivery, { enqueuedAt: now, nextAttemptAt: now });
   // If it expires before its next attempt, it is given up then, and what is behind it goes on. (+
   // 1, because only what is older than EXPIRES is given up.)
-  return Math.min(nextAttemptAt, enqueuedAt + EXPIRES + 1);
+  return Math.min(delivery.nextAttemptAt, delivery.enqueuedAt + EXPIRES + 1);
 }
 
 /**
@@ -4497,12 +4786,12 @@ export class SimulatedFailures {
 /** Sends what is in the queue: in order for each recipient, and side by side for different ones. */
 export class DeliveryRunner {
   readonly stats = { sent: 0, retried: 0, failed: 0 };
+  onDeadLetter = (_first: Delivery): void => {}; // called once for each reply that is given up
   #queue: DeliveryQueue;
   #channels: ChannelManager;
   #simulated: SimulatedFailures;
   #now: () => number;
   #timers = new Map<string, NodeJS.Timeout>(); // by recipient
-  #sentNotAcknowledged = new Set<string>(); // ids; one stays here if acknowledging it throws
 
   constructor(
     queue: DeliveryQueue,
@@ -4516,21 +4805,22 @@ export class DeliveryRunner {
     this.#now = now;
   }
 
-  /** Starts sending all that waits. What is for a channel that is not set up stays in the queue. */
+  /** Starts sending all that waits. */
   start(): void {
-    for (const [recipient, [first]] of this.#queue.waiting) {
-      if (first && this.#channels.has(first.channel)) this.wake(recipient);
-    }
+    for (const recipient of this.#queue.waiting.keys()) this.wake(recipient);
   }
 
   /**
    * Sends what waits for one recipient. runExclusive keeps it in order, as it does for the turns of
-   * a conversation. Each recipient has at most one timer, however many deliveries wait.
+   * a conversation. Each recipient has at most one timer, however many deliveries wait. What is for
+   * a channel that is not set up stays in the queue.
    */
   wake(recipient: string): void {
     this.#clearTimer(recipient);
+    const first = this.#firstFor(recipient);
+    if (!first || !this.#channels.has(first.channel)) return;
     runExclusive(`delivery ${recipient}`, () => this.#work(recipient)).catch((error) => {
-      warn(`delivery: ${error}`); // for example, because the disk is full
+      warn(`delivery: ${error}`); // whatever it is, the queue goes on
       this.#wakeLater(recipient, 60_000);
     });
   }
@@ -4567,16 +4857,11 @@ export class DeliveryRunner {
 
   /** Sends a delivery. If that fails, it is postponed, or it becomes a dead letter. */
   async #process(delivery: Delivery): Promise<void> {
-    // What was sent is not sent again, even if a full disk kept it from being acknowledged.
-    if (!this.#sentNotAcknowledged.has(delivery.id)) {
-      const why = this.#whyHopeless(delivery);
-      if (why) return this.#giveUp(delivery, why);
-      const failure = await this.#attempt(delivery);
-      if (failure) return this.#handleFailure(delivery, failure);
-      this.#sentNotAcknowledged.add(delivery.id);
-    }
-    this.#queue.acknowledge(delivery);
-    this.#sentNotAcknowledged.delete(delivery.id);
+    const why = this.#whyHopeless(delivery);
+    if (why) return this.#giveUp(delivery, why);
+    const failure = await this.#attempt(delivery);
+    if (failure) return this.#handleFailure(delivery, failure);
+    await untilStored(() => this.#queue.acknowledge(delivery));
     this.stats.sent += 1;
   }
 
@@ -4593,10 +4878,8 @@ export class DeliveryRunner {
     const { id, channel, to, text, unfinished } = delivery;
     if (unfinished > 0) warn(`${id}: the program ended while this was sent. It may arrive twice.`);
     // In the file the send counts as unfinished until it has ended, one way or the other.
-    this.#queue.save({ ...delivery, unfinished: unfinished + 1 });
-    // The object changes only after its file: if writing throws, nothing has been sent, so the
-    // object must not count a send.
     delivery.unfinished += 1;
+    await untilStored(() => this.#queue.save(delivery));
     const target = this.#channels.get(channel);
     if (!target) return new SendError("no channel", false);
     if (this.#simulated.take("delivery")) return new SendError("simulated", false);
@@ -4609,26 +4892,27 @@ export class DeliveryRunner {
   }
 
   /** Postpones a delivery, or gives it up if another attempt makes no sense. */
-  #handleFailure(delivery: Delivery, { message, permanent, retryAfter }: SendError): void {
+  async #handleFailure(delivery: Delivery, error: SendError): Promise<void> {
+    const { message, permanent, isUnknown, retryAfter } = error;
     delivery.failures += 1;
-    const seconds = backoff(delivery.failures, retryAfter);
-    if (permanent || seconds === undefined) {
-      this.#giveUp(delivery, message);
-      return;
+    if (permanent || (isUnknown && delivery.failures >= MAX_REFUSALS)) {
+      return this.#giveUp(delivery, message);
     }
+    const seconds = backoff(delivery.failures, retryAfter);
     delivery.unfinished = 0;
     delivery.nextAttemptAt = this.#now() + seconds * 1000;
-    this.#queue.save(delivery);
+    await untilStored(() => this.#queue.save(delivery));
     this.stats.retried += 1;
     warn(`${delivery.id}: not sent: ${message}. Again in ${seconds} s.`);
   }
 
-  #giveUp(delivery: Delivery, why: string): void {
-    const parts = this.#queue.deadLetter(delivery, why);
+  async #giveUp(delivery: Delivery, why: string): Promise<void> {
+    const parts = await untilStored(() => this.#queue.deadLetter(delivery, why));
     this.stats.failed += parts.length;
     warn(
       `${delivery.id}: not sent for good, ${parts.length} in failed/: ${why}. /retry sends them again.`,
     );
+    this.onDeadLetter(delivery);
   }
 }
 
@@ -4637,98 +4921,23 @@ async function drained(): Promise<void> {
   while (tails.size > 0) await Promise.allSettled(tails.values());
 }
 
-const MIN_FENCED = 60; // in less room than that, code blocks are cut like everything else
-const CLOSING_ROOM = 9; // a new line and the longest fence that we recognise
-const MAX_OPENING = 30; // of an opening line this long, only the marks are repeated, to save room
-const FENCE = /^ {0,3}(`{3,8}|~{3,8})(.*)/;
-
-/** How a piece of a text ends, which decides how the next one begins. */
-interface PieceEnd {
-  openFence: string; // the line that opened the code block in which it ends, or "" if in none
-  endsMidLine: boolean;
-}
-
 /**
  * Cuts a text into pieces of at most `limit` UTF-16 units: between paragraphs, else lines, else
- * sentences, else words, and never within what people see as one character. A code block that is
- * cut is closed, and opened again in the next piece.
+ * sentences, else words, and never within what people see as one character.
  */
 export function chunkMessage(text: string, limit: number): string[] {
   const chunks: string[] = [];
   let rest = text;
-  let previous: PieceEnd = { openFence: "", endsMidLine: false };
-  while (rest.trim()) {
-    const piece = nextPiece(rest, limit, previous.openFence);
-    rest = rest.slice(piece.length);
-    const end = endOf(piece, previous, limit);
-    const chunk = withFences(piece, previous.openFence, rest ? end.openFence : "");
-    if (chunk) chunks.push(chunk);
-    // A chunk that begins in a code block keeps the empty lines at its beginning.
-    if (!end.openFence) rest = withoutGap(rest, end.endsMidLine);
-    previous = end;
+  while (canBeSeen(rest)) {
+    const size = rest.length <= limit ? rest.length : cutAt(rest, limit);
+    const piece = rest.slice(0, size);
+    if (canBeSeen(piece)) chunks.push(piece.trimEnd());
+    // Between two messages nobody needs empty lines, nor the space at which a line was cut. But the
+    // spaces at the beginning of a line are its indentation.
+    const gap = piece.endsWith("\n") ? /^\s*\n/ : /^\s*\n|^ /;
+    rest = rest.slice(size).replace(gap, "");
   }
   return chunks;
-}
-
-/** What goes into the next chunk: all of it, if it fits. `openFence` is repeated in front of it. */
-function nextPiece(text: string, limit: number, openFence: string): string {
-  const room = openFence ? limit - openFence.length - 1 : limit;
-  if (text.length <= room) return text;
-  return text.slice(0, cutAt(text, limit < MIN_FENCED ? room : room - CLOSING_ROOM));
-}
-
-function endOf(piece: string, previous: PieceEnd, limit: number): PieceEnd {
-  const endsMidLine = !piece.endsWith("\n");
-  if (limit < MIN_FENCED) return { openFence: "", endsMidLine };
-  // A piece begins in the middle of a line if the one before it ends there.
-  return { openFence: fenceAfter(piece, previous.openFence, previous.endsMidLine), endsMidLine };
-}
-
-/**
- * A piece that is to be sent. If it begins in a code block, the block is opened again by the line
- * `openFence`. If it ends in one, that is closed; `endFence` is the line that opened it.
- */
-function withFences(piece: string, openFence: string, endFence: string): string {
-  if (!openFence && !piece.trim()) return ""; // no platform takes an empty message
-  const opening = openFence ? `${openFence}\n` : "";
-  const closing = endFence ? `\n${fenceMarks(endFence)}` : "";
-  return `${opening}${piece.trimEnd()}${closing}`;
-}
-
-/** Between two messages nobody needs an empty line, nor the space at which a line was cut. */
-function withoutGap(rest: string, startsMidLine: boolean): string {
-  const [emptyLines] = /^\s*\n/.exec(rest) ?? [];
-  if (emptyLines) return rest.slice(emptyLines.length);
-  return startsMidLine && rest.startsWith(" ") ? rest.slice(1) : rest;
-}
-
-/** The marks of a line that opens or closes a code block, for example "~~~". Otherwise "". */
-function fenceMarks(line: string): string {
-  const [, marks = "", behind = ""] = FENCE.exec(line) ?? [];
-  // "```npm test``` runs them" is code within a line.
-  const isInline = marks.startsWith("`") && behind.includes("`");
-  return isInline ? "" : marks;
-}
-
-/** The line that opened the code block in which a piece ends, or "" if it ends in none. */
-function fenceAfter(piece: string, openFence: string, startsMidLine: boolean): string {
-  const lines = piece.split("\n");
-  // Backticks are a fence only where a line begins, so the rest of a line that was cut has none.
-  if (startsMidLine) lines.shift();
-  let open = openFence;
-  for (const line of lines) {
-    const marks = fenceMarks(line);
-    if (!marks) continue;
-    if (!open) open = line.length < MAX_OPENING ? line : marks;
-    else if (closesFence(line, open)) open = "";
-  }
-  return open;
-}
-
-/** Four backticks are not closed by three, nor by a line with more on it than its marks. */
-function closesFence(line: string, open: string): boolean {
-  const marks = fenceMarks(line);
-  return line.trim() === marks && marks.startsWith(fenceMarks(open));
 }
 
 // The places at which a text may be cut, the best first: paragraphs, lines, sentences, words.
@@ -4760,6 +4969,20 @@ function cutBetweenGraphemes(text: string, room: number): number {
   if (!endsInHalf) return room;
   return room > 1 ? room - 1 : SURROGATE_PAIR;
 }
+
+/** Tells the owner, once, that a reply was given up. In the terminal the log has said it. */
+async function tellOwnerOfDeadLetter(app: App, letter: Delivery): Promise<void> {
+  const { channel, to, error } = letter;
+  const place = ownerPlace(app);
+  if (place === TERMINAL) return;
+  // A notice that can't be sent either would bring another notice, and so on.
+  const isHopeless = recipientOf(letter) === recipientOf(place);
+  if (isHopeless || letter.id.startsWith(DEAD_LETTER)) return;
+  const text = t(`A reply to ${channel} ${to} was not sent: ${error}. /retry sends it again.`);
+  await tellOwner(app, `${DEAD_LETTER}${replyOf(letter)}`, text);
+}
+
+const DEAD_LETTER = "dead-letter:"; // how the ids of these notices begin
 
 method("delivery.status", {}, [], (_params, { queue, delivery }) => ({
   ...delivery.stats,
@@ -4850,6 +5073,9 @@ function createApp(): App {
     delivery: new DeliveryRunner(queue, channels, simulatedFailures),
     simulatedFailures,
   };
+  app.delivery.onDeadLetter = (letter) => {
+    untilStored(() => tellOwnerOfDeadLetter(app, letter)).catch((error) => warn(String(error)));
+  };
   // A binding to an agent that does not exist throws here, and the error names the agent.
   for (const { agentId } of BINDINGS) app.agents.find(agentId);
   return app;
@@ -4884,15 +5110,30 @@ async function startApp(app: App, httpPort: number): Promise<void> {
  * not set up in this run stays in the inbox until a run in which it is.
  */
 function resumeInbox(app: App): void {
+  for (const message of app.inbox.newlyQuarantined.values()) {
+    if (app.channels.has(message.channel)) tellQuarantined(app, message);
+    tellOwnerOfQuarantine(app, message);
+  }
   for (const message of app.inbox.pending()) {
-    // A turn that fails is dealt with in `handle`. If anything else goes wrong, for example because
-    // the disk is full, the message stays in the inbox. runExclusive handles the rejection.
-    if (app.channels.has(message.channel)) void enqueue(app, message);
+    if (app.channels.has(message.channel)) resume(app, message);
   }
   // Jobs come second: the turns of people are under way by then, and a job waits for those.
   for (const message of app.inbox.pending()) {
-    if (message.channel === "cron") void enqueue(app, message);
+    if (message.channel === "cron") resume(app, message);
   }
+}
+
+/** A turn that fails is dealt with in `handle`. If anything else fails, the message stays. */
+function resume(app: App, message: Routed): void {
+  enqueue(app, message).catch((error) => warn(`${message.id}: ${error}`));
+}
+
+/** Tells the person, before the messages that they wrote later are answered. */
+function tellQuarantined(app: App, message: Routed): void {
+  const text = t("I tried three times to answer an earlier message, and had to set it aside.");
+  const about = { ...message, id: failureReplyId(message.id) };
+  const tell = () => untilStored(() => reply(app, about, text));
+  runExclusive(message.sessionKey, tell).catch((error) => warn(`${message.id}: ${error}`));
 }
 
 /** Answers lines and runs commands until the person at the terminal leaves. */
@@ -4904,10 +5145,12 @@ async function runTerminal(app: App): Promise<void> {
 }
 
 /** Resolves when a service manager or a person asks the program to stop. */
-async function stopSignal(): Promise<void> {
+async function stopSignal(isServing: boolean): Promise<void> {
   // Listening for signals alone does not keep Node running, but a timer does.
-  setInterval(() => {}, 60_000);
-  await Promise.race([once(process, "SIGTERM"), once(process, "SIGINT")]);
+  if (isServing) setInterval(() => {}, 60_000);
+  // At the terminal, Ctrl+C (SIGINT) is for the reply. SIGHUP says that its window was closed.
+  const signals = isServing ? ["SIGTERM", "SIGINT"] : ["SIGTERM", "SIGHUP"];
+  await Promise.race(signals.map((signal) => once(process, signal)));
 }
 
 /**
@@ -4915,10 +5158,13 @@ async function stopSignal(): Promise<void> {
  * get up to 10 s. What is not done by then is in the inbox, so the next start goes on with it.
  */
 async function shutDown(app: App, isServing: boolean): Promise<void> {
+  app.inbox.stopCounting();
   await app.channels.stop();
   // If the input is a pipe, we don't wait: its lines are all answered by now, and messages of other
   // channels stay in the inbox.
   if (isServing || process.stdin.isTTY) await Promise.race([drained(), sleep(10_000)]);
+  // A shell is a process group of its own, so it would go on after us.
+  for (const shell of SHELLS) killGroup(shell.pid);
   // The callback runs when whoever reads our output through a pipe has taken all of it.
   process.stdout.write("", () => process.exit(0));
 }
@@ -4929,10 +5175,10 @@ async function main(): Promise<void> {
   const app = createApp();
   greet(app);
   // We listen for signals from here on, because one may arrive while the channels are starting.
-  const stopped = isServing ? stopSignal() : undefined;
+  const stopped = stopSignal(isServing);
   await startApp(app, httpPort);
-  // With --serve the program runs until a signal comes, else until the person leaves.
-  await (stopped ?? runTerminal(app));
+  // With --serve the program runs until a signal comes, else until the person leaves, too.
+  await (isServing ? stopped : Promise.race([stopped, runTerminal(app)]));
   await shutDown(app, isServing);
 }
 
