@@ -625,7 +625,7 @@ export function start(
       kill: (signal) => child.kill(signal),
       forward: (ms) =>
         new Promise((resolve, reject) => {
-          child.once("message", resolve).once("close", () => reject(new Error("it has ended")));
+          child.once("message", resolve);
           child.send({ forward: ms }, (error) => error && reject(error));
         }),
     };
