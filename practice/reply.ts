@@ -21,6 +21,10 @@ export interface Scripted {
   stopReason?: string | null;
   /** Each block comes in its first event, as it is. Some servers of others do that. */
   wholeBlocks?: boolean;
+  /** The inputs of the calls as they are written, by their order: they need not be JSON. */
+  writtenInputs?: string[];
+  /** Where the counts of tokens are missing. Some servers of others send none. */
+  withoutUsage?: "start" | "end" | "both";
   /** The request is refused, before any stream. */
   error?: { status: number; type: string; message: string; headers?: Record<string, string> };
   /** The connection breaks after so many events. */
@@ -40,7 +44,7 @@ export type StreamEvent = { type: string } & Record<string, unknown>;
 export interface Reply {
   message: Record<string, unknown> & { content: Block[]; stop_reason: string | null; usage: Usage };
   cutToolInput: boolean;
-  wholeBlocks: boolean;
+  scripted: Scripted;
 }
 
 /** Tokens as the API counts them: input_tokens does not include what the cache read or wrote. */
@@ -98,7 +102,7 @@ export function makeReply(
       speed: null,
     },
   };
-  return { message, cutToolInput: cut, wholeBlocks: scripted.wholeBlocks === true };
+  return { message, cutToolInput: cut, scripted };
 }
 
 /**
@@ -155,8 +159,9 @@ function finishServerCall(request: PracticeRequest, content: ScriptedBlock[]): S
 
 /** The events of a stream, in the order in which the API sends them. */
 export function toEvents(reply: Reply): StreamEvent[] {
-  const { message } = reply;
+  const { message, scripted } = reply;
   const { usage } = message;
+  const written = [...(scripted.writtenInputs ?? [])];
   const start = {
     ...message,
     content: [],
@@ -168,7 +173,9 @@ export function toEvents(reply: Reply): StreamEvent[] {
   const blocks = message.content.flatMap((block, index) => {
     const cut = reply.cutToolInput && index === lastCall;
     const whole = { empty: block, deltas: [] };
-    return blockEvents(reply.wholeBlocks ? whole : splitIntoDeltas(block, cut), index);
+    if (scripted.wholeBlocks) return blockEvents(whole, index);
+    const json = block.type === "tool_use" ? written.shift() : undefined;
+    return blockEvents(splitIntoDeltas(block, cut, json), index);
   });
   const delta = {
     stop_reason: message.stop_reason,
@@ -188,6 +195,9 @@ export function toEvents(reply: Reply): StreamEvent[] {
       server_tool_use: null,
     },
   };
+  if (scripted.withoutUsage !== undefined && scripted.withoutUsage !== "end")
+    Reflect.deleteProperty(start, "usage");
+  if (scripted.withoutUsage !== undefined && scripted.withoutUsage !== "start") delete end.usage;
   const begin: StreamEvent[] = [{ type: "message_start", message: start }, { type: "ping" }];
   return [...begin, ...blocks, end, { type: "message_stop" }];
 }
@@ -207,7 +217,8 @@ interface Growth {
   deltas: Block[];
 }
 
-function splitIntoDeltas(block: Block, cut: boolean): Growth {
+/** `json` is the input of a call as it is written, if it is not what JSON.stringify gives. */
+function splitIntoDeltas(block: Block, cut: boolean, json = inputOf(block)): Growth {
   if (block.type === "text") {
     const deltas = pieces(String(block.text)).map((text) => ({ type: "text_delta", text }));
     return { empty: { ...block, text: "" }, deltas };
@@ -221,13 +232,14 @@ function splitIntoDeltas(block: Block, cut: boolean): Growth {
     return { empty: { ...block, thinking: "", signature: "" }, deltas };
   }
   if (block.type === "tool_use" || block.type === "server_tool_use") {
-    const json = JSON.stringify(block.input ?? {});
     const parts = pieces(cut ? json.slice(0, Math.ceil(json.length / 2)) : json);
     const deltas = ["", ...parts].map((part) => ({ type: "input_json_delta", partial_json: part }));
     return { empty: { ...block, input: {} }, deltas };
   }
   return { empty: block, deltas: [] };
 }
+
+const inputOf = (block: Block) => JSON.stringify(block.input ?? {});
 
 /** Small parts of a text. As with tokens, a word may be cut, but never a character. */
 function pieces(text: string): string[] {

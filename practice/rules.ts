@@ -74,8 +74,10 @@ function blocksOf(request: PracticeRequest): PlacedBlock[] {
 
 function readSituation(request: PracticeRequest): Situation {
   const all = blocksOf(request);
-  const last = all.findLastIndex(({ role, block }) => role === "user" && block.type === "text");
-  const after = all.slice(last + 1);
+  const isWords = ({ role, block }: PlacedBlock) =>
+    role === "user" && block.type === "text" && !CONTEXT.test(block.text);
+  const last = all.findLastIndex(isWords);
+  const after = all.slice(last + 1).filter(({ block }) => !CONTEXT.test(textOf(block)));
   const calls = after.filter(({ block }) => block.type === "tool_use");
   const whole = textOf(all[last]?.block);
   const text = whole.length > MAX_REQUEST ? whole.slice(-500) : whole;
@@ -101,7 +103,7 @@ function readSituation(request: PracticeRequest): Situation {
 }
 
 /**
- * A block that a program puts before the user's words in their message: the user did not say it.
+ * A block that a program puts beside the user's words in their message: the user did not say it.
  */
 const CONTEXT = /^<context>\n/;
 

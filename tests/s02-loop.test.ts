@@ -349,6 +349,35 @@ describe.each(sectionsFrom("s02"))("$name", (section) => {
     expect(outline(await next())).toEqual(["user: hi", "assistant: Hello.", "user: go on"]);
   });
 
+  it("a refusal after results of an earlier turn: that turn stays", async () => {
+    const { model, give, turn, next, conversation } = await open(section);
+    give("look", () => "seen");
+    model.script(calls(["look", {}]), { error: { status: 400, type: "x", message: "broken" } });
+    await expect(turn("look")).rejects.toThrow("broken");
+    model.script({ content: [], stopReason: "refusal" });
+    await turn("something bad");
+    expect(outline(await next())).toEqual([
+      "user: look",
+      "assistant: tool_use",
+      "user: tool_result | go on",
+    ]);
+    expect(conversation.messages.map(({ stop_reason }) => stop_reason)).toContain("refusal");
+  });
+
+  it("a refusal after a call that was left open: its turn stays", async () => {
+    const { model, turn, next } = await open(section);
+    model.script({ ...calls(["bash", { command: "ls" }]), stopReason: "max_tokens" });
+    await turn("list");
+    model.script(say("No.", { stopReason: "refusal" }), say("No.", { stopReason: "refusal" }));
+    await turn("something bad");
+    await turn("something worse");
+    expect(outline(await next())).toEqual([
+      "user: list",
+      "assistant: tool_use",
+      "user: tool_result | go on",
+    ]);
+  });
+
   it("a refusal in the middle of a call: the whole turn is left out", async () => {
     const { model, turn, next } = await open(section);
     const refused = calls(["bash", { command: "something bad" }]);

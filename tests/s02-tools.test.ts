@@ -242,6 +242,59 @@ describe.each(sectionsFrom("s02"))("$name", (section) => {
       }
     });
 
+    it("keeps the file tools out of what the program keeps for itself, by any spelling", async () => {
+      const { use, at, workspace, HANDLERS } = await open(section);
+      fs.mkdirSync(at(".state/sessions"), { recursive: true });
+      fs.writeFileSync(at(".state/sessions/a.jsonl"), "secret");
+      // What can't be used there is renamed, and stays private.
+      fs.mkdirSync(at(".state.0badcafe.quarantined/sessions"), { recursive: true });
+      fs.writeFileSync(at(".state.0badcafe.quarantined/sessions/a.jsonl"), "secret");
+      fs.mkdirSync(at("sub"));
+      fs.symlinkSync(at(".state"), at("link"), "junction");
+      fs.symlinkSync(workspace, at("sub/round"), "junction");
+      // On a file system without case these are the same folder.
+      const folders = [
+        ".state",
+        ".STATE",
+        ".State",
+        "./.state",
+        "sub/../.state",
+        "link",
+        at(".state"),
+      ];
+      folders.push(
+        "sub/round/.state",
+        ".\u017ftate",
+        ".state.0badcafe.quarantined",
+        ".state.",
+        ".state ",
+      );
+      folders.push(`../${path.basename(workspace)}/.state`);
+      for (const folder of folders) {
+        const name = `${folder}/sessions/a.jsonl`;
+        const tries = [
+          await use("read_file", { path: name }),
+          await use("write_file", { path: name, content: "taken" }),
+          await use("write_file", { path: `${folder}/new.txt`, content: "taken" }),
+          await use("edit_file", { path: name, old_text: "secret", new_text: "taken" }),
+        ];
+        if (HANDLERS.list_directory) tries.push(await use("list_directory", { path: folder }));
+        expect(
+          tries.filter(({ failed }) => !failed),
+          folder,
+        ).toEqual([]);
+        expect(JSON.stringify(tries)).toContain("belongs to the program itself");
+        expect(JSON.stringify(tries)).not.toContain('"secret"');
+      }
+      expect(fs.readdirSync(at(".state"))).toEqual(["sessions"]);
+      expect(fs.readFileSync(at(".state/sessions/a.jsonl"), "utf8")).toBe("secret");
+      const mine = { path: ".statement", content: "mine" };
+      expect((await use("write_file", mine)).failed).toBe(false);
+      if (!HANDLERS.list_directory) return;
+      const { content } = await use("list_directory", {});
+      expect(content.split("\n")).toEqual([".statement", expect.stringMatching(/^link/), "sub/"]);
+    });
+
     it("guards all the file tools", async () => {
       const { use, at, workspace } = await open(section);
       const outside = temporaryFolder();
@@ -331,6 +384,46 @@ describe.each(sectionsFrom("s02"))("$name", (section) => {
       await use("edit_file", { path: "a.txt", old_text: "f(x)* [a] ^.$", new_text: "ok" });
       expect(read()).toBe("ok");
     });
+
+    it.each([
+      ["aaa", "aa", 2],
+      ["x\nx\nx\n", "x\nx\n", 2],
+      ["ababab", "abab", 2],
+      ["aaaa", "a", 4],
+      ["one\r\ntwo\none\ntwo", "one\ntwo", 2],
+    ])(
+      "an edit of %j does not guess which of several %j is meant",
+      async (text, old_text, times) => {
+        const { use, put } = await open(section);
+        const read = put("a.txt", text);
+        const { content, failed } = await use("edit_file", {
+          path: "a.txt",
+          old_text,
+          new_text: "b",
+        });
+        expect(failed).toBe(true);
+        expect(content).toContain(`occurs ${times} times`);
+        expect(read()).toBe(text);
+      },
+    );
+
+    it.each([
+      ["a\r\nb\nc\n", "b", "1\n2", "a\r\n1\n2\nc\n"],
+      ["a\nb\r\nc\n", "b", "1\n2", "a\n1\r\n2\r\nc\n"],
+      ["a\nb\r\nc", "c", "1\n2", "a\nb\r\n1\r\n2"],
+      ["a\r\nb\nc", "c", "1\r\n2", "a\r\nb\n1\n2"],
+      ["a\r\nb\nc\n", "a\nb", "1\n2", "1\r\n2\nc\n"],
+      ["a\nb\r\nc\n", "\nc", "\n1\nc", "a\nb\r\n1\r\nc\n"],
+      ["abc", "b", "1\n2", "a1\n2c"],
+    ])(
+      "an edit of %j follows the line ends of the place",
+      async (text, old_text, new_text, wanted) => {
+        const { use, put } = await open(section);
+        const read = put("a.txt", text);
+        expect((await use("edit_file", { path: "a.txt", old_text, new_text })).failed).toBe(false);
+        expect(read()).toBe(wanted);
+      },
+    );
 
     it("an edit that removes a passage", async () => {
       const { use, put } = await open(section);
@@ -593,6 +686,25 @@ describe.each(englishFrom("s02"))("$name, bash and its children", (section) => {
     expect(content).toContain("PATH");
     expect(content).not.toContain("hush-");
   });
+
+  it.skipIf(WINDOWS)(
+    "does not wait for a child that has left and keeps the pipes open",
+    async () => {
+      const { use } = await open(section);
+      const pid = "setsid sleep 100 & echo $!; echo last words";
+      const { content, failed } = await use("bash", { command: pid, seconds: 20 });
+      process.kill(Number.parseInt(content, 10), "SIGKILL");
+      expect(failed).toBe(false);
+      expect(content).toMatch(/^\d+\nlast words\n$/);
+      const command = "setsid sleep 100 & echo $!; exit 3";
+      const second = await use("bash", { command, seconds: 20 });
+      process.kill(Number.parseInt(second.content.split("\n")[1] ?? "", 10), "SIGKILL");
+      expect(second).toMatchObject({
+        failed: true,
+        content: expect.stringMatching(/^exit code 3\n/),
+      });
+    },
+  );
 
   it("keeps both ends of much output, and no half characters", async () => {
     const { use, script } = await open(section);

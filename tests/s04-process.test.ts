@@ -144,7 +144,7 @@ describe.each(englishFrom("s04"))("$name, all channels at once", (section) => {
     const accounts = await program.ask("/accounts");
     for (const name of ["TELEGRAM_BOT_TOKEN", "FEISHU_APP_ID", "FEISHU_APP_SECRET"]) {
       expect(accounts).toContain(name);
-      expect(accounts).not.toContain(world.settings[name]);
+      expect(accounts).not.toContain(world.settings[name]?.slice(0, 3));
     }
     expect(program.text).not.toContain(telegram.token);
 
@@ -183,7 +183,7 @@ describe.each(englishFrom("s04"))("$name, all channels at once", (section) => {
     for (const text of ["let me in", "please"]) await telegram.say("mallory", text).confirmed;
     const id = telegram.chatId("mallory");
     expect((await telegram.nextSent("mallory")).text).toContain(String(id));
-    expect(program.text).toContain(`TELEGRAM_ALLOWED_CHATS=${id}`);
+    expect(program.text).toContain(`add ${id} to the list in TELEGRAM_ALLOWED_CHATS`);
     // What comes from outside is shown, but can neither draw nor forge a line.
     await telegram.say("alice", "x\u001b[2J\r\n[telegram 7] y").confirmed;
     await telegram.nextSent("alice");
@@ -195,7 +195,7 @@ describe.each(englishFrom("s04"))("$name, all channels at once", (section) => {
     expect((await post(world.port, "/")).status).toBe(404);
     expect((await post(world.port, "/constructor")).status).toBe(404);
     expect((await fetch(`http://127.0.0.1:${world.port}/feishu/events`)).status).toBe(404);
-    const large = await post(world.port, "/feishu/events", Buffer.alloc(1_000_001));
+    const large = await post(world.port, "/feishu/events", Buffer.alloc(65_537));
     expect(large.status).toBe(413);
     expect((await post(world.port, "/feishu/events", "no json")).status).toBe(401);
     expect((await world.feishu.challenge("c")).body).toContain('"c"');

@@ -131,13 +131,11 @@ describe.each(sectionsFrom("s04"))("$name, what Telegram's messages become", (se
       const before = got.length;
       await telegram.say("alice", "", { media }).confirmed;
       const message = got[before];
-      if (!message) continue; // a location, say: not yet, but without harm
-      expect(message.text).toMatch(/^\[\w+\]$/);
-      expect(message.media).toHaveLength(1);
+      expect(message?.text.startsWith(`[${media}]`), media).toBe(true);
+      const isFile = !["location", "venue", "contact", "dice", "poll"].includes(media);
+      expect(message?.media).toHaveLength(isFile ? 1 : 0);
+      if (isFile) expect(message?.text).toBe(`[${media}]`);
     }
-    const kinds = got.map(({ media }) => media[0]?.kind);
-    const known = ["photo", "document", "voice", "audio", "video", "animation", "sticker"];
-    expect(kinds).toEqual(expect.arrayContaining(known));
     const before = got.length;
     await telegram.say("alice", "my cat", { media: "photo" }).confirmed;
     expect(got[before]?.text).toBe("[photo] my cat");
@@ -167,7 +165,7 @@ describe.each(sectionsFrom("s04"))("$name, what Telegram's messages become", (se
     expect(said).toEqual(["hello", "first version", "still there?"]);
     expect(telegram.log.filter(({ method }) => method === "getUpdates").length).toBeLessThan(200);
     const asked = telegram.log.find(({ method }) => method === "getUpdates")?.parameters;
-    expect(asked?.allowed_updates).toEqual(["message"]);
+    expect(asked?.allowed_updates).toEqual(["message", "channel_post"]);
   });
 
   it("marks the pictures of an album, and the pieces of a text that was cut, as parts", async () => {
@@ -233,7 +231,8 @@ describe.each(sectionsFrom("s04"))("$name, who may write", (section) => {
     expect(telegram.textsTo("strangers")).toHaveLength(1);
     expect(telegram.textsTo("others")).toHaveLength(0);
     const log = said.mock.calls.map(([piece]) => String(piece)).join("");
-    expect(log.split(`TELEGRAM_ALLOWED_CHATS=${id}`)).toHaveLength(2);
+    // To set the variable to this id would throw all others out.
+    expect(log.split(`add ${id} to the list in TELEGRAM_ALLOWED_CHATS`)).toHaveLength(2);
   });
 
   it.each(["", " ", ","])("an empty list (%j) admits nobody", async (list) => {

@@ -39,6 +39,7 @@ import {
   start,
   startInTerminal,
   temporaryFolder,
+  withoutContext,
 } from "./helper.ts";
 
 const ROOT = join(import.meta.dirname, "..");
@@ -86,7 +87,10 @@ export function mixedUp(log: LoggedRequest[]): string[] {
 /** The last thing that a person said in a request. */
 export function lastText(request: PracticeRequest): string {
   const said = request.messages.filter(({ role }) => role === "user").flatMap(blocks);
-  return said.reduce((text, block) => (block.type === "text" ? block.text : text), "");
+  return withoutContext(said).reduce(
+    (text, block) => (block.type === "text" ? block.text : text),
+    "",
+  );
 }
 
 /** Answers "re:" and the last text; a text with "!fail" gets an error. */
@@ -271,6 +275,8 @@ function message() {
     media: [] as { kind: string; id: string }[], // empty, but not of nothing
     at: 1_767_600_000_000,
     part: undefined as string | undefined, // as above
+    senderName: undefined as string | undefined, // as above
+    quoted: undefined as string | undefined, // as above
     attempts: undefined as number | undefined, // as above
     sessionKey: "agent:luna:telegram:direct:1001",
     agentId: "luna",

@@ -118,23 +118,26 @@ const STOP_NOTES: Record<string, string> = {
   refusal: t("\n(The model refused. From now on it will not see this turn.)"),
   model_context_window_exceeded: t("\n(Cut off: the model can read no more than this.)"),
 };
-const stopNote = (message: Message) =>
-  needsReply(message) ? "" : (STOP_NOTES[message.stop_reason ?? ""] ?? "");
+const stopNote = (m: Message) => (needsReply(m) ? "" : (STOP_NOTES[m.stop_reason ?? ""] ?? ""));
 
 /** A turn starts where a person says something. Results of tools have the role "user", too. */
 const startsTurn = (m: Entry) => m.role === "user" && m.content[0]?.type !== "tool_result";
+
 /** What was refused once would be refused again, so the whole turn that led to it is left out. */
-const withoutLastTurn = (request: Entry[]) => request.slice(0, request.findLastIndex(startsTurn));
+function withoutRefusedTurns(history: Message[]): Message[] {
+  const refusal = history.findIndex((message) => message.stop_reason === "refusal");
+  const start = Math.max(0, history.slice(0, refusal).findLastIndex(startsTurn));
+  return refusal < 0 ? history : withoutRefusedTurns(history.toSpliced(start, refusal + 1 - start));
+}
 
 /** The history as the API accepts it: nothing blank or refused, user and assistant in turn. */
 export function toRequest(history: Message[]): Entry[] {
-  let request: Entry[] = [];
-  for (const message of history) {
+  const request: Entry[] = [];
+  for (const message of withoutRefusedTurns(history)) {
     const content = message.content.filter((block) => block.type !== "text" || block.text.trim());
     while (content.at(-1)?.type.endsWith("thinking")) content.pop(); // it was cut off
     const last = request.at(-1);
-    if (message.stop_reason === "refusal") request = withoutLastTurn(request);
-    else if (last?.role === message.role) last.content.push(...content);
+    if (last?.role === message.role) last.content.push(...content);
     else if (content.length > 0) request.push({ role: message.role, content });
   }
   return request;
@@ -148,8 +151,7 @@ export function buildRequest({ messages }: Conversation, _options: TurnOptions) 
 /** One call. Gives the reply, or what had arrived of it when it was aborted. Throws API errors. */
 export async function callModel(request: Anthropic.MessageStreamParams, options: TurnOptions) {
   // The SDK reads ANTHROPIC_API_KEY and ANTHROPIC_BASE_URL from the environment.
-  const client = new Anthropic();
-  const stream = client.messages.stream(request, { signal: options.signal });
+  const stream = new Anthropic().messages.stream(request, { signal: options.signal });
   const finished: Anthropic.ContentBlock[] = [];
   stream.on("text", (piece) => options.onText?.(piece));
   stream.on("contentBlock", (block) => finished.push(block));
@@ -198,9 +200,8 @@ export async function runTurn(conversation: Conversation, input: string, options
 
 /** Checks the settings. Without an API key two lines say what to do, and the program ends. */
 function checkSettings(): void {
-  const key = process.env.ANTHROPIC_API_KEY ?? "";
   // A copy of .env.example that nobody has filled in contains this placeholder, which is no key.
-  if (key === "" || key === "sk-ant-your-key-here") {
+  if (["", "sk-ant-your-key-here"].includes(process.env.ANTHROPIC_API_KEY ?? "")) {
     fail("ANTHROPIC_API_KEY is not set: copy .env.example to .env and put your key there.");
     fail("No key? `npm start` runs the same program offline, with a practice model.");
     process.exit(1);

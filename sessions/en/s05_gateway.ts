@@ -29,7 +29,7 @@
 // The Chinese and Japanese files are made from this one and from code.po: npm run translate.
 
 import type { ChildProcess } from "node:child_process";
-import { spawn } from "node:child_process";
+import { spawn, spawnSync } from "node:child_process";
 import crypto from "node:crypto";
 import { once } from "node:events";
 import fs from "node:fs";
@@ -72,15 +72,26 @@ function wholeNumber(name: string, otherwise: number, max: number): number {
 
 let atLineStart = true; // whether what was printed last ended a line
 
+// With these characters whoever writes to us, and the model, could move the cursor, overwrite lines
+// or turn them round: the control characters (C0, DEL, C1), except for the tab and the line end,
+// and the marks that change the direction of writing.
+const CONTROLS = /(?![\t\n])[\p{Cc}\p{Bidi_Control}]/gu;
+const withoutControls = (text: string) => text.replaceAll(CONTROLS, "");
+
 /** Prints what the model says, piece by piece. */
-export function say(piece: string) {
+export const say = (piece: string) => print(withoutControls(piece));
+
+function print(piece: string) {
   if (typing && piece) return sayAbove(typing, piece);
   process.stdout.write(piece);
   if (piece) atLineStart = piece.endsWith("\n");
 }
 
-const tint = (code: number, s: string) => (process.stdout.isTTY ? `\x1b[${code}m${s}\x1b[0m` : s);
-const sayLine = (line: string) => say(`${atLineStart ? "" : "\n"}${line}\n`);
+function tint(code: number, line: string): string {
+  const shown = withoutControls(line);
+  return process.stdout.isTTY ? `\x1b[${code}m${shown}\x1b[0m` : shown;
+}
+const sayLine = (line: string) => print(`${atLineStart ? "" : "\n"}${line}\n`);
 
 /** Lines of the program itself: dim what it reports, yellow a warning, and red what failed. */
 export const info = (line: string) => sayLine(tint(2, line));
@@ -180,23 +191,26 @@ const STOP_NOTES: Record<string, string> = {
   refusal: t("\n(The model refused. From now on it will not see this turn.)"),
   model_context_window_exceeded: t("\n(Cut off: the model can read no more than this.)"),
 };
-const stopNote = (message: Message) =>
-  needsReply(message) ? "" : (STOP_NOTES[message.stop_reason ?? ""] ?? "");
+const stopNote = (m: Message) => (needsReply(m) ? "" : (STOP_NOTES[m.stop_reason ?? ""] ?? ""));
 
 /** A turn starts where a person says something. Results of tools have the role "user", too. */
 const startsTurn = (m: Entry) => m.role === "user" && m.content[0]?.type !== "tool_result";
+
 /** What was refused once would be refused again, so the whole turn that led to it is left out. */
-const withoutLastTurn = (request: Entry[]) => request.slice(0, request.findLastIndex(startsTurn));
+function withoutRefusedTurns(history: Message[]): Message[] {
+  const refusal = history.findIndex((message) => message.stop_reason === "refusal");
+  const start = Math.max(0, history.slice(0, refusal).findLastIndex(startsTurn));
+  return refusal < 0 ? history : withoutRefusedTurns(history.toSpliced(start, refusal + 1 - start));
+}
 
 /** The history as the API accepts it: nothing blank or refused, user and assistant in turn. */
 export function toRequest(history: Message[]): Entry[] {
-  let request: Entry[] = [];
-  for (const message of answerCalls(history)) {
+  const request: Entry[] = [];
+  for (const message of answerCalls(withoutRefusedTurns(history))) {
     const content = message.content.filter((block) => block.type !== "text" || block.text.trim());
     while (content.at(-1)?.type.endsWith("thinking")) content.pop(); // it was cut off
     const last = request.at(-1);
-    if (message.stop_reason === "refusal") request = withoutLastTurn(request);
-    else if (last?.role === message.role) last.content.push(...content);
+    if (last?.role === message.role) last.content.push(...content);
     else if (content.length > 0) request.push({ role: message.role, content });
   }
   return request;
@@ -216,14 +230,15 @@ export function buildRequest({ messages }: Conversation, options: TurnOptions) {
 /** One call. Gives the reply, or what had arrived of it when it was aborted. Throws API errors. */
 export async function callModel(request: Anthropic.MessageStreamParams, options: TurnOptions) {
   // The SDK reads ANTHROPIC_API_KEY and ANTHROPIC_BASE_URL from the environment.
-  const client = new Anthropic();
-  const stream = client.messages.stream(request, { signal: options.signal });
+  const stream = new Anthropic().messages.stream(request, { signal: options.signal });
   const finished: Anthropic.ContentBlock[] = [];
   stream.on("text", (piece) => options.onText?.(piece));
   stream.on("contentBlock", (block) => finished.push(block));
+  stream.on("streamEvent", inputReader());
   try {
     return await stream.finalMessage();
   } catch (error) {
+    if (lacksUsage(error) && stream.currentMessage) return stream.currentMessage;
     if (!options.signal?.aborted) throw error;
     options.onText?.(" (interrupted)");
     // Half a text is worth keeping, but half a tool call or half a thought is of no use.
@@ -270,7 +285,9 @@ const textOf = (message: Message) =>
 /** Runs one turn. The person's words are stored first, so they stay if the model fails. */
 export async function runTurn(conversation: Conversation, input: string, options: TurnOptions) {
   const about = { inboxId: options.message?.id };
-  conversation.append({ role: "user", content: [{ type: "text", text: input }] }, about);
+  const texts = [input, ...attributionOf(options.message)];
+  const content = texts.map((text) => ({ type: "text" as const, text }));
+  conversation.append({ role: "user", content }, about);
   return finishTurn(conversation, options);
 }
 
@@ -347,6 +364,41 @@ CONTINUE_IF.push((m) => callsToRun(m).length > 0);
 STOP_NOTES.tool_use = t("\n(The model wanted to call a tool, but no call came.)");
 const MAX_ROUNDS = 50; // calls of the model in one turn
 const OUTPUT_LIMIT = 30_000; // characters of one result, half of them from each end
+
+/**
+ * A listener that reads the inputs of calls in place of the SDK. If an input is no JSON, the SDK throws,
+ * or leaves out what it can't read. Here it stays a text, so that the model is told what was wrong.
+ */
+function inputReader() {
+  let written = ""; // of the block that is arriving
+  return (event: Anthropic.MessageStreamEvent, { content }: Anthropic.Message) => {
+    if (event.type === "content_block_start") written = "";
+    if (event.type === "content_block_delta" && event.delta.type === "input_json_delta") {
+      written += event.delta.partial_json;
+      setInput(content.at(-1), {});
+    }
+    if (event.type !== "content_block_stop" || written === "") return;
+    setInput(content.at(-1), parsedOrRaw(written));
+  };
+}
+
+/** Takes the place of the SDK's property, which parses the input as soon as it is looked at. */
+function setInput(block: Block | undefined, value: unknown): void {
+  if (block === undefined || !isCall(block)) return;
+  Object.defineProperty(block, "input", { value, enumerable: true, configurable: true });
+}
+
+/** The value that is written as JSON, or the text itself if it is no JSON. */
+function parsedOrRaw(json: string): unknown {
+  try {
+    return JSON.parse(json);
+  } catch {
+    return json;
+  }
+}
+
+/** Whether the SDK looked for the count of tokens, which comes last, and which some servers omit. */
+const lacksUsage = (error: unknown) => String(error).includes("output_tokens");
 
 /** Throws after too many rounds, because a model that repeats itself costs money until it stops. */
 function checkRounds({ messages }: Conversation): void {
@@ -557,8 +609,7 @@ function withMissingResults(history: Message[]): Message[] {
   return history.flatMap((message, index): Message[] => {
     const answered = new Set(resultsIn(history[index + 1]).map((block) => block.tool_use_id));
     const open = callsIn(message).filter(({ id }) => !answered.has(id));
-    // A refused turn is left out as a whole, so its calls need no results.
-    if (open.length === 0 || message.stop_reason === "refusal") return [message];
+    if (open.length === 0) return [message];
     const why = whyOpen(message);
     return [message, { role: "user", content: open.map(({ id }) => toolResult(id, why, true)) }];
   });
@@ -668,9 +719,15 @@ export function safePath(name: string, root: string): string {
   const [first = ""] = inside.split(path.sep);
   if (first === ".." || path.isAbsolute(inside))
     throw new Error(`${name} is outside the workspace`);
-  if (first.toLowerCase() === ".state") throw new Error(`${name} belongs to the program itself`);
+  if (isState(first)) throw new Error(`${name} belongs to the program itself`);
   return real;
 }
+
+/**
+ * Whether an entry of the workspace is the folder of the program itself, also in a file system that
+ * ignores case, or dots and spaces at the end; or one of these that is in quarantine (s03).
+ */
+const isState = (entry: string) => /^\.state([.: ]|$)/iu.test(entry);
 
 /** The path itself, or the nearest folder above it that exists. */
 function nearestExisting(target: string): string {
@@ -694,30 +751,45 @@ function readText(file: string): string {
   return content;
 }
 
-/** The text with the line ends of `sample`, because a model writes "\n" whatever the file has. */
-function withLineEnds(text: string, sample: string): string {
-  const lineEnd = sample.includes("\r\n") ? "\r\n" : "\n";
-  return text.replace(/\r?\n/g, lineEnd);
-}
+/** The text with these line ends, because a model writes "\n" whatever the file has. */
+const withLineEnds = (text: string, lineEnd: string) => text.replace(/\r?\n/g, lineEnd);
 
 function writeText(name: string, content: string): string {
   const file = safePath(name, WORKSPACE);
   fs.mkdirSync(path.dirname(file), { recursive: true });
   const before = fs.existsSync(file) ? readText(file) : content;
-  fs.writeFileSync(file, withLineEnds(content, before));
+  fs.writeFileSync(file, withLineEnds(content, before.includes("\r\n") ? "\r\n" : "\n"));
   return `wrote ${content.length} characters to ${name}`;
 }
 
 function editText(name: string, oldText: string, newText: string): string {
   const file = safePath(name, WORKSPACE);
   const content = readText(file);
-  const old = content.includes(oldText) ? oldText : withLineEnds(oldText, content);
-  const parts = content.split(old); // what stands between the places where it occurs
-  const times = old === "" ? 0 : parts.length - 1;
-  if (times !== 1)
+  const places = placesOf(oldText, content);
+  const [place] = places;
+  const times = places.length;
+  if (place === undefined || times > 1)
     throw new Error(`old_text occurs ${times} times in ${name}; it must occur exactly once`);
-  fs.writeFileSync(file, parts.join(withLineEnds(newText, content)));
+  const text = withLineEnds(newText, lineEndAt(place.start, content));
+  fs.writeFileSync(file, content.slice(0, place.start) + text + content.slice(place.end));
   return `edited ${name}`;
+}
+
+/** Where a passage stands in the content, whatever the line ends of both. */
+function placesOf(passage: string, content: string): { start: number; end: number }[] {
+  if (passage === "") return [];
+  const lines = passage.split(/\r?\n/).map((line) => line.replace(/[$()*+.?[\\\]^{|}]/g, "\\$&"));
+  const pattern = lines.join("(?:\\r\\n|(?<!\\r)\\n)");
+  // Only a look-ahead finds both places of "aa" in "aaa", because they overlap.
+  return [...content.matchAll(new RegExp(`(?=(${pattern}))`, "g"))].map((match) => {
+    return { start: match.index, end: match.index + (match[1] ?? "").length };
+  });
+}
+
+/** The line end at a place, since a file may have both kinds: the next one, else the last before. */
+function lineEndAt(index: number, content: string): string {
+  const before = content.slice(0, index).match(/\r?\n/g) ?? [];
+  return /\r?\n/.exec(content.slice(index))?.[0] ?? before.at(-1) ?? "\n";
 }
 
 // bash runs in the workspace but is not confined to it: it can read whatever you can, also .env.
@@ -726,6 +798,7 @@ function editText(name: string, oldText: string, newText: string): string {
 const SAFE_ENV =
   "PATH HOME USER LANG TERM TZ TMPDIR TEMP TMP SystemRoot ComSpec PATHEXT USERPROFILE APPDATA";
 const WINDOWS = process.platform === "win32";
+const PIPE_GRACE = 500; // ms after the end of a script, to read what it printed last
 
 const SHELLS = new Set<ChildProcess>(); // that are running
 
@@ -739,10 +812,11 @@ async function bash(script: string, seconds: number, signal?: AbortSignal): Prom
   const stop = (why: string) => {
     stopped = why;
     killGroup(child.pid);
-    // A process that left the group may hold the pipes open, and we don't wait for it.
-    child.stdout.destroy();
-    child.stderr.destroy();
+    closePipes();
   };
+  // A process that left the group may hold the pipes open, and we don't wait for it.
+  const closePipes = () => [child.stdout, child.stderr].map((pipe) => pipe.destroy());
+  child.on("exit", () => setTimeout(closePipes, PIPE_GRACE).unref());
   const interrupt = () => stop("interrupted by the user");
   const limit = Math.min(Math.max(seconds, 1), 600);
   const timer = setTimeout(() => stop(`stopped after ${limit} s`), limit * 1000);
@@ -870,8 +944,13 @@ function replaceFile(file: string, content: string): void {
   // Flushed first, because the new name must never stand for content that is not on the disk yet.
   fs.writeFileSync(`${file}.tmp`, content, { flush: true });
   fs.renameSync(`${file}.tmp`, file);
+  flushFolder(path.dirname(file));
+}
+
+/** Flushes the names in a folder. Without that, a power cut can take a new file with it. */
+function flushFolder(dir: string): void {
   if (WINDOWS) return; // where a folder can't be flushed
-  const folder = fs.openSync(path.dirname(file), "r");
+  const folder = fs.openSync(dir, "r");
   fs.fsyncSync(folder);
   fs.closeSync(folder);
 }
@@ -892,6 +971,27 @@ function quarantine(file: string, why: string): void {
   } catch (error) {
     warn(`${file} can't be used, and it can't be renamed (${error}): ${why}`);
   }
+}
+
+/**
+ * What `read` gives for a file or folder in .state; undefined if there is none. One that can't be read,
+ * for example a folder in place of a file, is quarantined.
+ */
+function readOrQuarantine<T>(file: string, read: (file: string) => T): T | undefined {
+  try {
+    return read(file);
+  } catch (error) {
+    // A link that leads nowhere can't be found either, but its name is taken.
+    if (fs.lstatSync(file, { throwIfNoEntry: false })) quarantine(file, String(error));
+    return undefined;
+  }
+}
+
+/** Makes a folder of .state. What is there already, but is no folder or can't be read, gives way. */
+function makeFolder(dir: string): void {
+  if (readOrQuarantine(dir, (found) => fs.readdirSync(found))) return;
+  fs.mkdirSync(dir, { recursive: true, mode: 0o700 }); // only this user may read what people said
+  flushFolder(path.dirname(dir));
 }
 
 const DISK_ERRORS = "ENOSPC EDQUOT EROFS EACCES EPERM EIO EMFILE ENFILE".split(" ");
@@ -922,6 +1022,14 @@ interface LogRecord {
   shorten?: { toolUseIds: string[] };
 }
 
+/** Whether replay can use a record, whose fields may be anything if somebody edited the file. */
+function canBeReplayed({ message, compaction, shorten }: LogRecord): boolean {
+  if (message && !["user", "assistant"].includes(message.role)) return false;
+  if (message && !(Array.isArray(message.content) && message.content.every(isObject))) return false;
+  if (shorten && !Array.isArray(shorten.toolUseIds)) return false;
+  return !compaction || (typeof compaction.summary === "string" && compaction.keepFrom > 0);
+}
+
 /**
  * An append-only log in JSON Lines: one record a line, added at the end. Nothing that is in the
  * file is written again, so a crash can damage at most the line that is being added.
@@ -930,6 +1038,7 @@ class JsonlFile {
   readonly file: string;
   lines = 0; // how many it has
   #isTorn = false; // whether the last line lacks its end
+  #sizeBefore: number | undefined; // of the file, if the last append failed
 
   constructor(file: string) {
     this.file = file;
@@ -937,32 +1046,50 @@ class JsonlFile {
 
   /** Every readable line, with its number. The others stay in the file, and are reported. */
   read(): { line: number; record: object }[] {
-    if (!fs.existsSync(this.file)) return [];
-    const lines = fs.readFileSync(this.file, "utf8").split("\n");
+    const text = readOrQuarantine(this.file, (file) => fs.readFileSync(file, "utf8"));
+    if (text === undefined) return [];
+    const lines = text.split("\n");
     // Behind the last line end there is nothing, unless a crash has torn the last line.
     this.#isTorn = lines.at(-1) !== "";
     if (!this.#isTorn) lines.pop();
     this.lines = lines.length;
     const records: { line: number; record: object }[] = [];
+    const bad = text === "" ? [1] : []; // we never leave a file empty
     for (const [index, json] of lines.entries()) {
-      const line = index + 1;
       const record = parseObject(json);
-      if (record) records.push({ line, record });
-      else warn(`${this.file}, line ${line}: not readable, skipped. It stays in the file.`);
+      if (record) records.push({ line: index + 1, record });
+      else bad.push(index + 1);
     }
+    this.skip(bad);
     return records;
   }
 
-  /** Adds a record with the time, and gives the number of its line. */
+  /** Reports lines that can't be used. They stay in the file. */
+  skip(lines: number[]): void {
+    // A file of another kind may have thousands of them.
+    const shown = lines.length > 10 ? `${lines.slice(0, 10).join(", ")}, …` : lines.join(", ");
+    if (shown) warn(`${this.file}, line ${shown}: not readable, skipped. It stays in the file.`);
+  }
+
+  /** Adds a record with the time, and gives the number of its line. It is on the disk then. */
   append(record: object): number {
     const json = JSON.stringify({ at: new Date().toISOString(), ...record });
     // Behind a torn line the record would be unreadable, too, so a line end comes first.
     const lineEnd = this.#isTorn ? "\n" : "";
-    // If appending fails, half of the line may be in the file, which then counts as a line.
-    this.#isTorn = true;
-    this.lines += 1;
-    fs.appendFileSync(this.file, `${lineEnd}${json}\n`);
+    const file = fs.openSync(this.file, "a");
+    try {
+      // A full disk may have taken a part of the last record, which nobody counts as stored.
+      if (this.#sizeBefore !== undefined) fs.ftruncateSync(file, this.#sizeBefore);
+      this.#sizeBefore = fs.fstatSync(file).size;
+      fs.appendFileSync(file, `${lineEnd}${json}\n`);
+      fs.fsyncSync(file);
+      if (this.lines === 0) flushFolder(path.dirname(this.file)); // the file is new
+      this.#sizeBefore = undefined;
+    } finally {
+      fs.closeSync(file);
+    }
     this.#isTorn = false;
+    this.lines += 1;
     return this.lines;
   }
 }
@@ -994,18 +1121,25 @@ export class Session extends Conversation {
   #lineOf = new Map<Message, number>(); // where each message is in the file
   readonly asked = new Map<string, Message>(); // by inbox id: the message that it is the id of
 
-  /** Replays the file. */
-  constructor(file: string) {
+  /** Replays the file. Whose it is, is known from the folder, because its first line may be torn. */
+  constructor(file: string, key = "") {
     super();
     this.id = path.basename(file, ".jsonl");
+    this.header.key = key;
     this.#log = new JsonlFile(file);
-    for (const { line, record } of this.#log.read()) this.#replay(record, line);
+    const bad: number[] = [];
+    for (const { line, record } of this.#log.read()) {
+      if (canBeReplayed(record)) this.#replay(record, line);
+      else bad.push(line);
+    }
+    this.#log.skip(bad);
   }
 
   #replay(record: LogRecord, line: number): void {
     const { key = "", label = "", at = "" } = record;
-    if (line === 1) this.header = { key, label, at };
-    if (Array.isArray(record.message?.content)) this.#add(record.message, line);
+    if (line === 1)
+      this.header = { key: this.header.key || key, label: String(label), at: String(at) };
+    if (record.message) this.#add(record.message, line);
     if (record.inboxId && record.message) this.asked.set(record.inboxId, record.message);
     if (record.compaction) this.#compact(record.compaction.summary, record.compaction.keepFrom);
     if (record.shorten) this.#shorten(new Set(record.shorten.toolUseIds));
@@ -1082,6 +1216,7 @@ export class SessionStore {
 
   constructor(dir: string) {
     this.#dir = dir;
+    makeFolder(dir);
   }
 
   /** The session that this key is in; a new one, if it has none yet. */
@@ -1094,27 +1229,28 @@ export class SessionStore {
   /** Begins a new session for this key, and makes it the current one. */
   create(key: string, label = ""): Session {
     const id = crypto.randomUUID().slice(0, 8);
-    const header = { v: 1, id, key, label, at: new Date().toISOString() };
-    fs.mkdirSync(this.#folder(key), { recursive: true });
-    fs.writeFileSync(this.#file(key, id), `${JSON.stringify(header)}\n`, { flag: "wx" });
-    return this.#makeCurrent(key, new Session(this.#file(key, id)));
+    makeFolder(this.#folder(key));
+    new JsonlFile(this.#file(key, id)).append({ v: 1, id, key, label });
+    return this.#makeCurrent(key, new Session(this.#file(key, id), key));
   }
 
   /** The sessions of this key, the newest last. */
   list(key: string): Session[] {
-    return this.#sessionsIn(this.#folder(key));
+    return this.#sessionsIn(this.#folder(key), key);
   }
 
-  #sessionsIn(folder: string): Session[] {
-    if (!fs.statSync(folder, { throwIfNoEntry: false })?.isDirectory()) return [];
-    const files = fs.readdirSync(folder).filter((name) => name.endsWith(".jsonl"));
-    const sessions = files.map((name) => new Session(path.join(folder, name)));
+  #sessionsIn(folder: string, key?: string): Session[] {
+    const names = readOrQuarantine(folder, (dir) => fs.readdirSync(dir)) ?? [];
+    const files = names.filter((name) => name.endsWith(".jsonl"));
+    const opened = files.map((name) => this.#open(path.join(folder, name), key));
+    const sessions = opened.filter((session) => session !== undefined);
     return sessions.sort((a, b) => (a.header.at < b.header.at ? -1 : 1));
   }
 
   /** Every session of every key. */
   all(): Session[] {
-    const folders = fs.existsSync(this.#dir) ? fs.readdirSync(this.#dir) : [];
+    const names = fs.existsSync(this.#dir) ? fs.readdirSync(this.#dir) : [];
+    const folders = names.filter((name) => !name.endsWith(".quarantined"));
     return folders.flatMap((name) => this.#sessionsIn(path.join(this.#dir, name)));
   }
 
@@ -1134,14 +1270,22 @@ export class SessionStore {
 
   /** The session that the file "current" names; the newest one, if it names none. */
   #stored(key: string): Session | undefined {
-    const pointer = path.join(this.#folder(key), "current");
-    if (!fs.existsSync(pointer)) return this.list(key).at(-1);
-    const id = fs.readFileSync(pointer, "utf8");
+    const folder = this.#folder(key);
+    if (!readOrQuarantine(folder, (dir) => fs.readdirSync(dir))) return undefined;
+    const pointer = path.join(folder, "current");
+    const id = readOrQuarantine(pointer, readText);
+    if (id === undefined) return this.list(key).at(-1);
     // The id becomes part of a path, so it may hold no "/", for example.
-    const isSession = /^[\w-]+$/.test(id) && fs.existsSync(this.#file(key, id));
-    if (isSession) return new Session(this.#file(key, id));
+    const session = /^[\w-]+$/.test(id) ? this.#open(this.#file(key, id), key) : undefined;
+    if (session) return session;
     quarantine(pointer, t("it names no session. The newest one is used instead."));
     return this.list(key).at(-1);
+  }
+
+  /** The session in a file. Undefined if there is none, or if it can't be read, and is quarantined. */
+  #open(file: string, key?: string): Session | undefined {
+    const session = new Session(file, key);
+    return fs.existsSync(file) ? session : undefined;
   }
 
   #folder(key: string): string {
@@ -1161,32 +1305,80 @@ export class SessionStore {
  * session would get mixed up. Throws if another process has the lock.
  */
 export function lockFolder(dir: string): void {
+  makeFolder(dir);
   const file = path.join(dir, "lock");
-  fs.mkdirSync(dir, { recursive: true, mode: 0o700 }); // only this user may read what people said
-  if (fs.existsSync(file)) removeStaleLock(file, path.dirname(dir));
-  // "wx" fails if the file exists, so of two processes that come this far only one gets the lock.
-  fs.writeFileSync(file, `${process.pid} ${crypto.randomUUID()}`, { flag: "wx" });
-  process.on("exit", () => fs.rmSync(file, { force: true }));
+  const mine = `${process.pid} ${startTime(process.pid)}`;
+  const takeover = beginTakeover(`${file}.takeover`);
+  try {
+    checkUnlocked(file, path.dirname(dir));
+    replaceFile(file, mine);
+  } finally {
+    fs.rmSync(takeover, { force: true });
+  }
+  const isOurs = () => readOrQuarantine(file, readText) === mine;
+  process.on("exit", () => isOurs() && fs.rmSync(file));
+  // While this process is stopped, for example by Ctrl+Z, a person may delete its lock.
+  process.on("SIGCONT", () => {
+    if (isOurs()) return;
+    fail(`This process no longer has ${dir}, so it ends.`);
+    process.exit(1);
+  });
 }
 
-/** Removes the lock that a killed process left behind. Throws if its process is alive. */
-function removeStaleLock(file: string, workspace: string): void {
-  const before = fs.readFileSync(file, "utf8");
-  const pid = Number.parseInt(before, 10);
+/**
+ * Gives an exclusive file. Whoever has it is the only process that looks at the lock and takes it:
+ * otherwise two could find the same stale lock, and the second would take away the first one's new
+ * lock. That needs a moment, for which the others wait.
+ */
+function beginTakeover(name: string): string {
+  let number = 1;
+  while (true) {
+    const file = `${name}.${number}`;
+    try {
+      fs.closeSync(fs.openSync(file, "wx")); // "wx" fails if the file exists
+      return file;
+    } catch (error) {
+      if ((error as NodeJS.ErrnoException).code !== "EEXIST") throw error;
+    }
+    const age = Date.now() - (fs.lstatSync(file, { throwIfNoEntry: false })?.mtimeMs ?? Date.now());
+    // After a crash the file stays for ever, and the next number is used. If it was removed, somebody
+    // who has just looked at it could remove a new one in its place.
+    if (Math.abs(age) > TAKEOVER_LIMIT) number += 1;
+    else Atomics.wait(new Int32Array(new SharedArrayBuffer(4)), 0, 0, 20); // sleeps for 20 ms
+  }
+}
+
+const TAKEOVER_LIMIT = 5_000; // ms, after which the process of a takeover must be dead
+
+/** Throws if another living process has the lock. */
+function checkUnlocked(file: string, workspace: string): void {
+  const lock = readOrQuarantine(file, readText);
+  if (lock === undefined) return;
+  const [, pid = "", started] = /^([1-9]\d*) (.+)$/.exec(lock) ?? [];
+  if (pid === "") quarantine(file, t("it names no process, so it is no lock."));
+  // In a container each start can have the same pid, so our own is that of an earlier start.
+  if (Number(pid) === process.pid || !isAlive(Number(pid))) return;
+  // The pid may be that of another program by now. Where nobody knows the time, it counts as ours.
+  const time = startTime(Number(pid));
+  if (time !== "" && time !== started) return;
   const who = `process ${pid} is using ${workspace}`;
-  if (isAlive(pid)) throw new Error(`${who}: stop it, set CLAW0_WORKSPACE, or delete ${file}`);
-  // Another process may have found the same stale lock, and may have put its own there since. Only
-  // one of them can rename a file, so we rename it, look at it again, and give back a new one.
-  const taken = `${file}.${process.pid}`;
-  fs.renameSync(file, taken);
-  if (fs.readFileSync(taken, "utf8") !== before) fs.renameSync(taken, file);
-  fs.rmSync(taken, { force: true });
+  throw new Error(`${who}: stop it, set CLAW0_WORKSPACE, or delete ${file}`);
+}
+
+/** When a process started, as the system writes it; "" if it is dead, or if nobody knows. */
+function startTime(pid: number): string {
+  try {
+    const stat = fs.readFileSync(`/proc/${pid}/stat`, "utf8");
+    // It is field 22. Field 2 is the name of the program in brackets, which may hold spaces.
+    return stat.slice(stat.lastIndexOf(")")).split(" ")[20] ?? "";
+  } catch {
+    const ps = spawnSync("ps", ["-o", "lstart=", "-p", String(pid)], { encoding: "utf8" });
+    return (ps.stdout ?? "").trim(); // Windows has no ps
+  }
 }
 
 function isAlive(pid: number): boolean {
-  if (!(pid > 0)) return false; // the file does not begin with a number
-  // In a container each start can have the same pid, so our own is that of an earlier start.
-  if (pid === process.pid) return false;
+  if (pid === 0) return false; // kill would take it for our own group
   try {
     return process.kill(pid, 0); // signal 0 is not delivered; it only tests the process
   } catch (error) {
@@ -1405,9 +1597,9 @@ Object.assign(HANDLERS, {
   list_directory: (input) => {
     const folder = safePath(String(input.path ?? "."), WORKSPACE);
     const entries = fs.readdirSync(folder, { withFileTypes: true });
-    const names = entries.map((entry) => entry.name + (entry.isDirectory() ? "/" : ""));
-    const visible = names.filter((name) => name !== ".state/");
-    return visible.sort().join("\n");
+    const visible = entries.filter(({ name }) => !isState(name));
+    const names = visible.map((entry) => entry.name + (entry.isDirectory() ? "/" : ""));
+    return names.sort().join("\n");
   },
   get_current_time: () => new Date().toString(),
 } satisfies Record<string, Handler>);
@@ -1488,10 +1680,12 @@ export interface InboundMessage {
   channel: string;
   accountId: string; // which of our own accounts it came to
   peerId: string; // the chat, which is where the answer goes
-  senderId: string; // the person
+  senderId: string; // the person, or the channel or group in whose name a person writes
+  senderName?: string; // as the person chose it, so it may pretend to be anybody's
   guildId?: string; // what the chat belongs to: a supergroup, a company
   isGroup: boolean;
-  text: string;
+  text: string; // "" if it is of a kind that we can't read
+  quoted?: string; // what it answers
   media: { kind: string; id: string }[];
   at: number; // when it was sent, in ms
   part?: string; // all parts of one message share it: the pictures of an album, say
@@ -1570,20 +1764,71 @@ function toolsFor({ message }: TurnOptions): Anthropic.Tool[] {
   return isTrusted ? TOOLS : TOOLS.filter(({ name }) => !OWNER_TOOLS.includes(name));
 }
 
+/** At most so many characters of a quoted message are repeated to the model. */
+const MAX_QUOTE = 2_000;
+
 /**
- * The name of the command in a direct chat on a platform, or "". In a group it is plain text,
- * because otherwise anybody there could end the conversation of all the others.
+ * What the model is told about the person's words: in a group who wrote them, and what they answer.
+ * It is a block of its own behind them, because in the same block a person could write the like and
+ * pose as somebody else. As JSON a name can't leave its quotation marks, nor, without "<", the
+ * block. The id tells two people apart who have chosen the same name.
  */
-function publicCommand({ channel, isGroup, text }: Routed): string {
-  if (channel === "cli" || isGroup) return "";
-  return /^\/(new|help)\b/.exec(text)?.[1] ?? "";
+function attributionOf(message?: InboundMessage): string[] {
+  const { isGroup, senderId: id, senderName = "", quoted } = message ?? {};
+  const lines: string[] = [];
+  const toJson = (value: unknown) =>
+    JSON.stringify(value).replaceAll("<", "\\u003c").toWellFormed();
+  if (isGroup) {
+    const name = withoutControls(senderName).replace(/\s+/g, " ").slice(0, 100);
+    lines.push(`The words above are from ${toJson({ name: name || undefined, id })}.`);
+  }
+  if (quoted) lines.push(`They answer this message: ${toJson(keepEnds(quoted, MAX_QUOTE))}`);
+  return lines.length > 0 ? [`<context>\n${lines.join("\n")}\n</context>`] : [];
+}
+
+// In objects of platforms these fields hold words that a person reads, not ids or sizes.
+const WORD_FIELDS = (
+  "title name first_name last_name phone_number address latitude longitude emoji value question " +
+  "text description topic options"
+).split(" ");
+
+/** The words in an object from a platform, such as a poll, at any depth, in their order. */
+function wordsOf(value: unknown, isWord = false): string[] {
+  const isLeaf = typeof value === "string" || typeof value === "number";
+  if (isLeaf) return isWord && value !== "" ? [String(value)] : [];
+  return Object.entries(value ?? {}).flatMap(([field, inner]) =>
+    wordsOf(inner, Array.isArray(value) ? isWord : WORD_FIELDS.includes(field)),
+  );
+}
+
+/** A message that is more than a text, for the model: its kind in brackets, and its words. */
+const describeKind = (kind: string, ...words: string[]) => [`[${kind}]`, ...words].join(" ").trim();
+
+const MAX_REMEMBERED = 1_000;
+
+/** Drops the oldest entry of a map or a set if it has too many, so that none grows for ever. */
+function forgetOldest(entries: Map<string, unknown> | Set<string>): void {
+  const [oldest] = entries.keys();
+  if (entries.size > MAX_REMEMBERED && oldest !== undefined) entries.delete(oldest);
+}
+
+/**
+ * The command in a direct chat on a platform, as a line of the terminal; undefined for other words.
+ * In a group it is plain text, because otherwise anybody there could end the conversation of all
+ * the others. Telegram's apps add the name of the bot, as in "/new@our_bot".
+ */
+function publicCommand({ channel, isGroup, text }: Routed): string | undefined {
+  if (channel === "cli" || isGroup) return undefined;
+  const [, name, label] = /^\/(new|help)(?:@\w+)?(?:\s+(.*))?$/s.exec(text) ?? [];
+  return name && `/${name} ${label ?? ""}`.trim();
 }
 
 /** The answer to a message: the model's, or that of one of the two commands for everybody. */
 async function answerTo(message: Routed, app: App, options: TurnOptions): Promise<string> {
-  const name = publicCommand(message);
-  if (name === "help") return t("/new begins a new conversation.");
-  if (name) return runCommand(message.text, { ...app, key: message.sessionKey }, options);
+  if (message.text === "") return t("I can't read this kind of message.");
+  const line = publicCommand(message);
+  if (line?.startsWith("/help")) return t("/new begins a new conversation.");
+  if (line) return runCommand(line, { ...app, key: message.sessionKey }, options);
   const session = app.store.current(message.sessionKey);
   // A client can send half a surrogate pair, which would make this request and all later ones fail.
   return runTurn(session, message.text.toWellFormed(), options);
@@ -1700,17 +1945,6 @@ export async function reply(app: App, { channel, peerId: to }: InboundMessage, a
 
 // -- 2 · Nothing lost --
 
-/** Creates a folder. Anything else that has its name, and a folder that can't be read, goes. */
-function makeFolder(folder: string): void {
-  try {
-    fs.mkdirSync(folder, { recursive: true });
-    fs.readdirSync(folder);
-  } catch (error) {
-    quarantine(folder, String(error));
-    fs.mkdirSync(folder, { recursive: true });
-  }
-}
-
 const numberOf = (file: string) => Number.parseInt(path.basename(file), 10);
 
 /** The files "<number>.json" of a folder, in order. A ".tmp" is ignored: it may be half a file. */
@@ -1755,7 +1989,9 @@ export class Spool<T extends { id: string }> {
     this.#dir = dir;
     makeFolder(dir);
     this.#processedLog = new JsonlFile(path.join(dir, "processed.jsonl"));
-    this.#readProcessed();
+    for (const { record } of this.#processedLog.read()) {
+      this.#processed.add((record as { id: string }).id); // markProcessed wrote it
+    }
     for (const file of numberedFiles(dir)) {
       this.nextNumber = numberOf(file) + 1;
       const entry = readEntry<T>(file, schema);
@@ -1764,17 +2000,6 @@ export class Spool<T extends { id: string }> {
       // left it, or it is a second copy, from a restored backup.
       if (this.#isKnown(entry.id)) fs.rmSync(file);
       else this.entries.set(entry.id, { entry, file });
-    }
-  }
-
-  /** Without these ids a message that comes again is answered again, but the program starts. */
-  #readProcessed(): void {
-    try {
-      for (const { record } of this.#processedLog.read()) {
-        this.#processed.add((record as { id: string }).id); // markProcessed wrote it
-      }
-    } catch (error) {
-      quarantine(this.#processedLog.file, String(error));
     }
   }
 
@@ -2047,7 +2272,9 @@ function enqueue(app: App, message: Routed, signal?: AbortSignal): Promise<strin
  */
 export async function handle(app: App, parts: Routed[], signal?: AbortSignal): Promise<string> {
   const text = parts.map((part) => part.text).join("\n");
-  const message = { ...parts[0], text } as Routed; // `parts` is never empty; the first gives the id
+  const media = parts.flatMap((part) => part.media);
+  // `parts` is never empty; the first gives the id.
+  const message = { ...parts[0], text, media } as Routed;
   const channel = app.channels.get(message.channel);
   const stopTyping = showTyping(channel, message.peerId);
   const onText = (piece: string) => channel?.stream?.(message.peerId, piece);
@@ -2086,6 +2313,9 @@ function telegramAddress(peerId: string) {
   const [chat = "", thread] = peerId.split(TOPIC);
   return { chat, options: thread ? { message_thread_id: Number(thread) } : {} };
 }
+
+/** The chat that a topic of Telegram or a thread of Feishu belongs to. */
+const chatOf = (peerId: string) => peerId.replace(/:(?:topic|thread):.*/, "");
 
 /**
  * Groups that were upgraded to supergroups, by which Telegram gives them another id. In the program
@@ -2134,7 +2364,7 @@ class AllowList {
   /** Passes on a message from a chat of the list. Throws if the message can't be stored. */
   admit(channel: Channel, message: InboundMessage, onMessage: Accept) {
     // The owner lists a forum once, by the id of its chat, and that admits all of its topics.
-    const [chat = ""] = message.peerId.split(TOPIC);
+    const chat = chatOf(message.peerId);
     if (!this.#chats.includes(chat)) return this.#inform(channel, message.peerId, chat);
     // JSON escapes control characters, with which a sender could overwrite lines of our terminal.
     info(`[${channel.name} ${message.peerId}] ${JSON.stringify(message.text.slice(0, 80))}`);
@@ -2147,29 +2377,62 @@ class AllowList {
     // send as much as they like.
     if (this.#informed.has(chat)) return;
     this.#informed.add(chat);
-    warn(`A stranger wrote. ${channel.name.toUpperCase()}_ALLOWED_CHATS=${chat} lets them in.`);
+    forgetOldest(this.#informed);
+    const setting = `${channel.name.toUpperCase()}_ALLOWED_CHATS`;
+    warn(`A stranger wrote. To let them in, add ${chat} to the list in ${setting}.`);
     const words = t(`I don't know this chat. Its id is ${chat}: my owner can let it in.`);
     channel.send(peerId, words).catch(() => {}); // the owner has read the id in the log already
   }
 }
 
-/** The words of a message. Under a picture or a file they are called its caption. */
-const telegramText = ({ text, caption }: TelegramMessage) => text ?? caption ?? "";
+/**
+ * Who wrote a message. An anonymous admin, or somebody who writes as a channel, comes with a bot of
+ * Telegram's own as `from`, and a channel's post without one; `sender_chat` says as whom they
+ * write. Undefined for other bots, because two bots could answer each other for ever.
+ */
+function senderOf({ from, sender_chat, author_signature }: TelegramMessage) {
+  if (sender_chat) return { id: sender_chat.id, name: author_signature ?? sender_chat.title };
+  if (!from || from.is_bot) return undefined;
+  return { id: from.id, name: [from.first_name, from.last_name].filter(Boolean).join(" ") };
+}
 
-type Attachment = InboundMessage["media"][number];
-
-// Telegram also sets `document` for an animation, so the animation has to be looked for first.
-const FILE_KINDS = ["video", "animation", "document", "audio", "voice", "sticker"] as const;
-
-/** The picture or file that came with a message. Its id is Telegram's: we download nothing. */
-function attachmentOf(message: TelegramMessage): Attachment | undefined {
-  const largest = message.photo?.at(-1); // Telegram lists the sizes of a picture, largest last
-  if (largest) return { kind: "photo", id: largest.file_id };
-  for (const kind of FILE_KINDS) {
-    const attached = message[kind];
-    if (attached) return { kind, id: attached.file_id };
+/**
+ * The words of a message, which are called its caption under a picture or a file. A link behind a
+ * word is followed by its address, since the text alone does not have it.
+ */
+function telegramText(message: TelegramMessage): string {
+  let words = message.text ?? message.caption ?? "";
+  // From the last one on, because what is put in moves all that stands behind it.
+  for (const entity of entitiesOf(message).toReversed()) {
+    if (entity.type !== "text_link") continue;
+    const end = entity.offset + entity.length;
+    words = `${words.slice(0, end)} (${entity.url})${words.slice(end)}`;
   }
-  return undefined;
+  return words;
+}
+
+/** The marked places of a text or a caption: links, mentions, and so on. */
+const entitiesOf = ({ entities, caption_entities }: TelegramMessage) =>
+  entities ?? caption_entities ?? [];
+
+// Telegram also sets `document` for an animation, `photo` for a live photo and `location` for a
+// venue, so these stand behind them.
+const KINDS = (
+  "animation live_photo photo document audio voice video video_note sticker paid_media story " +
+  "venue location contact dice game poll checklist invoice giveaway giveaway_winners gift " +
+  "unique_gift"
+).split(" ");
+
+/** What a message has besides its text. Its ids are Telegram's: we download nothing. */
+function attachmentOf(message: object) {
+  const fields: Fields = { ...message };
+  const kind = KINDS.find((one) => fields[one] !== undefined);
+  if (!kind) return undefined;
+  const content = [fields[kind]].flat().at(-1); // the sizes of a picture are a list, largest last
+  const id = isObject(content) ? content.file_id : undefined;
+  // A file has a caption. The words in its other fields only describe it, as those of a sticker.
+  if (id !== undefined) return { kind, words: [], media: [{ kind, id: String(id) }] };
+  return { kind, words: wordsOf(content), media: [] };
 }
 
 /** Finds "@our_bot", also in "/help@our_bot". A new one each time, since `g` keeps a position. */
@@ -2178,16 +2441,44 @@ const mentionOf = (bot: UserFromGetMe) => new RegExp(`@${bot.username}\\b`, "gi"
 /** Whether a message is meant for the bot: in a group, only if it mentions or answers the bot. */
 function isAddressedTo(bot: UserFromGetMe, message: TelegramMessage): boolean {
   if (message.chat.type === "private") return true;
-  const isReply = message.reply_to_message?.from?.id === bot.id;
-  return isReply || mentionOf(bot).test(telegramText(message));
+  const answered = message.reply_to_message;
+  // All that is written in a topic answers, for Telegram, the service message that it was created.
+  if (answered?.from?.id === bot.id && !answered.forum_topic_created) return true;
+  // In the app one can also choose the bot from a list, and then any name may stand in the text.
+  const isTapped = entitiesOf(message).some(
+    (entity) =>
+      (entity.type === "text_mention" && entity.user.id === bot.id) ||
+      (entity.type === "text_link" && entity.url === `tg://user?id=${bot.id}`),
+  );
+  return isTapped || mentionOf(bot).test(message.text ?? message.caption ?? "");
 }
 
-/** A text as the model gets it: the kind of the attachment, and the words without our name. */
-function describeMessage(bot: UserFromGetMe, words: string, attachment?: Attachment): string {
-  const kind = attachment ? `[${attachment.kind}] ` : "";
-  const description = `${kind}${words.replaceAll(mentionOf(bot), "")}`.trim();
-  return description || words; // "@our_bot" alone is kept, because an empty turn is not allowed
+/** A message as the model gets it, without our name. */
+function describeMessage(bot: UserFromGetMe, message: TelegramMessage): string {
+  const words = telegramText(message);
+  const attachment = attachmentOf(message);
+  const others = words.replaceAll(mentionOf(bot), "").trim();
+  if (attachment) return describeKind(attachment.kind, ...attachment.words, others);
+  return others || words; // "@our_bot" alone is kept, because an empty turn is not allowed
 }
+
+/** What a message answers: the part that the person chose, or all of it. */
+function quotedBy({ quote, reply_to_message, external_reply }: TelegramMessage) {
+  if (quote) return quote.text;
+  const answered = reply_to_message ?? external_reply;
+  if (!answered) return undefined;
+  const attachment = attachmentOf(answered);
+  const kind = attachment ? describeKind(attachment.kind, ...attachment.words) : "";
+  const words = reply_to_message ? telegramText(reply_to_message) : "";
+  return `${kind} ${words}`.trim();
+}
+
+// A service message says what happened in a chat, and its field is named by that, for example
+// "group_chat_created" or "pinned_message".
+const SERVICE_FIELD =
+  /(?:ed|set|hidden|sent|done|left|payment|data)$|^(?:new|left|delete)_chat|^(?:migrate|pinned)_/;
+const isServiceMessage = (message: TelegramMessage) =>
+  Object.keys(message).some((field) => SERVICE_FIELD.test(field));
 
 /** Makes a SendError of a failed call, which says whether another attempt can succeed. */
 function telegramError(error: unknown): SendError {
@@ -2223,9 +2514,10 @@ const fetchForGrammy: typeof fetch = (url, init) => {
   return fetch(url, { ...init, signal: controller.signal });
 };
 
-// The apps cut a long text at 4096 units, or between two words a little before that. A shorter
-// message is therefore either whole or the last piece of a text that was cut.
-const MIN_CUT_LENGTH = 4_000;
+// The apps cut a long text at 4096 units, or between two words a little before that, and send the
+// pieces at once. A shorter message is either whole or the last piece of a text that was cut.
+const MIN_CUT_LENGTH = 4_050;
+const MAX_CUT_GAP = 1; // seconds between two pieces
 
 /** The adapter for Telegram, which gets messages by long polling (see `#poll`). */
 export class TelegramChannel implements Channel {
@@ -2237,9 +2529,10 @@ export class TelegramChannel implements Channel {
   #moved = new MovedChats();
   #reported = ""; // why polling failed last
   #allowed: AllowList;
-  // By sender: the newest piece of a text that was cut, and the id that the next piece would have.
-  #lastPiece = new Map<string, { part: string; nextId: number }>();
-  #addressedParts = new Set<string>(); // the `part` of albums and long texts that are meant for us
+  // The newest long piece of each sender in each conversation.
+  #lastPiece = new Map<string, { part: string; id: number; date: number }>();
+  // The parts of albums and long texts that were not passed on yet, by what they have as `part`.
+  #heldParts = new Map<string, { isAddressed: boolean; messages: InboundMessage[] }>();
 
   constructor(setting: Setting) {
     // The owner may know a group by its new id.
@@ -2267,7 +2560,7 @@ export class TelegramChannel implements Channel {
       this.#registerHandlers(onMessage);
       const startedAt = Date.now();
       try {
-        await this.#bot.start({ allowed_updates: ["message"] });
+        await this.#bot.start({ allowed_updates: ["message", "channel_post"] });
       } catch (error) {
         // grammY itself waits for a server that is down. So either Telegram refused us, for example
         // because another program polls with the same token, or a message could not be stored.
@@ -2290,11 +2583,10 @@ export class TelegramChannel implements Channel {
   #registerHandlers(onMessage: Accept): void {
     // Telegram forgets what was confirmed, so a message has to be on disk before grammY asks for
     // the next ones. It is, because `onMessage` is synchronous.
-    this.#bot.on("message", ({ message }) => {
-      const { chat, migrate_to_chat_id: newId } = message;
+    this.#bot.on(["message", "channel_post"], ({ msg }) => {
+      const { chat, migrate_to_chat_id: newId } = msg;
       if (newId) this.#moved.add(String(chat.id), String(newId));
-      const inbound = this.#read(message);
-      if (inbound) this.#allowed.admit(this, inbound, onMessage);
+      this.#receive(msg, onMessage);
     });
     // A message that could not be stored, for example on a full disk, must not be confirmed. So the
     // error is thrown on and ends this bot, and the next one gets the same messages again.
@@ -2302,54 +2594,76 @@ export class TelegramChannel implements Channel {
   }
 
   /**
-   * Undefined for other bots, for service messages, and for talk in a group that is not for us. It
-   * has a side effect, because it remembers parts: call it only once for each update. (An
-   * update that could not be stored is read a second time. By then `nextId` has moved past it, so a
-   * long text becomes two messages there.)
+   * Passes a message on, unless it is talk in a group that is not for us. Only one picture of an
+   * album has the caption that mentions us. Those before it wait here for it, and those after it
+   * follow it.
    */
+  #receive(message: TelegramMessage, onMessage: Accept): void {
+    const inbound = this.#read(message);
+    if (!inbound) return;
+    const isAddressed = isAddressedTo(this.#bot.botInfo, message);
+    const held = this.#partsHeldWith(inbound);
+    held.isAddressed ||= isAddressed;
+    if (!held.isAddressed) return;
+    for (const one of held.messages) this.#allowed.admit(this, one, onMessage);
+    // Only now, because `admit` throws if a message can't be stored. Then this update comes again.
+    held.messages = [];
+  }
+
+  /** A message with the parts of the same one that came before it and are still held. */
+  #partsHeldWith(message: InboundMessage) {
+    const { part } = message;
+    const known = part === undefined ? undefined : this.#heldParts.get(part);
+    const held = known ?? { isAddressed: false, messages: [] };
+    held.messages.push(message);
+    if (part !== undefined) this.#heldParts.set(part, held);
+    forgetOldest(this.#heldParts);
+    return held;
+  }
+
+  /** Undefined for other bots and for service messages. */
   #read(message: TelegramMessage): InboundMessage | undefined {
-    const { chat, from, message_id } = message;
+    const { chat, message_id } = message;
     const bot = this.#bot.botInfo;
-    const words = telegramText(message);
-    const attachment = attachmentOf(message);
-    const isEmpty = !words && !attachment; // a service message, such as "Bob joined the group"
-    if (!from || from.is_bot || isEmpty) return undefined;
-    const part = this.#partOf(message);
-    // Only one picture of an album has the caption that mentions us, so the others follow it.
-    const follows = part !== undefined && this.#addressedParts.has(part);
-    if (!follows && !isAddressedTo(bot, message)) return undefined;
-    if (part !== undefined) this.#addressedParts.add(part);
+    const sender = senderOf(message);
+    const text = describeMessage(bot, message);
+    if (!sender || (text === "" && isServiceMessage(message))) return undefined;
     return {
       id: `telegram:${bot.id}:${chat.id}:${message_id}`,
       channel: "telegram",
       accountId: String(bot.id),
       peerId: peerOf(message).replace(/^-\d+/, (group) => this.#moved.oldId(group)),
-      senderId: String(from.id),
+      senderId: String(sender.id),
+      senderName: sender.name,
       guildId: message.is_topic_message ? String(chat.id) : undefined,
       isGroup: chat.type !== "private",
-      text: describeMessage(bot, words, attachment),
-      media: attachment ? [attachment] : [],
+      text,
+      quoted: quotedBy(message),
+      media: attachmentOf(message)?.media ?? [],
       at: message.date * 1000, // Telegram counts seconds
-      part,
+      part: this.#partOf(message),
     };
   }
 
   /**
    * The mark that all parts of one message share; undefined if it is whole. Telegram marks the
-   * parts of an album. The pieces of a long text have ids in a row, and all but the last are long:
-   * a long piece continues the previous text or starts a new one, and a short piece ends the text.
-   * (The sender's entry in #lastPiece may stay then: its `nextId` is the id of the short piece,
-   * which no later message has.)
+   * parts of an album. The pieces of a long text have ids in a row and come at once, and all but
+   * the last are long: a long piece continues the previous text or starts a new one, and a short
+   * piece ends the text.
    */
   #partOf(message: TelegramMessage): string | undefined {
-    const { chat, from, message_id, media_group_id } = message;
+    const { chat, from, date, message_id: id, media_group_id } = message;
     if (media_group_id) return `telegram ${chat.id} ${media_group_id}`;
-    const sender = `telegram ${chat.id} ${from?.id}`;
+    const sender = `telegram ${peerOf(message)} ${from?.id}`;
     const previous = this.#lastPiece.get(sender);
-    const partOfPrevious = previous?.nextId === message_id ? previous.part : undefined;
-    if (telegramText(message).length < MIN_CUT_LENGTH) return partOfPrevious;
-    const part = partOfPrevious ?? `${sender} ${message_id}`;
-    this.#lastPiece.set(sender, { part, nextId: message_id + 1 });
+    // If an update could not be stored, it comes again, and then it is itself the previous one.
+    const isNext = previous?.id === id - 1 || previous?.id === id;
+    const isAtOnce = date - (previous?.date ?? 0) <= MAX_CUT_GAP;
+    const partOfPrevious = isNext && isAtOnce ? previous?.part : undefined;
+    if ((message.text ?? "").length < MIN_CUT_LENGTH) return partOfPrevious;
+    const part = partOfPrevious ?? `${sender} ${id}`;
+    this.#lastPiece.set(sender, { part, id, date });
+    forgetOldest(this.#lastPiece);
     return part;
   }
 
@@ -2403,7 +2717,9 @@ export const ROUTES: Record<string, HttpRoute> = {};
 
 const UNAUTHORIZED: Answer = { status: 401, body: { error: "this does not come from Feishu" } };
 
-const MAX_BODY = 1_000_000; // bytes: they are kept in memory before we know who sends them
+// What one request may take before we know who sends it: bytes in memory, and ms to send them.
+const MAX_BODY = 65_536;
+const MAX_REQUEST_TIME = 10_000;
 
 /** Finds the route, reads the body, and lets the route answer. */
 async function answerHttp(request: http.IncomingMessage): Promise<Answer> {
@@ -2425,7 +2741,9 @@ async function answerHttp(request: http.IncomingMessage): Promise<Answer> {
  * a tunnel or a reverse proxy. If the port is taken, the server that this gives is not listening.
  */
 async function startHttp(port: number): Promise<http.Server> {
-  const server = http.createServer(async (request, response) => {
+  // Node looks from time to time for requests that take too long, and answers them with 408.
+  const limits = { requestTimeout: MAX_REQUEST_TIME, connectionsCheckingInterval: 1_000 };
+  const server = http.createServer(limits, async (request, response) => {
     const { status, body } = await answerHttp(request).catch((error) => {
       // What went wrong is in the log, and only there, because the sender may be anyone.
       warn(`http: ${error}`);
@@ -2447,20 +2765,13 @@ async function startHttp(port: number): Promise<http.Server> {
 /** Fields of an object from outside: they should be strings, but any of them may be missing. */
 type Strings<Name extends string> = Partial<Record<Name, string>>;
 
-type FeishuMention = Strings<"key" | "name"> & { id?: Strings<"open_id"> };
-
 /**
  * What we read of a request to the webhook. If it is encrypted, it has only `encrypt`, and the rest
  * is inside. Feishu tests a new webhook by `type`, `token` and `challenge`; events have the others.
  */
 type FeishuEvent = Strings<"encrypt" | "type" | "token" | "challenge"> & {
   header?: Strings<"event_type" | "token" | "tenant_key">;
-  event?: {
-    sender?: Strings<"sender_type"> & { sender_id?: Strings<"open_id"> };
-    message?: Strings<"chat_id" | "chat_type" | "message_type" | "content" | "create_time"> & {
-      mentions?: FeishuMention[];
-    };
-  };
+  event?: unknown;
 };
 
 /** Decrypts the body, if there is a key, and parses it. Undefined if either of them fails. */
@@ -2479,6 +2790,15 @@ function openEvent(body: Buffer, encryptKey: string): FeishuEvent | undefined {
   }
 }
 
+/**
+ * Compares two secrets. `===` stops at the first character that differs, so from the time that it
+ * takes, a secret could be guessed one character after another. Hashes, because timingSafeEqual
+ * needs equal lengths.
+ */
+function isSameSecret(given: string, secret: string): boolean {
+  return crypto.timingSafeEqual(sha256(given).digest(), sha256(secret).digest());
+}
+
 const MAX_EVENT_AGE = 3600; // seconds
 
 /**
@@ -2493,20 +2813,21 @@ function isAuthentic(body: Buffer, headers: http.IncomingHttpHeaders, key: strin
   // In a replay attack, somebody records a signed request and sends it again later. Its signature
   // is still right, but the time in it, which is signed as well, shows how old it is.
   const isFresh = Math.abs(Date.now() / 1000 - Number(time)) < MAX_EVENT_AGE;
-  return isFresh && headers["x-lark-signature"] === signature;
+  return isFresh && isSameSecret(String(headers["x-lark-signature"]), signature);
 }
 
 // -- 6 · Feishu --
 
 const fileKeyOf = ({ file_key, image_key }: Fields) => file_key ?? image_key;
+const kindOf = ({ tag }: Fields) => (tag === "img" ? "image" : String(tag));
 
 /**
  * The text of one element. A link is followed by its address. A mention has no text, and its
  * `user_id` is no id but a placeholder, "@_user_1", for which #nameMentions puts the name later.
  */
 function textOfElement(element: Fields): string {
-  if (fileKeyOf(element)) return "[image]";
-  const words = String(element.text ?? element.user_id ?? "");
+  if (fileKeyOf(element)) return `[${kindOf(element)}]`;
+  const words = String(element.text ?? element.user_id ?? element.emoji_type ?? "");
   return element.href ? `${words} (${element.href})` : words;
 }
 
@@ -2514,12 +2835,17 @@ function textOfElement(element: Fields): string {
 const objectsOf = (list: unknown): Fields[] =>
   Array.isArray(list) ? list.filter((item) => typeof item === "object" && item !== null) : [];
 
-/** A post is rich text: a title, and lines, each of which is a list of elements. */
-function readPost({ title, content }: Fields) {
+/**
+ * A post is rich text: a title, and lines, each of which is a list of elements. It may be there
+ * once for each language, under a key such as "zh_cn".
+ */
+function readPost(post: Fields) {
+  const translations = Object.values(post).filter(isObject);
+  const { title, content } = "content" in post ? post : (translations[0] ?? {});
   const lines = objectsOf(content).map(objectsOf);
   const texts = lines.map((elements) => elements.map(textOfElement).join(""));
-  const keys = lines.flat().map(fileKeyOf).filter(Boolean);
-  const media = keys.map((key) => ({ kind: "image", id: String(key) }));
+  const files = lines.flat().filter(fileKeyOf);
+  const media = files.map((file) => ({ kind: kindOf(file), id: String(fileKeyOf(file)) }));
   return { text: [title, ...texts].filter(Boolean).join("\n"), media };
 }
 
@@ -2530,9 +2856,10 @@ function readPost({ title, content }: Fields) {
 function readFeishu(type: string, json: string) {
   const content = (parseObject(json) ?? {}) as Fields; // the readers check the fields that they use
   if (type === "post") return readPost(content);
+  if (type === "text") return { text: textOfElement(content), media: [] }; // as part of a post
   const key = fileKeyOf(content);
   if (key) return { text: `[${type}]`, media: [{ kind: type, id: String(key) }] };
-  return { text: textOfElement(content), media: [] }; // a text looks like one element of a post
+  return { text: describeKind(type, ...wordsOf(content)), media: [] };
 }
 
 /** What Feishu's API answers. `code` is 0 if it did what we asked, else it says why not. */
@@ -2540,6 +2867,18 @@ type FeishuAnswer = { code: number; msg: string; expire?: number; tenant_access_
 
 const FEISHU_BUSY = [99991400, 230020, 11232]; // codes for too many requests
 const FEISHU_EXPIRED = [99991661, 99991663, 99991664]; // codes for an access token that has expired
+
+const FEISHU_GONE = [230011, 231003]; // codes for a message that was taken back or deleted
+
+const feishuError = ({ code, msg }: FeishuAnswer) =>
+  new SendError(`${code} ${msg}`, !FEISHU_BUSY.includes(code));
+
+// What an event of a message has to have, so that we can read it.
+const FEISHU_EVENT = objectSchema(ofType("object", "sender", "message"));
+const FEISHU_MESSAGE = objectSchema(ofType("string", "chat_id", "message_type", "content"));
+
+/** Separates chat and thread in the peerId of a Feishu topic, as in "oc_1:thread:omt_7". */
+const THREAD = ":thread:";
 
 /** The adapter for Feishu, and for Lark, its international edition. Events come by a webhook. */
 export class FeishuChannel implements Channel {
@@ -2549,6 +2888,11 @@ export class FeishuChannel implements Channel {
   #api: string;
   #allowed: AllowList;
   #access = { token: "", expiresAt: 0 };
+  #stopped = false;
+  // The first message of each topic, by the peerId of the topic. It is on disk, because after a
+  // restart we still have to know which message an answer belongs under.
+  #roots = new Map<string, unknown>();
+  #rootsFile = path.join(STATE, "feishu-topics.json");
 
   /** Throws at a setting that makes no sense. */
   constructor(setting: Setting) {
@@ -2560,15 +2904,27 @@ export class FeishuChannel implements Channel {
     if (domain !== "feishu" && domain !== "lark") throw new Error("FEISHU_DOMAIN: feishu or lark");
     const host = domain === "lark" ? "open.larksuite.com" : "open.feishu.cn";
     this.#api = setting("FEISHU_API_BASE") || `https://${host}`;
+    if (fs.existsSync(this.#rootsFile)) {
+      const roots = readEntry<Fields>(this.#rootsFile, objectSchema({}));
+      this.#roots = new Map(Object.entries(roots ?? {}));
+    }
   }
 
   /**
-   * Rejects if Feishu gives us no access token. The route is set before that, so that events are
-   * accepted in that case, too.
+   * Resolves when Feishu has given us an access token, and rejects if it refuses. The route is set
+   * before that, so that events are accepted in the meantime, and in that case, too.
    */
   async start(onMessage: Accept): Promise<void> {
     ROUTES["POST /feishu/events"] = (body, headers) => this.#receive(body, headers, onMessage);
-    await this.#accessToken();
+    while (!this.#stopped) {
+      try {
+        await this.#accessToken();
+        return;
+      } catch (error) {
+        if (error instanceof SendError && error.permanent) throw error;
+        await sleep(5_000); // the network is down, or Feishu is busy
+      }
+    }
   }
 
   /**
@@ -2578,77 +2934,120 @@ export class FeishuChannel implements Channel {
   #receive(body: Buffer, headers: http.IncomingHttpHeaders, onMessage: Accept): Answer {
     const encryptKey = this.#setting("FEISHU_ENCRYPT_KEY");
     const event = openEvent(body, encryptKey);
-    const token = event?.header?.token ?? event?.token;
-    if (!event || token !== this.#setting("FEISHU_VERIFICATION_TOKEN")) return UNAUTHORIZED;
+    const token = String(event?.header?.token ?? event?.token);
+    const isToken = isSameSecret(token, this.#setting("FEISHU_VERIFICATION_TOKEN"));
+    if (!event || !isToken) return UNAUTHORIZED;
     // When the owner registers the webhook, Feishu tests it: we have to send the challenge back.
     // For this the token is enough, because the answer tells nobody anything new.
     if (event.type === "url_verification")
       return { status: 200, body: { challenge: event.challenge } };
     if (!isAuthentic(body, headers, encryptKey)) return UNAUTHORIZED;
-    const inbound = this.#read(event);
+    const inbound = this.#tryToRead(event);
     if (inbound) this.#allowed.admit(this, inbound, onMessage);
     return { status: 200, body: {} };
   }
 
-  /** Undefined for an event that is no message, or a message that is not meant for us. */
-  #read({ header, event }: FeishuEvent): InboundMessage | undefined {
-    const { sender, message } = event ?? {};
-    if (header?.event_type !== "im.message.receive_v1") return undefined;
-    if (!message?.chat_id || sender?.sender_type !== "user") return undefined;
-    const { chat_id: peerId, message_type: type = "", content = "", create_time } = message;
+  /** Feishu would send an event again and again that is refused, so an odd one is only reported. */
+  #tryToRead(event: FeishuEvent): InboundMessage | undefined {
+    if (event.header?.event_type !== "im.message.receive_v1") return undefined;
+    try {
+      const { sender, message } = checkInput(FEISHU_EVENT, event.event);
+      // The schema has checked both.
+      return this.#read(sender as Fields, checkInput(FEISHU_MESSAGE, message), event);
+    } catch (error) {
+      if (isDiskError(error)) throw error; // then it has to come again
+      warn(`feishu: an event could not be read: ${error}`);
+      return undefined;
+    }
+  }
+
+  /** Undefined for a message of another bot, or one that is not meant for us. */
+  #read(sender: Fields, message: Fields, { header }: FeishuEvent): InboundMessage | undefined {
+    if (sender.sender_type !== "user") return undefined;
+    const { message_id, create_time } = message;
+    const [chat, type, content] = [message.chat_id, message.message_type, message.content].map(
+      String,
+    ) as [string, string, string]; // three, as we give it
     const isGroup = message.chat_type !== "p2p";
-    const mentions = message.mentions ?? [];
+    const mentions = objectsOf(message.mentions);
     if (isGroup && !mentions.some((mention) => this.#isBot(mention))) return undefined;
     const accountId = this.#setting("FEISHU_APP_ID");
-    const senderId = sender.sender_id?.open_id ?? "";
+    const senderId = isObject(sender.sender_id) ? String(sender.sender_id.open_id ?? "") : "";
     const { text, media } = readFeishu(type, content);
-    const words = text.trim() || `[${type}]`; // a location, for example, has no text
+    const words = text.trim() || `[${type}]`;
     // The id is an idempotency key: a redelivery may come under a new message id, but never with
-    // another sender, time or content, so it gets the same hash, and the inbox drops it.
-    const fingerprint = JSON.stringify([senderId, peerId, create_time, content]);
+    // another sender, time or content, so it gets the same hash, and the inbox drops it. Without a
+    // time, two messages with the same words are told apart only by the message id.
+    const origin = create_time ? [senderId, chat, create_time] : [message_id];
+    const fingerprint = JSON.stringify([...origin, content]);
     return {
       id: `feishu:${accountId}:${sha256(fingerprint).digest("hex")}`,
       channel: "feishu",
       accountId,
-      peerId,
+      peerId: this.#peerOf(chat, message),
       senderId,
-      guildId: header.tenant_key,
+      guildId: header?.tenant_key,
       isGroup,
       text: this.#nameMentions(words, mentions).trim() || words, // "@our_bot" alone is kept
       media,
-      at: Number(create_time), // in ms already
+      at: Number(create_time) || Date.now(), // in ms already
     };
   }
 
+  /** The conversation of a message. Each topic is a conversation of its own. */
+  #peerOf(chat: string, { thread_id, root_id, message_id }: Fields): string {
+    if (!thread_id) return chat;
+    const peerId = `${chat}${THREAD}${thread_id}`;
+    if (this.#roots.has(peerId)) return peerId;
+    this.#roots.set(peerId, root_id || message_id); // the first message of a topic has no root
+    forgetOldest(this.#roots);
+    fs.mkdirSync(STATE, { recursive: true });
+    replaceFile(this.#rootsFile, JSON.stringify(Object.fromEntries(this.#roots)));
+    return peerId;
+  }
+
   /** False for everybody if FEISHU_BOT_OPEN_ID is not set, so that no group is answered. */
-  #isBot({ id }: FeishuMention): boolean {
+  #isBot({ id }: Fields): boolean {
     const botId = this.#setting("FEISHU_BOT_OPEN_ID");
-    return botId !== "" && id?.open_id === botId;
+    return botId !== "" && isObject(id) && id.open_id === botId;
   }
 
   /** Puts names where the text has "@_user_1", and nothing where it mentions the bot. */
-  #nameMentions(text: string, mentions: FeishuMention[]): string {
-    const nameOf = (mention: FeishuMention) => (this.#isBot(mention) ? "" : `@${mention.name}`);
+  #nameMentions(text: string, mentions: Fields[]): string {
+    const nameOf = (mention: Fields) => (this.#isBot(mention) ? "" : `@${mention.name}`);
     const names = new Map(mentions.map((mention) => [mention.key, nameOf(mention)]));
     return text.replace(/@_user_\d+/g, (key) => names.get(key) ?? key);
   }
 
   async send(to: string, text: string): Promise<void> {
-    const message = { receive_id: to, msg_type: "text", content: JSON.stringify({ text }) };
-    let answer = await this.#postMessage(message);
+    // Feishu would make a mention of "<at user_id="all">", which the model must not be able to write.
+    const content = JSON.stringify({ text: text.replace(/<(?=\/?at\b)/gi, "< ") });
+    const message = { msg_type: "text", content };
+    let answer = await this.#postMessage(to, message);
     // An access token can become invalid early. One retry with a new token is enough: if Feishu
     // refuses that one, too, the token is not the problem.
     if (FEISHU_EXPIRED.includes(answer.code)) {
       this.#access.expiresAt = 0;
-      answer = await this.#postMessage(message);
+      answer = await this.#postMessage(to, message);
     }
-    const { code, msg } = answer;
-    if (code !== 0) throw new SendError(`${code} ${msg}`, !FEISHU_BUSY.includes(code));
+    if (this.#roots.has(to) && FEISHU_GONE.includes(answer.code)) {
+      this.#roots.delete(to); // so that this, and what comes later, goes to the chat instead
+      answer = await this.#postMessage(to, message);
+    }
+    if (answer.code !== 0) throw feishuError(answer);
   }
 
-  async #postMessage(message: object): Promise<FeishuAnswer> {
+  /** Writes to a chat. To a topic one can only write by answering one of its messages. */
+  async #postMessage(to: string, message: object): Promise<FeishuAnswer> {
     const token = await this.#accessToken();
-    return this.#post("/open-apis/im/v1/messages?receive_id_type=chat_id", message, token);
+    const messages = "/open-apis/im/v1/messages";
+    const root = this.#roots.get(to);
+    if (root === undefined) {
+      const body = { ...message, receive_id: chatOf(to) };
+      return this.#post(`${messages}?receive_id_type=chat_id`, body, token);
+    }
+    const body = { ...message, reply_in_thread: true };
+    return this.#post(`${messages}/${encodeURIComponent(String(root))}/reply`, body, token);
   }
 
   /** Gives the same token for about two hours, and gets a new one a minute before it expires. */
@@ -2657,7 +3056,7 @@ export class FeishuChannel implements Channel {
     const setting = this.#setting;
     const app = { app_id: setting("FEISHU_APP_ID"), app_secret: setting("FEISHU_APP_SECRET") };
     const answer = await this.#post("/open-apis/auth/v3/tenant_access_token/internal", app);
-    if (answer.code !== 0) throw new SendError(`${answer.code} ${answer.msg}`, true);
+    if (answer.code !== 0) throw feishuError(answer);
     const { tenant_access_token: token = "", expire = 0 } = answer;
     this.#access = { token, expiresAt: Date.now() + (expire - 60) * 1000 };
     return token;
@@ -2678,6 +3077,7 @@ export class FeishuChannel implements Channel {
   }
 
   async stop(): Promise<void> {
+    this.#stopped = true;
     delete ROUTES["POST /feishu/events"];
   }
 }
@@ -2699,8 +3099,8 @@ command("channels", "the channels, and how they are", (_args, { channels }) =>
 );
 
 command("accounts", "our accounts on the platforms", () => {
-  // Only the beginning of each, because whoever reads a whole token can act as the bot.
-  const masked = (name: string) => `${name}  ${(env(name) || "-").slice(0, 6)}`;
+  // Nothing of a secret is shown, because whoever knows it can act as the bot.
+  const masked = (name: string) => `${name}  ${env(name) ? "***" : "-"}`;
   return ["TELEGRAM_BOT_TOKEN", "FEISHU_APP_ID", "FEISHU_APP_SECRET"].map(masked);
 });
 
@@ -2940,6 +3340,10 @@ export class GatewayServer {
     server.on("upgrade", (request: http.IncomingMessage, socket: Duplex, head: Buffer) => {
       // A client may be gone before we answer. Without a listener that error would end the program.
       socket.on("error", () => {});
+      if (request.headers.upgrade?.toLowerCase() !== "websocket") {
+        ignoreOffer(server, request, socket, head);
+        return;
+      }
       const refusal = this.#refusalOf(request);
       if (refusal) {
         socket.end(`HTTP/1.1 ${refusal}\r\nConnection: close\r\n\r\n`);
@@ -2975,6 +3379,27 @@ export class GatewayServer {
 }
 
 /**
+ * Some clients offer another protocol with a plain request, such as "Upgrade: h2c", and a server
+ * may ignore that. But if it listens for upgrades, Node stops to read HTTP at every offer. So we
+ * put the request back without the offer, and let the server begin with the connection anew.
+ */
+function ignoreOffer(
+  server: http.Server,
+  offer: http.IncomingMessage,
+  socket: Duplex,
+  head: Buffer,
+): void {
+  let request = `${offer.method} ${offer.url} HTTP/${offer.httpVersion}\r\n`;
+  for (const [index, name] of offer.rawHeaders.entries()) {
+    const isName = index % 2 === 0; // names and values take turns in this list
+    if (!isName || name.toLowerCase() === "upgrade") continue;
+    request += `${name}: ${offer.rawHeaders[index + 1]}\r\n`;
+  }
+  socket.unshift(Buffer.concat([Buffer.from(`${request}\r\n`, "latin1"), head]));
+  server.emit("connection", socket);
+}
+
+/**
  * Every web page in the owner's browser can connect to loopback, but the browser adds the page's
  * origin to the request, and a page can't change it. Programs that are no browsers send none.
  */
@@ -2982,14 +3407,6 @@ function isForeignPage({ headers, socket }: http.IncomingMessage): boolean {
   if (!headers.origin) return false;
   const own = [`http://localhost:${socket.localPort}`, `http://127.0.0.1:${socket.localPort}`];
   return !own.includes(headers.origin);
-}
-
-/**
- * Compares in constant time. `===` stops at the first difference, so the time that it takes would
- * tell an attacker how much of a guess is right. The hashes have one length, as the function needs.
- */
-function isSameSecret(given: string, secret: string): boolean {
-  return crypto.timingSafeEqual(sha256(given).digest(), sha256(secret).digest());
 }
 
 /**
@@ -3241,9 +3658,8 @@ function gatewayToken(): string {
 
 /** Checks the settings. Throws, naming one that is wrong; without an API key the program ends. */
 function checkSettings(): void {
-  const key = process.env.ANTHROPIC_API_KEY ?? "";
   // A copy of .env.example that nobody has filled in contains this placeholder, which is no key.
-  if (key === "" || key === "sk-ant-your-key-here") {
+  if (["", "sk-ant-your-key-here"].includes(process.env.ANTHROPIC_API_KEY ?? "")) {
     fail("ANTHROPIC_API_KEY is not set: copy .env.example to .env and put your key there.");
     fail("No key? `npm start` runs the same program offline, with a practice model.");
     process.exit(1);
