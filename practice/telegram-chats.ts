@@ -45,6 +45,8 @@ export class Directory {
   private readonly people = new Map<string, Person>();
   private readonly chats = new Map<number, Chat>();
   private readonly names = new Map<string, number>();
+  /** The new ids of groups that became supergroups, by their old ones. */
+  readonly upgraded = new Map<number, number>();
   private readonly topics = new Map<number, Map<number, string>>();
 
   constructor(botId: number) {
@@ -86,6 +88,17 @@ export class Directory {
     this.names.set(name, id);
     const numbered = Object.entries(topics ?? {}).map(([key, title]) => [Number(key), title]);
     this.topics.set(id, new Map(numbered as [number, string][])); // pairs, as the line above makes
+    return chat;
+  }
+
+  /** The supergroup that a group has become. It has the same name, and another id. */
+  upgrade(old: Chat): Chat {
+    const id = -1_001_000_000_000 + old.id;
+    const chat: Chat = { ...old, id, type: "supergroup" };
+    this.chats.set(id, chat);
+    this.chats.delete(old.id);
+    this.names.set(old.title ?? "", id);
+    this.upgraded.set(old.id, id);
     return chat;
   }
 

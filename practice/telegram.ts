@@ -149,6 +149,23 @@ export class FakeTelegram extends FakePlatform<Sent> {
     return (this.directory.chat(name) ?? this.directory.person(String(name))).id;
   }
 
+  /**
+   * Turns a group into a supergroup, which has another id: the old one is refused from now on. Its
+   * members see two service messages; `isTold` is false if the bot never gets them.
+   */
+  upgrade(name: string, isTold = true): { oldId: number; newId: number } {
+    const old = this.group(name, { type: "group" });
+    const chat = this.directory.upgrade(old);
+    const ids = { oldId: old.id, newId: chat.id };
+    if (!isTold) return ids;
+    const from = this.person("alice");
+    const date = Math.floor(this.now() / 1000);
+    const told = { from, date };
+    this.push("message", { ...told, message_id: 901, chat: old, migrate_to_chat_id: chat.id });
+    this.push("message", { ...told, message_id: 1, chat, migrate_from_chat_id: old.id });
+    return ids;
+  }
+
   protected groupId(name: string): number {
     return this.group(name).id;
   }
@@ -299,6 +316,11 @@ export class FakeTelegram extends FakePlatform<Sent> {
   private findChat({ chat_id: id }: Fields): Chat {
     if (id === undefined || id === "") throw new Refusal(400, "Bad Request: chat_id is empty");
     const chat = /^-?\d+$/.test(String(id)) ? this.directory.chat(Number(id)) : undefined;
+    const newId = this.directory.upgraded.get(Number(id));
+    if (newId !== undefined) {
+      const words = "Bad Request: group chat was upgraded to a supergroup chat";
+      throw new Refusal(400, words, { migrate_to_chat_id: newId });
+    }
     if (!chat) throw new Refusal(400, "Bad Request: chat not found");
     if (this.blocked.has(chat.id)) throw new Refusal(403, "Forbidden: bot was blocked by the user");
     return chat;

@@ -319,6 +319,37 @@ describe.each(sectionsFrom("s04"))("$name, what is sent to Feishu", (section) =>
     await channel.send("oc_alice", "again");
   });
 
+  it.each([
+    [2200, false, false],
+    [230006, false, false],
+    [11232, false, false],
+    [230013, true, false],
+    [230025, true, false],
+    [99991672, false, true],
+    [1663, false, true],
+  ])("a send refused by %i: permanent %s, unknown %s", async (code, permanent, isUnknown) => {
+    const { channel } = await listening(section);
+    const { fetch } = globalThis;
+    const refused = Response.json(
+      { code, msg: "no" },
+      { headers: { "x-ogw-ratelimit-reset": "7" } },
+    );
+    vi.spyOn(globalThis, "fetch").mockImplementation((...call) =>
+      String(call[0]).includes("/messages") ? Promise.resolve(refused) : fetch(...call),
+    );
+    const error: unknown = await channel.send("oc_alice", "hi").catch((reason) => reason);
+    expect(error).toMatchObject({ permanent, isUnknown, retryAfter: 7 });
+  });
+
+  it("a token endpoint that is busy is a reason to try again", async () => {
+    const { feishu, channel } = await listening(section);
+    feishu.expireTokens();
+    feishu.fail({ kind: "429", method: "token" });
+    const error: unknown = await channel.send("oc_alice", "hi").catch((reason) => reason);
+    expect(error).toMatchObject({ permanent: false, isUnknown: false });
+    await channel.send("oc_alice", "again");
+  });
+
   it("rejects at the start when the app's secret is wrong; events still come in", async () => {
     const { feishu, given } = await platforms();
     const s04 = await load04(section, settings(undefined, given));

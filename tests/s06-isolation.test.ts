@@ -303,11 +303,19 @@ describe.each(sectionsFrom("s06"))("$name, what is recalled", (section) => {
 describe.each(sectionsFrom("s06"))("$name, over the gateway", (section) => {
   const connection = { peerId: "client", notify: () => {} };
 
-  it("memory.search finds the notes of the key that is named, and nothing of the owner's", async () => {
-    const { app, METHODS } = await open(section);
+  it("memory.search finds what a client's conversations noted, and nothing of the owner's", async () => {
+    const { app, METHODS, model } = await open(section);
     const keys = ["agent:luna:telegram:direct:1001", "agent:luna:telegram:direct:1002"];
-    for (const key of keys)
+    const others = ["agent:luna:telegram:direct:1003", "agent:luna:ws:direct:other"];
+    for (const key of [...keys, ...others])
       app.memory.write(`The tea of ${key} is mint, and no peanuts.`, "fact", key);
+    for (const peerId of ["1001", "1002", "k"]) {
+      model.script(say("Hello."));
+      await METHODS.send?.({ text: "hi", channel: "telegram", peerId }, app, connection);
+    }
+    const other = { peerId: "other", notify: () => {} };
+    model.script(say("Hello."));
+    await METHODS.send?.({ text: "hi", channel: "telegram", peerId: "1003" }, app, other);
     const search = async (params: object) =>
       (await METHODS["memory.search"]?.({ query: "tea peanuts", ...params }, app, connection)) as {
         text: string;
@@ -324,14 +332,16 @@ describe.each(sectionsFrom("s06"))("$name, over the gateway", (section) => {
       // It is for programs: nothing of how the search works is in it.
       expect(JSON.stringify(found[0])).not.toMatch(/vector|terms/);
     }
-    for (const sessionKey of [undefined, "", "agent:luna:cli:direct:owner", "owner"]) {
-      expect(await search({ ...(sessionKey !== undefined && { sessionKey }), topK: 50 })).toEqual(
-        [],
-      );
+    const own = await METHODS["memory.search"]?.({ query: "tea" }, app, other);
+    expect(own).toMatchObject([{ text: `The tea of ${others[1]} is mint, and no peanuts.` }]);
+    const foreign = ["", "agent:luna:cli:direct:owner", "owner", ...others];
+    for (const sessionKey of [undefined, ...foreign]) {
+      expect(await search({ sessionKey, topK: 50 })).toEqual([]);
     }
-    for (let i = 0; i < 9; i++) app.memory.write(`tea ${i * 7919} number ${i}`, "fact", "k");
-    expect(await search({ sessionKey: "k", topK: 3 })).toHaveLength(3);
-    expect(await search({ sessionKey: "k" })).toHaveLength(5);
+    const many = "agent:luna:telegram:direct:k";
+    for (let i = 0; i < 9; i++) app.memory.write(`tea ${i * 7919} number ${i}`, "fact", many);
+    expect(await search({ sessionKey: many, topK: 3 })).toHaveLength(3);
+    expect(await search({ sessionKey: many })).toHaveLength(5);
     for (const [wrong, named] of [
       [{ query: undefined }, "query"],
       [{ query: 7 }, "query"],

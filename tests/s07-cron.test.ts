@@ -157,7 +157,7 @@ describe.each(sectionsFrom("s07"))("$name, a job", (file) => {
     ]);
     const inQueue = changed(file, "queue");
     expect(told.slice(4)).toEqual(
-      inQueue ? [] : [`${OWNER}: What e says could not be sent to feishu x: four`],
+      inQueue ? [] : [`${OWNER}: What e says was not sent to feishu x: four`],
     );
     expect(model.log).toHaveLength(5);
   });

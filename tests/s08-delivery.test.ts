@@ -513,6 +513,10 @@ describe.each(sectionsFrom("s08"))("$name, files", (file) => {
   });
 
   it("waits for a full disk, before the send and after it, and sends once", async () => {
+    // The pauses are those of the clock that the test moves.
+    vi.doMock("node:timers/promises", () => ({
+      setTimeout: (ms: number) => new Promise((resolve) => void setTimeout(resolve, ms)),
+    }));
     const section = await load08(file);
     stopTheClock();
     for (const method of ["writeFileSync", "appendFileSync"] as const) {

@@ -6,7 +6,7 @@ import { describe, expect, it, vi } from "vitest";
 import type { Scripted } from "../practice/model.ts";
 import { closeServer, listen } from "../practice/web.ts";
 import { allow, practice, say, sectionsFrom, settings } from "./helper.ts";
-import { failWith, idOf, load09, openOnion, type Reason, turns, until } from "./s09-helper.ts";
+import { failWith, load09, openOnion, type Reason, turns, until } from "./s09-helper.ts";
 import { afterwards } from "./world.ts";
 
 const REQUEST: Anthropic.MessageStreamParams = {
@@ -21,7 +21,7 @@ const ORDERED: [kind: string, reason: Reason][] = [
   ["402", "billing"],
   ["403", "auth"],
   ["404", "model"],
-  ["413", "invalid"],
+  ["413", "overflow"],
   ["429", "rate_limit"],
   ["500", "unknown"],
   ["504", "timeout"],
@@ -56,7 +56,25 @@ const SCRIPTED: [what: string, answer: Scripted, reason: Reason][] = [
   ["words", failWith(400, "invalid_request_error", "your credit balance is 0"), "invalid"],
   ["words", failWith(429, "rate_limit_error", "prompt is too long for your tier"), "rate_limit"],
   [
-    "the one exception",
+    "words are all there is: no credit",
+    failWith(400, "invalid_request_error", "Your credit balance is too low to access the API."),
+    "billing",
+  ],
+  ["in a stream, too", inStream("invalid_request_error", "credit balance is too low"), "billing"],
+  [
+    "words are all there is: a limit of one's own",
+    failWith(400, "invalid_request_error", "You have reached your specified API usage limits."),
+    "billing",
+  ],
+  [
+    "words are all there is: blocked",
+    failWith(400, "invalid_request_error", "This organization has been disabled."),
+    "auth",
+  ],
+  ["words", failWith(500, "api_error", "Your credit balance is too low"), "unknown"],
+  ["revoked", failWith(401, "authentication_error", "invalid x-api-key"), "auth"],
+  [
+    "words are all there is: too long",
     failWith(400, "invalid_request_error", "prompt is too long: 9 > 8"),
     "overflow",
   ],
@@ -98,6 +116,21 @@ describe.each(sectionsFrom("s09"))("$name, a failure", (file) => {
     for (const one of ours) expect(section.classifyFailure(one)).toBe("unknown");
   });
 
+  it("is of the key if the SDK finds none, or sends an empty one", async () => {
+    const model = await practice({ rules: false });
+    const section = await load09(file, settings(model, { ANTHROPIC_API_KEY: "" }));
+    const reasonWith = async (apiKey: string | null) => {
+      const client = new Anthropic({ apiKey, authToken: null, maxRetries: 0 });
+      const error = await section.callModel(REQUEST, { client }).catch((why) => why);
+      expect(error).toBeInstanceOf(Anthropic.AnthropicError);
+      return section.classifyFailure(error);
+    };
+    expect(await reasonWith(null)).toBe("auth");
+    expect(model.log).toEqual([]);
+    model.fail("401");
+    expect(await reasonWith("")).toBe("auth");
+  });
+
   it("may be no answer of the API's at all: pages, halves, nobody there", async () => {
     let answer = (response: ServerResponse): unknown => response.end();
     const server = createServer((request, response) => {
@@ -126,6 +159,24 @@ describe.each(sectionsFrom("s09"))("$name, a failure", (file) => {
     expect(await reasonOf((response) => response.writeHead(200, stream).end(start))).toBe(
       "timeout",
     );
+    // The stream breaks off in the middle of an event: nothing is wrong with the request.
+    const half = 'event: message_delta\ndata: {"type":"mess';
+    expect(await reasonOf((response) => response.writeHead(200, stream).end(start + half))).toBe(
+      "timeout",
+    );
+    expect(
+      await reasonOf((response) => {
+        response.writeHead(200, stream).write(start, () => response.destroy());
+      }),
+    ).toBe("timeout");
+    // A whole event that can't be read is the reply's own fault.
+    for (const data of ["{nope", "null", '{"type":"content_block_delta","index":0}']) {
+      const event = `event: content_block_delta\ndata: ${data}\n\n`;
+      const reason = await reasonOf((response) =>
+        response.writeHead(200, stream).end(start + event),
+      );
+      expect(reason, data).toBe("invalid");
+    }
     server.close();
     server.closeAllConnections();
     expect(await reasonOf(() => {})).toBe("timeout");
@@ -161,7 +212,10 @@ describe.each(sectionsFrom("s09"))("$name, a stream", (file) => {
   const patient = () => vi.useFakeTimers({ toFake: ["setTimeout", "clearTimeout"] });
 
   it("that is silent for a minute is a timeout, before its beginning and in its middle", async () => {
-    const { turn, model, keysUsed, resting, clock } = await openOnion(file, { keys: 2 });
+    const { turn, model, keysUsed, resting, clock } = await openOnion(file, {
+      keys: 2,
+      settings: { FIRST_BYTE_SECONDS: "60" },
+    });
     patient();
     const held = model.hold();
     model.script({ ...say("half of it"), holdAfter: 4 }, say("whole"));
@@ -186,6 +240,33 @@ describe.each(sectionsFrom("s09"))("$name, a stream", (file) => {
     expect(clock.waits).toEqual([]); // the first one has rested for long enough
     expect(vi.getTimerCount()).toBe(0);
     for (const entry of model.log) allow(model, entry);
+  });
+
+  it("waits for the first byte as long as is set, else 300 s at a server of one's own", async () => {
+    for (const [set, seconds] of [
+      ["90", 90],
+      ["", 300],
+    ] as const) {
+      const section = await openOnion(file, {
+        keys: 1,
+        settings: { FIRST_BYTE_SECONDS: set },
+      });
+      const { turn, model, clock } = section;
+      patient();
+      const held = model.hold();
+      model.script(say("at last"));
+      const said = turn("hello").catch((why) => why);
+      const first = await held.waiting;
+      await vi.advanceTimersByTimeAsync(seconds * 1000 - 1);
+      await turns();
+      expect(first.aborted).toBeUndefined();
+      // It has used up more than the budget for retries, so there is no second attempt.
+      clock.at += 300_000;
+      await vi.advanceTimersByTimeAsync(1);
+      expect(section.section.classifyFailure(await said)).toBe("timeout");
+      expect(model.log).toHaveLength(1);
+      vi.useRealTimers();
+    }
   });
 
   it("is alive as long as anything comes, also pings, and is silent after the last", async () => {
@@ -251,8 +332,8 @@ describe.each(sectionsFrom("s09"))("$name, a stream", (file) => {
   });
 
   it("stopped by Ctrl+C is an interrupted answer, and neither a failure nor a success", async () => {
-    const { turn, model, profiles, clock, resting } = await openOnion(file);
-    profiles.fail(idOf("K1", "k-1"), "rate_limit");
+    const { turn, model, profiles, clock, resting, idOfKey } = await openOnion(file);
+    profiles.fail(idOfKey(1), "rate_limit");
     clock.at += 5000;
     model.script({ ...say("half of it"), holdAfter: 4 });
     const control = new AbortController();
@@ -262,7 +343,7 @@ describe.each(sectionsFrom("s09"))("$name, a stream", (file) => {
     expect(model.log.map(({ key }) => key)).toEqual(["k-1"]);
     expect(resting()).toEqual({});
     // Whether it works by now nobody knows: the next failure is the second in a row.
-    profiles.fail(idOf("K1", "k-1"), "rate_limit");
+    profiles.fail(idOfKey(1), "rate_limit");
     expect(resting()).toEqual({ K1: 10 });
   });
 });

@@ -4,7 +4,6 @@
  * practice model.
  */
 
-import { createHash } from "node:crypto";
 import { existsSync, readFileSync } from "node:fs";
 import { join } from "node:path";
 import { vi } from "vitest";
@@ -32,10 +31,6 @@ export const SECOND = 1000;
 export const MINUTE = 60_000;
 export const START = Date.UTC(2027, 0, 4, 12);
 export const PRIMARY = "primary-model";
-
-/** The id under which the section stores the cooldown of a key. */
-export const idOf = (name: string, key: string) =>
-  `${name} ${createHash("sha256").update(key).digest("hex").slice(0, 8)}`;
 
 type Wait = (ms: number, value?: unknown, options?: { signal?: AbortSignal }) => Promise<unknown>;
 
@@ -107,7 +102,9 @@ export async function openOnion(file: SectionFile, options: OnionOptions = {}) {
     section.HANDLERS[name] = () => `run ${++runs.count}`;
     return runs;
   };
-  const parts = { app, session, profiles, resilience, clock, model, folder, state };
+  /** The id under which the section stores the cooldown of key n. */
+  const idOfKey = (n: number) => section.cooldownId({ profile: keys[n - 1] });
+  const parts = { app, session, idOfKey, profiles, resilience, clock, model, folder, state };
   return { ...parts, section, turn, type, log, keysUsed, resting, stored, give };
 }
 

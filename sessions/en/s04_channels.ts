@@ -19,7 +19,7 @@
 //           npx tsx sessions/en/s04_channels.ts [--serve]      with your keys in .env
 // Left out on purpose: downloading pictures, commands on the platforms other than /new and /help,
 // editing a message while it grows, keeping an unsent reply across a crash (s08), deleting the ids
-// of processed messages.
+// of processed messages, names and quoted messages from Feishu (its events have only their ids).
 //
 // Regions: Configuration · Terminal · s01 The agent loop · s02 Tool use · s03 Sessions ·
 //          s04 Channels · All of it together
@@ -1613,7 +1613,8 @@ async function runCommand(line: string, app: App, options: TurnOptions): Promise
   const found = Object.hasOwn(COMMANDS, name) ? COMMANDS[name] : undefined;
   if (!found) return t(`There is no command /${name}. /help lists them.`);
   const shown = await found.run(rest.join(" ").trim(), app, options);
-  return typeof shown === "string" ? shown : shown.join("\n");
+  const lines = typeof shown === "string" ? shown : shown.join("\n");
+  return lines || t("There is nothing to show.");
 }
 
 command("help", "what you can type here", () =>
@@ -1968,13 +1969,13 @@ function readEntry<T>(file: string, schema: Anthropic.Tool.InputSchema): T | und
 export class Spool<T extends { id: string }> {
   protected nextNumber = 1;
   protected readonly entries = new Map<string, { entry: T; file: string }>(); // by id, in order
-  readonly #dir: string;
+  protected readonly dir: string;
   readonly #processedLog: JsonlFile;
   readonly #processed = new Set<string>(); // ids
 
   /** Takes up what an earlier run has left in `dir`. The schema says what an entry has to have. */
   constructor(dir: string, schema: Anthropic.Tool.InputSchema) {
-    this.#dir = dir;
+    this.dir = dir;
     makeFolder(dir);
     this.#processedLog = new JsonlFile(path.join(dir, "processed.jsonl"));
     for (const { record } of this.#processedLog.read()) {
@@ -2005,7 +2006,7 @@ export class Spool<T extends { id: string }> {
     if (this.#isKnown(entry.id)) return false;
     // The number is padded with zeros, so that a listing of the folder has them in order.
     const name = `${String(this.nextNumber).padStart(12, "0")}.json`;
-    const file = path.join(this.#dir, name);
+    const file = path.join(this.dir, name);
     replaceFile(file, JSON.stringify(entry));
     this.nextNumber += 1; // last, so that attempts on a full disk don't leave a ".tmp" each
     this.entries.set(entry.id, { entry, file });
@@ -2039,13 +2040,7 @@ export class Spool<T extends { id: string }> {
 const ofType = (type: string, ...names: string[]) =>
   Object.fromEntries(names.map((name) => [name, { type }]));
 
-const ROUTED = objectSchema(
-  {
-    ...ofType("string", "id", "channel", "peerId", "text", "sessionKey", "part"),
-    ...ofType("integer", "attempts"),
-  },
-  ["part", "attempts"],
-);
+const ROUTED = objectSchema(ofType("string", "id", "channel", "peerId", "text", "sessionKey"));
 const MAX_ATTEMPTS = 3;
 
 /**
@@ -2056,13 +2051,11 @@ const MAX_ATTEMPTS = 3;
 export class Inbox extends Spool<Routed> {
   // What this start has put there. One of several parts is enough to tell the person.
   readonly newlyQuarantined = new Map<string, Routed>();
-  readonly #dir: string;
   readonly #attempted = new Set<Routed>(); // in this run, and not answered yet
   #isStopping = false;
 
   constructor(dir: string) {
     super(dir, ROUTED);
-    this.#dir = dir;
     // A poison message kills the program, so without a limit it would do so at every start.
     for (const [id, { entry, file }] of this.entries) {
       if ((entry.attempts ?? 0) < MAX_ATTEMPTS) continue;
@@ -2109,9 +2102,9 @@ export class Inbox extends Spool<Routed> {
   /** The messages in quarantine, each with its file. What can't be read as one is left out. */
   quarantined(): { file: string; message: Routed }[] {
     const found: { file: string; message: Routed }[] = [];
-    const names = fs.readdirSync(this.#dir).filter((name) => /^\d+\.json\..*ned$/.test(name));
+    const names = fs.readdirSync(this.dir).filter((name) => /^\d+\.json\..*ned$/.test(name));
     for (const name of names.sort()) {
-      const file = path.join(this.#dir, name);
+      const file = path.join(this.dir, name);
       try {
         const message = checkInput(ROUTED, parseObject(fs.readFileSync(file, "utf8")));
         found.push({ file, message: message as unknown as Routed });
@@ -2180,21 +2173,8 @@ export async function untilStored<T>(step: () => T | Promise<T>, signal?: AbortS
       if (!isReported) warn(`${error}. ${t("Nothing is lost: it is tried again every minute.")}`);
       isReported = true;
     }
-    await delay(DISK_RETRY, signal);
+    await sleep(DISK_RETRY, undefined, { signal }).catch(() => {}); // rejected by the signal
   }
-}
-
-/** Resolves after so many ms, or when the signal aborts. */
-function delay(ms: number, signal?: AbortSignal): Promise<void> {
-  return new Promise((resolve) => {
-    const timer = setTimeout(end, ms);
-    signal?.addEventListener("abort", end);
-    function end() {
-      clearTimeout(timer);
-      signal?.removeEventListener("abort", end);
-      resolve();
-    }
-  });
 }
 
 // For each conversation that is at work: the promise of its latest task.
@@ -2285,7 +2265,7 @@ export async function handle(app: App, parts: Routed[], signal?: AbortSignal): P
   return answer;
 }
 
-// -- 4 · Telegram --
+// -- 4 · Telegram: what a message says --
 
 /** Separates chat and thread in the peerId of a topic, as in "-1001:topic:7". */
 const TOPIC = ":topic:";
@@ -2466,6 +2446,8 @@ const SERVICE_FIELD =
   /(?:ed|set|hidden|sent|done|left|payment|data)$|^(?:new|left|delete)_chat|^(?:migrate|pinned)_/;
 const isServiceMessage = (message: TelegramMessage) =>
   Object.keys(message).some((field) => SERVICE_FIELD.test(field));
+
+// -- 5 · Telegram: polling --
 
 /** Makes a SendError of a failed call, which says whether another attempt can succeed. */
 function telegramError(error: unknown): SendError {
@@ -2687,7 +2669,7 @@ export class TelegramChannel implements Channel {
   }
 }
 
-// -- 5 · A webhook, and who calls it --
+// -- 6 · A webhook, and who calls it --
 
 // Feishu doesn't wait for us to ask. It calls a webhook, an address of ours to which it sends each
 // event. Anyone who finds that address can send something there as well. So the server limits what
@@ -2803,7 +2785,7 @@ function isAuthentic(body: Buffer, headers: http.IncomingHttpHeaders, key: strin
   return isFresh && isSameSecret(String(headers["x-lark-signature"]), signature);
 }
 
-// -- 6 · Feishu --
+// -- 7 · Feishu: what a message says --
 
 const fileKeyOf = ({ file_key, image_key }: Fields) => file_key ?? image_key;
 const kindOf = ({ tag }: Fields) => (tag === "img" ? "image" : String(tag));
@@ -2850,15 +2832,31 @@ function readFeishu(type: string, json: string) {
 }
 
 /** What Feishu's API answers. `code` is 0 if it did what we asked, else it says why not. */
-type FeishuAnswer = { code: number; msg: string; expire?: number; tenant_access_token?: string };
+type FeishuAnswer = {
+  code: number;
+  msg: string;
+  retryAfter?: number; // seconds until we may ask again
+  expire?: number;
+  tenant_access_token?: string;
+};
 
-const FEISHU_BUSY = [99991400, 230020, 11232]; // codes for too many requests
+// Codes for what passes by itself: too many requests, an error inside, a bot that is not yet active.
+const FEISHU_BUSY = [99991400, 230020, 11232, 2200, 230006];
+// Codes for what no attempt changes: the request is invalid, the bot is not in the chat or may not
+// write there, the person has stopped it, the text is too long or not allowed.
+const FEISHU_FINAL = [
+  230001, 230002, 230013, 230018, 230022, 230025, 230028, 230034, 230035, 230053,
+];
 const FEISHU_EXPIRED = [99991661, 99991663, 99991664]; // codes for an access token that has expired
-
 const FEISHU_GONE = [230011, 231003]; // codes for a message that was taken back or deleted
 
-const feishuError = ({ code, msg }: FeishuAnswer) =>
-  new SendError(`${code} ${msg}`, !FEISHU_BUSY.includes(code));
+function feishuError({ code, msg, retryAfter }: FeishuAnswer): SendError {
+  const isFinal = FEISHU_FINAL.includes(code);
+  const isUnknown = !isFinal && !FEISHU_BUSY.includes(code);
+  return new SendError(`${code} ${msg}`, isFinal, retryAfter, isUnknown);
+}
+
+// -- 8 · Feishu: in and out --
 
 // What an event of a message has to have, so that we can read it.
 const FEISHU_EVENT = objectSchema(ofType("object", "sender", "message"));
@@ -2908,7 +2906,7 @@ export class FeishuChannel implements Channel {
         await this.#accessToken();
         return;
       } catch (error) {
-        if (error instanceof SendError && error.permanent) throw error;
+        if (error instanceof SendError && (error.permanent || error.isUnknown)) throw error;
         await sleep(5_000); // the network is down, or Feishu is busy
       }
     }
@@ -3054,12 +3052,15 @@ export class FeishuChannel implements Channel {
     const headers = { "content-type": "application/json", authorization: `Bearer ${token}` };
     const signal = AbortSignal.timeout(10_000);
     const request = { method: "POST", headers, body: JSON.stringify(body), signal };
+    let retryAfter = 0;
     try {
       const response = await fetch(this.#api + endpoint, request);
+      retryAfter = Number(response.headers.get("x-ogw-ratelimit-reset"));
       if (response.status === 429 || response.status >= 500) throw new Error(response.statusText);
-      return (await response.json()) as FeishuAnswer; // Feishu's refusals have this form, too
+      const answer = (await response.json()) as FeishuAnswer; // its refusals have this form, too
+      return { ...answer, retryAfter };
     } catch (error) {
-      throw new SendError(String(error));
+      throw new SendError(String(error), false, retryAfter);
     }
   }
 

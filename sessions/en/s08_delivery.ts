@@ -1644,7 +1644,8 @@ async function runCommand(line: string, app: App, options: TurnOptions): Promise
   const found = Object.hasOwn(COMMANDS, name) ? COMMANDS[name] : undefined;
   if (!found) return t(`There is no command /${name}. /help lists them.`);
   const shown = await found.run(rest.join(" ").trim(), app, options);
-  return typeof shown === "string" ? shown : shown.join("\n");
+  const lines = typeof shown === "string" ? shown : shown.join("\n");
+  return lines || t("There is nothing to show.");
 }
 
 command("help", "what you can type here", () =>
@@ -1956,6 +1957,7 @@ export async function reply(app: App, { id, channel, peerId: to }: InboundMessag
     await target.send(to, text);
     return true;
   }
+  if (!target) warn(`${id}: not sent yet: the channel ${channel} is not set up`);
   for (const [part, piece] of chunkMessage(text, target?.limit ?? COMMON_LIMIT).entries()) {
     app.queue.add(newDelivery(`${id}#${part}`, { channel, to, text: piece }));
   }
@@ -2000,13 +2002,13 @@ function readEntry<T>(file: string, schema: Anthropic.Tool.InputSchema): T | und
 export class Spool<T extends { id: string }> {
   protected nextNumber = 1;
   protected readonly entries = new Map<string, { entry: T; file: string }>(); // by id, in order
-  readonly #dir: string;
+  protected readonly dir: string;
   readonly #processedLog: JsonlFile;
   readonly #processed = new Set<string>(); // ids
 
   /** Takes up what an earlier run has left in `dir`. The schema says what an entry has to have. */
   constructor(dir: string, schema: Anthropic.Tool.InputSchema) {
-    this.#dir = dir;
+    this.dir = dir;
     makeFolder(dir);
     this.#processedLog = new JsonlFile(path.join(dir, "processed.jsonl"));
     for (const { record } of this.#processedLog.read()) {
@@ -2037,7 +2039,7 @@ export class Spool<T extends { id: string }> {
     if (this.#isKnown(entry.id)) return false;
     // The number is padded with zeros, so that a listing of the folder has them in order.
     const name = `${String(this.nextNumber).padStart(12, "0")}.json`;
-    const file = path.join(this.#dir, name);
+    const file = path.join(this.dir, name);
     replaceFile(file, JSON.stringify(entry));
     this.nextNumber += 1; // last, so that attempts on a full disk don't leave a ".tmp" each
     this.entries.set(entry.id, { entry, file });
@@ -2071,13 +2073,7 @@ export class Spool<T extends { id: string }> {
 const ofType = (type: string, ...names: string[]) =>
   Object.fromEntries(names.map((name) => [name, { type }]));
 
-const ROUTED = objectSchema(
-  {
-    ...ofType("string", "id", "channel", "peerId", "text", "sessionKey", "part"),
-    ...ofType("integer", "attempts"),
-  },
-  ["part", "attempts"],
-);
+const ROUTED = objectSchema(ofType("string", "id", "channel", "peerId", "text", "sessionKey"));
 const MAX_ATTEMPTS = 3;
 
 /**
@@ -2088,13 +2084,11 @@ const MAX_ATTEMPTS = 3;
 export class Inbox extends Spool<Routed> {
   // What this start has put there. One of several parts is enough to tell the person.
   readonly newlyQuarantined = new Map<string, Routed>();
-  readonly #dir: string;
   readonly #attempted = new Set<Routed>(); // in this run, and not answered yet
   #isStopping = false;
 
   constructor(dir: string) {
     super(dir, ROUTED);
-    this.#dir = dir;
     // A poison message kills the program, so without a limit it would do so at every start.
     for (const [id, { entry, file }] of this.entries) {
       if ((entry.attempts ?? 0) < MAX_ATTEMPTS) continue;
@@ -2141,9 +2135,9 @@ export class Inbox extends Spool<Routed> {
   /** The messages in quarantine, each with its file. What can't be read as one is left out. */
   quarantined(): { file: string; message: Routed }[] {
     const found: { file: string; message: Routed }[] = [];
-    const names = fs.readdirSync(this.#dir).filter((name) => /^\d+\.json\..*ned$/.test(name));
+    const names = fs.readdirSync(this.dir).filter((name) => /^\d+\.json\..*ned$/.test(name));
     for (const name of names.sort()) {
-      const file = path.join(this.#dir, name);
+      const file = path.join(this.dir, name);
       try {
         const message = checkInput(ROUTED, parseObject(fs.readFileSync(file, "utf8")));
         found.push({ file, message: message as unknown as Routed });
@@ -2212,21 +2206,8 @@ export async function untilStored<T>(step: () => T | Promise<T>, signal?: AbortS
       if (!isReported) warn(`${error}. ${t("Nothing is lost: it is tried again every minute.")}`);
       isReported = true;
     }
-    await delay(DISK_RETRY, signal);
+    await sleep(DISK_RETRY, undefined, { signal }).catch(() => {}); // rejected by the signal
   }
-}
-
-/** Resolves after so many ms, or when the signal aborts. */
-function delay(ms: number, signal?: AbortSignal): Promise<void> {
-  return new Promise((resolve) => {
-    const timer = setTimeout(end, ms);
-    signal?.addEventListener("abort", end);
-    function end() {
-      clearTimeout(timer);
-      signal?.removeEventListener("abort", end);
-      resolve();
-    }
-  });
 }
 
 // For each conversation that is at work: the promise of its latest task.
@@ -2322,7 +2303,7 @@ export async function handle(app: App, parts: Routed[], signal?: AbortSignal): P
   return answer;
 }
 
-// -- 4 · Telegram --
+// -- 4 · Telegram: what a message says --
 
 /** Separates chat and thread in the peerId of a topic, as in "-1001:topic:7". */
 const TOPIC = ":topic:";
@@ -2503,6 +2484,8 @@ const SERVICE_FIELD =
   /(?:ed|set|hidden|sent|done|left|payment|data)$|^(?:new|left|delete)_chat|^(?:migrate|pinned)_/;
 const isServiceMessage = (message: TelegramMessage) =>
   Object.keys(message).some((field) => SERVICE_FIELD.test(field));
+
+// -- 5 · Telegram: polling --
 
 /** Makes a SendError of a failed call, which says whether another attempt can succeed. */
 function telegramError(error: unknown): SendError {
@@ -2724,7 +2707,7 @@ export class TelegramChannel implements Channel {
   }
 }
 
-// -- 5 · A webhook, and who calls it --
+// -- 6 · A webhook, and who calls it --
 
 // Feishu doesn't wait for us to ask. It calls a webhook, an address of ours to which it sends each
 // event. Anyone who finds that address can send something there as well. So the server limits what
@@ -2840,7 +2823,7 @@ function isAuthentic(body: Buffer, headers: http.IncomingHttpHeaders, key: strin
   return isFresh && isSameSecret(String(headers["x-lark-signature"]), signature);
 }
 
-// -- 6 · Feishu --
+// -- 7 · Feishu: what a message says --
 
 const fileKeyOf = ({ file_key, image_key }: Fields) => file_key ?? image_key;
 const kindOf = ({ tag }: Fields) => (tag === "img" ? "image" : String(tag));
@@ -2887,15 +2870,31 @@ function readFeishu(type: string, json: string) {
 }
 
 /** What Feishu's API answers. `code` is 0 if it did what we asked, else it says why not. */
-type FeishuAnswer = { code: number; msg: string; expire?: number; tenant_access_token?: string };
+type FeishuAnswer = {
+  code: number;
+  msg: string;
+  retryAfter?: number; // seconds until we may ask again
+  expire?: number;
+  tenant_access_token?: string;
+};
 
-const FEISHU_BUSY = [99991400, 230020, 11232]; // codes for too many requests
+// Codes for what passes by itself: too many requests, an error inside, a bot that is not yet active.
+const FEISHU_BUSY = [99991400, 230020, 11232, 2200, 230006];
+// Codes for what no attempt changes: the request is invalid, the bot is not in the chat or may not
+// write there, the person has stopped it, the text is too long or not allowed.
+const FEISHU_FINAL = [
+  230001, 230002, 230013, 230018, 230022, 230025, 230028, 230034, 230035, 230053,
+];
 const FEISHU_EXPIRED = [99991661, 99991663, 99991664]; // codes for an access token that has expired
-
 const FEISHU_GONE = [230011, 231003]; // codes for a message that was taken back or deleted
 
-const feishuError = ({ code, msg }: FeishuAnswer) =>
-  new SendError(`${code} ${msg}`, !FEISHU_BUSY.includes(code));
+function feishuError({ code, msg, retryAfter }: FeishuAnswer): SendError {
+  const isFinal = FEISHU_FINAL.includes(code);
+  const isUnknown = !isFinal && !FEISHU_BUSY.includes(code);
+  return new SendError(`${code} ${msg}`, isFinal, retryAfter, isUnknown);
+}
+
+// -- 8 · Feishu: in and out --
 
 // What an event of a message has to have, so that we can read it.
 const FEISHU_EVENT = objectSchema(ofType("object", "sender", "message"));
@@ -2945,7 +2944,7 @@ export class FeishuChannel implements Channel {
         await this.#accessToken();
         return;
       } catch (error) {
-        if (error instanceof SendError && error.permanent) throw error;
+        if (error instanceof SendError && (error.permanent || error.isUnknown)) throw error;
         await sleep(5_000); // the network is down, or Feishu is busy
       }
     }
@@ -3091,12 +3090,15 @@ export class FeishuChannel implements Channel {
     const headers = { "content-type": "application/json", authorization: `Bearer ${token}` };
     const signal = AbortSignal.timeout(10_000);
     const request = { method: "POST", headers, body: JSON.stringify(body), signal };
+    let retryAfter = 0;
     try {
       const response = await fetch(this.#api + endpoint, request);
+      retryAfter = Number(response.headers.get("x-ogw-ratelimit-reset"));
       if (response.status === 429 || response.status >= 500) throw new Error(response.statusText);
-      return (await response.json()) as FeishuAnswer; // Feishu's refusals have this form, too
+      const answer = (await response.json()) as FeishuAnswer; // its refusals have this form, too
+      return { ...answer, retryAfter };
     } catch (error) {
-      throw new SendError(String(error));
+      throw new SendError(String(error), false, retryAfter);
     }
   }
 
@@ -3186,14 +3188,14 @@ export class AgentManager extends Map<string, Agent> {
 // to, then our own account, the platform, and last what applies to every message.
 const TIERS = ["peerId", "guildId", "accountId", "channel", "default"] as const;
 
-/** A tier by its name, which is also the field of a message that its bindings look at. */
-type Tier = (typeof TIERS)[number];
+/** The name of a tier, which is also the field of a message that its bindings look at. */
+type MatchKey = (typeof TIERS)[number];
 
 /** "This agent answers what comes from there." Within a tier the higher priority has precedence. */
 export interface Binding {
   agentId: string;
   tier: number; // its place in TIERS, from 1 to 5
-  matchKey: Tier;
+  matchKey: MatchKey;
   matchValue: string; // "1001", or "telegram:1001" for a peer on one platform only
   priority: number;
 }
@@ -3235,29 +3237,29 @@ export class BindingTable {
    * first one with a binding that matches decides, and in it the one with the highest priority.
    */
   resolve(message: InboundMessage): { agentId: string; binding?: Binding } {
-    for (const tier of TIERS) {
-      const binding = this.#lookUp(tier, message);
+    for (const matchKey of TIERS) {
+      const binding = this.#lookUp(matchKey, message);
       if (binding) return { agentId: binding.agentId, binding };
     }
     return { agentId: AGENTS[0].id };
   }
 
-  #lookUp(tier: Tier, message: InboundMessage): Binding | undefined {
-    const values = matchValues(tier, message).map((value) => value.toLowerCase());
-    const found = values.map((value) => this.#byTier.get(tier)?.get(value));
+  #lookUp(matchKey: MatchKey, message: InboundMessage): Binding | undefined {
+    const values = matchValues(matchKey, message).map((value) => value.toLowerCase());
+    const found = values.map((value) => this.#byTier.get(matchKey)?.get(value));
     const bindings = found.filter((binding) => binding !== undefined);
     return bindings.sort((a, b) => b.priority - a.priority)[0];
   }
 }
 
-/** What a binding of this tier has to name to apply to the message. */
-function matchValues(tier: Tier, message: InboundMessage): string[] {
-  if (tier === "default") return ["*"];
-  const value = message[tier];
+/** The values by which a binding with this key can apply to the message. */
+function matchValues(matchKey: MatchKey, message: InboundMessage): string[] {
+  if (matchKey === "default") return ["*"];
+  const value = message[matchKey];
   if (!value) return [];
   // Two platforms may give the same number to two people, so a peer can be bound by both names:
   // "telegram:1001", or just "1001" for whoever has it.
-  if (tier === "peerId") return [`${message.channel}:${value}`, value];
+  if (matchKey === "peerId") return [`${message.channel}:${value}`, value];
   return [value];
 }
 
@@ -3352,10 +3354,18 @@ const MAX_FRAME = 1024 * 1024;
 export class GatewayServer {
   address = ""; // "ws://…", once it is attached to a server that listens
   readonly sockets = new WebSocketServer({ noServer: true, maxPayload: MAX_FRAME });
-  #token: string;
+  readonly #token: string;
+  readonly #conversations = new Map<string, Set<string>>(); // session keys by connection
 
   constructor(token: string) {
     this.#token = token;
+  }
+
+  /** The keys of the conversations in which a connection has said something. */
+  conversationsOf({ peerId }: Connection): Set<string> {
+    const keys = this.#conversations.get(peerId) ?? new Set();
+    this.#conversations.set(peerId, keys);
+    return keys;
   }
 
   /** From now on, whoever asks this server for a WebSocket at "/" talks to the gateway. */
@@ -3395,6 +3405,7 @@ export class GatewayServer {
   #listenTo(socket: WebSocket, app: App): void {
     const push = (message: object) => pushTo(socket, message);
     const client = { peerId: crypto.randomUUID(), push };
+    socket.on("close", () => this.#conversations.delete(client.peerId));
     socket.on("error", (error) => info(`gateway: ${error.message}`)); // e.g. a frame over the limit
     socket.on("message", async (data) => {
       const response = await answerRpc(String(data), app, client);
@@ -3436,11 +3447,12 @@ function isForeignPage({ headers, socket }: http.IncomingMessage): boolean {
 
 /**
  * Sends a message, if the client is still there. Backpressure: what a client does not read piles up
- * in our memory, so we drop a client that leaves too much of it unread.
+ * in our memory, so we drop a client that leaves too much of it unread. This is asked before we
+ * send: a long list of sessions may itself be too much for one moment, but that proves nothing.
  */
 function pushTo(socket: WebSocket, message: object): void {
-  if (socket.readyState === socket.OPEN) socket.send(JSON.stringify(message));
   if (socket.bufferedAmount > MAX_FRAME) socket.terminate();
+  if (socket.readyState === socket.OPEN) socket.send(JSON.stringify(message));
 }
 
 /** The other end of one WebSocket. Each of its requests gets a Connection made from this. */
@@ -3471,8 +3483,14 @@ async function answerRpc(json: string, app: App, client: Client) {
   return answerMessage(message, app, client);
 }
 
+const MAX_BATCH = 100; // requests, because all of them are worked on at the same time
+
 /** The responses to all requests of a batch; undefined if it has only notifications. */
 async function answerBatch(batch: unknown[], app: App, client: Client) {
+  if (batch.length > MAX_BATCH) {
+    const words = `a batch has at most ${MAX_BATCH} requests`;
+    return errorResponse(null, new RpcError(INVALID_REQUEST, words));
+  }
   const all = await Promise.all(batch.map((message) => answerMessage(message, app, client)));
   const responses = all.filter((response) => response !== undefined);
   return responses.length > 0 ? responses : undefined;
@@ -3492,14 +3510,14 @@ async function answerMessage(message: unknown, app: App, client: Client) {
 
 /** The request in a message, or the error response to a message that is no request. */
 function parseRequest(message: unknown): RpcRequest | ErrorResponse {
-  const fields: Fields = isObject(message) ? message : {};
-  const { jsonrpc, id, method: name, params = {} } = fields;
+  const invalid = new RpcError(INVALID_REQUEST, "this is no request of JSON-RPC 2.0");
+  if (!isObject(message)) return errorResponse(null, invalid);
+  const { jsonrpc, id, method: name, params = {} } = message;
   const isId = id === null || typeof id === "string" || typeof id === "number";
   const hasGoodId = isId || id === undefined;
   const isRequest = jsonrpc === "2.0" && typeof name === "string" && hasGoodId;
   if (isRequest) return { id, method: name, params };
-  const error = new RpcError(INVALID_REQUEST, "this is no request of JSON-RPC 2.0");
-  return errorResponse(isId ? id : null, error);
+  return errorResponse(isId ? id : null, invalid);
 }
 
 /** Runs the method that a request names. It never rejects: an error becomes the response. */
@@ -3540,13 +3558,15 @@ method("send", SEND, Object.keys(SENDER), async (params, app, connection) => {
   const inbound = messageFromClient(params, connection);
   const agent = requestedAgent(params, app);
   const message = orInvalidParams(() => route(inbound, app, agent));
+  const { agentId, sessionKey } = message;
+  app.gateway.conversationsOf(connection).add(sessionKey);
   connection.notify("typing", {});
   try {
-    const answer = await answerClient(message, app, connection);
-    return { agentId: message.agentId, sessionKey: message.sessionKey, reply: answer };
+    return { agentId, sessionKey, reply: await answerClient(message, app, connection) };
   } catch (error) {
-    // The client may know why, because it is the one whose turn failed.
-    throw new RpcError(SERVER_ERROR, `the turn failed: ${error}`);
+    // The error may name files of this machine, which are not the client's affair.
+    warn(`gateway: ${sessionKey}: ${error}`);
+    throw new RpcError(SERVER_ERROR, "the turn failed; the log of the gateway says why");
   }
 });
 
@@ -3603,7 +3623,7 @@ method("bindings.set", BINDING, ["priority"], (params, app) => {
   const agent = orInvalidParams(() => app.agents.find(String(agentId)));
   return app.bindings.set({
     agentId: agent.id,
-    matchKey: matchKey as Tier, // the schema lets nothing else through
+    matchKey: matchKey as MatchKey, // the schema lets nothing else through
     matchValue: String(matchValue),
     priority: Number(priority),
   });
@@ -3631,18 +3651,43 @@ method("status", {}, [], (_params, app) => ({
   waiting: app.inbox.pending().length,
 }));
 
+// The commands that a client may run, for an owner who is not at the terminal. To add one, add how
+// its line begins. What shows somebody's words or prompts does not belong here.
+const REMOTE_COMMANDS = ["inbox retry"];
+
+method("command", { line: string("Such as /inbox retry.") }, [], async ({ line }, app) => {
+  const words = String(line).trim().replace(/^\//, "");
+  const isRemote = REMOTE_COMMANDS.some((one) => `${words} `.startsWith(`${one} `));
+  if (!isRemote) {
+    throw new RpcError(INVALID_PARAMS, `line: only ${REMOTE_COMMANDS.join(", ")}`);
+  }
+  try {
+    return { text: await runCommand(`/${words}`, app, {}) };
+  } catch (error) {
+    if (isDiskError(error)) throw error; // it names files, so only the log gets it
+    throw new RpcError(INVALID_PARAMS, error instanceof Error ? error.message : String(error));
+  }
+});
+
 command("bindings", "who answers what", (_args, { bindings }) =>
   bindings.list().map((one) => `${one.matchKey} ${one.matchValue} → ${one.agentId}`),
 );
 
-command("route", "<channel> <peer> [account] [guild]: who would answer, and why", (args, app) => {
-  const [channel = "", peerId = "", accountId = "", guildId] = args.split(/\s+/);
-  const nothingSaid = { id: "", senderId: "", isGroup: false, text: "", media: [], at: 0 };
-  const message = { ...nothingSaid, channel, peerId, accountId, guildId };
-  const { binding } = app.bindings.resolve(message);
-  const { agentId, sessionKey } = route(message, app);
-  return `${agentId}  ${sessionKey}  (${binding?.tier ?? 5} ${binding?.matchKey ?? "default"})`;
-});
+command(
+  "route",
+  "<channel> <peer> [account] [guild] [group]: who would answer, and why",
+  (args, app) => {
+    const words = args.split(/\s+/);
+    const [channel = "", peerId = "", accountId = "", guildId] = words.filter((w) => w !== "group");
+    // Telegram's groups have negative numbers. Elsewhere an id does not tell whose it is.
+    const isGroup = words.includes("group") || peerId.startsWith("-");
+    const nothingSaid = { id: "", senderId: "", text: "", media: [], at: 0 };
+    const message = { ...nothingSaid, channel, peerId, accountId, guildId, isGroup };
+    const { binding } = app.bindings.resolve(message);
+    const { agentId, sessionKey } = route(message, app);
+    return `${agentId}  ${sessionKey}  (${binding?.tier ?? 5} ${binding?.matchKey ?? "default"})`;
+  },
+);
 
 command("agents", "the agents", (_args, { agents }) =>
   [...agents.values()].map(({ id, dmScope, system }) => `${id}  ${dmScope}  ${system}`),
@@ -3664,16 +3709,23 @@ command("gateway", "where programs can connect", (_args, { gateway }) =>
   t(`${gateway.address || "(not listening)"}  ${gateway.sockets.clients.size} connected`),
 );
 
+const MIN_TOKEN = 16; // characters; a shorter one could be guessed
+const isLongEnough = (token = "") => token.length >= MIN_TOKEN;
+
 /**
  * The token that clients must show: that of the settings, or one that we make and keep. Listening
  * on loopback only is no protection: every program and web page on this machine can reach it.
  */
 function gatewayToken(): string {
   const given = env("GATEWAY_TOKEN");
-  if (given) return given;
+  if (given && !isLongEnough(given)) {
+    throw new Error(`GATEWAY_TOKEN must have at least ${MIN_TOKEN} characters`);
+  }
   const tokenFile = path.join(STATE, "gateway-token");
-  const kept = fs.existsSync(tokenFile) ? fs.readFileSync(tokenFile, "utf8") : "";
-  if (/^[\w-]{32}$/.test(kept)) return kept;
+  const kept = readOrQuarantine(tokenFile, (file) => fs.readFileSync(file, "utf8").trim());
+  const usable = [given, kept].find(isLongEnough);
+  if (usable) return usable;
+  if (kept !== undefined) quarantine(tokenFile, t("it holds no token of 16 characters or more"));
   const token = crypto.randomBytes(24).toString("base64url"); // 32 characters
   fs.writeFileSync(tokenFile, token, { mode: 0o600 }); // only this user may read it
   return token;
@@ -3687,7 +3739,7 @@ function gatewayToken(): string {
 // next time, but only as far as a request begins exactly like an earlier one.
 
 export interface TurnOptions {
-  mode?: "full" | "minimal" | "none"; // all layers; those for a job (s07); the identity alone
+  mode?: "full" | "minimal"; // all layers, or those for a job (s07)
 }
 
 export interface App {
@@ -3712,7 +3764,8 @@ function isOwnersChat(channel: string, peerId: string): boolean {
   const listed = env(`${channel.toUpperCase()}_ALLOWED_CHATS`).split(/[\s,]+/);
   // Telegram's groups have negative numbers. An empty setting is split into one empty string.
   const firstDirectChat = listed.find((chat) => chat !== "" && !chat.startsWith("-"));
-  return peerId === firstDirectChat;
+  // In a topic of that chat the owner is the owner, too: "1001:topic:7".
+  return peerId.split(":")[0] === firstDirectChat;
 }
 
 const PRIVATE = ["MEMORY.md", "USER.md"]; // what the owner wrote about themselves
@@ -3741,10 +3794,22 @@ function isPrivateName(place: string): boolean {
 // made where there is no App, for example when ContextGuard estimates its size.
 const reportedProblems = new Set<string>();
 
-/** Gives what `read` gives. If it throws, we warn about it once, and give `otherwise`. */
-function readOrSay<T>(file: string, otherwise: T, read: (file: string) => T): T {
+/** Whether there is a file, also one that can't be read, or a link that leads nowhere. */
+const isThere = (file: string) => fs.lstatSync(file, { throwIfNoEntry: false }) !== undefined;
+
+/** When a file was changed last, in ms; 0 if there is none, or -1 if that can't be found out. */
+function modifiedAt(file: string): number {
   try {
-    return fs.existsSync(file) ? read(file) : otherwise;
+    return fs.statSync(file, { throwIfNoEntry: false })?.mtimeMs ?? 0;
+  } catch {
+    return -1;
+  }
+}
+
+/** Gives what `read` gives. If it throws, we warn about it once, and give `otherwise`. */
+function readOrWarnOnce<T>(file: string, otherwise: T, read: (file: string) => T): T {
+  try {
+    return isThere(file) ? read(file) : otherwise;
   } catch (error) {
     const problem = `${file} ${error}`;
     if (!reportedProblems.has(problem)) warn(`${file} is left out: ${error}`);
@@ -3775,8 +3840,8 @@ export function loadBootstrap(agentId: string, names: string[], root = WORKSPACE
 
 /** Both files are read, because one that is broken should be reported even if it is not needed. */
 function readAgentFile(agentId: string, name: string, root: string): string {
-  const own = readOrSay(path.join(root, "agents", agentId, name), "", readText).trim();
-  const common = readOrSay(path.join(root, name), "", readText).trim();
+  const own = readOrWarnOnce(path.join(root, "agents", agentId, name), "", readText).trim();
+  const common = readOrWarnOnce(path.join(root, name), "", readText).trim();
   return own || common; // an empty file of its own would leave the agent without any
 }
 
@@ -3802,9 +3867,9 @@ export class SkillsManager {
 }
 
 function skillsIn(folder: string): Skill[] {
-  const names = readOrSay(folder, [], (place) => fs.readdirSync(place)).sort();
+  const names = readOrWarnOnce(folder, [], (place) => fs.readdirSync(place)).sort();
   const skills = names.map((name) =>
-    readOrSay(path.join(folder, name, "SKILL.md"), undefined, readSkill),
+    readOrWarnOnce(path.join(folder, name, "SKILL.md"), undefined, readSkill),
   );
   return skills.filter((skill) => skill !== undefined);
 }
@@ -3874,7 +3939,6 @@ function skillsText({ agent }: PromptParts): string {
 /** Each layer of the prompt with its text. It may be empty. */
 export function promptLayers(options: TurnOptions): { name: string; text: string }[] {
   const { agent = AGENTS[0], message, mode = "full" } = options;
-  if (mode === "none") return [{ name: "identity", text: agent.system }];
   const names = ["IDENTITY.md", "SOUL.md", "TOOLS.md", "AGENTS.md", "BOOTSTRAP.md"];
   const visible = isOwner(options) ? [...names, ...PRIVATE] : names;
   const parts = { agent, message, files: loadBootstrap(agent.id, visible) };
@@ -4027,9 +4091,10 @@ export class MemoryStore {
     this.#dir = dir;
     this.#files = files;
     this.#now = now;
-    fs.mkdirSync(dir, { recursive: true });
+    makeFolder(dir);
     for (const name of fs.readdirSync(dir).filter((one) => one.endsWith(".jsonl"))) {
-      for (const { record } of this.#log(name).read()) this.#addNote({ ...record }, name);
+      const lines = readOrQuarantine(path.join(dir, name), () => this.#log(name).read()) ?? [];
+      for (const { record } of lines) this.#addNote({ ...record }, name);
     }
   }
 
@@ -4080,12 +4145,12 @@ export class MemoryStore {
   /** Reads those of the owner's files again that have changed. */
   #refresh(): void {
     for (const ownersFile of this.#files) {
-      const mtime = fs.statSync(ownersFile, { throwIfNoEntry: false })?.mtimeMs ?? 0;
+      const mtime = modifiedAt(ownersFile);
       const before = this.#loaded.get(ownersFile) ?? { mtime: 0, entries: [] };
       if (before.mtime === mtime) continue;
       for (const entry of before.entries) this.#remove(entry);
       const source = path.basename(ownersFile);
-      const facts = factsIn(readOrSay(ownersFile, "", readText));
+      const facts = factsIn(readOrWarnOnce(ownersFile, "", readText));
       const entries = facts.map((text) => this.#add({ text, source }));
       this.#loaded.set(ownersFile, { mtime, entries });
     }
@@ -4162,17 +4227,18 @@ const indexKeys = ({ termFrequencies, vector }: IndexedMemory) => [
 
 /** The facts in a file of the owner's: one in each line, without the mark of a list before it. */
 function factsIn(content: string): string[] {
-  const lines = content.split(/\r?\n/).map((line) => line.replace(/^[-*\s]+/, ""));
+  const withoutComments = content.replace(/<!--[\s\S]*?(-->|$)/g, "");
+  const lines = withoutComments.split(/\r?\n/).map((line) => line.replace(/^[-*\s]+/, ""));
   return lines.filter(isFact);
 }
 
-/** Whether a line says something. A heading, a comment and a field left empty ("Name:") do not. */
+/** Whether a line says something. A heading, an HTML tag and a field left empty ("Name:") do not. */
 function isFact(line: string): boolean {
   const words = line.trimEnd();
   const isHeading = words.startsWith("#");
-  const isComment = words.startsWith("<");
+  const isTag = words.startsWith("<");
   const isEmptyField = words.endsWith(":");
-  return words.length > 1 && !isHeading && !isComment && !isEmptyField;
+  return words.length > 1 && !isHeading && !isTag && !isEmptyField;
 }
 
 const DUPLICATE = 0.8; // two entries that share this part of their terms say nearly the same
@@ -4212,8 +4278,14 @@ function recall(conversation: Conversation, input: string, options: TurnOptions)
   const scope = { ...memoryScope(conversation, options), topK: 3 };
   const hits = options.app?.memory.search(input, scope) ?? [];
   const relevant = hits.filter(({ score }) => score >= MIN_SCORE);
-  return relevant.map(({ text }) => keepEnds(text, 1_000));
+  return relevant.map(({ text }) => escapeMemory(text));
 }
+
+/**
+ * A memory for the model, in one line and without tags. Otherwise a note with a line end or a tag
+ * in it could pose as another memory, or as the person's own words.
+ */
+const escapeMemory = (text: string) => oneLine(keepEnds(text, 1_000)).replaceAll("<", "&lt;");
 
 /**
  * What stands before the person's words and is stored with them: the time, and what we remember. In
@@ -4232,9 +4304,11 @@ const memoryScope = (conversation: Conversation, options: TurnOptions) => ({
   owner: isOwner(options),
 });
 
-/** A line for each hit: its score, where it is from, and how it begins. */
-const formatHits = (hits: Hit[]) =>
-  hits.map((hit) => `${hit.score.toFixed(2)}  ${hit.source}  ${oneLine(hit.text.slice(0, 80))}`);
+/** A line for each hit: its score, where it is from, and its text as `format` gives it. */
+const formatHits = (hits: Hit[], format: (text: string) => string) =>
+  hits.map((hit) => `${hit.score.toFixed(2)}  ${oneLine(hit.source)}  ${format(hit.text)}`);
+
+const beginningOf = (text: string) => oneLine(text.slice(0, 80));
 
 const COUNT = { type: "integer", description: "How many at most; 5 if left out." };
 const FACT = { content: string("One full sentence."), category: string("One word.") };
@@ -4246,23 +4320,31 @@ TOOLS.push(
 Object.assign(HANDLERS, {
   memory_write: ({ content, category }, turn) => {
     const { sessionKey } = memoryScope(turn.conversation, turn);
+    // Only the same conversation finds its notes, and that of a job or a heartbeat (s07) is over
+    // with its answer.
+    const isOver = ["cron", "heartbeat"].includes(turn.message?.channel ?? "");
+    if (isOver) throw new Error("nobody would find that note later; say it in your answer");
     turn.app?.memory.write(String(content), String(category), sessionKey);
     return "remembered";
   },
   memory_search: ({ query, topK = 5 }, turn) => {
     const scope = { ...memoryScope(turn.conversation, turn), topK: Number(topK) };
     const hits = turn.app?.memory.search(String(query), scope) ?? [];
-    return formatHits(hits).join("\n") || "nothing found";
+    return formatHits(hits, escapeMemory).join("\n") || "nothing found";
   },
 } satisfies Record<string, Handler>);
 
 const SEARCH = {
   query: string("The words to search for."),
   topK: COUNT,
-  sessionKey: string("The conversation whose memories are searched."),
+  sessionKey: string("One of the client's conversations; its own one if left out."),
 };
-method("memory.search", SEARCH, ["topK", "sessionKey"], (params, app) => {
-  const { query, topK = 5, sessionKey = "" } = params;
+method("memory.search", SEARCH, ["topK", "sessionKey"], (params, app, connection) => {
+  const own = route(messageFromClient({ text: "-" }, connection), app).sessionKey;
+  const { query, topK = 5, sessionKey = own } = params;
+  const isTheirs =
+    sessionKey === own || app.gateway.conversationsOf(connection).has(String(sessionKey));
+  if (!isTheirs) return [];
   return app.memory.search(String(query), { topK: Number(topK), sessionKey: String(sessionKey) });
 });
 
@@ -4271,14 +4353,14 @@ const ownersLayers = (app: App) =>
   promptLayers({ agent: app.agents.get(app.terminalAgent ?? AGENTS[0].id) });
 
 const layerText = (app: App, name: string) =>
-  ownersLayers(app).find((layer) => layer.name === name)?.text || "-";
+  ownersLayers(app).find((layer) => layer.name === name)?.text ?? "";
 
 command("soul", "how it talks", (_args, app) => layerText(app, "soul"));
 command("skills", "what it has learned to do", (_args, app) => layerText(app, "skills"));
 command("memory", "what it always knows of you", (_args, app) => layerText(app, "memory"));
 command("bootstrap", "how it works", (_args, app) => layerText(app, "bootstrap"));
 command("search", "<words>: what it remembers, the best first", (query, { memory, key }) =>
-  formatHits(memory.search(query, { sessionKey: key, owner: true })),
+  formatHits(memory.search(query, { sessionKey: key, owner: true }), beginningOf),
 );
 command("prompt", "the layers of its prompt, in characters", (_args, app) =>
   ownersLayers(app).map(({ name, text }, i) => `${i + 1} ${name.padEnd(10)} ${text.length}`),
@@ -4340,15 +4422,20 @@ const formatTime = (at = Infinity) => (at < 8.64e15 ? new Date(at).toISOString()
 
 /** The object in a JSON file of `.state`. Gives {} if there is no file, or none that is usable. */
 function readState(file: string): object {
-  if (!fs.existsSync(file)) return {};
-  const state = parseObject(fs.readFileSync(file, "utf8"));
+  const json = readOrQuarantine(file, (found) => fs.readFileSync(found, "utf8"));
+  if (json === undefined) return {};
+  const state = parseObject(json);
   if (state) return state;
   quarantine(file, t("it holds no JSON object. The program goes on without it."));
   return {};
 }
 
-/** The turns of people that are running now. Jobs and heartbeats begin only if there are none. */
+const CRON_MAX_WAIT = 30_000; // ms
+
+/** The turns of people that are running now. Jobs and heartbeats let them go first. */
 export class ActiveTurns extends Set<Promise<unknown>> {
+  maxWait = CRON_MAX_WAIT;
+
   /** Counts a turn until it has ended, successfully or not. Gives the same promise back. */
   track<T>(turn: Promise<T>): Promise<T> {
     this.add(turn);
@@ -4358,10 +4445,16 @@ export class ActiveTurns extends Set<Promise<unknown>> {
 
   /**
    * Resolves when no turn is running. It looks again after each wait, because somebody else may
-   * have written meanwhile. So while people write without a pause, jobs wait (starvation).
+   * have written meanwhile. While people write without a pause, a job would wait for ever
+   * (starvation), so after `maxWait` it takes its turn beside them: then this gives false.
    */
-  async idle(): Promise<void> {
-    while (this.size > 0) await Promise.allSettled(this);
+  async idle(): Promise<boolean> {
+    let isOver = false;
+    const end = sleep(this.maxWait, undefined, { ref: false }).then(() => {
+      isOver = true;
+    });
+    while (this.size > 0 && !isOver) await Promise.race([Promise.allSettled(this), end]);
+    return this.size === 0;
   }
 }
 
@@ -4371,7 +4464,10 @@ const STRING = { type: "string" };
 const BOOLEAN = { type: "boolean" };
 const OBJECT = { type: "object" };
 
-const PLACE_SCHEMA = objectSchema({ channel: STRING, to: STRING });
+// Where a job can speak. A channel that is not set up in this run is no mistake, but a name that no
+// channel has is one: "Telegram" or "telgram" would reach nobody. To add a channel, add its name.
+const PLACE_CHANNEL = { type: "string", enum: ["cli", "telegram", "feishu"] };
+const PLACE_SCHEMA = objectSchema({ channel: PLACE_CHANNEL, to: STRING });
 
 const JOB_REQUIRED = { id: STRING, enabled: BOOLEAN, schedule: OBJECT, payload: OBJECT };
 const JOB_OPTIONAL = { name: STRING, deliver: OBJECT, deleteAfterRun: BOOLEAN };
@@ -4420,7 +4516,7 @@ type ParsedJobs = { jobs?: Job[]; problems: string[] };
 
 /** Reads a CRON.json. Never throws. A file that does not exist has no jobs, which is no problem. */
 function parseJobs(file: string): ParsedJobs {
-  if (!fs.existsSync(file)) return { jobs: [], problems: [] };
+  if (!isThere(file)) return { jobs: [], problems: [] };
   try {
     const json = readText(file).replace(/^\uFEFF/, ""); // some editors put a byte order mark there
     const content: { jobs?: unknown } | null = JSON.parse(json);
@@ -4490,12 +4586,11 @@ function nextCron(expr: string, timeZone: string | undefined, now: number): numb
   // The Swedish format is close to ISO 8601: 2027-03-28 03:30:00.
   const wallClock: WallClock = (instant) =>
     Date.parse(`${new Date(instant).toLocaleString("sv", { timeZone })}Z`);
-  // The hours are the fourth field from the end. "*/3" counts as hourly, too, but its wait is most
-  // often more than an hour, and then it makes no difference below.
-  const isHourly = cronFields(expr).at(-4)?.startsWith("*");
+  checkFields(expr);
   const wallNow = wallClock(now); // without fractions of a second, so we drop them from `now`, too
   const lastSecond = now - (now % 1000);
   const wallTimes = CronExpressionParser.parse(expr, { currentDate: wallNow, tz: "UTC" });
+  const isHourly = wallTimes.fields.hour.values.length === 24; // not "*/3", for example
   let due: number;
   do {
     const wallTime = wallTimes.next().getTime();
@@ -4511,13 +4606,12 @@ function nextCron(expr: string, timeZone: string | undefined, now: number): numb
   return due;
 }
 
-/** The fields of a cron expression. Throws unless there are five, or six with the seconds first. */
-function cronFields(expr: string): string[] {
+/** Throws unless a cron expression has five fields, or six with the seconds first. */
+function checkFields(expr: string): void {
   const fields = expr.trim().split(/\s+/);
   // The library fills up missing fields, and takes another random time for "H" at each look.
   const isSupported = (fields.length === 5 || fields.length === 6) && !/\bH\b/.test(expr);
   if (!isSupported) throw new Error(`expr: "${expr}" has not the 5 fields of cron`);
-  return fields;
 }
 
 /** From an instant to what a clock on the wall shows then, both in ms. */
@@ -4564,7 +4658,9 @@ export class CronService {
   readonly #states: Map<string, JobState>;
   readonly #begin: (job: Job, due: number) => boolean;
   readonly #now: () => number;
-  #modified = 0; // the time (mtime) of the file when it was last read; 0 if there was none
+  #modified: number | undefined; // what modifiedAt gave when the file was last read
+  #postponed: (() => unknown)[] = []; // runs that the next tick begins again
+  readonly #problems = new Set<string>(); // what was said and is not over
 
   /**
    * `begin` is told of each due run. True: the run is in the inbox now, or it was answered before
@@ -4582,13 +4678,27 @@ export class CronService {
 
   /** Begins each run that is due. A job that can't be begun does not stop the others. */
   tick(): void {
+    if (this.#problems.has(this.#stateFile)) this.#save();
+    for (const beginAgain of this.#postponed.splice(0)) beginAgain();
     for (const job of this.read()) {
       try {
         this.#beginIfDue(job);
       } catch (error) {
-        warn(`cron: ${job.id}: ${error}`); // for example because the disk is full
+        this.#warnOnce(job.id, error); // for example because the disk is full
       }
     }
+  }
+
+  /** Says that something failed that is tried again at each tick. It is said once, until it works. */
+  #warnOnce(what: string, error: unknown): void {
+    if (!this.#problems.has(what)) warn(`cron: ${what}: ${error}. ${t("It is tried again.")}`);
+    this.#problems.add(what);
+  }
+
+  /** A run failed for a reason that is not its own. The next tick calls `beginAgain`. */
+  postpone(id: string, error: unknown, beginAgain: () => unknown): void {
+    this.#warnOnce(id, error);
+    this.#postponed.push(beginAgain);
   }
 
   #beginIfDue(job: Job): void {
@@ -4596,6 +4706,7 @@ export class CronService {
     const now = this.#now();
     if (!job.enabled || state.due === undefined || state.due > now) return;
     if (!this.#begin(job, state.due)) return;
+    this.#problems.delete(job.id);
     // Only now, since the run is in a file, may its due time be replaced. The next one is after
     // `now` and not after `due`, so that one run makes up for all that a week of sleep missed
     // (coalescing).
@@ -4633,13 +4744,22 @@ export class CronService {
     return state;
   }
 
+  /**
+   * If the disk refuses, the next tick tries again. Should the program end before, a due time that
+   * is done would be due again, but `begin` drops a run that was answered.
+   */
   #save(): void {
-    replaceFile(this.#stateFile, JSON.stringify(Object.fromEntries(this.#states)));
+    try {
+      replaceFile(this.#stateFile, JSON.stringify(Object.fromEntries(this.#states)));
+      this.#problems.delete(this.#stateFile);
+    } catch (error) {
+      this.#warnOnce(this.#stateFile, error);
+    }
   }
 
   /** The jobs as CRON.json has them now. They stay as they were while the file can't be used. */
   read(): Job[] {
-    const modified = fs.statSync(this.#file, { throwIfNoEntry: false })?.mtimeMs ?? 0;
+    const modified = modifiedAt(this.#file);
     if (modified === this.#modified) return this.jobs;
     this.#modified = modified;
     const { jobs, problems } = parseJobs(this.#file);
@@ -4656,6 +4776,7 @@ export class CronService {
   report(id: string, error?: unknown): string {
     const state = this.#states.get(id);
     if (!state) return "";
+    this.#problems.delete(id);
     state.errors = error ? state.errors + 1 : 0;
     if (error) warn(`cron: ${id} failed, ${state.errors} in a row: ${error}`);
     if (state.errors >= MAX_ERRORS) state.due = undefined;
@@ -4664,7 +4785,9 @@ export class CronService {
     // began, so the owner hears of its first error; of other jobs only after MAX_ERRORS.
     const isOff = error && state.due === undefined;
     if (!isOff) return "";
-    return t(`The job ${id} is off; errors in a row: ${state.errors}. Edit its entry to go on.`);
+    return t(
+      `The job ${id} is off; errors in a row: ${state.errors}. Change its schedule to go on.`,
+    );
   }
 }
 
@@ -4691,8 +4814,8 @@ function internalMessage(channel: string, peerId: string, text: string, at: numb
 function enqueueJob(app: App, { id, payload, deliver }: Job, due: number): boolean {
   const isOfThisJob = ({ channel, peerId }: Routed) => channel === "cron" && peerId === id;
   if (app.inbox.pending().some(isOfThisJob)) return false;
-  const text = payload.message ?? payload.text ?? "";
   const isEvent = payload.kind === "system_event";
+  const text = (isEvent ? payload.text : payload.message) ?? "";
   const message = { ...internalMessage("cron", id, text, due), job: { isEvent, deliver } };
   // enqueue hands a message of the channel "cron" to runJob, in the queue "cron": one at a time.
   accept(app, message).done.catch((error) => warn(`cron: ${id}: ${error}`));
@@ -4705,16 +4828,27 @@ async function runJob(app: App, message: Routed, signal?: AbortSignal): Promise<
   let answer = "";
   try {
     await app.activeTurns.idle(); // people go first
-    answer = await answerJob(app, message, signal);
+    answer = await untilStored(() => answerJob(app, message, signal), signal);
     app.cron.report(id);
   } catch (error) {
+    if (isOutage(error)) {
+      // The run stays in the inbox, so it is not lost if the program ends.
+      app.cron.postpone(id, error, () => enqueue(app, message));
+      return "";
+    }
     const notice = app.cron.report(id, error);
     // "!", because the id of the message itself must stay free for its answer (s08).
-    if (notice) await tellOwner(app, `${message.id}!`, notice);
+    if (notice) await untilStored(() => tellOwner(app, `${message.id}!`, notice));
   }
-  if (answer) await deliverAnswer(app, message, answer);
-  app.inbox.acknowledge([message]);
+  if (answer) await untilStored(() => deliverAnswer(app, message, answer));
+  await untilStored(() => app.inbox.acknowledge([message]));
   return answer;
+}
+
+/** Whether the network or the provider failed. No job can help that, so none is switched off. */
+function isOutage(error: unknown): boolean {
+  const isRefusal = error instanceof Anthropic.APIError && [400, 413, 422].includes(error.status);
+  return error instanceof Anthropic.AnthropicError && !isRefusal;
 }
 
 /** Sends what a job has to say. If that fails, the owner hears it. (From s08 on it waits instead.) */
@@ -4723,7 +4857,7 @@ async function deliverAnswer(app: App, { id, peerId, job }: Routed, answer: stri
   const isSent = await sendTo(app, place, id, answer);
   if (isSent) return;
   const { channel, to } = place;
-  const words = t(`What ${peerId} says could not be sent to ${channel} ${to}: ${answer}`);
+  const words = t(`What ${peerId} says was not sent to ${channel} ${to}: ${answer}`);
   await tellOwner(app, `${id}!`, words);
 }
 
@@ -4767,7 +4901,11 @@ function rememberOwner(app: App, message: InboundMessage): void {
   if (channel === "cli" || !app.channels.has(channel) || !isOwner({ message })) return;
   const place = JSON.stringify({ channel, to });
   const known = JSON.stringify(readState(OWNER_FILE));
-  if (known !== place) replaceFile(OWNER_FILE, place);
+  try {
+    if (known !== place) replaceFile(OWNER_FILE, place);
+  } catch (error) {
+    warn(`${OWNER_FILE}: ${error}`); // that is no reason to refuse the message
+  }
 }
 
 const TERMINAL: Place = { channel: "cli", to: "owner" };
@@ -4812,8 +4950,9 @@ const MAX_OK_LENGTH = 300; // characters beside HEARTBEAT_OK; a longer answer is
 // The model likes to write it bold, as code, or in a tag: **HEARTBEAT_OK**, `HEARTBEAT_OK`,
 // <b>HEARTBEAT_OK</b>. So around it may be tags, and whatever is no letter and no digit.
 const AROUND = String.raw`(?:</?\w+>|[^<\p{L}\p{N}])*`;
-const OK_FIRST = new RegExp(`^${AROUND}HEARTBEAT_OK\\b${AROUND}`, "u");
-const OK_LAST = new RegExp(`\\bHEARTBEAT_OK${AROUND}$`, "u");
+// Not \b, for which "_" is a part of the word: _HEARTBEAT_OK_ is in italics.
+const OK_FIRST = new RegExp(`^${AROUND}HEARTBEAT_OK(?!_*[\\p{L}\\p{N}])${AROUND}`, "u");
+const OK_LAST = new RegExp(`(?<![\\p{L}\\p{N}]_*)HEARTBEAT_OK${AROUND}$`, "u");
 
 /** What the owner should hear of an answer: "" if it says, in a few words, that all is well. */
 export function heartbeatText(answer: string): string {
@@ -4975,11 +5114,12 @@ command("cron", "the jobs", (_args, app) =>
   describeJobs(app).map((job) => `${job.id}  ${job.due}  ${job.errors}  ${job.name ?? ""}`),
 );
 
+REMOTE_COMMANDS.push("cron-trigger");
 command("cron-trigger", "<id>: run a job now", (id, app) => {
   const job = app.cron.read().find((one) => one.id === id);
   if (!job) throw new Error(`there is no job "${id}"; /cron shows them`);
-  enqueueJob(app, job, Date.now());
-  return t(`${id} is in line.`);
+  const isNew = enqueueJob(app, job, Date.now());
+  return isNew ? t(`${id} is in line.`) : t(`An earlier run of ${id} is still in line.`);
 });
 
 // ---- s08 · Delivery ----
@@ -5421,6 +5561,7 @@ command("failed", "what could not be sent", (_args, { queue }) =>
   queue.deadLetters().slice(-20).map(formatDelivery),
 );
 
+REMOTE_COMMANDS.push("retry");
 command("retry", "send again what could not be sent", (_args, { queue, delivery }) => {
   const count = queue.retry(Date.now());
   delivery.start();

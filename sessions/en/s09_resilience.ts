@@ -234,8 +234,7 @@ export function buildRequest({ messages }: Conversation, options: TurnOptions) {
 /** One call. Gives the reply, or what had arrived of it when it was aborted. Throws API errors. */
 export async function callModel(request: Anthropic.MessageStreamParams, options: TurnOptions) {
   throwSimulated(options);
-  // A minute without a byte aborts the stream, and each byte restarts the timer.
-  const idleTimer = setTimeout(() => stream.abort(), IDLE_TIMEOUT);
+  const idleTimer = new IdleTimer(() => stream.abort());
   // The SDK reads ANTHROPIC_API_KEY and ANTHROPIC_BASE_URL from the environment.
   const client = withIdleTimeout(options.client ?? new Anthropic(), idleTimer);
   const stream = client.messages.stream(request, { signal: options.signal });
@@ -256,7 +255,7 @@ export async function callModel(request: Anthropic.MessageStreamParams, options:
     // The API gave no stop reason, no id and no usage, so these are missing here.
     return { role: "assistant", content, stop_reason: null } as Anthropic.Message;
   } finally {
-    clearTimeout(idleTimer);
+    idleTimer.stop();
   }
 }
 
@@ -1654,7 +1653,8 @@ async function runCommand(line: string, app: App, options: TurnOptions): Promise
   const found = Object.hasOwn(COMMANDS, name) ? COMMANDS[name] : undefined;
   if (!found) return t(`There is no command /${name}. /help lists them.`);
   const shown = await found.run(rest.join(" ").trim(), app, options);
-  return typeof shown === "string" ? shown : shown.join("\n");
+  const lines = typeof shown === "string" ? shown : shown.join("\n");
+  return lines || t("There is nothing to show.");
 }
 
 command("help", "what you can type here", () =>
@@ -1966,6 +1966,7 @@ export async function reply(app: App, { id, channel, peerId: to }: InboundMessag
     await target.send(to, text);
     return true;
   }
+  if (!target) warn(`${id}: not sent yet: the channel ${channel} is not set up`);
   for (const [part, piece] of chunkMessage(text, target?.limit ?? COMMON_LIMIT).entries()) {
     app.queue.add(newDelivery(`${id}#${part}`, { channel, to, text: piece }));
   }
@@ -2010,13 +2011,13 @@ function readEntry<T>(file: string, schema: Anthropic.Tool.InputSchema): T | und
 export class Spool<T extends { id: string }> {
   protected nextNumber = 1;
   protected readonly entries = new Map<string, { entry: T; file: string }>(); // by id, in order
-  readonly #dir: string;
+  protected readonly dir: string;
   readonly #processedLog: JsonlFile;
   readonly #processed = new Set<string>(); // ids
 
   /** Takes up what an earlier run has left in `dir`. The schema says what an entry has to have. */
   constructor(dir: string, schema: Anthropic.Tool.InputSchema) {
-    this.#dir = dir;
+    this.dir = dir;
     makeFolder(dir);
     this.#processedLog = new JsonlFile(path.join(dir, "processed.jsonl"));
     for (const { record } of this.#processedLog.read()) {
@@ -2047,7 +2048,7 @@ export class Spool<T extends { id: string }> {
     if (this.#isKnown(entry.id)) return false;
     // The number is padded with zeros, so that a listing of the folder has them in order.
     const name = `${String(this.nextNumber).padStart(12, "0")}.json`;
-    const file = path.join(this.#dir, name);
+    const file = path.join(this.dir, name);
     replaceFile(file, JSON.stringify(entry));
     this.nextNumber += 1; // last, so that attempts on a full disk don't leave a ".tmp" each
     this.entries.set(entry.id, { entry, file });
@@ -2081,13 +2082,7 @@ export class Spool<T extends { id: string }> {
 const ofType = (type: string, ...names: string[]) =>
   Object.fromEntries(names.map((name) => [name, { type }]));
 
-const ROUTED = objectSchema(
-  {
-    ...ofType("string", "id", "channel", "peerId", "text", "sessionKey", "part"),
-    ...ofType("integer", "attempts"),
-  },
-  ["part", "attempts"],
-);
+const ROUTED = objectSchema(ofType("string", "id", "channel", "peerId", "text", "sessionKey"));
 const MAX_ATTEMPTS = 3;
 
 /**
@@ -2098,13 +2093,11 @@ const MAX_ATTEMPTS = 3;
 export class Inbox extends Spool<Routed> {
   // What this start has put there. One of several parts is enough to tell the person.
   readonly newlyQuarantined = new Map<string, Routed>();
-  readonly #dir: string;
   readonly #attempted = new Set<Routed>(); // in this run, and not answered yet
   #isStopping = false;
 
   constructor(dir: string) {
     super(dir, ROUTED);
-    this.#dir = dir;
     // A poison message kills the program, so without a limit it would do so at every start.
     for (const [id, { entry, file }] of this.entries) {
       if ((entry.attempts ?? 0) < MAX_ATTEMPTS) continue;
@@ -2151,9 +2144,9 @@ export class Inbox extends Spool<Routed> {
   /** The messages in quarantine, each with its file. What can't be read as one is left out. */
   quarantined(): { file: string; message: Routed }[] {
     const found: { file: string; message: Routed }[] = [];
-    const names = fs.readdirSync(this.#dir).filter((name) => /^\d+\.json\..*ned$/.test(name));
+    const names = fs.readdirSync(this.dir).filter((name) => /^\d+\.json\..*ned$/.test(name));
     for (const name of names.sort()) {
-      const file = path.join(this.#dir, name);
+      const file = path.join(this.dir, name);
       try {
         const message = checkInput(ROUTED, parseObject(fs.readFileSync(file, "utf8")));
         found.push({ file, message: message as unknown as Routed });
@@ -2222,21 +2215,8 @@ export async function untilStored<T>(step: () => T | Promise<T>, signal?: AbortS
       if (!isReported) warn(`${error}. ${t("Nothing is lost: it is tried again every minute.")}`);
       isReported = true;
     }
-    await delay(DISK_RETRY, signal);
+    await sleep(DISK_RETRY, undefined, { signal }).catch(() => {}); // rejected by the signal
   }
-}
-
-/** Resolves after so many ms, or when the signal aborts. */
-function delay(ms: number, signal?: AbortSignal): Promise<void> {
-  return new Promise((resolve) => {
-    const timer = setTimeout(end, ms);
-    signal?.addEventListener("abort", end);
-    function end() {
-      clearTimeout(timer);
-      signal?.removeEventListener("abort", end);
-      resolve();
-    }
-  });
 }
 
 // For each conversation that is at work: the promise of its latest task.
@@ -2310,13 +2290,14 @@ export async function handle(app: App, parts: Routed[], signal?: AbortSignal): P
   const channel = app.channels.get(message.channel);
   const stopTyping = showTyping(channel, message.peerId);
   const onText = (piece: string) => channel?.stream?.(message.peerId, piece);
+  const onRestart = () => onText(t("(The reply begins anew.)\n"));
   let answered: InboundMessage = message;
   let answer: string;
   try {
     const agent = app.agents.get(message.agentId);
     answer = await untilStored(() => {
       app.inbox.countAttempt(parts);
-      return answerTo(message, app, { message, signal, onText, agent });
+      return answerTo(message, app, { message, signal, onText, onRestart, agent });
     }, signal);
   } catch (error) {
     if (message.channel === "cli") throw error; // the terminal shows it
@@ -2332,7 +2313,7 @@ export async function handle(app: App, parts: Routed[], signal?: AbortSignal): P
   return answer;
 }
 
-// -- 4 · Telegram --
+// -- 4 · Telegram: what a message says --
 
 /** Separates chat and thread in the peerId of a topic, as in "-1001:topic:7". */
 const TOPIC = ":topic:";
@@ -2513,6 +2494,8 @@ const SERVICE_FIELD =
   /(?:ed|set|hidden|sent|done|left|payment|data)$|^(?:new|left|delete)_chat|^(?:migrate|pinned)_/;
 const isServiceMessage = (message: TelegramMessage) =>
   Object.keys(message).some((field) => SERVICE_FIELD.test(field));
+
+// -- 5 · Telegram: polling --
 
 /** Makes a SendError of a failed call, which says whether another attempt can succeed. */
 function telegramError(error: unknown): SendError {
@@ -2734,7 +2717,7 @@ export class TelegramChannel implements Channel {
   }
 }
 
-// -- 5 · A webhook, and who calls it --
+// -- 6 · A webhook, and who calls it --
 
 // Feishu doesn't wait for us to ask. It calls a webhook, an address of ours to which it sends each
 // event. Anyone who finds that address can send something there as well. So the server limits what
@@ -2850,7 +2833,7 @@ function isAuthentic(body: Buffer, headers: http.IncomingHttpHeaders, key: strin
   return isFresh && isSameSecret(String(headers["x-lark-signature"]), signature);
 }
 
-// -- 6 · Feishu --
+// -- 7 · Feishu: what a message says --
 
 const fileKeyOf = ({ file_key, image_key }: Fields) => file_key ?? image_key;
 const kindOf = ({ tag }: Fields) => (tag === "img" ? "image" : String(tag));
@@ -2897,15 +2880,31 @@ function readFeishu(type: string, json: string) {
 }
 
 /** What Feishu's API answers. `code` is 0 if it did what we asked, else it says why not. */
-type FeishuAnswer = { code: number; msg: string; expire?: number; tenant_access_token?: string };
+type FeishuAnswer = {
+  code: number;
+  msg: string;
+  retryAfter?: number; // seconds until we may ask again
+  expire?: number;
+  tenant_access_token?: string;
+};
 
-const FEISHU_BUSY = [99991400, 230020, 11232]; // codes for too many requests
+// Codes for what passes by itself: too many requests, an error inside, a bot that is not yet active.
+const FEISHU_BUSY = [99991400, 230020, 11232, 2200, 230006];
+// Codes for what no attempt changes: the request is invalid, the bot is not in the chat or may not
+// write there, the person has stopped it, the text is too long or not allowed.
+const FEISHU_FINAL = [
+  230001, 230002, 230013, 230018, 230022, 230025, 230028, 230034, 230035, 230053,
+];
 const FEISHU_EXPIRED = [99991661, 99991663, 99991664]; // codes for an access token that has expired
-
 const FEISHU_GONE = [230011, 231003]; // codes for a message that was taken back or deleted
 
-const feishuError = ({ code, msg }: FeishuAnswer) =>
-  new SendError(`${code} ${msg}`, !FEISHU_BUSY.includes(code));
+function feishuError({ code, msg, retryAfter }: FeishuAnswer): SendError {
+  const isFinal = FEISHU_FINAL.includes(code);
+  const isUnknown = !isFinal && !FEISHU_BUSY.includes(code);
+  return new SendError(`${code} ${msg}`, isFinal, retryAfter, isUnknown);
+}
+
+// -- 8 · Feishu: in and out --
 
 // What an event of a message has to have, so that we can read it.
 const FEISHU_EVENT = objectSchema(ofType("object", "sender", "message"));
@@ -2955,7 +2954,7 @@ export class FeishuChannel implements Channel {
         await this.#accessToken();
         return;
       } catch (error) {
-        if (error instanceof SendError && error.permanent) throw error;
+        if (error instanceof SendError && (error.permanent || error.isUnknown)) throw error;
         await sleep(5_000); // the network is down, or Feishu is busy
       }
     }
@@ -3101,12 +3100,15 @@ export class FeishuChannel implements Channel {
     const headers = { "content-type": "application/json", authorization: `Bearer ${token}` };
     const signal = AbortSignal.timeout(10_000);
     const request = { method: "POST", headers, body: JSON.stringify(body), signal };
+    let retryAfter = 0;
     try {
       const response = await fetch(this.#api + endpoint, request);
+      retryAfter = Number(response.headers.get("x-ogw-ratelimit-reset"));
       if (response.status === 429 || response.status >= 500) throw new Error(response.statusText);
-      return (await response.json()) as FeishuAnswer; // Feishu's refusals have this form, too
+      const answer = (await response.json()) as FeishuAnswer; // its refusals have this form, too
+      return { ...answer, retryAfter };
     } catch (error) {
-      throw new SendError(String(error));
+      throw new SendError(String(error), false, retryAfter);
     }
   }
 
@@ -3196,14 +3198,14 @@ export class AgentManager extends Map<string, Agent> {
 // to, then our own account, the platform, and last what applies to every message.
 const TIERS = ["peerId", "guildId", "accountId", "channel", "default"] as const;
 
-/** A tier by its name, which is also the field of a message that its bindings look at. */
-type Tier = (typeof TIERS)[number];
+/** The name of a tier, which is also the field of a message that its bindings look at. */
+type MatchKey = (typeof TIERS)[number];
 
 /** "This agent answers what comes from there." Within a tier the higher priority has precedence. */
 export interface Binding {
   agentId: string;
   tier: number; // its place in TIERS, from 1 to 5
-  matchKey: Tier;
+  matchKey: MatchKey;
   matchValue: string; // "1001", or "telegram:1001" for a peer on one platform only
   priority: number;
 }
@@ -3245,29 +3247,29 @@ export class BindingTable {
    * first one with a binding that matches decides, and in it the one with the highest priority.
    */
   resolve(message: InboundMessage): { agentId: string; binding?: Binding } {
-    for (const tier of TIERS) {
-      const binding = this.#lookUp(tier, message);
+    for (const matchKey of TIERS) {
+      const binding = this.#lookUp(matchKey, message);
       if (binding) return { agentId: binding.agentId, binding };
     }
     return { agentId: AGENTS[0].id };
   }
 
-  #lookUp(tier: Tier, message: InboundMessage): Binding | undefined {
-    const values = matchValues(tier, message).map((value) => value.toLowerCase());
-    const found = values.map((value) => this.#byTier.get(tier)?.get(value));
+  #lookUp(matchKey: MatchKey, message: InboundMessage): Binding | undefined {
+    const values = matchValues(matchKey, message).map((value) => value.toLowerCase());
+    const found = values.map((value) => this.#byTier.get(matchKey)?.get(value));
     const bindings = found.filter((binding) => binding !== undefined);
     return bindings.sort((a, b) => b.priority - a.priority)[0];
   }
 }
 
-/** What a binding of this tier has to name to apply to the message. */
-function matchValues(tier: Tier, message: InboundMessage): string[] {
-  if (tier === "default") return ["*"];
-  const value = message[tier];
+/** The values by which a binding with this key can apply to the message. */
+function matchValues(matchKey: MatchKey, message: InboundMessage): string[] {
+  if (matchKey === "default") return ["*"];
+  const value = message[matchKey];
   if (!value) return [];
   // Two platforms may give the same number to two people, so a peer can be bound by both names:
   // "telegram:1001", or just "1001" for whoever has it.
-  if (tier === "peerId") return [`${message.channel}:${value}`, value];
+  if (matchKey === "peerId") return [`${message.channel}:${value}`, value];
   return [value];
 }
 
@@ -3362,10 +3364,18 @@ const MAX_FRAME = 1024 * 1024;
 export class GatewayServer {
   address = ""; // "ws://…", once it is attached to a server that listens
   readonly sockets = new WebSocketServer({ noServer: true, maxPayload: MAX_FRAME });
-  #token: string;
+  readonly #token: string;
+  readonly #conversations = new Map<string, Set<string>>(); // session keys by connection
 
   constructor(token: string) {
     this.#token = token;
+  }
+
+  /** The keys of the conversations in which a connection has said something. */
+  conversationsOf({ peerId }: Connection): Set<string> {
+    const keys = this.#conversations.get(peerId) ?? new Set();
+    this.#conversations.set(peerId, keys);
+    return keys;
   }
 
   /** From now on, whoever asks this server for a WebSocket at "/" talks to the gateway. */
@@ -3405,6 +3415,7 @@ export class GatewayServer {
   #listenTo(socket: WebSocket, app: App): void {
     const push = (message: object) => pushTo(socket, message);
     const client = { peerId: crypto.randomUUID(), push };
+    socket.on("close", () => this.#conversations.delete(client.peerId));
     socket.on("error", (error) => info(`gateway: ${error.message}`)); // e.g. a frame over the limit
     socket.on("message", async (data) => {
       const response = await answerRpc(String(data), app, client);
@@ -3446,11 +3457,12 @@ function isForeignPage({ headers, socket }: http.IncomingMessage): boolean {
 
 /**
  * Sends a message, if the client is still there. Backpressure: what a client does not read piles up
- * in our memory, so we drop a client that leaves too much of it unread.
+ * in our memory, so we drop a client that leaves too much of it unread. This is asked before we
+ * send: a long list of sessions may itself be too much for one moment, but that proves nothing.
  */
 function pushTo(socket: WebSocket, message: object): void {
-  if (socket.readyState === socket.OPEN) socket.send(JSON.stringify(message));
   if (socket.bufferedAmount > MAX_FRAME) socket.terminate();
+  if (socket.readyState === socket.OPEN) socket.send(JSON.stringify(message));
 }
 
 /** The other end of one WebSocket. Each of its requests gets a Connection made from this. */
@@ -3481,8 +3493,14 @@ async function answerRpc(json: string, app: App, client: Client) {
   return answerMessage(message, app, client);
 }
 
+const MAX_BATCH = 100; // requests, because all of them are worked on at the same time
+
 /** The responses to all requests of a batch; undefined if it has only notifications. */
 async function answerBatch(batch: unknown[], app: App, client: Client) {
+  if (batch.length > MAX_BATCH) {
+    const words = `a batch has at most ${MAX_BATCH} requests`;
+    return errorResponse(null, new RpcError(INVALID_REQUEST, words));
+  }
   const all = await Promise.all(batch.map((message) => answerMessage(message, app, client)));
   const responses = all.filter((response) => response !== undefined);
   return responses.length > 0 ? responses : undefined;
@@ -3502,14 +3520,14 @@ async function answerMessage(message: unknown, app: App, client: Client) {
 
 /** The request in a message, or the error response to a message that is no request. */
 function parseRequest(message: unknown): RpcRequest | ErrorResponse {
-  const fields: Fields = isObject(message) ? message : {};
-  const { jsonrpc, id, method: name, params = {} } = fields;
+  const invalid = new RpcError(INVALID_REQUEST, "this is no request of JSON-RPC 2.0");
+  if (!isObject(message)) return errorResponse(null, invalid);
+  const { jsonrpc, id, method: name, params = {} } = message;
   const isId = id === null || typeof id === "string" || typeof id === "number";
   const hasGoodId = isId || id === undefined;
   const isRequest = jsonrpc === "2.0" && typeof name === "string" && hasGoodId;
   if (isRequest) return { id, method: name, params };
-  const error = new RpcError(INVALID_REQUEST, "this is no request of JSON-RPC 2.0");
-  return errorResponse(isId ? id : null, error);
+  return errorResponse(isId ? id : null, invalid);
 }
 
 /** Runs the method that a request names. It never rejects: an error becomes the response. */
@@ -3550,13 +3568,15 @@ method("send", SEND, Object.keys(SENDER), async (params, app, connection) => {
   const inbound = messageFromClient(params, connection);
   const agent = requestedAgent(params, app);
   const message = orInvalidParams(() => route(inbound, app, agent));
+  const { agentId, sessionKey } = message;
+  app.gateway.conversationsOf(connection).add(sessionKey);
   connection.notify("typing", {});
   try {
-    const answer = await answerClient(message, app, connection);
-    return { agentId: message.agentId, sessionKey: message.sessionKey, reply: answer };
+    return { agentId, sessionKey, reply: await answerClient(message, app, connection) };
   } catch (error) {
-    // The client may know why, because it is the one whose turn failed.
-    throw new RpcError(SERVER_ERROR, `the turn failed: ${error}`);
+    // The error may name files of this machine, which are not the client's affair.
+    warn(`gateway: ${sessionKey}: ${error}`);
+    throw new RpcError(SERVER_ERROR, "the turn failed; the log of the gateway says why");
   }
 });
 
@@ -3594,7 +3614,12 @@ function answerClient(message: Routed, app: App, connection: Connection): Promis
   const onText = (piece: string) => {
     if (piece) connection.notify("delta", { text: piece });
   };
-  const options = { message, onText, agent: app.agents.get(message.agentId) };
+  // A client puts the pieces together. Those that stay come again, so it can drop all it has.
+  const onRestart = (streamedBefore: string) => {
+    connection.notify("restart", {});
+    onText(streamedBefore);
+  };
+  const options = { message, onText, onRestart, agent: app.agents.get(message.agentId) };
   return runExclusive(message.sessionKey, () => answerTo(message, app, options));
 }
 
@@ -3613,7 +3638,7 @@ method("bindings.set", BINDING, ["priority"], (params, app) => {
   const agent = orInvalidParams(() => app.agents.find(String(agentId)));
   return app.bindings.set({
     agentId: agent.id,
-    matchKey: matchKey as Tier, // the schema lets nothing else through
+    matchKey: matchKey as MatchKey, // the schema lets nothing else through
     matchValue: String(matchValue),
     priority: Number(priority),
   });
@@ -3641,18 +3666,43 @@ method("status", {}, [], (_params, app) => ({
   waiting: app.inbox.pending().length,
 }));
 
+// The commands that a client may run, for an owner who is not at the terminal. To add one, add how
+// its line begins. What shows somebody's words or prompts does not belong here.
+const REMOTE_COMMANDS = ["inbox retry"];
+
+method("command", { line: string("Such as /inbox retry.") }, [], async ({ line }, app) => {
+  const words = String(line).trim().replace(/^\//, "");
+  const isRemote = REMOTE_COMMANDS.some((one) => `${words} `.startsWith(`${one} `));
+  if (!isRemote) {
+    throw new RpcError(INVALID_PARAMS, `line: only ${REMOTE_COMMANDS.join(", ")}`);
+  }
+  try {
+    return { text: await runCommand(`/${words}`, app, {}) };
+  } catch (error) {
+    if (isDiskError(error)) throw error; // it names files, so only the log gets it
+    throw new RpcError(INVALID_PARAMS, error instanceof Error ? error.message : String(error));
+  }
+});
+
 command("bindings", "who answers what", (_args, { bindings }) =>
   bindings.list().map((one) => `${one.matchKey} ${one.matchValue} → ${one.agentId}`),
 );
 
-command("route", "<channel> <peer> [account] [guild]: who would answer, and why", (args, app) => {
-  const [channel = "", peerId = "", accountId = "", guildId] = args.split(/\s+/);
-  const nothingSaid = { id: "", senderId: "", isGroup: false, text: "", media: [], at: 0 };
-  const message = { ...nothingSaid, channel, peerId, accountId, guildId };
-  const { binding } = app.bindings.resolve(message);
-  const { agentId, sessionKey } = route(message, app);
-  return `${agentId}  ${sessionKey}  (${binding?.tier ?? 5} ${binding?.matchKey ?? "default"})`;
-});
+command(
+  "route",
+  "<channel> <peer> [account] [guild] [group]: who would answer, and why",
+  (args, app) => {
+    const words = args.split(/\s+/);
+    const [channel = "", peerId = "", accountId = "", guildId] = words.filter((w) => w !== "group");
+    // Telegram's groups have negative numbers. Elsewhere an id does not tell whose it is.
+    const isGroup = words.includes("group") || peerId.startsWith("-");
+    const nothingSaid = { id: "", senderId: "", text: "", media: [], at: 0 };
+    const message = { ...nothingSaid, channel, peerId, accountId, guildId, isGroup };
+    const { binding } = app.bindings.resolve(message);
+    const { agentId, sessionKey } = route(message, app);
+    return `${agentId}  ${sessionKey}  (${binding?.tier ?? 5} ${binding?.matchKey ?? "default"})`;
+  },
+);
 
 command("agents", "the agents", (_args, { agents }) =>
   [...agents.values()].map(({ id, dmScope, system }) => `${id}  ${dmScope}  ${system}`),
@@ -3674,16 +3724,23 @@ command("gateway", "where programs can connect", (_args, { gateway }) =>
   t(`${gateway.address || "(not listening)"}  ${gateway.sockets.clients.size} connected`),
 );
 
+const MIN_TOKEN = 16; // characters; a shorter one could be guessed
+const isLongEnough = (token = "") => token.length >= MIN_TOKEN;
+
 /**
  * The token that clients must show: that of the settings, or one that we make and keep. Listening
  * on loopback only is no protection: every program and web page on this machine can reach it.
  */
 function gatewayToken(): string {
   const given = env("GATEWAY_TOKEN");
-  if (given) return given;
+  if (given && !isLongEnough(given)) {
+    throw new Error(`GATEWAY_TOKEN must have at least ${MIN_TOKEN} characters`);
+  }
   const tokenFile = path.join(STATE, "gateway-token");
-  const kept = fs.existsSync(tokenFile) ? fs.readFileSync(tokenFile, "utf8") : "";
-  if (/^[\w-]{32}$/.test(kept)) return kept;
+  const kept = readOrQuarantine(tokenFile, (file) => fs.readFileSync(file, "utf8").trim());
+  const usable = [given, kept].find(isLongEnough);
+  if (usable) return usable;
+  if (kept !== undefined) quarantine(tokenFile, t("it holds no token of 16 characters or more"));
   const token = crypto.randomBytes(24).toString("base64url"); // 32 characters
   fs.writeFileSync(tokenFile, token, { mode: 0o600 }); // only this user may read it
   return token;
@@ -3697,7 +3754,7 @@ function gatewayToken(): string {
 // next time, but only as far as a request begins exactly like an earlier one.
 
 export interface TurnOptions {
-  mode?: "full" | "minimal" | "none"; // all layers; those for a job (s07); the identity alone
+  mode?: "full" | "minimal"; // all layers, or those for a job (s07)
 }
 
 export interface App {
@@ -3722,7 +3779,8 @@ function isOwnersChat(channel: string, peerId: string): boolean {
   const listed = env(`${channel.toUpperCase()}_ALLOWED_CHATS`).split(/[\s,]+/);
   // Telegram's groups have negative numbers. An empty setting is split into one empty string.
   const firstDirectChat = listed.find((chat) => chat !== "" && !chat.startsWith("-"));
-  return peerId === firstDirectChat;
+  // In a topic of that chat the owner is the owner, too: "1001:topic:7".
+  return peerId.split(":")[0] === firstDirectChat;
 }
 
 const PRIVATE = ["MEMORY.md", "USER.md"]; // what the owner wrote about themselves
@@ -3751,10 +3809,22 @@ function isPrivateName(place: string): boolean {
 // made where there is no App, for example when ContextGuard estimates its size.
 const reportedProblems = new Set<string>();
 
-/** Gives what `read` gives. If it throws, we warn about it once, and give `otherwise`. */
-function readOrSay<T>(file: string, otherwise: T, read: (file: string) => T): T {
+/** Whether there is a file, also one that can't be read, or a link that leads nowhere. */
+const isThere = (file: string) => fs.lstatSync(file, { throwIfNoEntry: false }) !== undefined;
+
+/** When a file was changed last, in ms; 0 if there is none, or -1 if that can't be found out. */
+function modifiedAt(file: string): number {
   try {
-    return fs.existsSync(file) ? read(file) : otherwise;
+    return fs.statSync(file, { throwIfNoEntry: false })?.mtimeMs ?? 0;
+  } catch {
+    return -1;
+  }
+}
+
+/** Gives what `read` gives. If it throws, we warn about it once, and give `otherwise`. */
+function readOrWarnOnce<T>(file: string, otherwise: T, read: (file: string) => T): T {
+  try {
+    return isThere(file) ? read(file) : otherwise;
   } catch (error) {
     const problem = `${file} ${error}`;
     if (!reportedProblems.has(problem)) warn(`${file} is left out: ${error}`);
@@ -3785,8 +3855,8 @@ export function loadBootstrap(agentId: string, names: string[], root = WORKSPACE
 
 /** Both files are read, because one that is broken should be reported even if it is not needed. */
 function readAgentFile(agentId: string, name: string, root: string): string {
-  const own = readOrSay(path.join(root, "agents", agentId, name), "", readText).trim();
-  const common = readOrSay(path.join(root, name), "", readText).trim();
+  const own = readOrWarnOnce(path.join(root, "agents", agentId, name), "", readText).trim();
+  const common = readOrWarnOnce(path.join(root, name), "", readText).trim();
   return own || common; // an empty file of its own would leave the agent without any
 }
 
@@ -3812,9 +3882,9 @@ export class SkillsManager {
 }
 
 function skillsIn(folder: string): Skill[] {
-  const names = readOrSay(folder, [], (place) => fs.readdirSync(place)).sort();
+  const names = readOrWarnOnce(folder, [], (place) => fs.readdirSync(place)).sort();
   const skills = names.map((name) =>
-    readOrSay(path.join(folder, name, "SKILL.md"), undefined, readSkill),
+    readOrWarnOnce(path.join(folder, name, "SKILL.md"), undefined, readSkill),
   );
   return skills.filter((skill) => skill !== undefined);
 }
@@ -3884,7 +3954,6 @@ function skillsText({ agent }: PromptParts): string {
 /** Each layer of the prompt with its text. It may be empty. */
 export function promptLayers(options: TurnOptions): { name: string; text: string }[] {
   const { agent = AGENTS[0], message, mode = "full" } = options;
-  if (mode === "none") return [{ name: "identity", text: agent.system }];
   const names = ["IDENTITY.md", "SOUL.md", "TOOLS.md", "AGENTS.md", "BOOTSTRAP.md"];
   const visible = isOwner(options) ? [...names, ...PRIVATE] : names;
   const parts = { agent, message, files: loadBootstrap(agent.id, visible) };
@@ -4037,9 +4106,10 @@ export class MemoryStore {
     this.#dir = dir;
     this.#files = files;
     this.#now = now;
-    fs.mkdirSync(dir, { recursive: true });
+    makeFolder(dir);
     for (const name of fs.readdirSync(dir).filter((one) => one.endsWith(".jsonl"))) {
-      for (const { record } of this.#log(name).read()) this.#addNote({ ...record }, name);
+      const lines = readOrQuarantine(path.join(dir, name), () => this.#log(name).read()) ?? [];
+      for (const { record } of lines) this.#addNote({ ...record }, name);
     }
   }
 
@@ -4090,12 +4160,12 @@ export class MemoryStore {
   /** Reads those of the owner's files again that have changed. */
   #refresh(): void {
     for (const ownersFile of this.#files) {
-      const mtime = fs.statSync(ownersFile, { throwIfNoEntry: false })?.mtimeMs ?? 0;
+      const mtime = modifiedAt(ownersFile);
       const before = this.#loaded.get(ownersFile) ?? { mtime: 0, entries: [] };
       if (before.mtime === mtime) continue;
       for (const entry of before.entries) this.#remove(entry);
       const source = path.basename(ownersFile);
-      const facts = factsIn(readOrSay(ownersFile, "", readText));
+      const facts = factsIn(readOrWarnOnce(ownersFile, "", readText));
       const entries = facts.map((text) => this.#add({ text, source }));
       this.#loaded.set(ownersFile, { mtime, entries });
     }
@@ -4172,17 +4242,18 @@ const indexKeys = ({ termFrequencies, vector }: IndexedMemory) => [
 
 /** The facts in a file of the owner's: one in each line, without the mark of a list before it. */
 function factsIn(content: string): string[] {
-  const lines = content.split(/\r?\n/).map((line) => line.replace(/^[-*\s]+/, ""));
+  const withoutComments = content.replace(/<!--[\s\S]*?(-->|$)/g, "");
+  const lines = withoutComments.split(/\r?\n/).map((line) => line.replace(/^[-*\s]+/, ""));
   return lines.filter(isFact);
 }
 
-/** Whether a line says something. A heading, a comment and a field left empty ("Name:") do not. */
+/** Whether a line says something. A heading, an HTML tag and a field left empty ("Name:") do not. */
 function isFact(line: string): boolean {
   const words = line.trimEnd();
   const isHeading = words.startsWith("#");
-  const isComment = words.startsWith("<");
+  const isTag = words.startsWith("<");
   const isEmptyField = words.endsWith(":");
-  return words.length > 1 && !isHeading && !isComment && !isEmptyField;
+  return words.length > 1 && !isHeading && !isTag && !isEmptyField;
 }
 
 const DUPLICATE = 0.8; // two entries that share this part of their terms say nearly the same
@@ -4222,8 +4293,14 @@ function recall(conversation: Conversation, input: string, options: TurnOptions)
   const scope = { ...memoryScope(conversation, options), topK: 3 };
   const hits = options.app?.memory.search(input, scope) ?? [];
   const relevant = hits.filter(({ score }) => score >= MIN_SCORE);
-  return relevant.map(({ text }) => keepEnds(text, 1_000));
+  return relevant.map(({ text }) => escapeMemory(text));
 }
+
+/**
+ * A memory for the model, in one line and without tags. Otherwise a note with a line end or a tag
+ * in it could pose as another memory, or as the person's own words.
+ */
+const escapeMemory = (text: string) => oneLine(keepEnds(text, 1_000)).replaceAll("<", "&lt;");
 
 /**
  * What stands before the person's words and is stored with them: the time, and what we remember. In
@@ -4242,9 +4319,11 @@ const memoryScope = (conversation: Conversation, options: TurnOptions) => ({
   owner: isOwner(options),
 });
 
-/** A line for each hit: its score, where it is from, and how it begins. */
-const formatHits = (hits: Hit[]) =>
-  hits.map((hit) => `${hit.score.toFixed(2)}  ${hit.source}  ${oneLine(hit.text.slice(0, 80))}`);
+/** A line for each hit: its score, where it is from, and its text as `format` gives it. */
+const formatHits = (hits: Hit[], format: (text: string) => string) =>
+  hits.map((hit) => `${hit.score.toFixed(2)}  ${oneLine(hit.source)}  ${format(hit.text)}`);
+
+const beginningOf = (text: string) => oneLine(text.slice(0, 80));
 
 const COUNT = { type: "integer", description: "How many at most; 5 if left out." };
 const FACT = { content: string("One full sentence."), category: string("One word.") };
@@ -4256,23 +4335,31 @@ TOOLS.push(
 Object.assign(HANDLERS, {
   memory_write: ({ content, category }, turn) => {
     const { sessionKey } = memoryScope(turn.conversation, turn);
+    // Only the same conversation finds its notes, and that of a job or a heartbeat (s07) is over
+    // with its answer.
+    const isOver = ["cron", "heartbeat"].includes(turn.message?.channel ?? "");
+    if (isOver) throw new Error("nobody would find that note later; say it in your answer");
     turn.app?.memory.write(String(content), String(category), sessionKey);
     return "remembered";
   },
   memory_search: ({ query, topK = 5 }, turn) => {
     const scope = { ...memoryScope(turn.conversation, turn), topK: Number(topK) };
     const hits = turn.app?.memory.search(String(query), scope) ?? [];
-    return formatHits(hits).join("\n") || "nothing found";
+    return formatHits(hits, escapeMemory).join("\n") || "nothing found";
   },
 } satisfies Record<string, Handler>);
 
 const SEARCH = {
   query: string("The words to search for."),
   topK: COUNT,
-  sessionKey: string("The conversation whose memories are searched."),
+  sessionKey: string("One of the client's conversations; its own one if left out."),
 };
-method("memory.search", SEARCH, ["topK", "sessionKey"], (params, app) => {
-  const { query, topK = 5, sessionKey = "" } = params;
+method("memory.search", SEARCH, ["topK", "sessionKey"], (params, app, connection) => {
+  const own = route(messageFromClient({ text: "-" }, connection), app).sessionKey;
+  const { query, topK = 5, sessionKey = own } = params;
+  const isTheirs =
+    sessionKey === own || app.gateway.conversationsOf(connection).has(String(sessionKey));
+  if (!isTheirs) return [];
   return app.memory.search(String(query), { topK: Number(topK), sessionKey: String(sessionKey) });
 });
 
@@ -4281,14 +4368,14 @@ const ownersLayers = (app: App) =>
   promptLayers({ agent: app.agents.get(app.terminalAgent ?? AGENTS[0].id) });
 
 const layerText = (app: App, name: string) =>
-  ownersLayers(app).find((layer) => layer.name === name)?.text || "-";
+  ownersLayers(app).find((layer) => layer.name === name)?.text ?? "";
 
 command("soul", "how it talks", (_args, app) => layerText(app, "soul"));
 command("skills", "what it has learned to do", (_args, app) => layerText(app, "skills"));
 command("memory", "what it always knows of you", (_args, app) => layerText(app, "memory"));
 command("bootstrap", "how it works", (_args, app) => layerText(app, "bootstrap"));
 command("search", "<words>: what it remembers, the best first", (query, { memory, key }) =>
-  formatHits(memory.search(query, { sessionKey: key, owner: true })),
+  formatHits(memory.search(query, { sessionKey: key, owner: true }), beginningOf),
 );
 command("prompt", "the layers of its prompt, in characters", (_args, app) =>
   ownersLayers(app).map(({ name, text }, i) => `${i + 1} ${name.padEnd(10)} ${text.length}`),
@@ -4350,15 +4437,20 @@ const formatTime = (at = Infinity) => (at < 8.64e15 ? new Date(at).toISOString()
 
 /** The object in a JSON file of `.state`. Gives {} if there is no file, or none that is usable. */
 function readState(file: string): object {
-  if (!fs.existsSync(file)) return {};
-  const state = parseObject(fs.readFileSync(file, "utf8"));
+  const json = readOrQuarantine(file, (found) => fs.readFileSync(found, "utf8"));
+  if (json === undefined) return {};
+  const state = parseObject(json);
   if (state) return state;
   quarantine(file, t("it holds no JSON object. The program goes on without it."));
   return {};
 }
 
-/** The turns of people that are running now. Jobs and heartbeats begin only if there are none. */
+const CRON_MAX_WAIT = 30_000; // ms
+
+/** The turns of people that are running now. Jobs and heartbeats let them go first. */
 export class ActiveTurns extends Set<Promise<unknown>> {
+  maxWait = CRON_MAX_WAIT;
+
   /** Counts a turn until it has ended, successfully or not. Gives the same promise back. */
   track<T>(turn: Promise<T>): Promise<T> {
     this.add(turn);
@@ -4368,10 +4460,16 @@ export class ActiveTurns extends Set<Promise<unknown>> {
 
   /**
    * Resolves when no turn is running. It looks again after each wait, because somebody else may
-   * have written meanwhile. So while people write without a pause, jobs wait (starvation).
+   * have written meanwhile. While people write without a pause, a job would wait for ever
+   * (starvation), so after `maxWait` it takes its turn beside them: then this gives false.
    */
-  async idle(): Promise<void> {
-    while (this.size > 0) await Promise.allSettled(this);
+  async idle(): Promise<boolean> {
+    let isOver = false;
+    const end = sleep(this.maxWait, undefined, { ref: false }).then(() => {
+      isOver = true;
+    });
+    while (this.size > 0 && !isOver) await Promise.race([Promise.allSettled(this), end]);
+    return this.size === 0;
   }
 }
 
@@ -4381,7 +4479,10 @@ const STRING = { type: "string" };
 const BOOLEAN = { type: "boolean" };
 const OBJECT = { type: "object" };
 
-const PLACE_SCHEMA = objectSchema({ channel: STRING, to: STRING });
+// Where a job can speak. A channel that is not set up in this run is no mistake, but a name that no
+// channel has is one: "Telegram" or "telgram" would reach nobody. To add a channel, add its name.
+const PLACE_CHANNEL = { type: "string", enum: ["cli", "telegram", "feishu"] };
+const PLACE_SCHEMA = objectSchema({ channel: PLACE_CHANNEL, to: STRING });
 
 const JOB_REQUIRED = { id: STRING, enabled: BOOLEAN, schedule: OBJECT, payload: OBJECT };
 const JOB_OPTIONAL = { name: STRING, deliver: OBJECT, deleteAfterRun: BOOLEAN };
@@ -4430,7 +4531,7 @@ type ParsedJobs = { jobs?: Job[]; problems: string[] };
 
 /** Reads a CRON.json. Never throws. A file that does not exist has no jobs, which is no problem. */
 function parseJobs(file: string): ParsedJobs {
-  if (!fs.existsSync(file)) return { jobs: [], problems: [] };
+  if (!isThere(file)) return { jobs: [], problems: [] };
   try {
     const json = readText(file).replace(/^\uFEFF/, ""); // some editors put a byte order mark there
     const content: { jobs?: unknown } | null = JSON.parse(json);
@@ -4500,12 +4601,11 @@ function nextCron(expr: string, timeZone: string | undefined, now: number): numb
   // The Swedish format is close to ISO 8601: 2027-03-28 03:30:00.
   const wallClock: WallClock = (instant) =>
     Date.parse(`${new Date(instant).toLocaleString("sv", { timeZone })}Z`);
-  // The hours are the fourth field from the end. "*/3" counts as hourly, too, but its wait is most
-  // often more than an hour, and then it makes no difference below.
-  const isHourly = cronFields(expr).at(-4)?.startsWith("*");
+  checkFields(expr);
   const wallNow = wallClock(now); // without fractions of a second, so we drop them from `now`, too
   const lastSecond = now - (now % 1000);
   const wallTimes = CronExpressionParser.parse(expr, { currentDate: wallNow, tz: "UTC" });
+  const isHourly = wallTimes.fields.hour.values.length === 24; // not "*/3", for example
   let due: number;
   do {
     const wallTime = wallTimes.next().getTime();
@@ -4521,13 +4621,12 @@ function nextCron(expr: string, timeZone: string | undefined, now: number): numb
   return due;
 }
 
-/** The fields of a cron expression. Throws unless there are five, or six with the seconds first. */
-function cronFields(expr: string): string[] {
+/** Throws unless a cron expression has five fields, or six with the seconds first. */
+function checkFields(expr: string): void {
   const fields = expr.trim().split(/\s+/);
   // The library fills up missing fields, and takes another random time for "H" at each look.
   const isSupported = (fields.length === 5 || fields.length === 6) && !/\bH\b/.test(expr);
   if (!isSupported) throw new Error(`expr: "${expr}" has not the 5 fields of cron`);
-  return fields;
 }
 
 /** From an instant to what a clock on the wall shows then, both in ms. */
@@ -4574,7 +4673,9 @@ export class CronService {
   readonly #states: Map<string, JobState>;
   readonly #begin: (job: Job, due: number) => boolean;
   readonly #now: () => number;
-  #modified = 0; // the time (mtime) of the file when it was last read; 0 if there was none
+  #modified: number | undefined; // what modifiedAt gave when the file was last read
+  #postponed: (() => unknown)[] = []; // runs that the next tick begins again
+  readonly #problems = new Set<string>(); // what was said and is not over
 
   /**
    * `begin` is told of each due run. True: the run is in the inbox now, or it was answered before
@@ -4592,13 +4693,27 @@ export class CronService {
 
   /** Begins each run that is due. A job that can't be begun does not stop the others. */
   tick(): void {
+    if (this.#problems.has(this.#stateFile)) this.#save();
+    for (const beginAgain of this.#postponed.splice(0)) beginAgain();
     for (const job of this.read()) {
       try {
         this.#beginIfDue(job);
       } catch (error) {
-        warn(`cron: ${job.id}: ${error}`); // for example because the disk is full
+        this.#warnOnce(job.id, error); // for example because the disk is full
       }
     }
+  }
+
+  /** Says that something failed that is tried again at each tick. It is said once, until it works. */
+  #warnOnce(what: string, error: unknown): void {
+    if (!this.#problems.has(what)) warn(`cron: ${what}: ${error}. ${t("It is tried again.")}`);
+    this.#problems.add(what);
+  }
+
+  /** A run failed for a reason that is not its own. The next tick calls `beginAgain`. */
+  postpone(id: string, error: unknown, beginAgain: () => unknown): void {
+    this.#warnOnce(id, error);
+    this.#postponed.push(beginAgain);
   }
 
   #beginIfDue(job: Job): void {
@@ -4606,6 +4721,7 @@ export class CronService {
     const now = this.#now();
     if (!job.enabled || state.due === undefined || state.due > now) return;
     if (!this.#begin(job, state.due)) return;
+    this.#problems.delete(job.id);
     // Only now, since the run is in a file, may its due time be replaced. The next one is after
     // `now` and not after `due`, so that one run makes up for all that a week of sleep missed
     // (coalescing).
@@ -4643,13 +4759,22 @@ export class CronService {
     return state;
   }
 
+  /**
+   * If the disk refuses, the next tick tries again. Should the program end before, a due time that
+   * is done would be due again, but `begin` drops a run that was answered.
+   */
   #save(): void {
-    replaceFile(this.#stateFile, JSON.stringify(Object.fromEntries(this.#states)));
+    try {
+      replaceFile(this.#stateFile, JSON.stringify(Object.fromEntries(this.#states)));
+      this.#problems.delete(this.#stateFile);
+    } catch (error) {
+      this.#warnOnce(this.#stateFile, error);
+    }
   }
 
   /** The jobs as CRON.json has them now. They stay as they were while the file can't be used. */
   read(): Job[] {
-    const modified = fs.statSync(this.#file, { throwIfNoEntry: false })?.mtimeMs ?? 0;
+    const modified = modifiedAt(this.#file);
     if (modified === this.#modified) return this.jobs;
     this.#modified = modified;
     const { jobs, problems } = parseJobs(this.#file);
@@ -4666,6 +4791,7 @@ export class CronService {
   report(id: string, error?: unknown): string {
     const state = this.#states.get(id);
     if (!state) return "";
+    this.#problems.delete(id);
     state.errors = error ? state.errors + 1 : 0;
     if (error) warn(`cron: ${id} failed, ${state.errors} in a row: ${error}`);
     if (state.errors >= MAX_ERRORS) state.due = undefined;
@@ -4674,7 +4800,9 @@ export class CronService {
     // began, so the owner hears of its first error; of other jobs only after MAX_ERRORS.
     const isOff = error && state.due === undefined;
     if (!isOff) return "";
-    return t(`The job ${id} is off; errors in a row: ${state.errors}. Edit its entry to go on.`);
+    return t(
+      `The job ${id} is off; errors in a row: ${state.errors}. Change its schedule to go on.`,
+    );
   }
 }
 
@@ -4701,8 +4829,8 @@ function internalMessage(channel: string, peerId: string, text: string, at: numb
 function enqueueJob(app: App, { id, payload, deliver }: Job, due: number): boolean {
   const isOfThisJob = ({ channel, peerId }: Routed) => channel === "cron" && peerId === id;
   if (app.inbox.pending().some(isOfThisJob)) return false;
-  const text = payload.message ?? payload.text ?? "";
   const isEvent = payload.kind === "system_event";
+  const text = (isEvent ? payload.text : payload.message) ?? "";
   const message = { ...internalMessage("cron", id, text, due), job: { isEvent, deliver } };
   // enqueue hands a message of the channel "cron" to runJob, in the queue "cron": one at a time.
   accept(app, message).done.catch((error) => warn(`cron: ${id}: ${error}`));
@@ -4715,16 +4843,27 @@ async function runJob(app: App, message: Routed, signal?: AbortSignal): Promise<
   let answer = "";
   try {
     await app.activeTurns.idle(); // people go first
-    answer = await answerJob(app, message, signal);
+    answer = await untilStored(() => answerJob(app, message, signal), signal);
     app.cron.report(id);
   } catch (error) {
+    if (isOutage(error)) {
+      // The run stays in the inbox, so it is not lost if the program ends.
+      app.cron.postpone(id, error, () => enqueue(app, message));
+      return "";
+    }
     const notice = app.cron.report(id, error);
     // "!", because the id of the message itself must stay free for its answer (s08).
-    if (notice) await tellOwner(app, `${message.id}!`, notice);
+    if (notice) await untilStored(() => tellOwner(app, `${message.id}!`, notice));
   }
-  if (answer) await deliverAnswer(app, message, answer);
-  app.inbox.acknowledge([message]);
+  if (answer) await untilStored(() => deliverAnswer(app, message, answer));
+  await untilStored(() => app.inbox.acknowledge([message]));
   return answer;
+}
+
+/** Whether the network or the provider failed. No job can help that, so none is switched off. */
+function isOutage(error: unknown): boolean {
+  const isRefusal = ["invalid", "overflow"].includes(classifyFailure(error));
+  return error instanceof Anthropic.AnthropicError && !isRefusal;
 }
 
 /** Sends what a job has to say. If that fails, the owner hears it. (From s08 on it waits instead.) */
@@ -4733,7 +4872,7 @@ async function deliverAnswer(app: App, { id, peerId, job }: Routed, answer: stri
   const isSent = await sendTo(app, place, id, answer);
   if (isSent) return;
   const { channel, to } = place;
-  const words = t(`What ${peerId} says could not be sent to ${channel} ${to}: ${answer}`);
+  const words = t(`What ${peerId} says was not sent to ${channel} ${to}: ${answer}`);
   await tellOwner(app, `${id}!`, words);
 }
 
@@ -4777,7 +4916,11 @@ function rememberOwner(app: App, message: InboundMessage): void {
   if (channel === "cli" || !app.channels.has(channel) || !isOwner({ message })) return;
   const place = JSON.stringify({ channel, to });
   const known = JSON.stringify(readState(OWNER_FILE));
-  if (known !== place) replaceFile(OWNER_FILE, place);
+  try {
+    if (known !== place) replaceFile(OWNER_FILE, place);
+  } catch (error) {
+    warn(`${OWNER_FILE}: ${error}`); // that is no reason to refuse the message
+  }
 }
 
 const TERMINAL: Place = { channel: "cli", to: "owner" };
@@ -4822,8 +4965,9 @@ const MAX_OK_LENGTH = 300; // characters beside HEARTBEAT_OK; a longer answer is
 // The model likes to write it bold, as code, or in a tag: **HEARTBEAT_OK**, `HEARTBEAT_OK`,
 // <b>HEARTBEAT_OK</b>. So around it may be tags, and whatever is no letter and no digit.
 const AROUND = String.raw`(?:</?\w+>|[^<\p{L}\p{N}])*`;
-const OK_FIRST = new RegExp(`^${AROUND}HEARTBEAT_OK\\b${AROUND}`, "u");
-const OK_LAST = new RegExp(`\\bHEARTBEAT_OK${AROUND}$`, "u");
+// Not \b, for which "_" is a part of the word: _HEARTBEAT_OK_ is in italics.
+const OK_FIRST = new RegExp(`^${AROUND}HEARTBEAT_OK(?!_*[\\p{L}\\p{N}])${AROUND}`, "u");
+const OK_LAST = new RegExp(`(?<![\\p{L}\\p{N}]_*)HEARTBEAT_OK${AROUND}$`, "u");
 
 /** What the owner should hear of an answer: "" if it says, in a few words, that all is well. */
 export function heartbeatText(answer: string): string {
@@ -4985,11 +5129,12 @@ command("cron", "the jobs", (_args, app) =>
   describeJobs(app).map((job) => `${job.id}  ${job.due}  ${job.errors}  ${job.name ?? ""}`),
 );
 
+REMOTE_COMMANDS.push("cron-trigger");
 command("cron-trigger", "<id>: run a job now", (id, app) => {
   const job = app.cron.read().find((one) => one.id === id);
   if (!job) throw new Error(`there is no job "${id}"; /cron shows them`);
-  enqueueJob(app, job, Date.now());
-  return t(`${id} is in line.`);
+  const isNew = enqueueJob(app, job, Date.now());
+  return isNew ? t(`${id} is in line.`) : t(`An earlier run of ${id} is still in line.`);
 });
 
 // ---- s08 · Delivery ----
@@ -5431,6 +5576,7 @@ command("failed", "what could not be sent", (_args, { queue }) =>
   queue.deadLetters().slice(-20).map(formatDelivery),
 );
 
+REMOTE_COMMANDS.push("retry");
 command("retry", "send again what could not be sent", (_args, { queue, delivery }) => {
   const count = queue.retry(Date.now());
   delivery.start();
@@ -5461,7 +5607,7 @@ command("simulate-failure", "<kind> [times]: the next ones fail", (args, app) =>
 // nine requests to a service that is overloaded already. ResilienceRunner alone decides what to do
 // after a failure. Each attempt goes on from what is stored, so no tool runs a second time.
 
-/** Why an attempt failed. "invalid": the request itself is wrong, so it fails with every key. */
+/** Why an attempt failed. "invalid": the request is wrong, or its reply, so no other key helps. */
 export type Reason =
   | "rate_limit"
   | "overloaded"
@@ -5494,33 +5640,56 @@ const REASONS = new Map<unknown, Reason>([
   ["not_found_error", "model"],
   [404, "model"],
   ["invalid_request_error", "invalid"],
-  ["request_too_large", "invalid"],
   [400, "invalid"],
-  [413, "invalid"],
   [422, "invalid"],
 ]);
 
+// Failures that the API reports as an invalid request, like any mistake in one, although the request
+// is right. So only the words are left. The last one is the SDK's own: it found no key to send.
+const REASONS_IN_WORDS: [words: RegExp, reason: Reason][] = [
+  [/credit balance is too low/i, "billing"],
+  [/reached your specified (workspace )?API usage limits/i, "billing"],
+  [/organization has been disabled/i, "auth"],
+  [/^Could not resolve authentication method/, "auth"],
+];
+
 /**
  * Tells failures apart by their class, then by the API's error type, then by the HTTP status, which
- * an error inside a stream lacks. Words prove nothing: a 500 may say "rate limit" in its text.
+ * an error inside a stream lacks. Words prove nothing: a 500 may say "rate limit" in its text. The
+ * only exceptions are in REASONS_IN_WORDS.
  */
 export function classifyFailure(error: unknown): Reason {
+  const { AnthropicError, APIError, APIConnectionError, APIUserAbortError } = Anthropic;
+  if (!(error instanceof AnthropicError)) return "unknown"; // it is not the API's
   if (isOverflow(error)) return "overflow";
-  const { APIConnectionError, APIUserAbortError, APIError, AnthropicError } = Anthropic;
   // APIConnectionError and APIUserAbortError are APIErrors as well, but have no type and no status.
   // callModel throws an APIUserAbortError only if the idle timeout has aborted the stream, because
   // it catches the one that a person's Ctrl+C causes.
   if (error instanceof APIConnectionError || error instanceof APIUserAbortError) return "timeout";
-  if (error instanceof APIError) {
-    return REASONS.get(error.type) ?? REASONS.get(error.status) ?? "unknown";
-  }
-  // The SDK throws its base class when a stream ends before the reply is complete.
-  return error instanceof AnthropicError ? "timeout" : "unknown";
+  const reason = error instanceof APIError ? reasonByType(error) : reasonOfStream(error);
+  if (reason !== "invalid") return reason;
+  const exception = REASONS_IN_WORDS.find(([words]) => words.test(error.message));
+  return exception?.[1] ?? reason;
+}
+
+const reasonByType = ({ type, status }: { type: unknown; status: unknown }) =>
+  REASONS.get(type) ?? REASONS.get(status) ?? "unknown";
+
+/**
+ * When a stream fails, the SDK throws its base class, with what it caught as the cause. If the
+ * connection was lost, that has the socket's error as a cause of its own; if the stream just ended,
+ * there is no cause. Anything else comes from the SDK's code, which could not read the reply: it
+ * holds broken JSON, for example, or no usage. The next reply to this request may be the same.
+ */
+function reasonOfStream({ cause }: Error): Reason {
+  const isUnreadable = cause instanceof Error && cause.cause === undefined;
+  return isUnreadable ? "invalid" : "timeout";
 }
 
 const LONGEST_COOLDOWN = 86_400; // seconds
 
-// A cooldown is a time in which a key or a model is not used. It grows by exponential back-off: the
+// A cooldown is a time in which a key, or a model, or one of them together with the other, is not
+// used. It grows by exponential back-off: the
 // first failure costs `firstSeconds`, each further one in a row twice as much, up to the cap. A
 // rate limit passes within seconds. An unpaid bill or a revoked key has to be dealt with by a
 // person, but nobody tells the program when that has happened, so it tries even these keys again.
@@ -5554,12 +5723,40 @@ interface Cooldown {
 const isCooldown = (entry: Cooldown | null) =>
   entry !== null && entry.count > 0 && entry.until - entry.since <= LONGEST_COOLDOWN * 1000;
 
-/** What the next attempt uses, and when the cooldowns of both have ended. */
+/** A key and a model for the next attempt, and when their cooldowns have ended. */
 interface Choice {
   profile: AuthProfile;
   model: string;
   at: number; // a time in ms; 0 if they can be used now
   wait: number; // ms from now until then
+}
+
+/**
+ * The id under which a cooldown is kept: of a key, of a model, or of the two together. Because of
+ * the hash it belongs to this key at this server. So neither a new key under the same name nor a
+ * mended ANTHROPIC_BASE_URL has to wait, and the key itself is never written to a file.
+ */
+export function cooldownId({ profile, model }: { profile?: AuthProfile; model?: string }): string {
+  const digest = sha256(`${profile?.key} ${env("ANTHROPIC_BASE_URL")}`)
+    .digest("hex")
+    .slice(0, 8);
+  return [profile?.name, model, digest].filter(Boolean).join(" ");
+}
+
+/** The ids of all cooldowns that an attempt with this key and this model has to wait for. */
+const cooldownIds = (profile: AuthProfile, model: string) =>
+  [{ profile }, { model }, { profile, model }].map(cooldownId);
+
+/**
+ * The id of what a failure is the fault of. A model that is overloaded or does not exist is so for
+ * all keys, and a key that is revoked or has no credit is so for all models. Other failures concern
+ * the two together: limits are counted for each model, and a 403 may forbid a key just this one.
+ */
+function idAtFault({ profile, model }: Choice, reason: Reason, error: Error): string {
+  if (reason === "overloaded" || reason === "model") return cooldownId({ model });
+  const isForbidden = error instanceof Anthropic.PermissionDeniedError;
+  const isOfKey = reason === "billing" || (reason === "auth" && !isForbidden);
+  return cooldownId(isOfKey ? { profile } : { profile, model });
 }
 
 /**
@@ -5603,7 +5800,7 @@ export class ProfileManager {
     let best: Omit<Choice, "wait"> | undefined;
     for (const model of models) {
       for (const profile of order) {
-        const at = Math.max(this.readyAt(model), this.readyAt(cooldownId(profile)));
+        const at = Math.max(...cooldownIds(profile, model).map((id) => this.readyAt(id)));
         if (best === undefined || at < best.at) best = { profile, model, at };
       }
     }
@@ -5614,7 +5811,10 @@ export class ProfileManager {
     return { ...best, wait: Math.max(0, best.at - this.#now()) };
   }
 
-  /** Starts a cooldown, which lasts `retryAfter` seconds if the back-off alone would be shorter. */
+  /**
+   * Starts a cooldown, which lasts `retryAfter` seconds if the back-off alone would be shorter, but
+   * a day at most: a server may name any time, and the program would not try again by itself.
+   */
   fail(id: string, reason: Reason, retryAfter = 0): void {
     const limits = COOLDOWNS[reason];
     if (!limits) return;
@@ -5623,7 +5823,8 @@ export class ProfileManager {
     const before = this.cooldowns.get(id);
     const count = before?.reason === reason ? before.count + 1 : 1;
     const doubled = limits.firstSeconds * 2 ** (count - 1);
-    const seconds = Math.max(Math.min(doubled, limits.capSeconds), retryAfter);
+    const own = Math.min(doubled, limits.capSeconds);
+    const seconds = Math.min(Math.max(own, retryAfter), LONGEST_COOLDOWN);
     const now = this.#now();
     this.cooldowns.set(id, { reason, since: now, until: now + seconds * 1000, count });
     this.#save();
@@ -5649,22 +5850,18 @@ export class ProfileManager {
   }
 }
 
-/**
- * The id under which the cooldown of a key is kept. Because it contains a hash of the key, a new
- * key under the same name has no cooldown, and the key itself is never written to a file.
- */
-const cooldownId = ({ name, key }: AuthProfile) =>
-  `${name} ${sha256(key).digest("hex").slice(0, 8)}`;
-
-// How many ms one turn may spend on waits and failed attempts. A failed attempt costs a minute at
-// most, and a successful one costs nothing. This is no deadline: an attempt that runs is never
-// stopped by it. Without the budget a turn with two keys might never end: while one key is silent
-// for a minute, the cooldown of the other ends, so there is always one to try.
+// How many ms a turn may spend on waits and failed attempts without getting any further. A message
+// that is stored renews it. This is no deadline: an attempt that runs is never stopped by it, and
+// the first one may take longer. Without the budget a turn with two keys might never end: while one
+// key is silent for a minute, the cooldown of the other ends, so there is always one to try.
 const RETRY_BUDGET = 120_000;
 
 export interface TurnOptions {
   client?: Anthropic; // with the key of this attempt
   model?: string; // the model of this attempt
+  // What was streamed of a reply is void, because it begins anew. Gets what stays of the turn: the
+  // replies before it, which are stored.
+  onRestart?(streamedBefore: string): void;
 }
 
 export interface App {
@@ -5685,11 +5882,16 @@ export class ResilienceRunner {
   }
 
   /**
-   * Runs `inner` with a key and a model, as often as the retry budget allows. Throws the last
+   * Runs `next` with a key and a model, as often as the retry budget allows. Throws the last
    * failure when the budget is used up, and at once a failure that no other attempt can cure.
    */
-  async run(options: TurnOptions, inner: (options: TurnOptions) => Promise<void>): Promise<void> {
+  async run(
+    conversation: Conversation,
+    options: TurnOptions,
+    next: (options: TurnOptions) => Promise<void>,
+  ): Promise<void> {
     const models = [options.agent?.model ?? MODEL, ...this.fallbacks];
+    const { onText, sayRestart } = trackPieces(conversation, options);
     let budget = RETRY_BUDGET;
     let failure: Error | undefined;
     let choice = this.#profiles.choose(models);
@@ -5697,16 +5899,24 @@ export class ResilienceRunner {
     // is longer than what is left of the budget. That may be less than 0: then not even 0 ms fit.
     while (choice.wait <= budget) {
       await this.#wait(choice, options);
+      sayRestart();
       const startedAt = this.#now();
-      failure = await this.#attempt(choice, options, inner);
+      const before = conversation.messages.length;
+      failure = await this.#attempt(choice, { ...options, onText }, next);
       if (failure === undefined) return;
-      // An attempt counts for a minute at most, because its tools may have run for an hour before
-      // one of its calls failed.
-      const spent = Math.min(this.#now() - startedAt, IDLE_TIMEOUT);
-      budget -= choice.wait + spent;
+      budget -= choice.wait + this.#now() - startedAt;
+      if (conversation.messages.length !== before) {
+        // Some calls succeeded before one failed, for example in the middle of a tool loop.
+        budget = RETRY_BUDGET;
+        this.#profiles.succeed(cooldownIds(choice.profile, choice.model));
+      }
+      this.#coolDown(choice, failure);
       choice = this.#profiles.choose(models);
     }
-    throw failure ?? new Error(`nothing is ready before ${formatTime(choice.at)}`);
+    // Of the SDK's class, because no job is to blame for it (isOutage).
+    throw (
+      failure ?? new Anthropic.AnthropicError(`nothing is ready before ${formatTime(choice.at)}`)
+    );
   }
 
   /** Waits for the end of a cooldown, or until Ctrl+C. */
@@ -5718,71 +5928,124 @@ export class ResilienceRunner {
   }
 
   /**
-   * Gives undefined if the attempt succeeded. After a failure that another key or model may cure it
-   * starts a cooldown and gives the error. It throws all other errors, for example a full disk or
-   * an invalid request.
+   * Gives undefined if the attempt succeeded, and a failure that another key or model may cure. It
+   * throws all other errors, for example a full disk or an invalid request.
    */
   async #attempt(
     { profile, model }: Choice,
     options: TurnOptions,
-    inner: (options: TurnOptions) => Promise<void>,
+    next: (options: TurnOptions) => Promise<void>,
   ): Promise<Error | undefined> {
     const client = new Anthropic({ apiKey: profile.key });
     try {
-      await inner({ ...options, client, model });
+      await next({ ...options, client, model });
     } catch (error) {
-      const reason = classifyFailure(error);
       // An error of our own, such as a full disk, is "unknown" as well, so its class is asked for.
-      const isCurable =
-        error instanceof Anthropic.AnthropicError && COOLDOWNS[reason] !== undefined;
-      if (!isCurable) throw error;
-      info(`  (${reason}: ${profile.name}, ${model})`);
-      // A model that is overloaded or does not exist is so for all keys: the cooldown is its own.
-      const isOfModel = reason === "overloaded" || reason === "model";
-      this.#profiles.fail(isOfModel ? model : cooldownId(profile), reason, retryAfterOf(error));
-      return error;
+      const isOfApi = error instanceof Anthropic.AnthropicError;
+      if (isOfApi && COOLDOWNS[classifyFailure(error)]) return error;
+      throw error;
     }
     // A turn that Ctrl+C has interrupted does not tell whether its key would have worked.
-    if (!options.signal?.aborted) this.#profiles.succeed([cooldownId(profile), model]);
+    if (!options.signal?.aborted) this.#profiles.succeed(cooldownIds(profile, model));
     return undefined;
   }
+
+  /** Starts the cooldown of what is at fault. */
+  #coolDown(choice: Choice, error: Error): void {
+    const reason = classifyFailure(error);
+    info(`  (${reason}: ${choice.profile.name}, ${choice.model})`);
+    const retryAfter = retryAfterOf(error, this.#now());
+    this.#profiles.fail(idAtFault(choice, reason, error), reason, retryAfter);
+  }
+}
+
+/**
+ * Passes pieces on, and knows whether some were streamed of a reply that is not complete, so that it
+ * is not stored and will be made once more. `sayRestart` says so to whoever got the pieces.
+ */
+function trackPieces(conversation: Conversation, options: TurnOptions) {
+  let storedAtLastPiece = -1; // how many messages were stored when the last piece arrived
+  const onText = (piece: string) => {
+    if (piece) storedAtLastPiece = conversation.messages.length;
+    options.onText?.(piece);
+  };
+  const sayRestart = () => {
+    const { messages } = conversation;
+    if (storedAtLastPiece !== messages.length) return;
+    storedAtLastPiece = -1;
+    const replies = messages.slice(messages.findLastIndex(startsTurn) + 1);
+    options.onRestart?.(replies.map(textOf).join(""));
+  };
+  return { onText, sayRestart };
 }
 
 // It is outside the context guard: the guard shortens the conversation and tries again with the
 // same key first, so an overflow gets here only when the guard can't shorten it any further. `app`
 // is missing only in tests without a program.
-MIDDLEWARE.unshift((_conversation, options, next) =>
-  options.app ? options.app.resilience.run(options, next) : next(options),
+MIDDLEWARE.unshift((conversation, options, next) =>
+  options.app ? options.app.resilience.run(conversation, options, next) : next(options),
 );
 
-/** How long the API asks us to wait (its header `retry-after`), in seconds; 0 if it does not. */
-function retryAfterOf(error: unknown): number {
-  if (!(error instanceof Anthropic.APIError)) return 0;
-  return Number(error.headers?.get("retry-after")) || 0;
+/**
+ * How many seconds the API asks us to wait by its header `retry-after`, which holds a number of
+ * seconds or a date. 0 if there is none.
+ */
+function retryAfterOf(error: Error, now: number): number {
+  const header = error instanceof Anthropic.APIError && error.headers?.get("retry-after");
+  if (!header) return 0;
+  const seconds = Number(header);
+  const isDate = Number.isNaN(seconds);
+  return (isDate ? (Date.parse(header) - now) / 1000 : seconds) || 0; // NaN if it is neither
 }
 
-// ms without a byte after which a stream counts as failed. A connection whose other side has
-// disappeared never ends by itself, so the turn would wait for ever. It is also the most that a
-// failed attempt takes from the retry budget.
+// The most seconds until the first byte of a response. A model on one's own machine may have to be
+// loaded first, or read a long prompt, which takes minutes there.
+const FIRST_BYTE_SECONDS = Number(
+  env("FIRST_BYTE_SECONDS") || (env("ANTHROPIC_BASE_URL") ? 300 : 60),
+);
+
+// ms without a further byte after which a stream counts as failed. A connection whose other side
+// has disappeared never ends by itself, so the turn would wait for ever.
 const IDLE_TIMEOUT = 60_000;
 
+/** Calls `onIdle` when the first byte does not come in time, or no other byte after one. */
+class IdleTimer {
+  #onIdle: () => void;
+  #timer: NodeJS.Timeout;
+
+  constructor(onIdle: () => void) {
+    this.#onIdle = onIdle;
+    this.#timer = setTimeout(onIdle, FIRST_BYTE_SECONDS * 1000);
+  }
+
+  restart(): void {
+    this.stop();
+    this.#timer = setTimeout(this.#onIdle, IDLE_TIMEOUT);
+  }
+
+  stop(): void {
+    clearTimeout(this.#timer);
+  }
+}
+
 /**
- * The same client, but each piece of a response restarts `timer`, and the SDK tries nothing again,
- * because ResilienceRunner decides about that. The SDK's events could not restart the timer: it
- * reports no pings, and while the model writes a long file little else may arrive.
+ * The same client, but each piece of a response restarts `timer`, and the SDK neither tries again
+ * nor gives up by its own clock, because that is decided here. The SDK's events could not restart
+ * the timer: it reports no pings, and while the model writes a long file little else may arrive.
  */
-function withIdleTimeout(client: Anthropic, timer: NodeJS.Timeout): Anthropic {
+function withIdleTimeout(client: Anthropic, timer: IdleTimer): Anthropic {
   const watchedFetch: typeof fetch = async (...request) => {
     const response = await fetch(...request);
     const watched = new TransformStream<Uint8Array, Uint8Array>({
       transform(bytes, controller) {
-        timer.refresh();
+        timer.restart();
         controller.enqueue(bytes);
       },
     });
     return new Response(response.body?.pipeThrough(watched), response);
   };
-  return client.withOptions({ maxRetries: 0, fetch: watchedFetch });
+  const timeout = FIRST_BYTE_SECONDS * 1000 + IDLE_TIMEOUT; // later than ours
+  return client.withOptions({ maxRetries: 0, timeout, fetch: watchedFetch });
 }
 
 /** What the API answers for each kind of failure. To add a kind, add its answer here. */
@@ -5814,9 +6077,11 @@ function throwSimulated({ app, signal }: TurnOptions): void {
   }
 }
 
+/** One entry for each key: when it can be used with the first model, and why not before. */
 const describeProfiles = ({ profiles }: App) =>
   profiles.profiles.map((profile) => {
-    const id = cooldownId(profile);
+    const [ofKey, ofBoth] = [cooldownId({ profile }), cooldownId({ profile, model: MODEL })];
+    const id = profiles.readyAt(ofBoth) > profiles.readyAt(ofKey) ? ofBoth : ofKey;
     const { reason = "", count = 0 } = profiles.cooldowns.get(id) ?? {};
     const at = profiles.readyAt(id);
     return { name: profile.name, ready: at > 0 ? formatTime(at) : "now", reason, failures: count };
@@ -5828,6 +6093,7 @@ command("profiles", "the keys, and when they can be used", (_args, app) =>
   describeProfiles(app).map((it) => `${it.name}  ${it.ready}  ${it.failures} ${it.reason}`),
 );
 
+REMOTE_COMMANDS.push("cooldowns clear");
 command("cooldowns", "[clear]: the cooldowns that are running, and why", (args, { profiles }) => {
   if (args === "clear") profiles.clear();
   const running = [...profiles.cooldowns].filter(([id]) => profiles.readyAt(id) > 0);
@@ -5862,6 +6128,9 @@ function checkSettings(): void {
     process.exit(1);
   }
   if (!(CONTEXT_TOKENS >= 1000)) throw new Error("CONTEXT_TOKENS must be a number from 1000 up");
+  if (!(FIRST_BYTE_SECONDS >= 1 && FIRST_BYTE_SECONDS <= 3600)) {
+    throw new Error("FIRST_BYTE_SECONDS must be a number from 1 to 3600");
+  }
 }
 
 /** Step 1 of main. Reads what was set for this run, before anything has started. */
@@ -5917,7 +6186,8 @@ function greet({ store, key }: App): void {
 /** Step 3 of main. Starts everything that runs beside the terminal. */
 async function startApp(app: App, httpPort: number): Promise<void> {
   // From here on every fetch of this process goes through HTTPS_PROXY or HTTP_PROXY, if one is set.
-  setGlobalDispatcher(new EnvHttpProxyAgent());
+  // undici would give up on a response after 300 s, but FIRST_BYTE_SECONDS is to decide that.
+  setGlobalDispatcher(new EnvHttpProxyAgent({ headersTimeout: 0 }));
   const server = await startHttp(httpPort);
   // Feishu's events come in over HTTP. If the port is taken, it could receive nothing, so the
   // channel is removed for this run, and its messages stay in the inbox.
