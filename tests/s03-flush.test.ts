@@ -45,6 +45,12 @@ function watchFlushes(root: string) {
     original.appendFileSync(file, data, options);
     flushed();
   });
+  vi.spyOn(fs, "mkdirSync").mockImplementation((folder, options) => {
+    const isNew = !original.existsSync(folder);
+    const first = original.mkdirSync(folder, options);
+    if (isNew) unflushed.add(dirname(String(folder)));
+    return first;
+  });
   vi.spyOn(fs, "renameSync").mockImplementation((from, to) => {
     // A new name for content that is not on the disk yet would survive without it.
     if (unflushed.has(String(from))) unflushed.add(`${to}, renamed before it was flushed`);
