@@ -574,7 +574,7 @@ const esbuild: { transformSync(code: string, options: object): { code: string } 
  * start would take twice the time, so the result is cached, named by the hash of its source. It is
  * inside node_modules, where it finds its packages.
  */
-function withoutTypes(file: string): string {
+export function withoutTypes(file: string): string {
   const source = readFileSync(file, "utf8");
   const hash = createHash("sha256").update(source).digest("hex").slice(0, 16);
   const folder = join(ROOT, "node_modules/.cache/claw0", hash, "sessions/code");

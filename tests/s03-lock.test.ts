@@ -9,7 +9,7 @@ import fs from "node:fs";
 import { tmpdir } from "node:os";
 import path from "node:path";
 import { afterAll, beforeAll, describe, expect, it } from "vitest";
-import { englishFrom, SEVERAL, settings, start, temporaryFolder } from "./helper.ts";
+import { englishFrom, SEVERAL, settings, start, temporaryFolder, withoutTypes } from "./helper.ts";
 
 const ROUNDS = Number(process.env.LOCK_ROUNDS) || 20;
 
@@ -59,9 +59,8 @@ describe.each(englishFrom("s03"))("$name", SEVERAL, (section) => {
     folder = fs.mkdtempSync(path.join(tmpdir(), "claw0-lock-"));
     const script = path.join(folder, "starter.mjs");
     fs.writeFileSync(script, STARTER);
-    const execArgv = ["--import", import.meta.resolve("tsx")];
     const env = { ...process.env, ...settings(undefined, { CLAW0_WORKSPACE: "/nowhere" }) };
-    starters = [1, 2, 3].map(() => fork(script, [section.file], { execArgv, env }));
+    starters = [1, 2, 3].map(() => fork(script, [withoutTypes(section.file)], { env }));
     await Promise.all(starters.map((starter) => once(starter, "message")));
   }, SEVERAL.timeout);
 

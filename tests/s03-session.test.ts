@@ -51,7 +51,10 @@ function startTime(pid: number | undefined): string {
   const file = `/proc/${pid}/stat`;
   if (fs.existsSync(file))
     return fs.readFileSync(file, "utf8").split(") ")[1]?.split(" ")[19] ?? "";
-  return spawnSync("ps", ["-o", "lstart=", "-p", `${pid}`], { encoding: "utf8" }).stdout.trim();
+  return spawnSync("ps", ["-o", "lstart=", "-p", `${pid}`], {
+    env: { ...process.env, LC_ALL: "C", TZ: "UTC" },
+    encoding: "utf8",
+  }).stdout.trim();
 }
 
 async function open(section: SectionFile) {
@@ -594,7 +597,9 @@ describe.each(sectionsFrom("s03"))("$name", (section) => {
       const { lockFolder } = await open(section);
       const dir = path.join(temporaryFolder(), ".state");
       lockFolder(dir);
-      expect(fs.readFileSync(lockIn(dir), "utf8")).toMatch(new RegExp(`^${process.pid}\\b`));
+      expect(fs.readFileSync(lockIn(dir), "utf8")).toBe(`${process.pid} ${startTime(process.pid)}`);
+      if (process.platform === "win32") return;
+      expect(fs.statSync(dir).mode & 0o777).toBe(0o700); // nobody else may read what people said
     });
 
     it("of a program that lives is respected; of one that is dead it is taken over", async () => {
@@ -647,6 +652,44 @@ describe.each(sectionsFrom("s03"))("$name", (section) => {
         expect(fs.readFileSync(lockIn(dir), "utf8")).toMatch(new RegExp(`^${process.pid} `));
         expect(fs.readdirSync(dir)).toEqual(["lock"]);
       }
+    });
+
+    it("where nobody knows when a process started, it is known by its pid", async () => {
+      const { lockFolder } = await open(section);
+      const read = fs.readFileSync;
+      vi.spyOn(fs, "readFileSync").mockImplementation((file, ...rest) => {
+        if (String(file).startsWith("/proc/")) throw new Error("ENOENT"); // as on Windows
+        return read(file, ...rest);
+      });
+      const { PATH } = process.env;
+      process.env.PATH = "/nowhere"; // where there is no ps either
+      try {
+        const dir = temporaryFolder();
+        lockFolder(dir);
+        expect(fs.readFileSync(lockIn(dir), "utf8")).toBe(`${process.pid} `);
+        for (const lock of [`${process.ppid} `, `${process.ppid}`, `${process.ppid} 123`]) {
+          fs.writeFileSync(lockIn(dir), lock);
+          expect(() => lockFolder(dir)).toThrow(`process ${process.ppid} is using`);
+        }
+        fs.writeFileSync(lockIn(dir), "99999999 ");
+        lockFolder(dir);
+      } finally {
+        process.env.PATH = PATH;
+      }
+    });
+
+    it.skipIf(!fs.existsSync("/proc/self/stat"))("asks ps where there is no /proc", async () => {
+      const { lockFolder } = await open(section);
+      const read = fs.readFileSync;
+      vi.spyOn(fs, "readFileSync").mockImplementation((file, ...rest) => {
+        if (String(file).startsWith("/proc/")) throw new Error("ENOENT"); // as on a Mac
+        return read(file, ...rest);
+      });
+      const dir = temporaryFolder();
+      lockFolder(dir);
+      const lock = fs.readFileSync(lockIn(dir), "utf8");
+      if (spawnSync("ps", ["-p", "1"]).status !== 0) return;
+      expect(lock).toMatch(/^\d+ \w{3} \w{3} +\d+ \d\d:\d\d:\d\d \d{4}$/);
     });
 
     it("is taken although a process was killed while it took it", async () => {

@@ -3,7 +3,7 @@
  * starts, names it, keeps it, and goes on. And what a disk does that is full, or fails.
  */
 
-import { fork } from "node:child_process";
+import { fork, spawnSync } from "node:child_process";
 import { once } from "node:events";
 import fs from "node:fs";
 import path from "node:path";
@@ -15,6 +15,7 @@ import {
   type SectionFile,
   settings,
   temporaryFolder,
+  withoutTypes,
 } from "./helper.ts";
 
 const KEY = "agent:luna:cli:direct:owner";
@@ -118,41 +119,30 @@ describe.each(englishFrom("s03"))("$name", (section) => {
   });
 
   it("what is unreadable is quarantined, too", async () => {
-    const { state, paths, folder } = await open(section);
-    if (process.getuid?.() !== 0) return; // a child must be able to become somebody else
-    for (const name of [
-      "lock",
-      "current",
-      "a session",
-      "the folder of a key",
-      "sessions",
-    ] as const) {
-      fs.chmodSync(paths[name], 0);
-      fs.chownSync(state, 65534, 65534);
-      for (const one of fs.readdirSync(state, { recursive: true, encoding: "utf8" })) {
-        fs.lchownSync(path.join(state, one), 65534, 65534);
-      }
-      fs.chownSync(path.dirname(state), 65534, 65534);
-      fs.chmodSync(path.dirname(state), 0o755);
-      const script = path.join(path.dirname(state), "child.mjs");
-      fs.writeFileSync(script, CHILD);
-      const execArgv = ["--import", import.meta.resolve("tsx")];
-      const env = { ...process.env, ...settings() };
-      const child = fork(script, [section.file, state], { execArgv, env, silent: true });
-      let text = "";
-      child.stdout?.on("data", (piece) => {
-        text += piece;
-      });
-      child.stderr?.on("data", (piece) => {
-        text += piece;
-      });
-      const [code] = await once(child, "close");
-      expect(code, text).toBe(0);
-      expect(text).toContain(`${paths[name]} is quarantined`);
-      expect(text).toContain("three");
+    if (process.getuid?.() !== 0) return; // the child must be able to become somebody else
+    const { state, paths } = await open(section);
+    const folder = path.dirname(state);
+    const script = path.join(folder, "child.mjs");
+    fs.writeFileSync(script, CHILD);
+    fs.chmodSync(folder, 0o755);
+    for (const one of ["", ...fs.readdirSync(folder, { recursive: true, encoding: "utf8" })]) {
+      fs.chownSync(path.join(folder, one), NOBODY, NOBODY);
     }
-    expect(fs.existsSync(folder)).toBe(true);
-  }, 60_000);
+    const files = [...FILES, ...FOLDERS.toReversed()].map((name) => paths[name]);
+    const words = [withoutTypes(section.file), state, ...files];
+    const env = { ...process.env, ...settings() };
+    const child = fork(script, words, { env, silent: true });
+    let text = "";
+    for (const stream of [child.stdout, child.stderr]) {
+      stream?.setEncoding("utf8").on("data", (piece) => {
+        text += piece;
+      });
+    }
+    const [code] = await once(child, "close");
+    expect(code, text).toBe(0);
+    for (const file of files) expect(text).toContain(`${file} is quarantined`);
+    expect(text.match(/goes on with \d messages/g)).toHaveLength(files.length);
+  });
 
   it.each([
     ["a message without content", { message: { role: "user" } }],
@@ -268,6 +258,36 @@ describe.each(englishFrom("s03"))("$name", (section) => {
     );
   });
 
+  it("a disk that is really full, and then has room again", async () => {
+    const { SessionStore } = await load("s03", section, settings());
+    const disk = temporaryFolder();
+    const mount = (options: string) =>
+      spawnSync("mount", ["-t", "tmpfs", "-o", options, "tmpfs", disk]).status === 0;
+    if (process.getuid?.() !== 0 || !mount("size=100k")) return; // the machine does not allow it
+    try {
+      const store = new SessionStore(path.join(disk, "sessions"));
+      const session = store.current(KEY);
+      const long = user("x".repeat(5000));
+      for (let i = 0; i < 15; i++) session.append(long);
+      const fill = () => {
+        for (let i = 0; i < 50; i++) session.append(long);
+      };
+      expect(fill).toThrow("ENOSPC");
+      expect(fill).toThrow("ENOSPC");
+      expect(() => store.create("agent:luna:cli:direct:other")).toThrow("ENOSPC");
+      const restart = () => new SessionStore(path.join(disk, "sessions"));
+      expect(restart().current(KEY).messages).toEqual(session.messages);
+      expect(mount("remount,size=2m")).toBe(true);
+      session.append(user("there is room"));
+      expect(restart().current(KEY).messages).toEqual(session.messages);
+      expect(restart().current(KEY).messages.at(-1)).toEqual(user("there is room"));
+      expect(restart().list("agent:luna:cli:direct:other")).toEqual([]);
+      expect(restart().current("agent:luna:cli:direct:other").messages).toEqual([]);
+    } finally {
+      spawnSync("umount", [disk]);
+    }
+  });
+
   it("quarantine overwrites nothing, and if it can't rename, it goes on", async () => {
     const { SessionStore, sessions, paths } = await open(section);
     fs.writeFileSync(paths.current, "[]");
@@ -288,16 +308,27 @@ describe.each(englishFrom("s03"))("$name", (section) => {
   });
 });
 
-/** Uses the state as another user, whom the modes of files stop. */
+const NOBODY = 65534;
+
+/** Uses the state as another user, whom the modes of files stop. Takes one file after the other. */
 const CHILD = `
+  import fs from "node:fs";
   import path from "node:path";
-  const { lockFolder, SessionStore } = await import(process.argv[2]);
-  const user = (text) => ({ role: "user", content: [{ type: "text", text }] });
-  process.setgid(65534);
-  process.setuid(65534);
-  lockFolder(process.argv[3]);
-  const dir = path.join(process.argv[3], "sessions");
-  new SessionStore(dir).current("${KEY}").append(user("three"));
-  new SessionStore(dir).list("${KEY}");
-  console.log(JSON.stringify(new SessionStore(dir).current("${KEY}").messages));
+  const [section, state, ...files] = process.argv.slice(2);
+  const { lockFolder, SessionStore } = await import(section);
+  process.setgroups([]);
+  process.setgid(${NOBODY});
+  process.setuid(${NOBODY});
+  for (const file of files) {
+    lockFolder(state);
+    const dir = path.join(state, "sessions");
+    new SessionStore(dir).create("${KEY}");
+    fs.chmodSync(file, 0);
+    lockFolder(state);
+    const content = [{ type: "text", text: "three" }];
+    new SessionStore(dir).current("${KEY}").append({ role: "user", content });
+    new SessionStore(dir).list("${KEY}");
+    const { messages } = new SessionStore(dir).current("${KEY}");
+    console.log("goes on with " + messages.length + " messages");
+  }
 `;

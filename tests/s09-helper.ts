@@ -104,7 +104,18 @@ export async function openOnion(file: SectionFile, options: OnionOptions = {}) {
   };
   /** The id under which the section stores the cooldown of key n. */
   const idOfKey = (n: number) => section.cooldownId({ profile: keys[n - 1] });
-  const parts = { app, session, idOfKey, profiles, resilience, clock, model, folder, state };
+  const parts = {
+    app,
+    session,
+    settings: given,
+    idOfKey,
+    profiles,
+    resilience,
+    clock,
+    model,
+    folder,
+    state,
+  };
   return { ...parts, section, turn, type, log, keysUsed, resting, stored, give };
 }
 

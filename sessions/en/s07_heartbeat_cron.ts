@@ -1235,9 +1235,15 @@ export class SessionStore {
   /** Begins a new session for this key, and makes it the current one. */
   create(key: string, label = ""): Session {
     const id = crypto.randomUUID().slice(0, 8);
+    const file = this.#file(key, id);
     makeFolder(this.#folder(key));
-    new JsonlFile(this.#file(key, id)).append({ v: 1, id, key, label });
-    return this.#makeCurrent(key, new Session(this.#file(key, id), key));
+    try {
+      new JsonlFile(file).append({ v: 1, id, key, label });
+    } catch (error) {
+      fs.rmSync(file, { force: true }); // each new attempt on a full disk would leave one more
+      throw error;
+    }
+    return this.#makeCurrent(key, new Session(file, key));
   }
 
   /** The sessions of this key, the newest last. */
@@ -1329,7 +1335,7 @@ export function lockFolder(dir: string): void {
   const takeover = beginTakeover(`${file}.takeover`);
   try {
     checkUnlocked(file, path.dirname(dir));
-    replaceFile(file, mine);
+    fs.writeFileSync(file, mine); // not flushed, since a power cut ends this process as well
   } finally {
     fs.rmSync(takeover, { force: true });
   }
@@ -1372,7 +1378,7 @@ const TAKEOVER_LIMIT = 5_000; // ms, after which the process of a takeover must 
 function checkUnlocked(file: string, workspace: string): void {
   const lock = readOrQuarantine(file, readText);
   if (lock === undefined) return;
-  const [, pid = "", started] = /^([1-9]\d*) (.+)$/.exec(lock) ?? [];
+  const [, pid = "", started] = /^([1-9]\d*)(?: (.*))?$/.exec(lock) ?? [];
   if (pid === "") quarantine(file, t("it names no process, so it is no lock."));
   // In a container each start can have the same pid, so our own is that of an earlier start.
   if (Number(pid) === process.pid || !isAlive(Number(pid))) return;
@@ -1390,7 +1396,9 @@ function startTime(pid: number): string {
     // It is field 22. Field 2 is the name of the program in brackets, which may hold spaces.
     return stat.slice(stat.lastIndexOf(")")).split(" ")[20] ?? "";
   } catch {
-    const ps = spawnSync("ps", ["-o", "lstart=", "-p", String(pid)], { encoding: "utf8" });
+    // Two processes may have other settings, but must read the same time.
+    const env = { ...process.env, LC_ALL: "C", TZ: "UTC" };
+    const ps = spawnSync("ps", ["-o", "lstart=", "-p", String(pid)], { env, encoding: "utf8" });
     return (ps.stdout ?? "").trim(); // Windows has no ps
   }
 }

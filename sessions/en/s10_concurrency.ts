@@ -1251,9 +1251,15 @@ export class SessionStore {
   /** Begins a new session for this key, and makes it the current one. */
   create(key: string, label = ""): Session {
     const id = crypto.randomUUID().slice(0, 8);
+    const file = this.#file(key, id);
     makeFolder(this.#folder(key));
-    new JsonlFile(this.#file(key, id)).append({ v: 1, id, key, label });
-    return this.#makeCurrent(key, new Session(this.#file(key, id), key));
+    try {
+      new JsonlFile(file).append({ v: 1, id, key, label });
+    } catch (error) {
+      fs.rmSync(file, { force: true }); // each new attempt on a full disk would leave one more
+      throw error;
+    }
+    return this.#makeCurrent(key, new Session(file, key));
   }
 
   /** The sessions of this key, the newest last. */
@@ -1351,7 +1357,7 @@ export function lockFolder(dir: string): void {
   const takeover = beginTakeover(`${file}.takeover`);
   try {
     checkUnlocked(file, path.dirname(dir));
-    replaceFile(file, mine);
+    fs.writeFileSync(file, mine); // not flushed, since a power cut ends this process as well
   } finally {
     fs.rmSync(takeover, { force: true });
   }
@@ -1394,7 +1400,7 @@ const TAKEOVER_LIMIT = 5_000; // ms, after which the process of a takeover must 
 function checkUnlocked(file: string, workspace: string): void {
   const lock = readOrQuarantine(file, readText);
   if (lock === undefined) return;
-  const [, pid = "", started] = /^([1-9]\d*) (.+)$/.exec(lock) ?? [];
+  const [, pid = "", started] = /^([1-9]\d*)(?: (.*))?$/.exec(lock) ?? [];
   if (pid === "") quarantine(file, t("it names no process, so it is no lock."));
   // In a container each start can have the same pid, so our own is that of an earlier start.
   if (Number(pid) === process.pid || !isAlive(Number(pid))) return;
@@ -1412,7 +1418,9 @@ function startTime(pid: number): string {
     // It is field 22. Field 2 is the name of the program in brackets, which may hold spaces.
     return stat.slice(stat.lastIndexOf(")")).split(" ")[20] ?? "";
   } catch {
-    const ps = spawnSync("ps", ["-o", "lstart=", "-p", String(pid)], { encoding: "utf8" });
+    // Two processes may have other settings, but must read the same time.
+    const env = { ...process.env, LC_ALL: "C", TZ: "UTC" };
+    const ps = spawnSync("ps", ["-o", "lstart=", "-p", String(pid)], { env, encoding: "utf8" });
     return (ps.stdout ?? "").trim(); // Windows has no ps
   }
 }
@@ -5918,7 +5926,7 @@ export class ResilienceRunner {
         budget = RETRY_BUDGET;
         this.#profiles.succeed(cooldownIds(choice.profile, choice.model));
       }
-      this.#coolDown(choice, failure);
+      this.#coolDown(choice, failure, options);
       choice = this.#profiles.choose(models);
     }
     // Of the SDK's class, because no job is to blame for it (isOutage).
@@ -5959,12 +5967,21 @@ export class ResilienceRunner {
   }
 
   /** Starts the cooldown of what is at fault. */
-  #coolDown(choice: Choice, error: Error): void {
+  #coolDown(choice: Choice, error: Error, { app }: TurnOptions): void {
     const reason = classifyFailure(error);
     info(`  (${reason}: ${choice.profile.name}, ${choice.model})`);
     const retryAfter = retryAfterOf(error, this.#now());
-    this.#profiles.fail(idAtFault(choice, reason, error), reason, retryAfter);
+    const id = idAtFault(choice, reason, error);
+    this.#profiles.fail(id, reason, retryAfter);
+    if (app && id === cooldownId({ profile: choice.profile })) tellOwnerOfKey(app, id, choice);
   }
+}
+
+/** A key that is refused or has no credit needs a person, who may be far from the terminal. */
+function tellOwnerOfKey(app: App, id: string, { profile }: Choice): void {
+  if (ownerPlace(app) === TERMINAL) return; // the line in the log has said it
+  const text = t(`The provider refuses ${profile.name}. /profiles shows the keys.`);
+  untilStored(() => tellOwner(app, `key:${id}`, text)).catch((error) => warn(`${id}: ${error}`));
 }
 
 /**
