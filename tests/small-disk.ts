@@ -43,23 +43,29 @@ const canMount = (how: string[]) =>
   process.platform === "linux" &&
   spawnSync("unshare", [...how, "mount", "-t", "tmpfs", "none", "/mnt"]).status === 0;
 
-/** The ways that this machine allows: the second one is always there. */
-export function waysToFill(): { way: string; open(state: string): Promise<SmallDisk> }[] {
+/** The ways that this machine allows, the last of which is always there. */
+export function waysToFill(
+  megabytes = 1,
+): { way: string; open(state: string): Promise<SmallDisk> }[] {
   const how = [asRoot, asUser].find(canMount);
   const folders = {
     way: "folders that can't be written",
     open: async (state: string) => closed(state),
   };
   if (!how) return [folders];
-  return [{ way: "a file system of 1 MB", open: (state) => mounted(state, how) }, folders];
+  return [
+    { way: `a file system of ${megabytes} MB`, open: (state) => mounted(state, how, megabytes) },
+    folders,
+  ];
 }
 
 // ---- A file system ----
 
-async function mounted(state: string, how: string[]): Promise<SmallDisk> {
+async function mounted(state: string, how: string[], megabytes: number): Promise<SmallDisk> {
   // The outer one first, because it would hide the others.
   const folders = PARTS.toReversed().map((part) => join(state, part));
-  const mount = 'mkdir -p "$d" && mount -t tmpfs -o size=1m,mode=700 none "$d"';
+  const options = `size=${megabytes}m,mode=700`;
+  const mount = `mkdir -p "$d" && mount -t tmpfs -o ${options} none "$d"`;
   const script = `set -e; for d; do ${mount}; done; echo ready; exec cat`;
   const holder = spawn("unshare", [...how, "sh", "-c", script, "sh", ...folders]);
   afterwards(() => holder.kill("SIGKILL"));
@@ -97,6 +103,14 @@ function isWritten(handle: number, size: number): boolean {
 
 // ---- Folders that can't be written ----
 
+function changeFile(file: string, mode: number): void {
+  try {
+    chmodSync(file, mode);
+  } catch {
+    // The program has removed it meanwhile.
+  }
+}
+
 function closed(state: string): SmallDisk {
   const isRoot = process.getuid?.() === 0;
   const uid = isRoot ? NOBODY : undefined;
@@ -111,10 +125,12 @@ function closed(state: string): SmallDisk {
   };
   const change = (part: string, folderMode: number, fileMode: number) => {
     for (const name of namesIn(part)) {
-      const isFolder = statSync(name).isDirectory();
+      // The program may have removed it meanwhile.
+      const isFolder = statSync(name, { throwIfNoEntry: false })?.isDirectory();
       // Of the outermost folder only its own files are meant: the parts inside it are others.
       if (isFolder && part === "." && name !== join(state, ".")) continue;
-      chmodSync(name, isFolder ? folderMode : fileMode);
+      if (isFolder) chmodSync(name, folderMode);
+      else changeFile(name, fileMode);
     }
   };
   afterwards(() => PARTS.map((part) => change(part, 0o700, 0o600))); // so that all can be removed
