@@ -21,7 +21,7 @@ import {
 } from "./feishu-events.ts";
 import { type Attempt, type Delivery, Webhook, type WebhookOptions } from "./feishu-webhook.ts";
 import { FakePlatform } from "./platform.ts";
-import { type Fields, type PhoneInput, readFields } from "./web.ts";
+import { CodedError, type Fields, type PhoneInput, readFields } from "./web.ts";
 
 export { CONTENTS, OTHER_EVENTS, type Wire } from "./feishu-events.ts";
 export type { Attempt, Delivery } from "./feishu-webhook.ts";
@@ -503,7 +503,7 @@ export class FakeFeishu extends FakePlatform<Sent> {
     const answers = await Promise.all(deliveries.map((delivery) => delivery.first));
     const bad = answers.find((answer) => answer.status !== 200);
     if (!bad) return;
-    throw new Error(`The event was not taken: ${bad.status || "no answer"} from ${this.webhook}.`);
+    throw new CodedError("notTaken", { status: bad.status, address: this.webhook });
   }
 }
 

@@ -1,110 +1,97 @@
 /**
- * `npm run practice` controls the practice world that `npm start` has started in another terminal.
- * Without an argument it says which world is running. If none is, it starts a model alone and
- * prints the settings with which a section uses it.
+ * `npm run practice` controls the practice world, which stays when a section ends. Without a
+ * command it says which section and which world are running.
  */
 
-import { parseArgs } from "node:util";
-import {
-  duration,
-  FAIL_HELP,
-  FAIL_KINDS,
-  FAIL_OPTIONS,
-  readFail,
-  wholeNumber,
-} from "./fail-command.ts";
+import { readDuration, readOptions, runTool, wholeNumber } from "./command-line.ts";
+import { FAIL_OPTIONS, failHelp, readFail } from "./fail-command.ts";
 import { formatEntry } from "./log-format.ts";
 import type { LoggedRequest } from "./model.ts";
-import { isAlive, readWorld, requireWorld, startWorld, UserError, worldPath } from "./world.ts";
+import type { Texts } from "./texts.ts";
+import { UserError } from "./world.ts";
+import { findWorld, requireWorld, send, whenGone } from "./world-client.ts";
+import type { RunningSection } from "./world-server.ts";
 
-const HELP = `npm run practice                         says which world runs; if none, starts a model
-${FAIL_HELP}
-npm run practice -- drop                 the next request loses its connection
-npm run practice -- slow 5s              wait before every event of a reply; slow off: no more
-npm run practice -- log                  the last requests; --last 50: more of them
+const text = { type: "string" } as const;
+const OPTIONS = {
+  ...FAIL_OPTIONS,
+  last: text,
+  lang: text,
+  help: { type: "boolean", short: "h" },
+} as const;
 
-${FAIL_KINDS}`;
+const helpFor = (texts: Texts): string => `${texts.practice.help}\n\n${failHelp(texts)}`;
 
-async function main(): Promise<void> {
-  const { values, positionals } = readArguments();
+function readCommand(args: string[], texts: Texts) {
+  return readOptions(args, OPTIONS, texts, texts.practice.help);
+}
+
+async function main(args: string[], texts: Texts): Promise<void> {
+  const { values, positionals } = readCommand(args, texts);
   const [command, ...words] = positionals;
-  if (values.help) console.log(HELP);
-  else if (command === undefined) await showOrStartModel();
-  else if (command === "fail") await fail(words, values);
-  else if (command === "drop") await fail(["drop"], values);
-  else if (command === "slow") await slow(words[0]);
-  else if (command === "log") await showLog(wholeNumber(values.last ?? "20", "--last"));
-  else throw new UserError(`There is no "${command}".\n\n${HELP}`);
+  if (values.help) console.log(helpFor(texts));
+  else if (command === undefined) await showStatus(texts);
+  else if (command === "fail") await fail(words, values, texts);
+  else if (command === "drop") await fail(["drop"], values, texts);
+  else if (command === "slow") await slow(words[0] ?? "", texts);
+  else if (command === "log") {
+    await showLog(wholeNumber(values.last ?? "20", "--last", texts), texts);
+  } else if (command === "kill") await kill(texts);
+  else if (command === "stop") await stop(texts);
+  else throw new UserError(`${texts.practice.noCommand(command)}\n\n${texts.practice.help}`);
 }
 
-function readArguments() {
-  const help = { type: "boolean", short: "h" } as const;
-  const options = { ...FAIL_OPTIONS, last: { type: "string" }, help } as const;
-  try {
-    return parseArgs({ allowPositionals: true, options });
-  } catch (error) {
-    throw new UserError(`${error instanceof Error ? error.message : error}\n\n${HELP}`);
-  }
+async function showStatus(texts: Texts): Promise<void> {
+  const { practice } = texts;
+  const { section, pid, model } = await requireWorld(texts);
+  console.log(section ? practice.section(section.user, section.pid) : practice.noSection);
+  console.log(practice.world(pid, model));
+  console.log(`${practice.byHand} ANTHROPIC_API_KEY=practice ANTHROPIC_BASE_URL=${model}`);
+  console.log(practice.more);
 }
 
-async function showOrStartModel(): Promise<void> {
-  const world = readWorld();
-  if (world && isAlive(world.pid)) {
-    console.log(
-      `${world.user} is running in process ${world.pid}, with the model at ${world.url}.`,
-    );
-    console.log("npm run practice -- --help shows what you can turn.");
-    return;
-  }
-  if (world) console.log(`(${worldPath()} is left from process ${world.pid}, which is gone.)`);
-  const started = await startWorld("A model by itself");
-  console.log("The practice model is running; Ctrl+C ends it. A section uses it with:\n");
-  for (const name of ["ANTHROPIC_API_KEY", "ANTHROPIC_BASE_URL"]) {
-    console.log(`${name}=${started.settings[name]}`);
-  }
-  for (const signal of ["SIGINT", "SIGTERM"] as const) {
-    process.once(signal, () => void started.stop());
-  }
-}
-
-async function fail(...args: Parameters<typeof readFail>): Promise<void> {
-  const { where, failure, said } = readFail(...args);
-  await send("fail", failure, where);
+async function fail(
+  words: string[],
+  values: ReturnType<typeof readCommand>["values"],
+  texts: Texts,
+): Promise<void> {
+  const { where, failure, said } = readFail(words, values, texts);
+  const world = await requireWorld(texts);
+  await send(world[where], "fail", failure, texts);
   console.log(said);
 }
 
-async function slow(argument = ""): Promise<void> {
-  const ms = argument === "off" ? 0 : duration(argument, "slow", ", or slow off");
-  await send("slow", { ms });
-  console.log(ms > 0 ? `A wait of ${ms / 1000} s before every event.` : "No waits.");
+async function slow(given: string, texts: Texts): Promise<void> {
+  const ms = given === "off" ? 0 : readDuration(given);
+  if (ms === undefined) throw new UserError(texts.practice.slowWhat(given));
+  const world = await requireWorld(texts);
+  await send(world.model, "slow", { ms }, texts);
+  console.log(texts.practice.slow(ms / 1000));
 }
 
-async function showLog(last: number): Promise<void> {
-  const log = await send<LoggedRequest[]>("log");
-  if (log.length === 0) console.log("No requests yet.");
+async function showLog(last: number, texts: Texts): Promise<void> {
+  const world = await requireWorld(texts);
+  const log = await send<LoggedRequest[]>(world.model, "log", {}, texts);
+  if (log.length === 0) console.log(texts.practice.noRequests);
   const hasKeys = new Set(log.map(({ key }) => key)).size > 1;
-  for (const entry of log.slice(-last)) console.log(formatEntry(entry, hasKeys));
+  for (const entry of log.slice(-last)) console.log(formatEntry(entry, hasKeys, texts));
 }
 
-type Server = "model" | "telegram" | "feishu";
-
-/** Sends a command to a server of the running world and gives its answer. */
-async function send<Answer>(path: string, body?: object, to: Server = "model"): Promise<Answer> {
-  const method = body ? "POST" : "GET";
-  const world = requireWorld();
-  const address = to === "model" ? world.url : world[to];
-  if (!address) throw new UserError(`${world.user} has no channels yet: npm start -- s04 has.`);
-  const url = `${address}/_practice/${path}`;
-  const answer = await fetch(url, { method, body: body && JSON.stringify(body) });
-  const result = (await answer.json()) as Answer & { error?: string }; // handleControl sends it
-  if (!answer.ok) throw new UserError(result.error ?? `The practice world said ${answer.status}.`);
-  return result;
+async function kill(texts: Texts): Promise<void> {
+  const world = await findWorld(texts);
+  if (!world) throw new UserError(texts.practice.noWorld);
+  const { section } = await send<{ section?: RunningSection }>(world.url, "kill", {}, texts);
+  if (!section) throw new UserError(texts.practice.noSection);
+  console.log(texts.practice.killed(section.user, section.pid ?? 0));
 }
 
-try {
-  await main();
-} catch (error) {
-  if (!(error instanceof UserError)) throw error;
-  console.error(error.message);
-  process.exitCode = 1;
+/** Says so when it is over, so that a start right behind it gets a new world. */
+async function stop(texts: Texts): Promise<void> {
+  const world = await findWorld(texts);
+  if (!world) throw new UserError(texts.practice.noWorld);
+  const { section } = await send<{ section?: RunningSection }>(world.url, "end", {}, texts);
+  await whenGone(world);
+  console.log(texts.practice.ended(section?.user));
 }
+
+await runTool(main);

@@ -73,7 +73,7 @@ export async function startModel(options: ModelOptions = {}): Promise<PracticeMo
 export class PracticeModel {
   url = "";
   readonly log: LoggedRequest[] = [];
-  private readonly server: Server;
+  readonly server: Server;
   private readonly options: ModelOptions;
   private readonly cache = new PromptCache();
   private readonly scripts: Script[] = [];

@@ -3,116 +3,77 @@
  * typed goes to the bot, and what the bot sends to this chat is shown.
  */
 
-import { createInterface } from "node:readline";
-import { parseArgs } from "node:util";
+import { readOptions, runTool } from "./command-line.ts";
 import { readPhoneLine } from "./phone-line.ts";
+import { PhoneScreen } from "./phone-screen.ts";
+import type { Texts } from "./texts.ts";
 import { type PhoneEvent, type PhoneInput, watchPhone } from "./web.ts";
-import { requireWorld, UserError } from "./world.ts";
+import { FIRST_WITH, UserError } from "./world.ts";
+import { type Answer, explain, findWorld, requireWorld, type World } from "./world-client.ts";
 
-const HELP = `npm run phone -- telegram alice           alice writes to the bot
-npm run phone -- telegram alice --group   alice writes in the group "family", where the bot
-                                          answers to @practice_bot, and to /reply
-npm run phone -- feishu bob               the same on Feishu
+const screen = new PhoneScreen();
+let isTyping = false;
 
-/photo [caption]  /album [caption]  /long (a text of several messages)  /reply <text>  quit`;
-
-/** In a pipe: ms to wait for a sign of the bot, while it types, and for one more part. */
-const TIMEOUTS = { start: 2000, typing: 10_000, sent: 300 };
-
-const { stdin, stdout } = process;
-const inTerminal = stdin.isTTY === true && stdout.isTTY === true;
-const terminal = createInterface({ input: stdin, output: stdout, terminal: inTerminal });
-// Created at once, because the iterator keeps the lines that come before they are read.
-const lines = terminal[Symbol.asyncIterator]();
-
-let name = "";
-let typing = false;
-let closed = false;
-terminal.once("close", () => {
-  closed = true;
-});
-/** Runs while the prompt waits for the bot. */
-let timer: NodeJS.Timeout | undefined;
-let onTimeout = (): void => {};
-
-function startTimer(ms: number): void {
-  clearTimeout(timer);
-  timer = setTimeout(() => onTimeout(), ms);
+function show(event: PhoneEvent, { phone }: Texts): void {
+  if (event.type === "past") screen.print(`${event.from} > ${event.text}`);
+  if (event.type === "sent") screen.print(`${phone.bot} > ${event.text}`);
+  if (event.type === "typing" && !isTyping) screen.print(phone.typing);
+  isTyping = event.type === "typing";
+  if (event.type === "typing" || event.type === "sent") screen.heard(event.type);
 }
 
-/** In a pipe the input may have ended, and then the readline interface would throw. */
-function prompt(): void {
-  if (!inTerminal) stdout.write(`${name} > `);
-  else if (!closed) terminal.prompt(true);
+/** Whether a section runs that has channels. If not, says that messages wait. */
+function hasListener(world: World | undefined, { phone }: Texts): boolean {
+  const { section } = world ?? {};
+  if (section && section.number >= FIRST_WITH.channels) return true;
+  screen.print(phone.waits(section?.user));
+  return false;
 }
 
-/** Prints above the line that is being typed, which may have wrapped. */
-function print(text: string): void {
-  if (timer) {
-    stdout.write(`${text}\n`);
-    return;
-  }
-  const { rows } = inTerminal ? terminal.getCursorPos() : { rows: 0 };
-  const up = rows > 0 ? `\x1b[${rows}A` : "";
-  const clear = inTerminal ? `${up}\r\x1b[J` : "\n";
-  stdout.write(`${clear}${text}\n${"\n".repeat(rows)}`);
-  prompt();
-}
-
-function show(event: PhoneEvent): void {
-  if (event.type === "sent") print(`bot > ${event.text}`);
-  else if (!typing) print("bot is typing …");
-  typing = event.type === "typing";
-  if (timer) startTimer(TIMEOUTS[event.type]);
-}
-
-async function main(): Promise<void> {
-  const options = { group: { type: "boolean" } } as const;
-  const { values, positionals } = parseArgs({ options, allowPositionals: true, strict: false });
+async function main(args: string[], texts: Texts): Promise<void> {
+  const { help } = texts.phone;
+  const flag = { type: "boolean" } as const;
+  const options = { group: flag, help: flag, lang: { type: "string" } } as const;
+  const { values, positionals } = readOptions(args, options, texts, help);
   const [platform = "", person = ""] = positionals;
-  if (!/^(telegram|feishu) [a-z]\w*$/i.test(`${platform} ${person}`)) throw new UserError(HELP);
-  const world = requireWorld();
+  const isPhone = /^(telegram|feishu) [a-z]\w*$/i.test(`${platform} ${person}`);
+  if (!isPhone || values.help) throw new UserError(help);
+  const world = await requireWorld(texts);
   const url = platform === "telegram" ? world.telegram : world.feishu;
-  if (!url) throw new UserError(`${world.user} has no channels yet: npm start -- s04 has.`);
   const group = values.group ? "family" : undefined;
-  const query = new URLSearchParams({ person, ...(group && { group }) });
-  const stream = await watchPhone(`${url}/_practice/stream?${query}`, show);
+  const query = new URLSearchParams({ person, ...(group && { group }), bot: texts.phone.bot });
+  const stream = await watchPhone(`${url}/_practice/stream?${query}`, (event) =>
+    show(event, texts),
+  );
   stream.once("close", () => {
-    if (!closed) stdout.write("\nThe practice world has ended.\n");
-    terminal.close();
+    if (!screen.isClosed) process.stdout.write(`\n${texts.phone.ended}\n`);
+    screen.close();
   });
-  name = person;
-  terminal.setPrompt(`${name} > `);
-  prompt();
-  for await (const line of lines) {
+  hasListener(world, texts);
+  screen.begin(person);
+  for await (const line of screen.lines) {
     if (["quit", "exit"].includes(line.trim())) break;
-    if (line.trim()) await say(url, { person, group, ...readPhoneLine(line) });
-    prompt();
+    if (line.trim()) await say(url, { person, group, line, ...readPhoneLine(line) }, texts);
+    screen.prompt();
   }
-  closed = true;
+  screen.isClosed = true;
   stream.destroy();
 }
 
-async function say(url: string, input: PhoneInput): Promise<void> {
-  typing = false;
-  const answered = new Promise<void>((resolve) => {
-    onTimeout = resolve;
+async function say(url: string, input: PhoneInput, texts: Texts): Promise<void> {
+  isTyping = false;
+  const world = await findWorld(texts);
+  await screen.whileAnswered(async () => {
+    const isHeard = hasListener(world, texts);
+    const body = JSON.stringify(input);
+    const response = await fetch(`${url}/_practice/say`, { method: "POST", body });
+    const answer = (await response.json()) as Answer; // handleControl sends it
+    // Without a section nobody takes the event, and that was said.
+    const isNews = answer.error !== undefined && (isHeard || answer.code !== "notTaken");
+    if (isNews) screen.print(explain(answer, texts));
+    return isHeard && answer.error === undefined;
   });
-  if (!inTerminal) startTimer(TIMEOUTS.start);
-  const body = JSON.stringify(input);
-  const answer = await fetch(`${url}/_practice/say`, { method: "POST", body });
-  const { error } = (await answer.json()) as { error?: string }; // handleControl sends it
-  if (error) print(error);
-  else if (!inTerminal) await answered;
-  clearTimeout(timer);
-  timer = undefined;
 }
 
-try {
-  await main();
-} catch (error) {
-  console.error(error instanceof Error ? error.message : error);
-  process.exitCode = 1;
-} finally {
-  terminal.close();
-}
+await runTool(main);
+screen.close();

@@ -106,7 +106,7 @@ const PATTERNS: Patterns = {
   ),
   help: patterns("何が(?:でき|出来)", "使い方", "^ヘルプ", "^help$", "どんなツール", "^助けて"),
   greeting: patterns(
-    "^(?:こんにちは|こんばんは|おはよう(?:ございます)?|やあ|はじめまして|ハロー|もしもし|テスト)" +
+    "^(?:(?<hour>こんにちは|こんばんは|おはよう(?:ございます)?)|やあ|どうも|はじめまして|ハロー|もしもし|テスト)" +
       "(?:[、,！!。]?(?:世界|ルナ|luna|claude))?$",
   ),
   goodbye: patterns("^(?:さようなら|さよなら|またね|バイバイ|おやすみ(?:なさい)?|では、?また)"),
@@ -159,6 +159,21 @@ const valueGroup = (more = "") =>
   `(?<value>(?!${WHAT}|わか|知|覚)[^、。！!？?;；\\s「」${more}]+?)`;
 const regex = (source: string) => new RegExp(source, "iu");
 
+/** What somebody has, in a sentence without 「私の」. */
+const OWN =
+  "(?:好きな(?!の|もの|こと)|嫌いな(?!の|もの|こと)|苦手な(?!の|もの|こと))[^\\sはがをのって、。？?]{1,12}?" +
+  "|(?:猫|犬|ペット|妻|夫|子ども|子供|息子|娘|母|父|兄|姉|弟|妹|上司|友達|会社)(?:の名前)?" +
+  "|誕生日|年齢|出身地?|趣味|血液型|電話番号|メールアドレス|学校|大学|専攻|国籍|勤務先";
+/** 「…は何だっけ？」「…、覚えてる？」, and the same without a question word. */
+const ASKED =
+  `(?:は|って|が|を)?、?(?:${WHAT})?(?:でした|です|だった|だ)?(?:っけ|か(?:な)?)?` +
+  "(?:(?:を|って)?(?:覚えて|知って|わか)[^。？?]*)?[\\s。？?]*$";
+/** A statement that ends without 「です」. */
+const END = "(?=[。！!\\s]*$)";
+/** What looks like a name before 「です」 and is none. */
+const NO_NAME =
+  "(?!元気|大丈夫|本当|そう|無理|初めて|はじめて|テスト|学生|会社員|在住|嫌|いや|だめ|OK|オーケー|結構|以上|残念|幸せ|暇|正解|質問|お願い|はい|いいえ|もちろん|了解|こんにちは|こんばんは)";
+
 const FACTS: Language["facts"] = [
   {
     key: "名前",
@@ -166,34 +181,56 @@ const FACTS: Language["facts"] = [
       regex(`(?:${I}|ユーザー)の名前は、?${valueGroup()}${IS}`),
       regex(`${I}は、?${valueGroup("のをにで")}(?:といいます|と言います|と申します)`),
       regex(
-        `${I}は、?(?!元気)${valueGroup("のをにでが")}(?<!エンジニア|学生|[者師員人家])です(?=[、。！!]|$)`,
+        `${I}は、?(?!元気)${valueGroup("のをにでが")}(?<!エンジニア|学生|在住|住み|[者師員人家])(?:です|だよ)(?=[、。！!]|$)`,
       ),
       regex(`(?:こんにちは|こんばんは|はじめまして)[、。！!\\s]*${valueGroup("のをにで")}${IS}`),
       regex(`${valueGroup("のをにで")}(?:と|って)呼んで`),
+      regex(`(?:^|[。、！!\\s])名前は、?${valueGroup()}(?:${IS}|っていいます|${END})`),
+      regex(
+        `(?:^|[。、！!\\s])${valueGroup("のをにでがは")}(?:って|と)(?:いいます|言います|申します)`,
+      ),
+      regex(
+        `^(?!${OWN})${NO_NAME}(?<value>[\\p{sc=Han}\\p{sc=Katakana}ー]{1,8}|[\\p{sc=Hiragana}]{2,5}|\\p{Lu}\\p{L}{1,15})` +
+          "(?<!エンジニア|学生|在住|住み|[者師員人家])(?:です|だよ)(?=[。！!\\s]*$)",
+      ),
     ],
     ask: [
       regex(`${I}の名前(?:は|って|を)?(?!.*${IS}).*(?:${WHAT}|覚え|知って|わか|言って|教えて)`),
       regex(`${I}の名前(?:は|って)?[\\s。？?]*$`),
       regex(`${I}(?:は|って|が)(?:誰|だれ)`),
+      regex(`^(?:ねえ、?|ところで、?)?(?:お|${I}の)?名前${ASKED}`),
     ],
   },
   {
     key: "住まい",
     tell: [
-      regex(`${valueGroup("は")}(?<!ど)に住んでい?(?:ます|る)(?!か|[?？])`),
+      regex(`(?<!ど)${valueGroup("は")}に(?:住んでい?|在住してい?)(?:ます|る)(?!っけ|か|[?？])`),
       regex(`ユーザーの住まいは${valueGroup()}${IS}`),
+      regex(
+        `(?:^|[。、！!\\s]|${I}は)、?${valueGroup("はのにで")}(?:に)?(?:在住|住み)(?:です|だよ|だ|の|${END})`,
+      ),
+      regex(
+        `(?:^|[。、！!\\s])(?:${I}の)?(?:住まい|住んでいる(?:ところ|場所)|家)は、?${valueGroup()}${IS}`,
+      ),
     ],
-    ask: [regex(`^(?:${I}(?:は|って|が))?(?:今|いま)?、?どこに住んで`)], // not where Mira lives
+    ask: [
+      regex(`^(?:${I}(?:は|って|が))?(?:今|いま)?、?どこに住んで`), // not where Mira lives
+      regex(`^(?:${I}(?:は|って|が))?(?:今|いま)?、?どこ(?:在住|住み)`),
+      regex(`^(?:${I}(?:の|が|、)?)?(?:お?住まい|家|住んで(?:い)?る(?:ところ|場所|の))${ASKED}`),
+    ],
   },
   {
     key: "仕事",
     tell: [
       regex(`${valueGroup("は")}(?<!どこ)で働いてい?(?:ます|る)(?!か|[?？])`),
-      regex(`(?:${I}|ユーザー)の(?:仕事|職業)は${valueGroup()}${IS}`),
+      regex(
+        `(?:^|[。、！!\\s]|${I}の|ユーザーの)(?:仕事|職業)は、?${valueGroup()}(?:${IS}|${END})`,
+      ),
     ],
     ask: [
       regex(`^(?:${I}(?:は|って|が))?(?:今|いま)?、?どこで働いて`),
       regex(`${I}の(?:仕事|職業)は[\\s。？?]*$|${I}の仕事は(?:何|なん)`),
+      regex(`^(?:${I}の)?(?:仕事|職業)${ASKED}`),
     ],
   },
   {
@@ -201,16 +238,19 @@ const FACTS: Language["facts"] = [
     tell: [
       regex(`${valueGroup("は")}が(?:大)?好き(?!な)(?!ですか)`),
       regex(`ユーザーの好みは${valueGroup()}${IS}`),
+      regex(`(?:^|[。、！!\\s]|${I}の)好きな(?:もの|こと|の)は、?${valueGroup()}(?:${IS}|${END})`),
     ],
-    ask: [regex("(?:何|なに)が(?:大)?好き")],
+    ask: [regex("(?:何|なに)が(?:大)?好き"), regex(`^(?:${I}の)?好きな(?:もの|こと|の)${ASKED}`)],
   },
   {
     // Any other fact, such as 「私の猫の名前はタマです」.
     tell: [
       regex(`(?:${I}|うち)の(?<key>[^、。！!？?\\s]{1,20}?)は、?${valueGroup()}${IS}`),
       regex(`ユーザーの(?<key>[^、。！!？?\\s]{1,20}?)は${valueGroup()}${IS}`),
+      regex(`(?:^|[。、！!\\s])(?<key>${OWN})は、?${valueGroup()}(?:${IS}|っていいます|${END})`),
     ],
     ask: [
+      regex(`^(?:${I}の|うちの)?(?<key>${OWN})${ASKED}`),
       regex(
         `(?:${I}|うち)の(?<key>[^、。！!？?\\s]{1,20}?)(?:は|って)${WHAT}?(?:でした|です)?(?:っけ|か)?[\\s。？?]*$`,
       ),
@@ -323,7 +363,8 @@ const SENTENCES: Sentences = {
   before: (what, on) => BEFORE[what](on),
   result: (tool, on, text) => (RESULTS[tool] ?? (() => `${tool}の結果です。\n\n${text}`))(on, text),
   failed: (tool, text) => `うまくいきませんでした。${tool}の返事：${text}`,
-  greeting: "こんにちは。決まったルールで答える練習用モデルです。何を試しましょうか。",
+  greeting: (hour) =>
+    `${hour ? `${hour}。` : ""}決まったルールで答える練習用モデルです。何を試しましょうか。`,
   goodbye: "さようなら。（終了するにはquitと入力してください）",
   thanks: "どういたしまして。",
   howAreYou: "小さなプログラムなりに元気です。ありがとうございます。",
@@ -377,6 +418,7 @@ const JOINED =
 
 export const JAPANESE: Language = {
   script: /[\p{sc=Hiragana}\p{sc=Katakana}]/u,
+  alsoScript: /\p{sc=Han}/u,
   patterns: PATTERNS,
   facts: FACTS,
   separator: new RegExp(

@@ -51,9 +51,14 @@ const PATTERN_NAMES = [
 export interface Language {
   /** Matches a text in this language. */
   script: RegExp;
+  /** Matches a text that may be in this language: it is if an earlier one was. */
+  alsoScript?: RegExp;
   patterns: Patterns;
-  /** Facts that the user tells in one message and asks for in another. The answer names the key. */
-  facts: { key?: string; tell: RegExp[]; ask: RegExp[] }[];
+  /**
+   * Facts that the user tells in one message and asks for in another. The answer names the key: that
+   * of the table, or the group `key` of a pattern behind the prefix.
+   */
+  facts: { key?: string; prefix?: string; tell: RegExp[]; ask: RegExp[] }[];
   /** Matches what separates two requests. With a group `then`, the second waits for the first. */
   separator: RegExp;
   /** Polite words before and after a request, which are removed. */
@@ -87,7 +92,8 @@ export interface Sentences {
   before(what: Kind, on: string): string;
   result(tool: string, on: string, text: string): string;
   failed(tool: string, text: string): string;
-  greeting: string;
+  /** `hour` is a greeting that fits some hours only, such as "Good morning": it is returned. */
+  greeting(hour: string | undefined): string;
   goodbye: string;
   thanks: string;
   howAreYou: string;
@@ -231,7 +237,7 @@ const ENGLISH: Patterns = {
     "\\bwhat (?:tools|abilities) do you have\\b",
   ),
   greeting: patterns(
-    "^(?:hi|hello|hey|hiya|howdy|greetings|good (?:morning|afternoon|evening)|yo|test" +
+    "^(?:hi|hello|hey|hiya|howdy|greetings|(?<hour>good (?:morning|afternoon|evening))|yo|test" +
       "(?:ing)?|ping)(?:,? (?:there|again|world|luna|sage|claude))?\\b[\\s,.!]*$",
   ),
   goodbye: patterns("^(?:bye|goodbye|good bye|see you|good night|farewell)\\b"),
@@ -449,14 +455,16 @@ const ENGLISH_SENTENCES: Sentences = {
   before: (what, on) => BEFORE[what](on),
   result: (tool, on, text) => (RESULTS[tool] ?? (() => `${tool} gave:\n\n${text}`))(on, text),
   failed: (tool, text) => `That failed. ${tool} said: ${text}`,
-  greeting: "Hello! I am the practice model, a stand-in with fixed rules. What shall we try?",
+  greeting: (hour = "hello") =>
+    `${hour.charAt(0).toUpperCase()}${hour.slice(1).toLowerCase()}! ` +
+    "I am the practice model, a stand-in with fixed rules. What shall we try?",
   goodbye: "Goodbye! (Type quit to leave.)",
   thanks: "You are welcome.",
   howAreYou: "As well as a small program can be, thank you.",
   told: (key, value) =>
     key === "name"
       ? `Nice to meet you, ${value}.`
-      : `Noted. ${ENGLISH_SENTENCES.known(key, value)}`,
+      : `All right. ${ENGLISH_SENTENCES.known(key, value)}`,
   known: (key, value) => KEY_SENTENCES[key]?.(value) ?? `Your ${key} is ${value}.`,
   remembered: (memory) => `I remember this: ${memory}`,
   unknown: (key) =>

@@ -95,7 +95,7 @@ const PATTERNS: Patterns = {
     "你有(?:哪些|什么)(?:工具|能力)",
   ),
   greeting: patterns(
-    "^(?:你好|您好|大家好|嗨|哈喽|喂|早上好|早安|早|中午好|下午好|晚上好|在吗|测试)" +
+    "^(?:你好|您好|大家好|嗨|哈喽|喂|(?<hour>早上好|上午好|早安|早|中午好|下午好|晚上好)|在吗|测试)" +
       "(?:[，, ]*(?:luna|sage|claude))?[\\s，。！!]*$",
   ),
   goodbye: patterns("^(?:再见|拜拜|回见|回头见|晚安|我走了)"),
@@ -155,6 +155,10 @@ const NAME =
 const VALUE = "(?<value>[^，。！？；,.!?;\\n]+)";
 const KEY = "(?<key>(?!名字|工作|家(?![\\p{L}]))[\\p{L}\\d]{1,12}?)";
 
+/** What somebody has, in a sentence without "my". */
+const OWN =
+  "(?:[小]?(?:猫|狗)|宠物|生日|年龄|爱好|老家|家乡|电话|手机号?|邮箱|公司|老板|爸爸|妈妈|妻子|丈夫|女儿|儿子|哥哥|姐姐|弟弟|妹妹)";
+
 const rule = (...sources: string[]) => sources.map((source) => new RegExp(source, "u"));
 
 const FACTS: Language["facts"] = [
@@ -164,25 +168,31 @@ const FACTS: Language["facts"] = [
       `(?:我|用户)(?:的名字)?叫做?(?!我|${QUESTION_WORD})\\s*${NAME}`,
       `(?:我|用户)的名字是(?!${QUESTION_WORD})\\s*${NAME}`,
       `叫我(?!${QUESTION_WORD})\\s*${NAME}`,
+      `^(?:你好|您好|嗨)?[，,！!\\s]*(?:名字)?叫(?!我|${QUESTION_WORD})\\s*${NAME}`,
+      `^名字(?:是|[：:])(?!${QUESTION_WORD})\\s*${NAME}`,
       "我是(?<value>[小老阿]\\p{sc=Han})(?=[，。！？,.!?\\s]|$)",
     ),
     ask: rule(
       `我(?:的名字)?(?:叫做?|是)(?:什么|啥|谁)`,
       "(?:知道|记得|说出)我(?:是谁|的名字|吗)",
-      "我的名字呢?[？?。]*$",
+      "我的名字(?:呢|来着)*[？?。]*$",
+      "^名字(?:呢|来着|是)*(?:什么|啥)?(?:来着|呢)*[？?。]*$",
+      "^(?:还)?(?:记得|知道)(?:我的)?名字(?:吗)?[？?。]*$",
     ),
   },
   {
     key: "home",
     tell: rule(
-      `(?:我现?在?|用户|[，,]\\s*)(?:住在|家在|住(?!在))(?!${QUESTION_WORD})\\s*(?<value>[\\p{L}\\d·]+)`,
+      `(?:^|我现?在?|用户|[，,]\\s*)(?:住在|家在|住(?!在))(?!${QUESTION_WORD})\\s*(?<value>[\\p{L}\\d·]+)`,
+      `(?:^|我)(?:现在)?在(?<value>[\\p{L}\\d·]+?)住(?=[，。！,.!\\s]|$)`,
     ),
-    ask: rule("我现?在?(?:住在|家在|住)(?:哪|什么地方)"),
+    ask: rule("(?:^|我)现?在?(?:住在|家在|住)(?:哪|什么地方)", "我家在哪", "我在哪[里儿]?住"),
   },
   {
     key: "job",
     tell: rule(
-      `(?:我|用户)的工作是(?!${QUESTION_WORD})${VALUE}`,
+      `(?:我|用户)的(?:工作|职业)是(?!${QUESTION_WORD})${VALUE}`,
+      `^(?:工作|职业)(?:是|[：:])(?!${QUESTION_WORD})${VALUE}`,
       `我是一?[名个位](?<value>\\p{L}+)`,
       `我在(?!哪|什么)(?<value>[\\p{L}\\d]+?)(?:工作|上班)`,
     ),
@@ -190,6 +200,7 @@ const FACTS: Language["facts"] = [
       "我在哪[里儿]?(?:工作|上班)",
       "我是?(?:做什么的|做什么工作|干什么的)",
       "我的工作是什么",
+      "^(?:我的)?(?:工作|职业)(?:呢|是|来着)*(?:什么|啥)?[？?。]*$",
     ),
   },
   {
@@ -197,17 +208,28 @@ const FACTS: Language["facts"] = [
     tell: rule(
       `(?:我|用户)(?:很|最|特别|非常|也)?(?:喜欢|爱)(?!的|[吃喝看做玩]?${QUESTION_WORD})(?<value>[\\p{L}\\d ]+)`,
     ),
-    ask: rule("我(?:最|都)?(?:喜欢|爱)[吃喝看做玩]?(?:什么|啥|哪)"),
+    ask: rule("(?:^|我)(?:最|都)?(?:喜欢|爱)[吃喝看做玩]?(?:什么|啥|哪)(?:来着)?[？?。]*$"),
+  },
+  {
+    prefix: "最喜欢的",
+    tell: rule(
+      `(?:^|我|用户|[，,]\\s*)(?:的)?最喜欢的(?<key>\\p{L}{1,10}?)是(?!${QUESTION_WORD})${VALUE}`,
+    ),
+    ask: rule(
+      `最喜欢的(?<key>\\p{L}{1,10}?)是${QUESTION_WORD}`,
+      `最喜欢的(?<key>\\p{L}{1,10}?)(?:呢|来着)?[？?]`,
+      `最(?:喜欢|爱)(?:[吃喝看玩])?(?:什么|哪种|哪个|哪部|哪本|啥)(?<key>\\p{L}{1,8}?)(?:来着|呢)?[？?。]*$`,
+    ),
   },
   {
     // Any other fact, such as "my cat is called Tom" or "my favourite colour is blue".
     tell: rule(
       `(?:我|用户)的${KEY}(?:的名字)?(?:叫做?|是)(?!${QUESTION_WORD})${VALUE}`,
-      `(?:我|用户)(?<key>最喜欢的\\p{L}{1,10}?)是(?!${QUESTION_WORD})${VALUE}`,
+      `^(?<key>${OWN})(?:的名字)?(?:叫|是|[：:])(?!${QUESTION_WORD})${VALUE}`,
     ),
     ask: rule(
       `我的${KEY}(?:的名字)?(?:叫做?|是)${QUESTION_WORD}`,
-      `我(?<key>最喜欢的\\p{L}{1,10}?)是${QUESTION_WORD}`,
+      `^(?<key>${OWN})(?:的名字)?(?:叫|是|呢|来着|${QUESTION_WORD}|时候|[一-龥]?天)*[？?。]*$`,
       `(?:知道|记得)我的${KEY}(?:叫什么|是什么|吗)?[？?。]*$`,
     ),
   },
@@ -295,14 +317,14 @@ const STORY = [
 
 const SENTENCES: Sentences = {
   identity: (persona) =>
-    `${persona ? `我在这里叫 ${persona}，不过` : ""}我是这个教程的练习模型：` +
+    `${persona ? `我在这里叫 ${persona}，不过` : ""}我是这个教程的模拟模型：` +
     "一个按固定规则回答的小程序，不是真正的语言模型。在 .env 里填上密钥，就能和真的模型对话。",
   help: (tools) => {
     const [example] = tools.includes("read_file")
       ? ["（试试“读一下 SOUL.md”）"]
       : [tools.includes("bash") ? "（试试“运行 `ls`”）" : ""];
     return (
-      "我是练习模型，只会几条固定的规则。我能记住你告诉我的事（“我叫小林”）、" +
+      "我是模拟模型，只会几条固定的规则。我能记住你告诉我的事（“我叫小林”）、" +
       "算数（“2+3 等于几”）、数数、讲一个长故事" +
       (tools.length > 0
         ? `，还有这些工具：${tools.join("、")}${example}。`
@@ -318,12 +340,12 @@ const SENTENCES: Sentences = {
   before: (what, on) => BEFORE[what](on),
   result: (tool, on, text) => (RESULTS[tool] ?? (() => `${tool} 返回：\n\n${text}`))(on, text),
   failed: (tool, text) => `没成功。${tool} 说：${text}`,
-  greeting: "你好！我是练习模型，只按固定的规则回答。想试试什么？",
+  greeting: (hour = "你好") => `${hour}！我是模拟模型，只按固定的规则回答。想试试什么？`,
   goodbye: "再见！（输入 quit 退出。）",
   thanks: "不客气。",
   howAreYou: "我是个小程序，谈不上好不好。谢谢关心！",
   told: (key, value) =>
-    key === "name" ? `你好，${value}，很高兴认识你。` : `记住了。${SENTENCES.known(key, value)}`,
+    key === "name" ? `你好，${value}，很高兴认识你。` : `知道了。${SENTENCES.known(key, value)}`,
   known: (key, value) => KNOWN[key]?.(value) ?? `${of("你", key)}是${spaced(value)}。`,
   remembered: (memory) => `我记得这件事：${memory}`,
   unknown: (key) =>
@@ -348,7 +370,7 @@ const SENTENCES: Sentences = {
         : "还没有请求。",
     ].join(""),
   thinking: (topic) => `用户要我想一想${spaced(topic)}。我是按规则办事的程序，想不了多久。`,
-  thought: (topic) => `${topic}，我想过了。练习模型只能想到这里，这个问题还是问真的模型吧。`,
+  thought: (topic) => `${topic}，我想过了。模拟模型只能想到这里，这个问题还是问真的模型吧。`,
   sum: (expression, value) => `${expression} = ${value}`,
   capital: (place, city) => `${place}的首都是${city}。`,
   haiku: "暗处一圈圈，\n问一声，唤一声，听，\n而后归于静。",
@@ -360,7 +382,7 @@ const SENTENCES: Sentences = {
   reminder: (what, why, question) =>
     `${why}提醒一下：${what}。${question ? "可以问问这一年过得怎么样。" : ""}`,
   noReminder: "到了时间没有人会叫醒我。在 CRON.json 里加一个任务来问我，我就会说。",
-  resumed: "搜过了，不过练习环境没有网络，什么也没找到。",
+  resumed: "搜过了，不过模拟环境没有网络，什么也没找到。",
 };
 
 export const CHINESE: Language = {

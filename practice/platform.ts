@@ -3,6 +3,7 @@
 import { createServer, type IncomingMessage, type Server, type ServerResponse } from "node:http";
 import { type Failure, FaultInjector } from "./fault-injection.ts";
 import {
+  CodedError,
   ConditionVariable,
   closeServer,
   type Fields,
@@ -28,7 +29,7 @@ export abstract class FakePlatform<Sent extends Item> {
   protected readonly holds = new HeldRequests();
   protected readonly phones = new Phones();
   private readonly failures: FaultInjector;
-  private readonly server: Server;
+  readonly server: Server;
 
   constructor(kinds: string[], now: () => number = Date.now) {
     this.now = now;
@@ -138,13 +139,14 @@ export abstract class FakePlatform<Sent extends Item> {
     /** The stream that `npm run phone` reads. */
     stream: (fields: Fields, response: ServerResponse) => {
       const input = fields as unknown as PhoneInput; // phone.ts sends its fields
-      this.phones.watch(response, String(this.chatOf(input)));
+      this.phones.watch(response, String(this.chatOf(input)), String(fields.bot ?? "bot"));
     },
     say: async (fields: Fields) => {
       const input = fields as unknown as PhoneInput; // phone.ts sends them
       const chat = this.chatOf(input);
       const last = this.sent.findLast((one) => one.chat === chat);
-      if (input.reply && !last) throw new Error("The bot has sent nothing here yet.");
+      if (input.reply && !last) throw new CodedError("nothingSent");
+      this.phones.keep(String(chat), input.line ?? input.text, input.person);
       await this.receiveFromPhone(input, input.reply ? last : undefined);
     },
     fail: (failure: Fields) => this.setFailure(failure),

@@ -86,11 +86,12 @@ function readSituation(request: PracticeRequest): Situation {
   const contexts = before.filter(({ block }) => CONTEXT.test(textOf(block)));
   const contextsOfTurn = contexts.filter(({ message }) => message === all[last]?.message);
   const requests = before.filter(({ block }) => block.type === "text" && !CONTEXT.test(block.text));
+  const earlier = requests.map(({ block }) => textOf(block).slice(0, 2 * MAX_REQUEST));
   return {
     text,
     whole,
-    language: LANGUAGES.findLast(({ script }) => script.test(text)) ?? firstLanguage(),
-    earlier: requests.map(({ block }) => textOf(block).slice(0, 2 * MAX_REQUEST)),
+    language: languageOf(text, earlier),
+    earlier,
     memories: contexts.flatMap(({ block }) => memoriesIn(textOf(block))),
     remembered: contextsOfTurn.flatMap(({ block }) => memoriesIn(textOf(block))),
     clock: contextsOfTurn.map(({ block }) => CLOCK.exec(textOf(block))?.[1] ?? "").join(""),
@@ -112,6 +113,14 @@ const CLOCK = /^It is \w+ \w+ \d+ \d+ (\d\d:\d\d)/m;
 
 function memoriesIn(context: string): string[] {
   return [...context.matchAll(/^You remember: (.+)$/gm)].map((match) => match[1] ?? "");
+}
+
+/** 「大阪在住」 has no kana, so by itself it could be Chinese, but not after a line in Japanese. */
+function languageOf(text: string, earlier: string[]): Language {
+  const likely = LANGUAGES.find(
+    ({ script, alsoScript }) => alsoScript?.test(text) && earlier.some((one) => script.test(one)),
+  );
+  return likely ?? LANGUAGES.findLast(({ script }) => script.test(text)) ?? firstLanguage();
 }
 
 function firstLanguage(): Language {
@@ -274,7 +283,7 @@ const RULES: [keyof Patterns, Rule][] = [
   ["joke", (now) => now.language.say.joke],
   ["explain", (now) => now.language.explanations.find(([word]) => word.test(now.text))?.[1]],
   ["howAreYou", (now) => now.language.say.howAreYou],
-  ["greeting", (now) => now.language.say.greeting],
+  ["greeting", (now, { hour }) => now.language.say.greeting(hour)],
   ["goodbye", (now) => now.language.say.goodbye],
   ["thanks", (now) => now.language.say.thanks],
 ];
@@ -321,7 +330,7 @@ function answerFact(now: Situation): string | undefined {
   for (const fact of facts) {
     const found = firstMatch(fact.ask, now.text.trim());
     if (!found) continue;
-    const key = fact.key ?? found.key?.toLowerCase() ?? "";
+    const key = fact.key ?? keyOf(fact, found);
     const value = collectFacts(textsWithFacts(now), now.language).get(key);
     if (value) return say.known(key, value);
     const [memory] = now.remembered;
@@ -352,15 +361,20 @@ function collectFacts(texts: string[], language: Language): Map<string, string> 
  */
 function factsIn(text: string, language: Language): Map<string, string> {
   const found = new Map<string, string>();
-  for (const { key, tell: patterns } of language.facts) {
-    for (const { groups = {} } of patterns.flatMap((pattern) => allMatches(pattern, text))) {
-      const name = key ?? groups.key?.toLowerCase() ?? "";
+  for (const fact of language.facts) {
+    for (const { groups = {} } of fact.tell.flatMap((pattern) => allMatches(pattern, text))) {
+      const name = fact.key ?? keyOf(fact, groups);
       const value = cleanValue(groups.value ?? "");
-      const isFree = key !== undefined || !found.has(name);
+      const isFree = fact.key !== undefined || !found.has(name);
       if (value && isFree) found.set(name, value);
     }
   }
   return found;
+}
+
+/** The key that a text names: "cat", or with a prefix "最喜欢的颜色". */
+function keyOf({ prefix = "" }: { prefix?: string }, { key = "" }: Groups): string {
+  return prefix + key.toLowerCase();
 }
 
 function allMatches(pattern: RegExp, text: string): RegExpExecArray[] {

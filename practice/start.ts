@@ -4,175 +4,66 @@
  * model answers.
  */
 
-import { spawn } from "node:child_process";
-import { cpSync, existsSync, mkdirSync, readdirSync, readFileSync, rmSync } from "node:fs";
-import { constants } from "node:os";
-import { basename, join } from "node:path";
-import { createInterface } from "node:readline/promises";
-import { parseArgs } from "node:util";
+import { once } from "node:events";
+import { existsSync, readFileSync } from "node:fs";
+import { type IncomingMessage, request } from "node:http";
+import { join } from "node:path";
+import { createInterface } from "node:readline";
 import { parse } from "dotenv";
-import { LANGUAGE_NAMES, SECTIONS } from "../sessions/names.ts";
-import { isAlive, ROOT, readWorld, startWorld, UserError } from "./world.ts";
-
-/** What each language calls itself, by its code. People may type any code. */
-const LANGUAGES: Record<string, string> = LANGUAGE_NAMES;
+import { readOptions, runTool, wholeNumber } from "./command-line.ts";
+import { type Choice, choose } from "./menu.ts";
+import { runSection } from "./section-process.ts";
+import { TEXTS, type Texts } from "./texts.ts";
+import { copyWorkspace } from "./workspace.ts";
+import { FIRST_WITH, ROOT, SETTINGS, UserError } from "./world.ts";
+import { type Answer, explain, requireWorld, send, type World } from "./world-client.ts";
 
 /** The key of .env.example. Whoever copied the file and did not fill it in has no key. */
 const PLACEHOLDER = "sk-ant-your-key-here";
 
-const HELP = `npm start                     choose a section
-npm start -- s02              run section 2
-npm start -- s02 --lang zh    the same, in Chinese (ja: Japanese)
-npm start -- s02 --fresh      with a new copy of the workspace, for practice without a key`;
+const text = { type: "string" } as const;
+const flag = { type: "boolean" } as const;
+const OPTIONS = {
+  lang: text,
+  fresh: flag,
+  serve: flag,
+  context: text,
+  set: { ...text, multiple: true },
+  help: { ...flag, short: "h" },
+} as const;
 
-interface Choice {
-  section: string;
-  language: string;
-}
-
-async function main(): Promise<number> {
-  const { values, positionals } = readArguments();
+async function main(args: string[], machineTexts: Texts): Promise<number> {
+  const { help } = machineTexts.start;
+  const { values, positionals } = readOptions(args, OPTIONS, machineTexts, help);
   if (values.help) {
-    console.log(HELP);
+    console.log(help);
     return 0;
   }
-  const choice = await choose(positionals[0], values.lang);
+  const own = readSettings(values.set ?? [], values.context, machineTexts);
+  const choice = await choose(positionals[0], args);
   if (!choice) return 0;
+  const texts = TEXTS[choice.language];
   const file = join(ROOT, "sessions", choice.language, `${choice.section}.ts`);
+  const words = values.serve ? ["--serve"] : [];
   if (hasKey()) {
-    if (values.fresh) console.log("(--fresh is for practice without a key: nothing was renewed.)");
-    return await run(file, {});
+    if (values.fresh) console.log(texts.start.freshWithKey);
+    return (await runSection({ file, words, settings: own })).code;
   }
-  copyWorkspace(values.fresh ?? false);
-  const short = choice.section.slice(0, 3);
-  const world = await startWorld(`${short} (${choice.language})`, Number(short.slice(1)));
-  console.log("Offline practice: a stand-in answers by fixed rules, no real model, no cost.");
-  console.log("For a real model, copy .env.example to .env and put your key into it.");
-  if (world.telegram) console.log("Be alice in a second terminal: npm run phone -- telegram alice");
-  console.log();
-  try {
-    return await run(file, world.settings);
-  } finally {
-    await world.stop();
-  }
+  const fresh = values.fresh ?? false;
+  return await practise(choice, { file, words, own, fresh }, texts);
 }
 
-function readArguments() {
-  try {
-    return parseArgs({
-      allowPositionals: true,
-      options: {
-        lang: { type: "string" },
-        fresh: { type: "boolean" },
-        help: { type: "boolean", short: "h" },
-      },
-    });
-  } catch (error) {
-    throw new UserError(`${error instanceof Error ? error.message : error}\n\n${HELP}`);
-  }
+/** The settings of --set and --context. */
+function readSettings(given: string[], context: string | undefined, texts: Texts) {
+  const settings = given.map((one): [string, string] => {
+    const [, name = "", value = ""] = /^(\w+)=(.*)$/s.exec(one) ?? [];
+    if (SETTINGS.includes(name)) return [name, value];
+    throw new UserError(texts.start.badSetting(one, SETTINGS.join(texts.comma)));
+  });
+  if (context === undefined) return Object.fromEntries(settings);
+  const tokens = wholeNumber(context, "--context", texts);
+  return { ...Object.fromEntries(settings), CONTEXT_TOKENS: String(tokens) };
 }
-
-// ---- Which section ----
-
-/** The sections that exist in a language, in order. */
-function sectionsOf(language: string): string[] {
-  const folder = join(ROOT, "sessions", language);
-  const files = existsSync(folder) ? readdirSync(folder) : [];
-  const names = files.filter((name) => /^s\d\d_\w+\.ts$/.test(name));
-  return names.map((name) => basename(name, ".ts")).sort();
-}
-
-async function choose(wanted?: string, lang?: string): Promise<Choice | undefined> {
-  if (lang && !LANGUAGES[lang]) {
-    throw new UserError(
-      `There is no language "${lang}"; there are: ${Object.keys(LANGUAGES).join(", ")}.`,
-    );
-  }
-  const isInteractive = process.stdin.isTTY && process.stdout.isTTY && !process.env.CI;
-  if (wanted || !isInteractive) {
-    const language = lang ?? "en";
-    return { section: findSection(wanted ?? "s01", language), language };
-  }
-  return await askPerson(lang);
-}
-
-/** "2", "s2", "s02" and "s02_tool_use" all mean section 2. */
-function findSection(wanted: string, language: string): string {
-  const number = /^s?(\d{1,2})(?:_\w+)?$/i.exec(wanted)?.[1]?.padStart(2, "0");
-  const name = SECTIONS.find((known) => known.startsWith(`s${number}`));
-  if (!number || !name) {
-    throw new UserError(`There is no section "${wanted}"; there are s01 to s10.`);
-  }
-  const there = sectionsOf(language);
-  const section = there.find((known) => known.startsWith(`s${number}`));
-  if (section) return section;
-  const others = Object.keys(LANGUAGES).filter((other) => sectionsOf(other).includes(name));
-  const where = others.length > 0 ? `, but it is in ${others.join(" and ")}` : "";
-  const rest = there.length > 0 ? ` There are: ${there.join(", ")}.` : "";
-  throw new UserError(`s${number} is not there yet in ${LANGUAGES[language]}${where}.${rest}`);
-}
-
-/** A small menu. Enter takes the first entry; Ctrl+C and Ctrl+D leave and give undefined. */
-async function askPerson(lang?: string): Promise<Choice | undefined> {
-  const terminal = createInterface({ input: process.stdin, output: process.stdout });
-  const leave = new AbortController();
-  terminal.once("SIGINT", () => leave.abort());
-  terminal.once("close", () => leave.abort());
-  try {
-    const language = lang ?? (await askLanguage(availableLanguages(), ask));
-    const sections = sectionsOf(language);
-    printSections(sections);
-    const first = sections[0]?.slice(0, 3) ?? "s01";
-    const wanted = await ask(`Section [${first}]: `);
-    return { section: findSection(wanted || first, language), language };
-  } catch (error) {
-    if (!leave.signal.aborted) throw error;
-    console.log();
-    return undefined;
-  } finally {
-    terminal.close();
-  }
-
-  async function ask(question: string): Promise<string> {
-    return (await terminal.question(question, { signal: leave.signal })).trim();
-  }
-}
-
-/** The languages that have sections, the one of this machine first. */
-function availableLanguages(): string[] {
-  const available = Object.keys(LANGUAGES).filter((name) => sectionsOf(name).length > 0);
-  return available.sort((a, b) => Number(isMachineLanguage(b)) - Number(isMachineLanguage(a)));
-}
-
-function printSections(sections: string[]): void {
-  for (const section of sections) {
-    console.log(`  ${section.replace("_", "  ").replaceAll("_", " ")}`);
-  }
-  const numbers = SECTIONS.map((name) => name.slice(0, 3));
-  const missing = numbers.filter((number) => !sections.some((name) => name.startsWith(number)));
-  if (missing.length > 0) console.log(`  not there yet: ${missing.join(" ")}`);
-}
-
-/** Node knows the language where the shell does not name it, as on Windows. */
-function isMachineLanguage(language: string): boolean {
-  const { LC_ALL, LC_MESSAGES, LANG } = process.env;
-  const locale = LC_ALL || LC_MESSAGES || LANG || new Intl.NumberFormat().resolvedOptions().locale;
-  return new RegExp(`^${language}(?![a-z])`, "i").test(locale);
-}
-
-async function askLanguage(
-  there: string[],
-  ask: (question: string) => Promise<string>,
-): Promise<string> {
-  const first = there[0] ?? "en";
-  if (there.length < 2) return first;
-  const names = there.map((language) => `${language} ${LANGUAGES[language]}`).join(", ");
-  const wanted = (await ask(`Language (${names}) [${first}]: `)).toLowerCase() || first;
-  if (there.includes(wanted)) return wanted;
-  throw new UserError(`There is no language "${wanted}" here; there are: ${there.join(", ")}.`);
-}
-
-// ---- The section as a child ----
 
 /** Whether there is a key. As in the sections, the environment beats .env, and empty is unset. */
 function hasKey(): boolean {
@@ -182,50 +73,54 @@ function hasKey(): boolean {
   return key.trim() !== "" && key.trim() !== PLACEHOLDER;
 }
 
+interface Run {
+  file: string;
+  words: string[];
+  own: Record<string, string>;
+  fresh: boolean;
+}
+
+/** Runs a section in the practice world. */
+async function practise(choice: Choice, run: Run, texts: Texts): Promise<number> {
+  const short = choice.section.slice(0, 3);
+  const number = Number(short.slice(1));
+  const user = `${short} (${choice.language})`;
+  const world = await requireWorld(texts);
+  const { settings, leave } = await takeSeat(world, { user, number }, texts);
+  copyWorkspace(run.fresh);
+  for (const line of texts.start.offline) console.log(line);
+  if (number >= FIRST_WITH.channels) console.log(texts.start.phone);
+  console.log();
+  const { code, isKilled } = await runSection({
+    file: run.file,
+    words: run.words,
+    // A proxy must not come between a section and its practice world.
+    settings: { ...settings, ...withoutProxy(), ...run.own },
+    onStart: (pid) => send(world.url, "running", { pid }, texts),
+  });
+  leave();
+  if (isKilled) console.log(`\n${texts.start.killed(user, `npm start -- ${short}`)}`);
+  return code;
+}
+
+function withoutProxy(): Record<string, string> {
+  return { NO_PROXY: ["127.0.0.1,localhost", process.env.NO_PROXY].filter(Boolean).join(",") };
+}
+
 /**
- * Makes the copy in which practice works, so that what the agent does leaves the original alone.
+ * Asks the world for the workspace and for settings. The connection stays open as long as this
+ * process lives, which keeps other sections out.
  */
-function copyWorkspace(fresh: boolean): void {
-  const from = join(ROOT, "workspace");
-  const copy = join(ROOT, ".practice", "workspace");
-  const other = readWorld();
-  if (fresh && other && isAlive(other.pid)) {
-    throw new UserError(
-      `${other.user} (process ${other.pid}) uses the practice copy: leave it first.`,
-    );
-  }
-  if (fresh) rmSync(copy, { recursive: true, force: true });
-  if (existsSync(copy)) return;
-  mkdirSync(copy, { recursive: true });
-  if (!existsSync(from)) return;
-  cpSync(from, copy, { recursive: true, filter: (path) => basename(path) !== ".state" });
+async function takeSeat({ url }: World, section: { user: string; number: number }, texts: Texts) {
+  const call = request(`${url}/_practice/take`, { method: "POST" });
+  call.end(JSON.stringify(section));
+  const [response] = (await once(call, "response")) as [IncomingMessage]; // the event has one argument
+  const lines = createInterface({ input: response.setEncoding("utf8") });
+  for (const source of [lines, response]) source.on("error", () => {}); // the world may end first
+  const [line] = (await once(lines, "line")) as [string];
+  const answer = JSON.parse(line) as Record<string, string> & Answer; // world-server.ts sends it
+  if (response.statusCode !== 200) throw new UserError(explain(answer, texts));
+  return { settings: answer, leave: () => response.destroy() };
 }
 
-/** Runs a section as a child process and gives its exit code. */
-function run(file: string, settings: Record<string, string>): Promise<number> {
-  const child = spawn(process.execPath, ["--import", "tsx", file], {
-    cwd: ROOT,
-    stdio: "inherit",
-    env: { ...process.env, ...settings },
-  });
-  // Ctrl+C goes to all processes of the terminal, so the child has received it and decides what to
-  // do. The other signals come to this process alone and are passed on.
-  process.on("SIGINT", () => {});
-  for (const signal of ["SIGTERM", "SIGHUP"] as const) {
-    process.on(signal, () => child.kill(signal));
-  }
-  return new Promise((resolve, reject) => {
-    child.once("error", reject);
-    child.once("exit", (code, signal) => {
-      resolve(code ?? 128 + (signal ? constants.signals[signal] : 0));
-    });
-  });
-}
-
-try {
-  process.exitCode = await main();
-} catch (error) {
-  if (!(error instanceof UserError)) throw error;
-  console.error(error.message);
-  process.exitCode = 1;
-}
+await runTool(main);

@@ -93,6 +93,10 @@ export class UpdateQueue {
   private readonly changes: ConditionVariable;
   private allowed: string[] = [];
   private next = 500_001;
+  /** The place of the oldest update that is not confirmed. With many, nobody may search for it. */
+  private firstWaiting = 0;
+  /** Who waits until an update is confirmed, in the order of the updates. */
+  private readonly waiters: { last: number; resolve: () => void }[] = [];
   private poll: Poll | undefined;
 
   constructor(changes: ConditionVariable) {
@@ -113,12 +117,20 @@ export class UpdateQueue {
   }
 
   waiting(): QueuedUpdate[] {
-    return this.updates.filter((one) => !one.confirmed);
+    return this.updates.slice(this.firstWaiting);
+  }
+
+  /** Resolves when this update and all before it are confirmed; at once without a number. */
+  confirmed(last: number | undefined): Promise<void> {
+    if (last === undefined) return Promise.resolve();
+    return new Promise((resolve) => {
+      this.waiters.push({ last, resolve });
+    });
   }
 
   /** Whether all updates are confirmed and the bot is polling for more. */
   isIdle(): boolean {
-    return this.poll !== undefined && this.waiting().length === 0;
+    return this.poll !== undefined && this.firstWaiting === this.updates.length;
   }
 
   deleteWebhook(dropUpdates: boolean): void {
@@ -158,9 +170,12 @@ export class UpdateQueue {
   /** An offset confirms all older updates; a negative one counts from the end of the queue. */
   private confirm(offset: number): void {
     const first = offset < 0 ? this.next + offset : offset;
-    for (const one of this.updates) {
-      if (one.update.update_id < first) one.confirmed = true;
+    for (; ; this.firstWaiting += 1) {
+      const one = this.updates[this.firstWaiting];
+      if (!one || one.update.update_id >= first) break;
+      one.confirmed = true;
     }
+    while (this.waiters[0] && this.waiters[0].last < first) this.waiters.shift()?.resolve();
   }
 
   private endPoll(poll: Poll): Poll {
@@ -171,11 +186,12 @@ export class UpdateQueue {
 
   /** Answers the held request if there are updates, or with none if `isDue`. */
   private answerPoll(isDue: boolean): void {
-    const batch = this.waiting().slice(0, this.poll?.limit);
-    if (this.poll && (batch.length > 0 || isDue)) {
+    const { firstWaiting, poll } = this;
+    const batch = poll ? this.updates.slice(firstWaiting, firstWaiting + poll.limit) : [];
+    if (poll && (batch.length > 0 || isDue)) {
       for (const one of batch) one.given += 1;
       const updates = batch.map((one) => one.update);
-      answer(this.endPoll(this.poll), updates);
+      answer(this.endPoll(poll), updates);
     }
     this.changes.notifyAll();
   }

@@ -261,13 +261,11 @@ export class FakeTelegram extends FakePlatform<Sent> {
   private publish(list: [string, unknown][], force = false): Said {
     const messages = list.map(([, body]) => body as Partial<Message>); // some are no messages
     const updates = this.queue.add(list, force);
-    const isDone = (): boolean =>
-      this.updates.every((one) => one.confirmed || !updates.includes(one.update.update_id));
     return {
       chat: messages[0]?.chat?.id ?? 0,
       messages: messages.flatMap((message) => message.message_id ?? []),
       updates,
-      confirmed: this.until(isDone).then(() => {}),
+      confirmed: this.queue.confirmed(updates.at(-1)),
     };
   }
 

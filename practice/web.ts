@@ -138,9 +138,10 @@ export async function handleControl(
   response: ServerResponse,
   handlers: ControlHandlers,
 ): Promise<void> {
-  // A web page that is open in a browser can reach loopback as well. Browsers name its origin in a
-  // header, and our commands send none.
-  if (request.headers.origin) return sendJson(response, 403, { error: "not from a browser" });
+  // A web page that is open in a browser can reach loopback as well. Browsers send at least one of
+  // two headers that say where a request comes from, and our commands send neither.
+  const { origin, "sec-fetch-site": site } = request.headers;
+  if (origin ?? site) return sendJson(response, 403, { error: "not from a browser" });
   const { pathname, searchParams } = new URL(request.url ?? "/", "http://localhost");
   const [, handle] =
     Object.entries(handlers).find(([name]) => pathname === `/_practice/${name}`) ?? [];
@@ -150,12 +151,33 @@ export async function handleControl(
     const result = await handle(input, response);
     if (!response.headersSent) sendJson(response, 200, result ?? {});
   } catch (error) {
-    sendJson(response, 400, { error: error instanceof Error ? error.message : String(error) });
+    const words = error instanceof Error ? error.message : String(error);
+    const coded = error instanceof CodedError && { code: error.code, values: error.values };
+    sendJson(response, 400, { error: words, ...coded });
   }
 }
 
-/** What is sent to a phone, to be shown there. */
-export type PhoneEvent = { type: "typing" } | { type: "sent"; text: string };
+/** An error that the tools explain in the person's language, by its code and values. */
+export class CodedError extends Error {
+  readonly code: string;
+  readonly values: Fields;
+
+  constructor(code: string, values: Fields = {}) {
+    super(`${code} ${JSON.stringify(values)}`);
+    this.code = code;
+    this.values = values;
+  }
+}
+
+/**
+ * What is sent to a phone, to be shown there: first the last lines of the chat, then "ready", then
+ * what happens.
+ */
+export type PhoneEvent =
+  | { type: "typing" }
+  | { type: "sent"; text: string }
+  | { type: "past"; from: string; text: string }
+  | { type: "ready" };
 
 /** What a person types on the phone, the same for both platforms. */
 export interface PhoneInput {
@@ -165,35 +187,71 @@ export interface PhoneInput {
   photos?: number;
   /** Whether it answers the bot's last message in this chat. */
   reply?: boolean;
+  /** What was typed, if that was a command such as /photo. */
+  line?: string;
 }
 
-/** The phones that show a chat. Each keeps a connection open and gets one line of JSON an event. */
+/** How many lines of its chat a phone shows when it is switched on. */
+const SHOWN_LINES = 20;
+
+/**
+ * The chats, and the phones that show them. Each phone keeps a connection open and gets one line of
+ * JSON an event.
+ */
 export class Phones {
   private readonly open = new Map<ServerResponse, string>();
+  /** The last lines of each chat, with who wrote them; without it, the bot did. */
+  private readonly chats = new Map<string, { from?: string; text: string }[]>();
 
-  watch(response: ServerResponse, chat: string): void {
+  /** `bot` is what the person calls the bot. */
+  watch(response: ServerResponse, chat: string, bot: string): void {
     this.open.set(response, chat);
     response.once("close", () => this.open.delete(response));
     response.writeHead(200, { "content-type": "application/x-ndjson" });
     response.flushHeaders();
+    for (const line of this.chats.get(chat) ?? []) {
+      send(response, { type: "past", from: line.from ?? bot, text: line.text });
+    }
+    send(response, { type: "ready" });
   }
 
   show(chat: string, event: PhoneEvent): void {
+    if (event.type === "sent") this.keep(chat, event.text);
     for (const [response, shownChat] of this.open) {
-      if (shownChat === chat) response.write(`${JSON.stringify(event)}\n`);
+      if (shownChat === chat) send(response, event);
     }
+  }
+
+  /** Keeps what somebody wrote. It stands on the writer's phone already. */
+  keep(chat: string, text: string, from?: string): void {
+    const lines = [...(this.chats.get(chat) ?? []), { from, text }];
+    this.chats.set(chat, lines.slice(-SHOWN_LINES));
   }
 }
 
-/** The phone's side of the stream: calls `show` with each event, for as long as the world runs. */
+function send(response: ServerResponse, event: PhoneEvent): void {
+  response.write(`${JSON.stringify(event)}\n`);
+}
+
+/**
+ * The phone's side of the stream: calls `show` with each event, for as long as the world runs.
+ * Resolves when the last lines of the chat were shown.
+ */
 export async function watchPhone(
   url: string,
   show: (event: PhoneEvent) => void,
 ): Promise<IncomingMessage> {
   const [response] = (await once(get(url), "response")) as [IncomingMessage]; // the event has one argument
   const events = createInterface({ input: response.setEncoding("utf8") });
-  events.on("line", (line) => show(JSON.parse(line)));
   // After an error comes a close, to which the caller listens.
   for (const source of [events, response]) source.on("error", () => {});
+  await new Promise<void>((resolve) => {
+    events.on("line", (line) => {
+      const event: PhoneEvent = JSON.parse(line);
+      if (event.type === "ready") resolve();
+      else show(event);
+    });
+    response.once("close", resolve);
+  });
   return response;
 }

@@ -312,7 +312,7 @@ describe("the fake platforms, by their knobs", () => {
     const groups = { person: "alice", group: "family", text: "hi", reply: true };
     expect(await turn(server.url, "say", groups)).toEqual([
       400,
-      { error: "The bot has sent nothing here yet." },
+      { error: "nothingSent {}", code: "nothingSent", values: {} },
     ]);
   });
 });

@@ -108,6 +108,44 @@ describe("the practice model in Japanese", () => {
     );
   });
 
+  it.each([
+    ["好きな色は青です", "好きな色は？", "好きな色は青です。"],
+    ["好きな色は青", "好きな色、なんだっけ？", "好きな色は青です。"],
+    ["私の好きな色は青だよ", "好きな色って覚えてる？", "好きな色は青です。"],
+    ["葵です", "名前、何だっけ？", "葵さんです。"],
+    ["名前は葵です。", "名前覚えてる？", "葵さんです。"],
+    ["葵っていいます", "私の名前、わかる？", "葵さんです。"],
+    ["僕は健太だよ", "俺の名前なんだっけ", "健太さんです。"],
+    ["大阪在住です", "どこに住んでるっけ？", "大阪にお住まいです。"],
+    ["私は大阪在住です", "住まいは？", "大阪にお住まいです。"],
+    ["大阪に在住しています", "私はどこに住んでいますか？", "大阪にお住まいです。"],
+    ["仕事はエンジニアです", "仕事、何だっけ？", "お仕事はエンジニアと聞いています。"],
+    ["紅茶が好き", "好きなものは？", "紅茶がお好きです。"],
+    ["猫の名前はタマです", "猫の名前は？", "猫の名前はタマです。"],
+    ["誕生日は5月3日", "誕生日いつだっけ？", "誕生日は5月3日です。"],
+  ])("without pronouns: %s %s", (told, asked, words) => {
+    expect(say([told, asked]).words).toBe(words);
+    expect(say([asked]).words).toMatch(/わかりません/);
+  });
+
+  it.each(["大丈夫です", "そうです", "今日は晴れです", "学生です", "あなたの名前は？"])(
+    "takes no fact from %s",
+    (line) => {
+      expect(say([line, "名前は？"]).words).toMatch(/^お名前はわかりません/);
+    },
+  );
+
+  it("greets as it is greeted, and by no hour otherwise", () => {
+    const rest = "決まったルールで答える練習用モデルです。何を試しましょうか。";
+    expect(say(["おはようございます"]).words).toBe(`おはようございます。${rest}`);
+    expect(say(["こんばんは"]).words).toBe(`こんばんは。${rest}`);
+    expect(say(["やあ"]).words).toBe(rest);
+  });
+
+  it("goes on in Japanese after a line without kana", () => {
+    expect(say(["紅茶が好き", "大阪在住"]).words).toBe("わかりました。大阪にお住まいです。");
+  });
+
   it("summarises, and knows names and files from the summary", () => {
     const lines = ["私の名前は葵です。", "京都に住んでいます。", "SOUL.mdを読んで", "3まで数えて"];
     const summary = say([...lines, "ここまでの会話を要約して。"]).words;

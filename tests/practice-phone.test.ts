@@ -1,24 +1,12 @@
 /** `npm run phone` and `npm run rpc` as processes, in a small copy of the tutorial. */
 
-import { type ChildProcess, spawn } from "node:child_process";
-import {
-  cpSync,
-  mkdirSync,
-  mkdtempSync,
-  readFileSync,
-  rmSync,
-  symlinkSync,
-  writeFileSync,
-} from "node:fs";
 import { createServer, type Server } from "node:http";
-import { tmpdir } from "node:os";
-import { join } from "node:path";
-import { afterAll, afterEach, beforeAll, beforeEach, describe, expect, it } from "vitest";
-import { WebSocketServer } from "ws";
+import { afterAll, afterEach, beforeAll, beforeEach, describe, expect, it, vi } from "vitest";
+import { type WebSocket, WebSocketServer } from "ws";
 import { closeServer, listen } from "../practice/web.ts";
-import type { WorldFile } from "../practice/world.ts";
+import { Copy } from "./practice-copy.ts";
 
-const PROJECT = join(import.meta.dirname, "..");
+vi.setConfig({ testTimeout: 60_000 });
 
 /** A section of our own: a bot that repeats what it hears, in groups only when it is meant. */
 const SECTION = `
@@ -64,103 +52,36 @@ const SECTION = `
     for (const part of answer(content.text, content.image_key)) await send(message.chat_id, part);
   });
   server.listen(Number(env.HTTP_PORT), "127.0.0.1", () => {
-    console.log("settings " + JSON.stringify([env.TELEGRAM_ALLOWED_CHATS, env.FEISHU_ALLOWED_CHATS,
+    console.log("process " + process.pid + "; settings " + JSON.stringify([env.TELEGRAM_ALLOWED_CHATS, env.FEISHU_ALLOWED_CHATS,
       env.REMOTE_TOOLS, env.GATEWAY_TOKEN.length]));
   });
   process.stdin.on("end", () => process.exit()).resume();
 `;
 
-let root: string;
-const running = new Set<ChildProcess>();
+const copy = new Copy();
 
 beforeAll(() => {
-  root = mkdtempSync(join(tmpdir(), "practice-phone-"));
-  cpSync(join(PROJECT, "practice"), join(root, "practice"), { recursive: true });
-  symlinkSync(join(PROJECT, "node_modules"), join(root, "node_modules"), "junction");
-  writeFileSync(join(root, "package.json"), '{ "type": "module" }');
-  mkdirSync(join(root, "workspace"));
-  mkdirSync(join(root, "sessions", "en"), { recursive: true });
-  cpSync(join(PROJECT, "sessions", "names.ts"), join(root, "sessions", "names.ts"));
-  for (const name of ["s03_sessions", "s04_channels", "s05_gateway"]) {
-    const code = name.startsWith("s03")
-      ? 'console.log("settings"); process.stdin.resume();'
-      : SECTION;
-    writeFileSync(join(root, "sessions", "en", `${name}.ts`), code);
-  }
+  copy.section("en", "s03_sessions", 'console.log("settings"); process.stdin.resume();');
+  for (const name of ["s04_channels", "s05_gateway"]) copy.section("en", name, SECTION);
 });
 
-/** On Windows a folder can't go while a process has it as its working directory. */
-async function endAll(): Promise<void> {
-  const ends = [...running].map((child) => {
-    const end = new Promise((resolve) => child.once("close", resolve));
-    child.kill("SIGKILL");
-    return end;
-  });
-  await Promise.all(ends);
-}
-
-afterAll(async () => {
-  await endAll();
-  rmSync(root, { recursive: true, force: true, maxRetries: 5 });
-});
-
-const worldFile = () => join(root, ".practice", "world.json");
-const readWorld = (): WorldFile => JSON.parse(readFileSync(worldFile(), "utf8"));
-
-/** A process whose output can be waited for. */
-function launch(script: string, ...args: string[]) {
-  const path = join(root, "practice", script);
-  const child = spawn(process.execPath, ["--import", "tsx", path, ...args], {
-    cwd: root,
-    env: { ...process.env, ANTHROPIC_API_KEY: "" },
-  });
-  running.add(child);
-  let output = "";
-  const watchers = new Set<() => void>();
-  const more = (chunk: string): void => {
-    output += chunk.replaceAll("\r", "");
-    for (const watch of watchers) watch();
-  };
-  child.stdout.setEncoding("utf8").on("data", more);
-  child.stderr.setEncoding("utf8").on("data", more);
-  const done = new Promise<{ code: number | null; output: string }>((resolve) => {
-    child.once("close", (code) => {
-      running.delete(child);
-      resolve({ code, output });
-      for (const watch of watchers) watch();
-    });
-  });
-  const says = (wanted: string, times = 1): Promise<string> =>
-    new Promise((resolve, reject) => {
-      const watch = (): void => {
-        const found = output.split(wanted).length > times;
-        if (!found && running.has(child)) return;
-        watchers.delete(watch);
-        if (found) resolve(output);
-        else reject(new Error(`It ended without "${wanted}":\n${output}`));
-      };
-      watchers.add(watch);
-      watch();
-    });
-  return { child, done, says };
-}
-
-/** Runs to the end, with some lines as its input. */
-async function run(script: string, args: string[], input = "") {
-  const { child, done } = launch(script, ...args);
-  child.stdin.on("error", () => {}); // it may be gone before it has read anything
-  child.stdin.end(input);
-  return await done;
-}
+afterAll(() => copy.remove());
 
 async function startSection(section: string) {
-  const started = launch("start.ts", section);
-  const output = await started.says("settings");
-  return { ...started, output };
+  const started = copy.launch("start.ts", [section]);
+  const output = await started.says(/settings.*\n/);
+  const [, pid] = /process (\d+)/.exec(output) ?? [];
+  return { ...started, output, pid };
 }
 
-describe("the world from s04 on", () => {
-  afterEach(endAll);
+const phone = (...args: string[]) => copy.launch("phone.ts", args);
+
+const WAITS =
+  "(No section is running, so your messages wait. " +
+  "npm start -- s04 starts one, and so does each section up to s10.)";
+
+describe("the world and its sections", () => {
+  afterEach(() => copy.endAll());
 
   it("has the fake platforms, and the section gets their settings", async () => {
     const { child, done, output } = await startSection("s04");
@@ -168,47 +89,93 @@ describe("the world from s04 on", () => {
     expect(output).toContain(
       'settings ["1001,1002,-1001000000001","oc_alice,oc_bob,oc_family","",0]',
     );
-    expect(readWorld()).toEqual({
-      pid: child.pid,
-      url: expect.stringMatching(/^http:/),
-      startedAt: expect.any(String),
-      user: "s04 (en)",
-      telegram: expect.stringMatching(/^http:/),
-      feishu: expect.stringMatching(/^http:/),
-    });
     child.stdin.end();
     expect((await done).code).toBe(0);
   });
 
   it("says so where there are no channels or no gateway yet", async () => {
     const early = await startSection("s03");
-    expect(await run("phone.ts", ["telegram", "alice"])).toEqual({
-      code: 1,
-      output: "s03 (en) has no channels yet: npm start -- s04 has.\n",
-    });
-    early.child.kill("SIGKILL");
-    await early.done;
-    expect((await run("phone.ts", ["feishu", "bob"])).output).toContain("No practice world");
-    const { output } = await startSection("s04");
-    expect(output).toContain("settings");
-    expect((await run("rpc.ts", ["status"])).output).toBe(
-      "s04 (en) has no gateway yet: npm start -- s05 has.\n",
+    expect((await copy.run("phone.ts", ["telegram", "alice"])).output).toBe(
+      "(s03 (en) has no channels, so your messages wait. " +
+        "npm start -- s04 starts one, and so does each section up to s10.)\nalice > ",
     );
+    early.child.stdin.end();
+    await early.done;
+    expect((await copy.run("rpc.ts", ["status"])).output).toBe(
+      "No section is running: npm start -- s05 has one.\n",
+    );
+    await startSection("s04");
+    expect((await copy.run("rpc.ts", ["status"])).output).toBe(
+      "s04 (en) has no gateway: npm start -- s05 has one.\n",
+    );
+  });
+
+  it.each(["telegram", "feishu"])(
+    "what waits on %s is answered by the next section",
+    async (platform) => {
+      const alice = phone(platform, "alice");
+      await alice.says(`${WAITS}\nalice > `);
+      alice.child.stdin.write("hello\n");
+      await alice.says(WAITS, 2);
+      await startSection("s04");
+      await alice.says("bot > You said: hello");
+      alice.child.stdin.end();
+      expect((await alice.done).code).toBe(0);
+    },
+  );
+
+  it("the phone stays open when a section is killed, and the answer arrives there", async () => {
+    const first = await startSection("s04");
+    const alice = phone("telegram", "alice");
+    await alice.says("alice > ");
+    alice.child.stdin.write("one\n");
+    await alice.says("bot > You said: one");
+    expect((await copy.run("knobs.ts", ["kill"])).output).toBe(
+      `Killed s04 (en), process ${first.pid}, with SIGKILL.\n`,
+    );
+    await first.done;
+    alice.child.stdin.write("two\n");
+    await alice.says(WAITS);
+    await startSection("s04");
+    await alice.says("bot > You said: two");
+    // A phone that is switched on later shows the chat.
+    const { output } = await copy.run("phone.ts", ["telegram", "alice", "--lang", "zh"]);
+    const lines = [
+      "alice > one",
+      "机器人 > You said: one",
+      "alice > two",
+      "机器人 > You said: two",
+    ];
+    expect(output).toBe(`${lines.join("\n")}\nalice > `);
+    alice.child.stdin.end();
+    await alice.done;
+  });
+
+  it("a phone shows the last twenty lines of its chat", async () => {
+    const typed = Array.from({ length: 23 }, (_, i) => `line ${i + 1}`);
+    await copy.run("phone.ts", ["telegram", "bob"], `${typed.join("\n")}\n`);
+    const { output } = await copy.run("phone.ts", ["telegram", "bob"]);
+    const shown = typed.slice(-20).map((line) => `bob > ${line}\n`);
+    expect(output).toBe(`${shown.join("")}${WAITS}\nbob > `);
+    const { output: other } = await copy.run("phone.ts", ["telegram", "alice"]);
+    expect(other).toBe(`${WAITS}\nalice > `);
   });
 });
 
 describe("npm run phone", () => {
-  let section: Awaited<ReturnType<typeof startSection>>;
-
   beforeAll(async () => {
-    section = await startSection("s04");
+    await startSection("s04");
   });
 
-  afterAll(endAll);
+  afterAll(() => copy.endAll());
 
   it("is a person on Telegram", async () => {
     const lines = ["hello", "twice", "/photo look", "/photo", "/reply what?", "quit", "never"];
-    const { code, output } = await run("phone.ts", ["telegram", "alice"], `${lines.join("\n")}\n`);
+    const { code, output } = await copy.run(
+      "phone.ts",
+      ["telegram", "alice"],
+      `${lines.join("\n")}\n`,
+    );
     expect(output).toBe(
       [
         "alice > bot is typing …\nbot > You said: hello",
@@ -223,14 +190,14 @@ describe("npm run phone", () => {
   });
 
   it("is a person on Feishu", async () => {
-    const { output } = await run("phone.ts", ["feishu", "bob"], "你好\n/photo\n");
+    const { output } = await copy.run("phone.ts", ["feishu", "bob"], "你好\n/photo\n");
     expect(output).toBe("bob > bot > You said: 你好\nbob > bot > You said: img_practice_1\nbob > ");
   });
 
   it.each(["telegram", "feishu"])("is one of a group on %s", async (platform) => {
     const input = "/reply hm?\nhello all\n@practice_bot hello\n/reply why?\n";
     const args = [platform, "alice", "--group"];
-    const { output } = await run("phone.ts", args, input);
+    const { output } = await copy.run("phone.ts", args, input);
     const [first, second, third, fourth] = output.split("alice > ").slice(1);
     expect(first).toBe("The bot has sent nothing here yet.\n");
     expect(second).toBe(""); // the bot was not meant
@@ -239,63 +206,49 @@ describe("npm run phone", () => {
   });
 
   it("shows what comes while nobody types", async () => {
-    const phone = launch("phone.ts", "telegram", "alice", "--group");
-    await phone.says("alice > ");
-    await run("phone.ts", ["telegram", "bob", "--group"], "@practice_bot it is me\n");
-    const output = await phone.says("alice > ", 2);
+    await copy.endWorld();
+    await startSection("s04");
+    const alice = phone("telegram", "alice", "--group");
+    await alice.says("alice > ");
+    const line = "@practice_bot it is me\n";
+    await copy.run("phone.ts", ["telegram", "bob", "--group"], line);
+    const output = await alice.says("alice > ", 2);
     expect(output).toContain("alice > \nbot is typing …\n");
-    await phone.says("\nbot > You said: @practice_bot it is me\nalice > ");
-    phone.child.stdin.end();
-    expect((await phone.done).code).toBe(0);
+    await alice.says("\nbot > You said: @practice_bot it is me\nalice > ");
+    alice.child.stdin.end();
+    expect((await alice.done).code).toBe(0);
   });
 
   it("explains itself", async () => {
     for (const args of [["--help"], ["fax", "alice"], ["telegram", "a b"]]) {
-      expect((await run("phone.ts", args)).output).toContain("npm run phone -- telegram alice");
+      expect((await copy.run("phone.ts", args)).output).toContain(
+        "npm run phone -- telegram alice",
+      );
     }
   });
 
   it.skipIf(process.platform === "win32")("does not destroy the line being typed", async () => {
-    const { spawn: open } = await import("@lydell/node-pty");
-    const args = ["--import", "tsx", "practice/phone.ts", "telegram", "alice"];
-    const terminal = open(process.execPath, args, { cwd: root, cols: 60, rows: 20 });
-    let output = "";
-    const watchers = new Set<() => void>();
-    terminal.onData((data) => {
-      output += data;
-      for (const watch of watchers) watch();
-    });
-    const says = (wanted: string): Promise<void> =>
-      new Promise((resolve) => {
-        const watch = (): void => {
-          if (!output.includes(wanted)) return;
-          watchers.delete(watch);
-          resolve();
-        };
-        watchers.add(watch);
-        watch();
-      });
-    await says("alice > ");
-    terminal.write("half a li");
+    const args = ["--import", "tsx", "practice/phone.ts", "telegram", "mallory"];
+    const { says, type, output, exit } = copy.terminal(process.execPath, args);
+    await says("mallory > ");
+    type("half a li");
     await says("half a li");
-    output = "";
-    await run("phone.ts", ["telegram", "alice"], "hello\n");
-    await says("bot > You said: hello\r\n");
-    expect(output.slice(output.indexOf("You said"))).toContain("alice > half a li");
-    output = "";
-    terminal.write("ne\r");
+    output.text = "";
+    await copy.run("phone.ts", ["telegram", "mallory"], "hello\n");
+    await says("bot > You said: hello\n");
+    expect(output.text.slice(output.text.indexOf("You said"))).toContain("mallory > half a li");
+    output.text = "";
+    type("ne\r");
     await says("bot > You said: half a line");
-    const exit = new Promise((resolve) => terminal.onExit(resolve));
-    terminal.write("quit\r");
+    type("quit\r");
     await exit;
   });
 
   it("leaves when the world ends", async () => {
-    const phone = launch("phone.ts", "feishu", "alice");
-    await phone.says("alice > ");
-    section.child.stdin.end();
-    await section.done;
-    const { code, output } = await phone.done;
+    const alice = phone("feishu", "alice");
+    await alice.says("alice > ");
+    await copy.run("knobs.ts", ["stop"]);
+    const { code, output } = await alice.done;
     expect(code).toBe(0);
     expect(output).toContain("The practice world has ended.");
   });
@@ -306,7 +259,24 @@ describe("npm run rpc", () => {
   let sockets: WebSocketServer;
   const requests: { url: string; message: unknown }[] = [];
 
-  /** A gateway of our own; the world's file names it. */
+  let address = "";
+
+  function answer(socket: WebSocket, { id, method }: { id: number; method: string }): void {
+    const send = (message: object): void => socket.send(JSON.stringify(message));
+    if (method === "hang") return;
+    if (method === "hang up") socket.close(1011);
+    const error = { code: -32602, message: "text is missing", data: { parameter: "text" } };
+    if (method === "fail") send({ jsonrpc: "2.0", id, error });
+    if (method === "hang up" || method === "fail") return;
+    send({ jsonrpc: "2.0", method: "typing", params: { id } });
+    for (const text of ["Hel", "lo"]) {
+      send({ jsonrpc: "2.0", method: "delta", params: { id, text } });
+    }
+    send({ jsonrpc: "2.0", method: "news", params: { a: 1 } });
+    send({ jsonrpc: "2.0", id, result: { ok: true } });
+  }
+
+  /** A gateway of our own. */
   beforeEach(async () => {
     requests.length = 0;
     server = createServer();
@@ -315,28 +285,13 @@ describe("npm run rpc", () => {
       verifyClient: ({ req }: { req: { url?: string } }) => req.url !== "/?token=wrong",
     });
     sockets.on("connection", (socket, { url = "" }) => {
-      const send = (message: object): void => socket.send(JSON.stringify(message));
       socket.on("message", (data) => {
         const message = JSON.parse(String(data));
         requests.push({ url, message });
-        const { id, method } = message;
-        if (method === "hang up") return socket.close(1011);
-        if (method === "fail") {
-          const error = { code: -32602, message: "text is missing", data: { parameter: "text" } };
-          return send({ jsonrpc: "2.0", id, error });
-        }
-        send({ jsonrpc: "2.0", method: "typing", params: { id } });
-        for (const text of ["Hel", "lo"]) {
-          send({ jsonrpc: "2.0", method: "delta", params: { id, text } });
-        }
-        send({ jsonrpc: "2.0", method: "news", params: { a: 1 } });
-        send({ jsonrpc: "2.0", id, result: { ok: true } });
+        answer(socket, message);
       });
     });
-    const address = (await listen(server)).replace("http", "ws");
-    const world = { pid: process.pid, user: "s05 (en)", gateway: `${address}/?token=secret` };
-    mkdirSync(join(root, ".practice"), { recursive: true });
-    writeFileSync(worldFile(), JSON.stringify(world));
+    address = `${(await listen(server)).replace("http", "ws")}/?token=secret`;
   });
 
   afterEach(async () => {
@@ -344,8 +299,10 @@ describe("npm run rpc", () => {
     await closeServer(server);
   });
 
+  const rpc = (...args: string[]) => copy.run("rpc.ts", [`--url=${address}`, ...args]);
+
   it("calls a method and prints what is said on the way", async () => {
-    const { code, output } = await run("rpc.ts", ["send", "text=hi there", "channel=telegram"]);
+    const { code, output } = await rpc("send", "text=hi there", "channel=telegram");
     expect(output).toBe('typing …\nHello\nnews {"a":1}\n{\n  "ok": true\n}\n');
     expect(code).toBe(0);
     const params = { text: "hi there", channel: "telegram" };
@@ -355,7 +312,7 @@ describe("npm run rpc", () => {
 
   it("tells numbers from texts", async () => {
     const words = "priority=5 topK=3 all=true text=5 peerId=1001 matchValue=telegram:123 x=a=b y=";
-    await run("rpc.ts", ["bindings.set", ...words.split(" ")]);
+    await rpc("bindings.set", ...words.split(" "));
     expect(requests[0]?.message).toMatchObject({
       params: {
         ...{ priority: 5, topK: 3, all: true, text: "5", peerId: "1001" },
@@ -365,25 +322,51 @@ describe("npm run rpc", () => {
   });
 
   it("says what went wrong", async () => {
-    const failed = await run("rpc.ts", ["fail"]);
+    const failed = await rpc("fail");
     expect(failed.code).toBe(1);
     expect(failed.output).toBe('-32602: text is missing\n{\n  "parameter": "text"\n}\n');
-    expect((await run("rpc.ts", ["hang up"])).output).toMatch(/closed the connection \(1011\)/);
-    expect((await run("rpc.ts", ["send", "hi"])).output).toContain('"hi" is no parameter');
-    expect((await run("rpc.ts", [])).output).toContain("npm run rpc -- status");
-    const port = new URL(readWorld().gateway ?? "").host;
-    const refused = await run("rpc.ts", ["status", `--url=ws://${port}/?token=wrong`]);
+    expect((await rpc("hang up")).output).toMatch(/closed the connection \(1011\)/);
+    expect((await rpc("send", "hi")).output).toContain('"hi" is no parameter');
+    expect((await copy.run("rpc.ts", [])).output).toContain("npm run rpc -- status");
+    const port = new URL(address).host;
+    const refused = await copy.run("rpc.ts", ["status", `--url=ws://${port}/?token=wrong`]);
     expect(refused.code).toBe(1);
     expect(refused.output).toMatch(/can't be reached: Unexpected server response: 401/);
     expect(refused.output).not.toContain("wrong");
-    const nobody = await run("rpc.ts", ["status", "--url=ws://127.0.0.1:9/"]);
+    const nobody = await copy.run("rpc.ts", ["status", "--url=ws://127.0.0.1:9/"]);
     expect(nobody.output).toMatch(/^The gateway at 127\.0\.0\.1:9 can't be reached: .+\n$/);
   });
 
-  it("is told the address and the token by npm start", async () => {
+  it("gives up on a gateway that hangs, in three languages", async () => {
+    const { host } = new URL(address);
+    const said = {
+      en: `The gateway at ${host} has said nothing for 0.5 s, so this command stops waiting.`,
+      zh: `网关 ${host} 已有 0.5 秒没有数据，不再等待。`,
+      ja: `ゲートウェイ${host}から0.5秒間応答がないため、待つのをやめます。`,
+    };
+    for (const [language, sentence] of Object.entries(said)) {
+      const { code, output } = await rpc("hang", "--timeout=0.5", "--lang", language);
+      expect(code).toBe(1);
+      expect(output).toContain(sentence);
+    }
+  });
+
+  it("finds the gateway of the section that runs, with its token", async () => {
+    copy.section("en", "s05_gateway", GATEWAY);
     await startSection("s05");
-    const { gateway } = readWorld();
-    expect(gateway).toMatch(/^ws:\/\/127\.0\.0\.1:\d+\/\?token=[\da-f]{32}$/);
-    await endAll();
+    const { output } = await copy.run("rpc.ts", ["status"]);
+    expect(JSON.parse(output)).toMatch(/^\/\?token=[\da-f]{32}$/);
+    await copy.endAll();
   });
 });
+
+/** A section whose gateway says with which address it was called. */
+const GATEWAY = `
+  import { WebSocketServer } from "ws";
+  const server = new WebSocketServer({ port: Number(process.env.HTTP_PORT), host: "127.0.0.1" });
+  server.on("listening", () => console.log("process " + process.pid + "; settings"));
+  server.on("connection", (socket, { url }) => {
+    socket.on("message", () => socket.send(JSON.stringify({ jsonrpc: "2.0", id: 1, result: url })));
+  });
+  process.stdin.on("end", () => process.exit()).resume();
+`;

@@ -2,24 +2,13 @@
  * `npm start` and `npm run practice` as processes of their own, in a small copy of the tutorial.
  */
 
-import { type ChildProcess, spawn } from "node:child_process";
-import {
-  cpSync,
-  existsSync,
-  mkdirSync,
-  mkdtempSync,
-  readFileSync,
-  rmSync,
-  symlinkSync,
-  writeFileSync,
-} from "node:fs";
-import { tmpdir } from "node:os";
+import { existsSync, readFileSync, writeFileSync } from "node:fs";
 import { join } from "node:path";
 import { afterEach, beforeEach, describe, expect, it, vi } from "vitest";
 import { startModel } from "../practice/model.ts";
-import { startWorld } from "../practice/world.ts";
-
-const PROJECT = join(import.meta.dirname, "..");
+import { settingsFor } from "../practice/world.ts";
+import { startWorld } from "../practice/world-server.ts";
+import { Copy } from "./practice-copy.ts";
 
 /** A section of our own: it shows its settings, answers lines, and leaves as it is told. */
 const SECTION = `
@@ -31,7 +20,7 @@ const SECTION = `
     env.CLAW0_WORKSPACE, env.CONTEXT_TOKENS, env.TELEGRAM_BOT_TOKEN]));
   const later = Object.entries(env).filter(([name]) => /HEARTBEAT|KEY_\\d|FALLBACK/.test(name));
   console.log("later " + JSON.stringify(Object.fromEntries(later.filter(([, value]) => value))));
-  console.log("section SECTION");
+  console.log("section SECTION, process " + process.pid + ", words " + process.argv.slice(2));
   for await (const line of createInterface({ input: process.stdin })) {
     if (line.startsWith("exit ")) process.exit(Number(line.slice(5)));
     // Not before it is needed: it takes half a second to load.
@@ -49,105 +38,46 @@ const SECTION = `
   }
 `;
 
-// Most cases start two or three processes: on a busy machine that takes a while.
-vi.setConfig({ testTimeout: 120_000 });
+/** A section that reads keys as the real ones do. */
+const TERMINAL_SECTION = `
+  import { createInterface } from "node:readline";
+  const terminal = createInterface({ input: process.stdin, output: process.stdout, prompt: "You > " });
+  terminal.on("line", (line) => {
+    if (line === "quit") process.exit();
+    console.log("heard " + line);
+    terminal.prompt();
+  });
+  terminal.on("SIGCONT", () => terminal.prompt());
+  terminal.prompt();
+`;
 
-let root: string;
-const running = new Set<ChildProcess>();
+// Most cases start two or three processes: on a busy machine that takes a while.
+vi.setConfig({ testTimeout: 60_000 });
+
+let copy: Copy;
 
 beforeEach(() => {
-  root = mkdtempSync(join(tmpdir(), "practice-start-"));
-  cpSync(join(PROJECT, "practice"), join(root, "practice"), { recursive: true });
-  mkdirSync(join(root, "sessions"));
-  cpSync(join(PROJECT, "sessions", "names.ts"), join(root, "sessions", "names.ts"));
-  symlinkSync(join(PROJECT, "node_modules"), join(root, "node_modules"), "junction");
-  writeFileSync(join(root, "package.json"), '{ "type": "module" }');
-  mkdirSync(join(root, "workspace", ".state"), { recursive: true });
-  writeFileSync(join(root, "workspace", "SOUL.md"), "I am Luna.");
+  copy = new Copy();
   section("en", "s01_agent_loop");
   section("en", "s02_tool_use");
 });
 
-afterEach(async () => {
-  // On Windows a folder can't go while a process has it as its working directory.
-  await Promise.all([...running].map((child) => ended(child, () => child.kill("SIGKILL"))));
-  rmSync(root, { recursive: true, force: true, maxRetries: 5 });
-});
+afterEach(() => copy.remove());
 
 function section(language: string, name: string): void {
-  const folder = join(root, "sessions", language);
-  mkdirSync(folder, { recursive: true });
-  writeFileSync(join(folder, `${name}.ts`), SECTION.replace("SECTION", `${name} ${language}`));
+  copy.section(language, name, SECTION.replace("SECTION", `${name} ${language}`));
 }
 
-function ended(child: ChildProcess, act = (): void => {}): Promise<void> {
-  return new Promise((resolve) => {
-    if (!running.has(child)) return resolve();
-    child.once("close", () => resolve());
-    act();
-  });
-}
-
-/** A process whose output can be waited for. */
-function launch(script: string, args: string[], env: Record<string, string> = {}) {
-  const child = spawn(
-    process.execPath,
-    ["--import", "tsx", join(root, "practice", script), ...args],
-    {
-      cwd: root,
-      // Nobody's own key, and no terminal's menu.
-      env: { ...process.env, ANTHROPIC_API_KEY: "", TELEGRAM_BOT_TOKEN: "somebody's", ...env },
-    },
-  );
-  running.add(child);
-  let output = "";
-  const watchers = new Set<() => void>();
-  const more = (chunk: Buffer): void => {
-    output += chunk;
-    for (const watch of watchers) watch();
-  };
-  child.stdout.on("data", more);
-  child.stderr.on("data", more);
-  const done = new Promise<{ code: number | null; output: string }>((resolve) => {
-    child.once("close", (code) => {
-      running.delete(child);
-      resolve({ code, output });
-      for (const watch of watchers) watch();
-    });
-  });
-  const says = (wanted: string | RegExp): Promise<string> =>
-    new Promise((resolve, reject) => {
-      const watch = (): void => {
-        if (isIn(output, wanted)) resolve(output);
-        else if (!running.has(child)) reject(new Error(`"${wanted}" never came in:\n${output}`));
-        else return;
-        watchers.delete(watch);
-      };
-      watchers.add(watch);
-      watch();
-    });
-  return { child, done, says };
-}
-
-function isIn(output: string, wanted: string | RegExp): boolean {
-  return typeof wanted === "string" ? output.includes(wanted) : wanted.test(output);
-}
-
-function start(args: string[], input = "", env: Record<string, string> = {}) {
-  const started = launch("start.ts", args, env);
-  started.child.stdin?.end(input);
-  return started.done;
-}
+const start = (args: string[], input = "", env: Record<string, string | undefined> = {}) =>
+  copy.run("start.ts", args, input, env);
 
 async function knob(...args: string[]) {
-  const { code, output } = await launch("knobs.ts", args).done;
+  const { code, output } = await copy.run("knobs.ts", args);
   return { code, output: output.trim() };
 }
 
-const worldFile = () => join(root, ".practice", "world.json");
-
 describe("npm start without a key", () => {
-  it("talks to a section at once, in a copy of the workspace, and cleans up", async () => {
+  it("talks to a section at once, in a copy of the workspace", async () => {
     const { code, output } = await start([], "my name is Ada\nwhat is 2+3\n");
     expect(code).toBe(0);
     expect(output).toContain("no real model");
@@ -155,12 +85,11 @@ describe("npm start without a key", () => {
     expect(output).toContain("section s01_agent_loop en");
     expect(output).toContain("reply Nice to meet you, Ada.");
     expect(output).toContain("reply 2+3 = 5");
-    const copy = join(root, ".practice", "workspace");
-    const settings = ["practice", "claude-sonnet-5-5", copy, "180000", ""];
+    const workspace = join(copy.root, ".practice", "workspace");
+    const settings = ["practice", "claude-sonnet-5-5", workspace, "180000", ""];
     expect(output).toContain(`settings ${JSON.stringify(settings)}`);
-    expect(readFileSync(join(copy, "SOUL.md"), "utf8")).toBe("I am Luna.");
-    expect(existsSync(join(copy, ".state"))).toBe(false);
-    expect(existsSync(worldFile())).toBe(false);
+    expect(readFileSync(join(workspace, "SOUL.md"), "utf8")).toBe("I am Luna.");
+    expect(existsSync(join(workspace, ".state"))).toBe(false);
   });
 
   it("gives the section's exit code", async () => {
@@ -176,9 +105,7 @@ describe("npm start without a key", () => {
     expect((await start(["s01", "--lang", "zh"])).output).toContain("section s01_agent_loop zh");
     const { code, output } = await start(["s02", "--lang", "zh"]);
     expect(code).toBe(1);
-    expect(output).toContain(
-      "s02 is not there yet in 中文, but it is in en. There are: s01_agent_loop.",
-    );
+    expect(output).toContain("s02 还没有中文版，已有的版本：en。可选：s01_agent_loop。");
   });
 
   it.each([
@@ -186,7 +113,11 @@ describe("npm start without a key", () => {
     [["s11"], 'There is no section "s11"; there are s01 to s10.'],
     [["tools"], 'There is no section "tools"'],
     [["s01", "--lang", "fr"], 'There is no language "fr"; there are: en, zh, ja.'],
-    [["--colour"], "npm start -- s02 --lang zh"],
+    [["--colour"], "There is no option --colour."],
+    [["--lang"], "There is no language"],
+    [["s01", "--context"], "--context does not fit"],
+    [["s01", "--context", "many"], '--context wants a whole number, not "many".'],
+    [["s01", "--set", "COLOUR=red"], '--set wants NAME=value, not "COLOUR=red"'],
   ])("says what is not there: %s", async (args, sentence) => {
     const { code, output } = await start(args);
     expect(code).toBe(1);
@@ -196,14 +127,34 @@ describe("npm start without a key", () => {
 
   it("keeps the copy, and renews it with --fresh", async () => {
     await start(["s01"]);
-    const copy = join(root, ".practice", "workspace");
-    writeFileSync(join(copy, "SOUL.md"), "changed");
-    writeFileSync(join(copy, "more.md"), "mine");
+    const workspace = join(copy.root, ".practice", "workspace");
+    writeFileSync(join(workspace, "SOUL.md"), "changed");
+    writeFileSync(join(workspace, "more.md"), "mine");
     await start(["s01"]);
-    expect(readFileSync(join(copy, "SOUL.md"), "utf8")).toBe("changed");
+    expect(readFileSync(join(workspace, "SOUL.md"), "utf8")).toBe("changed");
     await start(["s01", "--fresh"]);
-    expect(readFileSync(join(copy, "SOUL.md"), "utf8")).toBe("I am Luna.");
-    expect(existsSync(join(copy, "more.md"))).toBe(false);
+    expect(readFileSync(join(workspace, "SOUL.md"), "utf8")).toBe("I am Luna.");
+    expect(existsSync(join(workspace, "more.md"))).toBe(false);
+  });
+
+  it("sets what a lesson wants", async () => {
+    const args = ["s02", "--context", "1000", "--serve", "--set", "TELEGRAM_BOT_TOKEN=mine"];
+    const { output } = await start(args);
+    expect(output).toContain('"1000","mine"]');
+    expect(output).toMatch(/process \d+, words --serve\n/);
+  });
+
+  it.each([
+    ["zh_CN.UTF-8", [], "离线模拟环境", "section s01_agent_loop zh"],
+    ["ja_JP.UTF-8", [], "オフラインの練習環境", "section s01_agent_loop ja"],
+    ["de_DE.UTF-8", [], "Offline practice", "section s01_agent_loop en"],
+    ["zh_CN.UTF-8", ["--lang", "en"], "Offline practice", "section s01_agent_loop en"],
+    ["C", ["--lang=ja"], "オフラインの練習環境", "section s01_agent_loop ja"],
+  ])("speaks the machine's language or the chosen one: %s %j", async (locale, args, line, said) => {
+    for (const language of ["zh", "ja"]) section(language, "s01_agent_loop");
+    const { output } = await start(args, "", { LC_ALL: locale });
+    expect(output).toContain(line);
+    expect(output).toContain(said);
   });
 
   const HEARTBEAT = {
@@ -224,40 +175,41 @@ describe("npm start without a key", () => {
     [9, { ...HEARTBEAT, ...KEYS }],
     [10, { ...HEARTBEAT, ...KEYS }],
   ])("gives section %d what it needs, and sets all the rest to nothing", async (number, wanted) => {
-    const { settings, stop } = await startWorld("a test", number, root);
-    await stop();
+    const { model, telegram, feishu, close } = await startedWorld();
+    await close();
+    const world = { model: model.url, telegram, feishu, port: 1, token: "t", workspace: "w" };
+    const settings = settingsFor(number, world);
     const later = Object.entries(settings).filter(([name]) => /HEARTBEAT|KEY_\d|FALL/.test(name));
     expect(later).toHaveLength(12);
     expect(Object.fromEntries(later.filter(([, value]) => value))).toEqual(wanted);
   });
 
+  async function startedWorld() {
+    const world = await startWorld(copy.root);
+    const { model, telegram, feishu } = world;
+    return { model, telegram, feishu, close: () => world.close() };
+  }
+
   it("lets nobody else's settings through", async () => {
     section("en", "s09_resilience");
     const theirs = { FALLBACK_MODELS: "theirs", ANTHROPIC_API_KEY_4: "sk-theirs" };
     const hours = { HEARTBEAT_ACTIVE_START: "3", HEARTBEAT_ACTIVE_END: "4" };
-    writeFileSync(join(root, ".env"), "HEARTBEAT_INTERVAL=7\n");
+    writeFileSync(join(copy.root, ".env"), "HEARTBEAT_INTERVAL=7\n");
     const { output } = await start(["s09"], "", { ...theirs, ...hours });
     const [, later = ""] = /^later (.*)$/m.exec(output) ?? [];
     expect(JSON.parse(later)).toEqual({ ...HEARTBEAT, ...KEYS });
   });
 
-  it("lets the shell say how often the heart beats", async () => {
+  it("lets a person say how often the heart beats", async () => {
     section("en", "s07_heartbeat_cron");
-    const { output } = await start(["s07"], "", { HEARTBEAT_INTERVAL: "20" });
+    const { output } = await start(["s07", "--set", "HEARTBEAT_INTERVAL=20"]);
     expect(output).toContain('"HEARTBEAT_INTERVAL":"20"');
   });
 
   it("takes the key of .env.example for none", async () => {
-    writeFileSync(join(root, ".env"), "ANTHROPIC_API_KEY=sk-ant-your-key-here\nMODEL_ID=mine\n");
-    const { env } = process;
-    const { ANTHROPIC_API_KEY: _, ...others } = env;
-    const child = spawn(process.execPath, ["--import", "tsx", "practice/start.ts"], {
-      cwd: root,
-      env: others,
-      stdio: ["ignore", "pipe", "inherit"],
-    });
-    let output = "";
-    for await (const chunk of child.stdout) output += chunk;
+    const env = "ANTHROPIC_API_KEY=sk-ant-your-key-here\nMODEL_ID=mine\n";
+    writeFileSync(join(copy.root, ".env"), env);
+    const { output } = await start([], "", { ANTHROPIC_API_KEY: undefined });
     expect(output).toContain('settings ["practice","claude-sonnet-5-5"');
   });
 });
@@ -272,18 +224,20 @@ describe("npm start with a key", () => {
     expect(output).toContain("nothing was renewed");
     expect(output).toContain('settings ["sk-mine","mine",null,null,"somebody\'s"]');
     expect(model.log.map((entry) => entry.key)).toEqual(["sk-mine"]);
-    expect(existsSync(join(root, ".practice"))).toBe(false);
+    expect(existsSync(join(copy.root, ".practice"))).toBe(false);
     await model.close();
   });
 });
 
+const processOf = (output: string): number => Number(/process (\d+), words/.exec(output)?.[1]);
+
 describe("npm run practice", () => {
   it("turns the knobs of the world that npm start has started", async () => {
-    const { child, done, says } = launch("start.ts", ["s02"]);
-    await says("section s02");
-    expect((await knob()).output).toMatch(
-      /^s02 \(en\) is running in process \d+, with the model at/,
-    );
+    const { child, done, says } = copy.launch("start.ts", ["s02"]);
+    const pid = processOf(await says(/section s02.*\n/));
+    const status = (await knob()).output;
+    expect(status).toContain(`s02 (en) is running in process ${pid}.\n`);
+    expect(status).toMatch(/ANTHROPIC_API_KEY=practice ANTHROPIC_BASE_URL=http:/);
     expect((await knob("slow", "off")).output).toBe("No waits.");
     expect((await knob("fail", "529", "--times", "3")).output).toBe("The next 3 requests: 529.");
     // The section's client does not retry: three lines meet the three failures.
@@ -297,19 +251,32 @@ describe("npm run practice", () => {
       /^\d\d:\d\d:\d\d {2}claude-sonnet-5-5 {2}1 message {2}overloaded_error: Overloaded$/,
     );
     expect(log[1]).toMatch(/1 message {2}end_turn$/);
-    const busy = await start(["s01", "--fresh"]);
-    expect(busy.code).toBe(1);
-    expect(busy.output).toMatch(
-      /s02 \(en\) \(process \d+\) uses the practice copy: leave it first/,
-    );
     child.stdin.end();
     expect((await done).code).toBe(0);
-    expect(existsSync(worldFile())).toBe(false);
+    // The world stays, with its log.
+    expect((await knob("log", "--last", "2")).output.split("\n")).toEqual(log);
+    expect((await knob()).output).toContain("No section is running; npm start runs one.");
+  });
+
+  it("refuses a second section, and names the one that has the workspace", async () => {
+    const { child, done, says } = copy.launch("start.ts", ["s02"]);
+    const pid = processOf(await says(/section s02.*\n/));
+    for (const args of [["s01"], ["s01", "--fresh"]]) {
+      const { code, output } = await start(args);
+      expect(code).toBe(1);
+      expect(output).toBe(
+        `s02 (en) is running in process ${pid} and has the practice workspace. ` +
+          "Leave it with quit, or kill it with npm run practice -- kill.\n",
+      );
+    }
+    child.stdin.end();
+    await done;
+    expect((await start(["s01"])).code).toBe(0);
   });
 
   it("breaks one key of three, or a platform, and shows which key was used", async () => {
     section("en", "s09_resilience");
-    const { child, done, says } = launch("start.ts", ["s09"]);
+    const { child, done, says } = copy.launch("start.ts", ["s09"]);
     await says("section s09");
     expect(await knob("fail", "401", "--key", "2", "--for", "10m")).toEqual({
       code: 0,
@@ -328,162 +295,178 @@ describe("npm run practice", () => {
     expect((await knob("fail", "telegram", "403", "--chat", "alice")).output).toBe(
       "The next message on Telegram to alice: 403.",
     );
-    const world = JSON.parse(readFileSync(worldFile(), "utf8"));
-    const address = `${world.telegram}/bot123456:practice-token-of-the-fake-telegram/sendMessage`;
-    const send = async () =>
-      (await fetch(`${address}?${new URLSearchParams({ chat_id: "1001", text: "hi" })}`)).status;
-    expect([await send(), await send()]).toEqual([403, 200]);
     child.stdin.end();
     await done;
   });
 
   it("says what it does not understand", async () => {
-    const { child, says } = launch("start.ts", []);
-    await says("section s01");
     const cases: [string[], string][] = [
       [["fail", "418"], 'There is no failure "418"; there are: 400'],
       [["fail", "529", "--times", "many"], '--times wants a whole number, not "many"'],
-      [["fail", "telegram", "500"], "s01 (en) has no channels yet: npm start -- s04 has."],
+      [["fail", "529", "--for", "ever"], "--for ever? Say --for 5s."],
       [["slow", "soon"], "slow soon? Say slow 5s, or slow off."],
       [["jump"], 'There is no "jump".'],
+      [["--loud"], "There is no option --loud."],
       [["--loud"], "npm run practice -- fail 529"],
+      [["jump", "--lang", "zh"], "没有“jump”这个命令。"],
+      [["--loud", "--lang", "ja"], "--loudというオプションはありません。"],
+      [["stop"], "No practice world is running."],
+      [["kill"], "No practice world is running."],
     ];
     for (const [args, sentence] of cases) {
       const { code, output } = await knob(...args);
       expect(code).toBe(1);
       expect(output).toContain(sentence);
     }
-    child.stdin.end();
-    await ended(child);
   });
 
-  it("says that no world is running, also when one was killed", async () => {
-    expect(await knob("log")).toEqual({
-      code: 1,
-      output: "No practice world is running: start one with npm start.",
-    });
-    const { child, says } = launch("start.ts", []);
-    await says("section s01");
-    await ended(child, () => child.kill("SIGKILL"));
-    const { code, output } = await knob("log");
-    expect(code).toBe(1);
-    expect(output).toContain(`process ${child.pid} is gone and left ${worldFile()} behind`);
-    // The next start is not hindered by it.
+  it("starts the world when there is none, also after one was killed, and ends it", async () => {
+    expect(await knob("log")).toEqual({ code: 0, output: "No requests yet." });
+    await copy.endWorld(); // with SIGKILL
     expect((await start(["s01", "--fresh"], "hi\n")).output).toContain("reply Hello");
+    expect(await knob("stop")).toEqual({ code: 0, output: "The practice world has ended." });
+    expect(copy.processes()).toEqual([]);
   });
 
-  it("starts a model by itself when no world is running", async () => {
-    const { child, says } = launch("knobs.ts", []);
-    const output = await says(/ANTHROPIC_BASE_URL=\S+\n/);
-    const url = /ANTHROPIC_BASE_URL=(\S+)/.exec(output)?.[1] ?? "";
+  it("has a model for a section that somebody starts with settings of their own", async () => {
+    const [, url = ""] = /ANTHROPIC_BASE_URL=(\S+)/.exec((await knob()).output) ?? [];
     const env = { ANTHROPIC_API_KEY: "practice", ANTHROPIC_BASE_URL: url };
     expect((await start(["s01"], "hi\n", env)).output).toContain("reply Hello");
     expect((await knob("log")).output).toMatch(/1 message {2}end_turn$/);
-    await ended(child, () => child.kill("SIGTERM"));
-    if (process.platform !== "win32") expect(existsSync(worldFile())).toBe(false);
   });
 
-  it("has help", async () => {
-    const { code, output } = await knob("--help");
-    expect(code).toBe(0);
-    expect(output).toContain("npm run practice -- slow 5s");
-    expect(output).toContain("npm run practice -- fail telegram 429");
-    expect(output).toContain("529");
+  it("has help in three languages", async () => {
+    const heads = {
+      en: "says which section",
+      zh: "显示正在运行的章节",
+      ja: "実行中の章と練習環境を表示",
+    };
+    for (const [language, head] of Object.entries(heads)) {
+      const { code, output } = await knob("--help", "--lang", language);
+      expect(code).toBe(0);
+      expect(output).toContain(head);
+      expect(output).toContain("npm run practice -- fail telegram 429");
+      expect(output).toContain("529");
+    }
   });
 });
 
 describe.skipIf(process.platform === "win32")("signals", () => {
-  it("SIGTERM goes on to the section, and the world is cleaned up", async () => {
-    const { child, done, says } = launch("start.ts", []);
+  it("SIGTERM goes on to the section", async () => {
+    const { child, done, says } = copy.launch("start.ts", []);
     await says("section s01");
     child.kill("SIGTERM");
     expect((await done).code).toBe(143);
-    expect(existsSync(worldFile())).toBe(false);
+  });
+
+  it("kill and stop end the section that runs", async () => {
+    const first = copy.launch("start.ts", []);
+    const pid = processOf(await first.says(/section s01.*\n/));
+    expect((await knob("kill")).output).toBe(`Killed s01 (en), process ${pid}, with SIGKILL.`);
+    const { code, output } = await first.done;
+    expect(code).toBe(137);
+    expect(output).toContain(
+      "s01 (en) was killed. What it had accepted is on disk; npm start -- s01",
+    );
+    expect(await knob("kill")).toEqual({
+      code: 1,
+      output: "No section is running; npm start runs one.",
+    });
+    const second = copy.launch("start.ts", []);
+    await second.says("section s01");
+    expect((await knob("stop")).output).toBe("The practice world has ended, and s01 (en) with it.");
+    expect((await second.done).code).toBe(143);
+  });
+
+  it("a section that has lost its npm start keeps the workspace until it is killed", async () => {
+    const lasting = `console.log("section: process " + process.pid + ", words");
+      setInterval(() => {}, 60_000);`;
+    copy.section("en", "s02_tool_use", lasting);
+    const { child, done, says } = copy.launch("start.ts", ["s02"]);
+    const pid = processOf(await says(/section:.*\n/));
+    child.kill("SIGKILL");
+    expect((await start(["s01"])).output).toContain(`s02 (en) is running in process ${pid}`);
+    expect((await knob("kill")).output).toBe(`Killed s02 (en), process ${pid}, with SIGKILL.`);
+    await done;
+    expect((await start(["s01"])).code).toBe(0);
   });
 
   it("in a terminal there is a menu, and Ctrl+C belongs to the section", async () => {
-    const { spawn: open } = await import("@lydell/node-pty");
     section("zh", "s01_agent_loop");
-    const { CI: _, ...env } = process.env;
-    const terminal = open(process.execPath, ["--import", "tsx", "practice/start.ts"], {
-      cwd: root,
-      env: { ...env, ANTHROPIC_API_KEY: "", LC_ALL: "C" },
-      cols: 120,
-    });
-    let output = "";
-    const watchers = new Set<() => void>();
-    terminal.onData((data) => {
-      output += data;
-      for (const watch of watchers) watch();
-    });
-    const says = (wanted: string): Promise<void> =>
-      new Promise((resolve) => {
-        const watch = (): void => {
-          if (!output.includes(wanted)) return;
-          watchers.delete(watch);
-          resolve();
-        };
-        watchers.add(watch);
-        watch();
-      });
-    const exit = new Promise<number>((resolve) => {
-      terminal.onExit(({ exitCode }) => resolve(exitCode));
-    });
+    const { says, type, exit } = copy.startInTerminal();
     await says("Language (en English, zh 中文) [en]: ");
-    terminal.write("\r");
+    type("\r");
     await says("not there yet: s03 s04 s05 s06 s07 s08 s09 s10");
     await says("Section [s01]: ");
-    terminal.write("2\r");
+    type("2\r");
     await says("section s02_tool_use en");
-    terminal.write("\x03");
+    type("\x03");
     await says("stopped a reply");
-    terminal.write("what is 2+3\r");
+    type("what is 2+3\r");
     await says("reply 2+3 = 5");
-    terminal.write("exit 4\r");
+    type("exit 4\r");
     expect(await exit).toBe(4);
-    expect(existsSync(worldFile())).toBe(false);
+  });
+
+  it("the menu asks again after a wrong answer", async () => {
+    section("zh", "s01_agent_loop");
+    const { says, type, exit } = copy.startInTerminal();
+    await says("[en]: ");
+    type("fr\r");
+    await says('There is no language "fr"; there are: en, zh.');
+    await says("[en]: ", 2);
+    type("ZH\r");
+    await says("章节 [s01]：");
+    type("s12\r");
+    await says("没有“s12”这一节，可选 s01 到 s10。");
+    await says("章节 [s01]：", 2);
+    type("7\r");
+    await says("s07 还没有中文版。可选：s01_agent_loop。");
+    await says("章节 [s01]：", 3);
+    type("1\r");
+    await says("section s01_agent_loop zh");
+    type("exit 0\r");
+    expect(await exit).toBe(0);
   });
 
   it.each([
-    [{ LC_ALL: "", LC_MESSAGES: "", LANG: "zh_CN.UTF-8" }, "zh 中文, en English) [zh]"],
-    [{ LC_ALL: "ja_JP.UTF-8", LANG: "zh_CN.UTF-8" }, "en English, zh 中文) [en]"], // no ja here
-    [{ LC_ALL: "", LC_MESSAGES: "zh", LANG: "en_US.UTF-8" }, "zh 中文, en English) [zh]"],
-    [{ LC_ALL: "C", LANG: "zh_CN.UTF-8" }, "en English, zh 中文) [en]"],
+    [{ LC_ALL: "", LC_MESSAGES: "", LANG: "zh_CN.UTF-8" }, "语言（zh 中文、en English）[zh]："],
+    [{ LC_ALL: "ja_JP.UTF-8", LANG: "zh_CN.UTF-8" }, "Language (en English, zh 中文) [en]: "], // no ja here
+    [{ LC_ALL: "", LC_MESSAGES: "zh", LANG: "en_US.UTF-8" }, "语言（zh 中文、en English）[zh]："],
+    [{ LC_ALL: "C", LANG: "zh_CN.UTF-8" }, "Language (en English, zh 中文) [en]: "],
   ])("the menu offers the machine's language first: %j", async (locale, offer) => {
-    const { spawn: open } = await import("@lydell/node-pty");
     section("zh", "s01_agent_loop");
-    const { CI: _, ...env } = process.env;
-    const terminal = open(process.execPath, ["--import", "tsx", "practice/start.ts"], {
-      cwd: root,
-      env: { ...env, ANTHROPIC_API_KEY: "", ...locale },
-      cols: 120,
-    });
-    let output = "";
-    const exit = new Promise((resolve) => terminal.onExit(resolve));
-    terminal.onData((data) => {
-      output += data;
-      if (/\[(en|zh)\]: /.test(data)) terminal.write("\x03");
-    });
-    await exit;
-    expect(output).toContain(`Language (${offer}: `);
+    const { says, type, exit } = copy.startInTerminal([], locale);
+    await says(offer);
+    type("\x03");
+    expect(await exit).toBe(0);
   });
 
   it("Ctrl+C in the menu leaves", async () => {
-    const { spawn: open } = await import("@lydell/node-pty");
-    const { CI: _, ...env } = process.env;
-    const terminal = open(process.execPath, ["--import", "tsx", "practice/start.ts"], {
-      cwd: root,
-      env: { ...env, ANTHROPIC_API_KEY: "" },
-    });
-    const exit = new Promise<number>((resolve) => {
-      terminal.onExit(({ exitCode }) => resolve(exitCode));
-    });
-    let output = "";
-    terminal.onData((data) => {
-      output += data;
-      if (data.includes("Section [s01]")) terminal.write("\x03");
-    });
+    const { says, type, exit, output } = copy.startInTerminal();
+    await says("Section [s01]");
+    type("\x03");
     expect(await exit).toBe(0);
-    expect(output).not.toContain("section s01");
+    expect(output.text).not.toContain("section s01");
+  });
+
+  it("Ctrl+Z suspends the whole job, so that the shell comes back, and fg goes on", async () => {
+    copy.section("en", "s01_agent_loop", TERMINAL_SECTION);
+    const shell = copy.terminal("bash", ["--norc", "-i"], { PS1: "shell> " });
+    await shell.says("shell> ");
+    shell.type("node --import tsx practice/start.ts s01\r");
+    await shell.says("You > ");
+    shell.type("\x1a");
+    await shell.says("Stopped");
+    shell.type("echo back $((1 + 1))\r");
+    await shell.says("back 2");
+    shell.type("fg\r");
+    await shell.says("You > ", 2);
+    shell.type("hello\r");
+    await shell.says("heard hello");
+    shell.type("quit\r");
+    await shell.says("shell> ", 4); // at the beginning, after Ctrl+Z, after echo, and now
+    shell.type("exit\r");
+    await shell.exit;
   });
 });

@@ -32,7 +32,7 @@ describe.each(sectionsFrom("s01"))("$name, one scripted run", SEVERAL, (section)
     if (section.id >= "s04") {
       const help = await program.ask("/help");
       for (const name of ["/channels", "/accounts", "/new"]) expect(help).toContain(name);
-      expect(await program.ask("/channels")).toBe("\n"); // none is set up
+      expect(await program.ask("/channels")).toMatch(/\S/); // none is set up, which it says
       expect(await program.ask("/accounts")).toContain("TELEGRAM_BOT_TOKEN");
     }
     const { code, text } = await program.finish("quit\nnot read any more\n");
@@ -71,7 +71,8 @@ describe.each(englishFrom("s01"))("$name in a pipe", SEVERAL, (section) => {
     ];
     const failures = [
       ["400", "refused because you asked"],
-      ["413", "maximum size"],
+      // From s03 on the guard shortens a conversation that is too long.
+      ...(section.id < "s03" ? [["413", "maximum size"]] : []),
       ...(changed(section, "own retries") ? [] : mayPass),
       ["401", "invalid x-api-key"],
     ];

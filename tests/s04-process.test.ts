@@ -1,11 +1,12 @@
 /** s04 as people run it: a program with a terminal and two platforms, on the English files. */
 
 import { createServer } from "node:http";
+import { connect } from "node:net";
 import { join } from "node:path";
 import { describe, expect, it } from "vitest";
 import { closeServer, listen } from "../practice/web.ts";
 import { blocks, changed, englishFrom, outline, settings, start } from "./helper.ts";
-import { afterwards, echo, marked, openWorld, unmarked } from "./world.ts";
+import { afterwards, echo, echoModel, marked, openWorld, unmarked } from "./world.ts";
 
 const ANSI = new RegExp(String.fromCharCode(27));
 const post = (port: number, path: string, body: string | Buffer = "{}") =>
@@ -244,5 +245,55 @@ describe.each(englishFrom("s04"))("$name, when something is wrong at the start",
     expect(code).toBe(1);
     expect(text).toContain("HTTP_PORT");
     expect(text).not.toMatch(/^\s+at /m);
+  });
+});
+
+/** A proxy on this machine, and what it was asked for. */
+async function startProxy() {
+  const asked: { target: string; authorization: string | undefined }[] = [];
+  const server = createServer();
+  server.on("connect", (request, socket) => {
+    const target = request.url ?? "";
+    asked.push({ target, authorization: request.headers["proxy-authorization"] });
+    const [host, port] = target.split(":");
+    const beyond = connect(Number(port), host, () => {
+      socket.write("HTTP/1.1 200 OK\r\n\r\n");
+      socket.pipe(beyond).pipe(socket);
+    });
+    for (const one of [socket, beyond]) one.on("error", () => {});
+  });
+  const { host } = new URL(await listen(server));
+  afterwards(() => {
+    server.closeAllConnections();
+    return closeServer(server);
+  });
+  return { host, asked };
+}
+
+describe.each(englishFrom("s04"))("$name, a proxy", (section) => {
+  it("may be set as curl takes it", async () => {
+    const model = await echoModel();
+    const { host, asked } = await startProxy();
+    const user = (name: string, password: string) =>
+      `Basic ${Buffer.from(`${name}:${password}`).toString("base64")}`;
+    const values: [Record<string, string>, string | undefined][] = [
+      [{ HTTP_PROXY: host, HTTPS_PROXY: "localhost:9" }, undefined],
+      [{ http_proxy: `http://ada:pa#s/s?@${host}`, HTTP_PROXY: "nowhere" }, user("ada", "pa#s/s?")],
+    ];
+    for (const [proxy, authorization] of values) {
+      const { text } = await start(section, settings(model, proxy)).finish("hello\n");
+      expect(text).toContain("re: hello");
+      expect(asked.splice(0)[0]).toEqual({ target: new URL(model.url).host, authorization });
+    }
+  });
+
+  it.each([
+    ["HTTP_PROXY", "ftp://ada:secret@127.0.0.1:1"],
+    ["HTTPS_PROXY", "127.0.0.1:99999"],
+  ])("is named if it makes no sense: %s=%s", async (name, value) => {
+    const { code, text } = await start(section, settings(undefined, { [name]: value })).end();
+    expect(code).toBe(1);
+    expect(text).toContain(`${name} must be`);
+    expect(text).not.toMatch(/secret|^\s+at /m);
   });
 });

@@ -471,3 +471,49 @@ describe.each(sectionsFrom("s04"))("$name, a group that became a supergroup", (s
     for (const { text } of telegram.sent) expect(text).toMatch(/\p{L}/u);
   });
 });
+
+describe.each(englishFrom("s04"))("$name, the end of the program", (section) => {
+  it("ends the commands that still run", async () => {
+    const world = await openWorld(section, { feishu: false, settings: { REMOTE_TOOLS: "1" } });
+    const file = join(world.workspace, "pid");
+    world.model.brain = () => calls(["bash", { command: "echo $$ > pid; exec sleep 500" }]);
+    world.telegramSays("alice", "sleep");
+    const pid = () => (existsSync(file) ? Number(readFileSync(file, "utf8")) : 0);
+    await until(() => pid() > 0);
+    world.program.write("quit\n");
+    expect((await world.program.end()).code).toBe(0);
+    // A killed process may stay for a moment until the system has taken note of it.
+    await until(() => !existsSync(`/proc/${pid()}/cmdline`) || isGone(pid()));
+  });
+
+  it("a message that was attempted three times is told to its writer, and from s07 to the owner", async () => {
+    const world = await openWorld(section, { feishu: false });
+    world.telegramSays("alice", "I am the owner");
+    expect(await world.telegramHears("alice")).toBe("re: I am the owner");
+    const held = world.model.hold();
+    world.telegramSays("bob", "poison");
+    await held.waiting;
+    await world.kill();
+    const [name = ""] = world.inboxFiles();
+    const inbox = join(world.state, "inbox", name);
+    const message = JSON.parse(readFileSync(inbox, "utf8"));
+    writeFileSync(inbox, JSON.stringify({ ...message, attempts: 3 }));
+    const program = await world.start();
+    expect(await world.telegramHears("bob")).toMatch(/three times/);
+    if (section.id >= "s07") expect(await world.telegramHears("alice")).toContain("/inbox retry");
+    expect(program.text).toMatch(/is quarantined.*\/inbox retry/);
+    expect(await program.ask("/inbox")).toContain("poison");
+    expect(await program.ask("/inbox retry")).toContain("1");
+    expect(await world.telegramHears("bob")).toBe("re: poison");
+  });
+});
+
+/** Whether a process has ended. */
+function isGone(pid: number): boolean {
+  try {
+    process.kill(pid, 0);
+    return readFileSync(`/proc/${pid}/stat`, "utf8").includes(") Z ");
+  } catch {
+    return true;
+  }
+}

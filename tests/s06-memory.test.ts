@@ -130,6 +130,11 @@ describe.each(sectionsFrom("s06"))("$name, notes", (section) => {
     ["Korean", "내 여동생은 리스본에 산다.", "여동생은 어디에 사니?"],
     ["several languages in a line", "Mira の誕生日は 3月14日。", "Mira"],
     ["accents", "Größe 42 in shoes", "GRÖSSE 42"],
+    ["an accent in the note only", "Ada meets Björn in the café.", "cafe bjorn"],
+    ["an accent in the query only", "Ada drinks nothing in a cafe.", "café"],
+    ["an accent as a character of its own", "Ada drinks nothing in a cafe\u0301.", "CAFÉ"],
+    ["Vietnamese", "Hà Nội có phở.", "ha noi pho"],
+    ["Cyrillic", "Ёлка стоит в углу.", "елка"],
     ["numbers", "The door code is 4711.", "4711"],
   ])("%s", async (_what, note, query) => {
     const { write, find } = await open(section);
@@ -144,6 +149,25 @@ describe.each(sectionsFrom("s06"))("$name, notes", (section) => {
     write(note);
     write("Nothing of that.");
     expect(find(query)[0]).toBe(note);
+  });
+
+  it("a word without its accents is as good as with them, so it is recalled", async () => {
+    const { write, hits } = await open(section);
+    write("Ada meets Björn at the café on Fridays.");
+    const [plain] = hits("When is she in the cafe?");
+    const [accented] = hits("When is she in the café?");
+    expect(plain?.score).toBe(accented?.score);
+    expect(plain?.score).toBeGreaterThanOrEqual(0.17); // MIN_SCORE
+  });
+
+  it.each([
+    ["かき", "がき"],
+    ["ハハ", "パパ"],
+    ["कि", "की"], // the vowel is a mark, too
+  ])("%s and %s are two words, for their marks are no accents", async (note, query) => {
+    const { write, find } = await open(section);
+    write(note);
+    expect(find(query)).toEqual([]);
   });
 
   it("no query does harm, and no more is given than was asked for", async () => {

@@ -568,6 +568,36 @@ describe.each(sectionsFrom("s08"))("$name, files", (file) => {
     expect(next.queue.retry(Date.now())).toBe(0);
   });
 
+  it("goes on when somebody deletes the whole folder of dead letters", async () => {
+    const section = await load08(file);
+    const { app, folder, line, queue, runner, refuse } = openDesk(section);
+    const run = async (name: string) => section.COMMANDS[name]?.run("", app, {});
+    fs.rmSync(join(folder, "delivery/failed"), { recursive: true });
+    expect(String(await run("failed"))).not.toContain("a#0");
+    expect(await run("retry")).toContain("0");
+    line.fate = () => refuse("blocked", true);
+    queue.add(delivery("a#0"));
+    runner.start();
+    await until(() => queue.size === 0);
+    expect(queue.deadLetters().map(({ id }) => id)).toEqual(["a#0"]);
+    line.fate = () => {};
+    expect(await run("retry")).toContain("1");
+    await until(() => queue.size === 0);
+    expect(line.taken).toEqual(["text of a#0"]);
+  });
+
+  it("reports a reply that is given up once, whatever parts it has", async () => {
+    const section = await load08(file);
+    const { line, queue, runner, refuse } = openDesk(section);
+    const told: string[] = [];
+    runner.onDeadLetter = ({ id, error }) => void told.push(`${id}: ${error}`);
+    line.fate = () => refuse("blocked", true);
+    for (const id of ["a#0", "a#1", "a#2"]) queue.add(delivery(id));
+    runner.start();
+    await until(() => queue.size === 0);
+    expect(told).toEqual(["a#0: blocked"]);
+  });
+
   it("leaves in line what is for a channel that is not set up now", async () => {
     const section = await load08(file);
     stopTheClock();

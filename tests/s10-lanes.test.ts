@@ -1,5 +1,6 @@
 /** s10, the lanes by themselves: order, number, clock, reset, and an end. */
 
+import { getEventListeners } from "node:events";
 import fc from "fast-check";
 import { describe, expect, it, vi } from "vitest";
 import { sectionsFrom } from "./helper.ts";
@@ -318,14 +319,43 @@ describe.each(sectionsFrom("s10"))("$name: a lane", (section) => {
   });
 
   it("leaves nothing behind on a signal that lives long", async () => {
-    const { LaneQueue } = await load10(section);
+    const { LaneQueue, LaneError } = await load10(section);
     const lane = new LaneQueue();
     const { signal } = new AbortController();
     const added = vi.spyOn(signal, "addEventListener");
     const removed = vi.spyOn(signal, "removeEventListener");
     for (let i = 0; i < 5; i++) await lane.enqueue(async () => i, signal);
     // What waits at the door is removed when it has come in, or it would keep every task alive.
-    expect(added.mock.calls.length - removed.mock.calls.length).toBeLessThanOrEqual(5);
+    expect(removed.mock.calls).toHaveLength(added.mock.calls.length);
+    expect(getEventListeners(signal, "abort")).toEqual([]);
+    const { task, end } = tasks();
+    const first = lane.enqueue(task("first"), signal);
+    const refused = lane.enqueue(task("refused"), signal).catch((error: unknown) => error);
+    expect(getEventListeners(signal, "abort")).toHaveLength(2); // one runs, and one waits
+    lane.refuseWaiting(new LaneError("no"));
+    expect(await refused).toBeInstanceOf(LaneError);
+    expect(getEventListeners(signal, "abort")).toHaveLength(1);
+    await end("first");
+    await first;
+    expect(getEventListeners(signal, "abort")).toEqual([]);
+  });
+
+  it("what a stopped task throws too late is nobody's affair", async () => {
+    const grace = new Grace();
+    const { LaneQueue } = await load10(section);
+    const unhandled: unknown[] = [];
+    const note = (error: unknown) => unhandled.push(error);
+    process.on("unhandledRejection", note);
+    const { task, end } = tasks();
+    const lane = new LaneQueue();
+    const failure = lane.enqueue(task("late")).catch((error: unknown) => String(error));
+    lane.reset();
+    await grace.pass();
+    expect(await failure).toContain("reset");
+    await end("late", "reject");
+    await turns();
+    process.off("unhandledRejection", note);
+    expect(unhandled).toEqual([]);
   });
 });
 

@@ -474,6 +474,21 @@ describe.each(sectionsFrom("s10"))("$name: the commands and the method of the la
     expect(await Promise.all([first, second])).toEqual(["re: one", "re: two"]);
   });
 
+  it("a turn of /enqueue that waits does not begin after the end has begun", async () => {
+    const road = await openRoad(section);
+    script(road);
+    const { COMMANDS, LANES } = road.s10;
+    const hold = road.model.hold();
+    await COMMANDS.enqueue?.run("mine first", road.app, {});
+    await COMMANDS.enqueue?.run("mine second", road.app, {});
+    await hold.waiting;
+    const over = LANES.shutDown();
+    hold.release();
+    await over;
+    expect(road.asked("first")).toHaveLength(1);
+    expect(road.asked("second")).toEqual([]);
+  });
+
   it("a failing turn of /enqueue is said, and the lane goes on", async () => {
     const road = await openRoad(section);
     script(road);

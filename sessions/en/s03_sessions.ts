@@ -1266,8 +1266,9 @@ function startTime(pid: number): string {
     return stat.slice(stat.lastIndexOf(")")).split(" ")[20] ?? "";
   } catch {
     // Two processes may have other settings, but must read the same time.
-    const env = { ...process.env, LC_ALL: "C", TZ: "UTC" };
-    const ps = spawnSync("ps", ["-o", "lstart=", "-p", String(pid)], { env, encoding: "utf8" });
+    const neutral = { ...process.env, LC_ALL: "C", TZ: "UTC" };
+    const options = { env: neutral, encoding: "utf8" } as const;
+    const ps = spawnSync("ps", ["-o", "lstart=", "-p", String(pid)], options);
     return (ps.stdout ?? "").trim(); // Windows has no ps
   }
 }

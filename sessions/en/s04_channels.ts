@@ -1369,8 +1369,9 @@ function startTime(pid: number): string {
     return stat.slice(stat.lastIndexOf(")")).split(" ")[20] ?? "";
   } catch {
     // Two processes may have other settings, but must read the same time.
-    const env = { ...process.env, LC_ALL: "C", TZ: "UTC" };
-    const ps = spawnSync("ps", ["-o", "lstart=", "-p", String(pid)], { env, encoding: "utf8" });
+    const neutral = { ...process.env, LC_ALL: "C", TZ: "UTC" };
+    const options = { env: neutral, encoding: "utf8" } as const;
+    const ps = spawnSync("ps", ["-o", "lstart=", "-p", String(pid)], options);
     return (ps.stdout ?? "").trim(); // Windows has no ps
   }
 }
@@ -2081,7 +2082,7 @@ export class Inbox extends Spool<Routed> {
     for (const message of messages.filter((one) => !this.#attempted.has(one))) {
       const attempts = (message.attempts ?? 0) + (this.#isStopping ? 0 : 1);
       this.#setAttempts(message, attempts);
-      this.#attempted.add(message);
+      if (!this.#isStopping) this.#attempted.add(message);
     }
   }
 
@@ -2092,19 +2093,21 @@ export class Inbox extends Spool<Routed> {
     message.attempts = attempts;
   }
 
-  /**
-   * The program is about to end in an orderly way, which is no fault of the messages that are being
-   * answered. So their attempts don't count, nor do those that still begin.
-   */
-  stopCounting(): void {
-    this.#isStopping = true;
-    for (const message of this.#attempted) {
+  /** These attempts don't count: they ended, or are about to end, without harm to the program. */
+  giveBack(messages: Routed[]): void {
+    for (const message of messages.filter((one) => this.#attempted.delete(one))) {
       try {
         this.#setAttempts(message, (message.attempts ?? 1) - 1);
       } catch (error) {
         warn(`${message.id}: ${error}`);
       }
     }
+  }
+
+  /** The program is about to end in an orderly way. What is under way does not count, then. */
+  stopCounting(): void {
+    this.#isStopping = true;
+    this.giveBack([...this.#attempted]);
   }
 
   /** The messages in quarantine, each with its file. What can't be read as one is left out. */
@@ -2329,6 +2332,7 @@ class MovedChats {
 /** The chats that may use the bot of one platform. Its adapter passes each message through here. */
 class AllowList {
   #chats: string[];
+  #logged = new Set<string>(); // ids of messages
   #informed = new Set<string>(); // strangers who have been told what their chat's id is
 
   /** Takes the value of a setting: ids of chats, separated by blanks or commas. */
@@ -2342,7 +2346,11 @@ class AllowList {
     const chat = chatOf(message.peerId);
     if (!this.#chats.includes(chat)) return this.#inform(channel, message.peerId, chat);
     // JSON escapes control characters, with which a sender could overwrite lines of our terminal.
-    info(`[${channel.name} ${message.peerId}] ${JSON.stringify(message.text.slice(0, 80))}`);
+    const line = `[${channel.name} ${message.peerId}] ${JSON.stringify(message.text.slice(0, 80))}`;
+    // While the disk is full, the same message comes again every few seconds.
+    if (!this.#logged.has(message.id)) info(line);
+    this.#logged.add(message.id);
+    forgetOldest(this.#logged);
     onMessage(message).done.catch((error) => warn(`${message.id}: ${error}`));
   }
 
@@ -2657,7 +2665,7 @@ export class TelegramChannel implements Channel {
     await this.#bot.api.sendMessage(this.#moved.newId(chat), text, options);
   }
 
-  /** Tries again where the chat is now; instead of in its topic, in the chat. Throws other errors. */
+  /** Tries where the chat is now, or in the chat instead of its topic. Throws other errors. */
   async #sendElsewhere(to: string, text: string, error: unknown): Promise<void> {
     const { chat } = telegramAddress(to);
     const newId = newIdIn(error);
@@ -2848,7 +2856,7 @@ type FeishuAnswer = {
   tenant_access_token?: string;
 };
 
-// Codes for what passes by itself: too many requests, an error inside, a bot that is not yet active.
+// Codes for what passes: too many requests, an error inside, a bot that is not active yet.
 const FEISHU_BUSY = [99991400, 230020, 11232, 2200, 230006];
 // Codes for what no attempt changes: the request is invalid, the bot is not in the chat or may not
 // write there, the person has stopped it, the text is too long or not allowed.
@@ -3113,6 +3121,21 @@ function checkSettings(): void {
   if (!(CONTEXT_TOKENS >= 1000)) throw new Error("CONTEXT_TOKENS must be a number from 1000 up");
 }
 
+/**
+ * The proxy that is set, as curl takes it: the scheme may be missing, the name may be in small
+ * letters, and a password may have a character in it that ends an address elsewhere.
+ */
+function proxySetting(name: string): string | undefined {
+  const value = env(name.toLowerCase()) || env(name);
+  if (!value) return undefined;
+  const address = (value.includes("://") ? value : `http://${value}`)
+    .replace(/^socks5h:/, "socks5:") // undici lets the proxy look up names in either case
+    .replace(/(?<=:\/\/.*)[#/?](?=.*@)/g, encodeURIComponent);
+  if (/^(https?|socks5):/.test(address) && URL.canParse(address)) return address;
+  // Without the value, because there may be a password in it.
+  throw new Error(`${name} must be the address of a proxy, such as http://127.0.0.1:7890`);
+}
+
 /** Step 1 of main. Reads what was set for this run, before anything has started. */
 function readSettings() {
   checkSettings();
@@ -3145,7 +3168,8 @@ function greet({ store, key }: App): void {
 /** Step 3 of main. Starts everything that runs beside the terminal. */
 async function startApp(app: App, httpPort: number): Promise<void> {
   // From here on every fetch of this process goes through HTTPS_PROXY or HTTP_PROXY, if one is set.
-  setGlobalDispatcher(new EnvHttpProxyAgent());
+  const [httpProxy, httpsProxy] = ["HTTP_PROXY", "HTTPS_PROXY"].map(proxySetting);
+  setGlobalDispatcher(new EnvHttpProxyAgent({ httpProxy, httpsProxy }));
   // Feishu's events come in over HTTP. If the port is taken, it could receive nothing, so the
   // channel is removed for this run, and its messages stay in the inbox.
   if (app.channels.has("feishu")) {
@@ -3162,9 +3186,7 @@ async function startApp(app: App, httpPort: number): Promise<void> {
  * not set up in this run stays in the inbox until a run in which it is.
  */
 function resumeInbox(app: App): void {
-  for (const message of app.inbox.newlyQuarantined.values()) {
-    if (app.channels.has(message.channel)) tellQuarantined(app, message);
-  }
+  for (const message of app.inbox.newlyQuarantined.values()) tellQuarantined(app, message);
   for (const message of app.inbox.pending()) {
     if (app.channels.has(message.channel)) resume(app, message);
   }

@@ -1403,8 +1403,9 @@ function startTime(pid: number): string {
     return stat.slice(stat.lastIndexOf(")")).split(" ")[20] ?? "";
   } catch {
     // Two processes may have other settings, but must read the same time.
-    const env = { ...process.env, LC_ALL: "C", TZ: "UTC" };
-    const ps = spawnSync("ps", ["-o", "lstart=", "-p", String(pid)], { env, encoding: "utf8" });
+    const neutral = { ...process.env, LC_ALL: "C", TZ: "UTC" };
+    const options = { env: neutral, encoding: "utf8" } as const;
+    const ps = spawnSync("ps", ["-o", "lstart=", "-p", String(pid)], options);
     return (ps.stdout ?? "").trim(); // Windows has no ps
   }
 }
@@ -2123,7 +2124,7 @@ export class Inbox extends Spool<Routed> {
     for (const message of messages.filter((one) => !this.#attempted.has(one))) {
       const attempts = (message.attempts ?? 0) + (this.#isStopping ? 0 : 1);
       this.#setAttempts(message, attempts);
-      this.#attempted.add(message);
+      if (!this.#isStopping) this.#attempted.add(message);
     }
   }
 
@@ -2134,19 +2135,21 @@ export class Inbox extends Spool<Routed> {
     message.attempts = attempts;
   }
 
-  /**
-   * The program is about to end in an orderly way, which is no fault of the messages that are being
-   * answered. So their attempts don't count, nor do those that still begin.
-   */
-  stopCounting(): void {
-    this.#isStopping = true;
-    for (const message of this.#attempted) {
+  /** These attempts don't count: they ended, or are about to end, without harm to the program. */
+  giveBack(messages: Routed[]): void {
+    for (const message of messages.filter((one) => this.#attempted.delete(one))) {
       try {
         this.#setAttempts(message, (message.attempts ?? 1) - 1);
       } catch (error) {
         warn(`${message.id}: ${error}`);
       }
     }
+  }
+
+  /** The program is about to end in an orderly way. What is under way does not count, then. */
+  stopCounting(): void {
+    this.#isStopping = true;
+    this.giveBack([...this.#attempted]);
   }
 
   /** The messages in quarantine, each with its file. What can't be read as one is left out. */
@@ -2377,6 +2380,7 @@ class MovedChats {
 /** The chats that may use the bot of one platform. Its adapter passes each message through here. */
 class AllowList {
   #chats: string[];
+  #logged = new Set<string>(); // ids of messages
   #informed = new Set<string>(); // strangers who have been told what their chat's id is
 
   /** Takes the value of a setting: ids of chats, separated by blanks or commas. */
@@ -2390,7 +2394,11 @@ class AllowList {
     const chat = chatOf(message.peerId);
     if (!this.#chats.includes(chat)) return this.#inform(channel, message.peerId, chat);
     // JSON escapes control characters, with which a sender could overwrite lines of our terminal.
-    info(`[${channel.name} ${message.peerId}] ${JSON.stringify(message.text.slice(0, 80))}`);
+    const line = `[${channel.name} ${message.peerId}] ${JSON.stringify(message.text.slice(0, 80))}`;
+    // While the disk is full, the same message comes again every few seconds.
+    if (!this.#logged.has(message.id)) info(line);
+    this.#logged.add(message.id);
+    forgetOldest(this.#logged);
     onMessage(message).done.catch((error) => warn(`${message.id}: ${error}`));
   }
 
@@ -2705,7 +2713,7 @@ export class TelegramChannel implements Channel {
     await this.#bot.api.sendMessage(this.#moved.newId(chat), text, options);
   }
 
-  /** Tries again where the chat is now; instead of in its topic, in the chat. Throws other errors. */
+  /** Tries where the chat is now, or in the chat instead of its topic. Throws other errors. */
   async #sendElsewhere(to: string, text: string, error: unknown): Promise<void> {
     const { chat } = telegramAddress(to);
     const newId = newIdIn(error);
@@ -2896,7 +2904,7 @@ type FeishuAnswer = {
   tenant_access_token?: string;
 };
 
-// Codes for what passes by itself: too many requests, an error inside, a bot that is not yet active.
+// Codes for what passes: too many requests, an error inside, a bot that is not active yet.
 const FEISHU_BUSY = [99991400, 230020, 11232, 2200, 230006];
 // Codes for what no attempt changes: the request is invalid, the bot is not in the chat or may not
 // write there, the person has stopped it, the text is too long or not allowed.
@@ -4003,9 +4011,14 @@ export type Hit = Memory & { score: number };
 /** A memory with what the search needs to know of its text. */
 type IndexedMemory = {
   memory: Memory;
-  length: number; // in terms
-  termFrequencies: Map<string, number>; // term → how often it occurs
-  vector: Map<number, number>; // bucket → weight
+  number: number; // its place in the list of scores of a search
+  length: number; // in words
+  words: Map<string, number>; // word → its term frequency: how often it occurs
+};
+/** What the inverted index knows of a word or a trigram in one memory. */
+type Posting = {
+  entry: IndexedMemory;
+  weight: number; // of a word the term frequency, of a trigram its part of the vector
 };
 
 const SEGMENTER = new Intl.Segmenter("und", { granularity: "word" });
@@ -4014,8 +4027,15 @@ const WIDE = /[\p{sc=Han}\p{sc=Hiragana}\p{sc=Katakana}\p{sc=Hangul}]/u;
 const STOP_WORDS =
   /^(an?|and|are|at|did|do|does|for|how|i|in|is|it|my|of|on|the|to|wh(at|en|ere|o|y))$/;
 
+/** The accents of Latin, Greek and Cyrillic. /\p{M}/u would also turn the Japanese が into か. */
+const ACCENTS = /[\u0300-\u036f]/g;
+
 /** One spelling for all. Anyone may send a megabyte, so only the beginning of a text is indexed. */
-const normalise = (content: string) => content.slice(0, 4_000).normalize("NFKC").toLowerCase();
+function normalise(content: string): string {
+  // NFKD takes "é" apart into "e" and its accent, and NFC puts together what is left.
+  const decomposed = content.slice(0, 4_000).normalize("NFKD").toLowerCase();
+  return decomposed.replace(ACCENTS, "").normalize("NFC");
+}
 
 /** The words that a text can be found by. A dictionary splits Chinese and Japanese into words. */
 function termsOf(content: string): string[] {
@@ -4051,29 +4071,16 @@ function trigrams(word: string): string[] {
   return grams;
 }
 
-/** The hash FNV-1a, in 32 bits. Unlike a random one it gives the same in every process. */
-function fnv1a(words: string): number {
-  let hash = 0x811c9dc5; // the offset basis of FNV
-  for (const character of words) {
-    const mixed = hash ^ (character.codePointAt(0) ?? 0);
-    hash = Math.imul(mixed, 0x01000193); // the prime of FNV
-  }
-  return hash >>> 0; // as an unsigned number
-}
-
-/** The dimension of the vector that a trigram counts for: 13 bits of the hash, so one of 8,192. */
-const bucketOf = (gram: string) => fnv1a(gram) >>> 19;
-
 /**
- * The embedding of a text: a vector of length 1 that counts its trigrams. By it "allergic" finds
- * "allergies", but it knows nothing of meanings. A model's embedding would replace this function.
+ * The embedding of a text: a vector of length 1, in which each trigram is a dimension. By it
+ * "allergic" finds "allergies", but it knows nothing of meanings. A model's embedding would replace
+ * this function, and then the search for the nearest vectors needs an index of its own.
  */
-function embed(content: string): Map<number, number> {
-  const words = normalise(content).match(/[\p{L}\p{N}]+/gu) ?? [];
-  const buckets = words.flatMap((word) => trigrams(word).map(bucketOf));
-  const counts = countEach(buckets);
+function embed(content: string): Map<string, number> {
+  const words = normalise(content).match(/[\p{L}\p{M}\p{N}]+/gu) ?? [];
+  const counts = countEach(words.flatMap(trigrams));
   const length = Math.hypot(...counts.values()) || 1; // a text without words has no trigrams
-  return new Map([...counts].map(([bucket, count]) => [bucket, count / length]));
+  return new Map([...counts].map(([gram, count]) => [gram, count / length]));
 }
 
 const WEIGHTS = { keyword: 0.6, vector: 0.4 }; // the two scores, from 0 to 1 each, add up to 1
@@ -4090,9 +4097,6 @@ function bm25(termFrequency: number, lengthNorm: number, idf: number): number {
   return (idf * termFrequency * (K1 + 1)) / (termFrequency + K1 * lengthNorm);
 }
 
-/** Adds points to the score of an entry. */
-type AddScore = (entry: IndexedMemory, points: number) => void;
-
 /**
  * What was noted from day to day, and the owner's MEMORY.md and USER.md. Search is hybrid: BM25
  * finds words, and the cosine of two vectors of trigrams finds what is spelled alike.
@@ -4102,10 +4106,11 @@ export class MemoryStore {
   #files: string[];
   #now: () => number;
   #entries = new Set<IndexedMemory>();
-  // The inverted index leads from each term, and from each bucket of a vector, to the entries that
-  // have it. A search looks only at those and not at all entries, and it reads no file.
-  #postings = new Map<string | number, Set<IndexedMemory>>();
-  #totalLength = 0; // of all entries, in terms
+  // The inverted index leads from each word and each trigram to the entries that have it, so a
+  // search reads no file, and no text but the query.
+  #postings = new Map<string, Posting[]>();
+  #totalLength = 0; // of all entries, in words
+  #nextNumber = 0; // of the next entry
   #loaded = new Map<string, { mtime: number; entries: IndexedMemory[] }>();
   #logs = new Map<string, JsonlFile>();
 
@@ -4116,8 +4121,7 @@ export class MemoryStore {
     this.#now = now;
     makeFolder(dir);
     for (const name of fs.readdirSync(dir).filter((one) => one.endsWith(".jsonl"))) {
-      const lines = readOrQuarantine(path.join(dir, name), () => this.#log(name).read()) ?? [];
-      for (const { record } of lines) this.#addNote({ ...record }, name);
+      for (const { record } of this.#log(name).read()) this.#addNote({ ...record }, name);
     }
   }
 
@@ -4146,13 +4150,14 @@ export class MemoryStore {
   }
 
   #add(memory: Memory): IndexedMemory {
-    const terms = termsOf(memory.text);
-    const termFrequencies = countEach(terms);
-    const vector = embed(memory.text);
-    const entry = { memory, length: terms.length, termFrequencies, vector };
-    for (const key of indexKeys(entry)) {
-      const posting = this.#postings.get(key) ?? new Set();
-      this.#postings.set(key, posting.add(entry));
+    const words = termsOf(memory.text);
+    const number = this.#nextNumber;
+    this.#nextNumber += 1;
+    const entry = { memory, number, length: words.length, words: countEach(words) };
+    for (const [key, weight] of indexKeys(entry)) {
+      const postings = this.#postings.get(key) ?? [];
+      postings.push({ entry, weight });
+      this.#postings.set(key, postings);
     }
     this.#entries.add(entry);
     this.#totalLength += entry.length;
@@ -4160,7 +4165,10 @@ export class MemoryStore {
   }
 
   #remove(entry: IndexedMemory): void {
-    for (const key of indexKeys(entry)) this.#postings.get(key)?.delete(entry);
+    for (const [key] of indexKeys(entry)) {
+      const others = this.#postings.get(key)?.filter((posting) => posting.entry !== entry);
+      this.#postings.set(key, others ?? []);
+    }
     this.#entries.delete(entry);
     this.#totalLength -= entry.length;
   }
@@ -4185,53 +4193,49 @@ export class MemoryStore {
     { sessionKey = "", owner = false, topK = 5, weights = WEIGHTS } = {},
   ): Hit[] {
     this.#refresh();
-    const scores = new Map<IndexedMemory, number>();
-    // What others noted is left out here, before it has a score, so it can't come any further. It
-    // only counts for how rare a word is (#idf).
-    const add: AddScore = (entry, points) => {
-      const { memory } = entry;
-      const isVisible = memory.sessionKey === undefined ? owner : memory.sessionKey === sessionKey;
-      if (isVisible) scores.set(entry, (scores.get(entry) ?? 0) + points);
-    };
-    this.#scoreKeywords(query, (entry, score) => add(entry, weights.keyword * score));
-    this.#scoreVectors(query, (entry, score) => add(entry, weights.vector * score));
-    const hits = [...scores].map(([entry, score]) => ({
-      entry,
-      score: score * this.#recency(entry.memory),
-    }));
+    const scores = new Float64Array(this.#nextNumber); // faster than a map of all entries
+    this.#scoreWords(query, weights.keyword, scores);
+    this.#scoreTrigrams(query, weights.vector, scores);
+    const hits = [];
+    for (const entry of this.#entries) {
+      const score = scores[entry.number] ?? 0;
+      // What others noted ends here. It only counts for how rare a word is (#idf).
+      if (score === 0 || !isVisible(entry.memory, sessionKey, owner)) continue;
+      hits.push({ entry, score: score * this.#recency(entry.memory) });
+    }
     return diversify(hits, topK);
   }
 
-  /** The keyword score: the BM25 scores of all terms of the query, scaled to 0 to 1. */
-  #scoreKeywords(query: string, add: AddScore): void {
-    const idfs = new Map(termsOf(query).map((term) => [term, this.#idf(term)]));
+  /** The keyword score: the BM25 scores of all words of the query, scaled to 0 to 1. */
+  #scoreWords(query: string, weight: number, scores: Float64Array): void {
+    const idfs = new Map(termsOf(query).map((word) => [word, this.#idf(word)]));
     const sumOfIdfs = [...idfs.values()].reduce((sum, idf) => sum + idf, 0);
-    const maxScore = sumOfIdfs * (K1 + 1); // of a text that has only these terms, again and again
+    const maxScore = sumOfIdfs * (K1 + 1); // of a text that has only these words, again and again
     const averageLength = this.#totalLength / this.#entries.size;
-    for (const [term, idf] of idfs) {
-      for (const entry of this.#postings.get(term) ?? []) {
-        const termFrequency = entry.termFrequencies.get(term) ?? 0;
+    for (const [word, idf] of idfs) {
+      for (const { entry, weight: termFrequency } of this.#postings.get(word) ?? []) {
         const lengthNorm = 1 - B + B * (entry.length / averageLength);
-        add(entry, bm25(termFrequency, lengthNorm, idf) / maxScore);
+        const score = bm25(termFrequency, lengthNorm, idf) / maxScore;
+        scores[entry.number] = (scores[entry.number] ?? 0) + weight * score;
       }
     }
   }
 
   /**
    * The vector score: the cosine similarity of two texts, which is 1 if they have the same
-   * trigrams. Both vectors have the length 1, so it is the sum of the products bucket by bucket.
+   * trigrams. Both vectors have the length 1, so it is the sum of the products trigram by trigram.
    */
-  #scoreVectors(query: string, add: AddScore): void {
-    for (const [bucket, weight] of embed(query)) {
-      for (const entry of this.#postings.get(bucket) ?? []) {
-        add(entry, weight * (entry.vector.get(bucket) ?? 0));
+  #scoreTrigrams(query: string, weight: number, scores: Float64Array): void {
+    for (const [gram, inQuery] of embed(query)) {
+      for (const { entry, weight: inEntry } of this.#postings.get(gramKey(gram)) ?? []) {
+        scores[entry.number] = (scores[entry.number] ?? 0) + weight * inQuery * inEntry;
       }
     }
   }
 
-  /** Inverse document frequency: a term that few entries have says more than one that all have. */
-  #idf(term: string): number {
-    const having = this.#postings.get(term)?.size ?? 0;
+  /** Inverse document frequency: a word that few entries have says more than one that all have. */
+  #idf(word: string): number {
+    const having = this.#postings.get(word)?.length ?? 0;
     return Math.log(1 + (this.#entries.size - having + 0.5) / (having + 0.5));
   }
 
@@ -4242,11 +4246,19 @@ export class MemoryStore {
   }
 }
 
-/** What leads to an entry in the inverted index: words are terms, numbers are buckets. */
-const indexKeys = ({ termFrequencies, vector }: IndexedMemory) => [
-  ...termFrequencies.keys(),
-  ...vector.keys(),
-];
+/** The owner's files are only for the owner, and a note only for the conversation it is from. */
+const isVisible = (memory: Memory, sessionKey: string, owner: boolean) =>
+  memory.sessionKey === undefined ? owner : memory.sessionKey === sessionKey;
+
+/** A trigram can be spelled like a word, so in the inverted index it has a mark before it. */
+const gramKey = (gram: string) => `#${gram}`;
+
+/** What leads to an entry in the inverted index, and with which weight. */
+function indexKeys({ memory, words }: IndexedMemory): Map<string, number> {
+  const keys = new Map(words);
+  for (const [gram, weight] of embed(memory.text)) keys.set(gramKey(gram), weight);
+  return keys;
+}
 
 /** The facts in a file of the owner's: one in each line, without the mark of a list before it. */
 function factsIn(content: string): string[] {
@@ -4264,7 +4276,7 @@ function isFact(line: string): boolean {
   return words.length > 1 && !isHeading && !isTag && !isEmptyField;
 }
 
-const DUPLICATE = 0.8; // two entries that share this part of their terms say nearly the same
+const DUPLICATE = 0.8; // two entries that share this part of their words say nearly the same
 
 /**
  * Maximal marginal relevance, in its simplest form: the best hits, but none that repeats a better
@@ -4282,11 +4294,11 @@ function diversify(hits: { entry: IndexedMemory; score: number }[], topK: number
   return chosen.map(({ entry, score }) => ({ ...entry.memory, score }));
 }
 
-/** The Jaccard index: how many of the terms that either entry has are in both, from 0 to 1. */
+/** The Jaccard index: how many of the words that either entry has are in both, from 0 to 1. */
 function jaccard(a: IndexedMemory, b: IndexedMemory): number {
-  const ofBoth = [...a.termFrequencies.keys()].filter((term) => b.termFrequencies.has(term));
+  const ofBoth = [...a.words.keys()].filter((word) => b.words.has(word));
   const shared = ofBoth.length;
-  const all = a.termFrequencies.size + b.termFrequencies.size - shared;
+  const all = a.words.size + b.words.size - shared;
   return all === 0 ? 0 : shared / all;
 }
 
@@ -4851,11 +4863,12 @@ async function runJob(app: App, message: Routed, signal?: AbortSignal): Promise<
   let answer = "";
   try {
     await app.activeTurns.idle(); // people go first
-    answer = await untilStored(() => answerJob(app, message, signal), signal);
+    answer = await answerJob(app, message, signal);
     app.cron.report(id);
   } catch (error) {
     if (isOutage(error)) {
       // The run stays in the inbox, so it is not lost if the program ends.
+      app.inbox.giveBack([message]);
       app.cron.postpone(id, error, () => enqueue(app, message));
       return "";
     }
@@ -4868,10 +4881,10 @@ async function runJob(app: App, message: Routed, signal?: AbortSignal): Promise<
   return answer;
 }
 
-/** Whether the network or the provider failed. No job can help that, so none is switched off. */
+/** Whether network, provider or disk failed. No job can help that, so none is switched off. */
 function isOutage(error: unknown): boolean {
   const isRefusal = ["invalid", "overflow"].includes(classifyFailure(error));
-  return error instanceof Anthropic.AnthropicError && !isRefusal;
+  return isDiskError(error) || (error instanceof Anthropic.AnthropicError && !isRefusal);
 }
 
 /** Sends what a job has to say. If that fails, the owner hears it. (From s08 on it waits instead.) */
@@ -6150,6 +6163,21 @@ function checkSettings(): void {
   }
 }
 
+/**
+ * The proxy that is set, as curl takes it: the scheme may be missing, the name may be in small
+ * letters, and a password may have a character in it that ends an address elsewhere.
+ */
+function proxySetting(name: string): string | undefined {
+  const value = env(name.toLowerCase()) || env(name);
+  if (!value) return undefined;
+  const address = (value.includes("://") ? value : `http://${value}`)
+    .replace(/^socks5h:/, "socks5:") // undici lets the proxy look up names in either case
+    .replace(/(?<=:\/\/.*)[#/?](?=.*@)/g, encodeURIComponent);
+  if (/^(https?|socks5):/.test(address) && URL.canParse(address)) return address;
+  // Without the value, because there may be a password in it.
+  throw new Error(`${name} must be the address of a proxy, such as http://127.0.0.1:7890`);
+}
+
 /** Step 1 of main. Reads what was set for this run, before anything has started. */
 function readSettings() {
   checkSettings();
@@ -6203,8 +6231,9 @@ function greet({ store, key }: App): void {
 /** Step 3 of main. Starts everything that runs beside the terminal. */
 async function startApp(app: App, httpPort: number): Promise<void> {
   // From here on every fetch of this process goes through HTTPS_PROXY or HTTP_PROXY, if one is set.
+  const [httpProxy, httpsProxy] = ["HTTP_PROXY", "HTTPS_PROXY"].map(proxySetting);
   // undici would give up on a response after 300 s, but FIRST_BYTE_SECONDS is to decide that.
-  setGlobalDispatcher(new EnvHttpProxyAgent({ headersTimeout: 0 }));
+  setGlobalDispatcher(new EnvHttpProxyAgent({ httpProxy, httpsProxy, headersTimeout: 0 }));
   const server = await startHttp(httpPort);
   // Feishu's events come in over HTTP. If the port is taken, it could receive nothing, so the
   // channel is removed for this run, and its messages stay in the inbox.
@@ -6225,7 +6254,7 @@ async function startApp(app: App, httpPort: number): Promise<void> {
  */
 function resumeInbox(app: App): void {
   for (const message of app.inbox.newlyQuarantined.values()) {
-    if (app.channels.has(message.channel)) tellQuarantined(app, message);
+    if (message.channel !== "cron") tellQuarantined(app, message);
     tellOwnerOfQuarantine(app, message);
   }
   for (const message of app.inbox.pending()) {

@@ -1,0 +1,134 @@
+/** s05, what a client must not learn, send or guess; and what an owner can do from afar. */
+
+import { mkdirSync, readdirSync, readFileSync, rmSync, symlinkSync, writeFileSync } from "node:fs";
+import { join } from "node:path";
+import { describe, expect, it } from "vitest";
+import { WebSocket } from "ws";
+import { englishFrom, printed, type SectionFile, sectionsFrom, settings, start } from "./helper.ts";
+import { afterwards, appOf05, load05, openWorld } from "./world.ts";
+
+const gatewayOnly = (section: SectionFile, more = {}) =>
+  openWorld(section, { telegram: false, feishu: false, settings: more });
+
+async function connect(address: string): Promise<WebSocket> {
+  const socket = new WebSocket(address);
+  afterwards(() => socket.terminate());
+  await new Promise((resolve, reject) => socket.once("open", resolve).once("error", reject));
+  return socket;
+}
+
+async function exchange(socket: WebSocket, message: unknown) {
+  socket.send(JSON.stringify(message));
+  return new Promise<{ error?: { code: number; message: string }; result?: unknown }>((resolve) =>
+    socket.once("message", (data) => resolve(JSON.parse(String(data)))),
+  );
+}
+
+const status = (id: number) => ({ jsonrpc: "2.0", id, method: "status" });
+
+describe.each(sectionsFrom("s05"))("$name, a client", (section) => {
+  it("is told that its turn failed, and the log why", async () => {
+    const s05 = await load05(section, settings());
+    const app = appOf05(s05);
+    const secret = "ENOENT: no such file, open '/home/ada/.state/sessions'";
+    app.store.current = () => {
+      throw new Error(secret);
+    };
+    const send = async () =>
+      s05.METHODS.send?.({ text: "hi" }, app, { peerId: "p", notify: () => {} });
+    const error: unknown = await send().catch((reason) => reason);
+    expect(error).toMatchObject({ code: -32000, message: expect.stringContaining("failed") });
+    expect(String(error)).not.toContain("/home/ada");
+    expect(printed()).toContain(secret);
+  });
+
+  it("runs the commands that are meant for it, and no other", async () => {
+    const s05 = await load05(section, settings());
+    const app = appOf05(s05);
+    const run = async (line: unknown) =>
+      s05.METHODS.command?.({ line }, app, { peerId: "p", notify: () => {} });
+    for (const line of ["/inbox retry", "inbox retry", "  /inbox retry  "]) {
+      expect(await run(line)).toMatchObject({ text: expect.any(String) });
+    }
+    const refused = ["/memory", "/search tea", "/prompt", "/inbox", "/inbox retryx", "/new", "", 7];
+    for (const line of [...refused, "/constructor", "/help\n/inbox retry"]) {
+      const error: unknown = await run(line).catch((reason) => reason);
+      expect(error, String(line)).toMatchObject({
+        code: -32602,
+        message: expect.stringContaining("line"),
+      });
+    }
+    const after: [since: string, line: string][] = [
+      ["s08", "/retry"],
+      ["s10", "/reset"],
+    ];
+    for (const [since, line] of after.filter(([first]) => first <= section.id)) {
+      expect(await run(line), since).toMatchObject({ text: expect.any(String) });
+    }
+  });
+
+  it("names a group to /route", async () => {
+    const s05 = await load05(section, settings());
+    const app = appOf05(s05);
+    const route = async (args: string) => String(await s05.COMMANDS.route?.run(args, app, {}));
+    expect(await route("telegram 1001")).toContain(":telegram:direct:1001");
+    expect(await route("telegram -1007")).toContain(":telegram:group:-1007");
+    expect(await route("feishu oc_1 cli_1 tenant")).toContain(":feishu:direct:oc_1");
+    expect(await route("feishu oc_1 cli_1 tenant group")).toContain(":feishu:group:oc_1");
+    expect(await route("feishu oc_1 group")).toContain(":feishu:group:oc_1");
+  });
+});
+
+describe.each(englishFrom("s05"))("$name, the gateway", (section) => {
+  it("takes at most 100 requests at once, and answers more than 1 MiB to a client that reads", async () => {
+    const world = await gatewayOnly(section);
+    const socket = await connect(world.gateway);
+    const hundred = Array.from({ length: 100 }, (_, id) => status(id));
+    expect(await exchange(socket, hundred)).toHaveLength(100);
+    expect(await exchange(socket, [...hundred, status(100)])).toMatchObject({
+      error: { code: -32600, message: expect.stringContaining("100") },
+    });
+    // Each answer names the method that there is not.
+    const long = Array.from({ length: 10 }, (_, id) => ({
+      ...status(id),
+      method: "x".repeat(100_000),
+    }));
+    const many = [...long, ...long.map((one) => ({ ...one, id: one.id + 10 }))];
+    for (const half of [many.slice(0, 10), many.slice(10)]) {
+      expect(await exchange(socket, half)).toHaveLength(10);
+    }
+    expect(await exchange(socket, status(1))).toMatchObject({ id: 1 });
+  });
+
+  it("uses the token of its file, whatever ends it, and replaces one that can't be used", async () => {
+    const world = await gatewayOnly(section);
+    const file = join(world.state, "gateway-token");
+    const tokenNow = () => new URL(world.gateway).searchParams.get("token");
+    writeFileSync(file, "a-token-by-hand-1\n");
+    await world.restart();
+    expect(tokenNow()).toBe("a-token-by-hand-1");
+    expect(readFileSync(file, "utf8")).toBe("a-token-by-hand-1\n");
+    const obstacles = [
+      () => writeFileSync(file, "short"),
+      () => mkdirSync(file),
+      () => symlinkSync(join(world.state, "no", "where"), file),
+    ];
+    for (const [index, place] of obstacles.entries()) {
+      world.program.kill();
+      await world.program.end();
+      rmSync(file, { force: true });
+      place();
+      await world.restart();
+      expect(tokenNow(), String(index)).toMatch(/^[\w-]{32}$/);
+      const names = readdirSync(world.state).filter((name) => name.startsWith("gateway-token."));
+      expect(names).toHaveLength(index + 1);
+    }
+  });
+
+  it("refuses a token that could be guessed, and names it", async () => {
+    const program = start(section, settings(undefined, { GATEWAY_TOKEN: "fifteen letters" }));
+    const { code, text } = await program.end();
+    expect(code).toBe(1);
+    expect(text).toMatch(/GATEWAY_TOKEN must have at least 16 characters/);
+  });
+});
