@@ -168,6 +168,8 @@ async function expectService(world: World): Promise<void> {
   world.telegramSays("alice", "how are you");
   await minutesUntil(world, () => isAnswered(world, "alice", "re: how are you"));
   expect(isAnswered(world, "alice", "re: how are you"), "an answer").toBe(true);
+  world.telegramSays("bob", "and you");
+  await telegram.until(() => isAnswered(world, "bob", "re: and you"));
   expect(await rpc(world, "cron.list")).toMatchObject({ result: [{ id: "tick" }] });
   for (const method of ["sessions.list", "delivery.status", "heartbeat.status", "profiles.list"]) {
     expect(await rpc(world, method), method).toHaveProperty("result");

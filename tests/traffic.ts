@@ -270,7 +270,7 @@ class Torture {
       TELEGRAM_ALLOWED_CHATS: allowed.map((name) => telegram.chatId(name)).join(),
       CLAW0_WORKSPACE: this.#folder,
       CONTEXT_TOKENS: String(CONTEXT),
-      GATEWAY_TOKEN: "torture torture torture",
+      GATEWAY_TOKEN: "torture-torture-torture",
       REMOTE_TOOLS: "1",
       HEARTBEAT_INTERVAL: "2",
       HEARTBEAT_ACTIVE_START: "0",
