@@ -46,7 +46,7 @@ async function showStatus(texts: Texts): Promise<void> {
   const { section, pid, model } = await requireWorld(texts);
   console.log(section ? practice.section(section.user, section.pid) : practice.noSection);
   console.log(practice.world(pid, model));
-  console.log(`${practice.byHand} ANTHROPIC_API_KEY=practice ANTHROPIC_BASE_URL=${model}`);
+  console.log(`${practice.byHand}ANTHROPIC_API_KEY=practice ANTHROPIC_BASE_URL=${model}`);
   console.log(practice.more);
 }
 

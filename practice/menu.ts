@@ -4,6 +4,7 @@ import { existsSync, readdirSync, readFileSync } from "node:fs";
 import { basename, join } from "node:path";
 import { createInterface } from "node:readline/promises";
 import { LANGUAGE_NAMES, LANGUAGES, type LanguageCode, SECTIONS } from "../sessions/names.ts";
+import { suspendWholeJob } from "./job-control.ts";
 import { chosenLanguage, machineLanguage } from "./language.ts";
 import { TEXTS } from "./texts.ts";
 import { ROOT, UserError } from "./world.ts";
@@ -48,6 +49,7 @@ type Ask = (question: string) => Promise<string>;
 /** A small menu. Enter takes the first entry; Ctrl+C and Ctrl+D leave and give undefined. */
 async function askPerson(lang: LanguageCode | undefined): Promise<Choice | undefined> {
   const terminal = createInterface({ input: process.stdin, output: process.stdout });
+  suspendWholeJob(terminal);
   const leave = new AbortController();
   terminal.once("SIGINT", () => leave.abort());
   terminal.once("close", () => leave.abort());

@@ -1,6 +1,7 @@
 /** The screen of a phone: it prints above the line that is being typed. */
 
 import { createInterface } from "node:readline";
+import { suspendWholeJob } from "./job-control.ts";
 
 /** In a pipe: ms to wait for a sign of the bot, while it types, and for one more part. */
 const TIMEOUTS = { start: 2000, typing: 10_000, sent: 300 };
@@ -24,6 +25,7 @@ export class PhoneScreen {
 
   constructor() {
     this.lines = this.terminal[Symbol.asyncIterator]();
+    suspendWholeJob(this.terminal);
     this.terminal.once("close", () => {
       this.isClosed = true;
     });

@@ -40,17 +40,20 @@ async function main(args: string[], machineTexts: Texts): Promise<number> {
     return 0;
   }
   const own = readSettings(values.set ?? [], values.context, machineTexts);
+  // It starts while the person chooses.
+  const world = hasKey() ? undefined : requireWorld(machineTexts);
+  world?.catch(() => {}); // the person may leave first, and `await` below throws it again
   const choice = await choose(positionals[0], args);
   if (!choice) return 0;
   const texts = TEXTS[choice.language];
   const file = join(ROOT, "sessions", choice.language, `${choice.section}.ts`);
   const words = values.serve ? ["--serve"] : [];
-  if (hasKey()) {
+  if (!world) {
     if (values.fresh) console.log(texts.start.freshWithKey);
     return (await runSection({ file, words, settings: own })).code;
   }
   const fresh = values.fresh ?? false;
-  return await practise(choice, { file, words, own, fresh }, texts);
+  return await practise(await world, choice, { file, words, own, fresh }, texts);
 }
 
 /** The settings of --set and --context. */
@@ -81,11 +84,10 @@ interface Run {
 }
 
 /** Runs a section in the practice world. */
-async function practise(choice: Choice, run: Run, texts: Texts): Promise<number> {
+async function practise(world: World, choice: Choice, run: Run, texts: Texts): Promise<number> {
   const short = choice.section.slice(0, 3);
   const number = Number(short.slice(1));
   const user = `${short} (${choice.language})`;
-  const world = await requireWorld(texts);
   const { settings, leave } = await takeSeat(world, { user, number }, texts);
   copyWorkspace(run.fresh);
   for (const line of texts.start.offline) console.log(line);

@@ -116,7 +116,7 @@ npm run practice -- stop                 end the practice world, and a section t
     section: (user, pid) => `${user} is running${pid ? ` in process ${pid}` : ""}.`,
     noSection: "No section is running; npm start runs one.",
     world: (pid, model) => `The practice world is process ${pid}, with the model at ${model}.`,
-    byHand: "A section that you start yourself uses the model with:",
+    byHand: "A section that you start yourself uses the model with: ",
     more: "npm run practice -- --help shows what you can turn.",
     killed: (user, pid) => `Killed ${user}, process ${pid}, with SIGKILL.`,
     ended: (user) => `The practice world has ended${user ? `, and ${user} with it` : ""}.`,

@@ -12,14 +12,15 @@ import type { WorldStatus } from "./world-server.ts";
 /** A running world: what its file says, and what it says itself. */
 export type World = WorldFile & WorldStatus;
 
-/** How long a world has to start or to answer, and how often we look, in ms. */
-const PATIENCE = 15_000;
+/** How long a world has to start and to answer, and how often we look, in ms. */
+const START_TIME = 30_000;
+const ANSWER_TIME = 5000;
 const INTERVAL = 25;
 
 /** The status of the world of a file; undefined if that world is gone. */
 export async function ping(file: WorldFile): Promise<World | undefined> {
   try {
-    const signal = AbortSignal.timeout(PATIENCE);
+    const signal = AbortSignal.timeout(ANSWER_TIME);
     const answer = await fetch(`${file.url}/_practice/status`, { signal });
     const status = (await answer.json()) as WorldStatus; // checked by its id
     return status.id === file.id ? { ...file, ...status } : undefined;
@@ -50,13 +51,13 @@ export async function requireWorld(texts: Texts): Promise<World> {
   const running = await findWorld(texts);
   if (running) return running;
   const log = join(ROOT, ".practice", "world.log");
-  let process = launch(log);
-  for (const end = Date.now() + PATIENCE; Date.now() < end; ) {
+  let child = launch(log);
+  for (const end = Date.now() + START_TIME; Date.now() < end; ) {
     const world = await findWorld(texts);
     if (world) return world;
-    if (process.exitCode) break;
+    if (child.exitCode) break;
     // It ended in favour of another world, and that may have ended, too.
-    if (process.exitCode === 0) process = launch(log);
+    if (child.exitCode === 0) child = launch(log);
     await wait(INTERVAL);
   }
   throw new UserError(texts.worldDidNotStart(log));

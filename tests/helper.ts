@@ -434,6 +434,8 @@ interface Pipes {
   end(): void;
   kill(signal: NodeJS.Signals): void;
   forward?(ms: number): Promise<unknown>;
+  /** Closes our end of its output, so that it gets EPIPE. Not in a terminal. */
+  stopReading?(): void;
 }
 
 const ESCAPE = String.fromCharCode(27);
@@ -515,6 +517,11 @@ export class Program {
   /** Puts its clock forward, if it was started with `clock`. Resolves when all timers have fired. */
   async forward(ms: number): Promise<void> {
     await this.#pipes.forward?.(ms);
+  }
+
+  /** From now on nobody reads what it prints. */
+  stopReading(): void {
+    this.#pipes.stopReading?.();
   }
 
   /** Closes the program's input and waits until it has ended. */
@@ -628,17 +635,28 @@ export function start(
           child.once("message", resolve);
           child.send({ forward: ms }, (error) => error && reject(error));
         }),
+      stopReading: () => child.stdout?.destroy(),
     };
   });
 }
 
 /** Starts a section in a pseudo-terminal of so many columns. */
 export function startInTerminal(section: SectionFile, given: Settings, cols = 100): Program {
+  return inTerminal([process.execPath, ...command(section, "fast")], given, cols);
+}
+
+/** Starts a section as a job of an interactive shell, whose prompt is "$ ". */
+export function startInShell(section: SectionFile, given: Settings): Program {
+  const shell = inTerminal(["bash", "--norc", "-i"], { ...given, PS1: "$ " }, 200);
+  shell.write(`${[process.execPath, ...command(section, "fast")].join(" ")}\r`);
+  return shell;
+}
+
+function inTerminal([file = "", ...args]: string[], given: Settings, cols: number): Program {
   const env = { ...bareEnvironment(), ...given, TERM: "xterm-256color" };
   return new Program((program) => {
     const size = { cols, rows: 40, name: "xterm-256color" };
-    const args = command(section, "fast");
-    const child = spawnTerminal(process.execPath, args, { ...size, cwd: ROOT, env });
+    const child = spawnTerminal(file, args, { ...size, cwd: ROOT, env });
     child.onData((piece) => program.heard(piece));
     child.onExit(({ exitCode, signal }) => program.ended(signal ? 128 + signal : exitCode));
     return {

@@ -244,6 +244,26 @@ describe("npm run phone", () => {
     await exit;
   });
 
+  it.skipIf(process.platform === "win32")("lets the shell come back with Ctrl+Z", async () => {
+    const shell = copy.terminal("bash", ["--norc", "-i"], { PS1: "shell> " });
+    await shell.says("shell> ");
+    // npm stands between the shell and the phone; here it is another process that waits.
+    const wait =
+      "require('child_process').spawnSync('node', process.argv.slice(1), {stdio:'inherit'})";
+    shell.type(`node -e "${wait}" -- --import tsx practice/phone.ts telegram bob\r`);
+    await shell.says(/^.*bob > /m);
+    shell.type("\x1a");
+    await shell.says("Stopped");
+    shell.type("echo back $((1 + 1))\r");
+    await shell.says("back 2");
+    shell.type("fg\r");
+    await shell.says("bob > ", 2);
+    shell.type("hi\r");
+    await shell.says("bot > You said: hi");
+    shell.type("quit\r");
+    await shell.says("shell> ", 4);
+  });
+
   it("leaves when the world ends", async () => {
     const alice = phone("feishu", "alice");
     await alice.says("alice > ");

@@ -1,6 +1,7 @@
 /** s04, Feishu: topics, odd events, what the model must not write, and a start without network. */
 
 import crypto from "node:crypto";
+import fs from "node:fs";
 import { connect } from "node:net";
 import { describe, expect, it, vi } from "vitest";
 import type { FeishuOptions } from "../practice/feishu.ts";
@@ -147,6 +148,37 @@ describe.each(sectionsFrom("s04"))("$name, topics of Feishu", (section) => {
     // One that is not known, such as one that somebody wrote into CRON.json, falls back to the chat.
     await channel.send("oc_family:thread:omt_9", "where?");
     expect(feishu.sent.at(-1)).toMatchObject({ chat: "oc_family", text: "where?" });
+  });
+
+  it("whose first message was taken back fall back to the chat", async () => {
+    const { feishu, channel, start, say } = await webhook(section);
+    await start();
+    await say("@practice_bot hi", inTopic("omt_1"));
+    const real = globalThis.fetch;
+    const replies: string[] = [];
+    vi.spyOn(globalThis, "fetch").mockImplementation(async (place, init) => {
+      if (!String(place).endsWith("/reply")) return real(place, init);
+      replies.push(String(place));
+      return Response.json({ code: 230011, msg: "The message was withdrawn." }, { status: 400 });
+    });
+    for (const text of ["one", "two"]) await channel.send("oc_family:thread:omt_1", text);
+    expect(feishu.textsTo("family")).toEqual(["one", "two"]);
+    expect(replies).toHaveLength(1); // it is not asked again for each message
+  });
+
+  it("come again if the disk is full, and are known then", async () => {
+    const { feishu, create, start, got } = await webhook(section);
+    await start();
+    vi.spyOn(fs, "renameSync").mockImplementationOnce(() => {
+      throw Object.assign(new Error("no space left"), { code: "ENOSPC" });
+    });
+    const message = feishu.say("alice", "@practice_bot hi", inTopic("omt_1"));
+    expect((await message.first).status).toBe(500);
+    expect(got).toEqual([]);
+    await feishu.again(message);
+    expect(got).toHaveLength(1);
+    await create().send("oc_family:thread:omt_1", "here");
+    expect(feishu.sent[0]?.replyTo).toBe(message.messageId);
   });
 
   it("a stranger's topic is told the id of its chat, in the topic", async () => {

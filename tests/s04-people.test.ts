@@ -372,6 +372,30 @@ describe.each(sectionsFrom("s04"))("$name, the parts of a message on Telegram", 
     expect(await say("Bob's", { ...topic(2), from: bob, date: 2_010 }, "club")).toBe(undefined);
   });
 
+  it("a piece that could not be stored comes again, and is still a piece of the same text", async () => {
+    vi.doMock("node:timers/promises", () => ({ setTimeout: () => Promise.resolve() }));
+    const { telegram, given } = await platforms();
+    const s04 = await load04(section, settings(undefined, given));
+    const channel = new s04.TelegramChannel((name) => given[name] ?? "");
+    afterwards(() => channel.stop().catch(() => {}));
+    const got: Inbound[] = [];
+    let failures = 2;
+    await channel.start((message) => {
+      if (message.text.startsWith(failures === 2 ? "y" : "z") && failures > 0) {
+        failures -= 1;
+        throw new Error("the disk is full");
+      }
+      got.push(message);
+      return { done: Promise.resolve("") };
+    });
+    await telegram.say("alice", `${"x".repeat(4_096)}${"y".repeat(4_096)}${"z".repeat(9)}`)
+      .confirmed;
+    // The inbox knows those that it has, by their ids.
+    expect([...new Set(got.map(({ text }) => text[0]))]).toEqual(["x", "y", "z"]);
+    expect(new Set(got.map(({ id }) => id)).size).toBe(3);
+    expect(new Set(got.map(({ part }) => part)).size).toBe(1);
+  });
+
   it("pictures before the one whose caption mentions us come with it, in order", async () => {
     const { telegram, got, say } = await polling(section);
     const photo = (n: number) => [{ file_id: `p${n}`, file_unique_id: "p", width: 1, height: 1 }];
@@ -403,3 +427,22 @@ describe.each(sectionsFrom("s04"))("$name, what is printed", (section) => {
     expect(printed().split("a[2Jb1mc\td\ne")).toHaveLength(5);
   });
 });
+
+// What is remembered is the same code in all sections, and 1,000 strangers take a while.
+describe.each(sectionsFrom("s04").filter(({ id }) => id === "s04"))(
+  "$name, many strangers",
+  (section) => {
+    it("are each told once, but not remembered for ever", async () => {
+      const { telegram, got } = await polling(section);
+      const chat = (id: number) => ({ chat: { id, type: "private", first_name: "S" } });
+      const write = (id: number) => telegram.say("mallory", "hi", { fields: chat(id) });
+      for (let id = 100_000; id <= 101_000; id++) write(id);
+      const told = () => printed().split("A stranger wrote").length - 1;
+      await write(101_000).confirmed;
+      expect(told()).toBe(1_001);
+      await write(100_000).confirmed; // the first one is forgotten by now
+      expect(told()).toBe(1_002);
+      expect(got).toEqual([]);
+    });
+  },
+);

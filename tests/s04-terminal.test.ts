@@ -1,7 +1,7 @@
 /** s04 in a terminal: what arrives while a line is being typed does not destroy the line. */
 
 import { describe, expect, it } from "vitest";
-import { englishFrom, settings, start } from "./helper.ts";
+import { englishFrom, settings, start, startInShell } from "./helper.ts";
 import { echoModel, openWorld } from "./world.ts";
 
 /** What a screen of so many columns shows after these bytes: enough of a terminal for this. */
@@ -102,6 +102,68 @@ describe.each(englishFrom("s04"))("$name in a terminal", (section) => {
     program.write("quit\r");
     expect((await program.end()).code).toBe(0);
   });
+
+  it("takes a pasted text of several lines as one message", async () => {
+    const world = await openWorld(section, { feishu: false, columns: 100 });
+    const { program } = world;
+    // As terminals send it: the line ends are those of the Enter key, between two marks.
+    program.write("see: \x1b[200~first\rsecond\r\nthird\x1b[201~ end\r");
+    await program.until("third end");
+    await program.prompt();
+    const [asked] = world.requestsAbout("second");
+    expect(JSON.stringify(asked?.request.messages)).toContain("see: first\\nsecond\\nthird end");
+    expect(world.model.log).toHaveLength(1);
+    program.write("quit\r");
+    expect((await program.end()).code).toBe(0);
+  });
+
+  it("a second Ctrl+C right after the one that stopped a reply does not leave", async () => {
+    const world = await openWorld(section, { feishu: false, columns: 100 });
+    const { telegram, model, program } = world;
+    const held = model.hold();
+    program.write("a slow one\r");
+    await held.waiting;
+    program.write("\x03");
+    await program.until(/interrupted/);
+    program.write("\x03");
+    held.release();
+    await program.prompt();
+    // Whoever has answered this has read the key as well, which came earlier.
+    telegram.say("alice", "meanwhile");
+    await telegram.nextSent("alice");
+    program.write("still here\r");
+    await program.until("re: still here");
+    await program.prompt();
+    program.write("quit\r");
+    expect((await program.end()).code).toBe(0);
+  });
+
+  it("Ctrl+Z gives the shell back, also during a reply, and fg goes on", async () => {
+    const model = await echoModel();
+    const shell = startInShell(section, settings(model));
+    await shell.prompt();
+    shell.write("half a li");
+    await shell.until("half a li");
+    shell.write("\x1a");
+    await shell.until("Stopped");
+    await shell.until("$ ");
+    shell.write("fg\r");
+    await shell.until("half a li");
+    const held = model.hold();
+    shell.write("ne\r");
+    await held.waiting;
+    shell.write("\x1a");
+    await shell.until("Stopped");
+    await shell.until("$ ");
+    held.release();
+    shell.write("fg\r");
+    await shell.until("re: half a line");
+    await shell.prompt();
+    shell.write("quit\r");
+    await shell.until("$ ");
+    shell.write("exit\r");
+    expect((await shell.end()).code).toBe(0);
+  });
 });
 
 describe.each(englishFrom("s04"))("$name in a pipe", (section) => {
@@ -115,5 +177,20 @@ describe.each(englishFrom("s04"))("$name in a pipe", (section) => {
     for (const name of ["/channels", "/accounts", "/new"]) expect(text).toContain(name);
     expect(text.split("You > ")).toHaveLength(8);
     expect(model.log).toHaveLength(2);
+  });
+
+  it("goes on with --serve when nobody reads the log, whose lines begin with the time", async () => {
+    const world = await openWorld(section, { feishu: false, serve: true });
+    const { telegram, program } = world;
+    const lines = program.text.trimEnd().split("\n");
+    const withoutTime = lines.filter((line) => !/^\d{4}-\d\d-\d\dT[\d:.]+Z /.test(line));
+    expect(withoutTime).toEqual([]);
+    program.stopReading();
+    telegram.say("mallory", "a stranger, whose message is a line of the log");
+    await telegram.nextSent("mallory");
+    telegram.say("alice", "still there?");
+    expect((await telegram.nextSent("alice")).text).toBe("re: still there?");
+    program.kill("SIGTERM");
+    expect((await program.end()).code).toBe(0);
   });
 });

@@ -22,7 +22,7 @@ import {
   openedAgain,
   recallOf,
   storeOf,
-} from "./bench.ts";
+} from "./bench/evaluation.ts";
 import { printed, type SectionFile, sectionsFrom, settings, temporaryFolder } from "./helper.ts";
 import { load06 } from "./world.ts";
 

@@ -391,9 +391,9 @@ export class World {
 
   /** The address of the gateway with its token, which the section may have made itself. */
   get gateway(): string {
-    const [address] = /ws:\/\/\S+\?token=\S+/.exec(this.program.text) ?? [];
-    const token = this.settings.GATEWAY_TOKEN;
-    return token ? `ws://127.0.0.1:${this.port}/?token=${token}` : (address ?? "");
+    const kept = join(this.workspace, ".state", "gateway-token");
+    const token = this.settings.GATEWAY_TOKEN || readFileSync(kept, "utf8");
+    return `ws://127.0.0.1:${this.port}/?token=${token}`;
   }
 
   // ---- What people do and see; all of it with the mark of the conversation ----

@@ -52,6 +52,8 @@ const sayLine = (line: string) => say(`${atLineStart ? "" : "\n"}${line}\n`);
 /** Lines of the program itself: dim what it reports, and red what failed. */
 export const info = (line: string) => sayLine(tint(2, line));
 export const fail = (line: string) => sayLine(tint(31, line));
+/** The sentence of an error. An error of the API has one without status and JSON, `apiMessage`. */
+const whyFailed = (e: { message: string; apiMessage?: string }) => e.apiMessage ?? e.message;
 /** Gives the sentence back. By this call the translation tool finds what is printed elsewhere. */
 export const t = (sentence: string) => sentence;
 
@@ -75,7 +77,7 @@ export class Terminal {
       const line = entered.trim();
       if (line === "quit" || line === "exit") break;
       turn = new AbortController();
-      if (line) await onLine(line, turn.signal).catch((e) => fail(`Failed: ${e.apiMessage ?? e}`));
+      if (line) await onLine(line, turn.signal).catch((e) => fail(`Failed: ${whyFailed(e)}`));
       turn = undefined;
       if (!atLineStart) say("\n");
       prompt();
@@ -163,7 +165,8 @@ export function buildRequest({ messages }: Conversation, _options: TurnOptions) 
 /** One call. Gives the reply, or what had arrived of it when it was aborted. Throws API errors. */
 export async function callModel(request: Anthropic.MessageStreamParams, options: TurnOptions) {
   // The SDK reads ANTHROPIC_API_KEY and ANTHROPIC_BASE_URL from the environment.
-  const stream = new Anthropic().messages.stream(request, { signal: options.signal });
+  const client = new Anthropic();
+  const stream = client.messages.stream(request, { signal: options.signal });
   const finished: Anthropic.ContentBlock[] = [];
   stream.on("text", (piece) => options.onText?.(piece));
   stream.on("contentBlock", (block) => finished.push(block));
@@ -291,8 +294,8 @@ const MAX_ROUNDS = 50; // calls of the model in one turn
 const OUTPUT_LIMIT = 30_000; // characters of one result, half of them from each end
 
 /**
- * A listener that reads the inputs of calls in place of the SDK. If an input is no JSON, the SDK throws,
- * or leaves out what it can't read. Here it stays a text, so that the model is told what was wrong.
+ * A listener that reads the inputs of calls in place of the SDK. If an input is no JSON, the SDK
+ * throws, or leaves out what it can't read. Here it stays a text, so that the model hears of it.
  */
 function inputReader() {
   let written = ""; // of the block that is arriving
@@ -322,7 +325,7 @@ function parsedOrRaw(json: string): unknown {
   }
 }
 
-/** Whether the SDK looked for the count of tokens, which comes last, and which some servers omit. */
+/** Whether the SDK missed the count of tokens, which comes last, and which some servers omit. */
 const lacksUsage = (error: unknown) => String(error).includes("output_tokens");
 
 /** Throws after too many rounds, because a model that repeats itself costs money until it stops. */
@@ -711,7 +714,7 @@ function placesOf(passage: string, content: string): { start: number; end: numbe
   });
 }
 
-/** The line end at a place, since a file may have both kinds: the next one, else the last before. */
+/** The line end at a place, as a file may have both kinds: the next one, else the one before. */
 function lineEndAt(index: number, content: string): string {
   const before = content.slice(0, index).match(/\r?\n/g) ?? [];
   return /\r?\n/.exec(content.slice(index))?.[0] ?? before.at(-1) ?? "\n";
@@ -804,8 +807,9 @@ function killGroup(pid: number | undefined): void {
 
 /** Checks the settings. Without an API key two lines say what to do, and the program ends. */
 function checkSettings(): void {
+  const key = process.env.ANTHROPIC_API_KEY ?? "";
   // A copy of .env.example that nobody has filled in contains this placeholder, which is no key.
-  if (["", "sk-ant-your-key-here"].includes(process.env.ANTHROPIC_API_KEY ?? "")) {
+  if (key === "" || key === "sk-ant-your-key-here") {
     fail("ANTHROPIC_API_KEY is not set: copy .env.example to .env and put your key there.");
     fail("No key? `npm start` runs the same program offline, with a practice model.");
     process.exit(1);

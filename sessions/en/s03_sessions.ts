@@ -55,6 +55,8 @@ const sayLine = (line: string) => say(`${atLineStart ? "" : "\n"}${line}\n`);
 export const info = (line: string) => sayLine(tint(2, line));
 export const warn = (line: string) => sayLine(tint(33, line));
 export const fail = (line: string) => sayLine(tint(31, line));
+/** The sentence of an error. An error of the API has one without status and JSON, `apiMessage`. */
+const whyFailed = (e: { message: string; apiMessage?: string }) => e.apiMessage ?? e.message;
 /** Gives the sentence back. By this call the translation tool finds what is printed elsewhere. */
 export const t = (sentence: string) => sentence;
 
@@ -78,7 +80,7 @@ export class Terminal {
       const line = entered.trim();
       if (line === "quit" || line === "exit") break;
       turn = new AbortController();
-      if (line) await onLine(line, turn.signal).catch((e) => fail(`Failed: ${e.apiMessage ?? e}`));
+      if (line) await onLine(line, turn.signal).catch((e) => fail(`Failed: ${whyFailed(e)}`));
       turn = undefined;
       if (!atLineStart) say("\n");
       prompt();
@@ -166,7 +168,8 @@ export function buildRequest({ messages }: Conversation, _options: TurnOptions) 
 /** One call. Gives the reply, or what had arrived of it when it was aborted. Throws API errors. */
 export async function callModel(request: Anthropic.MessageStreamParams, options: TurnOptions) {
   // The SDK reads ANTHROPIC_API_KEY and ANTHROPIC_BASE_URL from the environment.
-  const stream = new Anthropic().messages.stream(request, { signal: options.signal });
+  const client = new Anthropic();
+  const stream = client.messages.stream(request, { signal: options.signal });
   const finished: Anthropic.ContentBlock[] = [];
   stream.on("text", (piece) => options.onText?.(piece));
   stream.on("contentBlock", (block) => finished.push(block));
@@ -295,8 +298,8 @@ const MAX_ROUNDS = 50; // calls of the model in one turn
 const OUTPUT_LIMIT = 30_000; // characters of one result, half of them from each end
 
 /**
- * A listener that reads the inputs of calls in place of the SDK. If an input is no JSON, the SDK throws,
- * or leaves out what it can't read. Here it stays a text, so that the model is told what was wrong.
+ * A listener that reads the inputs of calls in place of the SDK. If an input is no JSON, the SDK
+ * throws, or leaves out what it can't read. Here it stays a text, so that the model hears of it.
  */
 function inputReader() {
   let written = ""; // of the block that is arriving
@@ -326,7 +329,7 @@ function parsedOrRaw(json: string): unknown {
   }
 }
 
-/** Whether the SDK looked for the count of tokens, which comes last, and which some servers omit. */
+/** Whether the SDK missed the count of tokens, which comes last, and which some servers omit. */
 const lacksUsage = (error: unknown) => String(error).includes("output_tokens");
 
 /** Throws after too many rounds, because a model that repeats itself costs money until it stops. */
@@ -715,7 +718,7 @@ function placesOf(passage: string, content: string): { start: number; end: numbe
   });
 }
 
-/** The line end at a place, since a file may have both kinds: the next one, else the last before. */
+/** The line end at a place, as a file may have both kinds: the next one, else the one before. */
 function lineEndAt(index: number, content: string): string {
   const before = content.slice(0, index).match(/\r?\n/g) ?? [];
   return /\r?\n/.exec(content.slice(index))?.[0] ?? before.at(-1) ?? "\n";
@@ -899,8 +902,8 @@ function quarantine(file: string, why: string): void {
 }
 
 /**
- * What `read` gives for a file or folder in .state; undefined if there is none. One that can't be read,
- * for example a folder in place of a file, is quarantined.
+ * What `read` gives for a file or folder in .state; undefined if there is none. One that can't be
+ * read, for example a folder in place of a file, is quarantined.
  */
 function readOrQuarantine<T>(file: string, read: (file: string) => T): T | undefined {
   try {
@@ -912,7 +915,7 @@ function readOrQuarantine<T>(file: string, read: (file: string) => T): T | undef
   }
 }
 
-/** Makes a folder of .state. What is there already, but is no folder or can't be read, gives way. */
+/** Makes a folder of .state. What is in its place and can't be read as a folder is quarantined. */
 function makeFolder(dir: string): void {
   if (readOrQuarantine(dir, (found) => fs.readdirSync(found))) return;
   fs.mkdirSync(dir, { recursive: true, mode: 0o700 }); // only this user may read what people said
@@ -1028,7 +1031,7 @@ export class Session extends Conversation {
   #log: JsonlFile;
   #lineOf = new Map<Message, number>(); // where each message is in the file
 
-  /** Replays the file. Whose it is, is known from the folder, because its first line may be torn. */
+  /** Replays the file. The folder says whose it is (`key`), because its first line may be torn. */
   constructor(file: string, key = "") {
     super();
     this.id = path.basename(file, ".jsonl");
@@ -1175,7 +1178,7 @@ export class SessionStore {
     return this.list(key).at(-1);
   }
 
-  /** The session in a file. Undefined if there is none, or if it can't be read, and is quarantined. */
+  /** The session in a file. Undefined if there is none, or if it had to be quarantined. */
   #open(file: string, key?: string): Session | undefined {
     const session = new Session(file, key);
     return fs.existsSync(file) ? session : undefined;
@@ -1234,8 +1237,8 @@ function beginTakeover(name: string): string {
       if ((error as NodeJS.ErrnoException).code !== "EEXIST") throw error;
     }
     const age = Date.now() - (fs.lstatSync(file, { throwIfNoEntry: false })?.mtimeMs ?? Date.now());
-    // After a crash the file stays for ever, and the next number is used. If it was removed, somebody
-    // who has just looked at it could remove a new one in its place.
+    // After a crash the file stays for ever, and the next number is used. If it were removed, one
+    // who has looked at the old file just now could remove a new one in its place.
     if (Math.abs(age) > TAKEOVER_LIMIT) number += 1;
     else Atomics.wait(new Int32Array(new SharedArrayBuffer(4)), 0, 0, 20); // sleeps for 20 ms
   }
@@ -1566,8 +1569,9 @@ const TERMINAL_KEY = "agent:luna:cli:direct:owner"; // agent, name, channel, kin
 
 /** Checks the settings. Throws, naming one that is wrong; without an API key the program ends. */
 function checkSettings(): void {
+  const key = process.env.ANTHROPIC_API_KEY ?? "";
   // A copy of .env.example that nobody has filled in contains this placeholder, which is no key.
-  if (["", "sk-ant-your-key-here"].includes(process.env.ANTHROPIC_API_KEY ?? "")) {
+  if (key === "" || key === "sk-ant-your-key-here") {
     fail("ANTHROPIC_API_KEY is not set: copy .env.example to .env and put your key there.");
     fail("No key? `npm start` runs the same program offline, with a practice model.");
     process.exit(1);

@@ -60,6 +60,7 @@ const MODEL = process.env.MODEL_ID || "claude-sonnet-5-5";
 const WORKSPACE = process.env.CLAW0_WORKSPACE || path.join(import.meta.dirname, "../../workspace");
 const STATE = path.join(WORKSPACE, ".state"); // what the program keeps for itself
 const CONTEXT_TOKENS = Number(process.env.CONTEXT_TOKENS || 180_000);
+const SERVING = RUN && process.argv.includes("--serve"); // then nobody sits at the terminal
 /** Looks up a setting. Gives "" for one that is not set. */
 type Setting = (name: string) => string;
 const env: Setting = (name) => process.env[name] ?? "";
@@ -90,8 +91,11 @@ function print(piece: string) {
   if (piece) atLineStart = piece.endsWith("\n");
 }
 
+// With --serve the output is a log, so each of its lines begins with the time.
+const stamp = () => (SERVING ? `${new Date().toISOString()} ` : "");
+
 function tint(code: number, line: string): string {
-  const shown = withoutControls(line);
+  const shown = withoutControls(line).replace(/^/gm, stamp);
   return process.stdout.isTTY ? `\x1b[${code}m${shown}\x1b[0m` : shown;
 }
 const sayLine = (line: string) => print(`${atLineStart ? "" : "\n"}${line}\n`);
@@ -100,6 +104,8 @@ const sayLine = (line: string) => print(`${atLineStart ? "" : "\n"}${line}\n`);
 export const info = (line: string) => sayLine(tint(2, line));
 export const warn = (line: string) => sayLine(tint(33, line));
 export const fail = (line: string) => sayLine(tint(31, line));
+/** The sentence of an error. An error of the API has one without status and JSON, `apiMessage`. */
+const whyFailed = (e: { message: string; apiMessage?: string }) => e.apiMessage ?? e.message;
 /** Gives the sentence back. By this call the translation tool finds what is printed elsewhere. */
 export const t = (sentence: string) => sentence;
 
@@ -128,8 +134,15 @@ export class Terminal {
     const keys = Object.assign(new PassThrough(), { setRawMode: stdin.setRawMode?.bind(stdin) });
     const reader = createInterface({ input: keys, output: stdout, terminal, prompt: "You > " });
     if (terminal) reader.on("line", () => reader.pause());
+    if (terminal) stdout.write(ASK_FOR_PASTE_MARKS);
     let turn: AbortController | undefined; // of the line that is being answered
-    const interrupt = () => (turn ? turn.abort() : reader.close());
+    let stoppedAt = 0; // when Ctrl+C stopped a reply
+    const interrupt = () => {
+      if (turn) stoppedAt = Date.now();
+      if (turn) return turn.abort();
+      // Whoever presses Ctrl+C twice to be sure that a reply stops does not want to leave as well.
+      if (Date.now() - stoppedAt >= 1000) reader.close();
+    };
     process.on("SIGINT", interrupt);
     forwardKeys(keys, interrupt);
     const prompt = () => {
@@ -141,10 +154,11 @@ export class Terminal {
     for await (const entered of reader) {
       typing = undefined;
       atLineStart = true;
+      stoppedAt = 0;
       const line = entered.trim();
       if (line === "quit" || line === "exit") break;
       turn = new AbortController();
-      if (line) await onLine(line, turn.signal).catch((e) => fail(`Failed: ${e.apiMessage ?? e}`));
+      if (line) await onLine(line, turn.signal).catch((e) => fail(`Failed: ${whyFailed(e)}`));
       turn = undefined;
       if (!atLineStart) say("\n");
       prompt();
@@ -157,12 +171,45 @@ export class Terminal {
 
 /** Passes on what is typed. Only Ctrl+C, which a terminal sends as "\x03", does not wait. */
 function forwardKeys(keys: PassThrough, interrupt: () => void): void {
+  const joinPasted = pasteJoiner();
   process.stdin.setEncoding("utf8").on("end", () => keys.end());
   process.stdin.on("data", (typed: string) => {
     if (process.stdin.isTTY && typed.includes("\x03")) return interrupt();
+    if (process.stdin.isTTY && typed.includes("\x1a")) return suspend(); // Ctrl+Z
     // Line by line, because readline finishes what it has been given before it pauses.
-    for (const line of typed.match(/[^\r]*\r\n?|[^\r]+/g) ?? []) keys.write(line);
+    for (const line of joinPasted(typed).match(/[^\r]*\r\n?|[^\r]+/g) ?? []) keys.write(line);
   });
+}
+
+/** Ctrl+Z stops the job, so that the shell comes back; the shell's command `fg` goes on with it. */
+function suspend(): void {
+  if (WINDOWS) return; // there it does not exist
+  process.stdin.setRawMode(false);
+  process.once("SIGCONT", () => {
+    process.stdin.setRawMode(true);
+    process.stdout.write(ASK_FOR_PASTE_MARKS);
+    typing?.prompt(true);
+  });
+  process.kill(0, "SIGTSTP"); // 0 means the whole job, because npm may have started this process
+}
+
+// Bracketed paste: a terminal that is asked for it puts marks around what is pasted, so that a line
+// end in a pasted text can be told from Enter. Otherwise each pasted line would be a message.
+const ASK_FOR_PASTE_MARKS = "\x1b[?2004h";
+const PASTE_MARK = /(\p{Cc}\[20[01]~)/u; // \p{Cc} is Escape here
+const PASTED_LINE_END = "␤"; // stands in the line that is being typed where the message has "\n"
+
+/** Gives a function that takes what was typed, and puts PASTED_LINE_END for pasted line ends. */
+function pasteJoiner(): (typed: string) => string {
+  let isPasting = false;
+  return (typed) => {
+    let line = "";
+    for (const piece of typed.split(PASTE_MARK)) {
+      if (PASTE_MARK.test(piece)) isPasting = piece.endsWith("200~");
+      else line += isPasting ? piece.replace(/\r\n?|\n/g, PASTED_LINE_END) : piece;
+    }
+    return line;
+  };
 }
 
 // ---- s01 · The agent loop ----
@@ -233,7 +280,8 @@ export function buildRequest({ messages }: Conversation, options: TurnOptions) {
 /** One call. Gives the reply, or what had arrived of it when it was aborted. Throws API errors. */
 export async function callModel(request: Anthropic.MessageStreamParams, options: TurnOptions) {
   // The SDK reads ANTHROPIC_API_KEY and ANTHROPIC_BASE_URL from the environment.
-  const stream = new Anthropic().messages.stream(request, { signal: options.signal });
+  const client = new Anthropic();
+  const stream = client.messages.stream(request, { signal: options.signal });
   const finished: Anthropic.ContentBlock[] = [];
   stream.on("text", (piece) => options.onText?.(piece));
   stream.on("contentBlock", (block) => finished.push(block));
@@ -371,8 +419,8 @@ const MAX_ROUNDS = 50; // calls of the model in one turn
 const OUTPUT_LIMIT = 30_000; // characters of one result, half of them from each end
 
 /**
- * A listener that reads the inputs of calls in place of the SDK. If an input is no JSON, the SDK throws,
- * or leaves out what it can't read. Here it stays a text, so that the model is told what was wrong.
+ * A listener that reads the inputs of calls in place of the SDK. If an input is no JSON, the SDK
+ * throws, or leaves out what it can't read. Here it stays a text, so that the model hears of it.
  */
 function inputReader() {
   let written = ""; // of the block that is arriving
@@ -402,7 +450,7 @@ function parsedOrRaw(json: string): unknown {
   }
 }
 
-/** Whether the SDK looked for the count of tokens, which comes last, and which some servers omit. */
+/** Whether the SDK missed the count of tokens, which comes last, and which some servers omit. */
 const lacksUsage = (error: unknown) => String(error).includes("output_tokens");
 
 /** Throws after too many rounds, because a model that repeats itself costs money until it stops. */
@@ -792,7 +840,7 @@ function placesOf(passage: string, content: string): { start: number; end: numbe
   });
 }
 
-/** The line end at a place, since a file may have both kinds: the next one, else the last before. */
+/** The line end at a place, as a file may have both kinds: the next one, else the one before. */
 function lineEndAt(index: number, content: string): string {
   const before = content.slice(0, index).match(/\r?\n/g) ?? [];
   return /\r?\n/.exec(content.slice(index))?.[0] ?? before.at(-1) ?? "\n";
@@ -980,8 +1028,8 @@ function quarantine(file: string, why: string): void {
 }
 
 /**
- * What `read` gives for a file or folder in .state; undefined if there is none. One that can't be read,
- * for example a folder in place of a file, is quarantined.
+ * What `read` gives for a file or folder in .state; undefined if there is none. One that can't be
+ * read, for example a folder in place of a file, is quarantined.
  */
 function readOrQuarantine<T>(file: string, read: (file: string) => T): T | undefined {
   try {
@@ -993,7 +1041,7 @@ function readOrQuarantine<T>(file: string, read: (file: string) => T): T | undef
   }
 }
 
-/** Makes a folder of .state. What is there already, but is no folder or can't be read, gives way. */
+/** Makes a folder of .state. What is in its place and can't be read as a folder is quarantined. */
 function makeFolder(dir: string): void {
   if (readOrQuarantine(dir, (found) => fs.readdirSync(found))) return;
   fs.mkdirSync(dir, { recursive: true, mode: 0o700 }); // only this user may read what people said
@@ -1127,7 +1175,7 @@ export class Session extends Conversation {
   #lineOf = new Map<Message, number>(); // where each message is in the file
   readonly asked = new Map<string, Message>(); // by inbox id: the message that it is the id of
 
-  /** Replays the file. Whose it is, is known from the folder, because its first line may be torn. */
+  /** Replays the file. The folder says whose it is (`key`), because its first line may be torn. */
   constructor(file: string, key = "") {
     super();
     this.id = path.basename(file, ".jsonl");
@@ -1294,7 +1342,7 @@ export class SessionStore {
     return this.list(key).at(-1);
   }
 
-  /** The session in a file. Undefined if there is none, or if it can't be read, and is quarantined. */
+  /** The session in a file. Undefined if there is none, or if it had to be quarantined. */
   #open(file: string, key?: string): Session | undefined {
     const session = new Session(file, key);
     return fs.existsSync(file) ? session : undefined;
@@ -1353,8 +1401,8 @@ function beginTakeover(name: string): string {
       if ((error as NodeJS.ErrnoException).code !== "EEXIST") throw error;
     }
     const age = Date.now() - (fs.lstatSync(file, { throwIfNoEntry: false })?.mtimeMs ?? Date.now());
-    // After a crash the file stays for ever, and the next number is used. If it was removed, somebody
-    // who has just looked at it could remove a new one in its place.
+    // After a crash the file stays for ever, and the next number is used. If it were removed, one
+    // who has looked at the old file just now could remove a new one in its place.
     if (Math.abs(age) > TAKEOVER_LIMIT) number += 1;
     else Atomics.wait(new Int32Array(new SharedArrayBuffer(4)), 0, 0, 20); // sleeps for 20 ms
   }
@@ -1793,8 +1841,7 @@ const MAX_QUOTE = 2_000;
 function attributionOf(message?: InboundMessage): string[] {
   const { isGroup, senderId: id, senderName = "", quoted } = message ?? {};
   const lines: string[] = [];
-  const toJson = (value: unknown) =>
-    JSON.stringify(value).replaceAll("<", "\\u003c").toWellFormed();
+  const toJson = (value: unknown) => JSON.stringify(value).replaceAll("<", "\\u003c");
   if (isGroup) {
     const name = withoutControls(senderName).replace(/\s+/g, " ").slice(0, 100);
     lines.push(`The words above are from ${toJson({ name: name || undefined, id })}.`);
@@ -1895,7 +1942,8 @@ export class CliChannel implements Channel {
   async start(onMessage: Accept): Promise<void> {
     this.closed = new Terminal().run(async (line, signal) => {
       if (line.startsWith("/")) return info(await runCommand(line, this.#app, { signal }));
-      return onMessage(this.#read(line), signal).done;
+      const text = line.replaceAll(PASTED_LINE_END, "\n");
+      return onMessage(this.#read(text), signal).done;
     });
   }
 
@@ -2534,8 +2582,8 @@ export class TelegramChannel implements Channel {
   #moved = new MovedChats();
   #reported = ""; // why polling failed last
   #allowed: AllowList;
-  // The newest long piece of each sender in each conversation.
-  #lastPiece = new Map<string, { part: string; id: number; date: number }>();
+  // The long pieces of texts that were cut, by conversation, sender and message id.
+  #pieces = new Map<string, { part: string; date: number }>();
   // The parts of albums and long texts that were not passed on yet, by what they have as `part`.
   #heldParts = new Map<string, { isAddressed: boolean; messages: InboundMessage[] }>();
 
@@ -2654,21 +2702,19 @@ export class TelegramChannel implements Channel {
    * The mark that all parts of one message share; undefined if it is whole. Telegram marks the
    * parts of an album. The pieces of a long text have ids in a row and come at once, and all but
    * the last are long: a long piece continues the previous text or starts a new one, and a short
-   * piece ends the text.
+   * piece ends the text. An update that could not be stored comes again and gets the same mark.
    */
   #partOf(message: TelegramMessage): string | undefined {
     const { chat, from, date, message_id: id, media_group_id } = message;
     if (media_group_id) return `telegram ${chat.id} ${media_group_id}`;
     const sender = `telegram ${peerOf(message)} ${from?.id}`;
-    const previous = this.#lastPiece.get(sender);
-    // If an update could not be stored, it comes again, and then it is itself the previous one.
-    const isNext = previous?.id === id - 1 || previous?.id === id;
+    const previous = this.#pieces.get(`${sender} ${id - 1}`);
     const isAtOnce = date - (previous?.date ?? 0) <= MAX_CUT_GAP;
-    const partOfPrevious = isNext && isAtOnce ? previous?.part : undefined;
+    const partOfPrevious = isAtOnce ? previous?.part : undefined;
     if ((message.text ?? "").length < MIN_CUT_LENGTH) return partOfPrevious;
     const part = partOfPrevious ?? `${sender} ${id}`;
-    this.#lastPiece.set(sender, { part, id, date });
-    forgetOldest(this.#lastPiece);
+    this.#pieces.set(`${sender} ${id}`, { part, date });
+    forgetOldest(this.#pieces);
     return part;
   }
 
@@ -2892,14 +2938,14 @@ function feishuError({ code, msg, retryAfter }: FeishuAnswer): SendError {
   return new SendError(`${code} ${msg}`, isFinal, retryAfter, isUnknown);
 }
 
-// -- 8 · Feishu: in and out --
-
 // What an event of a message has to have, so that we can read it.
 const FEISHU_EVENT = objectSchema(ofType("object", "sender", "message"));
 const FEISHU_MESSAGE = objectSchema(ofType("string", "chat_id", "message_type", "content"));
 
 /** Separates chat and thread in the peerId of a Feishu topic, as in "oc_1:thread:omt_7". */
 const THREAD = ":thread:";
+
+// -- 8 · Feishu: in and out --
 
 /** The adapter for Feishu, and for Lark, its international edition. Events come by a webhook. */
 export class FeishuChannel implements Channel {
@@ -2985,16 +3031,14 @@ export class FeishuChannel implements Channel {
   /** Undefined for a message of another bot, or one that is not meant for us. */
   #read(sender: Fields, message: Fields, { header }: FeishuEvent): InboundMessage | undefined {
     if (sender.sender_type !== "user") return undefined;
-    const { message_id, create_time } = message;
-    const [chat, type, content] = [message.chat_id, message.message_type, message.content].map(
-      String,
-    ) as [string, string, string]; // three, as we give it
+    const { message_id, create_time, content } = message;
+    const [chat, type] = [String(message.chat_id), String(message.message_type)];
     const isGroup = message.chat_type !== "p2p";
     const mentions = objectsOf(message.mentions);
     if (isGroup && !mentions.some((mention) => this.#isBot(mention))) return undefined;
     const accountId = this.#setting("FEISHU_APP_ID");
     const senderId = isObject(sender.sender_id) ? String(sender.sender_id.open_id ?? "") : "";
-    const { text, media } = readFeishu(type, content);
+    const { text, media } = readFeishu(type, String(content));
     const words = text.trim() || `[${type}]`;
     // The id is an idempotency key: a redelivery may come under a new message id, but never with
     // another sender, time or content, so it gets the same hash, and the inbox drops it. Without a
@@ -3020,10 +3064,12 @@ export class FeishuChannel implements Channel {
     if (!thread_id) return chat;
     const peerId = `${chat}${THREAD}${thread_id}`;
     if (this.#roots.has(peerId)) return peerId;
-    this.#roots.set(peerId, root_id || message_id); // the first message of a topic has no root
-    forgetOldest(this.#roots);
+    const root = root_id || message_id; // the first message of a topic has no root
+    const entries = [...this.#roots, [peerId, root]];
     fs.mkdirSync(STATE, { recursive: true });
-    replaceFile(this.#rootsFile, JSON.stringify(Object.fromEntries(this.#roots)));
+    replaceFile(this.#rootsFile, JSON.stringify(Object.fromEntries(entries)));
+    this.#roots.set(peerId, root);
+    forgetOldest(this.#roots);
     return peerId;
   }
 
@@ -3507,15 +3553,17 @@ async function answerMessage(message: unknown, app: App, client: Client) {
 
 /** The request in a message, or the error response to a message that is no request. */
 function parseRequest(message: unknown): RpcRequest | ErrorResponse {
-  const invalid = new RpcError(INVALID_REQUEST, "this is no request of JSON-RPC 2.0");
-  if (!isObject(message)) return errorResponse(null, invalid);
+  if (!isObject(message)) return invalidRequest(null);
   const { jsonrpc, id, method: name, params = {} } = message;
   const isId = id === null || typeof id === "string" || typeof id === "number";
   const hasGoodId = isId || id === undefined;
   const isRequest = jsonrpc === "2.0" && typeof name === "string" && hasGoodId;
   if (isRequest) return { id, method: name, params };
-  return errorResponse(isId ? id : null, invalid);
+  return invalidRequest(isId ? id : null);
 }
+
+const invalidRequest = (id: RpcId) =>
+  errorResponse(id, new RpcError(INVALID_REQUEST, "this is no request of JSON-RPC 2.0"));
 
 /** Runs the method that a request names. It never rejects: an error becomes the response. */
 async function dispatch(request: RpcRequest, app: App, client: Client) {
@@ -3706,6 +3754,7 @@ command("gateway", "where programs can connect", (_args, { gateway }) =>
   t(`${gateway.address || "(not listening)"}  ${gateway.sockets.clients.size} connected`),
 );
 
+const TOKEN_FILE = path.join(STATE, "gateway-token");
 const MIN_TOKEN = 16; // characters; a shorter one could be guessed
 const isLongEnough = (token = "") => token.length >= MIN_TOKEN;
 
@@ -3718,13 +3767,12 @@ function gatewayToken(): string {
   if (given && !isLongEnough(given)) {
     throw new Error(`GATEWAY_TOKEN must have at least ${MIN_TOKEN} characters`);
   }
-  const tokenFile = path.join(STATE, "gateway-token");
-  const kept = readOrQuarantine(tokenFile, (file) => fs.readFileSync(file, "utf8").trim());
+  const kept = readOrQuarantine(TOKEN_FILE, (file) => fs.readFileSync(file, "utf8").trim());
   const usable = [given, kept].find(isLongEnough);
   if (usable) return usable;
-  if (kept !== undefined) quarantine(tokenFile, t("it holds no token of 16 characters or more"));
+  if (kept !== undefined) quarantine(TOKEN_FILE, t("it holds no token of 16 characters or more"));
   const token = crypto.randomBytes(24).toString("base64url"); // 32 characters
-  fs.writeFileSync(tokenFile, token, { mode: 0o600 }); // only this user may read it
+  fs.writeFileSync(TOKEN_FILE, token, { mode: 0o600 }); // only this user may read it
   return token;
 }
 
@@ -4365,8 +4413,9 @@ command("prompt", "the layers of its prompt, in characters", (_args, app) =>
 
 /** Checks the settings. Throws, naming one that is wrong; without an API key the program ends. */
 function checkSettings(): void {
+  const key = process.env.ANTHROPIC_API_KEY ?? "";
   // A copy of .env.example that nobody has filled in contains this placeholder, which is no key.
-  if (["", "sk-ant-your-key-here"].includes(process.env.ANTHROPIC_API_KEY ?? "")) {
+  if (key === "" || key === "sk-ant-your-key-here") {
     fail("ANTHROPIC_API_KEY is not set: copy .env.example to .env and put your key there.");
     fail("No key? `npm start` runs the same program offline, with a practice model.");
     process.exit(1);
@@ -4394,7 +4443,6 @@ function readSettings() {
   checkSettings();
   return {
     httpPort: wholeNumber("HTTP_PORT", 8765, 65535),
-    isServing: process.argv.includes("--serve"), // then nobody sits at the terminal
   };
 }
 
@@ -4435,7 +4483,9 @@ async function startApp(app: App, httpPort: number): Promise<void> {
   if (!server.listening) app.channels.delete("feishu");
   app.gateway.attach(server, app);
   const hasOwnToken = app.gateway.address && !env("GATEWAY_TOKEN");
-  if (hasOwnToken) info(`gateway: ${app.gateway.address}?token=${gatewayToken()}`);
+  // A log is read by more people than a terminal, so there only the path of the token is printed.
+  const token = SERVING ? `  token: ${TOKEN_FILE}` : `?token=${gatewayToken()}`;
+  if (hasOwnToken) info(`gateway: ${app.gateway.address}${token}`);
   // Before the channels receive anything new, so that nobody is answered out of order.
   resumeInbox(app);
   await app.channels.start((message, signal) => accept(app, message, signal));
@@ -4473,11 +4523,11 @@ async function runTerminal(app: App): Promise<void> {
 }
 
 /** Resolves when a service manager or a person asks the program to stop. */
-async function stopSignal(isServing: boolean): Promise<void> {
+async function stopSignal(): Promise<void> {
   // Listening for signals alone does not keep Node running, but a timer does.
-  if (isServing) setInterval(() => {}, 60_000);
+  if (SERVING) setInterval(() => {}, 60_000);
   // At the terminal, Ctrl+C (SIGINT) is for the reply. SIGHUP says that its window was closed.
-  const signals = isServing ? ["SIGTERM", "SIGINT"] : ["SIGTERM", "SIGHUP"];
+  const signals = SERVING ? ["SIGTERM", "SIGINT"] : ["SIGTERM", "SIGHUP"];
   await Promise.race(signals.map((signal) => once(process, signal)));
 }
 
@@ -4485,12 +4535,12 @@ async function stopSignal(isServing: boolean): Promise<void> {
  * Step 4 of main is a graceful shutdown: no channel receives any more, and turns that are running
  * get up to 10 s. What is not done by then is in the inbox, so the next start goes on with it.
  */
-async function shutDown(app: App, isServing: boolean): Promise<void> {
+async function shutDown(app: App): Promise<void> {
   app.inbox.stopCounting();
   await app.channels.stop();
   // If the input is a pipe, we don't wait: its lines are all answered by now, and messages of other
   // channels stay in the inbox.
-  if (isServing || process.stdin.isTTY)
+  if (SERVING || process.stdin.isTTY)
     await Promise.race([Promise.allSettled(tails.values()), sleep(10_000)]);
   // A shell is a process group of its own, so it would go on after us.
   for (const shell of SHELLS) killGroup(shell.pid);
@@ -4499,16 +4549,18 @@ async function shutDown(app: App, isServing: boolean): Promise<void> {
 }
 
 async function main(): Promise<void> {
-  const { httpPort, isServing } = readSettings();
+  // If nobody reads the output any more (`--serve | head -n 1`), the gateway goes on without it.
+  process.stdout.on("error", () => {});
+  const { httpPort } = readSettings();
   lockFolder(STATE);
   const app = createApp();
   greet(app);
   // We listen for signals from here on, because one may arrive while the channels are starting.
-  const stopped = stopSignal(isServing);
+  const stopped = stopSignal();
   await startApp(app, httpPort);
   // With --serve the program runs until a signal comes, else until the person leaves, too.
-  await (isServing ? stopped : Promise.race([stopped, runTerminal(app)]));
-  await shutDown(app, isServing);
+  await (SERVING ? stopped : Promise.race([stopped, runTerminal(app)]));
+  await shutDown(app);
 }
 
 if (RUN) {
