@@ -152,7 +152,9 @@ function unnamed(world: World, places: string[]): string[] {
       (name) => name.startsWith(`${place}.`) && name.endsWith(".quarantined"),
     );
     const isSaid = world.program.text.includes(place);
-    return !(isMoved && isSaid) && !isLogWithBadLine(world, place);
+    // In a table that is an object, each entry is named that can't be used.
+    const isTable = new RegExp(`${place}: \\w+: not usable`).test(world.program.text);
+    return !(isMoved && isSaid) && !isTable && !isLogWithBadLine(world, place);
   });
 }
 
