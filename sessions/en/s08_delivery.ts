@@ -3622,7 +3622,6 @@ method("send", SEND, Object.keys(SENDER), async (params, app, connection) => {
   const message = orInvalidParams(() => route(inbound, app, agent));
   const { agentId, sessionKey } = message;
   app.gateway.conversationsOf(connection).add(sessionKey);
-  connection.notify("typing", {});
   try {
     return { agentId, sessionKey, reply: await answerClient(message, app, connection) };
   } catch (error) {
@@ -3667,7 +3666,10 @@ function answerClient(message: Routed, app: App, connection: Connection): Promis
     if (piece) connection.notify("delta", { text: piece });
   };
   const options = { message, onText, agent: app.agents.get(message.agentId) };
-  return runExclusive(message.sessionKey, () => answerTo(message, app, options));
+  return runExclusive(message.sessionKey, () => {
+    connection.notify("typing", {});
+    return answerTo(message, app, options);
+  });
 }
 
 const MATCH = {

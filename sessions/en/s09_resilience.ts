@@ -3631,7 +3631,6 @@ method("send", SEND, Object.keys(SENDER), async (params, app, connection) => {
   const message = orInvalidParams(() => route(inbound, app, agent));
   const { agentId, sessionKey } = message;
   app.gateway.conversationsOf(connection).add(sessionKey);
-  connection.notify("typing", {});
   try {
     return { agentId, sessionKey, reply: await answerClient(message, app, connection) };
   } catch (error) {
@@ -3681,7 +3680,10 @@ function answerClient(message: Routed, app: App, connection: Connection): Promis
     onText(streamedBefore);
   };
   const options = { message, onText, onRestart, agent: app.agents.get(message.agentId) };
-  return runExclusive(message.sessionKey, () => answerTo(message, app, options));
+  return runExclusive(message.sessionKey, () => {
+    connection.notify("typing", {});
+    return answerTo(message, app, options);
+  });
 }
 
 const MATCH = {

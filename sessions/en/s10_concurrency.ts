@@ -3640,7 +3640,6 @@ method("send", SEND, Object.keys(SENDER), async (params, app, connection) => {
   const message = orInvalidParams(() => route(inbound, app, agent));
   const { agentId, sessionKey } = message;
   app.gateway.conversationsOf(connection).add(sessionKey);
-  connection.notify("typing", {});
   try {
     return { agentId, sessionKey, reply: await answerClient(message, app, connection) };
   } catch (error) {
@@ -3690,7 +3689,10 @@ function answerClient(message: Routed, app: App, connection: Connection): Promis
     onText(streamedBefore);
   };
   const options = { message, onText, onRestart, agent: app.agents.get(message.agentId) };
-  const turn: Task<string> = (signal) => answerTo(message, app, { ...options, signal });
+  const turn: Task<string> = (signal) => {
+    connection.notify("typing", {});
+    return answerTo(message, app, { ...options, signal });
+  };
   return runExclusive(message.sessionKey, () => runUserTurn(app, message, undefined, turn));
 }
 
