@@ -4512,14 +4512,22 @@ const HOUR = 3600 * 1000; // ms
 /** A time in ms as ISO 8601, or "never" if there is none. Dates end at 8.64e15 ms. */
 const formatTime = (at = Infinity) => (at < 8.64e15 ? new Date(at).toISOString() : "never");
 
-/** The object in a JSON file of `.state`. Gives {} if there is no file, or none that is usable. */
-function readState(file: string): object {
-  const json = readOrQuarantine(file, (found) => fs.readFileSync(found, "utf8"));
-  if (json === undefined) return {};
-  const state = parseObject(json);
-  if (state) return state;
-  quarantine(file, t("it holds no JSON object. The program goes on without it."));
-  return {};
+/**
+ * The object in a JSON file of `.state`, which has what the schema asks for. Gives {} if there is
+ * no file; one that can't be used is quarantined, and gives {}, too.
+ */
+function readState(file: string, schema = objectSchema({})): object {
+  // A link that leads nowhere counts as a file: existsSync would overlook it.
+  if (!fs.lstatSync(file, { throwIfNoEntry: false })) return {};
+  return readEntry<object>(file, schema) ?? {};
+}
+
+/** The entries of such an object that can be used. The others are named, and left out. */
+function readStates<T>(file: string, isUsable: (entry: T | null) => boolean): Map<string, T> {
+  const states: [string, T][] = Object.entries(readState(file));
+  for (const [name, state] of states)
+    if (!isUsable(state)) warn(`${file}: ${name}: ${t("not usable, left out")}`);
+  return new Map(states.filter(([, state]) => isUsable(state)));
 }
 
 const CRON_MAX_WAIT = 30_000; // ms
@@ -4739,8 +4747,9 @@ interface JobState {
 const MAX_ERRORS = 5;
 
 // Somebody may have edited the file. A job with {"due":"soon"} would never run, so such a state is
-// dropped. (null passes, but stateOf replaces it, because it has no entry to compare.)
-const isUsable = (state: JobState | null) => state?.due === undefined || state.due >= 0;
+// dropped.
+const isJobState = (state: JobState | null) =>
+  typeof state?.entry === "string" && (state.due === undefined || state.due >= 0);
 
 /** The jobs of CRON.json, and when each is due. */
 export class CronService {
@@ -4762,8 +4771,7 @@ export class CronService {
   constructor(workspace: string, begin: (job: Job, due: number) => boolean, now = Date.now) {
     this.#file = path.join(workspace, "CRON.json");
     this.#stateFile = path.join(workspace, ".state/cron.json");
-    const states: [string, JobState][] = Object.entries(readState(this.#stateFile));
-    this.#states = new Map(states.filter(([, state]) => isUsable(state)));
+    this.#states = readStates(this.#stateFile, isJobState);
     this.#begin = begin;
     this.#now = now;
   }
@@ -4994,7 +5002,7 @@ function rememberOwner(app: App, message: InboundMessage): void {
   const { channel, peerId: to } = message;
   if (channel === "cli" || !app.channels.has(channel) || !isOwner({ message })) return;
   const place = JSON.stringify({ channel, to });
-  const known = JSON.stringify(readState(OWNER_FILE));
+  const known = JSON.stringify(readState(OWNER_FILE, PLACE_SCHEMA));
   try {
     if (known !== place) replaceFile(OWNER_FILE, place);
   } catch (error) {
@@ -5006,7 +5014,7 @@ const TERMINAL: Place = { channel: "cli", to: "owner" };
 
 /** The chat from which the owner wrote last. The terminal, if there is none that is still theirs. */
 function ownerPlace(app: App): Place {
-  const { channel = "", to = "" }: Partial<Place> = readState(OWNER_FILE);
+  const { channel = "", to = "" }: Partial<Place> = readState(OWNER_FILE, PLACE_SCHEMA);
   // The settings may have changed since, so that the owner's chat is another one now.
   const isTheirs = app.channels.has(channel) && isOwnersChat(channel, to);
   return isTheirs ? { channel, to } : TERMINAL;
@@ -5065,6 +5073,8 @@ function hasTasks(markdown: string): boolean {
   const lines = markdown.replace(/<!--[\s\S]*?-->/g, "").split("\n");
   return lines.some((line) => !EMPTY_LINES.some((pattern) => pattern.test(line)));
 }
+
+const TOLD_SCHEMA = objectSchema({ text: STRING, ...ofType("number", "at") });
 
 /** Asks the agent from time to time whether something needs the owner. */
 export class HeartbeatRunner {
@@ -5143,7 +5153,7 @@ export class HeartbeatRunner {
     const answer = await inLane("heartbeat", app, key, turn, options.signal);
     const text = heartbeatText(answer);
     if (!text) return "ok";
-    const told = { text: "", at: 0, ...readState(this.#file) };
+    const told = { text: "", at: 0, ...readState(this.#file, TOLD_SCHEMA) };
     if (text === told.text && message.at - told.at < 24 * HOUR) return "duplicate";
     const isSent = await tellOwner(app, message.id, text);
     if (!isSent) return "not-sent"; // so the next heartbeat may say it again
@@ -5851,8 +5861,7 @@ export class ProfileManager {
     this.profiles = profiles;
     this.#file = file;
     this.#now = now;
-    const entries = Object.entries(readState(file));
-    this.cooldowns = new Map(entries.filter(([, entry]) => isCooldown(entry)));
+    this.cooldowns = readStates(file, isCooldown);
   }
 
   /** When a key or a model can be used again, in ms; 0 if it can be used now. */
