@@ -1985,12 +1985,12 @@ export class CliChannel implements Channel {
   async stop(): Promise<void> {}
 }
 
-/** Shows "typing" in a chat until the function that it gives is called. */
-function showTyping(channel: Channel | undefined, peerId: string): () => void {
+/** Runs a turn, and shows "typing" in its chat until it has ended. */
+function whileTyping<T>(channel: Channel | undefined, peerId: string, turn: () => Promise<T>) {
   const show = () => channel?.typing?.(peerId).catch(() => {});
   show();
   const timer = setInterval(show, 4_000); // because the platforms show it for 5 s
-  return () => clearInterval(timer);
+  return turn().finally(() => clearInterval(timer));
 }
 
 // Blanks, control and zero-width characters, and the Braille pattern without a dot.
@@ -2336,21 +2336,19 @@ export async function handle(app: App, parts: Routed[], signal?: AbortSignal): P
   // `parts` is never empty; the first gives the id.
   const message = { ...parts[0], text, media } as Routed;
   const channel = app.channels.get(message.channel);
-  const stopTyping = showTyping(channel, message.peerId);
   const onText = (piece: string) => channel?.stream?.(message.peerId, piece);
   let answer: string;
   try {
     const agent = app.agents.get(message.agentId);
     answer = await untilStored(() => {
       app.inbox.countAttempt(parts);
-      return answerTo(message, app, { message, signal, onText, agent });
+      const options = { message, signal, onText, agent };
+      return whileTyping(channel, message.peerId, () => answerTo(message, app, options));
     }, signal);
   } catch (error) {
     if (message.channel === "cli") throw error; // the terminal shows it
     warn(`${message.sessionKey}: ${error}`);
     answer = t("I could not answer that. Try again in a moment, or begin anew with /new.");
-  } finally {
-    stopTyping();
   }
   // A channel that streams has shown the answer already.
   if (!channel?.stream) await untilStored(() => reply(app, message, answer));
@@ -3620,7 +3618,6 @@ method("send", SEND, Object.keys(SENDER), async (params, app, connection) => {
   const message = orInvalidParams(() => route(inbound, app, agent));
   const { agentId, sessionKey } = message;
   app.gateway.conversationsOf(connection).add(sessionKey);
-  connection.notify("typing", {});
   try {
     return { agentId, sessionKey, reply: await answerClient(message, app, connection) };
   } catch (error) {
@@ -3665,7 +3662,10 @@ function answerClient(message: Routed, app: App, connection: Connection): Promis
     if (piece) connection.notify("delta", { text: piece });
   };
   const options = { message, onText, agent: app.agents.get(message.agentId) };
-  return runExclusive(message.sessionKey, () => answerTo(message, app, options));
+  return runExclusive(message.sessionKey, () => {
+    connection.notify("typing", {});
+    return answerTo(message, app, options);
+  });
 }
 
 const MATCH = {

@@ -1987,12 +1987,12 @@ export class CliChannel implements Channel {
   async stop(): Promise<void> {}
 }
 
-/** Shows "typing" in a chat until the function that it gives is called. */
-function showTyping(channel: Channel | undefined, peerId: string): () => void {
+/** Runs a turn, and shows "typing" in its chat until it has ended. */
+function whileTyping<T>(channel: Channel | undefined, peerId: string, turn: () => Promise<T>) {
   const show = () => channel?.typing?.(peerId).catch(() => {});
   show();
   const timer = setInterval(show, 4_000); // because the platforms show it for 5 s
-  return () => clearInterval(timer);
+  return turn().finally(() => clearInterval(timer));
 }
 
 // Blanks, control and zero-width characters, and the Braille pattern without a dot.
@@ -2338,7 +2338,6 @@ export async function handle(app: App, parts: Routed[], signal?: AbortSignal): P
   // `parts` is never empty; the first gives the id.
   const message = { ...parts[0], text, media } as Routed;
   const channel = app.channels.get(message.channel);
-  const stopTyping = showTyping(channel, message.peerId);
   const onText = (piece: string) => channel?.stream?.(message.peerId, piece);
   let answered: InboundMessage = message;
   let answer: string;
@@ -2346,15 +2345,14 @@ export async function handle(app: App, parts: Routed[], signal?: AbortSignal): P
     const agent = app.agents.get(message.agentId);
     answer = await untilStored(() => {
       app.inbox.countAttempt(parts);
-      return answerTo(message, app, { message, signal, onText, agent });
+      const options = { message, signal, onText, agent };
+      return whileTyping(channel, message.peerId, () => answerTo(message, app, options));
     }, signal);
   } catch (error) {
     if (message.channel === "cli") throw error; // the terminal shows it
     warn(`${message.sessionKey}: ${error}`);
     answer = t("I could not answer that. Try again in a moment, or begin anew with /new.");
     answered = { ...message, id: failureReplyId(message.id) };
-  } finally {
-    stopTyping();
   }
   // A channel that streams has shown the answer already.
   if (!channel?.stream) await untilStored(() => reply(app, answered, answer));
@@ -3624,7 +3622,6 @@ method("send", SEND, Object.keys(SENDER), async (params, app, connection) => {
   const message = orInvalidParams(() => route(inbound, app, agent));
   const { agentId, sessionKey } = message;
   app.gateway.conversationsOf(connection).add(sessionKey);
-  connection.notify("typing", {});
   try {
     return { agentId, sessionKey, reply: await answerClient(message, app, connection) };
   } catch (error) {
@@ -3669,7 +3666,10 @@ function answerClient(message: Routed, app: App, connection: Connection): Promis
     if (piece) connection.notify("delta", { text: piece });
   };
   const options = { message, onText, agent: app.agents.get(message.agentId) };
-  return runExclusive(message.sessionKey, () => answerTo(message, app, options));
+  return runExclusive(message.sessionKey, () => {
+    connection.notify("typing", {});
+    return answerTo(message, app, options);
+  });
 }
 
 const MATCH = {

@@ -2011,12 +2011,12 @@ export class CliChannel implements Channel {
   async stop(): Promise<void> {}
 }
 
-/** Shows "typing" in a chat until the function that it gives is called. */
-function showTyping(channel: Channel | undefined, peerId: string): () => void {
+/** Runs a turn, and shows "typing" in its chat until it has ended. */
+function whileTyping<T>(channel: Channel | undefined, peerId: string, turn: () => Promise<T>) {
   const show = () => channel?.typing?.(peerId).catch(() => {});
   show();
   const timer = setInterval(show, 4_000); // because the platforms show it for 5 s
-  return () => clearInterval(timer);
+  return turn().finally(() => clearInterval(timer));
 }
 
 // Blanks, control and zero-width characters, and the Braille pattern without a dot.
@@ -2353,7 +2353,6 @@ export async function handle(app: App, parts: Routed[], signal?: AbortSignal): P
   // `parts` is never empty; the first gives the id.
   const message = { ...parts[0], text, media } as Routed;
   const channel = app.channels.get(message.channel);
-  const stopTyping = showTyping(channel, message.peerId);
   const onText = (piece: string) => channel?.stream?.(message.peerId, piece);
   const onRestart = () => onText(t("(The reply begins anew.)\n"));
   let answered: InboundMessage = message;
@@ -2363,7 +2362,7 @@ export async function handle(app: App, parts: Routed[], signal?: AbortSignal): P
     const begin = (laneSignal: AbortSignal) => {
       app.inbox.countAttempt(parts);
       const options = { message, signal: laneSignal, onText, onRestart, agent };
-      return answerTo(message, app, options);
+      return whileTyping(channel, message.peerId, () => answerTo(message, app, options));
     };
     answer = await untilStored(() => runUserTurn(app, message, signal, begin), signal);
   } catch (error) {
@@ -2372,8 +2371,6 @@ export async function handle(app: App, parts: Routed[], signal?: AbortSignal): P
     warn(`${message.sessionKey}: ${error}`);
     answer = t("I could not answer that. Try again in a moment, or begin anew with /new.");
     answered = { ...message, id: failureReplyId(message.id) };
-  } finally {
-    stopTyping();
   }
   // A channel that streams has shown the answer already.
   if (!channel?.stream) await untilStored(() => reply(app, answered, answer));
@@ -3643,7 +3640,6 @@ method("send", SEND, Object.keys(SENDER), async (params, app, connection) => {
   const message = orInvalidParams(() => route(inbound, app, agent));
   const { agentId, sessionKey } = message;
   app.gateway.conversationsOf(connection).add(sessionKey);
-  connection.notify("typing", {});
   try {
     return { agentId, sessionKey, reply: await answerClient(message, app, connection) };
   } catch (error) {
@@ -3693,7 +3689,10 @@ function answerClient(message: Routed, app: App, connection: Connection): Promis
     onText(streamedBefore);
   };
   const options = { message, onText, onRestart, agent: app.agents.get(message.agentId) };
-  const turn: Task<string> = (signal) => answerTo(message, app, { ...options, signal });
+  const turn: Task<string> = (signal) => {
+    connection.notify("typing", {});
+    return answerTo(message, app, { ...options, signal });
+  };
   return runExclusive(message.sessionKey, () => runUserTurn(app, message, undefined, turn));
 }
 
@@ -6513,12 +6512,18 @@ async function answerJobInLane(app: App, message: Routed, signal?: AbortSignal):
  * waits. We track the promise of the lane, which settles even if the turn hangs. The turn's own
  * promise would then never settle, and cron jobs would wait for ever.
  */
-const runUserTurn = (
+function runUserTurn(
   app: App,
-  { sessionKey }: Routed,
+  message: Routed,
   signal: AbortSignal | undefined,
   turn: Task<string>,
-) => app.activeTurns.track(inLane("main", app, sessionKey, turn, signal));
+): Promise<string> {
+  // Commands and what can't be read need no model, so nobody has to wait for their answers. During
+  // a shutdown they do go into the lane, which refuses them: the message before may have been.
+  const needsModel = message.text !== "" && !publicCommand(message);
+  if (!needsModel && !LANES.isStopping) return turn(signal ?? new AbortController().signal);
+  return app.activeTurns.track(inLane("main", app, message.sessionKey, turn, signal));
+}
 
 /** One entry for each lane that exists now, as `lanes.list` gives it. */
 const describeLanes = () =>
