@@ -8,7 +8,7 @@ import { describe, expect, it } from "vitest";
 import { startModel } from "../practice/model.ts";
 import { startTelegram } from "../practice/telegram.ts";
 import { countTokens } from "../practice/tokens.ts";
-import { type Around, say, tool } from "./practice-tools.ts";
+import { type Around, say } from "./practice-tools.ts";
 
 /** As s07 asks. */
 const heartbeat = (file: string, around?: Around) =>
