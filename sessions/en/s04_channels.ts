@@ -963,7 +963,9 @@ function runMiddleware(
     const next = run;
     run = (given) => layer(conversation, given, next);
   }
-  return run(options);
+  const ended = run(options);
+  if (conversation instanceof Session) conversation.stayUntil(ended);
+  return ended;
 }
 
 // Helpers: hashes, JSON, and files that a crash leaves whole.
@@ -1162,6 +1164,8 @@ export class Session extends Conversation {
   summary = ""; // of the messages that compaction took out of the list
   // Replies before this index hold token counts of the API that no longer fit the list.
   countsValidFrom = 0;
+  turns = 0; // that are running
+  usedAt = Date.now();
   #log: JsonlFile;
   #lineOf = new Map<Message, number>(); // where each message is in the file
   readonly asked = new Map<string, Message>(); // by inbox id: the message that it is the id of
@@ -1178,6 +1182,16 @@ export class Session extends Conversation {
       else bad.push(line);
     }
     this.#log.skip(bad);
+  }
+
+  /** Until a turn has ended, the session stays in memory, because the next one has to find it. */
+  stayUntil(ended: Promise<void>): void {
+    this.turns += 1;
+    const leave = () => {
+      this.turns -= 1;
+      this.usedAt = Date.now();
+    };
+    ended.then(leave, leave);
   }
 
   #replay(record: LogRecord, line: number): void {
@@ -1254,20 +1268,31 @@ export class Session extends Conversation {
 // A key says who talks to whom, and a session is one of their conversations. No file lists all
 // sessions, because it could come to disagree with the folders. The folders are the list.
 
+const MAX_IDLE = 3_600_000; // ms
+
 /** All sessions, in `dir`: a folder for each key, and in it a file for each session. */
 export class SessionStore {
   #dir: string;
-  #loaded = new Map<string, Session>(); // the current session of each key that was used
+  #loaded = new Map<string, Session>(); // the current session of each key that is in use
 
   constructor(dir: string) {
     this.#dir = dir;
     makeFolder(dir);
+    setInterval(() => this.#forgetIdle(), 60_000).unref(); // unref: it keeps no program running
+  }
+
+  /** Without this, memory would grow with each new person. What is in the files stays there. */
+  #forgetIdle(): void {
+    for (const [key, { turns, usedAt }] of this.#loaded) {
+      if (turns === 0 && Date.now() - usedAt > MAX_IDLE) this.#loaded.delete(key);
+    }
   }
 
   /** The session that this key is in; a new one, if it has none yet. */
   current(key: string): Session {
     const session = this.#loaded.get(key) ?? this.#stored(key) ?? this.create(key);
     this.#loaded.set(key, session);
+    session.usedAt = Date.now();
     return session;
   }
 
@@ -1954,12 +1979,12 @@ export class CliChannel implements Channel {
   async stop(): Promise<void> {}
 }
 
-/** Shows "typing" in a chat until the function that it gives is called. */
-function showTyping(channel: Channel | undefined, peerId: string): () => void {
+/** Runs a turn, and shows "typing" in its chat until it has ended. */
+function whileTyping<T>(channel: Channel | undefined, peerId: string, turn: () => Promise<T>) {
   const show = () => channel?.typing?.(peerId).catch(() => {});
   show();
   const timer = setInterval(show, 4_000); // because the platforms show it for 5 s
-  return () => clearInterval(timer);
+  return turn().finally(() => clearInterval(timer));
 }
 
 // Blanks, control and zero-width characters, and the Braille pattern without a dot.
@@ -2018,26 +2043,69 @@ function readEntry<T>(file: string, schema: Anthropic.Tool.InputSchema): T | und
   }
 }
 
+const ID_DAYS = 7; // how long the id of a processed entry is kept
+
+/**
+ * The ids of processed entries, in a file for each day. They are not kept for ever, because a
+ * platform repeats a message for 24 hours at most.
+ */
+class ProcessedIds {
+  readonly #dir: string;
+  readonly #days = new Map<string, { log: JsonlFile; ids: Set<string> }>(); // as "2026-01-31"
+
+  constructor(dir: string) {
+    this.#dir = dir;
+    makeFolder(dir);
+    const names = fs.readdirSync(dir).filter((name) => /^\d{4}-\d\d-\d\d\.jsonl$/.test(name));
+    for (const name of names) this.#open(path.basename(name, ".jsonl"));
+  }
+
+  #open(day: string) {
+    const log = new JsonlFile(path.join(this.#dir, `${day}.jsonl`));
+    const ids = new Set(log.read().map(({ record }) => (record as { id: string }).id)); // see `add`
+    const opened = { log, ids };
+    this.#days.set(day, opened);
+    return opened;
+  }
+
+  has(id: string): boolean {
+    return [...this.#days.values()].some(({ ids }) => ids.has(id));
+  }
+
+  add(id: string): void {
+    this.forgetOld();
+    const today = new Date().toISOString().slice(0, 10);
+    const { log, ids } = this.#days.get(today) ?? this.#open(today);
+    log.append({ id });
+    ids.add(id);
+  }
+
+  forgetOld(): void {
+    const oldest = new Date(Date.now() - ID_DAYS * 86_400_000).toISOString().slice(0, 10);
+    for (const [day, { log }] of this.#days) {
+      if (day >= oldest) continue;
+      fs.rmSync(log.file, { force: true });
+      this.#days.delete(day);
+    }
+  }
+}
+
 /**
  * A folder of entries that still have to be worked on, each in a numbered file of its own. It is a
  * write-ahead log: an entry is flushed to the disk before anybody acts on it. The ids of processed
- * entries stay in a file, which makes adding idempotent: an entry that comes again is not new.
+ * entries stay for a while, which makes adding idempotent: an entry that comes again is not new.
  */
 export class Spool<T extends { id: string }> {
   protected nextNumber = 1;
   protected readonly entries = new Map<string, { entry: T; file: string }>(); // by id, in order
   protected readonly dir: string;
-  readonly #processedLog: JsonlFile;
-  readonly #processed = new Set<string>(); // ids
+  readonly #processed: ProcessedIds;
 
   /** Takes up what an earlier run has left in `dir`. The schema says what an entry has to have. */
   constructor(dir: string, schema: Anthropic.Tool.InputSchema) {
     this.dir = dir;
     makeFolder(dir);
-    this.#processedLog = new JsonlFile(path.join(dir, "processed.jsonl"));
-    for (const { record } of this.#processedLog.read()) {
-      this.#processed.add((record as { id: string }).id); // markProcessed wrote it
-    }
+    this.#processed = new ProcessedIds(path.join(dir, "processed"));
     for (const file of numberedFiles(dir)) {
       this.nextNumber = numberOf(file) + 1;
       const entry = readEntry<T>(file, schema);
@@ -2047,6 +2115,8 @@ export class Spool<T extends { id: string }> {
       if (this.#isKnown(entry.id)) fs.rmSync(file);
       else this.entries.set(entry.id, { entry, file });
     }
+    // Only now: after a week without the program, the files above may need the oldest ids.
+    this.#processed.forgetOld();
   }
 
   #isKnown(id: string): boolean {
@@ -2086,8 +2156,7 @@ export class Spool<T extends { id: string }> {
     if (!kept) return;
     // The id is written first, so that a crash between the two steps leaves a file which the next
     // start removes. In the other order nothing would know the id when the entry comes again.
-    if (!this.#processed.has(id)) this.#processedLog.append({ id });
-    this.#processed.add(id);
+    if (!this.#processed.has(id)) this.#processed.add(id);
     fs.rmSync(kept.file, { force: true });
     this.entries.delete(id);
   }
@@ -2303,20 +2372,18 @@ export async function handle(app: App, parts: Routed[], signal?: AbortSignal): P
   // `parts` is never empty; the first gives the id.
   const message = { ...parts[0], text, media } as Routed;
   const channel = app.channels.get(message.channel);
-  const stopTyping = showTyping(channel, message.peerId);
   const onText = (piece: string) => channel?.stream?.(message.peerId, piece);
   let answer: string;
   try {
     answer = await untilStored(() => {
       app.inbox.countAttempt(parts);
-      return answerTo(message, app, { message, signal, onText });
+      const options = { message, signal, onText };
+      return whileTyping(channel, message.peerId, () => answerTo(message, app, options));
     }, signal);
   } catch (error) {
     if (message.channel === "cli") throw error; // the terminal shows it
     warn(`${message.sessionKey}: ${error}`);
     answer = t("I could not answer that. Try again in a moment, or begin anew with /new.");
-  } finally {
-    stopTyping();
   }
   // A channel that streams has shown the answer already.
   if (!channel?.stream) await untilStored(() => reply(app, message, answer));
