@@ -2365,7 +2365,7 @@ export function runExclusive<T>(sessionKey: string, task: () => Promise<T>): Pro
 const MAX_WAITING = 100; // messages of one conversation, so that nobody can fill the disk
 
 /** Tells a person that a message is not taken. It is not said again until none waits any more. */
-async function refuse(app: App, message: Routed): Promise<string> {
+async function refuseMessage(app: App, message: Routed): Promise<string> {
   const { tooLong } = app.inbox;
   const wasTold = tooLong.has(message.sessionKey);
   tooLong.add(message.sessionKey);
@@ -2387,7 +2387,7 @@ export function accept(app: App, message: InboundMessage, signal?: AbortSignal) 
   const waiting = app.inbox.waitingIn(routed.sessionKey);
   if (waiting === 0) app.inbox.tooLong.delete(routed.sessionKey);
   const isTooMany = waiting >= MAX_WAITING && !app.inbox.isKnown(routed.id);
-  if (isKept && isTooMany) return { done: refuse(app, routed) };
+  if (isKept && isTooMany) return { done: refuseMessage(app, routed) };
   if (isKept && !app.inbox.add(routed)) return { done: Promise.resolve("") };
   return { done: enqueue(app, routed, signal) };
 }
