@@ -277,7 +277,7 @@ describe.each(sectionsFrom("s07"))("$name, a job", (file) => {
       expect(tools).toContain("read_file");
       for (const name of ["bash", "write_file", "edit_file"]) expect(tools).not.toContain(name);
     }
-    const keys = app.store.all().map(({ header }) => header.key);
+    const keys = (await app.store.headers()).map(({ key }) => key);
     for (const due of [1000, 2000]) {
       expect(keys).toContain(`agent:luna:cron:job:${iso(due).toLowerCase()}`);
     }
@@ -319,7 +319,7 @@ describe.each(sectionsFrom("s07"))("$name, a job", (file) => {
     model.script(say("early"), say("late"));
     expect(await world.begin(asking("job", once(0)), clock.at)).toBe("early");
     expect(await world.begin(asking("job", once(0)), clock.at + DAY)).toBe("late");
-    const kept = app.store.all().map(({ header }) => header.key);
+    const kept = (await app.store.headers()).map(({ key }) => key);
     const mine = kept.filter((one) => one.startsWith("agent:luna:cron:job:")).sort();
     expect(mine.length).toBeLessThanOrEqual(21);
     expect(mine.at(-1)).toBe(key("job", clock.at + DAY));

@@ -1289,6 +1289,14 @@ export class Session extends Conversation {
   }
 }
 
+/** The record in the first line of a log; one without fields, if that line can't be used. */
+async function firstRecord(file: string): Promise<LogRecord> {
+  const pieces = fs.createReadStream(file, "utf8");
+  // The first piece is 64 KiB, which is more than a first line has.
+  for await (const piece of pieces) return parseObject(String(piece).split("\n")[0] ?? "") ?? {};
+  return {};
+}
+
 // A key says who talks to whom, and a session is one of their conversations. No file lists all
 // sessions, because it could come to disagree with the folders. The folders are the list.
 
@@ -1347,11 +1355,19 @@ export class SessionStore {
     return sessions.sort((a, b) => (a.header.at < b.header.at ? -1 : 1));
   }
 
-  /** Every session of every key. */
-  all(): Session[] {
-    const names = fs.existsSync(this.#dir) ? fs.readdirSync(this.#dir) : [];
-    const folders = names.filter((name) => !name.endsWith(".quarantined"));
-    return folders.flatMap((name) => this.#sessionsIn(path.join(this.#dir, name)));
+  /**
+   * What the first lines of all sessions say, with their ids. There may be thousands, so the files
+   * are read one after the other, and the program goes on meanwhile. What can't be read is missing.
+   */
+  async headers(): Promise<{ id: string; key: string; label: string; at: string }[]> {
+    const headers = [];
+    for (const name of await fs.promises.readdir(this.#dir, { recursive: true })) {
+      if (!name.endsWith(".jsonl")) continue;
+      const record = await firstRecord(path.join(this.#dir, name)).catch(() => undefined);
+      const { key = "", label = "", at = "" } = record ?? {};
+      if (record) headers.push({ id: path.basename(name, ".jsonl"), key, label, at });
+    }
+    return headers;
   }
 
   /** Goes back to the session whose id begins with `prefix`. Throws unless there is exactly one. */
@@ -3820,9 +3836,7 @@ method("agents.list", {}, [], (_params, app) =>
   [...app.agents.values()].map(({ id, dmScope, model = MODEL }) => ({ id, dmScope, model })),
 );
 
-method("sessions.list", {}, [], (_params, app) =>
-  app.store.all().map(({ id, header, messages }) => ({ id, ...header, messages: messages.length })),
-);
+method("sessions.list", {}, [], (_params, app) => app.store.headers());
 
 method("status", {}, [], (_params, app) => ({
   uptime: Math.round(process.uptime()), // seconds
@@ -3882,9 +3896,10 @@ command("agent", "<id>|off: who answers you here", (id, app) => {
   return t(`From now on: ${app.terminalAgent ?? "as the bindings say"}.`);
 });
 
-command("sessions", "all conversations", (_args, { store }) =>
-  store.all().map(({ id, header: { key, label } }) => `${id}  ${key}  ${label}`),
-);
+command("sessions", "all conversations", async (_args, { store }) => {
+  const headers = await store.headers();
+  return headers.map(({ id, key, label }) => `${id}  ${key}  ${label}`).join("\n");
+});
 
 command("gateway", "where programs can connect", (_args, { gateway }) =>
   t(`${gateway.address || "(not listening)"}  ${gateway.sockets.clients.size} connected`),
