@@ -319,7 +319,7 @@ describe.each(sectionsFrom("s07"))("$name, a job", (file) => {
     model.script(say("early"), say("late"));
     expect(await world.begin(asking("job", once(0)), clock.at)).toBe("early");
     expect(await world.begin(asking("job", once(0)), clock.at + DAY)).toBe("late");
-    const kept = (await app.store.headers()).map(({ key }) => key);
+    const kept = (await app.store.headers()).map(({ key: one }) => one);
     const mine = kept.filter((one) => one.startsWith("agent:luna:cron:job:")).sort();
     expect(mine.length).toBeLessThanOrEqual(21);
     expect(mine.at(-1)).toBe(key("job", clock.at + DAY));
