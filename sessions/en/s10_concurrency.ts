@@ -6633,7 +6633,7 @@ function proxySetting(name: string): string | undefined {
   throw new Error(`${name} must be the address of a proxy, such as http://127.0.0.1:7890`);
 }
 
-/** Throws if .env is in UTF-16, as Windows PowerShell writes it: dotenv would find nothing in it. */
+/** Throws if .env is in UTF-16, as Windows PowerShell writes it: dotenv finds nothing in it. */
 function checkEnvFile(): void {
   const file = path.join(import.meta.dirname, "../../.env");
   const isUtf16 = fs.existsSync(file) && fs.readFileSync(file).includes(0);
