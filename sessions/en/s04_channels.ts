@@ -2047,38 +2047,83 @@ function readEntry<T>(file: string, schema: Anthropic.Tool.InputSchema): T | und
   }
 }
 
+const ID_DAYS = 7; // how long the id of a processed entry is kept
+
+/**
+ * The ids of processed entries, in a file for each day. They are not kept for ever, because a
+ * platform repeats a message for 24 hours at most.
+ */
+class ProcessedIds {
+  readonly #dir: string;
+  readonly #days = new Map<string, { log: JsonlFile; ids: Set<string> }>(); // as "2026-01-31"
+
+  constructor(dir: string) {
+    this.#dir = dir;
+    makeFolder(dir);
+    const names = fs.readdirSync(dir).filter((name) => /^\d{4}-\d\d-\d\d\.jsonl$/.test(name));
+    for (const name of names) this.#open(path.basename(name, ".jsonl"));
+  }
+
+  #open(day: string) {
+    const log = new JsonlFile(path.join(this.#dir, `${day}.jsonl`));
+    const ids = new Set(log.read().map(({ record }) => (record as { id: string }).id)); // see `add`
+    const opened = { log, ids };
+    this.#days.set(day, opened);
+    return opened;
+  }
+
+  has(id: string): boolean {
+    return [...this.#days.values()].some(({ ids }) => ids.has(id));
+  }
+
+  add(id: string): void {
+    this.forgetOld();
+    const today = new Date().toISOString().slice(0, 10);
+    const { log, ids } = this.#days.get(today) ?? this.#open(today);
+    log.append({ id });
+    ids.add(id);
+  }
+
+  forgetOld(): void {
+    const oldest = new Date(Date.now() - ID_DAYS * 86_400_000).toISOString().slice(0, 10);
+    for (const [day, { log }] of this.#days) {
+      if (day >= oldest) continue;
+      fs.rmSync(log.file, { force: true });
+      this.#days.delete(day);
+    }
+  }
+}
+
 /**
  * A folder of entries that still have to be worked on, each in a numbered file of its own. It is a
  * write-ahead log: an entry is flushed to the disk before anybody acts on it. The ids of processed
- * entries stay in a file, which makes adding idempotent: an entry that comes again is not new.
+ * entries stay for a while, which makes adding idempotent: an entry that comes again is not new.
  */
 export class Spool<T extends { id: string }> {
   protected nextNumber = 1;
   protected readonly entries = new Map<string, { entry: T; file: string }>(); // by id, in order
   protected readonly dir: string;
-  readonly #processedLog: JsonlFile;
-  readonly #processed = new Set<string>(); // ids
+  readonly #processed: ProcessedIds;
 
   /** Takes up what an earlier run has left in `dir`. The schema says what an entry has to have. */
   constructor(dir: string, schema: Anthropic.Tool.InputSchema) {
     this.dir = dir;
     makeFolder(dir);
-    this.#processedLog = new JsonlFile(path.join(dir, "processed.jsonl"));
-    for (const { record } of this.#processedLog.read()) {
-      this.#processed.add((record as { id: string }).id); // markProcessed wrote it
-    }
+    this.#processed = new ProcessedIds(path.join(dir, "processed"));
     for (const file of numberedFiles(dir)) {
       this.nextNumber = numberOf(file) + 1;
       const entry = readEntry<T>(file, schema);
       if (!entry) continue;
       // A file whose id is known is removed: either it was processed, and a crash in markProcessed
       // left it, or it is a second copy, from a restored backup.
-      if (this.#isKnown(entry.id)) fs.rmSync(file);
+      if (this.isKnown(entry.id)) fs.rmSync(file);
       else this.entries.set(entry.id, { entry, file });
     }
+    // Only now: after a week without the program, the files above may need the oldest ids.
+    this.#processed.forgetOld();
   }
 
-  #isKnown(id: string): boolean {
+  isKnown(id: string): boolean {
     return this.#processed.has(id) || this.entries.has(id);
   }
 
@@ -2089,7 +2134,7 @@ export class Spool<T extends { id: string }> {
 
   /** Keeps an entry, which is on disk when it returns. False if its id was added before. */
   add(entry: T): boolean {
-    if (this.#isKnown(entry.id)) return false;
+    if (this.isKnown(entry.id)) return false;
     // The number is padded with zeros, so that a listing of the folder has them in order.
     const name = `${String(this.nextNumber).padStart(12, "0")}.json`;
     const file = path.join(this.dir, name);
@@ -2115,8 +2160,7 @@ export class Spool<T extends { id: string }> {
     if (!kept) return;
     // The id is written first, so that a crash between the two steps leaves a file which the next
     // start removes. In the other order nothing would know the id when the entry comes again.
-    if (!this.#processed.has(id)) this.#processedLog.append({ id });
-    this.#processed.add(id);
+    if (!this.#processed.has(id)) this.#processed.add(id);
     fs.rmSync(kept.file, { force: true });
     this.entries.delete(id);
   }
@@ -2138,6 +2182,7 @@ export class Inbox extends Spool<Routed> {
   // What this start has put there. One of several parts is enough to tell the person.
   readonly newlyQuarantined = new Map<string, Routed>();
   readonly #attempted = new Set<Routed>(); // in this run, and not answered yet
+  readonly tooLong = new Set<string>(); // conversations that were told so, see `accept`
   #isStopping = false;
 
   constructor(dir: string) {
@@ -2185,6 +2230,12 @@ export class Inbox extends Spool<Routed> {
   stopCounting(): void {
     this.#isStopping = true;
     this.giveBack([...this.#attempted]);
+  }
+
+  /** How many messages of a conversation have not begun to be answered. */
+  waitingIn(sessionKey: string): number {
+    const isWaiting = (one: Routed) => one.sessionKey === sessionKey && one.attempts === undefined;
+    return this.pending().filter(isWaiting).length;
   }
 
   /** The messages in quarantine, each with its file. What can't be read as one is left out. */
@@ -2282,6 +2333,19 @@ export function runExclusive<T>(sessionKey: string, task: () => Promise<T>): Pro
   return latest;
 }
 
+const MAX_WAITING = 100; // messages of one conversation, so that nobody can fill the disk
+
+/** Tells a person that a message is not taken. It is not said again until none waits any more. */
+async function refuseMessage(app: App, message: Routed): Promise<string> {
+  const { tooLong } = app.inbox;
+  const wasTold = tooLong.has(message.sessionKey);
+  tooLong.add(message.sessionKey);
+  forgetOldest(tooLong);
+  const text = t("100 messages wait here already, so I can't take more; please write again later.");
+  if (!wasTold) await reply(app, message, text);
+  return "";
+}
+
 /**
  * The entry point of every message. It is synchronous, so when it returns, a platform may forget
  * the message. Delivery is at-least-once: what a crash interrupts is done again.
@@ -2290,6 +2354,10 @@ export function accept(app: App, message: InboundMessage, signal?: AbortSignal) 
   const routed = route(message);
   // A line of the terminal is not kept, because after a crash nobody waits for its answer.
   const isKept = message.channel !== "cli";
+  const waiting = app.inbox.waitingIn(routed.sessionKey);
+  if (waiting === 0) app.inbox.tooLong.delete(routed.sessionKey);
+  const isTooMany = waiting >= MAX_WAITING && !app.inbox.isKnown(routed.id);
+  if (isKept && isTooMany) return { done: refuseMessage(app, routed) };
   if (isKept && !app.inbox.add(routed)) return { done: Promise.resolve("") };
   return { done: enqueue(app, routed, signal) };
 }
