@@ -432,11 +432,11 @@ const OUTPUT_LIMIT = 30_000; // characters of one result, half of them from each
  */
 function inputReader() {
   let written = ""; // of the input that is arriving, piece by piece
-  return (event: Anthropic.MessageStreamEvent, reply: Anthropic.Message) => {
+  return (event: Anthropic.MessageStreamEvent, message: Anthropic.Message) => {
     if (event.type === "content_block_start") written = "";
     if (event.type !== "content_block_delta" || event.delta.type !== "input_json_delta") return;
     written += event.delta.partial_json;
-    const block = reply.content.at(-1);
+    const block = message.content.at(-1);
     if (block === undefined || written === "") return;
     // With each piece the SDK makes the block anew. It reads this property after the last piece.
     const get = () => parsedOrRaw(written);
@@ -564,16 +564,16 @@ const isObject = (value: unknown): value is Fields =>
  * The results of the calls in a reply, in their order. A call without one gets an error. Calls whose
  * ids are not valid get other ids.
  */
-function answersTo(reply: Message, results: Anthropic.ToolResultBlockParam[], ids: Set<unknown>) {
+function answersTo(message: Message, results: Anthropic.ToolResultBlockParam[], ids: Set<unknown>) {
   const answers: Anthropic.ToolResultBlockParam[] = [];
-  for (const call of callsIn(reply)) {
+  for (const call of callsIn(message)) {
     // If two calls share an id, their results are in the order of the calls.
     const found = results.findIndex(({ tool_use_id }) => tool_use_id === call.id);
     const [result] = found < 0 ? [] : results.splice(found, 1);
-    call.id = isFree(call.id, ids) ? call.id : newId(ids);
+    call.id = isFree(call.id, ids) ? call.id : freeId(ids);
     ids.add(call.id);
     if (result) answers.push({ ...result, tool_use_id: call.id });
-    else answers.push(toolResult(call.id, whyOpen(reply), true));
+    else answers.push(toolResult(call.id, whyOpen(message), true));
   }
   return answers;
 }
@@ -583,17 +583,17 @@ const isFree = (id: unknown, ids: Set<unknown>) =>
   typeof id === "string" && /^[\w-]+$/.test(id) && !ids.has(id);
 
 /** An id for a call whose own one can't be sent. It is the same in each request. */
-function newId(ids: Set<unknown>): string {
+function freeId(ids: Set<unknown>): string {
   let id = `call_${ids.size}`;
   while (ids.has(id)) id += "_";
   return id;
 }
 
 /** Why a call of this reply has no result. The model acts on it, so it must be true. */
-function whyOpen(reply: Message): string {
+function whyOpen(message: Message): string {
   // Calls begin when a reply is complete, so if Ctrl+C stopped the reply, none of them began.
-  if (isInterrupted(reply)) return "interrupted; it was not run";
-  const isCut = UNFINISHED.includes(reply.stop_reason ?? "");
+  if (isInterrupted(message)) return "interrupted; it was not run";
+  const isCut = UNFINISHED.includes(message.stop_reason ?? "");
   return isCut ? "cut off; it was not run" : "interrupted; it may have run";
 }
 
@@ -675,17 +675,16 @@ export function checkInput(schema: Anthropic.Tool.InputSchema, input: unknown): 
     const given = String(JSON.stringify(input)).slice(0, 100); // the model will see {} in its call
     throw new Error(`the input must be an object, but it was ${given}`);
   }
-  const fields = { ...input };
-  checkRequired(fields, schema.required ?? []);
+  checkRequired(input, schema.required ?? []);
   // The SDK leaves the properties open, but the schemas in this file have only such properties.
   const properties = (schema.properties ?? {}) as Record<string, Property>;
   for (const [name, property] of Object.entries(properties)) {
-    const value = fields[name];
+    const value = input[name];
     if (value === undefined) continue;
     checkType(name, value, property.type);
     checkEnum(name, value, property.enum);
   }
-  return fields;
+  return input;
 }
 
 function checkRequired(fields: Fields, required: string[]): void {
