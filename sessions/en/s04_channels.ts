@@ -908,19 +908,16 @@ export type Middleware = (
 /** Outermost first. To add a layer, `unshift` it (outermost) or `push` it (innermost). */
 export const MIDDLEWARE: Middleware[] = [];
 
-/** Runs `innermost` with all layers of MIDDLEWARE round it. */
+/** Runs `task` with the layers round it. The first one gets the others, with the task, as `next`. */
 function runMiddleware(
   conversation: Conversation,
   options: TurnOptions,
-  innermost: (conversation: Conversation, options: TurnOptions) => Promise<void> = continueTurn,
+  task = continueTurn,
+  layers = MIDDLEWARE,
 ): Promise<void> {
-  let run = (given: TurnOptions) => innermost(conversation, given);
-  // From the inside out, because each layer needs the one inside it as its `next`.
-  for (const layer of MIDDLEWARE.toReversed()) {
-    const next = run;
-    run = (given) => layer(conversation, given, next);
-  }
-  return run(options);
+  const [layer, ...inner] = layers;
+  if (layer === undefined) return task(conversation, options);
+  return layer(conversation, options, (given) => runMiddleware(conversation, given, task, inner));
 }
 
 // Helpers: hashes, JSON, and files that a crash leaves whole.
@@ -930,12 +927,8 @@ const sha256 = (data: string) => crypto.createHash("sha256").update(data);
 
 /** The object in `json`. Undefined if it is no JSON, or another value, such as `null` or a list. */
 function parseObject(json: string): object | undefined {
-  try {
-    const value: unknown = JSON.parse(json);
-    return isObject(value) ? value : undefined;
-  } catch {
-    return undefined;
-  }
+  const value = parsedOrRaw(json);
+  return isObject(value) ? value : undefined;
 }
 
 /**
@@ -962,11 +955,11 @@ function flushFolder(dir: string): void {
  * the program nor gets lost. If that is impossible, it is said, and the program goes on.
  */
 function quarantine(file: string, why: string): void {
-  // It need not be readable for that, and a link is renamed itself, also if it leads nowhere.
-  let name = "";
-  do {
-    name = `${file}.${crypto.randomUUID().slice(0, 8)}.quarantined`;
-  } while (fs.lstatSync(name, { throwIfNoEntry: false })); // renaming would overwrite it
+  const name = `${file}.${crypto.randomUUID().slice(0, 8)}.quarantined`;
+  if (isThere(name)) {
+    quarantine(file, why); // under another name, because renaming would overwrite what is there
+    return;
+  }
   try {
     fs.renameSync(file, name);
     warn(`${file} is quarantined (renamed to ${path.basename(name)}): ${why}`);
@@ -976,32 +969,35 @@ function quarantine(file: string, why: string): void {
 }
 
 /**
- * What `read` gives for a file or folder in .state; undefined if there is none. One that can't be
- * read, for example a folder in place of a file, is quarantined.
+ * What `read` gives for a file or folder in .state. If it can't be read, for example because it is
+ * a folder in place of a file, it is quarantined. Then there is none, and the result is undefined.
  */
 function readOrQuarantine<T>(file: string, read: (file: string) => T): T | undefined {
   try {
     return read(file);
   } catch (error) {
-    // A link that leads nowhere can't be found either, but its name is taken.
-    if (fs.lstatSync(file, { throwIfNoEntry: false })) quarantine(file, String(error));
+    if (isThere(file)) quarantine(file, String(error));
     return undefined;
   }
 }
 
-/** Makes a folder of .state. What is in its place and can't be read as a folder is quarantined. */
+/** The names in a folder of .state. Undefined if there is no such folder. */
+const namesIn = (dir: string) => readOrQuarantine(dir, (folder) => fs.readdirSync(folder));
+
+/** Makes a folder of .state, if it isn't there. */
 function makeFolder(dir: string): void {
-  if (readOrQuarantine(dir, (found) => fs.readdirSync(found))) return;
+  if (namesIn(dir)) return;
   fs.mkdirSync(dir, { recursive: true, mode: 0o700 }); // only this user may read what people said
   flushFolder(path.dirname(dir));
 }
 
+/** The code that Node gives an error of the system, such as "EEXIST". */
+const codeOf = (error: unknown) => (error instanceof Error && "code" in error ? error.code : "");
+
 const DISK_ERRORS = "ENOSPC EDQUOT EROFS EACCES EPERM EIO EMFILE ENFILE".split(" ");
 
 /** Whether the file system refused: it is full or read-only, for example, and may not stay so. */
-export function isDiskError(error: unknown): boolean {
-  return error instanceof Error && "code" in error && DISK_ERRORS.includes(String(error.code));
-}
+export const isDiskError = (error: unknown) => DISK_ERRORS.includes(String(codeOf(error)));
 
 // A session file is an append-only log: lines are added at its end, and none is ever changed or
 // removed. What makes the history shorter is one more line, which says what to leave out at replay.
@@ -1011,7 +1007,7 @@ export function isDiskError(error: unknown): boolean {
 //   3  {"at":…,"message":{"role":"assistant",…,"usage":{…}}}        as the API gave it
 //   4  {"at":…,"shorten":{"toolUseIds":["toolu_1"]}}                step 1 of the guard
 //   5  {"at":…,"message":{"role":"user",…}}
-//   6  {"at":…,"compaction":{"summary":"Ada …","keepFrom":5}}       step 2: lines 2 to 4 go
+//   6  {"at":…,"compaction":{"summary":"Ada …","keepFrom":5}}       step 2: 2 and 3 are left out
 
 /** One line. The first has key and label; each other one has a message, a compaction, or ids. */
 interface LogRecord {
@@ -1040,7 +1036,7 @@ class JsonlFile {
   readonly file: string;
   lines = 0; // how many it has
   #isTorn = false; // whether the last line lacks its end
-  #sizeBefore: number | undefined; // of the file, if the last append failed
+  #sizeBefore: number | undefined; // of the file before the last append, if that one failed
 
   constructor(file: string) {
     this.file = file;
@@ -1056,7 +1052,7 @@ class JsonlFile {
     if (!this.#isTorn) lines.pop();
     this.lines = lines.length;
     const records: { line: number; record: object }[] = [];
-    const bad = text === "" ? [1] : []; // we never leave a file empty
+    const bad = text === "" ? [1] : []; // an empty file has lost its first line
     for (const [index, json] of lines.entries()) {
       const record = parseObject(json);
       if (record) records.push({ line: index + 1, record });
@@ -1117,7 +1113,7 @@ export class Session extends Conversation {
   readonly id: string;
   header = { key: "", label: "", at: "" };
   summary = ""; // of the messages that compaction took out of the list
-  // Replies before this index hold token counts of the API that no longer fit the list.
+  // In replies before this index the API's count of tokens is that of a longer history.
   countsValidFrom = 0;
   #log: JsonlFile;
   #lineOf = new Map<Message, number>(); // where each message is in the file
@@ -1139,8 +1135,10 @@ export class Session extends Conversation {
 
   #replay(record: LogRecord, line: number): void {
     const { key = "", label = "", at = "" } = record;
-    if (line === 1)
-      this.header = { key: this.header.key || key, label: String(label), at: String(at) };
+    if (line === 1) {
+      const known = this.header.key || key;
+      this.header = { key: known, label: String(label), at: String(at) };
+    }
     if (record.message) this.#add(record.message, line);
     if (record.inboxId && record.message) this.asked.set(record.inboxId, record.message);
     if (record.compaction) this.#compact(record.compaction.summary, record.compaction.keepFrom);
@@ -1171,9 +1169,8 @@ export class Session extends Conversation {
 
   /** Compaction: from now on the history is the summary, and the messages from `kept` on. */
   compact(summary: string, kept: Message | undefined): void {
-    const line = kept === undefined ? undefined : this.#lineOf.get(kept);
-    // If nothing is kept, it is the number of the coming line, which no message has.
-    const keepFrom = line ?? this.#log.lines + 1;
+    const nextLine = this.#log.lines + 1; // that of the compaction, so no message has it
+    const keepFrom = (kept && this.#lineOf.get(kept)) ?? nextLine;
     this.#log.append({ compaction: { summary, keepFrom } });
     this.#compact(summary, keepFrom);
   }
@@ -1248,8 +1245,7 @@ export class SessionStore {
   }
 
   #sessionsIn(folder: string, key?: string): Session[] {
-    const names = readOrQuarantine(folder, (dir) => fs.readdirSync(dir)) ?? [];
-    const files = names.filter((name) => name.endsWith(".jsonl"));
+    const files = (namesIn(folder) ?? []).filter((name) => name.endsWith(".jsonl"));
     const opened = files.map((name) => this.#open(path.join(folder, name), key));
     const sessions = opened.filter((session) => session !== undefined);
     return sessions.sort((a, b) => (a.header.at < b.header.at ? -1 : 1));
@@ -1272,7 +1268,7 @@ export class SessionStore {
   /** The session that the file "current" names; the newest one, if it names none. */
   #stored(key: string): Session | undefined {
     const folder = this.#folder(key);
-    if (!readOrQuarantine(folder, (dir) => fs.readdirSync(dir))) return undefined;
+    if (namesIn(folder) === undefined) return undefined;
     const pointer = path.join(folder, "current");
     const id = readOrQuarantine(pointer, readText);
     if (id === undefined) return this.list(key).at(-1);
@@ -1283,9 +1279,10 @@ export class SessionStore {
     return this.list(key).at(-1);
   }
 
-  /** The session in a file. Undefined if there is none, or if it had to be quarantined. */
+  /** The session in a file. Undefined if there is none. */
   #open(file: string, key?: string): Session | undefined {
     const session = new Session(file, key);
+    // We look only now, because to read a file that can't be read is to quarantine it.
     return fs.existsSync(file) ? session : undefined;
   }
 
@@ -1317,14 +1314,18 @@ export function lockFolder(dir: string): void {
     fs.rmSync(takeover, { force: true });
   }
   const isOurs = () => readOrQuarantine(file, readText) === mine;
-  process.on("exit", () => isOurs() && fs.rmSync(file));
-  // While this process is stopped, for example by Ctrl+Z, a person may delete its lock.
+  process.on("exit", () => {
+    if (isOurs()) fs.rmSync(file);
+  });
+  // While Ctrl+Z had stopped this process, a person may have deleted its lock to start another one.
   process.on("SIGCONT", () => {
     if (isOurs()) return;
     fail(`This process no longer has ${dir}, so it ends.`);
     process.exit(1);
   });
 }
+
+const TAKEOVER_LIMIT = 5_000; // ms, after which the process of a takeover must be dead
 
 /**
  * Gives an exclusive file. Whoever has it is the only process that looks at the lock and takes it:
@@ -1336,31 +1337,35 @@ function beginTakeover(name: string): string {
   while (true) {
     const file = `${name}.${number}`;
     try {
-      fs.closeSync(fs.openSync(file, "wx")); // "wx" fails if the file exists
+      fs.writeFileSync(file, "", { flag: "wx" }); // "wx" fails if the file exists
       return file;
     } catch (error) {
-      if ((error as NodeJS.ErrnoException).code !== "EEXIST") throw error;
+      if (codeOf(error) !== "EEXIST") throw error;
     }
-    const age = Date.now() - (fs.lstatSync(file, { throwIfNoEntry: false })?.mtimeMs ?? Date.now());
+    // It may be gone by now.
+    const { mtimeMs = Date.now() } = fs.lstatSync(file, { throwIfNoEntry: false }) ?? {};
     // After a crash the file stays for ever, and the next number is used. If it were removed, one
     // who has looked at the old file just now could remove a new one in its place.
-    if (Math.abs(age) > TAKEOVER_LIMIT) number += 1;
+    if (Math.abs(Date.now() - mtimeMs) > TAKEOVER_LIMIT) number += 1;
     else Atomics.wait(new Int32Array(new SharedArrayBuffer(4)), 0, 0, 20); // sleeps for 20 ms
   }
 }
-
-const TAKEOVER_LIMIT = 5_000; // ms, after which the process of a takeover must be dead
 
 /** Throws if another living process has the lock. */
 function checkUnlocked(file: string, workspace: string): void {
   const lock = readOrQuarantine(file, readText);
   if (lock === undefined) return;
-  const [, pid = "", started] = /^([1-9]\d*)(?: (.*))?$/.exec(lock) ?? [];
-  if (pid === "") quarantine(file, t("it names no process, so it is no lock."));
+  const [, digits, started] = /^([1-9]\d*)(?: (.*))?$/.exec(lock) ?? [];
+  if (digits === undefined) {
+    quarantine(file, t("it names no process, so it is no lock."));
+    return;
+  }
+  const pid = Number(digits);
   // In a container each start can have the same pid, so our own is that of an earlier start.
-  if (Number(pid) === process.pid || !isAlive(Number(pid))) return;
-  // The pid may be that of another program by now. Where nobody knows the time, it counts as ours.
-  const time = startTime(Number(pid));
+  if (pid === process.pid || !isAlive(pid)) return;
+  // The process that wrote the lock may be dead, and another program may have its pid by now. Then
+  // the times differ. Where the system gives no time, the pid alone must do.
+  const time = startTime(pid);
   if (time !== "" && time !== started) return;
   const who = `process ${pid} is using ${workspace}`;
   throw new Error(`${who}: stop it, set CLAW0_WORKSPACE, or delete ${file}`);
@@ -1382,12 +1387,11 @@ function startTime(pid: number): string {
 }
 
 function isAlive(pid: number): boolean {
-  if (pid === 0) return false; // kill would take it for our own group
   try {
     return process.kill(pid, 0); // signal 0 is not delivered; it only tests the process
   } catch (error) {
     // EPERM means that the process is alive but belongs to another user.
-    return (error as NodeJS.ErrnoException).code === "EPERM";
+    return codeOf(error) === "EPERM";
   }
 }
 
@@ -1454,6 +1458,7 @@ export class ContextGuard {
     const counted = messages.findLastIndex((m, index) => index >= start && isCounted(m));
     const last = messages[counted];
     const tail = tokensOf(messages.slice(counted + 1));
+    // The API's count holds the system prompt and the tools as well, but ours must add them.
     if (last?.role !== "assistant") return tail + estimateTokens(JSON.stringify([SYSTEM, TOOLS]));
     const { usage } = last;
     const cached = (usage.cache_read_input_tokens ?? 0) + (usage.cache_creation_input_tokens ?? 0);
@@ -1523,11 +1528,9 @@ export class ContextGuard {
  * was taken is removed from the list, so no step is taken twice in a turn.
  */
 async function takeStep(steps: (() => boolean | Promise<boolean>)[]): Promise<boolean> {
-  while (steps.length > 0) {
-    const step = steps.shift();
-    if (await step?.()) return true;
-  }
-  return false;
+  const step = steps.shift();
+  if (step === undefined) return false;
+  return (await step()) || takeStep(steps);
 }
 
 /** Asks for a summary of as much of the text as the model can read. */
