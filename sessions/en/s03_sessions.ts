@@ -981,6 +981,8 @@ export class Session extends Conversation {
   summary = ""; // of the messages that compaction took out of the list
   // In replies before this index the API's count of tokens is that of a longer history.
   countsValidFrom = 0;
+  turns = 0; // that are running
+  usedAt = Date.now();
   #log: JsonlFile;
   #lineOf = new Map<Message, number>(); // where each message is in the file
 
@@ -1060,20 +1062,43 @@ export class Session extends Conversation {
 // A key says who talks to whom, and a session is one of their conversations. No file lists all
 // sessions, because it could come to disagree with the folders. The folders are the list.
 
+// Until a turn has ended, its session stays in memory, because the next one has to find it.
+MIDDLEWARE.unshift(async (conversation, options, next) => {
+  if (!(conversation instanceof Session)) return next(options);
+  conversation.turns += 1;
+  try {
+    await next(options);
+  } finally {
+    conversation.turns -= 1;
+    conversation.usedAt = Date.now();
+  }
+});
+
+const MAX_IDLE = 3_600_000; // ms
+
 /** All sessions, in `dir`: a folder for each key, and in it a file for each session. */
 export class SessionStore {
   #dir: string;
-  #loaded = new Map<string, Session>(); // the current session of each key that was used
+  #loaded = new Map<string, Session>(); // the current session of each key that is in use
 
   constructor(dir: string) {
     this.#dir = dir;
     makeFolder(dir);
+    setInterval(() => this.#forgetIdle(), 60_000).unref(); // unref: it keeps no program running
+  }
+
+  /** Without this, memory would grow with each new person. What is in the files stays there. */
+  #forgetIdle(): void {
+    for (const [key, { turns, usedAt }] of this.#loaded) {
+      if (turns === 0 && Date.now() - usedAt > MAX_IDLE) this.#loaded.delete(key);
+    }
   }
 
   /** The session that this key is in; a new one, if it has none yet. */
   current(key: string): Session {
     const session = this.#loaded.get(key) ?? this.#stored(key) ?? this.create(key);
     this.#loaded.set(key, session);
+    session.usedAt = Date.now();
     return session;
   }
 
