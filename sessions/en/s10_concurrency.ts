@@ -930,7 +930,7 @@ function runMiddleware(
   conversation: Conversation,
   options: TurnOptions,
   task = continueTurn,
-  layers = MIDDLEWARE,
+  layers = [keepLoaded, ...MIDDLEWARE],
 ): Promise<void> {
   const [layer, ...inner] = layers;
   if (layer === undefined) return task(conversation, options);
@@ -1154,24 +1154,34 @@ export class Session extends Conversation {
     this.#log.skip(bad);
   }
 
+  /** Does what a line of the file says. */
   #replay(record: LogRecord, line: number): void {
-    const { key = "", label = "", at = "" } = record;
+    const { key = "", label = "", at = "", message, compaction, shorten } = record;
     if (line === 1) {
       const known = this.header.key || key;
       this.header = { key: known, label: String(label), at: String(at) };
     }
-    if (record.message) this.#add(record.message, line);
-    if (record.inboxId && record.message) this.asked.set(record.inboxId, record.message);
-    if (record.compaction) this.#compact(record.compaction.summary, record.compaction.keepFrom);
-    if (record.shorten) this.#shorten(new Set(record.shorten.toolUseIds));
+    if (message) {
+      super.append(message);
+      this.#lineOf.set(message, line);
+    }
+    if (message && record.inboxId) this.asked.set(record.inboxId, message);
+    if (compaction) this.#compact(compaction.summary, compaction.keepFrom);
+    if (shorten) this.#shorten(new Set(shorten.toolUseIds));
   }
 
-  /** Writes the message to disk before it is in the list, so what the model was told is stored. */
+  /**
+   * Adds a line, and then does with it what a replay does. So what the model is told is on disk
+   * before, and after a restart the history is the same.
+   */
+  #write(record: LogRecord): void {
+    this.#replay(record, this.#log.append(record));
+  }
+
   override append(message: Message, about: { inboxId?: string } = {}): void {
     // Appending is idempotent: after a crash the inbox brings a message again that is here already.
     if (about.inboxId && this.#isAsked(about.inboxId)) return;
-    this.#add(message, this.#log.append({ message, ...about }));
-    if (about.inboxId) this.asked.set(about.inboxId, message);
+    this.#write({ message, ...about });
   }
 
   /** Whether a message is here, and its answer is here as well or can still be given. */
@@ -1183,17 +1193,11 @@ export class Session extends Conversation {
     return last === this.messages.at(-1) || !needsReply(last);
   }
 
-  #add(message: Message, line: number): void {
-    super.append(message);
-    this.#lineOf.set(message, line);
-  }
-
   /** Compaction: from now on the history is the summary, and the messages from `kept` on. */
   compact(summary: string, kept: Message | undefined): void {
     const nextLine = this.#log.lines + 1; // that of the compaction, so no message has it
     const keepFrom = (kept && this.#lineOf.get(kept)) ?? nextLine;
-    this.#log.append({ compaction: { summary, keepFrom } });
-    this.#compact(summary, keepFrom);
+    this.#write({ compaction: { summary, keepFrom } });
   }
 
   #compact(summary: string, keepFrom: number): void {
@@ -1218,8 +1222,7 @@ export class Session extends Conversation {
 
   /** From now on only both ends are left of the results of these calls. */
   shorten(toolUseIds: string[]): void {
-    this.#log.append({ shorten: { toolUseIds } });
-    this.#shorten(new Set(toolUseIds));
+    this.#write({ shorten: { toolUseIds } });
   }
 
   #shorten(ids: Set<string>): void {
@@ -1234,8 +1237,8 @@ export class Session extends Conversation {
 // A key says who talks to whom, and a session is one of their conversations. No file lists all
 // sessions, because it could come to disagree with the folders. The folders are the list.
 
-// Until a turn has ended, its session stays in memory, because the next one has to find it.
-MIDDLEWARE.unshift(async (conversation, options, next) => {
+/** Until a turn has ended, its session stays in memory, because the next one has to find it. */
+const keepLoaded: Middleware = async (conversation, options, next) => {
   if (!(conversation instanceof Session)) return next(options);
   conversation.turns += 1;
   try {
@@ -1244,7 +1247,7 @@ MIDDLEWARE.unshift(async (conversation, options, next) => {
     conversation.turns -= 1;
     conversation.usedAt = Date.now();
   }
-});
+};
 
 const MAX_IDLE = 3_600_000; // ms
 
@@ -1496,11 +1499,11 @@ const SUMMARISE =
 const shortened = ({ content }: Anthropic.ToolResultBlockParam) =>
   keepEnds(String(content), BIG_RESULT / 2).toWellFormed();
 
-// How a server says that a request is too long. The first of these types has the status 413 and may
-// come from a proxy, then as a page without a type; the second one is llama.cpp's.
+// How a server says that a request is too long: by a type (the first one is that of the API, which
+// has the status 413; the second one is llama.cpp's), or by 413 alone, if a proxy sends a page.
 const OVERFLOW_TYPES: unknown[] = ["request_too_large", "exceed_context_size_error"];
-// For the usual case the API has neither a type nor a code of its own: it is a bad request like any
-// other. So only the words are left: two sentences of the API, and one of compatible servers.
+// Usually the API answers with the type and status of any bad request, so only the words are left:
+// two sentences of the API, and one of compatible servers.
 const OVERFLOW_WORDS = /prompt is too long|exceed context limit|maximum context length/i;
 
 /** Whether the request was too long for the model. */
@@ -1584,14 +1587,15 @@ export class ContextGuard {
   async summarise(conversation: Conversation, options: TurnOptions, keep: number) {
     if (!(conversation instanceof Session)) return false;
     const { messages } = conversation;
-    // If the API says "too long" below our limit, the limit is wrong, so the size is what counts.
-    const budget = Math.min(this.limit, this.size(conversation));
-    const cut = cutPoint(messages, budget * keep);
-    const summaryMessages = conversation.summary ? 2 : 0; // see Session.#compact
-    const old = messages.slice(summaryMessages, cut);
+    // The tokens that the model can read. If the API says "too long" below our limit, the limit is
+    // wrong, and the size of the conversation is nearer to the truth.
+    const capacity = Math.min(this.limit, this.size(conversation));
+    const cut = cutPoint(messages, capacity * keep);
+    // The first two messages hold the summary so far, which the request has in any case.
+    const old = messages.slice(conversation.summary ? 2 : 0, cut);
     if (old.length === 0) return false;
     const text = old.map((message) => `${message.role}: ${wordsIn(message)}`).join("\n");
-    const summary = await askSummary(conversation, text, budget, options);
+    const summary = await askSummary(conversation, text, capacity, options);
     conversation.compact(summary, messages[cut]);
     info(`  (to make room: ${old.length} messages summarised)`);
     return true;
@@ -1742,9 +1746,9 @@ command("context", "how full the context window is", (_args, { store, key }) => 
 });
 
 command("compact", "put a summary in the place of the older turns", async (_args, app, options) => {
-  let done = false;
-  // It goes through the middleware, because the request for the summary can fail as a turn can.
-  // Summarising takes the place of `continueTurn` here, inside all the layers.
+  let done = false; // a layer gives nothing back, so the result goes this way
+  // The request for the summary can fail as a turn can. So the layers stand round it, too, and
+  // `summarise` takes the place of `continueTurn` inside them.
   await runMiddleware(app.store.current(app.key), { ...options, app }, async (session, given) => {
     done = await GUARD.summarise(session, given, KEPT);
   });
