@@ -2009,25 +2009,24 @@ const INVISIBLE = /^[\s\p{Cc}\p{Cf}\p{Default_Ignorable_Code_Point}\u2800]*$/u;
 /** Whether a person sees anything of a text. No platform takes one of which they would not. */
 const canBeSeen = (text: string) => !INVISIBLE.test(text);
 
+/** What `reply` has to know of the message that is answered. */
+type Answered = Pick<InboundMessage, "id" | "channel" | "peerId">;
+
 /**
  * Puts the answer into the delivery queue, in chunks that the platform takes; when it returns, they
- * are on disk. It is idempotent, because the same answer after a crash has the same ids. What is for
- * a channel that is not set up in this run waits for a run in which it is.
+ * are on disk. It is idempotent, because the same answer after a crash has the same ids. What is
+ * for a channel that is not set up in this run waits for a run in which it is.
  */
-export async function reply(app: App, { id, channel, peerId: to }: InboundMessage, answer: string) {
+export async function reply(app: App, { id, channel, peerId: to }: Answered, answer: string) {
   const target = app.channels.get(channel);
   const text = canBeSeen(answer) ? answer.trim() : t("(There is nothing to say.)");
   // Whoever sees a reply while it is made sits in front of it, so nothing has to wait in a queue.
-  if (target?.stream) {
-    await target.send(to, text);
-    return true;
-  }
+  if (target?.stream) return target.send(to, text);
   if (!target) warn(`${id}: not sent yet: the channel ${channel} is not set up`);
   for (const [part, piece] of chunkMessage(text, target?.limit ?? COMMON_LIMIT).entries()) {
     app.queue.add(newDelivery(`${id}#${part}`, { channel, to, text: piece }));
   }
   app.delivery.wake(recipientOf({ channel, to }));
-  return true;
 }
 
 // -- 2 · Nothing lost --
@@ -3114,7 +3113,7 @@ export class FeishuChannel implements Channel {
   }
 
   async send(to: string, text: string): Promise<void> {
-    // Feishu would make a mention of "<at user_id="all">", which the model must not be able to write.
+    // Feishu would make a mention of <at user_id="all">, which the model must not be able to write.
     const content = JSON.stringify({ text: text.replace(/<(?=\/?at\b)/gi, "< ") });
     const message = { msg_type: "text", content };
     let answer = await this.#postMessage(to, message);
@@ -4314,7 +4313,7 @@ function factsIn(content: string): string[] {
   return lines.filter(isFact);
 }
 
-/** Whether a line says something. A heading, an HTML tag and a field left empty ("Name:") do not. */
+/** Whether a line says something. A heading, an HTML tag and an empty field ("Name:") do not. */
 function isFact(line: string): boolean {
   const words = line.trimEnd();
   const isHeading = words.startsWith("#");
