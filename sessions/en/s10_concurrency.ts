@@ -2370,7 +2370,7 @@ export async function handle(app: App, parts: Routed[], signal?: AbortSignal): P
     if (error instanceof StoppingError) throw error; // it stays in the inbox
     warn(`${message.sessionKey}: ${error}`);
     answer = t("I could not answer that. Try again in a moment, or begin anew with /new.");
-    answered = { ...message, id: failureReplyId(message.id) };
+    answered = { ...message, id: noticeId(message) };
   } finally {
     stopTyping();
   }
@@ -5235,7 +5235,6 @@ export interface Delivery {
 export interface App {
   queue: DeliveryQueue;
   delivery: DeliveryRunner;
-  simulatedFailures: SimulatedFailures;
 }
 
 const DELIVERY = objectSchema({
@@ -5243,31 +5242,16 @@ const DELIVERY = objectSchema({
   ...ofType("integer", "enqueuedAt", "nextAttemptAt", "failures", "unfinished"),
 });
 
-type Content = Pick<Delivery, "channel" | "to" | "text">;
+type Content = Place & { text: string };
 
-/** A delivery that is due at once. */
+/** A delivery that is due at once. Of a dead letter that is tried again, only the content stays. */
 function newDelivery(id: string, { channel, to, text }: Content, now = Date.now()): Delivery {
-  return {
-    id,
-    channel,
-    to,
-    text,
-    enqueuedAt: now,
-    nextAttemptAt: now,
-    failures: 0,
-    unfinished: 0,
-  };
+  const times = { enqueuedAt: now, nextAttemptAt: now };
+  return { id, channel, to, text, ...times, failures: 0, unfinished: 0 };
 }
 
-/**
- * The id under which a person is told that a turn failed. The parts of a reply have the ids
- * `<message>#<n>`, and those of this notice `<message>!#<n>`. If the turn is run again after a
- * crash and succeeds, its answer is then not taken for a duplicate of the notice.
- */
-const failureReplyId = (messageId: string) => `${messageId}!`;
-
 // The key of `waiting`.
-const recipientOf = ({ channel, to }: Omit<Content, "text">) => `${channel} ${to}`;
+const recipientOf = ({ channel, to }: Place) => `${channel} ${to}`;
 const replyOf = ({ id }: Delivery) => id.replace(/#\d+$/, ""); // the same for all parts of a reply
 
 /**
@@ -5304,8 +5288,8 @@ export class DeliveryQueue extends Spool<Delivery> {
   #unlist(delivery: Delivery): void {
     const recipient = recipientOf(delivery);
     const queued = this.waiting.get(recipient) ?? [];
-    const place = queued.indexOf(delivery); // most often 0
-    if (place >= 0) queued.splice(place, 1);
+    const index = queued.indexOf(delivery);
+    if (index >= 0) queued.splice(index, 1);
     if (queued.length === 0) this.waiting.delete(recipient);
   }
 
@@ -5380,7 +5364,7 @@ const COMMON_LIMIT = 4_000; // units that every platform takes, also one that is
 // One entry for each retry: how many seconds it comes after the failure before it. All later ones
 // come after the last of these times, until the delivery expires.
 const BACKOFF = [5, 25, 120, 600, 1800];
-const EXPIRES = 24 * 3600 * 1000; // ms; an older reply would only puzzle people
+const EXPIRES = 24 * HOUR; // an older reply would only puzzle people
 const MAX_REFUSALS = 5; // failures after which a refusal that we don't know counts as permanent
 
 /** Jitter: up to a quarter longer, so that not all deliveries are tried in the same second. */
@@ -5395,59 +5379,18 @@ function backoff(failures: number, retryAfter = 0): number {
   return Math.ceil(Math.max(withJitter(seconds), retryAfter));
 }
 
-/** When a delivery has to be looked at next, in ms: for its next attempt, or when it expires. */
-function dueAt(delivery: Delivery, now: number): number {
-  // It was enqueued in the future, so somebody has put the clock back, and its times mean nothing.
-  // It gets new ones: it is tried now, and if that fails, again after the usual waits.
-  if (delivery.enqueuedAt > now) Object.assign(delivery, { enqueuedAt: now, nextAttemptAt: now });
-  // If it expires before its next attempt, it is given up then, and what is behind it goes on. (+
-  // 1, because only what is older than EXPIRES is given up.)
-  return Math.min(delivery.nextAttemptAt, delivery.enqueuedAt + EXPIRES + 1);
-}
-
-/**
- * The kinds of failure that can be simulated. To add one, push its name, and call `take` with it
- * where such a failure is to happen, as s09 does.
- */
-const SIMULATED_KINDS = ["delivery"];
-
-/** Failures that somebody ordered, to see what the program does about them. */
-export class SimulatedFailures {
-  readonly #left = new Map<string, number>(); // by kind
-
-  /** From now on the next `times` attempts of a kind fail. */
-  order(kind: string, times: number): void {
-    this.#left.set(kind, times);
-  }
-
-  /** Whether this attempt is to fail, which uses up one of those that were ordered. */
-  take(kind: string): boolean {
-    const left = this.#left.get(kind) ?? 0;
-    if (left === 0) return false;
-    this.#left.set(kind, left - 1);
-    return true;
-  }
-}
-
 /** Sends what is in the queue: in order for each recipient, and side by side for different ones. */
 export class DeliveryRunner {
   readonly stats = { sent: 0, retried: 0, failed: 0 };
   onDeadLetter = (_first: Delivery): void => {}; // called once for each reply that is given up
   #queue: DeliveryQueue;
   #channels: ChannelManager;
-  #simulated: SimulatedFailures;
   #now: () => number;
   #timers = new Map<string, NodeJS.Timeout>(); // by recipient
 
-  constructor(
-    queue: DeliveryQueue,
-    channels: ChannelManager,
-    simulated: SimulatedFailures,
-    now = Date.now,
-  ) {
+  constructor(queue: DeliveryQueue, channels: ChannelManager, now = Date.now) {
     this.#queue = queue;
     this.#channels = channels;
-    this.#simulated = simulated;
     this.#now = now;
   }
 
@@ -5494,7 +5437,11 @@ export class DeliveryRunner {
     let first = this.#firstFor(recipient);
     while (first) {
       const now = this.#now();
-      const wait = dueAt(first, now) - now;
+      // It was enqueued in the future, so somebody has put the clock back, and its times mean
+      // nothing. It is tried now, and if that fails, again after the usual waits.
+      if (first.enqueuedAt > now) Object.assign(first, { enqueuedAt: now, nextAttemptAt: now });
+      // If it expires before its next attempt, it is given up then, and what is behind it goes on.
+      const wait = Math.min(first.nextAttemptAt, first.enqueuedAt + EXPIRES) - now;
       if (wait > 0) return this.#wakeLater(recipient, wait);
       await this.#process(first);
       first = this.#firstFor(recipient);
@@ -5513,7 +5460,7 @@ export class DeliveryRunner {
 
   /** Why no attempt makes sense any more, or "". */
   #whyHopeless({ enqueuedAt, unfinished }: Delivery): string {
-    if (this.#now() - enqueuedAt > EXPIRES) return "older than 24 hours";
+    if (this.#now() - enqueuedAt >= EXPIRES) return "older than 24 hours";
     // Two sends were cut off: it may have arrived twice, or it may be what kills the program.
     if (unfinished > 1) return "the program ended twice while this was sent";
     return "";
@@ -5528,7 +5475,6 @@ export class DeliveryRunner {
     await untilStored(() => this.#queue.save(delivery));
     const target = this.#channels.get(channel);
     if (!target) return new SendError("no channel", false);
-    if (this.#simulated.take("delivery")) return new SendError("simulated", false);
     try {
       await target.send(to, text);
       return undefined;
@@ -5611,19 +5557,12 @@ function cutBetweenGraphemes(text: string, room: number): number {
   return room > 1 ? room - 1 : SURROGATE_PAIR;
 }
 
-/** Tells the owner, once, that a reply was given up. In the terminal the log has said it. */
-async function tellOwnerOfDeadLetter(app: App, letter: Delivery): Promise<void> {
+/** Tells the owner, once, that a reply was given up; unless it was for their own chat. */
+function tellOwnerOfDeadLetter(app: App, letter: Delivery): void {
   const { channel, to, error } = letter;
-  const place = ownerPlace(app);
-  if (place === TERMINAL) return;
-  // A notice that can't be sent either would bring another notice, and so on.
-  const isHopeless = recipientOf(letter) === recipientOf(place);
-  if (isHopeless || letter.id.startsWith(DEAD_LETTER)) return;
   const text = t(`A reply to ${channel} ${to} was not sent: ${error}. /retry sends it again.`);
-  await tellOwner(app, `${DEAD_LETTER}${replyOf(letter)}`, text);
+  notifyOwner(app, `dead-letter:${replyOf(letter)}`, text, { channel, to });
 }
-
-const DEAD_LETTER = "dead-letter:"; // how the ids of these notices begin
 
 method("delivery.status", {}, [], (_params, { queue, delivery }) => ({
   ...delivery.stats,
@@ -5656,17 +5595,6 @@ command("retry", "send again what could not be sent", (_args, { queue, delivery 
 command("stats", "how many were sent, tried again, given up", (_args, { queue, delivery }) => {
   const stats = { ...delivery.stats, waiting: queue.size };
   return Object.entries(stats).map(([name, count]) => `${name.padEnd(8)} ${count}`);
-});
-
-command("simulate-failure", "<kind> [times]: the next ones fail", (args, app) => {
-  const [kind = "", times = "1"] = args.split(/\s+/);
-  if (!SIMULATED_KINDS.includes(kind)) {
-    throw new Error(`kind: one of ${SIMULATED_KINDS.join(", ")}`);
-  }
-  if (!/^\d{1,3}$/.test(times)) throw new Error("times: a number from 0 to 999");
-  const count = Number(times);
-  app.simulatedFailures.order(kind, count);
-  return t(`The next ${count} of ${kind} will fail.`);
 });
 
 // ---- s09 · Resilience ----
@@ -5937,6 +5865,7 @@ export interface TurnOptions {
 export interface App {
   profiles: ProfileManager;
   resilience: ResilienceRunner;
+  simulatedFailures: Map<string, number>; // by kind, how many of the next attempts are to fail
 }
 
 /** Failover, the outermost middleware: tries keys and models until one works or none can help. */
@@ -6127,6 +6056,8 @@ function withIdleTimeout(client: Anthropic, timer: IdleTimer): Anthropic {
   return client.withOptions({ maxRetries: 0, timeout, fetch: watchedFetch });
 }
 
+const TOO_LONG = "prompt is too long: simulated"; // the API has no type for it (isOverflow)
+
 /** What the API answers for each kind of failure. To add a kind, add its answer here. */
 const SIMULATED_ERRORS: Record<string, { status: number; type: string; message?: string }> = {
   rate_limit: { status: 429, type: "rate_limit_error" },
@@ -6134,27 +6065,34 @@ const SIMULATED_ERRORS: Record<string, { status: number; type: string; message?:
   auth: { status: 401, type: "authentication_error" },
   billing: { status: 402, type: "billing_error" },
   timeout: { status: 504, type: "timeout_error" },
-  overflow: {
-    status: 400,
-    type: "invalid_request_error",
-    message: "prompt is too long: simulated",
-  },
+  overflow: { status: 400, type: "invalid_request_error", message: TOO_LONG },
   unknown: { status: 500, type: "api_error" },
 };
-SIMULATED_KINDS.push(...Object.keys(SIMULATED_ERRORS));
 
 /**
  * Throws a failure that was ordered by /simulate-failure. The SDK makes the error, just as it does
  * from a real answer, so classifyFailure and all that follows are tried as in a real failure.
  */
 function throwSimulated({ app, signal }: TurnOptions): void {
-  if (signal?.aborted) return; // no request will be sent, so none can fail
+  if (!app || signal?.aborted) return; // after Ctrl+C no request is sent, so none can fail
   for (const [kind, { status, type, message = "simulated" }] of Object.entries(SIMULATED_ERRORS)) {
-    if (!app?.simulatedFailures.take(kind)) continue;
+    const left = app.simulatedFailures.get(kind) ?? 0;
+    if (left === 0) continue;
+    app.simulatedFailures.set(kind, left - 1);
     const body = { type: "error", error: { type, message } };
     throw Anthropic.APIError.generate(status, body, undefined, new Headers());
   }
 }
+
+command("simulate-failure", "<kind> [times]: the next ones fail", (args, app) => {
+  const [kind = "", times = "1"] = args.split(/\s+/);
+  const kinds = Object.keys(SIMULATED_ERRORS);
+  if (!kinds.includes(kind)) throw new Error(`kind: one of ${kinds.join(", ")}`);
+  if (!/^\d{1,3}$/.test(times)) throw new Error("times: a number from 0 to 999");
+  const count = Number(times);
+  app.simulatedFailures.set(kind, count);
+  return t(`The next ${count} of ${kind} will fail.`);
+});
 
 /** One entry for each key: when it can be used with the first model, and why not before. */
 const describeProfiles = ({ profiles }: App) =>
@@ -6598,7 +6536,6 @@ function createApp(): App {
   if (env("TELEGRAM_BOT_TOKEN")) channels.set("telegram", new TelegramChannel(env));
   if (env("FEISHU_APP_ID")) channels.set("feishu", new FeishuChannel(env));
   const queue = new DeliveryQueue(path.join(STATE, "delivery"));
-  const simulatedFailures = new SimulatedFailures();
   const profiles = new ProfileManager(profilesFrom(env), path.join(STATE, "profiles.json"));
   const fallbackModels = env("FALLBACK_MODELS").match(/[^\s,]+/g) ?? [];
   const app: App = {
@@ -6614,14 +6551,12 @@ function createApp(): App {
     cron: new CronService(WORKSPACE, (job, due) => enqueueJob(app, job, due)),
     heartbeat: new HeartbeatRunner(path.join(STATE, "heartbeat.json")),
     queue,
-    delivery: new DeliveryRunner(queue, channels, simulatedFailures),
-    simulatedFailures,
+    delivery: new DeliveryRunner(queue, channels),
     profiles,
     resilience: new ResilienceRunner(profiles, fallbackModels),
+    simulatedFailures: new Map(),
   };
-  app.delivery.onDeadLetter = (letter) => {
-    untilStored(() => tellOwnerOfDeadLetter(app, letter)).catch((error) => warn(String(error)));
-  };
+  app.delivery.onDeadLetter = (letter) => tellOwnerOfDeadLetter(app, letter);
   // A binding to an agent that does not exist throws here, and the error names the agent.
   for (const { agentId } of BINDINGS) app.agents.find(agentId);
   return app;
@@ -6681,7 +6616,7 @@ function resume(app: App, message: Routed): void {
 /** Tells the person, before the messages that they wrote later are answered. */
 function tellQuarantined(app: App, message: Routed): void {
   const text = t("I tried three times to answer an earlier message, and had to set it aside.");
-  const about = { ...message, id: failureReplyId(message.id) };
+  const about = { ...message, id: noticeId(message) };
   const tell = () => untilStored(() => reply(app, about, text));
   runExclusive(message.sessionKey, tell).catch((error) => warn(`${message.id}: ${error}`));
 }
