@@ -5441,7 +5441,8 @@ export class DeliveryRunner {
       // nothing. It is tried now, and if that fails, again after the usual waits.
       if (first.enqueuedAt > now) Object.assign(first, { enqueuedAt: now, nextAttemptAt: now });
       // If it expires before its next attempt, it is given up then, and what is behind it goes on.
-      const wait = Math.min(first.nextAttemptAt, first.enqueuedAt + EXPIRES) - now;
+      // One ms later, because after 24 hours sharp it may still be sent.
+      const wait = Math.min(first.nextAttemptAt, first.enqueuedAt + EXPIRES + 1) - now;
       if (wait > 0) return this.#wakeLater(recipient, wait);
       await this.#process(first);
       first = this.#firstFor(recipient);
@@ -5460,7 +5461,7 @@ export class DeliveryRunner {
 
   /** Why no attempt makes sense any more, or "". */
   #whyHopeless({ enqueuedAt, unfinished }: Delivery): string {
-    if (this.#now() - enqueuedAt >= EXPIRES) return "older than 24 hours";
+    if (this.#now() - enqueuedAt > EXPIRES) return "older than 24 hours";
     // Two sends were cut off: it may have arrived twice, or it may be what kills the program.
     if (unfinished > 1) return "the program ended twice while this was sent";
     return "";
@@ -5521,7 +5522,7 @@ export function chunkMessage(text: string, limit: number): string[] {
     if (canBeSeen(piece)) chunks.push(piece.trimEnd());
     // Between two messages nobody needs empty lines, nor the space at which a line was cut. But the
     // spaces at the beginning of a line are its indentation.
-    const gap = piece.endsWith("\n") ? /^\s*\n/ : /^\s*\n|^ /;
+    const gap = piece.endsWith("\n") ? /^\s*\n/ : /^(\s*\n| )/;
     rest = rest.slice(size).replace(gap, "");
   }
   return chunks;
@@ -5531,7 +5532,6 @@ export function chunkMessage(text: string, limit: number): string[] {
 const BOUNDARIES = [/\n\s*\n/g, /\n/g, /[.!?](?=\s)|[。！？…]/g, /\s/g];
 const GRAPHEMES = new Intl.Segmenter("und", { granularity: "grapheme" });
 const MAX_CLUSTER = 50; // units; no grapheme cluster that we expect is longer
-const SURROGATE_PAIR = 2; // units of a character that does not fit into one
 
 /** How much of a text to take: at most `room` units, but at least one character. */
 function cutAt(text: string, room: number): number {
@@ -5554,7 +5554,7 @@ function cutBetweenGraphemes(text: string, room: number): number {
   // One cluster fills all the room, so it has to be cut, but not between two halves of a character.
   const endsInHalf = /[\ud800-\udbff]$/.test(text.slice(0, room));
   if (!endsInHalf) return room;
-  return room > 1 ? room - 1 : SURROGATE_PAIR;
+  return room > 1 ? room - 1 : 2; // the two halves of a character
 }
 
 /** Tells the owner, once, that a reply was given up; unless it was for their own chat. */
