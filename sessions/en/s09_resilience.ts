@@ -5632,8 +5632,8 @@ const REASONS = new Map<unknown, Reason>([
   [422, "invalid"],
 ]);
 
-// Failures that the API reports as an invalid request, like any mistake in one, although the request
-// is right. So only the words are left. The last one is the SDK's own: it found no key to send.
+// Failures of another kind that the API reports as an invalid request. Only the words tell them
+// apart. The last one is the SDK's own: it found no key to send.
 const REASONS_IN_WORDS: [words: RegExp, reason: Reason][] = [
   [/credit balance is too low/i, "billing"],
   [/reached your specified (workspace )?API usage limits/i, "billing"],
@@ -5676,13 +5676,13 @@ function reasonOfStream({ cause }: Error): Reason {
 
 const LONGEST_COOLDOWN = 86_400; // seconds
 
-// A cooldown is a time in which a key, or a model, or one of them together with the other, is not
-// used. It grows by exponential back-off: the
-// first failure costs `firstSeconds`, each further one in a row twice as much, up to the cap. A
-// rate limit passes within seconds. An unpaid bill or a revoked key has to be dealt with by a
-// person, but nobody tells the program when that has happened, so it tries even these keys again.
-// A failure whose reason is missing here is final. "invalid" fails with every key and model, and an
-// "overflow" that gets here is one against which the context guard, further in, could do nothing.
+// A cooldown is a time in which a key is not used, or a model, or this key together with this
+// model. It grows by exponential back-off: the first failure costs `firstSeconds`, each further one
+// in a row twice as much, up to the cap. A rate limit passes within seconds. An unpaid bill or a
+// revoked key has to be dealt with by a person, but nobody tells the program when that has happened,
+// so it tries even these keys again. A failure whose reason is missing here is final. "invalid"
+// fails with every key and model, and an "overflow" that gets here is one against which the context
+// guard, further in, could do nothing.
 const COOLDOWNS: Partial<Record<Reason, { firstSeconds: number; capSeconds: number }>> = {
   rate_limit: { firstSeconds: 5, capSeconds: 300 },
   overloaded: { firstSeconds: 2, capSeconds: 60 },
@@ -5711,12 +5711,11 @@ interface Cooldown {
 const isCooldown = (entry: Cooldown | null) =>
   entry !== null && entry.count > 0 && entry.until - entry.since <= LONGEST_COOLDOWN * 1000;
 
-/** A key and a model for the next attempt, and when their cooldowns have ended. */
+/** A key and a model for the next attempt. */
 interface Choice {
   profile: AuthProfile;
   model: string;
-  at: number; // a time in ms; 0 if they can be used now
-  wait: number; // ms from now until then
+  at: number; // when their cooldowns have ended, in ms; 0 if they can be used now
 }
 
 /**
@@ -5725,9 +5724,9 @@ interface Choice {
  * mended ANTHROPIC_BASE_URL has to wait, and the key itself is never written to a file.
  */
 export function cooldownId({ profile, model }: { profile?: AuthProfile; model?: string }): string {
-  const digest = sha256(`${profile?.key} ${env("ANTHROPIC_BASE_URL")}`)
-    .digest("hex")
-    .slice(0, 8);
+  // A model has no key of its own: then the hash is that of the server alone.
+  const owner = `${profile?.key ?? ""} ${env("ANTHROPIC_BASE_URL")}`;
+  const digest = sha256(owner).digest("hex").slice(0, 8);
   return [profile?.name, model, digest].filter(Boolean).join(" ");
 }
 
@@ -5785,7 +5784,7 @@ export class ProfileManager {
   choose(models: string[]): Choice {
     const { profiles } = this;
     const order = [...profiles.slice(this.#current), ...profiles.slice(0, this.#current)];
-    let best: Omit<Choice, "wait"> | undefined;
+    let best: Choice | undefined;
     for (const model of models) {
       for (const profile of order) {
         const at = Math.max(...cooldownIds(profile, model).map((id) => this.readyAt(id)));
@@ -5796,7 +5795,7 @@ export class ProfileManager {
     // The next choice begins with this key, so it stays with a key that works, because the prompt
     // is cached in that key's account and in no other.
     this.#current = profiles.indexOf(best.profile);
-    return { ...best, wait: Math.max(0, best.at - this.#now()) };
+    return best;
   }
 
   /**
@@ -5883,37 +5882,36 @@ export class ResilienceRunner {
     const { onText, sayRestart } = trackPieces(conversation, options);
     let budget = RETRY_BUDGET;
     let failure: Error | undefined;
-    let choice = this.#profiles.choose(models);
-    // The loop is left by an attempt that succeeds, by what #attempt throws, and when the next wait
-    // is longer than what is left of the budget. That may be less than 0: then not even 0 ms fit.
-    while (choice.wait <= budget) {
-      await this.#wait(choice, options);
+    while (true) {
+      const choice = this.#profiles.choose(models);
+      const wait = Math.max(0, choice.at - this.#now());
+      if (wait > budget) {
+        const readyAt = formatTime(choice.at);
+        // Of the SDK's class, like other failures, so that no job is switched off for it (isOutage).
+        throw failure ?? new Anthropic.AnthropicError(`nothing is ready before ${readyAt}`);
+      }
+      await this.#wait(wait, options);
       sayRestart();
       const startedAt = this.#now();
       const before = conversation.messages.length;
       failure = await this.#attempt(choice, { ...options, onText }, next);
       if (failure === undefined) return;
-      budget -= choice.wait + this.#now() - startedAt;
+      budget -= wait + this.#now() - startedAt;
       if (conversation.messages.length !== before) {
         // Some calls succeeded before one failed, for example in the middle of a tool loop.
         budget = RETRY_BUDGET;
         this.#profiles.succeed(cooldownIds(choice.profile, choice.model));
       }
       this.#coolDown(choice, failure, options);
-      choice = this.#profiles.choose(models);
     }
-    // Of the SDK's class, because no job is to blame for it (isOutage).
-    throw (
-      failure ?? new Anthropic.AnthropicError(`nothing is ready before ${formatTime(choice.at)}`)
-    );
   }
 
   /** Waits for the end of a cooldown, or until Ctrl+C. */
-  async #wait({ wait }: Choice, { signal }: TurnOptions): Promise<void> {
-    if (wait === 0) return;
-    info(`  (waiting ${Math.ceil(wait / 1000)} s)`);
+  async #wait(ms: number, { signal }: TurnOptions): Promise<void> {
+    if (ms === 0) return;
+    info(`  (waiting ${Math.ceil(ms / 1000)} s)`);
     // Ctrl+C is no error here, because callModel sees the same signal and ends the turn properly.
-    await sleep(wait, undefined, { signal }).catch(() => {});
+    await sleep(ms, undefined, { signal }).catch(() => {});
   }
 
   /**
@@ -5941,28 +5939,24 @@ export class ResilienceRunner {
 
   /** Starts the cooldown of what is at fault. */
   #coolDown(choice: Choice, error: Error, { app }: TurnOptions): void {
+    const { profile, model } = choice;
     const reason = classifyFailure(error);
-    info(`  (${reason}: ${choice.profile.name}, ${choice.model})`);
-    const retryAfter = retryAfterOf(error, this.#now());
+    info(`  (${reason}: ${profile.name}, ${model})`);
     const id = idAtFault(choice, reason, error);
-    this.#profiles.fail(id, reason, retryAfter);
-    if (app && id === cooldownId({ profile: choice.profile })) tellOwnerOfKey(app, id, choice);
+    this.#profiles.fail(id, reason, retryAfterOf(error, this.#now()));
+    // A key that is refused or has no credit needs a person, who may be far from the terminal.
+    const isOfKey = id === cooldownId({ profile });
+    const text = t(`The provider refuses ${profile.name}. /profiles shows the keys.`);
+    if (app && isOfKey) notifyOwner(app, `key:${id}`, text);
   }
 }
 
-/** A key that is refused or has no credit needs a person, who may be far from the terminal. */
-function tellOwnerOfKey(app: App, id: string, { profile }: Choice): void {
-  if (ownerPlace(app) === TERMINAL) return; // the line in the log has said it
-  const text = t(`The provider refuses ${profile.name}. /profiles shows the keys.`);
-  untilStored(() => tellOwner(app, `key:${id}`, text)).catch((error) => warn(`${id}: ${error}`));
-}
-
 /**
- * Passes pieces on, and knows whether some were streamed of a reply that is not complete, so that it
- * is not stored and will be made once more. `sayRestart` says so to whoever got the pieces.
+ * Passes the pieces of replies on. If some were streamed of a reply that failed before it was
+ * complete and stored, `sayRestart` says to whoever got them that this reply begins anew.
  */
 function trackPieces(conversation: Conversation, options: TurnOptions) {
-  let storedAtLastPiece = -1; // how many messages were stored when the last piece arrived
+  let storedAtLastPiece: number | undefined; // how many messages, when the last piece arrived
   const onText = (piece: string) => {
     if (piece) storedAtLastPiece = conversation.messages.length;
     options.onText?.(piece);
@@ -5970,7 +5964,7 @@ function trackPieces(conversation: Conversation, options: TurnOptions) {
   const sayRestart = () => {
     const { messages } = conversation;
     if (storedAtLastPiece !== messages.length) return;
-    storedAtLastPiece = -1;
+    storedAtLastPiece = undefined;
     const replies = messages.slice(messages.findLastIndex(startsTurn) + 1);
     options.onRestart?.(replies.map(textOf).join(""));
   };
@@ -6087,8 +6081,9 @@ command("simulate-failure", "<kind> [times]: the next ones fail", (args, app) =>
 /** One entry for each key: when it can be used with the first model, and why not before. */
 const describeProfiles = ({ profiles }: App) =>
   profiles.profiles.map((profile) => {
-    const [ofKey, ofBoth] = [cooldownId({ profile }), cooldownId({ profile, model: MODEL })];
-    const id = profiles.readyAt(ofBoth) > profiles.readyAt(ofKey) ? ofBoth : ofKey;
+    // Two cooldowns can concern the key: its own, and the one with the first model. The longer counts.
+    const ids = [cooldownId({ profile }), cooldownId({ profile, model: MODEL })];
+    const [id = ""] = ids.sort((a, b) => profiles.readyAt(b) - profiles.readyAt(a));
     const { reason = "", count = 0 } = profiles.cooldowns.get(id) ?? {};
     const at = profiles.readyAt(id);
     return { name: profile.name, ready: at > 0 ? formatTime(at) : "now", reason, failures: count };
