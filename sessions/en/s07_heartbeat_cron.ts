@@ -4563,7 +4563,7 @@ function checkJob(raw: unknown): Job {
   const isName = /^[a-z\d_-]{1,64}$/.test(job.id);
   if (!isName) throw new Error("id: a to z, 0 to 9, - and _, at most 64");
   // A schedule of the right shape may still make no sense, for example the 30th of February. To
-  // find out, we ask for a due time, which throws then. Since when, and the time itself, don't matter.
+  // find out, we ask for a due time, which throws then. Which time it gives does not matter.
   nextRun(job.schedule, 0, 0);
   return job;
 }
@@ -4835,7 +4835,7 @@ export class CronService {
     this.#postponed.push(beginAgain);
   }
 
-  /** Notes how a run ended. Gives a sentence for the owner if that switched the job off, else "". */
+  /** Notes how a run ended. Gives a sentence for the owner if the job is off now, else "". */
   report(id: string, error?: unknown): string {
     const state = this.#states.get(id);
     if (!state) return "";
@@ -4986,7 +4986,11 @@ async function sendTo(app: App, place: Place, id: string, text: string): Promise
   else await reply(app, { id, channel, peerId }, text);
 }
 
-/** The id of what is said about a message. Its own id is the one of its answer. */
+/**
+ * The id of a notice about a message, for example that its turn failed. The message's own id is that
+ * of its answer: if the turn is run again after a crash and succeeds, the answer must not have the
+ * id of the notice, or it would be taken for a duplicate (s08).
+ */
 const noticeId = (message: InboundMessage) => `${message.id}!`;
 
 /**
