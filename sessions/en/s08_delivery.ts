@@ -4991,9 +4991,9 @@ async function sendTo(app: App, place: Place, id: string, text: string): Promise
 }
 
 /**
- * The id of a notice about a message, for example that its turn failed. The message's own id is that
- * of its answer: if the turn is run again after a crash and succeeds, the answer must not have the
- * id of the notice, or it would be taken for a duplicate (s08).
+ * The id of a notice about a message, for example that its turn failed. The message's own id stays
+ * free for its answer: if the turn is run again after a crash and succeeds, the answer would else
+ * be taken for a duplicate of the notice (s08).
  */
 const noticeId = (message: InboundMessage) => `${message.id}!`;
 
@@ -5009,9 +5009,11 @@ function notifyOwner(app: App, id: string, text: string, where?: Place): void {
 }
 
 function tellOwnerOfQuarantine(app: App, message: Routed): void {
-  const { channel, peerId: to } = message;
-  const text = t(`A message from ${channel} ${to} is in quarantine: /inbox retry tries it again.`);
-  notifyOwner(app, `${noticeId(message)}owner`, text, { channel, to });
+  const { channel, peerId } = message;
+  const text = t(
+    `A message from ${channel} ${peerId} is in quarantine: /inbox retry tries it again.`,
+  );
+  notifyOwner(app, `${noticeId(message)}owner`, text, { channel, to: peerId });
 }
 
 // The heartbeat.
