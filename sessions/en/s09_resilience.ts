@@ -5685,10 +5685,10 @@ const LONGEST_COOLDOWN = 86_400; // seconds
 // A cooldown is a time in which a key is not used, or a model, or this key together with this
 // model. It grows by exponential back-off: the first failure costs `firstSeconds`, each further one
 // in a row twice as much, up to the cap. A rate limit passes within seconds. An unpaid bill or a
-// revoked key has to be dealt with by a person, but nobody tells the program when that has happened,
-// so it tries even these keys again. A failure whose reason is missing here is final. "invalid"
-// fails with every key and model, and an "overflow" that gets here is one against which the context
-// guard, further in, could do nothing.
+// revoked key has to be dealt with by a person, but nobody tells the program when that has
+// happened, so it tries even these keys again. A failure whose reason is missing here is final:
+// "invalid" fails with every key and model, and an "overflow" that gets here is one against which
+// the context guard, further in, could do nothing.
 const COOLDOWNS: Partial<Record<Reason, { firstSeconds: number; capSeconds: number }>> = {
   rate_limit: { firstSeconds: 5, capSeconds: 300 },
   overloaded: { firstSeconds: 2, capSeconds: 60 },
@@ -5893,7 +5893,7 @@ export class ResilienceRunner {
       const wait = Math.max(0, choice.at - this.#now());
       if (wait > budget) {
         const readyAt = formatTime(choice.at);
-        // Of the SDK's class, like other failures, so that no job is switched off for it (isOutage).
+        // Of the SDK's class, like other failures, so that isOutage switches no job off for it.
         throw failure ?? new Anthropic.AnthropicError(`nothing is ready before ${readyAt}`);
       }
       await this.#wait(wait, options);
@@ -6087,7 +6087,8 @@ command("simulate-failure", "<kind> [times]: the next ones fail", (args, app) =>
 /** One entry for each key: when it can be used with the first model, and why not before. */
 const describeProfiles = ({ profiles }: App) =>
   profiles.profiles.map((profile) => {
-    // Two cooldowns can concern the key: its own, and the one with the first model. The longer counts.
+    // Two cooldowns can concern the key: its own, and the one that it has with the first model. We
+    // show the one that ends last.
     const ids = [cooldownId({ profile }), cooldownId({ profile, model: MODEL })];
     const [id = ""] = ids.sort((a, b) => profiles.readyAt(b) - profiles.readyAt(a));
     const { reason = "", count = 0 } = profiles.cooldowns.get(id) ?? {};
