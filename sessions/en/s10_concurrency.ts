@@ -2335,7 +2335,6 @@ function enqueue(app: App, message: Routed, signal?: AbortSignal): Promise<strin
   if (message.channel === "cron") {
     return runExclusive(message.sessionKey, () => runJob(app, message, signal));
   }
-  if (message.channel === "cron") return runExclusive("cron", () => runJob(app, message, signal));
   return runExclusive(message.sessionKey, async () => {
     const parts = message.part ? await allPartsOf(message, app.inbox) : [message];
     return parts.length > 0 ? handle(app, parts, signal) : "";
@@ -2364,7 +2363,7 @@ export async function handle(app: App, parts: Routed[], signal?: AbortSignal): P
       const options = { message, signal: laneSignal, onText, onRestart, agent };
       return answerTo(message, app, options);
     };
-    answer = await untilStored(() => runUserTurn(app, message, signal, begin), signal);
+    answer = await untilStored(() => runUserTurn(app, message, begin, signal), signal);
   } catch (error) {
     if (message.channel === "cli") throw error; // the terminal shows it
     if (error instanceof StoppingError) throw error; // it stays in the inbox
@@ -6165,19 +6164,23 @@ async function endOfGracePeriod(signal: AbortSignal): Promise<never> {
   throw new LaneError("it did not stop within 2 s");
 }
 
-/**
- * A task that runs, and the way to stop it. The task is given the signal of `control`. This signal
- * also aborts when the caller's signal does (Ctrl+C); then `stoppedBy` stays unset: it is no
- * failure.
- */
+/** A task that runs, and the way to stop it. */
 class RunningTask {
-  readonly control = new AbortController();
-  // Why the lane stopped it. signal.reason would not do, since it keeps the first reason (Ctrl+C).
+  readonly signal: AbortSignal; // for the task; it aborts on `stop`, and when the caller's does
+  // Why the lane stopped it. Unset after the caller's Ctrl+C, which is no failure.
   stoppedBy: LaneError | undefined;
+  readonly #control = new AbortController();
+
+  constructor(caller?: AbortSignal) {
+    const { signal } = this.#control;
+    this.signal = caller ? AbortSignal.any([caller, signal]) : signal;
+    // All tools of a turn listen to this signal, and Node warns of a leak from 11 listeners on.
+    setMaxListeners(0, this.signal);
+  }
 
   stop(why: LaneError): void {
     this.stoppedBy ??= why;
-    this.control.abort();
+    this.#control.abort();
   }
 }
 
@@ -6187,7 +6190,7 @@ class RunningTask {
  * nobody waits for it any longer, and what it throws later is ignored.
  */
 async function untilStopped<T>(task: Task<T>, running: RunningTask): Promise<T> {
-  const { signal } = running.control;
+  const { signal } = running;
   const answer = Promise.race([task(signal), endOfGracePeriod(signal)]);
   await Promise.allSettled([answer]); // waits for the end, and does not throw
   // A task that the lane has stopped fails for this reason, whatever it gave or threw afterwards.
@@ -6234,29 +6237,21 @@ export class LaneQueue {
   /** Gives what the task gives. Rejects as the task does, or with a LaneError if it is stopped. */
   enqueue<T>(task: Task<T>, signal?: AbortSignal): Promise<T> {
     return new Promise((resolve, reject) => {
+      const run = () => void this.#run(task, signal).then(resolve, reject);
+      const entry: WaitingTask = { run, reject };
+      this.waiting.add(entry);
       // A turn has to run to store what the person said. So after Ctrl+C a waiting task is started
       // and not dropped. It starts at once, even if the limit is reached, because it ends at once.
-      const onAbort = () => this.#start(entry);
-      const leave = () => signal?.removeEventListener("abort", onAbort);
-      const run = () => {
-        leave();
-        void this.#run(task, signal).then(resolve, reject);
-      };
-      const refuse = (error: LaneError) => {
-        leave();
-        reject(error);
-      };
-      const entry: WaitingTask = { run, reject: refuse };
-      this.waiting.add(entry);
-      signal?.addEventListener("abort", onAbort);
-      if (signal?.aborted) onAbort();
+      const startNow = () => this.#start(entry);
+      signal?.addEventListener("abort", startNow, { once: true });
+      if (signal?.aborted) startNow();
       this.#pump();
     });
   }
 
+  /** Starts a task that waits. One that was started already, or refused, is left alone. */
   #start(entry: WaitingTask): void {
-    this.waiting.delete(entry);
-    entry.run();
+    if (this.waiting.delete(entry)) entry.run();
   }
 
   /** Starts waiting tasks, the oldest first, until the limit is reached. */
@@ -6270,12 +6265,7 @@ export class LaneQueue {
   /** Takes a place, runs the task, and gives the place to the next one when the task has ended. */
   async #run<T>(task: Task<T>, signal?: AbortSignal): Promise<T> {
     const { generation } = this;
-    const running = new RunningTask();
-    // All tools of a turn listen to this signal, and Node warns of a leak from 11 listeners on.
-    setMaxListeners(0, running.control.signal);
-    const interrupt = () => running.control.abort();
-    signal?.addEventListener("abort", interrupt);
-    if (signal?.aborted) interrupt();
+    const running = new RunningTask(signal);
     const timer = this.#startTimer(running);
     this.#running.add(running);
     this.active++;
@@ -6283,7 +6273,6 @@ export class LaneQueue {
       return await untilStopped(task, running);
     } finally {
       clearTimeout(timer);
-      signal?.removeEventListener("abort", interrupt);
       this.#running.delete(running);
       this.#release(generation);
     }
@@ -6335,7 +6324,7 @@ export class LaneQueue {
 export class CommandQueue {
   readonly lanes: Map<string, LaneQueue>;
   readonly named: string[];
-  #unsettled = new Set<Promise<unknown>>();
+  readonly #unsettled = new Set<Promise<unknown>>(); // tasks that wait or run, in all lanes
   isStopping = false;
 
   constructor(named: Record<string, [limit: number, timeout: number]>) {
@@ -6417,20 +6406,19 @@ async function inLane<T>(lane: string, app: App, key: string, turn: Task<T>, sig
 
 /**
  * A job waits for people's turns before it enters the lane, because inside it a timeout or a reset
- * could end the wait. If a person has written by the time it gets its place, it leaves the lane and
- * waits again; for this the task gives `gavePlaceBack`. If it has waited long enough, it stays.
+ * could end the wait. If somebody has written by the time it gets its place, it gives the place back
+ * and waits again, unless it has waited long enough.
  */
 async function answerJobInLane(app: App, message: Routed, signal?: AbortSignal): Promise<string> {
-  const gavePlaceBack = undefined;
-  let isQuiet = true;
-  const task = async (laneSignal: AbortSignal) =>
-    isQuiet && app.activeTurns.size > 0 ? gavePlaceBack : answerJob(app, message, laneSignal);
-  let answer: string | undefined = gavePlaceBack;
-  while (answer === gavePlaceBack) {
-    isQuiet = await app.activeTurns.idle();
-    answer = await inLane("cron", app, message.sessionKey, task, signal);
+  while (true) {
+    const givesWay = await app.activeTurns.idle(); // false if it has waited long enough
+    const task = async (laneSignal: AbortSignal) => {
+      if (givesWay && app.activeTurns.size > 0) return undefined;
+      return answerJob(app, message, laneSignal);
+    };
+    const answer = await inLane("cron", app, message.sessionKey, task, signal);
+    if (answer !== undefined) return answer;
   }
-  return answer;
 }
 
 /**
@@ -6438,12 +6426,9 @@ async function answerJobInLane(app: App, message: Routed, signal?: AbortSignal):
  * waits. We track the promise of the lane, which settles even if the turn hangs. The turn's own
  * promise would then never settle, and cron jobs would wait for ever.
  */
-const runUserTurn = (
-  app: App,
-  { sessionKey }: Routed,
-  signal: AbortSignal | undefined,
-  turn: Task<string>,
-) => app.activeTurns.track(inLane("main", app, sessionKey, turn, signal));
+function runUserTurn(app: App, { sessionKey }: Routed, turn: Task<string>, signal?: AbortSignal) {
+  return app.activeTurns.track(inLane("main", app, sessionKey, turn, signal));
+}
 
 /** One entry for each lane that exists now, as `lanes.list` gives it. */
 const describeLanes = () =>
@@ -6464,7 +6449,8 @@ command("enqueue", "<lane> <text>: a turn in a lane; another name makes a lane",
   if (!words) throw new Error("a lane and a text: /enqueue main hello");
   // Such a turn has no session, so nothing of it is stored, and in a new lane it has no timeout.
   const turn = async (signal: AbortSignal) => {
-    if (LANES.isStopping) throw new StoppingError("stopping"); // in a lane that is not named
+    // CommandQueue refuses turns in named lanes alone. This may be in another one.
+    if (LANES.isStopping) throw new StoppingError("stopping");
     return runTurn(new Conversation(), words, { app, signal });
   };
   const place = `${lane} ${words.slice(0, 20)}`;
