@@ -138,6 +138,17 @@ describe.each(sectionsFrom("s04"))("$name, attempts", (section) => {
     expect(new Inbox(dir).pending().map(({ attempts }) => attempts)).toEqual([0, 0]);
   });
 
+  it("can be given back one by one, and only once", async () => {
+    const { Inbox } = await load04(section);
+    const dir = join(temporaryFolder(), "inbox");
+    const inbox = new Inbox(dir);
+    for (const id of ["a", "b"]) inbox.add(inbound({ id, attempts: 1 }));
+    const [a] = inbox.pending();
+    inbox.countAttempt(inbox.pending());
+    if (a) for (let times = 0; times < 2; times++) inbox.giveBack([a]);
+    expect(new Inbox(dir).pending().map(({ attempts }) => attempts)).toEqual([1, 2]);
+  });
+
   it("given back, still tell which parts may be in the session already", async () => {
     const { Inbox } = await load04(section);
     const dir = join(temporaryFolder(), "inbox");

@@ -186,7 +186,7 @@ describe.each(englishFrom("s10"))("$name", (section) => {
       world.program.kill("SIGTERM");
       expect((await world.program.end()).code).toBe(0);
       hold.release();
-      expect(world.inboxEntries().map(({ attempts }) => attempts)).toEqual([1]);
+      expect(world.inboxEntries().map(({ attempts }) => attempts)).toEqual([0]);
       await world.start();
       expect(await world.telegramHears("alice")).toBe("re: one");
       await world.inboxDone();

@@ -52,6 +52,8 @@ const sayLine = (line: string) => say(`${atLineStart ? "" : "\n"}${line}\n`);
 /** プログラム自身が出す行。淡色と赤。 */
 export const info = (line: string) => sayLine(tint(2, line));
 export const fail = (line: string) => sayLine(tint(31, line));
+/** The sentence of an error. An error of the API has one without status and JSON, `apiMessage`. */
+const whyFailed = (e: { message: string; apiMessage?: string }) => e.apiMessage ?? e.message;
 /** Gives the sentence back. By this call the translation tool finds what is printed elsewhere. */
 export const t = (sentence: string) => sentence;
 
@@ -76,7 +78,7 @@ export class Terminal {
       const line = entered.trim();
       if (line === "quit" || line === "exit") break;
       turn = new AbortController();
-      if (line) await onLine(line, turn.signal).catch((e) => fail(`エラー：${e.apiMessage ?? e}`));
+      if (line) await onLine(line, turn.signal).catch((e) => fail(`エラー：${whyFailed(e)}`));
       turn = undefined;
       if (!atLineStart) say("\n");
       prompt();
@@ -117,30 +119,34 @@ export interface TurnOptions {
   signal?: AbortSignal; // stops the turn
 }
 
-/** After one of these stop reasons the model has more to do. (s02 adds "tool_use".) */
-const CONTINUE_REASONS = new Set(["pause_turn"]);
+/** After such a reply the model has more to do. (s02 adds the replies that call tools.) */
+const CONTINUE_IF = [(m?: Message) => m?.stop_reason === "pause_turn"];
 /** After these a person is told something. The usual ones, such as "end_turn", need no words. */
 const STOP_NOTES: Record<string, string> = {
   max_tokens: t("\n（応答がトークン数の上限に達し、途中で切れました）"),
   refusal: t("\n（モデルが回答を断りました。このターンは以後モデルに送りません）"),
   model_context_window_exceeded: t("\n（モデルが一度に読める量を超えたため、途中で切れました）"),
 };
-const stopNote = (message: Message) => STOP_NOTES[message.stop_reason ?? ""] ?? "";
+const stopNote = (m: Message) => (needsReply(m) ? "" : (STOP_NOTES[m.stop_reason ?? ""] ?? ""));
 
 /** A turn starts where a person says something. Results of tools have the role "user", too. */
 const startsTurn = (m: Entry) => m.role === "user" && m.content[0]?.type !== "tool_result";
+
 /** What was refused once would be refused again, so the whole turn that led to it is left out. */
-const withoutLastTurn = (request: Entry[]) => request.slice(0, request.findLastIndex(startsTurn));
+function withoutRefusedTurns(history: Message[]): Message[] {
+  const refusal = history.findIndex((message) => message.stop_reason === "refusal");
+  const start = Math.max(0, history.slice(0, refusal).findLastIndex(startsTurn));
+  return refusal < 0 ? history : withoutRefusedTurns(history.toSpliced(start, refusal + 1 - start));
+}
 
 /** APIが受け付ける形にした履歴。空のものと拒否されたものを外し、役割を交互に並べる。 */
 export function toRequest(history: Message[]): Entry[] {
-  let request: Entry[] = [];
-  for (const message of answerCalls(history)) {
+  const request: Entry[] = [];
+  for (const message of answerCalls(withoutRefusedTurns(history))) {
     const content = message.content.filter((block) => block.type !== "text" || block.text.trim());
     while (content.at(-1)?.type.endsWith("thinking")) content.pop(); // it was cut off
     const last = request.at(-1);
-    if (message.stop_reason === "refusal") request = withoutLastTurn(request);
-    else if (last?.role === message.role) last.content.push(...content);
+    if (last?.role === message.role) last.content.push(...content);
     else if (content.length > 0) request.push({ role: message.role, content });
   }
   return request;
@@ -165,9 +171,11 @@ export async function callModel(request: Anthropic.MessageStreamParams, options:
   const finished: Anthropic.ContentBlock[] = [];
   stream.on("text", (piece) => options.onText?.(piece));
   stream.on("contentBlock", (block) => finished.push(block));
+  stream.on("streamEvent", inputReader());
   try {
     return await stream.finalMessage();
   } catch (error) {
+    if (lacksUsage(error) && stream.currentMessage) return stream.currentMessage;
     if (!options.signal?.aborted) throw error;
     options.onText?.(" (interrupted)");
     // Half a text is worth keeping, but half a tool call or half a thought is of no use.
@@ -186,15 +194,15 @@ export async function continueTurn(conversation: Conversation, options: TurnOpti
     const response = await callModel(buildRequest(conversation, options), options);
     conversation.append(response);
     options.onText?.(stopNote(response));
-    if (response.stop_reason !== "tool_use") continue;
+    const calls = callsToRun(response);
+    if (calls.length === 0) continue;
     const turn = { ...options, conversation };
-    const results = await Promise.all(callsIn(response).map((call) => runTool(call, turn)));
+    const results = await Promise.all(calls.map((call) => runTool(call, turn)));
     conversation.append({ role: "user", content: results });
   }
 }
 
-const needsReply = (last?: Message) =>
-  last?.role === "user" || CONTINUE_REASONS.has(last?.stop_reason ?? "");
+const needsReply = (m?: Message) => m?.role === "user" || CONTINUE_IF.some((test) => test(m));
 
 /** ターンを最後まで進め、人の発言のあとにモデルが話したことをまとめて返す。 */
 export async function finishTurn(conversation: Conversation, options: TurnOptions) {
@@ -279,9 +287,47 @@ export const HANDLERS: Record<string, Handler> = {
     editText(String(input.path), String(input.old_text), String(input.new_text)),
 };
 
-CONTINUE_REASONS.add("tool_use");
+// What counts is the calls and not the stop reason. Servers that translate the replies of other
+// models send a call with "end_turn" or no reason, and others "tool_use" without a call.
+CONTINUE_IF.push((m) => callsToRun(m).length > 0);
+STOP_NOTES.tool_use = t("\n(モデルはツールを呼び出そうとしましたが、呼び出しが届きませんでした。)");
 const MAX_ROUNDS = 50; // calls of the model in one turn
 const OUTPUT_LIMIT = 30_000; // 結果1つあたりの文字数。先頭と末尾を半分ずつ残す
+
+/**
+ * A listener that reads the inputs of calls in place of the SDK. If an input is no JSON, the SDK
+ * throws, or leaves out what it can't read. Here it stays a text, so that the model hears of it.
+ */
+function inputReader() {
+  let written = ""; // of the block that is arriving
+  return (event: Anthropic.MessageStreamEvent, { content }: Anthropic.Message) => {
+    if (event.type === "content_block_start") written = "";
+    if (event.type === "content_block_delta" && event.delta.type === "input_json_delta") {
+      written += event.delta.partial_json;
+      setInput(content.at(-1), {});
+    }
+    if (event.type !== "content_block_stop" || written === "") return;
+    setInput(content.at(-1), parsedOrRaw(written));
+  };
+}
+
+/** Takes the place of the SDK's property, which parses the input as soon as it is looked at. */
+function setInput(block: Block | undefined, value: unknown): void {
+  if (block === undefined || !isCall(block)) return;
+  Object.defineProperty(block, "input", { value, enumerable: true, configurable: true });
+}
+
+/** The value that is written as JSON, or the text itself if it is no JSON. */
+function parsedOrRaw(json: string): unknown {
+  try {
+    return JSON.parse(json);
+  } catch {
+    return json;
+  }
+}
+
+/** Whether the SDK missed the count of tokens, which comes last, and which some servers omit. */
+const lacksUsage = (error: unknown) => String(error).includes("output_tokens");
 
 /** Throws after too many rounds, because a model that repeats itself costs money until it stops. */
 function checkRounds({ messages }: Conversation): void {
@@ -298,15 +344,162 @@ const callsIn = (message: Message | undefined) =>
 const resultsIn = (entry: Entry | undefined) =>
   entry?.role === "user" ? entry.content.filter((block) => block.type === "tool_result") : [];
 
-/** The history with exactly one result for every call, in the next message, as the API demands. */
-function answerCalls(history: Message[]): Message[] {
-  return withMissingResults(withoutStrayResults(withoutOpenServerCalls(history)));
+/** After these the last call may be half a call. Of a refused turn nothing is to be done. */
+const CUT_REASONS = ["max_tokens", "model_context_window_exceeded", "refusal"];
+
+/** Whether Ctrl+C stopped the reply. Only callModel writes this last block without a reason. */
+function isInterrupted({ content, stop_reason }: Message): boolean {
+  const last = content.at(-1);
+  return !stop_reason && last?.type === "text" && last.text === "(interrupted)";
+}
+
+/** The calls of a reply that are to be run: all of them, or none if the reply is not complete. */
+function callsToRun(message: Message | undefined) {
+  if (message === undefined || isInterrupted(message)) return [];
+  if (CUT_REASONS.includes(message.stop_reason ?? "")) return [];
+  return callsIn(message);
 }
 
 /**
- * The API runs some tools itself, for example its web search. An error in the middle of one leaves
- * a call whose result only the API could give, so we leave the call out. We keep it in the last
- * message, because there the reply is only paused, and the API goes on with it.
+ * The history with exactly one result for every call, in the next message, as the API demands. What
+ * is stored is as the model gave it, so here it also becomes what the API takes back.
+ */
+function answerCalls(history: Message[]): Message[] {
+  const usable = withUniqueIds(withValidBlocks(history));
+  const closed = withoutStrayResults(withoutOpenServerCalls(usable));
+  return withUserLast(withMissingResults(closed));
+}
+
+type Block = Anthropic.ContentBlockParam;
+// Replies and requests have the same blocks, but the SDK has two types for each of them.
+const withContent = (message: Message, content: Block[]) => ({ ...message, content }) as Message;
+
+/** Leaves out the blocks that can't be sent back, and mends the others. */
+function withValidBlocks(history: Message[]): Message[] {
+  return history.map((message) => {
+    const blocks: Block[] = message.content;
+    const usable = blocks.filter((block) => canBeSentBack(block, message.role));
+    return withContent(message, usable.map(validBlock));
+  });
+}
+
+/** Whether a block can be sent back. The API only gives such blocks, but other servers don't. */
+function canBeSentBack(block: Block | null, role: Message["role"]): boolean {
+  if (typeof block?.type !== "string") return false;
+  if (block.type === "text") return typeof block.text === "string" && block.text.trim() !== "";
+  if (block.type === "tool_result") return role === "user";
+  if (block.type !== "thinking") return true;
+  // The signature proves that the API wrote this thought, so a thought can't be mended.
+  const isWhole = typeof block.thinking === "string" && block.thinking.isWellFormed();
+  return isWhole && typeof block.signature === "string" && block.signature !== "";
+}
+
+/** The block in whole characters; a call has a name that is allowed, and an object as its input. */
+function validBlock(block: Block): Block {
+  const whole = wellFormed(block) as Block; // with the same fields
+  if (!isCall(whole)) return whole;
+  const name = String(whole.name).replaceAll(/[^\w-]/g, "_");
+  // What was wrong with the input, the result of the call says.
+  const input = isObject(whole.input) ? whole.input : {};
+  // The API's own tools have names of a narrower type.
+  return { ...whole, name: name.slice(0, 64) || "unnamed", input } as Block;
+}
+
+/**
+ * The value without halves of surrogate pairs, also in the names of fields, because the API refuses
+ * them. A model makes one if, for example, its limit of tokens falls into the middle of an emoji.
+ */
+function wellFormed(value: unknown): unknown {
+  if (typeof value === "string") return value.toWellFormed();
+  if (Array.isArray(value)) return value.map(wellFormed);
+  if (!isObject(value)) return value;
+  const fields = Object.entries(value);
+  return Object.fromEntries(fields.map(([key, field]) => [key.toWellFormed(), wellFormed(field)]));
+}
+
+const isObject = (value: unknown): value is Fields =>
+  typeof value === "object" && value !== null && !Array.isArray(value);
+
+/** A call of a tool that we run, or that the API runs itself. */
+const isCall = (block: Block) => block.type === "tool_use" || block.type === "server_tool_use";
+/** A result, ours or one of the API's own tools, such as "web_search_tool_result". */
+const isResult = (block: Block): block is Anthropic.ToolResultBlockParam =>
+  block.type.endsWith("tool_result"); // all of them have the id of their call in the same field
+
+/** Gives calls ids that are valid and unique, and their results the same. Drops other results. */
+function withUniqueIds(history: Message[]): Message[] {
+  const ids = new CallIds();
+  return history.map((message, index) => {
+    if (startsTurn(message)) ids.forgetOpenCalls();
+    const blocks: Block[] = message.content;
+    const renamed = blocks.map((block, position) => ids.rename(block, index, position));
+    const content = renamed.filter((block) => block !== undefined);
+    return withContent(message, content);
+  });
+}
+
+/** A call that has no result yet: the id that the model gave it, and the one that is sent. */
+interface OpenCall {
+  given: unknown;
+  id: string;
+  index: number; // of its message
+  ours: boolean; // whether we run it, and not the API
+}
+
+/** The ids under which calls are sent. */
+class CallIds {
+  #used = new Set<string>();
+  #open: OpenCall[] = [];
+
+  /** The block with its new id, if it has one. Undefined if it is a result without a call. */
+  rename(block: Block, index: number, position: number): Block | undefined {
+    if (isCall(block)) {
+      const id = this.#uniqueId(block.id, `call_${index}_${position}`);
+      this.#open.push({ given: block.id, id, index, ours: block.type === "tool_use" });
+      return { ...block, id };
+    }
+    if (!isResult(block)) return block;
+    const id = this.#takeCall(block.tool_use_id, block.type === "tool_result");
+    return id === undefined ? undefined : { ...block, tool_use_id: id };
+  }
+
+  /** The id itself if it can be sent. `fallback` is the same in every request. */
+  #uniqueId(given: unknown, fallback: string): string {
+    const isValid = typeof given === "string" && /^[\w-]+$/.test(given) && !this.#used.has(given);
+    let id = isValid ? given : fallback;
+    while (this.#used.has(id)) id += "_";
+    this.#used.add(id);
+    return id;
+  }
+
+  /** The id of the call that a result belongs to. That call is not open any more. */
+  #takeCall(given: unknown, ours: boolean): string | undefined {
+    const waiting = this.#open.filter((call) => call.given === given && call.ours === ours);
+    // Calls of one reply can share an id. Then the results are in the same order as the calls.
+    const found = waiting.find(({ index }) => index === waiting.at(-1)?.index);
+    this.#open = this.#open.filter((call) => call !== found);
+    return found?.id;
+  }
+
+  /** A result that comes after the next words of a person is too late. */
+  forgetOpenCalls(): void {
+    this.#open = [];
+  }
+}
+
+/**
+ * Whether the reply stopped in the middle of a tool that the API runs itself, for example its web
+ * search. Only such a reply may be the last message of a request: the API goes on with it.
+ */
+function isPaused(message: Message): boolean {
+  const last = message.content.at(-1);
+  if (message.role === "user" || last === undefined) return false;
+  return last.type === "server_tool_use" || isResult(last);
+}
+
+/**
+ * An error in the middle of a tool of the API leaves a call whose result only the API could give,
+ * so we leave the call out. We keep it in the last message, if the reply is only paused there.
  */
 function withoutOpenServerCalls(history: Message[]): Message[] {
   const answered = new Set<string>();
@@ -314,7 +507,8 @@ function withoutOpenServerCalls(history: Message[]): Message[] {
     if ("tool_use_id" in block) answered.add(block.tool_use_id);
   }
   return history.map((message, index) => {
-    if (message.role === "user" || index === history.length - 1) return message;
+    const goesOn = index === history.length - 1 && isPaused(message);
+    if (message.role === "user" || goesOn) return message;
     const content = message.content.filter(
       (block) => block.type !== "server_tool_use" || answered.has(block.id),
     );
@@ -345,17 +539,33 @@ function withMissingResults(history: Message[]): Message[] {
   return history.flatMap((message, index): Message[] => {
     const answered = new Set(resultsIn(history[index + 1]).map((block) => block.tool_use_id));
     const open = callsIn(message).filter(({ id }) => !answered.has(id));
-    // 拒否されたターンは丸ごと外れるので、呼び出しに結果は要らない。
-    if (open.length === 0 || message.stop_reason === "refusal") return [message];
-    const isCut = message.stop_reason === "max_tokens";
-    const why = isCut ? "cut off; it was not run" : "interrupted; it may have run";
+    if (open.length === 0) return [message];
+    const why = whyOpen(message);
     return [message, { role: "user", content: open.map(({ id }) => toolResult(id, why, true)) }];
   });
 }
 
+/** Why a call of this reply has no result. */
+function whyOpen(message: Message): string {
+  // Calls begin when a reply is complete, so if Ctrl+C stopped the reply, none of them began.
+  if (isInterrupted(message)) return "interrupted; it was not run";
+  const isCut = CUT_REASONS.includes(message.stop_reason ?? "");
+  return isCut ? "cut off; it was not run" : "interrupted; it may have run";
+}
+
+/**
+ * A reply that says "pause_turn" without such a call can't be last, because the API would take it
+ * for the beginning of its answer, and newer models refuse that. So we ask in words.
+ */
+function withUserLast(history: Message[]): Message[] {
+  const last = history.at(-1);
+  if (last === undefined || last.role === "user" || isPaused(last)) return history;
+  return [...history, { role: "user", content: [{ type: "text", text: "Go on." }] }];
+}
+
 /** 呼び出しを1つ実行する。例外は投げない。失敗も、モデルが次の手を考えられる結果にする。 */
 export async function runTool(call: Anthropic.ToolUseBlock, turn: Turn) {
-  info(`  ${call.name} ${JSON.stringify(call.input).slice(0, 100)}`);
+  info(`  ${call.name} ${String(JSON.stringify(call.input)).slice(0, 100)}`);
   try {
     const offered = TOOLS.find(({ name }) => name === call.name);
     const handler = HANDLERS[call.name];
@@ -380,8 +590,11 @@ type Property = { type?: string; enum?: unknown[] };
 
 /** Gives the input as fields, if it fits the schema. Otherwise throws, naming the field. */
 export function checkInput(schema: Anthropic.Tool.InputSchema, input: unknown): Fields {
-  if (typeof input !== "object" || input === null) throw new Error("the input must be an object");
-  const fields: Fields = { ...input };
+  if (!isObject(input)) {
+    const given = String(JSON.stringify(input)).slice(0, 100); // the model will see {} in its call
+    throw new Error(`the input must be an object, but it was ${given}`);
+  }
+  const fields = { ...input };
   checkRequired(fields, schema.required ?? []);
   // The SDK leaves the properties open, but the schemas in this file have only such properties.
   const properties = (schema.properties ?? {}) as Record<string, Property>;
@@ -436,8 +649,15 @@ export function safePath(name: string, root: string): string {
   const [first = ""] = inside.split(path.sep);
   if (first === ".." || path.isAbsolute(inside))
     throw new Error(`${name} is outside the workspace`);
+  if (isState(first)) throw new Error(`${name} belongs to the program itself`);
   return real;
 }
+
+/**
+ * Whether an entry of the workspace is the folder of the program itself, also in a file system that
+ * ignores case, or dots and spaces at the end; or one of these that is in quarantine (s03).
+ */
+const isState = (entry: string) => /^\.state([.: ]|$)/iu.test(entry);
 
 /** The path itself, or the nearest folder above it that exists. */
 function nearestExisting(target: string): string {
@@ -462,29 +682,44 @@ function readText(file: string): string {
 }
 
 /** `words`の改行をファイルに合わせる。元の改行が何であれ、モデルは"\n"と書いてくる。 */
-function withLineEnds(text: string, sample: string): string {
-  const lineEnd = sample.includes("\r\n") ? "\r\n" : "\n";
-  return text.replace(/\r?\n/g, lineEnd);
-}
+const withLineEnds = (text: string, lineEnd: string) => text.replace(/\r?\n/g, lineEnd);
 
 function writeText(name: string, content: string): string {
   const file = safePath(name, WORKSPACE);
   fs.mkdirSync(path.dirname(file), { recursive: true });
   const before = fs.existsSync(file) ? readText(file) : content;
-  fs.writeFileSync(file, withLineEnds(content, before));
+  fs.writeFileSync(file, withLineEnds(content, before.includes("\r\n") ? "\r\n" : "\n"));
   return `wrote ${content.length} characters to ${name}`;
 }
 
 function editText(name: string, oldText: string, newText: string): string {
   const file = safePath(name, WORKSPACE);
   const content = readText(file);
-  const old = content.includes(oldText) ? oldText : withLineEnds(oldText, content);
-  const parts = content.split(old); // what stands between the places where it occurs
-  const times = old === "" ? 0 : parts.length - 1;
-  if (times !== 1)
+  const places = placesOf(oldText, content);
+  const [place] = places;
+  const times = places.length;
+  if (place === undefined || times > 1)
     throw new Error(`old_text occurs ${times} times in ${name}; it must occur exactly once`);
-  fs.writeFileSync(file, parts.join(withLineEnds(newText, content)));
+  const text = withLineEnds(newText, lineEndAt(place.start, content));
+  fs.writeFileSync(file, content.slice(0, place.start) + text + content.slice(place.end));
   return `edited ${name}`;
+}
+
+/** Where a passage stands in the content, whatever the line ends of both. */
+function placesOf(passage: string, content: string): { start: number; end: number }[] {
+  if (passage === "") return [];
+  const lines = passage.split(/\r?\n/).map((line) => line.replace(/[$()*+.?[\\\]^{|}]/g, "\\$&"));
+  const pattern = lines.join("(?:\\r\\n|(?<!\\r)\\n)");
+  // Only a look-ahead finds both places of "aa" in "aaa", because they overlap.
+  return [...content.matchAll(new RegExp(`(?=(${pattern}))`, "g"))].map((match) => {
+    return { start: match.index, end: match.index + (match[1] ?? "").length };
+  });
+}
+
+/** The line end at a place, as a file may have both kinds: the next one, else the one before. */
+function lineEndAt(index: number, content: string): string {
+  const before = content.slice(0, index).match(/\r?\n/g) ?? [];
+  return /\r?\n/.exec(content.slice(index))?.[0] ?? before.at(-1) ?? "\n";
 }
 
 // bashはワークスペースで始まるが、閉じ込められてはいない。あなたが読めるものは.envでも読める。
@@ -493,6 +728,7 @@ function editText(name: string, oldText: string, newText: string): string {
 const SAFE_ENV =
   "PATH HOME USER LANG TERM TZ TMPDIR TEMP TMP SystemRoot ComSpec PATHEXT USERPROFILE APPDATA";
 const WINDOWS = process.platform === "win32";
+const PIPE_GRACE = 500; // ms after the end of a script, to read what it printed last
 
 /** Runs a script for at most `seconds`, and gives its output. Throws if it fails or is stopped. */
 async function bash(script: string, seconds: number, signal?: AbortSignal): Promise<string> {
@@ -504,10 +740,11 @@ async function bash(script: string, seconds: number, signal?: AbortSignal): Prom
   const stop = (why: string) => {
     stopped = why;
     killGroup(child.pid);
-    // グループを抜けた子プロセスがパイプを握っているかもしれないので、待たずに閉じる。
-    child.stdout.destroy();
-    child.stderr.destroy();
+    closePipes();
   };
+  // グループを抜けた子プロセスがパイプを握っているかもしれないので、待たずに閉じる。
+  const closePipes = () => [child.stdout, child.stderr].map((pipe) => pipe.destroy());
+  child.on("exit", () => setTimeout(closePipes, PIPE_GRACE).unref());
   const interrupt = () => stop("interrupted by the user");
   const limit = Math.min(Math.max(seconds, 1), 600);
   const timer = setTimeout(() => stop(`stopped after ${limit} s`), limit * 1000);

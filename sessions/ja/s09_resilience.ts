@@ -21,7 +21,8 @@
 
 // このファイルは英語版とcode.poから作られる。文を直すときはcode.poを編集し、npm run translate。
 
-import { spawn } from "node:child_process";
+import type { ChildProcess } from "node:child_process";
+import { spawn, spawnSync } from "node:child_process";
 import crypto from "node:crypto";
 import { once } from "node:events";
 import fs from "node:fs";
@@ -50,6 +51,7 @@ const MODEL = process.env.MODEL_ID || "claude-sonnet-5-5";
 const WORKSPACE = process.env.CLAW0_WORKSPACE || path.join(import.meta.dirname, "../../workspace");
 const STATE = path.join(WORKSPACE, ".state"); // プログラム自身の保存場所
 const CONTEXT_TOKENS = Number(process.env.CONTEXT_TOKENS || 180_000);
+const SERVING = RUN && process.argv.includes("--serve"); // then nobody sits at the terminal
 /** Looks up a setting. Gives "" for one that is not set. */
 type Setting = (name: string) => string;
 const env: Setting = (name) => process.env[name] ?? "";
@@ -65,20 +67,36 @@ function wholeNumber(name: string, otherwise: number, max: number): number {
 
 let atLineStart = true; // whether what was printed last ended a line
 
+// With these characters whoever writes to us, and the model, could move the cursor, overwrite lines
+// or turn them round: the control characters (C0, DEL, C1), except for the tab and the line end,
+// and the marks that change the direction of writing.
+const CONTROLS = /(?![\t\n])[\p{Cc}\p{Bidi_Control}]/gu;
+const withoutControls = (text: string) => text.replaceAll(CONTROLS, "");
+
 /** モデルの言葉を、届いた分から表示する。 */
-export function say(piece: string) {
+export const say = (piece: string) => print(withoutControls(piece));
+
+function print(piece: string) {
   if (typing && piece) return sayAbove(typing, piece);
   process.stdout.write(piece);
   if (piece) atLineStart = piece.endsWith("\n");
 }
 
-const tint = (code: number, s: string) => (process.stdout.isTTY ? `\x1b[${code}m${s}\x1b[0m` : s);
-const sayLine = (line: string) => say(`${atLineStart ? "" : "\n"}${line}\n`);
+// With --serve the output is a log, so each of its lines begins with the time.
+const stamp = () => (SERVING ? `${new Date().toISOString()} ` : "");
+
+function tint(code: number, line: string): string {
+  const shown = withoutControls(line).replace(/^/gm, stamp);
+  return process.stdout.isTTY ? `\x1b[${code}m${shown}\x1b[0m` : shown;
+}
+const sayLine = (line: string) => print(`${atLineStart ? "" : "\n"}${line}\n`);
 
 /** プログラム自身が出す行。淡色、黄、赤。 */
 export const info = (line: string) => sayLine(tint(2, line));
 export const warn = (line: string) => sayLine(tint(33, line));
 export const fail = (line: string) => sayLine(tint(31, line));
+/** The sentence of an error. An error of the API has one without status and JSON, `apiMessage`. */
+const whyFailed = (e: { message: string; apiMessage?: string }) => e.apiMessage ?? e.message;
 /** Gives the sentence back. By this call the translation tool finds what is printed elsewhere. */
 export const t = (sentence: string) => sentence;
 
@@ -108,8 +126,15 @@ export class Terminal {
     const keys = Object.assign(new PassThrough(), { setRawMode: stdin.setRawMode?.bind(stdin) });
     const reader = createInterface({ input: keys, output: stdout, terminal, prompt: "You > " });
     if (terminal) reader.on("line", () => reader.pause());
+    if (terminal) stdout.write(ASK_FOR_PASTE_MARKS);
     let turn: AbortController | undefined; // of the line that is being answered
-    const interrupt = () => (turn ? turn.abort() : reader.close());
+    let stoppedAt = 0; // when Ctrl+C stopped a reply
+    const interrupt = () => {
+      if (turn) stoppedAt = Date.now();
+      if (turn) return turn.abort();
+      // Whoever presses Ctrl+C twice to be sure that a reply stops does not want to leave as well.
+      if (Date.now() - stoppedAt >= 1000) reader.close();
+    };
     process.on("SIGINT", interrupt);
     forwardKeys(keys, interrupt);
     const prompt = () => {
@@ -121,10 +146,11 @@ export class Terminal {
     for await (const entered of reader) {
       typing = undefined;
       atLineStart = true;
+      stoppedAt = 0;
       const line = entered.trim();
       if (line === "quit" || line === "exit") break;
       turn = new AbortController();
-      if (line) await onLine(line, turn.signal).catch((e) => fail(`エラー：${e.apiMessage ?? e}`));
+      if (line) await onLine(line, turn.signal).catch((e) => fail(`エラー：${whyFailed(e)}`));
       turn = undefined;
       if (!atLineStart) say("\n");
       prompt();
@@ -137,12 +163,45 @@ export class Terminal {
 
 /** Passes on what is typed. Only Ctrl+C, which a terminal sends as "\x03", does not wait. */
 function forwardKeys(keys: PassThrough, interrupt: () => void): void {
+  const joinPasted = pasteJoiner();
   process.stdin.setEncoding("utf8").on("end", () => keys.end());
   process.stdin.on("data", (typed: string) => {
     if (process.stdin.isTTY && typed.includes("\x03")) return interrupt();
+    if (process.stdin.isTTY && typed.includes("\x1a")) return suspend(); // Ctrl+Z
     // Line by line, because readline finishes what it has been given before it pauses.
-    for (const line of typed.match(/[^\r]*\r\n?|[^\r]+/g) ?? []) keys.write(line);
+    for (const line of joinPasted(typed).match(/[^\r]*\r\n?|[^\r]+/g) ?? []) keys.write(line);
   });
+}
+
+/** Ctrl+Z stops the job, so that the shell comes back; the shell's command `fg` goes on with it. */
+function suspend(): void {
+  if (WINDOWS) return; // there it does not exist
+  process.stdin.setRawMode(false);
+  process.once("SIGCONT", () => {
+    process.stdin.setRawMode(true);
+    process.stdout.write(ASK_FOR_PASTE_MARKS);
+    typing?.prompt(true);
+  });
+  process.kill(0, "SIGTSTP"); // 0 means the whole job, because npm may have started this process
+}
+
+// Bracketed paste: a terminal that is asked for it puts marks around what is pasted, so that a line
+// end in a pasted text can be told from Enter. Otherwise each pasted line would be a message.
+const ASK_FOR_PASTE_MARKS = "\x1b[?2004h";
+const PASTE_MARK = /(\p{Cc}\[20[01]~)/u; // \p{Cc} is Escape here
+const PASTED_LINE_END = "␤"; // stands in the line that is being typed where the message has "\n"
+
+/** Gives a function that takes what was typed, and puts PASTED_LINE_END for pasted line ends. */
+function pasteJoiner(): (typed: string) => string {
+  let isPasting = false;
+  return (typed) => {
+    let line = "";
+    for (const piece of typed.split(PASTE_MARK)) {
+      if (PASTE_MARK.test(piece)) isPasting = piece.endsWith("200~");
+      else line += isPasting ? piece.replace(/\r\n?|\n/g, PASTED_LINE_END) : piece;
+    }
+    return line;
+  };
 }
 
 // ---- s01 · エージェントループ ----
@@ -166,30 +225,34 @@ export interface TurnOptions {
   signal?: AbortSignal; // stops the turn
 }
 
-/** After one of these stop reasons the model has more to do. (s02 adds "tool_use".) */
-const CONTINUE_REASONS = new Set(["pause_turn"]);
+/** After such a reply the model has more to do. (s02 adds the replies that call tools.) */
+const CONTINUE_IF = [(m?: Message) => m?.stop_reason === "pause_turn"];
 /** After these a person is told something. The usual ones, such as "end_turn", need no words. */
 const STOP_NOTES: Record<string, string> = {
   max_tokens: t("\n（応答がトークン数の上限に達し、途中で切れました）"),
   refusal: t("\n（モデルが回答を断りました。このターンは以後モデルに送りません）"),
   model_context_window_exceeded: t("\n（モデルが一度に読める量を超えたため、途中で切れました）"),
 };
-const stopNote = (message: Message) => STOP_NOTES[message.stop_reason ?? ""] ?? "";
+const stopNote = (m: Message) => (needsReply(m) ? "" : (STOP_NOTES[m.stop_reason ?? ""] ?? ""));
 
 /** A turn starts where a person says something. Results of tools have the role "user", too. */
 const startsTurn = (m: Entry) => m.role === "user" && m.content[0]?.type !== "tool_result";
+
 /** What was refused once would be refused again, so the whole turn that led to it is left out. */
-const withoutLastTurn = (request: Entry[]) => request.slice(0, request.findLastIndex(startsTurn));
+function withoutRefusedTurns(history: Message[]): Message[] {
+  const refusal = history.findIndex((message) => message.stop_reason === "refusal");
+  const start = Math.max(0, history.slice(0, refusal).findLastIndex(startsTurn));
+  return refusal < 0 ? history : withoutRefusedTurns(history.toSpliced(start, refusal + 1 - start));
+}
 
 /** APIが受け付ける形にした履歴。空のものと拒否されたものを外し、役割を交互に並べる。 */
 export function toRequest(history: Message[]): Entry[] {
-  let request: Entry[] = [];
-  for (const message of answerCalls(history)) {
+  const request: Entry[] = [];
+  for (const message of answerCalls(withoutRefusedTurns(history))) {
     const content = message.content.filter((block) => block.type !== "text" || block.text.trim());
     while (content.at(-1)?.type.endsWith("thinking")) content.pop(); // it was cut off
     const last = request.at(-1);
-    if (message.stop_reason === "refusal") request = withoutLastTurn(request);
-    else if (last?.role === message.role) last.content.push(...content);
+    if (last?.role === message.role) last.content.push(...content);
     else if (content.length > 0) request.push({ role: message.role, content });
   }
   return request;
@@ -209,17 +272,18 @@ export function buildRequest({ messages }: Conversation, options: TurnOptions) {
 /** 1回の呼び出し。応答か、中断されたときは届いていた分を返す。APIのエラーは投げる。 */
 export async function callModel(request: Anthropic.MessageStreamParams, options: TurnOptions) {
   throwSimulated(options);
-  // A minute without a byte aborts the stream, and each byte restarts the timer.
-  const idleTimer = setTimeout(() => stream.abort(), IDLE_TIMEOUT);
+  const idleTimer = new IdleTimer(() => stream.abort());
   // ANTHROPIC_API_KEYとANTHROPIC_BASE_URLは、SDKが環境変数から読む。
   const client = withIdleTimeout(options.client ?? new Anthropic(), idleTimer);
   const stream = client.messages.stream(request, { signal: options.signal });
   const finished: Anthropic.ContentBlock[] = [];
   stream.on("text", (piece) => options.onText?.(piece));
   stream.on("contentBlock", (block) => finished.push(block));
+  stream.on("streamEvent", inputReader());
   try {
     return await stream.finalMessage();
   } catch (error) {
+    if (lacksUsage(error) && stream.currentMessage) return stream.currentMessage;
     if (!options.signal?.aborted) throw error;
     options.onText?.(" (interrupted)");
     // Half a text is worth keeping, but half a tool call or half a thought is of no use.
@@ -229,7 +293,7 @@ export async function callModel(request: Anthropic.MessageStreamParams, options:
     // The API gave no stop reason, no id and no usage, so these are missing here.
     return { role: "assistant", content, stop_reason: null } as Anthropic.Message;
   } finally {
-    clearTimeout(idleTimer);
+    idleTimer.stop();
   }
 }
 
@@ -238,20 +302,24 @@ export async function continueTurn(conversation: Conversation, options: TurnOpti
   while (needsReply(conversation.messages.at(-1))) {
     checkRounds(conversation);
     const response = await callModel(buildRequest(conversation, options), options);
-    conversation.append(response);
+    await untilStored(() => conversation.append(response), options.signal);
     options.onText?.(stopNote(response));
-    if (response.stop_reason !== "tool_use") continue;
+    const calls = callsToRun(response);
+    if (calls.length === 0) continue;
     const turn = { ...options, conversation };
-    const results = await Promise.all(callsIn(response).map((call) => runTool(call, turn)));
-    conversation.append({ role: "user", content: results });
+    const results = await Promise.all(calls.map((call) => runTool(call, turn)));
+    // If the disk is full, the results wait here, since a tool must not run again to get them.
+    const answered: Message = { role: "user", content: results };
+    await untilStored(() => conversation.append(answered), options.signal);
   }
 }
 
-const needsReply = (last?: Message) =>
-  last?.role === "user" || CONTINUE_REASONS.has(last?.stop_reason ?? "");
+const needsReply = (m?: Message) => m?.role === "user" || CONTINUE_IF.some((test) => test(m));
 
-/** ターンを最後まで進め、人の発言のあとにモデルが話したことをまとめて返す。 */
+/** Brings the turn to its end. Gives all that the model said in it. */
 export async function finishTurn(conversation: Conversation, options: TurnOptions) {
+  const earlier = earlierTurn(conversation, options.message);
+  if (earlier) return earlier.slice(1).map(textOf).filter(Boolean).join("\n\n");
   // 再起動後は、応答がもうそろっていることもある。そのときキーは要らず、なくても困らない。
   if (needsReply(conversation.messages.at(-1))) await runMiddleware(conversation, options);
   const start = conversation.messages.findLastIndex(startsTurn) + 1;
@@ -265,7 +333,8 @@ const textOf = (message: Message) =>
 export async function runTurn(conversation: Conversation, input: string, options: TurnOptions) {
   const about = { inboxId: options.message?.id };
   // What changes from turn to turn is in a block of its own, so that the prompt stays the same.
-  const texts = [contextFor(conversation, input, options), input];
+  const context = contextFor(conversation, input, options);
+  const texts = [context, input, ...attributionOf(options.message)];
   const content = texts.map((text) => ({ type: "text" as const, text }));
   conversation.append({ role: "user", content }, about);
   return finishTurn(conversation, options);
@@ -338,9 +407,47 @@ export const HANDLERS: Record<string, Handler> = {
     editText(String(input.path), String(input.old_text), String(input.new_text)),
 };
 
-CONTINUE_REASONS.add("tool_use");
+// What counts is the calls and not the stop reason. Servers that translate the replies of other
+// models send a call with "end_turn" or no reason, and others "tool_use" without a call.
+CONTINUE_IF.push((m) => callsToRun(m).length > 0);
+STOP_NOTES.tool_use = t("\n(モデルはツールを呼び出そうとしましたが、呼び出しが届きませんでした。)");
 const MAX_ROUNDS = 50; // calls of the model in one turn
 const OUTPUT_LIMIT = 30_000; // 結果1つあたりの文字数。先頭と末尾を半分ずつ残す
+
+/**
+ * A listener that reads the inputs of calls in place of the SDK. If an input is no JSON, the SDK
+ * throws, or leaves out what it can't read. Here it stays a text, so that the model hears of it.
+ */
+function inputReader() {
+  let written = ""; // of the block that is arriving
+  return (event: Anthropic.MessageStreamEvent, { content }: Anthropic.Message) => {
+    if (event.type === "content_block_start") written = "";
+    if (event.type === "content_block_delta" && event.delta.type === "input_json_delta") {
+      written += event.delta.partial_json;
+      setInput(content.at(-1), {});
+    }
+    if (event.type !== "content_block_stop" || written === "") return;
+    setInput(content.at(-1), parsedOrRaw(written));
+  };
+}
+
+/** Takes the place of the SDK's property, which parses the input as soon as it is looked at. */
+function setInput(block: Block | undefined, value: unknown): void {
+  if (block === undefined || !isCall(block)) return;
+  Object.defineProperty(block, "input", { value, enumerable: true, configurable: true });
+}
+
+/** The value that is written as JSON, or the text itself if it is no JSON. */
+function parsedOrRaw(json: string): unknown {
+  try {
+    return JSON.parse(json);
+  } catch {
+    return json;
+  }
+}
+
+/** Whether the SDK missed the count of tokens, which comes last, and which some servers omit. */
+const lacksUsage = (error: unknown) => String(error).includes("output_tokens");
 
 /** Throws after too many rounds, because a model that repeats itself costs money until it stops. */
 function checkRounds({ messages }: Conversation): void {
@@ -357,15 +464,162 @@ const callsIn = (message: Message | undefined) =>
 const resultsIn = (entry: Entry | undefined) =>
   entry?.role === "user" ? entry.content.filter((block) => block.type === "tool_result") : [];
 
-/** The history with exactly one result for every call, in the next message, as the API demands. */
-function answerCalls(history: Message[]): Message[] {
-  return withMissingResults(withoutStrayResults(withoutOpenServerCalls(history)));
+/** After these the last call may be half a call. Of a refused turn nothing is to be done. */
+const CUT_REASONS = ["max_tokens", "model_context_window_exceeded", "refusal"];
+
+/** Whether Ctrl+C stopped the reply. Only callModel writes this last block without a reason. */
+function isInterrupted({ content, stop_reason }: Message): boolean {
+  const last = content.at(-1);
+  return !stop_reason && last?.type === "text" && last.text === "(interrupted)";
+}
+
+/** The calls of a reply that are to be run: all of them, or none if the reply is not complete. */
+function callsToRun(message: Message | undefined) {
+  if (message === undefined || isInterrupted(message)) return [];
+  if (CUT_REASONS.includes(message.stop_reason ?? "")) return [];
+  return callsIn(message);
 }
 
 /**
- * The API runs some tools itself, for example its web search. An error in the middle of one leaves
- * a call whose result only the API could give, so we leave the call out. We keep it in the last
- * message, because there the reply is only paused, and the API goes on with it.
+ * The history with exactly one result for every call, in the next message, as the API demands. What
+ * is stored is as the model gave it, so here it also becomes what the API takes back.
+ */
+function answerCalls(history: Message[]): Message[] {
+  const usable = withUniqueIds(withValidBlocks(history));
+  const closed = withoutStrayResults(withoutOpenServerCalls(usable));
+  return withUserLast(withMissingResults(closed));
+}
+
+type Block = Anthropic.ContentBlockParam;
+// Replies and requests have the same blocks, but the SDK has two types for each of them.
+const withContent = (message: Message, content: Block[]) => ({ ...message, content }) as Message;
+
+/** Leaves out the blocks that can't be sent back, and mends the others. */
+function withValidBlocks(history: Message[]): Message[] {
+  return history.map((message) => {
+    const blocks: Block[] = message.content;
+    const usable = blocks.filter((block) => canBeSentBack(block, message.role));
+    return withContent(message, usable.map(validBlock));
+  });
+}
+
+/** Whether a block can be sent back. The API only gives such blocks, but other servers don't. */
+function canBeSentBack(block: Block | null, role: Message["role"]): boolean {
+  if (typeof block?.type !== "string") return false;
+  if (block.type === "text") return typeof block.text === "string" && block.text.trim() !== "";
+  if (block.type === "tool_result") return role === "user";
+  if (block.type !== "thinking") return true;
+  // The signature proves that the API wrote this thought, so a thought can't be mended.
+  const isWhole = typeof block.thinking === "string" && block.thinking.isWellFormed();
+  return isWhole && typeof block.signature === "string" && block.signature !== "";
+}
+
+/** The block in whole characters; a call has a name that is allowed, and an object as its input. */
+function validBlock(block: Block): Block {
+  const whole = wellFormed(block) as Block; // with the same fields
+  if (!isCall(whole)) return whole;
+  const name = String(whole.name).replaceAll(/[^\w-]/g, "_");
+  // What was wrong with the input, the result of the call says.
+  const input = isObject(whole.input) ? whole.input : {};
+  // The API's own tools have names of a narrower type.
+  return { ...whole, name: name.slice(0, 64) || "unnamed", input } as Block;
+}
+
+/**
+ * The value without halves of surrogate pairs, also in the names of fields, because the API refuses
+ * them. A model makes one if, for example, its limit of tokens falls into the middle of an emoji.
+ */
+function wellFormed(value: unknown): unknown {
+  if (typeof value === "string") return value.toWellFormed();
+  if (Array.isArray(value)) return value.map(wellFormed);
+  if (!isObject(value)) return value;
+  const fields = Object.entries(value);
+  return Object.fromEntries(fields.map(([key, field]) => [key.toWellFormed(), wellFormed(field)]));
+}
+
+const isObject = (value: unknown): value is Fields =>
+  typeof value === "object" && value !== null && !Array.isArray(value);
+
+/** A call of a tool that we run, or that the API runs itself. */
+const isCall = (block: Block) => block.type === "tool_use" || block.type === "server_tool_use";
+/** A result, ours or one of the API's own tools, such as "web_search_tool_result". */
+const isResult = (block: Block): block is Anthropic.ToolResultBlockParam =>
+  block.type.endsWith("tool_result"); // all of them have the id of their call in the same field
+
+/** Gives calls ids that are valid and unique, and their results the same. Drops other results. */
+function withUniqueIds(history: Message[]): Message[] {
+  const ids = new CallIds();
+  return history.map((message, index) => {
+    if (startsTurn(message)) ids.forgetOpenCalls();
+    const blocks: Block[] = message.content;
+    const renamed = blocks.map((block, position) => ids.rename(block, index, position));
+    const content = renamed.filter((block) => block !== undefined);
+    return withContent(message, content);
+  });
+}
+
+/** A call that has no result yet: the id that the model gave it, and the one that is sent. */
+interface OpenCall {
+  given: unknown;
+  id: string;
+  index: number; // of its message
+  ours: boolean; // whether we run it, and not the API
+}
+
+/** The ids under which calls are sent. */
+class CallIds {
+  #used = new Set<string>();
+  #open: OpenCall[] = [];
+
+  /** The block with its new id, if it has one. Undefined if it is a result without a call. */
+  rename(block: Block, index: number, position: number): Block | undefined {
+    if (isCall(block)) {
+      const id = this.#uniqueId(block.id, `call_${index}_${position}`);
+      this.#open.push({ given: block.id, id, index, ours: block.type === "tool_use" });
+      return { ...block, id };
+    }
+    if (!isResult(block)) return block;
+    const id = this.#takeCall(block.tool_use_id, block.type === "tool_result");
+    return id === undefined ? undefined : { ...block, tool_use_id: id };
+  }
+
+  /** The id itself if it can be sent. `fallback` is the same in every request. */
+  #uniqueId(given: unknown, fallback: string): string {
+    const isValid = typeof given === "string" && /^[\w-]+$/.test(given) && !this.#used.has(given);
+    let id = isValid ? given : fallback;
+    while (this.#used.has(id)) id += "_";
+    this.#used.add(id);
+    return id;
+  }
+
+  /** The id of the call that a result belongs to. That call is not open any more. */
+  #takeCall(given: unknown, ours: boolean): string | undefined {
+    const waiting = this.#open.filter((call) => call.given === given && call.ours === ours);
+    // Calls of one reply can share an id. Then the results are in the same order as the calls.
+    const found = waiting.find(({ index }) => index === waiting.at(-1)?.index);
+    this.#open = this.#open.filter((call) => call !== found);
+    return found?.id;
+  }
+
+  /** A result that comes after the next words of a person is too late. */
+  forgetOpenCalls(): void {
+    this.#open = [];
+  }
+}
+
+/**
+ * Whether the reply stopped in the middle of a tool that the API runs itself, for example its web
+ * search. Only such a reply may be the last message of a request: the API goes on with it.
+ */
+function isPaused(message: Message): boolean {
+  const last = message.content.at(-1);
+  if (message.role === "user" || last === undefined) return false;
+  return last.type === "server_tool_use" || isResult(last);
+}
+
+/**
+ * An error in the middle of a tool of the API leaves a call whose result only the API could give,
+ * so we leave the call out. We keep it in the last message, if the reply is only paused there.
  */
 function withoutOpenServerCalls(history: Message[]): Message[] {
   const answered = new Set<string>();
@@ -373,7 +627,8 @@ function withoutOpenServerCalls(history: Message[]): Message[] {
     if ("tool_use_id" in block) answered.add(block.tool_use_id);
   }
   return history.map((message, index) => {
-    if (message.role === "user" || index === history.length - 1) return message;
+    const goesOn = index === history.length - 1 && isPaused(message);
+    if (message.role === "user" || goesOn) return message;
     const content = message.content.filter(
       (block) => block.type !== "server_tool_use" || answered.has(block.id),
     );
@@ -404,17 +659,33 @@ function withMissingResults(history: Message[]): Message[] {
   return history.flatMap((message, index): Message[] => {
     const answered = new Set(resultsIn(history[index + 1]).map((block) => block.tool_use_id));
     const open = callsIn(message).filter(({ id }) => !answered.has(id));
-    // 拒否されたターンは丸ごと外れるので、呼び出しに結果は要らない。
-    if (open.length === 0 || message.stop_reason === "refusal") return [message];
-    const isCut = message.stop_reason === "max_tokens";
-    const why = isCut ? "cut off; it was not run" : "interrupted; it may have run";
+    if (open.length === 0) return [message];
+    const why = whyOpen(message);
     return [message, { role: "user", content: open.map(({ id }) => toolResult(id, why, true)) }];
   });
 }
 
+/** Why a call of this reply has no result. */
+function whyOpen(message: Message): string {
+  // Calls begin when a reply is complete, so if Ctrl+C stopped the reply, none of them began.
+  if (isInterrupted(message)) return "interrupted; it was not run";
+  const isCut = CUT_REASONS.includes(message.stop_reason ?? "");
+  return isCut ? "cut off; it was not run" : "interrupted; it may have run";
+}
+
+/**
+ * A reply that says "pause_turn" without such a call can't be last, because the API would take it
+ * for the beginning of its answer, and newer models refuse that. So we ask in words.
+ */
+function withUserLast(history: Message[]): Message[] {
+  const last = history.at(-1);
+  if (last === undefined || last.role === "user" || isPaused(last)) return history;
+  return [...history, { role: "user", content: [{ type: "text", text: "Go on." }] }];
+}
+
 /** 呼び出しを1つ実行する。例外は投げない。失敗も、モデルが次の手を考えられる結果にする。 */
 export async function runTool(call: Anthropic.ToolUseBlock, turn: Turn) {
-  info(`  ${call.name} ${JSON.stringify(call.input).slice(0, 100)}`);
+  info(`  ${call.name} ${String(JSON.stringify(call.input)).slice(0, 100)}`);
   try {
     const offered = toolsFor(turn).find(({ name }) => name === call.name);
     const handler = HANDLERS[call.name];
@@ -440,8 +711,11 @@ type Property = { type?: string; enum?: unknown[] };
 
 /** Gives the input as fields, if it fits the schema. Otherwise throws, naming the field. */
 export function checkInput(schema: Anthropic.Tool.InputSchema, input: unknown): Fields {
-  if (typeof input !== "object" || input === null) throw new Error("the input must be an object");
-  const fields: Fields = { ...input };
+  if (!isObject(input)) {
+    const given = String(JSON.stringify(input)).slice(0, 100); // the model will see {} in its call
+    throw new Error(`the input must be an object, but it was ${given}`);
+  }
+  const fields = { ...input };
   checkRequired(fields, schema.required ?? []);
   // The SDK leaves the properties open, but the schemas in this file have only such properties.
   const properties = (schema.properties ?? {}) as Record<string, Property>;
@@ -496,9 +770,15 @@ export function safePath(name: string, root: string): string {
   const [first = ""] = inside.split(path.sep);
   if (first === ".." || path.isAbsolute(inside))
     throw new Error(`${name} is outside the workspace`);
-  if (first.toLowerCase() === ".state") throw new Error(`${name} belongs to the program itself`);
+  if (isState(first)) throw new Error(`${name} belongs to the program itself`);
   return real;
 }
+
+/**
+ * Whether an entry of the workspace is the folder of the program itself, also in a file system that
+ * ignores case, or dots and spaces at the end; or one of these that is in quarantine (s03).
+ */
+const isState = (entry: string) => /^\.state([.: ]|$)/iu.test(entry);
 
 /** The path itself, or the nearest folder above it that exists. */
 function nearestExisting(target: string): string {
@@ -523,29 +803,44 @@ function readText(file: string): string {
 }
 
 /** `words`の改行をファイルに合わせる。元の改行が何であれ、モデルは"\n"と書いてくる。 */
-function withLineEnds(text: string, sample: string): string {
-  const lineEnd = sample.includes("\r\n") ? "\r\n" : "\n";
-  return text.replace(/\r?\n/g, lineEnd);
-}
+const withLineEnds = (text: string, lineEnd: string) => text.replace(/\r?\n/g, lineEnd);
 
 function writeText(name: string, content: string): string {
   const file = safePath(name, WORKSPACE);
   fs.mkdirSync(path.dirname(file), { recursive: true });
   const before = fs.existsSync(file) ? readText(file) : content;
-  fs.writeFileSync(file, withLineEnds(content, before));
+  fs.writeFileSync(file, withLineEnds(content, before.includes("\r\n") ? "\r\n" : "\n"));
   return `wrote ${content.length} characters to ${name}`;
 }
 
 function editText(name: string, oldText: string, newText: string): string {
   const file = safePath(name, WORKSPACE);
   const content = readText(file);
-  const old = content.includes(oldText) ? oldText : withLineEnds(oldText, content);
-  const parts = content.split(old); // what stands between the places where it occurs
-  const times = old === "" ? 0 : parts.length - 1;
-  if (times !== 1)
+  const places = placesOf(oldText, content);
+  const [place] = places;
+  const times = places.length;
+  if (place === undefined || times > 1)
     throw new Error(`old_text occurs ${times} times in ${name}; it must occur exactly once`);
-  fs.writeFileSync(file, parts.join(withLineEnds(newText, content)));
+  const text = withLineEnds(newText, lineEndAt(place.start, content));
+  fs.writeFileSync(file, content.slice(0, place.start) + text + content.slice(place.end));
   return `edited ${name}`;
+}
+
+/** Where a passage stands in the content, whatever the line ends of both. */
+function placesOf(passage: string, content: string): { start: number; end: number }[] {
+  if (passage === "") return [];
+  const lines = passage.split(/\r?\n/).map((line) => line.replace(/[$()*+.?[\\\]^{|}]/g, "\\$&"));
+  const pattern = lines.join("(?:\\r\\n|(?<!\\r)\\n)");
+  // Only a look-ahead finds both places of "aa" in "aaa", because they overlap.
+  return [...content.matchAll(new RegExp(`(?=(${pattern}))`, "g"))].map((match) => {
+    return { start: match.index, end: match.index + (match[1] ?? "").length };
+  });
+}
+
+/** The line end at a place, as a file may have both kinds: the next one, else the one before. */
+function lineEndAt(index: number, content: string): string {
+  const before = content.slice(0, index).match(/\r?\n/g) ?? [];
+  return /\r?\n/.exec(content.slice(index))?.[0] ?? before.at(-1) ?? "\n";
 }
 
 // bashはワークスペースで始まるが、閉じ込められてはいない。あなたが読めるものは.envでも読める。
@@ -554,6 +849,9 @@ function editText(name: string, oldText: string, newText: string): string {
 const SAFE_ENV =
   "PATH HOME USER LANG TERM TZ TMPDIR TEMP TMP SystemRoot ComSpec PATHEXT USERPROFILE APPDATA";
 const WINDOWS = process.platform === "win32";
+const PIPE_GRACE = 500; // ms after the end of a script, to read what it printed last
+
+const SHELLS = new Set<ChildProcess>(); // that are running
 
 /** Runs a script for at most `seconds`, and gives its output. Throws if it fails or is stopped. */
 async function bash(script: string, seconds: number, signal?: AbortSignal): Promise<string> {
@@ -565,10 +863,11 @@ async function bash(script: string, seconds: number, signal?: AbortSignal): Prom
   const stop = (why: string) => {
     stopped = why;
     killGroup(child.pid);
-    // グループを抜けた子プロセスがパイプを握っているかもしれないので、待たずに閉じる。
-    child.stdout.destroy();
-    child.stderr.destroy();
+    closePipes();
   };
+  // グループを抜けた子プロセスがパイプを握っているかもしれないので、待たずに閉じる。
+  const closePipes = () => [child.stdout, child.stderr].map((pipe) => pipe.destroy());
+  child.on("exit", () => setTimeout(closePipes, PIPE_GRACE).unref());
   const interrupt = () => stop("interrupted by the user");
   const limit = Math.min(Math.max(seconds, 1), 600);
   const timer = setTimeout(() => stop(`stopped after ${limit} s`), limit * 1000);
@@ -595,6 +894,8 @@ function startShell(script: string) {
     windowsHide: true,
   });
   if (!WINDOWS) child.on("exit", () => killGroup(child.pid));
+  SHELLS.add(child);
+  child.on("close", () => SHELLS.delete(child));
   return child;
 }
 
@@ -680,8 +981,7 @@ const sha256 = (data: string) => crypto.createHash("sha256").update(data);
 function parseObject(json: string): object | undefined {
   try {
     const value: unknown = JSON.parse(json);
-    if (typeof value !== "object" || value === null || Array.isArray(value)) return undefined;
-    return value;
+    return isObject(value) ? value : undefined;
   } catch {
     return undefined;
   }
@@ -695,20 +995,61 @@ function replaceFile(file: string, content: string): void {
   // Flushed first, because the new name must never stand for content that is not on the disk yet.
   fs.writeFileSync(`${file}.tmp`, content, { flush: true });
   fs.renameSync(`${file}.tmp`, file);
+  flushFolder(path.dirname(file));
+}
+
+/** Flushes the names in a folder. Without that, a power cut can take a new file with it. */
+function flushFolder(dir: string): void {
   if (WINDOWS) return; // Windowsではフォルダーを書き出せない
-  const folder = fs.openSync(path.dirname(file), "r");
+  const folder = fs.openSync(dir, "r");
   fs.fsyncSync(folder);
   fs.closeSync(folder);
 }
 
 /**
- * Quarantine: a file that can't be used is renamed and reported, so that it neither stops the
- * program nor gets lost. Because a part of the name is random, no older file is overwritten.
+ * Quarantine: a file or folder that can't be used is renamed and reported, so that it neither stops
+ * the program nor gets lost. If that is impossible, it is said, and the program goes on.
  */
 function quarantine(file: string, why: string): void {
-  const name = `${file}.${crypto.randomUUID().slice(0, 8)}.quarantined`;
-  fs.renameSync(file, name);
-  warn(`${file}を隔離しました（${path.basename(name)}に改名）：${why}`);
+  // It need not be readable for that, and a link is renamed itself, also if it leads nowhere.
+  let name = "";
+  do {
+    name = `${file}.${crypto.randomUUID().slice(0, 8)}.quarantined`;
+  } while (fs.lstatSync(name, { throwIfNoEntry: false })); // renaming would overwrite it
+  try {
+    fs.renameSync(file, name);
+    warn(`${file}を隔離しました（${path.basename(name)}に改名）：${why}`);
+  } catch (error) {
+    warn(`${file}は使えず、改名もできませんでした（${error}）：${why}`);
+  }
+}
+
+/**
+ * What `read` gives for a file or folder in .state; undefined if there is none. One that can't be
+ * read, for example a folder in place of a file, is quarantined.
+ */
+function readOrQuarantine<T>(file: string, read: (file: string) => T): T | undefined {
+  try {
+    return read(file);
+  } catch (error) {
+    // A link that leads nowhere can't be found either, but its name is taken.
+    if (fs.lstatSync(file, { throwIfNoEntry: false })) quarantine(file, String(error));
+    return undefined;
+  }
+}
+
+/** Makes a folder of .state. What is in its place and can't be read as a folder is quarantined. */
+function makeFolder(dir: string): void {
+  if (readOrQuarantine(dir, (found) => fs.readdirSync(found))) return;
+  fs.mkdirSync(dir, { recursive: true, mode: 0o700 }); // only this user may read what people said
+  flushFolder(path.dirname(dir));
+}
+
+const DISK_ERRORS = "ENOSPC EDQUOT EROFS EACCES EPERM EIO EMFILE ENFILE".split(" ");
+
+/** Whether the file system refused: it is full or read-only, for example, and may not stay so. */
+export function isDiskError(error: unknown): boolean {
+  return error instanceof Error && "code" in error && DISK_ERRORS.includes(String(error.code));
 }
 
 // セッションファイルの中身。書いた行は変えも消しもしない。履歴を縮めるときも1行足すだけで、
@@ -732,6 +1073,14 @@ interface LogRecord {
   shorten?: { toolUseIds: string[] };
 }
 
+/** Whether replay can use a record, whose fields may be anything if somebody edited the file. */
+function canBeReplayed({ message, compaction, shorten }: LogRecord): boolean {
+  if (message && !["user", "assistant"].includes(message.role)) return false;
+  if (message && !(Array.isArray(message.content) && message.content.every(isObject))) return false;
+  if (shorten && !Array.isArray(shorten.toolUseIds)) return false;
+  return !compaction || (typeof compaction.summary === "string" && compaction.keepFrom > 0);
+}
+
 /**
  * An append-only log in JSON Lines: one record a line, added at the end. Nothing that is in the
  * file is written again, so a crash can damage at most the line that is being added.
@@ -740,6 +1089,7 @@ class JsonlFile {
   readonly file: string;
   lines = 0; // how many it has
   #isTorn = false; // whether the last line lacks its end
+  #sizeBefore: number | undefined; // of the file, if the last append failed
 
   constructor(file: string) {
     this.file = file;
@@ -747,34 +1097,68 @@ class JsonlFile {
 
   /** Every readable line, with its number. The others stay in the file, and are reported. */
   read(): { line: number; record: object }[] {
-    if (!fs.existsSync(this.file)) return [];
-    const lines = fs.readFileSync(this.file, "utf8").split("\n");
+    const text = readOrQuarantine(this.file, (file) => fs.readFileSync(file, "utf8"));
+    if (text === undefined) return [];
+    const lines = text.split("\n");
     // Behind the last line end there is nothing, unless a crash has torn the last line.
     this.#isTorn = lines.at(-1) !== "";
     if (!this.#isTorn) lines.pop();
     this.lines = lines.length;
     const records: { line: number; record: object }[] = [];
+    const bad = text === "" ? [1] : []; // we never leave a file empty
     for (const [index, json] of lines.entries()) {
-      const line = index + 1;
       const record = parseObject(json);
-      if (record) records.push({ line, record });
-      else warn(`${this.file}の${line}行目：読み取れないため、飛ばします。この行はファイルに残ります。`);
+      if (record) records.push({ line: index + 1, record });
+      else bad.push(index + 1);
     }
+    this.skip(bad);
     return records;
   }
 
-  /** Adds a record with the time, and gives the number of its line. */
+  /** Reports lines that can't be used. They stay in the file. */
+  skip(lines: number[]): void {
+    // A file of another kind may have thousands of them.
+    const shown = lines.length > 10 ? `${lines.slice(0, 10).join(", ")}, …` : lines.join(", ");
+    if (shown) warn(`${this.file}の${shown}行目：読み取れないため、飛ばします。内容はファイルに残ります。`);
+  }
+
+  /** 時刻を添えて追記し、行番号を返す。戻ったときには、もうファイルに書かれている。 */
   append(record: object): number {
     const json = JSON.stringify({ at: new Date().toISOString(), ...record });
     // Behind a torn line the record would be unreadable, too, so a line end comes first.
     const lineEnd = this.#isTorn ? "\n" : "";
-    // If appending fails, half of the line may be in the file, which then counts as a line.
-    this.#isTorn = true;
-    this.lines += 1;
-    fs.appendFileSync(this.file, `${lineEnd}${json}\n`);
+    const file = fs.openSync(this.file, "a");
+    try {
+      // A full disk may have taken a part of the last record, which nobody counts as stored.
+      if (this.#sizeBefore !== undefined) fs.ftruncateSync(file, this.#sizeBefore);
+      this.#sizeBefore = fs.fstatSync(file).size;
+      fs.appendFileSync(file, `${lineEnd}${json}\n`);
+      fs.fsyncSync(file);
+      if (this.lines === 0) flushFolder(path.dirname(this.file)); // the file is new
+      this.#sizeBefore = undefined;
+    } finally {
+      fs.closeSync(file);
+    }
     this.#isTorn = false;
+    this.lines += 1;
     return this.lines;
   }
+}
+
+/** A turn: the message that began it, and all up to the next turn. [] if it is not in the list. */
+function turnOf(messages: Message[], first: Message | undefined): Message[] {
+  const start = first ? messages.indexOf(first) : -1;
+  if (start < 0) return [];
+  const length = messages.slice(start + 1).findIndex(startsTurn) + 1;
+  return length === 0 ? messages.slice(start) : messages.slice(start, start + length);
+}
+
+/** The stored turn of a message, if other turns have followed it: then it can't be continued. */
+function earlierTurn(conversation: Conversation, message?: InboundMessage): Message[] | undefined {
+  if (!message || !(conversation instanceof Session)) return undefined;
+  const turn = turnOf(conversation.messages, conversation.asked.get(message.id));
+  const isLast = turn.at(-1) === conversation.messages.at(-1);
+  return turn.length === 0 || isLast ? undefined : turn;
 }
 
 /** ディスクに残る会話。リストは元のままで、その裏に、すべてを記録したファイルがある。 */
@@ -786,21 +1170,28 @@ export class Session extends Conversation {
   countsValidFrom = 0;
   #log: JsonlFile;
   #lineOf = new Map<Message, number>(); // where each message is in the file
-  #inboxIds = new Set<string>();
+  readonly asked = new Map<string, Message>(); // by inbox id: the message that it is the id of
 
-  /** ファイルをリプレイする。 */
-  constructor(file: string) {
+  /** Replays the file. The folder says whose it is (`key`), because its first line may be torn. */
+  constructor(file: string, key = "") {
     super();
     this.id = path.basename(file, ".jsonl");
+    this.header.key = key;
     this.#log = new JsonlFile(file);
-    for (const { line, record } of this.#log.read()) this.#replay(record, line);
+    const bad: number[] = [];
+    for (const { line, record } of this.#log.read()) {
+      if (canBeReplayed(record)) this.#replay(record, line);
+      else bad.push(line);
+    }
+    this.#log.skip(bad);
   }
 
   #replay(record: LogRecord, line: number): void {
     const { key = "", label = "", at = "" } = record;
-    if (line === 1) this.header = { key, label, at };
-    if (Array.isArray(record.message?.content)) this.#add(record.message, line);
-    if (record.inboxId) this.#inboxIds.add(record.inboxId);
+    if (line === 1)
+      this.header = { key: this.header.key || key, label: String(label), at: String(at) };
+    if (record.message) this.#add(record.message, line);
+    if (record.inboxId && record.message) this.asked.set(record.inboxId, record.message);
     if (record.compaction) this.#compact(record.compaction.summary, record.compaction.keepFrom);
     if (record.shorten) this.#shorten(new Set(record.shorten.toolUseIds));
   }
@@ -808,9 +1199,18 @@ export class Session extends Conversation {
   /** リストより先にディスクへ。だから、モデルに見せたものは必ず残っている。 */
   override append(message: Message, about: { inboxId?: string } = {}): void {
     // Appending is idempotent: after a crash the inbox brings a message again that is here already.
-    if (about.inboxId && this.#inboxIds.has(about.inboxId)) return;
+    if (about.inboxId && this.#isAsked(about.inboxId)) return;
     this.#add(message, this.#log.append({ message, ...about }));
-    if (about.inboxId) this.#inboxIds.add(about.inboxId);
+    if (about.inboxId) this.asked.set(about.inboxId, message);
+  }
+
+  /** Whether a message is here, and its answer is here as well or can still be given. */
+  #isAsked(inboxId: string): boolean {
+    const last = turnOf(this.messages, this.asked.get(inboxId)).at(-1);
+    if (!last) return false;
+    // A turn that was never answered can't be finished when another one has followed it, because
+    // the model answers what comes last. So the message is asked once more, at the end.
+    return last === this.messages.at(-1) || !needsReply(last);
   }
 
   #add(message: Message, line: number): void {
@@ -867,6 +1267,7 @@ export class SessionStore {
 
   constructor(dir: string) {
     this.#dir = dir;
+    makeFolder(dir);
   }
 
   /** このキーの現在のセッション。なければ新しく作る。 */
@@ -879,27 +1280,34 @@ export class SessionStore {
   /** このキーで新しいセッションを始め、現在のセッションにする。 */
   create(key: string, label = ""): Session {
     const id = crypto.randomUUID().slice(0, 8);
-    const header = { v: 1, id, key, label, at: new Date().toISOString() };
-    fs.mkdirSync(this.#folder(key), { recursive: true });
-    fs.writeFileSync(this.#file(key, id), `${JSON.stringify(header)}\n`, { flag: "wx" });
-    return this.#makeCurrent(key, new Session(this.#file(key, id)));
+    const file = this.#file(key, id);
+    makeFolder(this.#folder(key));
+    try {
+      new JsonlFile(file).append({ v: 1, id, key, label });
+    } catch (error) {
+      fs.rmSync(file, { force: true }); // each new attempt on a full disk would leave one more
+      throw error;
+    }
+    return this.#makeCurrent(key, new Session(file, key));
   }
 
   /** このキーのセッション。新しいものが後ろ。 */
   list(key: string): Session[] {
-    return this.#sessionsIn(this.#folder(key));
+    return this.#sessionsIn(this.#folder(key), key);
   }
 
-  #sessionsIn(folder: string): Session[] {
-    if (!fs.statSync(folder, { throwIfNoEntry: false })?.isDirectory()) return [];
-    const files = fs.readdirSync(folder).filter((name) => name.endsWith(".jsonl"));
-    const sessions = files.map((name) => new Session(path.join(folder, name)));
+  #sessionsIn(folder: string, key?: string): Session[] {
+    const names = readOrQuarantine(folder, (dir) => fs.readdirSync(dir)) ?? [];
+    const files = names.filter((name) => name.endsWith(".jsonl"));
+    const opened = files.map((name) => this.#open(path.join(folder, name), key));
+    const sessions = opened.filter((session) => session !== undefined);
     return sessions.sort((a, b) => (a.header.at < b.header.at ? -1 : 1));
   }
 
   /** すべてのキーの、すべてのセッション。 */
   all(): Session[] {
-    const folders = fs.existsSync(this.#dir) ? fs.readdirSync(this.#dir) : [];
+    const names = fs.existsSync(this.#dir) ? fs.readdirSync(this.#dir) : [];
+    const folders = names.filter((name) => !name.endsWith(".quarantined"));
     return folders.flatMap((name) => this.#sessionsIn(path.join(this.#dir, name)));
   }
 
@@ -919,12 +1327,14 @@ export class SessionStore {
 
   /** ファイル"current"が指すセッション。おかしければ最新のもの。何も失われない。 */
   #stored(key: string): Session | undefined {
-    const pointer = path.join(this.#folder(key), "current");
-    if (!fs.existsSync(pointer)) return this.list(key).at(-1);
-    const id = fs.readFileSync(pointer, "utf8");
+    const folder = this.#folder(key);
+    if (!readOrQuarantine(folder, (dir) => fs.readdirSync(dir))) return undefined;
+    const pointer = path.join(folder, "current");
+    const id = readOrQuarantine(pointer, readText);
+    if (id === undefined) return this.list(key).at(-1);
     // The id becomes part of a path, so it may hold no "/", for example.
-    const isSession = /^[\w-]+$/.test(id) && fs.existsSync(this.#file(key, id));
-    if (isSession) return new Session(this.#file(key, id));
+    const session = /^[\w-]+$/.test(id) ? this.#open(this.#file(key, id), key) : undefined;
+    if (session) return session;
     quarantine(pointer, t("セッションを指していません。代わりに最新のセッションを使います。"));
     return this.list(key).at(-1);
   }
@@ -939,6 +1349,12 @@ export class SessionStore {
       fs.rmSync(path.join(this.#dir, name), { recursive: true });
       this.#loaded.delete(decodeURIComponent(name));
     }
+  }
+
+  /** The session in a file. Undefined if there is none, or if it had to be quarantined. */
+  #open(file: string, key?: string): Session | undefined {
+    const session = new Session(file, key);
+    return fs.existsSync(file) ? session : undefined;
   }
 
   #folder(key: string): string {
@@ -958,32 +1374,83 @@ export class SessionStore {
  * session would get mixed up. Throws if another process has the lock.
  */
 export function lockFolder(dir: string): void {
+  makeFolder(dir);
   const file = path.join(dir, "lock");
-  fs.mkdirSync(dir, { recursive: true, mode: 0o700 }); // only this user may read what people said
-  if (fs.existsSync(file)) removeStaleLock(file, path.dirname(dir));
-  // wx：ファイルがあれば失敗する。同時にここまで来ても、通るのは一方だけ。
-  fs.writeFileSync(file, `${process.pid} ${crypto.randomUUID()}`, { flag: "wx" });
-  process.on("exit", () => fs.rmSync(file, { force: true }));
+  const mine = `${process.pid} ${startTime(process.pid)}`;
+  const takeover = beginTakeover(`${file}.takeover`);
+  try {
+    checkUnlocked(file, path.dirname(dir));
+    fs.writeFileSync(file, mine); // not flushed, since a power cut ends this process as well
+  } finally {
+    fs.rmSync(takeover, { force: true });
+  }
+  const isOurs = () => readOrQuarantine(file, readText) === mine;
+  process.on("exit", () => isOurs() && fs.rmSync(file));
+  // While this process is stopped, for example by Ctrl+Z, a person may delete its lock.
+  process.on("SIGCONT", () => {
+    if (isOurs()) return;
+    fail(`このプロセスは${dir}のロックを失ったため、終了します。`);
+    process.exit(1);
+  });
 }
 
-/** Removes the lock that a killed process left behind. Throws if its process is alive. */
-function removeStaleLock(file: string, workspace: string): void {
-  const before = fs.readFileSync(file, "utf8");
-  const pid = Number.parseInt(before, 10);
+/**
+ * Gives an exclusive file. Whoever has it is the only process that looks at the lock and takes it:
+ * otherwise two could find the same stale lock, and the second would take away the first one's new
+ * lock. That needs a moment, for which the others wait.
+ */
+function beginTakeover(name: string): string {
+  let number = 1;
+  while (true) {
+    const file = `${name}.${number}`;
+    try {
+      fs.closeSync(fs.openSync(file, "wx")); // "wx" fails if the file exists
+      return file;
+    } catch (error) {
+      if ((error as NodeJS.ErrnoException).code !== "EEXIST") throw error;
+    }
+    const age = Date.now() - (fs.lstatSync(file, { throwIfNoEntry: false })?.mtimeMs ?? Date.now());
+    // After a crash the file stays for ever, and the next number is used. If it were removed, one
+    // who has looked at the old file just now could remove a new one in its place.
+    if (Math.abs(age) > TAKEOVER_LIMIT) number += 1;
+    else Atomics.wait(new Int32Array(new SharedArrayBuffer(4)), 0, 0, 20); // sleeps for 20 ms
+  }
+}
+
+const TAKEOVER_LIMIT = 5_000; // ms, after which the process of a takeover must be dead
+
+/** Throws if another living process has the lock. */
+function checkUnlocked(file: string, workspace: string): void {
+  const lock = readOrQuarantine(file, readText);
+  if (lock === undefined) return;
+  const [, pid = "", started] = /^([1-9]\d*)(?: (.*))?$/.exec(lock) ?? [];
+  if (pid === "") quarantine(file, t("プロセス番号がないため、ロックとして使えません。"));
+  // In a container each start can have the same pid, so our own is that of an earlier start.
+  if (Number(pid) === process.pid || !isAlive(Number(pid))) return;
+  // The pid may be that of another program by now. Where nobody knows the time, it counts as ours.
+  const time = startTime(Number(pid));
+  if (time !== "" && time !== started) return;
   const who = `process ${pid} is using ${workspace}`;
-  if (isAlive(pid)) throw new Error(`${who}: stop it, set CLAW0_WORKSPACE, or delete ${file}`);
-  // 同時に起動した2つが同じ古いロックを見つけ、相手がもう新しいロックを置いているかもしれない。
-  // そこで、まず改名して手元に移す（成功するのは一方だけ）。中を見直し、別物なら戻す。
-  const taken = `${file}.${process.pid}`;
-  fs.renameSync(file, taken);
-  if (fs.readFileSync(taken, "utf8") !== before) fs.renameSync(taken, file);
-  fs.rmSync(taken, { force: true });
+  throw new Error(`${who}: stop it, set CLAW0_WORKSPACE, or delete ${file}`);
+}
+
+/** When a process started, as the system writes it; "" if it is dead, or if nobody knows. */
+function startTime(pid: number): string {
+  try {
+    const stat = fs.readFileSync(`/proc/${pid}/stat`, "utf8");
+    // It is field 22. Field 2 is the name of the program in brackets, which may hold spaces.
+    return stat.slice(stat.lastIndexOf(")")).split(" ")[20] ?? "";
+  } catch {
+    // Two processes may have other settings, but must read the same time.
+    const neutral = { ...process.env, LC_ALL: "C", TZ: "UTC" };
+    const options = { env: neutral, encoding: "utf8" } as const;
+    const ps = spawnSync("ps", ["-o", "lstart=", "-p", String(pid)], options);
+    return (ps.stdout ?? "").trim(); // Windows has no ps
+  }
 }
 
 function isAlive(pid: number): boolean {
-  if (!(pid > 0)) return false; // the file does not begin with a number
-  // In a container each start can have the same pid, so our own is that of an earlier start.
-  if (pid === process.pid) return false;
+  if (pid === 0) return false; // kill would take it for our own group
   try {
     return process.kill(pid, 0); // signal 0 is not delivered; it only tests the process
   } catch (error) {
@@ -1019,10 +1486,25 @@ const SUMMARISE =
 const shortened = ({ content }: Anthropic.ToolResultBlockParam) =>
   keepEnds(String(content), BIG_RESULT / 2).toWellFormed();
 
-/** Whether the request was too long. The API has no error type for it, so we look at the words. */
+// How a server says that a request is too long. The first of these types has the status 413 and may
+// come from a proxy, then as a page without a type; the second one is llama.cpp's.
+const OVERFLOW_TYPES: unknown[] = ["request_too_large", "exceed_context_size_error"];
+// For the usual case the API has neither a type nor a code of its own: it is a bad request like any
+// other. So only the words are left: two sentences of the API, and one of compatible servers.
+const OVERFLOW_WORDS = /prompt is too long|exceed context limit|maximum context length/i;
+
+/** Whether the request was too long for the model. */
 export function isOverflow(error: unknown): boolean {
-  return error instanceof Anthropic.BadRequestError && /prompt is too long/i.test(error.message);
+  if (!(error instanceof Anthropic.APIError)) return false;
+  if (error.status === 413 || OVERFLOW_TYPES.includes(error.type)) return true;
+  // An error inside a stream has no status. The words count only in a bad request, because a rate
+  // limit may speak of a prompt that is too long for it, too.
+  const isBadRequest = error.status === 400 || error.type === "invalid_request_error";
+  return isBadRequest && OVERFLOW_WORDS.test(error.message);
 }
+
+/** An interrupted reply has no count of tokens, and some servers send none, or only zeros. */
+const isCounted = (m: Message) => m.role === "assistant" && m.usage?.input_tokens > 0;
 
 /** 玉ねぎ構造の2層目。会話をコンテキストウィンドウに収める。 */
 export class ContextGuard {
@@ -1037,15 +1519,14 @@ export class ContextGuard {
     const { messages } = conversation;
     // A count from before a compaction is too high, and would bring one compaction after another.
     const start = conversation instanceof Session ? conversation.countsValidFrom : 0;
-    // A reply that was interrupted has no stop reason, and no count either.
-    const counted = messages.findLastIndex((m, index) => index >= start && m.stop_reason);
+    const counted = messages.findLastIndex((m, index) => index >= start && isCounted(m));
     const last = messages[counted];
     const tail = tokensOf(messages.slice(counted + 1));
     if (last?.role !== "assistant")
       return tail + estimateTokens(JSON.stringify([buildSystemPrompt({}), TOOLS]));
     const { usage } = last;
     const cached = (usage.cache_read_input_tokens ?? 0) + (usage.cache_creation_input_tokens ?? 0);
-    return usage.input_tokens + cached + usage.output_tokens + tail;
+    return usage.input_tokens + cached + (usage.output_tokens ?? 0) + tail;
   }
 
   /** `inner`を実行する。会話が長すぎるときは、最大3段階で縮める。 */
@@ -1136,7 +1617,7 @@ function newestThatFits(text: string, tokens: number): string {
 
 /** Asks the model for one summary. Throws if it gives none. */
 async function requestSummary(session: Session, text: string, options: TurnOptions) {
-  const content = `Summary so far: ${session.summary || "none"}\n\nSince then:\n${text}`;
+  const content = `Summary so far: ${session.summary.toWellFormed() || "none"}\n\nSince then:\n${text}`;
   const messages = [{ role: "user" as const, content }];
   const request = {
     model: options.model ?? MODEL,
@@ -1191,9 +1672,9 @@ Object.assign(HANDLERS, {
   list_directory: (input) => {
     const folder = safePath(String(input.path ?? "."), WORKSPACE);
     const entries = fs.readdirSync(folder, { withFileTypes: true });
-    const names = entries.map((entry) => entry.name + (entry.isDirectory() ? "/" : ""));
-    const visible = names.filter((name) => name !== ".state/");
-    return visible.sort().join("\n");
+    const visible = entries.filter(({ name }) => !isState(name));
+    const names = visible.map((entry) => entry.name + (entry.isDirectory() ? "/" : ""));
+    return names.sort().join("\n");
   },
   get_current_time: () => new Date().toString(),
 } satisfies Record<string, Handler>);
@@ -1217,7 +1698,8 @@ async function runCommand(line: string, app: App, options: TurnOptions): Promise
   const found = Object.hasOwn(COMMANDS, name) ? COMMANDS[name] : undefined;
   if (!found) return t(`/${name}というコマンドはありません。一覧は/helpで見られます。`);
   const shown = await found.run(rest.join(" ").trim(), app, options);
-  return typeof shown === "string" ? shown : shown.join("\n");
+  const lines = typeof shown === "string" ? shown : shown.join("\n");
+  return lines || t("表示するものはありません。");
 }
 
 command("help", "使えるコマンドの一覧", () =>
@@ -1273,14 +1755,17 @@ export interface InboundMessage {
   channel: string;
   accountId: string; // こちらのどのアカウントに届いたか
   peerId: string; // the chat, which is where the answer goes
-  senderId: string; // 送り主
+  senderId: string; // the person, or the channel or group in whose name a person writes
+  senderName?: string; // as the person chose it, so it may pretend to be anybody's
   guildId?: string; // チャットが属するもの：スーパーグループや会社
   isGroup: boolean;
-  text: string;
+  text: string; // "" if it is of a kind that we can't read
+  quoted?: string; // what it answers
   media: { kind: string; id: string }[];
   at: number; // when it was sent, in ms
   part?: string; // all parts of one message share it: the pictures of an album, say
-  attempts?: number; // 処理を始めた回数。受信箱が数える
+  // 処理を始めた回数。受信箱が数える
+  attempts?: number;
 }
 
 /** 誰の会話に入るかが決まったメッセージ。決めるのは、届いたときの一度だけ。 */
@@ -1321,11 +1806,13 @@ export interface Channel {
 export class SendError extends Error {
   permanent: boolean; // no attempt will ever succeed
   retryAfter?: number; // APIが待つように言ってきた秒数。
+  isUnknown: boolean; // the platform refused, and we don't know whether an attempt can succeed
 
-  constructor(why: string, permanent = false, retryAfter?: number) {
+  constructor(why: string, permanent = false, retryAfter?: number, isUnknown = false) {
     super(why);
     this.permanent = permanent;
     this.retryAfter = retryAfter;
+    this.isUnknown = isUnknown;
   }
 }
 
@@ -1348,20 +1835,70 @@ function toolsFor({ message }: TurnOptions): Anthropic.Tool[] {
   return isTrusted ? TOOLS : TOOLS.filter(({ name }) => !OWNER_TOOLS.includes(name));
 }
 
+/** At most so many characters of a quoted message are repeated to the model. */
+const MAX_QUOTE = 2_000;
+
 /**
- * The name of the command in a direct chat on a platform, or "". In a group it is plain text,
- * because otherwise anybody there could end the conversation of all the others.
+ * What the model is told about the person's words: in a group who wrote them, and what they answer.
+ * It is a block of its own behind them, because in the same block a person could write the like and
+ * pose as somebody else. As JSON a name can't leave its quotation marks, nor, without "<", the
+ * block. The id tells two people apart who have chosen the same name.
  */
-function publicCommand({ channel, isGroup, text }: Routed): string {
-  if (channel === "cli" || isGroup) return "";
-  return /^\/(new|help)\b/.exec(text)?.[1] ?? "";
+function attributionOf(message?: InboundMessage): string[] {
+  const { isGroup, senderId: id, senderName = "", quoted } = message ?? {};
+  const lines: string[] = [];
+  const toJson = (value: unknown) => JSON.stringify(value).replaceAll("<", "\\u003c");
+  if (isGroup) {
+    const name = withoutControls(senderName).replace(/\s+/g, " ").slice(0, 100);
+    lines.push(`The words above are from ${toJson({ name: name || undefined, id })}.`);
+  }
+  if (quoted) lines.push(`They answer this message: ${toJson(keepEnds(quoted, MAX_QUOTE))}`);
+  return lines.length > 0 ? [`<context>\n${lines.join("\n")}\n</context>`] : [];
+}
+
+// In objects of platforms these fields hold words that a person reads, not ids or sizes.
+const WORD_FIELDS = (
+  "title name first_name last_name phone_number address latitude longitude emoji value question " +
+  "text description topic options"
+).split(" ");
+
+/** The words in an object from a platform, such as a poll, at any depth, in their order. */
+function wordsOf(value: unknown, isWord = false): string[] {
+  const isLeaf = typeof value === "string" || typeof value === "number";
+  if (isLeaf) return isWord && value !== "" ? [String(value)] : [];
+  return Object.entries(value ?? {}).flatMap(([field, inner]) =>
+    wordsOf(inner, Array.isArray(value) ? isWord : WORD_FIELDS.includes(field)),
+  );
+}
+
+/** A message that is more than a text, for the model: its kind in brackets, and its words. */
+const describeKind = (kind: string, ...words: string[]) => [`[${kind}]`, ...words].join(" ").trim();
+
+const MAX_REMEMBERED = 1_000;
+
+/** Drops the oldest entry of a map or a set if it has too many, so that none grows for ever. */
+function forgetOldest(entries: Map<string, unknown> | Set<string>): void {
+  const [oldest] = entries.keys();
+  if (entries.size > MAX_REMEMBERED && oldest !== undefined) entries.delete(oldest);
+}
+
+/**
+ * The command in a direct chat on a platform, as a line of the terminal; undefined for other words.
+ * In a group it is plain text, because otherwise anybody there could end the conversation of all
+ * the others. Telegram's apps add the name of the bot, as in "/new@our_bot".
+ */
+function publicCommand({ channel, isGroup, text }: Routed): string | undefined {
+  if (channel === "cli" || isGroup) return undefined;
+  const [, name, label] = /^\/(new|help)(?:@\w+)?(?:\s+(.*))?$/s.exec(text) ?? [];
+  return name && `/${name} ${label ?? ""}`.trim();
 }
 
 /** メッセージへの答え。モデルか、誰でも使える2つのコマンドのどちらかが答える。 */
 async function answerTo(message: Routed, app: App, options: TurnOptions): Promise<string> {
-  const name = publicCommand(message);
-  if (name === "help") return t("/newで新しい会話を始められます。");
-  if (name) return runCommand(message.text, { ...app, key: message.sessionKey }, options);
+  if (message.text === "") return t("この種類のメッセージは読み取れません。");
+  const line = publicCommand(message);
+  if (line?.startsWith("/help")) return t("/newで新しい会話を始められます。");
+  if (line) return runCommand(line, { ...app, key: message.sessionKey }, options);
   const session = app.store.current(message.sessionKey);
   // 文字の片割れ（サロゲートの半分）を送れるクライアントもある。そのまま残すと、このリクエストも
   // 以後のリクエストもすべて通らなくなる。
@@ -1412,7 +1949,8 @@ export class CliChannel implements Channel {
   async start(onMessage: Accept): Promise<void> {
     this.closed = new Terminal().run(async (line, signal) => {
       if (line.startsWith("/")) return info(await runCommand(line, this.#app, { signal }));
-      return onMessage(this.#read(line), signal).done;
+      const text = line.replaceAll(PASTED_LINE_END, "\n");
+      return onMessage(this.#read(text), signal).done;
     });
   }
 
@@ -1450,31 +1988,48 @@ function showTyping(channel: Channel | undefined, peerId: string): () => void {
   return () => clearInterval(timer);
 }
 
+// Blanks, control and zero-width characters, and the Braille pattern without a dot.
+const INVISIBLE = /^[\s\p{Cc}\p{Cf}\p{Default_Ignorable_Code_Point}\u2800]*$/u;
+
+/** Whether a person sees anything of a text. No platform takes one of which they would not. */
+const canBeSeen = (text: string) => !INVISIBLE.test(text);
+
 /**
  * 答えを、プラットフォームが受け取れる長さに分けてキューに入れる。戻ったときにはディスクにある。
  * クラッシュのあとで同じ答えがまた来ても、idが同じなので、入るのは一度だけ。
  */
 export async function reply(app: App, { id, channel, peerId: to }: InboundMessage, answer: string) {
   const target = app.channels.get(channel);
-  const text = answer.trim() || t("（返す内容がありません）");
-  if (!target) return;
+  const text = canBeSeen(answer) ? answer.trim() : t("（返す内容がありません）");
   // Whoever sees a reply while it is made sits in front of it, so nothing has to wait in a queue.
-  if (target.stream) return target.send(to, text);
-  for (const [part, piece] of chunkMessage(text, target.limit).entries()) {
+  if (target?.stream) {
+    await target.send(to, text);
+    return true;
+  }
+  if (!target) warn(`${id}: まだ送っていません：チャネル${channel}が設定されていません`);
+  for (const [part, piece] of chunkMessage(text, target?.limit ?? COMMON_LIMIT).entries()) {
     app.queue.add(newDelivery(`${id}#${part}`, { channel, to, text: piece }));
   }
   app.delivery.wake(recipientOf({ channel, to }));
+  return true;
 }
 
-// -- 2 · Nothing lost, and in order --
+// -- 2 · Nothing lost --
+
+const numberOf = (file: string) => Number.parseInt(path.basename(file), 10);
 
 /** フォルダーの中の、自分で書き終えたファイル。"….json.tmp"は書きかけかもしれない。 */
 function numberedFiles(folder: string): string[] {
+  if (!fs.existsSync(folder)) return []; // somebody has deleted it
   const names = fs.readdirSync(folder).filter((name) => /^\d+\.json$/.test(name));
-  return names.sort().map((name) => path.join(folder, name));
+  const files = names.map((name) => path.join(folder, name));
+  const canBeCounted = (file: string) => Number.isSafeInteger(numberOf(file));
+  for (const file of files) {
+    // A number with 22 digits plus 1 is the same number, so there would be no next one.
+    if (!canBeCounted(file)) quarantine(file, t("番号が大きすぎます"));
+  }
+  return files.filter(canBeCounted).sort((a, b) => numberOf(a) - numberOf(b));
 }
-
-const numberOf = (file: string) => Number.parseInt(path.basename(file), 10);
 
 /** Reads and checks the entry of a file. A bad file is quarantined, and gives undefined. */
 function readEntry<T>(file: string, schema: Anthropic.Tool.InputSchema): T | undefined {
@@ -1496,14 +2051,14 @@ function readEntry<T>(file: string, schema: Anthropic.Tool.InputSchema): T | und
 export class Spool<T extends { id: string }> {
   protected nextNumber = 1;
   protected readonly entries = new Map<string, { entry: T; file: string }>(); // by id, in order
-  readonly #dir: string;
+  protected readonly dir: string;
   readonly #processedLog: JsonlFile;
   readonly #processed = new Set<string>(); // ids
 
   /** Takes up what an earlier run has left in `dir`. The schema says what an entry has to have. */
   constructor(dir: string, schema: Anthropic.Tool.InputSchema) {
-    this.#dir = dir;
-    fs.mkdirSync(dir, { recursive: true });
+    this.dir = dir;
+    makeFolder(dir);
     this.#processedLog = new JsonlFile(path.join(dir, "processed.jsonl"));
     for (const { record } of this.#processedLog.read()) {
       this.#processed.add((record as { id: string }).id); // markProcessed wrote it
@@ -1531,11 +2086,11 @@ export class Spool<T extends { id: string }> {
   /** Keeps an entry, which is on disk when it returns. False if its id was added before. */
   add(entry: T): boolean {
     if (this.#isKnown(entry.id)) return false;
-    // The number is padded with zeros, so that the names sort as the numbers do.
+    // The number is padded with zeros, so that a listing of the folder has them in order.
     const name = `${String(this.nextNumber).padStart(12, "0")}.json`;
-    const file = path.join(this.#dir, name);
-    this.nextNumber += 1;
+    const file = path.join(this.dir, name);
     replaceFile(file, JSON.stringify(entry));
+    this.nextNumber += 1; // last, so that attempts on a full disk don't leave a ".tmp" each
     this.entries.set(entry.id, { entry, file });
     return true;
   }
@@ -1556,7 +2111,7 @@ export class Spool<T extends { id: string }> {
     if (!kept) return;
     // The id is written first, so that a crash between the two steps leaves a file which the next
     // start removes. In the other order nothing would know the id when the entry comes again.
-    this.#processedLog.append({ id });
+    if (!this.#processed.has(id)) this.#processedLog.append({ id });
     this.#processed.add(id);
     fs.rmSync(kept.file, { force: true });
     this.entries.delete(id);
@@ -1576,22 +2131,83 @@ const MAX_ATTEMPTS = 3;
  * クラッシュのあとで、idがメモリにしかなければ、そのクラッシュで忘れている。
  */
 export class Inbox extends Spool<Routed> {
+  // What this start has put there. One of several parts is enough to tell the person.
+  readonly newlyQuarantined = new Map<string, Routed>();
+  readonly #attempted = new Set<Routed>(); // in this run, and not answered yet
+  #isStopping = false;
+
   constructor(dir: string) {
     super(dir, ROUTED);
     // A poison message kills the program, so without a limit it would do so at every start.
     for (const [id, { entry, file }] of this.entries) {
       if ((entry.attempts ?? 0) < MAX_ATTEMPTS) continue;
-      quarantine(file, t("処理を3回試みましたが、一度も完了しませんでした"));
+      quarantine(file, t("3回試みました。/inbox retryで処理し直せます"));
       this.entries.delete(id);
+      this.newlyQuarantined.set(entry.part ?? id, entry);
     }
   }
 
-  /** Counts an attempt before it begins, because the message may kill the program during it. */
+  /**
+   * Counts an attempt before it begins, because the message may kill the program during it. A
+   * turn that begins again in the same run, because the disk was full, is still the same attempt.
+   */
   countAttempt(messages: Routed[]): void {
-    for (const message of messages) {
-      message.attempts = (message.attempts ?? 0) + 1;
-      this.save(message);
+    for (const message of messages.filter((one) => !this.#attempted.has(one))) {
+      const attempts = (message.attempts ?? 0) + (this.#isStopping ? 0 : 1);
+      this.#setAttempts(message, attempts);
+      if (!this.#isStopping) this.#attempted.add(message);
     }
+  }
+
+  /** The object changes after its file: if the disk is full, no attempt has been counted. */
+  #setAttempts(message: Routed, attempts: number): void {
+    const kept = this.entries.get(message.id);
+    if (kept) replaceFile(kept.file, JSON.stringify({ ...message, attempts }));
+    message.attempts = attempts;
+  }
+
+  /** These attempts don't count: they ended, or are about to end, without harm to the program. */
+  giveBack(messages: Routed[]): void {
+    for (const message of messages.filter((one) => this.#attempted.delete(one))) {
+      try {
+        this.#setAttempts(message, (message.attempts ?? 1) - 1);
+      } catch (error) {
+        warn(`${message.id}: ${error}`);
+      }
+    }
+  }
+
+  /** The program is about to end in an orderly way. What is under way does not count, then. */
+  stopCounting(): void {
+    this.#isStopping = true;
+    this.giveBack([...this.#attempted]);
+  }
+
+  /** The messages in quarantine, each with its file. What can't be read as one is left out. */
+  quarantined(): { file: string; message: Routed }[] {
+    const found: { file: string; message: Routed }[] = [];
+    const names = fs.readdirSync(this.dir).filter((name) => /^\d+\.json\..*ned$/.test(name));
+    for (const name of names.sort()) {
+      const file = path.join(this.dir, name);
+      try {
+        const message = checkInput(ROUTED, parseObject(fs.readFileSync(file, "utf8")));
+        found.push({ file, message: message as unknown as Routed });
+      } catch {
+        // It is in quarantine because it can't be used.
+      }
+    }
+    return found;
+  }
+
+  /** Takes the messages out of quarantine, as if they had not been attempted. Gives them. */
+  retry(): Routed[] {
+    const messages: Routed[] = [];
+    for (const { file, message } of this.quarantined()) {
+      const retried = { ...message, attempts: 0 };
+      if (this.add(retried)) messages.push(retried);
+      fs.rmSync(file);
+    }
+    return messages;
   }
 
   /**
@@ -1602,7 +2218,7 @@ export class Inbox extends Spool<Routed> {
    */
   partsOf(message: Routed): Routed[] {
     if (!this.entries.has(message.id)) return [];
-    const isAttempted = ({ attempts = 0 }: Routed) => attempts > 0;
+    const isAttempted = ({ attempts }: Routed) => attempts !== undefined;
     return this.pending()
       .filter(({ part, sessionKey }) => part === message.part && sessionKey === message.sessionKey)
       .filter((other) => isAttempted(other) === isAttempted(message));
@@ -1615,7 +2231,33 @@ export class Inbox extends Spool<Routed> {
    * be left, whose ids the session does not know, and they would be appended as a new message.
    */
   acknowledge(messages: Routed[]): void {
-    for (const { id } of messages.toReversed()) this.markProcessed(id);
+    for (const message of messages.toReversed()) {
+      this.markProcessed(message.id);
+      this.#attempted.delete(message);
+    }
+  }
+}
+
+// -- 3 · In order --
+
+const DISK_RETRY = 60_000; // ミリ秒
+
+/**
+ * Takes one step of a message's path. If the disk refuses it, being full for example, the step is
+ * taken again every minute, so it has to be idempotent. What came later in the conversation waits
+ * for it, because this happens inside runExclusive. The signal ends the wait: then this throws.
+ */
+export async function untilStored<T>(step: () => T | Promise<T>, signal?: AbortSignal): Promise<T> {
+  let isReported = false;
+  while (true) {
+    try {
+      return await step();
+    } catch (error) {
+      if (!isDiskError(error) || signal?.aborted) throw error;
+      if (!isReported) warn(`${error}. ${t("内容は失われていません。1分ごとに再試行します。")}`);
+      isReported = true;
+    }
+    await sleep(DISK_RETRY, undefined, { signal }).catch(() => {}); // rejected by the signal
   }
 }
 
@@ -1684,16 +2326,21 @@ function enqueue(app: App, message: Routed, signal?: AbortSignal): Promise<strin
  */
 export async function handle(app: App, parts: Routed[], signal?: AbortSignal): Promise<string> {
   const text = parts.map((part) => part.text).join("\n");
-  const message = { ...parts[0], text } as Routed; // `parts` is never empty; the first gives the id
+  const media = parts.flatMap((part) => part.media);
+  // `parts` is never empty; the first gives the id.
+  const message = { ...parts[0], text, media } as Routed;
   const channel = app.channels.get(message.channel);
   const stopTyping = showTyping(channel, message.peerId);
   const onText = (piece: string) => channel?.stream?.(message.peerId, piece);
+  const onRestart = () => onText(t("（応答を最初からやり直します。）\n"));
   let answered: InboundMessage = message;
   let answer: string;
   try {
-    app.inbox.countAttempt(parts);
     const agent = app.agents.get(message.agentId);
-    answer = await answerTo(message, app, { message, signal, onText, agent });
+    answer = await untilStored(() => {
+      app.inbox.countAttempt(parts);
+      return answerTo(message, app, { message, signal, onText, onRestart, agent });
+    }, signal);
   } catch (error) {
     if (message.channel === "cli") throw error; // 表示はターミナルに任せる
     warn(`${message.sessionKey}: ${error}`);
@@ -1703,12 +2350,12 @@ export async function handle(app: App, parts: Routed[], signal?: AbortSignal): P
     stopTyping();
   }
   // A channel that streams has shown the answer already.
-  if (!channel?.stream) await reply(app, answered, answer);
-  app.inbox.acknowledge(parts);
+  if (!channel?.stream) await untilStored(() => reply(app, answered, answer));
+  await untilStored(() => app.inbox.acknowledge(parts));
   return answer;
 }
 
-// -- 3 · Telegram --
+// -- 4 · Telegram: what a message says --
 
 /** Separates chat and thread in the peerId of a topic, as in "-1001:topic:7". */
 const TOPIC = ":topic:";
@@ -1724,12 +2371,47 @@ function telegramAddress(peerId: string) {
   return { chat, options: thread ? { message_thread_id: Number(thread) } : {} };
 }
 
+/** The chat that a topic of Telegram or a thread of Feishu belongs to. */
+const chatOf = (peerId: string) => peerId.replace(/:(?:topic|thread):.*/, "");
+
+/**
+ * Groups that were upgraded to supergroups, by which Telegram gives them another id. In the program
+ * such a chat keeps the id that it had, so its conversation, its route and its place in the list of
+ * allowed chats stay the same. Only Telegram is told the new one.
+ */
+class MovedChats {
+  readonly #file = path.join(STATE, "moved.json");
+  readonly #newIds = new Map<string, string>(); // by the old ones
+
+  constructor() {
+    if (!fs.existsSync(this.#file)) return;
+    const stored = readEntry<Fields>(this.#file, objectSchema({})) ?? {};
+    for (const [oldId, newId] of Object.entries(stored)) this.#newIds.set(oldId, String(newId));
+  }
+
+  add(chat: string, newId: string): void {
+    this.#newIds.set(this.oldId(chat), newId);
+    fs.mkdirSync(path.dirname(this.#file), { recursive: true });
+    replaceFile(this.#file, JSON.stringify(Object.fromEntries(this.#newIds)));
+  }
+
+  newId(chat: string): string {
+    return this.#newIds.get(chat) ?? chat;
+  }
+
+  oldId(chat: string): string {
+    const moves = [...this.#newIds];
+    return moves.find(([, newId]) => newId === chat)?.[0] ?? chat;
+  }
+}
+
 // Anyone can find a bot and write to it, and each answer costs its owner money. So the owner lists
 // the chats that may use it, and an empty list admits nobody.
 
 /** The chats that may use the bot of one platform. Its adapter passes each message through here. */
 class AllowList {
   #chats: string[];
+  #logged = new Set<string>(); // ids of messages
   #informed = new Set<string>(); // strangers who have been told what their chat's id is
 
   /** Takes the value of a setting: ids of chats, separated by blanks or commas. */
@@ -1740,10 +2422,14 @@ class AllowList {
   /** Passes on a message from a chat of the list. Throws if the message can't be stored. */
   admit(channel: Channel, message: InboundMessage, onMessage: Accept) {
     // The owner lists a forum once, by the id of its chat, and that admits all of its topics.
-    const [chat = ""] = message.peerId.split(TOPIC);
+    const chat = chatOf(message.peerId);
     if (!this.#chats.includes(chat)) return this.#inform(channel, message.peerId, chat);
     // JSON escapes control characters, with which a sender could overwrite lines of our terminal.
-    info(`[${channel.name} ${message.peerId}] ${JSON.stringify(message.text.slice(0, 80))}`);
+    const line = `[${channel.name} ${message.peerId}] ${JSON.stringify(message.text.slice(0, 80))}`;
+    // While the disk is full, the same message comes again every few seconds.
+    if (!this.#logged.has(message.id)) info(line);
+    this.#logged.add(message.id);
+    forgetOldest(this.#logged);
     onMessage(message).done.catch((error) => warn(`${message.id}: ${error}`));
   }
 
@@ -1753,29 +2439,62 @@ class AllowList {
     // send as much as they like.
     if (this.#informed.has(chat)) return;
     this.#informed.add(chat);
-    warn(`知らない人からメッセージが届きました。${channel.name.toUpperCase()}_ALLOWED_CHATS=${chat}で許可できます。`);
+    forgetOldest(this.#informed);
+    const setting = `${channel.name.toUpperCase()}_ALLOWED_CHATS`;
+    warn(`許可していないチャットからメッセージが届きました。許可するには、${chat}を${setting}の一覧に追加してください。`);
     const words = t(`このチャットは許可されていません。idは${chat}です。ボットの持ち主が許可すれば話せます。`);
     channel.send(peerId, words).catch(() => {}); // the owner has read the id in the log already
   }
 }
 
-/** The words of a message. Under a picture or a file they are called its caption. */
-const telegramText = ({ text, caption }: TelegramMessage) => text ?? caption ?? "";
+/**
+ * Who wrote a message. An anonymous admin, or somebody who writes as a channel, comes with a bot of
+ * Telegram's own as `from`, and a channel's post without one; `sender_chat` says as whom they
+ * write. Undefined for other bots, because two bots could answer each other for ever.
+ */
+function senderOf({ from, sender_chat, author_signature }: TelegramMessage) {
+  if (sender_chat) return { id: sender_chat.id, name: author_signature ?? sender_chat.title };
+  if (!from || from.is_bot) return undefined;
+  return { id: from.id, name: [from.first_name, from.last_name].filter(Boolean).join(" ") };
+}
 
-type Attachment = InboundMessage["media"][number];
-
-// Telegram also sets `document` for an animation, so the animation has to be looked for first.
-const FILE_KINDS = ["video", "animation", "document", "audio", "voice", "sticker"] as const;
-
-/** The picture or file that came with a message. Its id is Telegram's: we download nothing. */
-function attachmentOf(message: TelegramMessage): Attachment | undefined {
-  const largest = message.photo?.at(-1); // 写真なら、いちばん大きなサイズ
-  if (largest) return { kind: "photo", id: largest.file_id };
-  for (const kind of FILE_KINDS) {
-    const attached = message[kind];
-    if (attached) return { kind, id: attached.file_id };
+/**
+ * The words of a message, which are called its caption under a picture or a file. A link behind a
+ * word is followed by its address, since the text alone does not have it.
+ */
+function telegramText(message: TelegramMessage): string {
+  let words = message.text ?? message.caption ?? "";
+  // From the last one on, because what is put in moves all that stands behind it.
+  for (const entity of entitiesOf(message).toReversed()) {
+    if (entity.type !== "text_link") continue;
+    const end = entity.offset + entity.length;
+    words = `${words.slice(0, end)} (${entity.url})${words.slice(end)}`;
   }
-  return undefined;
+  return words;
+}
+
+/** The marked places of a text or a caption: links, mentions, and so on. */
+const entitiesOf = ({ entities, caption_entities }: TelegramMessage) =>
+  entities ?? caption_entities ?? [];
+
+// Telegram also sets `document` for an animation, `photo` for a live photo and `location` for a
+// venue, so these stand behind them.
+const KINDS = (
+  "animation live_photo photo document audio voice video video_note sticker paid_media story " +
+  "venue location contact dice game poll checklist invoice giveaway giveaway_winners gift " +
+  "unique_gift"
+).split(" ");
+
+/** What a message has besides its text. Its ids are Telegram's: we download nothing. */
+function attachmentOf(message: object) {
+  const fields: Fields = { ...message };
+  const kind = KINDS.find((one) => fields[one] !== undefined);
+  if (!kind) return undefined;
+  const content = [fields[kind]].flat().at(-1); // 写真なら、いちばん大きなサイズ
+  const id = isObject(content) ? content.file_id : undefined;
+  // A file has a caption. The words in its other fields only describe it, as those of a sticker.
+  if (id !== undefined) return { kind, words: [], media: [{ kind, id: String(id) }] };
+  return { kind, words: wordsOf(content), media: [] };
 }
 
 /** Finds "@our_bot", also in "/help@our_bot". A new one each time, since `g` keeps a position. */
@@ -1784,27 +2503,68 @@ const mentionOf = (bot: UserFromGetMe) => new RegExp(`@${bot.username}\\b`, "gi"
 /** Whether a message is meant for the bot: in a group, only if it mentions or answers the bot. */
 function isAddressedTo(bot: UserFromGetMe, message: TelegramMessage): boolean {
   if (message.chat.type === "private") return true;
-  const isReply = message.reply_to_message?.from?.id === bot.id;
-  return isReply || mentionOf(bot).test(telegramText(message));
+  const answered = message.reply_to_message;
+  // All that is written in a topic answers, for Telegram, the service message that it was created.
+  if (answered?.from?.id === bot.id && !answered.forum_topic_created) return true;
+  // In the app one can also choose the bot from a list, and then any name may stand in the text.
+  const isTapped = entitiesOf(message).some(
+    (entity) =>
+      (entity.type === "text_mention" && entity.user.id === bot.id) ||
+      (entity.type === "text_link" && entity.url === `tg://user?id=${bot.id}`),
+  );
+  return isTapped || mentionOf(bot).test(message.text ?? message.caption ?? "");
 }
 
-/** A text as the model gets it: the kind of the attachment, and the words without our name. */
-function describeMessage(bot: UserFromGetMe, words: string, attachment?: Attachment): string {
-  const kind = attachment ? `[${attachment.kind}] ` : "";
-  const description = `${kind}${words.replaceAll(mentionOf(bot), "")}`.trim();
-  return description || words; // "@our_bot" alone is kept, because an empty turn is not allowed
+/** A message as the model gets it, without our name. */
+function describeMessage(bot: UserFromGetMe, message: TelegramMessage): string {
+  const words = telegramText(message);
+  const attachment = attachmentOf(message);
+  const others = words.replaceAll(mentionOf(bot), "").trim();
+  if (attachment) return describeKind(attachment.kind, ...attachment.words, others);
+  return others || words; // "@our_bot" alone is kept, because an empty turn is not allowed
 }
+
+/** What a message answers: the part that the person chose, or all of it. */
+function quotedBy({ quote, reply_to_message, external_reply }: TelegramMessage) {
+  if (quote) return quote.text;
+  const answered = reply_to_message ?? external_reply;
+  if (!answered) return undefined;
+  const attachment = attachmentOf(answered);
+  const kind = attachment ? describeKind(attachment.kind, ...attachment.words) : "";
+  const words = reply_to_message ? telegramText(reply_to_message) : "";
+  return `${kind} ${words}`.trim();
+}
+
+// A service message says what happened in a chat, and its field is named by that, for example
+// "group_chat_created" or "pinned_message".
+const SERVICE_FIELD =
+  /(?:ed|set|hidden|sent|done|left|payment|data)$|^(?:new|left|delete)_chat|^(?:migrate|pinned)_/;
+const isServiceMessage = (message: TelegramMessage) =>
+  Object.keys(message).some((field) => SERVICE_FIELD.test(field));
+
+// -- 5 · Telegram: polling --
 
 /** Makes a SendError of a failed call, which says whether another attempt can succeed. */
 function telegramError(error: unknown): SendError {
   // If Telegram itself did not answer, the network failed, and a later attempt may succeed.
   if (!(error instanceof GrammyError)) return new SendError(String(error));
   const { error_code: status, description, parameters } = error;
-  // 429 means that we send too fast. Any other refusal is permanent, for example 403, which says
-  // that the person blocked the bot, or 400, that there is no such chat.
-  const isTemporary = status === 429 || status >= 500;
-  return new SendError(description, !isTemporary, parameters.retry_after);
+  // 403 says, for example, that the person blocked the bot, and 400 that there is no such chat.
+  const isPermanent = status === 400 || status === 403;
+  // 429 means that we send too fast. 401 says that the token is wrong, which the owner may mend.
+  const isUnknown = !isPermanent && status !== 429 && status < 500;
+  return new SendError(description, isPermanent, parameters.retry_after, isUnknown);
 }
+
+/** The new id of a group that was upgraded, if that is why a call failed. */
+function newIdIn(error: unknown): string | undefined {
+  const id = error instanceof GrammyError ? error.parameters.migrate_to_chat_id : undefined;
+  return id === undefined ? undefined : String(id);
+}
+
+/** Whether a call failed because its topic was closed or deleted. Telegram has no code for that. */
+const isTopicGone = (error: unknown) =>
+  error instanceof GrammyError && /thread not found|TOPIC_(CLOSED|DELETED)/.test(error.description);
 
 /**
  * The fetch of Node, for grammY. grammY stops a call by a signal of the package abort-controller,
@@ -1819,7 +2579,8 @@ const fetchForGrammy: typeof fetch = (url, init) => {
 };
 
 // アプリは4096単位か、その手前の単語の切れ目で分割する
-const MIN_CUT_LENGTH = 4_000;
+const MIN_CUT_LENGTH = 4_050;
+const MAX_CUT_GAP = 1; // seconds between two pieces
 
 /** The adapter for Telegram, which gets messages by long polling (see `#poll`). */
 export class TelegramChannel implements Channel {
@@ -1828,13 +2589,18 @@ export class TelegramChannel implements Channel {
   #newBot: () => Bot;
   #bot: Bot;
   #stopped = false;
+  #moved = new MovedChats();
+  #reported = ""; // why polling failed last
   #allowed: AllowList;
-  // By sender: the newest piece of a text that was cut, and the id that the next piece would have.
-  #lastPiece = new Map<string, { part: string; nextId: number }>();
-  #addressedParts = new Set<string>(); // the `part` of albums and long texts that are meant for us
+  // The long pieces of texts that were cut, by conversation, sender and message id.
+  #pieces = new Map<string, { part: string; date: number }>();
+  // The parts of albums and long texts that were not passed on yet, by what they have as `part`.
+  #heldParts = new Map<string, { isAddressed: boolean; messages: InboundMessage[] }>();
 
   constructor(setting: Setting) {
-    this.#allowed = new AllowList(setting("TELEGRAM_ALLOWED_CHATS"));
+    // The owner may know a group by its new id.
+    const chats = setting("TELEGRAM_ALLOWED_CHATS");
+    this.#allowed = new AllowList(chats.replace(/-\d+/g, (chat) => this.#moved.oldId(chat)));
     const apiRoot = setting("TELEGRAM_API_ROOT") || "https://api.telegram.org";
     // By default grammY uses node-fetch, which would ignore the proxy that is set for this program.
     const client = { apiRoot, timeoutSeconds: 60, fetch: fetchForGrammy };
@@ -1855,12 +2621,18 @@ export class TelegramChannel implements Channel {
   async #poll(onMessage: Accept): Promise<void> {
     while (!this.#stopped) {
       this.#registerHandlers(onMessage);
+      const startedAt = Date.now();
       try {
-        await this.#bot.start({ allowed_updates: ["message"] });
+        await this.#bot.start({ allowed_updates: ["message", "channel_post"] });
       } catch (error) {
         // grammY itself waits for a server that is down. So either Telegram refused us, for example
         // because another program polls with the same token, or a message could not be stored.
-        if (!this.#stopped) warn(`telegram: ${error}。5秒後にもう一度試します。`);
+        // Once for each problem, because a full disk may stay full for hours. If polling has worked
+        // for a minute, it is another problem, though it may have the same name.
+        const problem = `telegram: ${error}. Trying again every 5 s.`;
+        const isNew = problem !== this.#reported || Date.now() - startedAt > 60_000;
+        if (!this.#stopped && isNew) warn(problem);
+        this.#reported = problem;
         await sleep(5_000);
         // A bot remembers which update it read last. The old bot would ask for those after the
         // failed one, which confirms the failed one. A new bot remembers nothing, so Telegram sends
@@ -1874,9 +2646,10 @@ export class TelegramChannel implements Channel {
   #registerHandlers(onMessage: Accept): void {
     // Telegram forgets what was confirmed, so a message has to be on disk before grammY asks for
     // the next ones. It is, because `onMessage` is synchronous.
-    this.#bot.on("message", ({ message }) => {
-      const inbound = this.#read(message);
-      if (inbound) this.#allowed.admit(this, inbound, onMessage);
+    this.#bot.on(["message", "channel_post"], ({ msg }) => {
+      const { chat, migrate_to_chat_id: newId } = msg;
+      if (newId) this.#moved.add(String(chat.id), String(newId));
+      this.#receive(msg, onMessage);
     });
     // acceptは同期的なので、この関数が戻ればメッセージはディスクにあり、grammYは次を求めてよい。
     // 残せなかったとき（ディスクが一杯など）は、何も受信確認してはならない。エラーでこのボットを
@@ -1884,65 +2657,103 @@ export class TelegramChannel implements Channel {
     this.#bot.catch(({ error }) => Promise.reject(error));
   }
 
-  /** こちら宛てでなければundefined：ほかのボット、サービスメッセージ、グループでの雑談。 */
+  /**
+   * Passes a message on, unless it is talk in a group that is not for us. Only one picture of an
+   * album has the caption that mentions us. Those before it wait here for it, and those after it
+   * follow it.
+   */
+  #receive(message: TelegramMessage, onMessage: Accept): void {
+    const inbound = this.#read(message);
+    if (!inbound) return;
+    const isAddressed = isAddressedTo(this.#bot.botInfo, message);
+    const held = this.#partsHeldWith(inbound);
+    held.isAddressed ||= isAddressed;
+    if (!held.isAddressed) return;
+    for (const one of held.messages) this.#allowed.admit(this, one, onMessage);
+    // Only now, because `admit` throws if a message can't be stored. Then this update comes again.
+    held.messages = [];
+  }
+
+  /** A message with the parts of the same one that came before it and are still held. */
+  #partsHeldWith(message: InboundMessage) {
+    const { part } = message;
+    const known = part === undefined ? undefined : this.#heldParts.get(part);
+    const held = known ?? { isAddressed: false, messages: [] };
+    held.messages.push(message);
+    if (part !== undefined) this.#heldParts.set(part, held);
+    forgetOldest(this.#heldParts);
+    return held;
+  }
+
+  /** Undefined for other bots and for service messages. */
   #read(message: TelegramMessage): InboundMessage | undefined {
-    const { chat, from, message_id } = message;
+    const { chat, message_id } = message;
     const bot = this.#bot.botInfo;
-    const words = telegramText(message);
-    const attachment = attachmentOf(message);
-    const isEmpty = !words && !attachment; // a service message, such as "Bob joined the group"
-    if (!from || from.is_bot || isEmpty) return undefined;
-    const part = this.#partOf(message);
-    // アルバムでは、メンションの入った説明文が付くのは1枚だけ。
-    const follows = part !== undefined && this.#addressedParts.has(part);
-    if (!follows && !isAddressedTo(bot, message)) return undefined;
-    if (part !== undefined) this.#addressedParts.add(part);
+    const sender = senderOf(message);
+    const text = describeMessage(bot, message);
+    if (!sender || (text === "" && isServiceMessage(message))) return undefined;
     return {
       id: `telegram:${bot.id}:${chat.id}:${message_id}`,
       channel: "telegram",
       accountId: String(bot.id),
-      peerId: peerOf(message),
-      senderId: String(from.id),
+      peerId: peerOf(message).replace(/^-\d+/, (group) => this.#moved.oldId(group)),
+      senderId: String(sender.id),
+      senderName: sender.name,
       guildId: message.is_topic_message ? String(chat.id) : undefined,
       isGroup: chat.type !== "private",
-      text: describeMessage(bot, words, attachment),
-      media: attachment ? [attachment] : [],
+      text,
+      quoted: quotedBy(message),
+      media: attachmentOf(message)?.media ?? [],
       at: message.date * 1000, // Telegram counts seconds
-      part,
+      part: this.#partOf(message),
     };
   }
 
   /**
    * The mark that all parts of one message share; undefined if it is whole. Telegram marks the
-   * parts of an album. The pieces of a long text have ids in a row, and all but the last are long:
-   * a long piece continues the previous text or starts a new one, and a short piece ends the text.
-   * (The sender's entry in #lastPiece may stay then: its `nextId` is the id of the short piece,
-   * which no later message has.)
+   * parts of an album. The pieces of a long text have ids in a row and come at once, and all but
+   * the last are long: a long piece continues the previous text or starts a new one, and a short
+   * piece ends the text. An update that could not be stored comes again and gets the same mark.
    */
   #partOf(message: TelegramMessage): string | undefined {
-    const { chat, from, message_id, media_group_id } = message;
+    const { chat, from, date, message_id: id, media_group_id } = message;
     if (media_group_id) return `telegram ${chat.id} ${media_group_id}`;
-    const sender = `telegram ${chat.id} ${from?.id}`;
-    const previous = this.#lastPiece.get(sender);
-    const partOfPrevious = previous?.nextId === message_id ? previous.part : undefined;
-    if (telegramText(message).length < MIN_CUT_LENGTH) return partOfPrevious;
-    const part = partOfPrevious ?? `${sender} ${message_id}`;
-    this.#lastPiece.set(sender, { part, nextId: message_id + 1 });
+    const sender = `telegram ${peerOf(message)} ${from?.id}`;
+    const previous = this.#pieces.get(`${sender} ${id - 1}`);
+    const isAtOnce = date - (previous?.date ?? 0) <= MAX_CUT_GAP;
+    const partOfPrevious = isAtOnce ? previous?.part : undefined;
+    if ((message.text ?? "").length < MIN_CUT_LENGTH) return partOfPrevious;
+    const part = partOfPrevious ?? `${sender} ${id}`;
+    this.#pieces.set(`${sender} ${id}`, { part, date });
+    forgetOldest(this.#pieces);
     return part;
   }
 
   async send(to: string, text: string): Promise<void> {
-    const { chat, options } = telegramAddress(to);
     try {
-      await this.#bot.api.sendMessage(chat, text, options);
+      await this.#sendOnce(to, text).catch((error) => this.#sendElsewhere(to, text, error));
     } catch (error) {
       throw telegramError(error);
     }
   }
 
+  async #sendOnce(to: string, text: string): Promise<void> {
+    const { chat, options } = telegramAddress(to);
+    await this.#bot.api.sendMessage(this.#moved.newId(chat), text, options);
+  }
+
+  /** Tries where the chat is now, or in the chat instead of its topic. Throws other errors. */
+  async #sendElsewhere(to: string, text: string, error: unknown): Promise<void> {
+    const { chat } = telegramAddress(to);
+    const newId = newIdIn(error);
+    if (newId) this.#moved.add(chat, newId);
+    else if (!isTopicGone(error)) throw error;
+    await this.#sendOnce(newId ? to : chat, text);
+  }
+
   typing(to: string): Promise<unknown> {
     const { chat, options } = telegramAddress(to);
-    return this.#bot.api.sendChatAction(chat, "typing", options);
+    return this.#bot.api.sendChatAction(this.#moved.newId(chat), "typing", options);
   }
 
   async stop(): Promise<void> {
@@ -1951,7 +2762,7 @@ export class TelegramChannel implements Channel {
   }
 }
 
-// -- 4 · A webhook, and who calls it --
+// -- 6 · A webhook, and who calls it --
 
 // Feishu doesn't wait for us to ask. It calls a webhook, an address of ours to which it sends each
 // event. Anyone who finds that address can send something there as well. So the server limits what
@@ -1968,7 +2779,9 @@ export const ROUTES: Record<string, HttpRoute> = {};
 
 const UNAUTHORIZED: Answer = { status: 401, body: { error: "this does not come from Feishu" } };
 
-const MAX_BODY = 1_000_000; // bytes: they are kept in memory before we know who sends them
+// What one request may take before we know who sends it: bytes in memory, and ms to send them.
+const MAX_BODY = 65_536;
+const MAX_REQUEST_TIME = 10_000;
 
 /** Finds the route, reads the body, and lets the route answer. */
 async function answerHttp(request: http.IncomingMessage): Promise<Answer> {
@@ -1990,7 +2803,9 @@ async function answerHttp(request: http.IncomingMessage): Promise<Answer> {
  * a tunnel or a reverse proxy. If the port is taken, the server that this gives is not listening.
  */
 async function startHttp(port: number): Promise<http.Server> {
-  const server = http.createServer(async (request, response) => {
+  // Node looks from time to time for requests that take too long, and answers them with 408.
+  const limits = { requestTimeout: MAX_REQUEST_TIME, connectionsCheckingInterval: 1_000 };
+  const server = http.createServer(limits, async (request, response) => {
     const { status, body } = await answerHttp(request).catch((error) => {
       // What went wrong is in the log, and only there, because the sender may be anyone.
       warn(`http: ${error}`);
@@ -2012,20 +2827,13 @@ async function startHttp(port: number): Promise<http.Server> {
 /** Fields of an object from outside: they should be strings, but any of them may be missing. */
 type Strings<Name extends string> = Partial<Record<Name, string>>;
 
-type FeishuMention = Strings<"key" | "name"> & { id?: Strings<"open_id"> };
-
 /**
  * What we read of a request to the webhook. If it is encrypted, it has only `encrypt`, and the rest
  * is inside. Feishu tests a new webhook by `type`, `token` and `challenge`; events have the others.
  */
 type FeishuEvent = Strings<"encrypt" | "type" | "token" | "challenge"> & {
   header?: Strings<"event_type" | "token" | "tenant_key">;
-  event?: {
-    sender?: Strings<"sender_type"> & { sender_id?: Strings<"open_id"> };
-    message?: Strings<"chat_id" | "chat_type" | "message_type" | "content" | "create_time"> & {
-      mentions?: FeishuMention[];
-    };
-  };
+  event?: unknown;
 };
 
 /** Decrypts the body, if there is a key, and parses it. Undefined if either of them fails. */
@@ -2044,6 +2852,15 @@ function openEvent(body: Buffer, encryptKey: string): FeishuEvent | undefined {
   }
 }
 
+/**
+ * Compares two secrets. `===` stops at the first character that differs, so from the time that it
+ * takes, a secret could be guessed one character after another. Hashes, because timingSafeEqual
+ * needs equal lengths.
+ */
+function isSameSecret(given: string, secret: string): boolean {
+  return crypto.timingSafeEqual(sha256(given).digest(), sha256(secret).digest());
+}
+
 const MAX_EVENT_AGE = 3600; // 秒
 
 /**
@@ -2058,20 +2875,21 @@ function isAuthentic(body: Buffer, headers: http.IncomingHttpHeaders, key: strin
   // In a replay attack, somebody records a signed request and sends it again later. Its signature
   // is still right, but the time in it, which is signed as well, shows how old it is.
   const isFresh = Math.abs(Date.now() / 1000 - Number(time)) < MAX_EVENT_AGE;
-  return isFresh && headers["x-lark-signature"] === signature;
+  return isFresh && isSameSecret(String(headers["x-lark-signature"]), signature);
 }
 
-// -- 5 · Feishu --
+// -- 7 · Feishu: what a message says --
 
 const fileKeyOf = ({ file_key, image_key }: Fields) => file_key ?? image_key;
+const kindOf = ({ tag }: Fields) => (tag === "img" ? "image" : String(tag));
 
 /**
  * The text of one element. A link is followed by its address. A mention has no text, and its
  * `user_id` is no id but a placeholder, "@_user_1", for which #nameMentions puts the name later.
  */
 function textOfElement(element: Fields): string {
-  if (fileKeyOf(element)) return "[image]";
-  const words = String(element.text ?? element.user_id ?? "");
+  if (fileKeyOf(element)) return `[${kindOf(element)}]`;
+  const words = String(element.text ?? element.user_id ?? element.emoji_type ?? "");
   return element.href ? `${words} (${element.href})` : words;
 }
 
@@ -2079,12 +2897,17 @@ function textOfElement(element: Fields): string {
 const objectsOf = (list: unknown): Fields[] =>
   Array.isArray(list) ? list.filter((item) => typeof item === "object" && item !== null) : [];
 
-/** A post is rich text: a title, and lines, each of which is a list of elements. */
-function readPost({ title, content }: Fields) {
+/**
+ * A post is rich text: a title, and lines, each of which is a list of elements. It may be there
+ * once for each language, under a key such as "zh_cn".
+ */
+function readPost(post: Fields) {
+  const translations = Object.values(post).filter(isObject);
+  const { title, content } = "content" in post ? post : (translations[0] ?? {});
   const lines = objectsOf(content).map(objectsOf);
   const texts = lines.map((elements) => elements.map(textOfElement).join(""));
-  const keys = lines.flat().map(fileKeyOf).filter(Boolean);
-  const media = keys.map((key) => ({ kind: "image", id: String(key) }));
+  const files = lines.flat().filter(fileKeyOf);
+  const media = files.map((file) => ({ kind: kindOf(file), id: String(fileKeyOf(file)) }));
   return { text: [title, ...texts].filter(Boolean).join("\n"), media };
 }
 
@@ -2095,16 +2918,45 @@ function readPost({ title, content }: Fields) {
 function readFeishu(type: string, json: string) {
   const content = (parseObject(json) ?? {}) as Fields; // the readers check the fields that they use
   if (type === "post") return readPost(content);
+  if (type === "text") return { text: textOfElement(content), media: [] }; // as part of a post
   const key = fileKeyOf(content);
   if (key) return { text: `[${type}]`, media: [{ kind: type, id: String(key) }] };
-  return { text: textOfElement(content), media: [] }; // a text looks like one element of a post
+  return { text: describeKind(type, ...wordsOf(content)), media: [] };
 }
 
 /** What Feishu's API answers. `code` is 0 if it did what we asked, else it says why not. */
-type FeishuAnswer = { code: number; msg: string; expire?: number; tenant_access_token?: string };
+type FeishuAnswer = {
+  code: number;
+  msg: string;
+  retryAfter?: number; // seconds until we may ask again
+  expire?: number;
+  tenant_access_token?: string;
+};
 
-const FEISHU_BUSY = [99991400, 230020, 11232]; // リクエストが多すぎる
+// Codes for what passes: too many requests, an error inside, a bot that is not active yet.
+const FEISHU_BUSY = [99991400, 230020, 11232, 2200, 230006];
+// Codes for what no attempt changes: the request is invalid, the bot is not in the chat or may not
+// write there, the person has stopped it, the text is too long or not allowed.
+const FEISHU_FINAL = [
+  230001, 230002, 230013, 230018, 230022, 230025, 230028, 230034, 230035, 230053,
+];
 const FEISHU_EXPIRED = [99991661, 99991663, 99991664]; // codes for an access token that has expired
+const FEISHU_GONE = [230011, 231003]; // codes for a message that was taken back or deleted
+
+function feishuError({ code, msg, retryAfter }: FeishuAnswer): SendError {
+  const isFinal = FEISHU_FINAL.includes(code);
+  const isUnknown = !isFinal && !FEISHU_BUSY.includes(code);
+  return new SendError(`${code} ${msg}`, isFinal, retryAfter, isUnknown);
+}
+
+// What an event of a message has to have, so that we can read it.
+const FEISHU_EVENT = objectSchema(ofType("object", "sender", "message"));
+const FEISHU_MESSAGE = objectSchema(ofType("string", "chat_id", "message_type", "content"));
+
+/** Separates chat and thread in the peerId of a Feishu topic, as in "oc_1:thread:omt_7". */
+const THREAD = ":thread:";
+
+// -- 8 · Feishu: in and out --
 
 /** The adapter for Feishu, and for Lark, its international edition. Events come by a webhook. */
 export class FeishuChannel implements Channel {
@@ -2114,6 +2966,11 @@ export class FeishuChannel implements Channel {
   #api: string;
   #allowed: AllowList;
   #access = { token: "", expiresAt: 0 };
+  #stopped = false;
+  // The first message of each topic, by the peerId of the topic. It is on disk, because after a
+  // restart we still have to know which message an answer belongs under.
+  #roots = new Map<string, unknown>();
+  #rootsFile = path.join(STATE, "feishu-topics.json");
 
   /** 設定がおかしければエラーを投げる。 */
   constructor(setting: Setting) {
@@ -2125,15 +2982,27 @@ export class FeishuChannel implements Channel {
     if (domain !== "feishu" && domain !== "lark") throw new Error("FEISHU_DOMAIN: feishu or lark");
     const host = domain === "lark" ? "open.larksuite.com" : "open.feishu.cn";
     this.#api = setting("FEISHU_API_BASE") || `https://${host}`;
+    if (fs.existsSync(this.#rootsFile)) {
+      const roots = readEntry<Fields>(this.#rootsFile, objectSchema({}));
+      this.#roots = new Map(Object.entries(roots ?? {}));
+    }
   }
 
   /**
-   * Rejects if Feishu gives us no access token. The route is set before that, so that events are
-   * accepted in that case, too.
+   * Resolves when Feishu has given us an access token, and rejects if it refuses. The route is set
+   * before that, so that events are accepted in the meantime, and in that case, too.
    */
   async start(onMessage: Accept): Promise<void> {
     ROUTES["POST /feishu/events"] = (body, headers) => this.#receive(body, headers, onMessage);
-    await this.#accessToken();
+    while (!this.#stopped) {
+      try {
+        await this.#accessToken();
+        return;
+      } catch (error) {
+        if (error instanceof SendError && (error.permanent || error.isUnknown)) throw error;
+        await sleep(5_000); // the network is down, or Feishu is busy
+      }
+    }
   }
 
   /**
@@ -2143,76 +3012,118 @@ export class FeishuChannel implements Channel {
   #receive(body: Buffer, headers: http.IncomingHttpHeaders, onMessage: Accept): Answer {
     const encryptKey = this.#setting("FEISHU_ENCRYPT_KEY");
     const event = openEvent(body, encryptKey);
-    const token = event?.header?.token ?? event?.token;
-    if (!event || token !== this.#setting("FEISHU_VERIFICATION_TOKEN")) return UNAUTHORIZED;
+    const token = String(event?.header?.token ?? event?.token);
+    const isToken = isSameSecret(token, this.#setting("FEISHU_VERIFICATION_TOKEN"));
+    if (!event || !isToken) return UNAUTHORIZED;
     // When the owner registers the webhook, Feishu tests it: we have to send the challenge back.
     // For this the token is enough, because the answer tells nobody anything new.
     if (event.type === "url_verification")
       return { status: 200, body: { challenge: event.challenge } };
     if (!isAuthentic(body, headers, encryptKey)) return UNAUTHORIZED;
-    const inbound = this.#read(event);
+    const inbound = this.#tryToRead(event);
     if (inbound) this.#allowed.admit(this, inbound, onMessage);
     return { status: 200, body: {} };
   }
 
+  /** Feishu would send an event again and again that is refused, so an odd one is only reported. */
+  #tryToRead(event: FeishuEvent): InboundMessage | undefined {
+    if (event.header?.event_type !== "im.message.receive_v1") return undefined;
+    try {
+      const { sender, message } = checkInput(FEISHU_EVENT, event.event);
+      // The schema has checked both.
+      return this.#read(sender as Fields, checkInput(FEISHU_MESSAGE, message), event);
+    } catch (error) {
+      if (isDiskError(error)) throw error; // then it has to come again
+      warn(`feishu: 読み取れないイベントがありました：${error}`);
+      return undefined;
+    }
+  }
+
   /** メッセージでないもの、こちら宛てでないものはundefined。 */
-  #read({ header, event }: FeishuEvent): InboundMessage | undefined {
-    const { sender, message } = event ?? {};
-    if (header?.event_type !== "im.message.receive_v1") return undefined;
-    if (!message?.chat_id || sender?.sender_type !== "user") return undefined;
-    const { chat_id: peerId, message_type: type = "", content = "", create_time } = message;
+  #read(sender: Fields, message: Fields, { header }: FeishuEvent): InboundMessage | undefined {
+    if (sender.sender_type !== "user") return undefined;
+    const { message_id, create_time, content } = message;
+    const [chat, type] = [String(message.chat_id), String(message.message_type)];
     const isGroup = message.chat_type !== "p2p";
-    const mentions = message.mentions ?? [];
+    const mentions = objectsOf(message.mentions);
     if (isGroup && !mentions.some((mention) => this.#isBot(mention))) return undefined;
     const accountId = this.#setting("FEISHU_APP_ID");
-    const senderId = sender.sender_id?.open_id ?? "";
-    const { text, media } = readFeishu(type, content);
-    const words = text.trim() || `[${type}]`; // a location, for example, has no text
+    const senderId = isObject(sender.sender_id) ? String(sender.sender_id.open_id ?? "") : "";
+    const { text, media } = readFeishu(type, String(content));
+    const words = text.trim() || `[${type}]`;
     // 再配信では、メッセージのidが変わることがある。送り主、時刻、内容は変わらない。
-    const fingerprint = JSON.stringify([senderId, peerId, create_time, content]);
+    const origin = create_time ? [senderId, chat, create_time] : [message_id];
+    const fingerprint = JSON.stringify([...origin, content]);
     return {
       id: `feishu:${accountId}:${sha256(fingerprint).digest("hex")}`,
       channel: "feishu",
       accountId,
-      peerId,
+      peerId: this.#peerOf(chat, message),
       senderId,
-      guildId: header.tenant_key,
+      guildId: header?.tenant_key,
       isGroup,
       text: this.#nameMentions(words, mentions).trim() || words, // "@our_bot" alone is kept
       media,
-      at: Number(create_time), // in ms already
+      at: Number(create_time) || Date.now(), // in ms already
     };
   }
 
+  /** The conversation of a message. Each topic is a conversation of its own. */
+  #peerOf(chat: string, { thread_id, root_id, message_id }: Fields): string {
+    if (!thread_id) return chat;
+    const peerId = `${chat}${THREAD}${thread_id}`;
+    if (this.#roots.has(peerId)) return peerId;
+    const root = root_id || message_id; // the first message of a topic has no root
+    const entries = [...this.#roots, [peerId, root]];
+    fs.mkdirSync(STATE, { recursive: true });
+    replaceFile(this.#rootsFile, JSON.stringify(Object.fromEntries(entries)));
+    this.#roots.set(peerId, root);
+    forgetOldest(this.#roots);
+    return peerId;
+  }
+
   /** False for everybody if FEISHU_BOT_OPEN_ID is not set, so that no group is answered. */
-  #isBot({ id }: FeishuMention): boolean {
+  #isBot({ id }: Fields): boolean {
     const botId = this.#setting("FEISHU_BOT_OPEN_ID");
-    return botId !== "" && id?.open_id === botId;
+    return botId !== "" && isObject(id) && id.open_id === botId;
   }
 
   /** Puts names where the text has "@_user_1", and nothing where it mentions the bot. */
-  #nameMentions(text: string, mentions: FeishuMention[]): string {
-    const nameOf = (mention: FeishuMention) => (this.#isBot(mention) ? "" : `@${mention.name}`);
+  #nameMentions(text: string, mentions: Fields[]): string {
+    const nameOf = (mention: Fields) => (this.#isBot(mention) ? "" : `@${mention.name}`);
     const names = new Map(mentions.map((mention) => [mention.key, nameOf(mention)]));
     return text.replace(/@_user_\d+/g, (key) => names.get(key) ?? key);
   }
 
   async send(to: string, text: string): Promise<void> {
-    const message = { receive_id: to, msg_type: "text", content: JSON.stringify({ text }) };
-    let answer = await this.#postMessage(message);
+    // Feishu would make a mention of "<at user_id="all">", which the model must not be able to write.
+    const content = JSON.stringify({ text: text.replace(/<(?=\/?at\b)/gi, "< ") });
+    const message = { msg_type: "text", content };
+    let answer = await this.#postMessage(to, message);
     // An access token can become invalid early. One retry with a new token is enough: if Feishu
     // refuses that one, too, the token is not the problem.
     if (FEISHU_EXPIRED.includes(answer.code)) {
       this.#access.expiresAt = 0;
-      answer = await this.#postMessage(message);
+      answer = await this.#postMessage(to, message);
     }
-    const { code, msg } = answer;
-    if (code !== 0) throw new SendError(`${code} ${msg}`, !FEISHU_BUSY.includes(code));
+    if (this.#roots.has(to) && FEISHU_GONE.includes(answer.code)) {
+      this.#roots.delete(to); // so that this, and what comes later, goes to the chat instead
+      answer = await this.#postMessage(to, message);
+    }
+    if (answer.code !== 0) throw feishuError(answer);
   }
 
-  async #postMessage(message: object): Promise<FeishuAnswer> {
+  /** Writes to a chat. To a topic one can only write by answering one of its messages. */
+  async #postMessage(to: string, message: object): Promise<FeishuAnswer> {
     const token = await this.#accessToken();
-    return this.#post("/open-apis/im/v1/messages?receive_id_type=chat_id", message, token);
+    const messages = "/open-apis/im/v1/messages";
+    const root = this.#roots.get(to);
+    if (root === undefined) {
+      const body = { ...message, receive_id: chatOf(to) };
+      return this.#post(`${messages}?receive_id_type=chat_id`, body, token);
+    }
+    const body = { ...message, reply_in_thread: true };
+    return this.#post(`${messages}/${encodeURIComponent(String(root))}/reply`, body, token);
   }
 
   /** Gives the same token for about two hours, and gets a new one a minute before it expires. */
@@ -2221,7 +3132,7 @@ export class FeishuChannel implements Channel {
     const setting = this.#setting;
     const app = { app_id: setting("FEISHU_APP_ID"), app_secret: setting("FEISHU_APP_SECRET") };
     const answer = await this.#post("/open-apis/auth/v3/tenant_access_token/internal", app);
-    if (answer.code !== 0) throw new SendError(`${answer.code} ${answer.msg}`, true);
+    if (answer.code !== 0) throw feishuError(answer);
     const { tenant_access_token: token = "", expire = 0 } = answer;
     this.#access = { token, expiresAt: Date.now() + (expire - 60) * 1000 };
     return token;
@@ -2232,27 +3143,43 @@ export class FeishuChannel implements Channel {
     const headers = { "content-type": "application/json", authorization: `Bearer ${token}` };
     const signal = AbortSignal.timeout(10_000);
     const request = { method: "POST", headers, body: JSON.stringify(body), signal };
+    let retryAfter = 0;
     try {
       const response = await fetch(this.#api + endpoint, request);
+      retryAfter = Number(response.headers.get("x-ogw-ratelimit-reset"));
       if (response.status === 429 || response.status >= 500) throw new Error(response.statusText);
-      return (await response.json()) as FeishuAnswer; // 断られたときも、この形で返る
+      const answer = (await response.json()) as FeishuAnswer; // 断られたときも、この形で返る
+      return { ...answer, retryAfter };
     } catch (error) {
-      throw new SendError(String(error));
+      throw new SendError(String(error), false, retryAfter);
     }
   }
 
   async stop(): Promise<void> {
+    this.#stopped = true;
     delete ROUTES["POST /feishu/events"];
   }
 }
+
+command("inbox", "[retry]：隔離したメッセージの一覧（retryで処理し直す）", (args, app) => {
+  if (args === "retry") {
+    const messages = app.inbox.retry();
+    for (const message of messages) resume(app, message);
+    return t(`${messages.length}件をキューに戻しました。`);
+  }
+  const lines = app.inbox.quarantined().map(({ message: { id, text } }) => {
+    return `${id}  ${JSON.stringify(text.slice(0, 60))}`;
+  });
+  return lines.length > 0 ? lines : t("隔離したメッセージはありません。");
+});
 
 command("channels", "チャネルの一覧と状態", (_args, { channels }) =>
   [...channels.states].map(([name, state]) => `${name.padEnd(10)} ${state}`),
 );
 
 command("accounts", "プラットフォームで使うアカウントの一覧", () => {
-  // Only the beginning of each, because whoever reads a whole token can act as the bot.
-  const masked = (name: string) => `${name}  ${(env(name) || "-").slice(0, 6)}`;
+  // Nothing of a secret is shown, because whoever knows it can act as the bot.
+  const masked = (name: string) => `${name}  ${env(name) ? "***" : "-"}`;
   return ["TELEGRAM_BOT_TOKEN", "FEISHU_APP_ID", "FEISHU_APP_SECRET"].map(masked);
 });
 
@@ -2313,14 +3240,14 @@ export class AgentManager extends Map<string, Agent> {
 // to, then our own account, the platform, and last what applies to every message.
 const TIERS = ["peerId", "guildId", "accountId", "channel", "default"] as const;
 
-/** A tier by its name, which is also the field of a message that its bindings look at. */
-type Tier = (typeof TIERS)[number];
+/** The name of a tier, which is also the field of a message that its bindings look at. */
+type MatchKey = (typeof TIERS)[number];
 
 /** 「ここから来たら、このエージェントが答える」。同じ段階なら、priorityの大きいほうが勝つ。 */
 export interface Binding {
   agentId: string;
   tier: number; // its place in TIERS, from 1 to 5
-  matchKey: Tier;
+  matchKey: MatchKey;
   matchValue: string; // "1001", or "telegram:1001" for a peer on one platform only
   priority: number;
 }
@@ -2362,29 +3289,29 @@ export class BindingTable {
    * first one with a binding that matches decides, and in it the one with the highest priority.
    */
   resolve(message: InboundMessage): { agentId: string; binding?: Binding } {
-    for (const tier of TIERS) {
-      const binding = this.#lookUp(tier, message);
+    for (const matchKey of TIERS) {
+      const binding = this.#lookUp(matchKey, message);
       if (binding) return { agentId: binding.agentId, binding };
     }
     return { agentId: AGENTS[0].id };
   }
 
-  #lookUp(tier: Tier, message: InboundMessage): Binding | undefined {
-    const values = matchValues(tier, message).map((value) => value.toLowerCase());
-    const found = values.map((value) => this.#byTier.get(tier)?.get(value));
+  #lookUp(matchKey: MatchKey, message: InboundMessage): Binding | undefined {
+    const values = matchValues(matchKey, message).map((value) => value.toLowerCase());
+    const found = values.map((value) => this.#byTier.get(matchKey)?.get(value));
     const bindings = found.filter((binding) => binding !== undefined);
     return bindings.sort((a, b) => b.priority - a.priority)[0];
   }
 }
 
-/** What a binding of this tier has to name to apply to the message. */
-function matchValues(tier: Tier, message: InboundMessage): string[] {
-  if (tier === "default") return ["*"];
-  const value = message[tier];
+/** The values by which a binding with this key can apply to the message. */
+function matchValues(matchKey: MatchKey, message: InboundMessage): string[] {
+  if (matchKey === "default") return ["*"];
+  const value = message[matchKey];
   if (!value) return [];
   // Two platforms may give the same number to two people, so a peer can be bound by both names:
   // "telegram:1001", or just "1001" for whoever has it.
-  if (tier === "peerId") return [`${message.channel}:${value}`, value];
+  if (matchKey === "peerId") return [`${message.channel}:${value}`, value];
   return [value];
 }
 
@@ -2479,10 +3406,18 @@ const MAX_FRAME = 1024 * 1024;
 export class GatewayServer {
   address = ""; // "ws://…", once it is attached to a server that listens
   readonly sockets = new WebSocketServer({ noServer: true, maxPayload: MAX_FRAME });
-  #token: string;
+  readonly #token: string;
+  readonly #conversations = new Map<string, Set<string>>(); // session keys by connection
 
   constructor(token: string) {
     this.#token = token;
+  }
+
+  /** The keys of the conversations in which a connection has said something. */
+  conversationsOf({ peerId }: Connection): Set<string> {
+    const keys = this.#conversations.get(peerId) ?? new Set();
+    this.#conversations.set(peerId, keys);
+    return keys;
   }
 
   /** From now on, whoever asks this server for a WebSocket at "/" talks to the gateway. */
@@ -2492,6 +3427,10 @@ export class GatewayServer {
     server.on("upgrade", (request: http.IncomingMessage, socket: Duplex, head: Buffer) => {
       // A client may be gone before we answer. Without a listener that error would end the program.
       socket.on("error", () => {});
+      if (request.headers.upgrade?.toLowerCase() !== "websocket") {
+        ignoreOffer(server, request, socket, head);
+        return;
+      }
       const refusal = this.#refusalOf(request);
       if (refusal) {
         socket.end(`HTTP/1.1 ${refusal}\r\nConnection: close\r\n\r\n`);
@@ -2518,12 +3457,34 @@ export class GatewayServer {
   #listenTo(socket: WebSocket, app: App): void {
     const push = (message: object) => pushTo(socket, message);
     const client = { peerId: crypto.randomUUID(), push };
+    socket.on("close", () => this.#conversations.delete(client.peerId));
     socket.on("error", (error) => info(`gateway: ${error.message}`)); // 上限を超えたフレームなど
     socket.on("message", async (data) => {
       const response = await answerRpc(String(data), app, client);
       if (response) client.push(response);
     });
   }
+}
+
+/**
+ * Some clients offer another protocol with a plain request, such as "Upgrade: h2c", and a server
+ * may ignore that. But if it listens for upgrades, Node stops to read HTTP at every offer. So we
+ * put the request back without the offer, and let the server begin with the connection anew.
+ */
+function ignoreOffer(
+  server: http.Server,
+  offer: http.IncomingMessage,
+  socket: Duplex,
+  head: Buffer,
+): void {
+  let request = `${offer.method} ${offer.url} HTTP/${offer.httpVersion}\r\n`;
+  for (const [index, name] of offer.rawHeaders.entries()) {
+    const isName = index % 2 === 0; // names and values take turns in this list
+    if (!isName || name.toLowerCase() === "upgrade") continue;
+    request += `${name}: ${offer.rawHeaders[index + 1]}\r\n`;
+  }
+  socket.unshift(Buffer.concat([Buffer.from(`${request}\r\n`, "latin1"), head]));
+  server.emit("connection", socket);
 }
 
 /**
@@ -2537,20 +3498,13 @@ function isForeignPage({ headers, socket }: http.IncomingMessage): boolean {
 }
 
 /**
- * Compares in constant time. `===` stops at the first difference, so the time that it takes would
- * tell an attacker how much of a guess is right. The hashes have one length, as the function needs.
- */
-function isSameSecret(given: string, secret: string): boolean {
-  return crypto.timingSafeEqual(sha256(given).digest(), sha256(secret).digest());
-}
-
-/**
  * Sends a message, if the client is still there. Backpressure: what a client does not read piles up
- * in our memory, so we drop a client that leaves too much of it unread.
+ * in our memory, so we drop a client that leaves too much of it unread. This is asked before we
+ * send: a long list of sessions may itself be too much for one moment, but that proves nothing.
  */
 function pushTo(socket: WebSocket, message: object): void {
-  if (socket.readyState === socket.OPEN) socket.send(JSON.stringify(message));
   if (socket.bufferedAmount > MAX_FRAME) socket.terminate();
+  if (socket.readyState === socket.OPEN) socket.send(JSON.stringify(message));
 }
 
 /** The other end of one WebSocket. Each of its requests gets a Connection made from this. */
@@ -2581,8 +3535,14 @@ async function answerRpc(json: string, app: App, client: Client) {
   return answerMessage(message, app, client);
 }
 
+const MAX_BATCH = 100; // requests, because all of them are worked on at the same time
+
 /** リクエスト、またはそのバッチへの答え。通知しかなければ、答えはない。 */
 async function answerBatch(batch: unknown[], app: App, client: Client) {
+  if (batch.length > MAX_BATCH) {
+    const words = `a batch has at most ${MAX_BATCH} requests`;
+    return errorResponse(null, new RpcError(INVALID_REQUEST, words));
+  }
   const all = await Promise.all(batch.map((message) => answerMessage(message, app, client)));
   const responses = all.filter((response) => response !== undefined);
   return responses.length > 0 ? responses : undefined;
@@ -2602,15 +3562,17 @@ async function answerMessage(message: unknown, app: App, client: Client) {
 
 /** The request in a message, or the error response to a message that is no request. */
 function parseRequest(message: unknown): RpcRequest | ErrorResponse {
-  const isObject = typeof message === "object" && message !== null && !Array.isArray(message);
-  const { jsonrpc, id, method: name, params = {} }: Fields = isObject ? { ...message } : {};
+  if (!isObject(message)) return invalidRequest(null);
+  const { jsonrpc, id, method: name, params = {} } = message;
   const isId = id === null || typeof id === "string" || typeof id === "number";
   const hasGoodId = isId || id === undefined;
   const isRequest = jsonrpc === "2.0" && typeof name === "string" && hasGoodId;
   if (isRequest) return { id, method: name, params };
-  const error = new RpcError(INVALID_REQUEST, "this is no request of JSON-RPC 2.0");
-  return errorResponse(isId ? id : null, error);
+  return invalidRequest(isId ? id : null);
 }
+
+const invalidRequest = (id: RpcId) =>
+  errorResponse(id, new RpcError(INVALID_REQUEST, "this is no request of JSON-RPC 2.0"));
 
 /** Runs the method that a request names. It never rejects: an error becomes the response. */
 async function dispatch(request: RpcRequest, app: App, client: Client) {
@@ -2650,13 +3612,15 @@ method("send", SEND, Object.keys(SENDER), async (params, app, connection) => {
   const inbound = messageFromClient(params, connection);
   const agent = requestedAgent(params, app);
   const message = orInvalidParams(() => route(inbound, app, agent));
+  const { agentId, sessionKey } = message;
+  app.gateway.conversationsOf(connection).add(sessionKey);
   connection.notify("typing", {});
   try {
-    const answer = await answerClient(message, app, connection);
-    return { agentId: message.agentId, sessionKey: message.sessionKey, reply: answer };
+    return { agentId, sessionKey, reply: await answerClient(message, app, connection) };
   } catch (error) {
-    // The client may know why, because it is the one whose turn failed.
-    throw new RpcError(SERVER_ERROR, `the turn failed: ${error}`);
+    // The error may name files of this machine, which are not the client's affair.
+    warn(`gateway: ${sessionKey}: ${error}`);
+    throw new RpcError(SERVER_ERROR, "the turn failed; the log of the gateway says why");
   }
 });
 
@@ -2694,7 +3658,12 @@ function answerClient(message: Routed, app: App, connection: Connection): Promis
   const onText = (piece: string) => {
     if (piece) connection.notify("delta", { text: piece });
   };
-  const options = { message, onText, agent: app.agents.get(message.agentId) };
+  // A client puts the pieces together. Those that stay come again, so it can drop all it has.
+  const onRestart = (streamedBefore: string) => {
+    connection.notify("restart", {});
+    onText(streamedBefore);
+  };
+  const options = { message, onText, onRestart, agent: app.agents.get(message.agentId) };
   return runExclusive(message.sessionKey, () => answerTo(message, app, options));
 }
 
@@ -2713,7 +3682,7 @@ method("bindings.set", BINDING, ["priority"], (params, app) => {
   const agent = orInvalidParams(() => app.agents.find(String(agentId)));
   return app.bindings.set({
     agentId: agent.id,
-    matchKey: matchKey as Tier, // the schema lets nothing else through
+    matchKey: matchKey as MatchKey, // the schema lets nothing else through
     matchValue: String(matchValue),
     priority: Number(priority),
   });
@@ -2741,18 +3710,43 @@ method("status", {}, [], (_params, app) => ({
   waiting: app.inbox.pending().length,
 }));
 
+// The commands that a client may run, for an owner who is not at the terminal. To add one, add how
+// its line begins. What shows somebody's words or prompts does not belong here.
+const REMOTE_COMMANDS = ["inbox retry"];
+
+method("command", { line: string("Such as /inbox retry.") }, [], async ({ line }, app) => {
+  const words = String(line).trim().replace(/^\//, "");
+  const isRemote = REMOTE_COMMANDS.some((one) => `${words} `.startsWith(`${one} `));
+  if (!isRemote) {
+    throw new RpcError(INVALID_PARAMS, `line: only ${REMOTE_COMMANDS.join(", ")}`);
+  }
+  try {
+    return { text: await runCommand(`/${words}`, app, {}) };
+  } catch (error) {
+    if (isDiskError(error)) throw error; // it names files, so only the log gets it
+    throw new RpcError(INVALID_PARAMS, error instanceof Error ? error.message : String(error));
+  }
+});
+
 command("bindings", "バインディングの一覧（何に誰が答えるか）", (_args, { bindings }) =>
   bindings.list().map((one) => `${one.matchKey} ${one.matchValue} → ${one.agentId}`),
 );
 
-command("route", "<channel> <peer> [account] [guild]：誰が答えるか、なぜか", (args, app) => {
-  const [channel = "", peerId = "", accountId = "", guildId] = args.split(/\s+/);
-  const nothingSaid = { id: "", senderId: "", isGroup: false, text: "", media: [], at: 0 };
-  const message = { ...nothingSaid, channel, peerId, accountId, guildId };
-  const { binding } = app.bindings.resolve(message);
-  const { agentId, sessionKey } = route(message, app);
-  return `${agentId}  ${sessionKey}  (${binding?.tier ?? 5} ${binding?.matchKey ?? "default"})`;
-});
+command(
+  "route",
+  "<channel> <peer> [account] [guild] [group]：誰が答えるか、なぜか",
+  (args, app) => {
+    const words = args.split(/\s+/);
+    const [channel = "", peerId = "", accountId = "", guildId] = words.filter((w) => w !== "group");
+    // Telegram's groups have negative numbers. Elsewhere an id does not tell whose it is.
+    const isGroup = words.includes("group") || peerId.startsWith("-");
+    const nothingSaid = { id: "", senderId: "", text: "", media: [], at: 0 };
+    const message = { ...nothingSaid, channel, peerId, accountId, guildId, isGroup };
+    const { binding } = app.bindings.resolve(message);
+    const { agentId, sessionKey } = route(message, app);
+    return `${agentId}  ${sessionKey}  (${binding?.tier ?? 5} ${binding?.matchKey ?? "default"})`;
+  },
+);
 
 command("agents", "エージェントの一覧", (_args, { agents }) =>
   [...agents.values()].map(({ id, dmScope, system }) => `${id}  ${dmScope}  ${system}`),
@@ -2774,18 +3768,25 @@ command("gateway", "ほかのプログラムの接続先", (_args, { gateway }) 
   t(`${gateway.address || "（待ち受けていません）"}  接続中：${gateway.sockets.clients.size}`),
 );
 
+const TOKEN_FILE = path.join(STATE, "gateway-token");
+const MIN_TOKEN = 16; // characters; a shorter one could be guessed
+const isLongEnough = (token = "") => token.length >= MIN_TOKEN;
+
 /**
  * 設定のトークン。なければ作り、取っておく。ループバックだけでは守りにならない。このマシンの
  * どのプログラムからも、どのページからも届く。
  */
 function gatewayToken(): string {
   const given = env("GATEWAY_TOKEN");
-  if (given) return given;
-  const tokenFile = path.join(STATE, "gateway-token");
-  const kept = fs.existsSync(tokenFile) ? fs.readFileSync(tokenFile, "utf8") : "";
-  if (/^[\w-]{32}$/.test(kept)) return kept;
+  if (given && !isLongEnough(given)) {
+    throw new Error(`GATEWAY_TOKEN must have at least ${MIN_TOKEN} characters`);
+  }
+  const kept = readOrQuarantine(TOKEN_FILE, (file) => fs.readFileSync(file, "utf8").trim());
+  const usable = [given, kept].find(isLongEnough);
+  if (usable) return usable;
+  if (kept !== undefined) quarantine(TOKEN_FILE, t("16文字以上のトークンがありません"));
   const token = crypto.randomBytes(24).toString("base64url"); // 32 characters
-  fs.writeFileSync(tokenFile, token, { mode: 0o600 }); // 読めるのはこのユーザーだけ
+  fs.writeFileSync(TOKEN_FILE, token, { mode: 0o600 }); // 読めるのはこのユーザーだけ
   return token;
 }
 
@@ -2796,7 +3797,7 @@ function gatewayToken(): string {
 // 取っておき、次からは10分の1の料金で読む。ただし、先頭から一字一句同じ部分だけ。
 
 export interface TurnOptions {
-  mode?: "full" | "minimal" | "none"; // all layers; those for a job (s07); the identity alone
+  mode?: "full" | "minimal"; // all layers, or those for a job (s07)
 }
 
 export interface App {
@@ -2821,7 +3822,8 @@ function isOwnersChat(channel: string, peerId: string): boolean {
   const listed = env(`${channel.toUpperCase()}_ALLOWED_CHATS`).split(/[\s,]+/);
   // Telegram's groups have negative numbers. An empty setting is split into one empty string.
   const firstDirectChat = listed.find((chat) => chat !== "" && !chat.startsWith("-"));
-  return peerId === firstDirectChat;
+  // In a topic of that chat the owner is the owner, too: "1001:topic:7".
+  return peerId.split(":")[0] === firstDirectChat;
 }
 
 const PRIVATE = ["MEMORY.md", "USER.md"]; // what the owner wrote about themselves
@@ -2850,10 +3852,22 @@ function isPrivateName(place: string): boolean {
 // made where there is no App, for example when ContextGuard estimates its size.
 const reportedProblems = new Set<string>();
 
-/** `read`が返すものを返す。例外なら一度だけ知らせ、`otherwise`を返す。 */
-function readOrSay<T>(file: string, otherwise: T, read: (file: string) => T): T {
+/** Whether there is a file, also one that can't be read, or a link that leads nowhere. */
+const isThere = (file: string) => fs.lstatSync(file, { throwIfNoEntry: false }) !== undefined;
+
+/** When a file was changed last, in ms; 0 if there is none, or -1 if that can't be found out. */
+function modifiedAt(file: string): number {
   try {
-    return fs.existsSync(file) ? read(file) : otherwise;
+    return fs.statSync(file, { throwIfNoEntry: false })?.mtimeMs ?? 0;
+  } catch {
+    return -1;
+  }
+}
+
+/** `read`が返すものを返す。例外なら一度だけ知らせ、`otherwise`を返す。 */
+function readOrWarnOnce<T>(file: string, otherwise: T, read: (file: string) => T): T {
+  try {
+    return isThere(file) ? read(file) : otherwise;
   } catch (error) {
     const problem = `${file} ${error}`;
     if (!reportedProblems.has(problem)) warn(`${file}を飛ばします：${error}`);
@@ -2884,8 +3898,8 @@ export function loadBootstrap(agentId: string, names: string[], root = WORKSPACE
 
 /** Both files are read, because one that is broken should be reported even if it is not needed. */
 function readAgentFile(agentId: string, name: string, root: string): string {
-  const own = readOrSay(path.join(root, "agents", agentId, name), "", readText).trim();
-  const common = readOrSay(path.join(root, name), "", readText).trim();
+  const own = readOrWarnOnce(path.join(root, "agents", agentId, name), "", readText).trim();
+  const common = readOrWarnOnce(path.join(root, name), "", readText).trim();
   return own || common; // an empty file of its own would leave the agent without any
 }
 
@@ -2911,9 +3925,9 @@ export class SkillsManager {
 }
 
 function skillsIn(folder: string): Skill[] {
-  const names = readOrSay(folder, [], (place) => fs.readdirSync(place)).sort();
+  const names = readOrWarnOnce(folder, [], (place) => fs.readdirSync(place)).sort();
   const skills = names.map((name) =>
-    readOrSay(path.join(folder, name, "SKILL.md"), undefined, readSkill),
+    readOrWarnOnce(path.join(folder, name, "SKILL.md"), undefined, readSkill),
   );
   return skills.filter((skill) => skill !== undefined);
 }
@@ -2983,7 +3997,6 @@ function skillsText({ agent }: PromptParts): string {
 /** Each layer of the prompt with its text. It may be empty. */
 export function promptLayers(options: TurnOptions): { name: string; text: string }[] {
   const { agent = AGENTS[0], message, mode = "full" } = options;
-  if (mode === "none") return [{ name: "identity", text: agent.system }];
   const names = ["IDENTITY.md", "SOUL.md", "TOOLS.md", "AGENTS.md", "BOOTSTRAP.md"];
   const visible = isOwner(options) ? [...names, ...PRIVATE] : names;
   const parts = { agent, message, files: loadBootstrap(agent.id, visible) };
@@ -3025,9 +4038,14 @@ export type Hit = Memory & { score: number };
 /** A memory with what the search needs to know of its text. */
 type IndexedMemory = {
   memory: Memory;
-  length: number; // in terms
-  termFrequencies: Map<string, number>; // term → how often it occurs
-  vector: Map<number, number>; // bucket → weight
+  number: number; // its place in the list of scores of a search
+  length: number; // in words
+  words: Map<string, number>; // word → its term frequency: how often it occurs
+};
+/** What the inverted index knows of a word or a trigram in one memory. */
+type Posting = {
+  entry: IndexedMemory;
+  weight: number; // of a word the term frequency, of a trigram its part of the vector
 };
 
 const SEGMENTER = new Intl.Segmenter("und", { granularity: "word" });
@@ -3036,8 +4054,15 @@ const WIDE = /[\p{sc=Han}\p{sc=Hiragana}\p{sc=Katakana}\p{sc=Hangul}]/u;
 const STOP_WORDS =
   /^(an?|and|are|at|did|do|does|for|how|i|in|is|it|my|of|on|the|to|wh(at|en|ere|o|y))$/;
 
+/** The accents of Latin, Greek and Cyrillic. /\p{M}/u would also turn the Japanese が into か. */
+const ACCENTS = /[\u0300-\u036f]/g;
+
 /** 長い文章は、先頭だけを使う。1MBの文章は誰でも送れるが、全部を単語にするとメモリがあふれる。 */
-const normalise = (content: string) => content.slice(0, 4_000).normalize("NFKC").toLowerCase();
+function normalise(content: string): string {
+  // NFKD takes "é" apart into "e" and its accent, and NFC puts together what is left.
+  const decomposed = content.slice(0, 4_000).normalize("NFKD").toLowerCase();
+  return decomposed.replace(ACCENTS, "").normalize("NFC");
+}
 
 /** The words that a text can be found by. A dictionary splits Chinese and Japanese into words. */
 function termsOf(content: string): string[] {
@@ -3073,29 +4098,16 @@ function trigrams(word: string): string[] {
   return grams;
 }
 
-/** FNV-1a：どのプロセスでも同じ値になる */
-function fnv1a(words: string): number {
-  let hash = 0x811c9dc5; // the offset basis of FNV
-  for (const character of words) {
-    const mixed = hash ^ (character.codePointAt(0) ?? 0);
-    hash = Math.imul(mixed, 0x01000193); // the prime of FNV
-  }
-  return hash >>> 0; // as an unsigned number
-}
-
-/** The dimension of the vector that a trigram counts for: 13 bits of the hash, so one of 8,192. */
-const bucketOf = (gram: string) => fnv1a(gram) >>> 19;
-
 /**
- * The embedding of a text: a vector of length 1 that counts its trigrams. By it "allergic" finds
- * "allergies", but it knows nothing of meanings. A model's embedding would replace this function.
+ * The embedding of a text: a vector of length 1, in which each trigram is a dimension. By it
+ * "allergic" finds "allergies", but it knows nothing of meanings. A model's embedding would replace
+ * this function, and then the search for the nearest vectors needs an index of its own.
  */
-function embed(content: string): Map<number, number> {
-  const words = normalise(content).match(/[\p{L}\p{N}]+/gu) ?? [];
-  const buckets = words.flatMap((word) => trigrams(word).map(bucketOf));
-  const counts = countEach(buckets);
+function embed(content: string): Map<string, number> {
+  const words = normalise(content).match(/[\p{L}\p{M}\p{N}]+/gu) ?? [];
+  const counts = countEach(words.flatMap(trigrams));
   const length = Math.hypot(...counts.values()) || 1; // a text without words has no trigrams
-  return new Map([...counts].map(([bucket, count]) => [bucket, count / length]));
+  return new Map([...counts].map(([gram, count]) => [gram, count / length]));
 }
 
 const WEIGHTS = { keyword: 0.6, vector: 0.4 }; // the two scores, from 0 to 1 each, add up to 1
@@ -3112,9 +4124,6 @@ function bm25(termFrequency: number, lengthNorm: number, idf: number): number {
   return (idf * termFrequency * (K1 + 1)) / (termFrequency + K1 * lengthNorm);
 }
 
-/** Adds points to the score of an entry. */
-type AddScore = (entry: IndexedMemory, points: number) => void;
-
 /**
  * What was noted from day to day, and the owner's MEMORY.md and USER.md. Search is hybrid: BM25
  * finds words, and the cosine of two vectors of trigrams finds what is spelled alike.
@@ -3126,8 +4135,9 @@ export class MemoryStore {
   #entries = new Set<IndexedMemory>();
   // 日々のメモと、持ち主のMEMORY.mdとUSER.md。単語とバケットから、それを含む項目を引ける。検索では
   // 引いた項目だけを見て、ファイルは読まない。
-  #postings = new Map<string | number, Set<IndexedMemory>>();
+  #postings = new Map<string, Posting[]>();
   #totalLength = 0; // 全項目の合計
+  #nextNumber = 0; // of the next entry
   #loaded = new Map<string, { mtime: number; entries: IndexedMemory[] }>();
   #logs = new Map<string, JsonlFile>();
 
@@ -3136,7 +4146,7 @@ export class MemoryStore {
     this.#dir = dir;
     this.#files = files;
     this.#now = now;
-    fs.mkdirSync(dir, { recursive: true });
+    makeFolder(dir);
     for (const name of fs.readdirSync(dir).filter((one) => one.endsWith(".jsonl"))) {
       for (const { record } of this.#log(name).read()) this.#addNote({ ...record }, name);
     }
@@ -3167,13 +4177,14 @@ export class MemoryStore {
   }
 
   #add(memory: Memory): IndexedMemory {
-    const terms = termsOf(memory.text);
-    const termFrequencies = countEach(terms);
-    const vector = embed(memory.text);
-    const entry = { memory, length: terms.length, termFrequencies, vector };
-    for (const key of indexKeys(entry)) {
-      const posting = this.#postings.get(key) ?? new Set();
-      this.#postings.set(key, posting.add(entry));
+    const words = termsOf(memory.text);
+    const number = this.#nextNumber;
+    this.#nextNumber += 1;
+    const entry = { memory, number, length: words.length, words: countEach(words) };
+    for (const [key, weight] of indexKeys(entry)) {
+      const postings = this.#postings.get(key) ?? [];
+      postings.push({ entry, weight });
+      this.#postings.set(key, postings);
     }
     this.#entries.add(entry);
     this.#totalLength += entry.length;
@@ -3181,7 +4192,10 @@ export class MemoryStore {
   }
 
   #remove(entry: IndexedMemory): void {
-    for (const key of indexKeys(entry)) this.#postings.get(key)?.delete(entry);
+    for (const [key] of indexKeys(entry)) {
+      const others = this.#postings.get(key)?.filter((posting) => posting.entry !== entry);
+      this.#postings.set(key, others ?? []);
+    }
     this.#entries.delete(entry);
     this.#totalLength -= entry.length;
   }
@@ -3189,12 +4203,12 @@ export class MemoryStore {
   /** 持ち主のファイルのうち、変わったものを取り込む。1行が1つの事実。 */
   #refresh(): void {
     for (const ownersFile of this.#files) {
-      const mtime = fs.statSync(ownersFile, { throwIfNoEntry: false })?.mtimeMs ?? 0;
+      const mtime = modifiedAt(ownersFile);
       const before = this.#loaded.get(ownersFile) ?? { mtime: 0, entries: [] };
       if (before.mtime === mtime) continue;
       for (const entry of before.entries) this.#remove(entry);
       const source = path.basename(ownersFile);
-      const facts = factsIn(readOrSay(ownersFile, "", readText));
+      const facts = factsIn(readOrWarnOnce(ownersFile, "", readText));
       const entries = facts.map((text) => this.#add({ text, source }));
       this.#loaded.set(ownersFile, { mtime, entries });
     }
@@ -3206,53 +4220,49 @@ export class MemoryStore {
     { sessionKey = "", owner = false, topK = 5, weights = WEIGHTS } = {},
   ): Hit[] {
     this.#refresh();
-    const scores = new Map<IndexedMemory, number>();
-    // What others noted is left out here, before it has a score, so it can't come any further. It
-    // only counts for how rare a word is (#idf).
-    const add: AddScore = (entry, points) => {
-      const { memory } = entry;
-      const isVisible = memory.sessionKey === undefined ? owner : memory.sessionKey === sessionKey;
-      if (isVisible) scores.set(entry, (scores.get(entry) ?? 0) + points);
-    };
-    this.#scoreKeywords(query, (entry, score) => add(entry, weights.keyword * score));
-    this.#scoreVectors(query, (entry, score) => add(entry, weights.vector * score));
-    const hits = [...scores].map(([entry, score]) => ({
-      entry,
-      score: score * this.#recency(entry.memory),
-    }));
+    const scores = new Float64Array(this.#nextNumber); // faster than a map of all entries
+    this.#scoreWords(query, weights.keyword, scores);
+    this.#scoreTrigrams(query, weights.vector, scores);
+    const hits = [];
+    for (const entry of this.#entries) {
+      const score = scores[entry.number] ?? 0;
+      // What others noted ends here. It only counts for how rare a word is (#idf).
+      if (score === 0 || !isVisible(entry.memory, sessionKey, owner)) continue;
+      hits.push({ entry, score: score * this.#recency(entry.memory) });
+    }
     return diversify(hits, topK);
   }
 
-  /** The keyword score: the BM25 scores of all terms of the query, scaled to 0 to 1. */
-  #scoreKeywords(query: string, add: AddScore): void {
-    const idfs = new Map(termsOf(query).map((term) => [term, this.#idf(term)]));
+  /** The keyword score: the BM25 scores of all words of the query, scaled to 0 to 1. */
+  #scoreWords(query: string, weight: number, scores: Float64Array): void {
+    const idfs = new Map(termsOf(query).map((word) => [word, this.#idf(word)]));
     const sumOfIdfs = [...idfs.values()].reduce((sum, idf) => sum + idf, 0);
-    const maxScore = sumOfIdfs * (K1 + 1); // of a text that has only these terms, again and again
+    const maxScore = sumOfIdfs * (K1 + 1); // of a text that has only these words, again and again
     const averageLength = this.#totalLength / this.#entries.size;
-    for (const [term, idf] of idfs) {
-      for (const entry of this.#postings.get(term) ?? []) {
-        const termFrequency = entry.termFrequencies.get(term) ?? 0;
+    for (const [word, idf] of idfs) {
+      for (const { entry, weight: termFrequency } of this.#postings.get(word) ?? []) {
         const lengthNorm = 1 - B + B * (entry.length / averageLength);
-        add(entry, bm25(termFrequency, lengthNorm, idf) / maxScore);
+        const score = bm25(termFrequency, lengthNorm, idf) / maxScore;
+        scores[entry.number] = (scores[entry.number] ?? 0) + weight * score;
       }
     }
   }
 
   /**
    * The vector score: the cosine similarity of two texts, which is 1 if they have the same
-   * trigrams. Both vectors have the length 1, so it is the sum of the products bucket by bucket.
+   * trigrams. Both vectors have the length 1, so it is the sum of the products trigram by trigram.
    */
-  #scoreVectors(query: string, add: AddScore): void {
-    for (const [bucket, weight] of embed(query)) {
-      for (const entry of this.#postings.get(bucket) ?? []) {
-        add(entry, weight * (entry.vector.get(bucket) ?? 0));
+  #scoreTrigrams(query: string, weight: number, scores: Float64Array): void {
+    for (const [gram, inQuery] of embed(query)) {
+      for (const { entry, weight: inEntry } of this.#postings.get(gramKey(gram)) ?? []) {
+        scores[entry.number] = (scores[entry.number] ?? 0) + weight * inQuery * inEntry;
       }
     }
   }
 
   /** BM25：わずかな項目にしかない単語は、どの項目にもある単語よりも手がかりになる。 */
-  #idf(term: string): number {
-    const having = this.#postings.get(term)?.size ?? 0;
+  #idf(word: string): number {
+    const having = this.#postings.get(word)?.length ?? 0;
     return Math.log(1 + (this.#entries.size - having + 0.5) / (having + 0.5));
   }
 
@@ -3263,28 +4273,37 @@ export class MemoryStore {
   }
 }
 
-/** What leads to an entry in the inverted index: words are terms, numbers are buckets. */
-const indexKeys = ({ termFrequencies, vector }: IndexedMemory) => [
-  ...termFrequencies.keys(),
-  ...vector.keys(),
-];
+/** The owner's files are only for the owner, and a note only for the conversation it is from. */
+const isVisible = (memory: Memory, sessionKey: string, owner: boolean) =>
+  memory.sessionKey === undefined ? owner : memory.sessionKey === sessionKey;
+
+/** A trigram can be spelled like a word, so in the inverted index it has a mark before it. */
+const gramKey = (gram: string) => `#${gram}`;
+
+/** What leads to an entry in the inverted index, and with which weight. */
+function indexKeys({ memory, words }: IndexedMemory): Map<string, number> {
+  const keys = new Map(words);
+  for (const [gram, weight] of embed(memory.text)) keys.set(gramKey(gram), weight);
+  return keys;
+}
 
 /** The facts in a file of the owner's: one in each line, without the mark of a list before it. */
 function factsIn(content: string): string[] {
-  const lines = content.split(/\r?\n/).map((line) => line.replace(/^[-*\s]+/, ""));
+  const withoutComments = content.replace(/<!--[\s\S]*?(-->|$)/g, "");
+  const lines = withoutComments.split(/\r?\n/).map((line) => line.replace(/^[-*\s]+/, ""));
   return lines.filter(isFact);
 }
 
-/** Whether a line says something. A heading, a comment and a field left empty ("Name:") do not. */
+/** Whether a line says something. A heading, an HTML tag and a field left empty ("Name:") do not. */
 function isFact(line: string): boolean {
   const words = line.trimEnd();
   const isHeading = words.startsWith("#");
-  const isComment = words.startsWith("<");
+  const isTag = words.startsWith("<");
   const isEmptyField = words.endsWith(":");
-  return words.length > 1 && !isHeading && !isComment && !isEmptyField;
+  return words.length > 1 && !isHeading && !isTag && !isEmptyField;
 }
 
-const DUPLICATE = 0.8; // two entries that share this part of their terms say nearly the same
+const DUPLICATE = 0.8; // two entries that share this part of their words say nearly the same
 
 /**
  * Maximal marginal relevance, in its simplest form: the best hits, but none that repeats a better
@@ -3302,11 +4321,11 @@ function diversify(hits: { entry: IndexedMemory; score: number }[], topK: number
   return chosen.map(({ entry, score }) => ({ ...entry.memory, score }));
 }
 
-/** The Jaccard index: how many of the terms that either entry has are in both, from 0 to 1. */
+/** The Jaccard index: how many of the words that either entry has are in both, from 0 to 1. */
 function jaccard(a: IndexedMemory, b: IndexedMemory): number {
-  const ofBoth = [...a.termFrequencies.keys()].filter((term) => b.termFrequencies.has(term));
+  const ofBoth = [...a.words.keys()].filter((word) => b.words.has(word));
   const shared = ofBoth.length;
-  const all = a.termFrequencies.size + b.termFrequencies.size - shared;
+  const all = a.words.size + b.words.size - shared;
   return all === 0 ? 0 : shared / all;
 }
 
@@ -3321,8 +4340,14 @@ function recall(conversation: Conversation, input: string, options: TurnOptions)
   const scope = { ...memoryScope(conversation, options), topK: 3 };
   const hits = options.app?.memory.search(input, scope) ?? [];
   const relevant = hits.filter(({ score }) => score >= MIN_SCORE);
-  return relevant.map(({ text }) => keepEnds(text, 1_000));
+  return relevant.map(({ text }) => escapeMemory(text));
 }
+
+/**
+ * A memory for the model, in one line and without tags. Otherwise a note with a line end or a tag
+ * in it could pose as another memory, or as the person's own words.
+ */
+const escapeMemory = (text: string) => oneLine(keepEnds(text, 1_000)).replaceAll("<", "&lt;");
 
 /**
  * 人の発言の前に置き、発言と一緒に保存するもの：時刻と、思い出したこと。システムプロンプトに
@@ -3341,9 +4366,11 @@ const memoryScope = (conversation: Conversation, options: TurnOptions) => ({
   owner: isOwner(options),
 });
 
-/** A line for each hit: its score, where it is from, and how it begins. */
-const formatHits = (hits: Hit[]) =>
-  hits.map((hit) => `${hit.score.toFixed(2)}  ${hit.source}  ${oneLine(hit.text.slice(0, 80))}`);
+/** A line for each hit: its score, where it is from, and its text as `format` gives it. */
+const formatHits = (hits: Hit[], format: (text: string) => string) =>
+  hits.map((hit) => `${hit.score.toFixed(2)}  ${oneLine(hit.source)}  ${format(hit.text)}`);
+
+const beginningOf = (text: string) => oneLine(text.slice(0, 80));
 
 const COUNT = { type: "integer", description: "How many at most; 5 if left out." };
 const FACT = { content: string("One full sentence."), category: string("One word.") };
@@ -3355,23 +4382,31 @@ TOOLS.push(
 Object.assign(HANDLERS, {
   memory_write: ({ content, category }, turn) => {
     const { sessionKey } = memoryScope(turn.conversation, turn);
+    // Only the same conversation finds its notes, and that of a job or a heartbeat (s07) is over
+    // with its answer.
+    const isOver = ["cron", "heartbeat"].includes(turn.message?.channel ?? "");
+    if (isOver) throw new Error("nobody would find that note later; say it in your answer");
     turn.app?.memory.write(String(content), String(category), sessionKey);
     return "remembered";
   },
   memory_search: ({ query, topK = 5 }, turn) => {
     const scope = { ...memoryScope(turn.conversation, turn), topK: Number(topK) };
     const hits = turn.app?.memory.search(String(query), scope) ?? [];
-    return formatHits(hits).join("\n") || "nothing found";
+    return formatHits(hits, escapeMemory).join("\n") || "nothing found";
   },
 } satisfies Record<string, Handler>);
 
 const SEARCH = {
   query: string("The words to search for."),
   topK: COUNT,
-  sessionKey: string("The conversation whose memories are searched."),
+  sessionKey: string("One of the client's conversations; its own one if left out."),
 };
-method("memory.search", SEARCH, ["topK", "sessionKey"], (params, app) => {
-  const { query, topK = 5, sessionKey = "" } = params;
+method("memory.search", SEARCH, ["topK", "sessionKey"], (params, app, connection) => {
+  const own = route(messageFromClient({ text: "-" }, connection), app).sessionKey;
+  const { query, topK = 5, sessionKey = own } = params;
+  const isTheirs =
+    sessionKey === own || app.gateway.conversationsOf(connection).has(String(sessionKey));
+  if (!isTheirs) return [];
   return app.memory.search(String(query), { topK: Number(topK), sessionKey: String(sessionKey) });
 });
 
@@ -3380,14 +4415,14 @@ const ownersLayers = (app: App) =>
   promptLayers({ agent: app.agents.get(app.terminalAgent ?? AGENTS[0].id) });
 
 const layerText = (app: App, name: string) =>
-  ownersLayers(app).find((layer) => layer.name === name)?.text || "-";
+  ownersLayers(app).find((layer) => layer.name === name)?.text ?? "";
 
 command("soul", "話し方", (_args, app) => layerText(app, "soul"));
 command("skills", "使えるスキル", (_args, app) => layerText(app, "skills"));
 command("memory", "あなたについて、いつも知っていること", (_args, app) => layerText(app, "memory"));
 command("bootstrap", "仕事の進め方", (_args, app) => layerText(app, "bootstrap"));
 command("search", "<言葉>：覚えていることを、よく合う順に", (query, { memory, key }) =>
-  formatHits(memory.search(query, { sessionKey: key, owner: true })),
+  formatHits(memory.search(query, { sessionKey: key, owner: true }), beginningOf),
 );
 command("prompt", "プロンプトの層と、それぞれの文字数", (_args, app) =>
   ownersLayers(app).map(({ name, text }, i) => `${i + 1} ${name.padEnd(10)} ${text.length}`),
@@ -3449,15 +4484,20 @@ const formatTime = (at = Infinity) => (at < 8.64e15 ? new Date(at).toISOString()
 
 /** The object in a JSON file of `.state`. Gives {} if there is no file, or none that is usable. */
 function readState(file: string): object {
-  if (!fs.existsSync(file)) return {};
-  const state = parseObject(fs.readFileSync(file, "utf8"));
+  const json = readOrQuarantine(file, (found) => fs.readFileSync(found, "utf8"));
+  if (json === undefined) return {};
+  const state = parseObject(json);
   if (state) return state;
   quarantine(file, t("内容がJSONオブジェクトではありません。このファイルなしで続けます。"));
   return {};
 }
 
-/** The turns of people that are running now. Jobs and heartbeats begin only if there are none. */
+const CRON_MAX_WAIT = 30_000; // ミリ秒
+
+/** The turns of people that are running now. Jobs and heartbeats let them go first. */
 export class ActiveTurns extends Set<Promise<unknown>> {
+  maxWait = CRON_MAX_WAIT;
+
   /** Counts a turn until it has ended, successfully or not. Gives the same promise back. */
   track<T>(turn: Promise<T>): Promise<T> {
     this.add(turn);
@@ -3467,10 +4507,16 @@ export class ActiveTurns extends Set<Promise<unknown>> {
 
   /**
    * Resolves when no turn is running. It looks again after each wait, because somebody else may
-   * have written meanwhile. So while people write without a pause, jobs wait (starvation).
+   * have written meanwhile. While people write without a pause, a job would wait for ever
+   * (starvation), so after `maxWait` it takes its turn beside them: then this gives false.
    */
-  async idle(): Promise<void> {
-    while (this.size > 0) await Promise.allSettled(this);
+  async idle(): Promise<boolean> {
+    let isOver = false;
+    const end = sleep(this.maxWait, undefined, { ref: false }).then(() => {
+      isOver = true;
+    });
+    while (this.size > 0 && !isOver) await Promise.race([Promise.allSettled(this), end]);
+    return this.size === 0;
   }
 }
 
@@ -3480,7 +4526,10 @@ const STRING = { type: "string" };
 const BOOLEAN = { type: "boolean" };
 const OBJECT = { type: "object" };
 
-const PLACE_SCHEMA = objectSchema({ channel: STRING, to: STRING });
+// Where a job can speak. A channel that is not set up in this run is no mistake, but a name that no
+// channel has is one: "Telegram" or "telgram" would reach nobody. To add a channel, add its name.
+const PLACE_CHANNEL = { type: "string", enum: ["cli", "telegram", "feishu"] };
+const PLACE_SCHEMA = objectSchema({ channel: PLACE_CHANNEL, to: STRING });
 
 const JOB_REQUIRED = { id: STRING, enabled: BOOLEAN, schedule: OBJECT, payload: OBJECT };
 const JOB_OPTIONAL = { name: STRING, deliver: OBJECT, deleteAfterRun: BOOLEAN };
@@ -3529,7 +4578,7 @@ type ParsedJobs = { jobs?: Job[]; problems: string[] };
 
 /** Reads a CRON.json. Never throws. A file that does not exist has no jobs, which is no problem. */
 function parseJobs(file: string): ParsedJobs {
-  if (!fs.existsSync(file)) return { jobs: [], problems: [] };
+  if (!isThere(file)) return { jobs: [], problems: [] };
   try {
     const json = readText(file).replace(/^\uFEFF/, ""); // some editors put a byte order mark there
     const content: { jobs?: unknown } | null = JSON.parse(json);
@@ -3599,12 +4648,11 @@ function nextCron(expr: string, timeZone: string | undefined, now: number): numb
   // The Swedish format is close to ISO 8601: 2027-03-28 03:30:00.
   const wallClock: WallClock = (instant) =>
     Date.parse(`${new Date(instant).toLocaleString("sv", { timeZone })}Z`);
-  // The hours are the fourth field from the end. "*/3" counts as hourly, too, but its wait is most
-  // often more than an hour, and then it makes no difference below.
-  const isHourly = cronFields(expr).at(-4)?.startsWith("*");
+  checkFields(expr);
   const wallNow = wallClock(now); // without fractions of a second, so we drop them from `now`, too
   const lastSecond = now - (now % 1000);
   const wallTimes = CronExpressionParser.parse(expr, { currentDate: wallNow, tz: "UTC" });
+  const isHourly = wallTimes.fields.hour.values.length === 24; // not "*/3", for example
   let due: number;
   do {
     const wallTime = wallTimes.next().getTime();
@@ -3620,13 +4668,12 @@ function nextCron(expr: string, timeZone: string | undefined, now: number): numb
   return due;
 }
 
-/** The fields of a cron expression. Throws unless there are five, or six with the seconds first. */
-function cronFields(expr: string): string[] {
+/** Throws unless a cron expression has five fields, or six with the seconds first. */
+function checkFields(expr: string): void {
   const fields = expr.trim().split(/\s+/);
   // フィールドが足りないとライブラリが勝手に補い、"H"は見るたびに別の時刻になる。
   const isSupported = (fields.length === 5 || fields.length === 6) && !/\bH\b/.test(expr);
   if (!isSupported) throw new Error(`expr: "${expr}" has not the 5 fields of cron`);
-  return fields;
 }
 
 /** From an instant to what a clock on the wall shows then, both in ms. */
@@ -3673,7 +4720,9 @@ export class CronService {
   readonly #states: Map<string, JobState>;
   readonly #begin: (job: Job, due: number) => boolean;
   readonly #now: () => number;
-  #modified = 0; // the time (mtime) of the file when it was last read; 0 if there was none
+  #modified: number | undefined; // what modifiedAt gave when the file was last read
+  #postponed: (() => unknown)[] = []; // runs that the next tick begins again
+  readonly #problems = new Set<string>(); // what was said and is not over
 
   /**
    * `begin` is told of each due run. True: the run is in the inbox now, or it was answered before
@@ -3691,13 +4740,27 @@ export class CronService {
 
   /** 時刻の来たものを始める。例外は投げない。始められないものが1つあっても、ほかは止まらない。 */
   tick(): void {
+    if (this.#problems.has(this.#stateFile)) this.#save();
+    for (const beginAgain of this.#postponed.splice(0)) beginAgain();
     for (const job of this.read()) {
       try {
         this.#beginIfDue(job);
       } catch (error) {
-        warn(`cron: ${job.id}: ${error}`); // for example because the disk is full
+        this.#warnOnce(job.id, error); // for example because the disk is full
       }
     }
+  }
+
+  /** Says that something failed that is tried again at each tick. It is said once, until it works. */
+  #warnOnce(what: string, error: unknown): void {
+    if (!this.#problems.has(what)) warn(`cron: ${what}: ${error}。${t("後で再試行します。")}`);
+    this.#problems.add(what);
+  }
+
+  /** A run failed for a reason that is not its own. The next tick calls `beginAgain`. */
+  postpone(id: string, error: unknown, beginAgain: () => unknown): void {
+    this.#warnOnce(id, error);
+    this.#postponed.push(beginAgain);
   }
 
   #beginIfDue(job: Job): void {
@@ -3705,6 +4768,7 @@ export class CronService {
     const now = this.#now();
     if (!job.enabled || state.due === undefined || state.due > now) return;
     if (!this.#begin(job, state.due)) return;
+    this.#problems.delete(job.id);
     // Only now, since the run is in a file, may its due time be replaced. The next one is after
     // `now` and not after `due`, so that one run makes up for all that a week of sleep missed
     // (coalescing).
@@ -3742,13 +4806,22 @@ export class CronService {
     return state;
   }
 
+  /**
+   * If the disk refuses, the next tick tries again. Should the program end before, a due time that
+   * is done would be due again, but `begin` drops a run that was answered.
+   */
   #save(): void {
-    replaceFile(this.#stateFile, JSON.stringify(Object.fromEntries(this.#states)));
+    try {
+      replaceFile(this.#stateFile, JSON.stringify(Object.fromEntries(this.#states)));
+      this.#problems.delete(this.#stateFile);
+    } catch (error) {
+      this.#warnOnce(this.#stateFile, error);
+    }
   }
 
   /** The jobs as CRON.json has them now. They stay as they were while the file can't be used. */
   read(): Job[] {
-    const modified = fs.statSync(this.#file, { throwIfNoEntry: false })?.mtimeMs ?? 0;
+    const modified = modifiedAt(this.#file);
     if (modified === this.#modified) return this.jobs;
     this.#modified = modified;
     const { jobs, problems } = parseJobs(this.#file);
@@ -3765,6 +4838,7 @@ export class CronService {
   report(id: string, error?: unknown): string {
     const state = this.#states.get(id);
     if (!state) return "";
+    this.#problems.delete(id);
     state.errors = error ? state.errors + 1 : 0;
     if (error) warn(`cron: ${id}が失敗しました（続けて${state.errors}回目）：${error}`);
     if (state.errors >= MAX_ERRORS) state.due = undefined;
@@ -3773,7 +4847,9 @@ export class CronService {
     // began, so the owner hears of its first error; of other jobs only after MAX_ERRORS.
     const isOff = error && state.due === undefined;
     if (!isOff) return "";
-    return t(`ジョブ${id}を止めました（続けて${state.errors}回失敗）。CRON.jsonの中身を直せば、また動きます。`);
+    return t(
+      `ジョブ${id}を止めました（続けて${state.errors}回失敗）。scheduleを変更すれば、また動きます。`,
+    );
   }
 }
 
@@ -3800,34 +4876,52 @@ function internalMessage(channel: string, peerId: string, text: string, at: numb
 function enqueueJob(app: App, { id, payload, deliver }: Job, due: number): boolean {
   const isOfThisJob = ({ channel, peerId }: Routed) => channel === "cron" && peerId === id;
   if (app.inbox.pending().some(isOfThisJob)) return false;
-  const text = payload.message ?? payload.text ?? "";
   const isEvent = payload.kind === "system_event";
+  const text = (isEvent ? payload.text : payload.message) ?? "";
   const message = { ...internalMessage("cron", id, text, due), job: { isEvent, deliver } };
   // enqueue hands a message of the channel "cron" to runJob, in the queue "cron": one at a time.
   accept(app, message).done.catch((error) => warn(`cron: ${id}: ${error}`));
   return true;
 }
 
-/**
- * Runs a job, and gives what was sent. After an error nothing is sent, unless the job is off now:
- * then the owner is told so.
- */
+/** Runs a job, and gives what it has to say, or "" after an error. */
 async function runJob(app: App, message: Routed, signal?: AbortSignal): Promise<string> {
-  const { peerId: id, job } = message;
-  let answer: string;
-  let about: InboundMessage = message;
+  const id = message.peerId;
+  let answer = "";
   try {
     await app.activeTurns.idle(); // people go first
     answer = await answerJob(app, message, signal);
     app.cron.report(id);
   } catch (error) {
-    answer = app.cron.report(id, error);
-    // This text is not the answer, so its parts must not have the ids of the answer's parts.
-    about = { ...message, id: failureReplyId(message.id) };
+    if (isOutage(error)) {
+      // The run stays in the inbox, so it is not lost if the program ends.
+      app.inbox.giveBack([message]);
+      app.cron.postpone(id, error, () => enqueue(app, message));
+      return "";
+    }
+    const notice = app.cron.report(id, error);
+    // "!", because the id of the message itself must stay free for its answer (s08).
+    if (notice) await untilStored(() => tellOwner(app, `${message.id}!`, notice));
   }
-  if (answer) await tellOwner(app, about, answer, job?.deliver);
-  app.inbox.acknowledge([message]);
+  if (answer) await untilStored(() => deliverAnswer(app, message, answer));
+  await untilStored(() => app.inbox.acknowledge([message]));
   return answer;
+}
+
+/** Whether network, provider or disk failed. No job can help that, so none is switched off. */
+function isOutage(error: unknown): boolean {
+  const isRefusal = ["invalid", "overflow"].includes(classifyFailure(error));
+  return isDiskError(error) || (error instanceof Anthropic.AnthropicError && !isRefusal);
+}
+
+/** Sends what a job has to say. If that fails, the owner hears it. (From s08 on it waits instead.) */
+async function deliverAnswer(app: App, { id, peerId, job }: Routed, answer: string): Promise<void> {
+  const place = job?.deliver ?? ownerPlace(app);
+  const isSent = await sendTo(app, place, id, answer);
+  if (isSent) return;
+  const { channel, to } = place;
+  const words = t(`${peerId}の出力を${channel} ${to}に送れませんでした：${answer}`);
+  await tellOwner(app, `${id}!`, words);
 }
 
 const KEPT_RUNS = 20; // conversations of each job, and of the heartbeat, with the one that begins
@@ -3867,27 +4961,47 @@ function rememberOwner(app: App, message: InboundMessage): void {
   if (channel === "cli" || !app.channels.has(channel) || !isOwner({ message })) return;
   const place = JSON.stringify({ channel, to });
   const known = JSON.stringify(readState(OWNER_FILE));
-  if (known !== place) replaceFile(OWNER_FILE, place);
+  try {
+    if (known !== place) replaceFile(OWNER_FILE, place);
+  } catch (error) {
+    warn(`${OWNER_FILE}: ${error}`); // that is no reason to refuse the message
+  }
 }
 
-/** The chat from which the owner wrote last. Undefined if there is none that is still theirs. */
-function ownerPlace(app: App): Place | undefined {
+const TERMINAL: Place = { channel: "cli", to: "owner" };
+
+/** The chat from which the owner wrote last. The terminal, if there is none that is still theirs. */
+function ownerPlace(app: App): Place {
   const { channel = "", to = "" }: Partial<Place> = readState(OWNER_FILE);
   // The settings may have changed since, so that the owner's chat is another one now.
   const isTheirs = app.channels.has(channel) && isOwnersChat(channel, to);
-  return isTheirs ? { channel, to } : undefined;
+  return isTheirs ? { channel, to } : TERMINAL;
 }
 
 /**
- * Sends a text to the place `deliver` that the job names, or, if it names none, to the chat from
- * which the owner wrote last. Prints it in the terminal if there is no such chat, or if the channel
- * of the place is not running. `about` is the message that the text belongs to.
+ * Tells the owner something, where they wrote last. Gives whether it was sent. The id is one that
+ * no other text has: from s08 on, a text with the same id is sent only once.
  */
-async function tellOwner(app: App, about: InboundMessage, text: string, deliver?: Place) {
-  const place = deliver ?? ownerPlace(app);
-  if (!place || !app.channels.has(place.channel)) return info(text);
+export async function tellOwner(app: App, id: string, text: string): Promise<boolean> {
+  return sendTo(app, ownerPlace(app), id, text);
+}
+
+/** Sends a text that nobody waits for. Gives whether it was sent. */
+async function sendTo(app: App, place: Place, id: string, text: string): Promise<boolean> {
   const { channel, to: peerId } = place;
-  await reply(app, { ...about, job: undefined, channel, peerId }, text);
+  if (channel !== "cli") return reply(app, { ...INTERNAL, id, channel, peerId, text, at: 0 }, text);
+  info(text); // not by the channel "cli", because with --serve there is only the log
+  return true;
+}
+
+function tellOwnerOfQuarantine(app: App, { id, channel, peerId }: Routed): void {
+  const place = ownerPlace(app);
+  // Then the owner hears it as the person who wrote it, or from the log.
+  if (place === TERMINAL || (place.channel === channel && place.to === peerId)) return;
+  const text = t(
+    `${channel} ${peerId}からのメッセージを隔離しました。/inbox retryで処理し直せます。`,
+  );
+  untilStored(() => tellOwner(app, `${id}!owner`, text)).catch((error) => warn(`${id}: ${error}`));
 }
 
 // The heartbeat.
@@ -3896,8 +5010,9 @@ const MAX_OK_LENGTH = 300; // characters beside HEARTBEAT_OK; a longer answer is
 // The model likes to write it bold, as code, or in a tag: **HEARTBEAT_OK**, `HEARTBEAT_OK`,
 // <b>HEARTBEAT_OK</b>. So around it may be tags, and whatever is no letter and no digit.
 const AROUND = String.raw`(?:</?\w+>|[^<\p{L}\p{N}])*`;
-const OK_FIRST = new RegExp(`^${AROUND}HEARTBEAT_OK\\b${AROUND}`, "u");
-const OK_LAST = new RegExp(`\\bHEARTBEAT_OK${AROUND}$`, "u");
+// Not \b, for which "_" is a part of the word: _HEARTBEAT_OK_ is in italics.
+const OK_FIRST = new RegExp(`^${AROUND}HEARTBEAT_OK(?!_*[\\p{L}\\p{N}])${AROUND}`, "u");
+const OK_LAST = new RegExp(`(?<![\\p{L}\\p{N}]_*)HEARTBEAT_OK${AROUND}$`, "u");
 
 /** ハートビートへの答えのうち、人に伝える分。短い言葉で異状なしと言っていれば、何も伝えない。 */
 export function heartbeatText(answer: string): string {
@@ -3995,7 +5110,8 @@ export class HeartbeatRunner {
     if (!text) return "ok";
     const told = { text: "", at: 0, ...readState(this.#file) };
     if (text === told.text && message.at - told.at < 24 * HOUR) return "duplicate";
-    await tellOwner(app, message, text);
+    const isSent = await tellOwner(app, message.id, text);
+    if (!isSent) return "not-sent"; // so the next heartbeat may say it again
     replaceFile(this.#file, JSON.stringify({ text, at: message.at }));
     return "delivered";
   }
@@ -4057,11 +5173,12 @@ command("cron", "ジョブの一覧", (_args, app) =>
   describeJobs(app).map((job) => `${job.id}  ${job.due}  ${job.errors}  ${job.name ?? ""}`),
 );
 
+REMOTE_COMMANDS.push("cron-trigger");
 command("cron-trigger", "<id>：ジョブをいますぐ動かす", (id, app) => {
   const job = app.cron.read().find((one) => one.id === id);
   if (!job) throw new Error(`there is no job "${id}"; /cron shows them`);
-  enqueueJob(app, job, Date.now());
-  return t(`${id}を順番待ちに入れました。`);
+  const isNew = enqueueJob(app, job, Date.now());
+  return isNew ? t(`${id}を順番待ちに入れました。`) : t(`${id}の前回の実行がまだ順番待ちです。`);
 });
 
 // ---- s08 · 配信 ----
@@ -4135,7 +5252,7 @@ export class DeliveryQueue extends Spool<Delivery> {
   constructor(dir: string) {
     super(dir, DELIVERY);
     this.#failed = path.join(dir, "failed");
-    fs.mkdirSync(this.#failed, { recursive: true });
+    makeFolder(this.#failed);
     // A dead letter keeps its file name, so no new delivery may get the same number.
     const lastFailed = numberedFiles(this.#failed).at(-1);
     if (lastFailed) this.nextNumber = Math.max(this.nextNumber, numberOf(lastFailed) + 1);
@@ -4193,6 +5310,7 @@ export class DeliveryQueue extends Spool<Delivery> {
     // The reason is written first, so a file in failed/ always has one.
     delivery.error = why;
     this.save(delivery);
+    fs.mkdirSync(this.#failed, { recursive: true }); // somebody may have deleted it
     fs.renameSync(kept.file, path.join(this.#failed, path.basename(kept.file)));
     this.entries.delete(delivery.id);
     this.#unlist(delivery);
@@ -4226,31 +5344,34 @@ export class DeliveryQueue extends Spool<Delivery> {
   }
 }
 
-// One entry for each retry: how many seconds it comes after the failure before it. A delivery whose
-// last retry has failed, too, is given up.
-const BACKOFF = [5, 25, 120, 600];
+const COMMON_LIMIT = 4_000; // units that every platform takes, also one that is not set up now
+
+// One entry for each retry: how many seconds it comes after the failure before it. All later ones
+// come after the last of these times, until the delivery expires.
+const BACKOFF = [5, 25, 120, 600, 1800];
 const EXPIRES = 24 * 3600 * 1000; // ミリ秒。これより古いと、届いても戸惑わせるだけ
+const MAX_REFUSALS = 5; // failures after which a refusal that we don't know counts as permanent
 
 /** Jitter: up to a quarter longer, so that not all deliveries are tried in the same second. */
 const withJitter = (seconds: number) => seconds * (1 + Math.random() / 4);
 
 /**
- * Exponential back-off: how many seconds to wait after so many failures, or what the platform asks
- * for, if that is longer. Undefined if there is to be no other attempt.
+ * Exponential back-off with a cap: how many seconds to wait after so many failures, or what the
+ * platform asks for, if that is longer.
  */
-function backoff(failures: number, retryAfter = 0): number | undefined {
-  const seconds = BACKOFF[failures - 1];
-  if (seconds === undefined) return undefined;
+function backoff(failures: number, retryAfter = 0): number {
+  const seconds = BACKOFF[Math.min(failures, BACKOFF.length) - 1] ?? 0;
   return Math.ceil(Math.max(withJitter(seconds), retryAfter));
 }
 
 /** When a delivery has to be looked at next, in ms: for its next attempt, or when it expires. */
-function dueAt({ enqueuedAt, nextAttemptAt }: Delivery, now: number): number {
-  // It was enqueued in the future, so somebody has put the clock back: its times mean nothing.
-  if (enqueuedAt > now) return now;
+function dueAt(delivery: Delivery, now: number): number {
+  // It was enqueued in the future, so somebody has put the clock back, and its times mean nothing.
+  // It gets new ones: it is tried now, and if that fails, again after the usual waits.
+  if (delivery.enqueuedAt > now) Object.assign(delivery, { enqueuedAt: now, nextAttemptAt: now });
   // If it expires before its next attempt, it is given up then, and what is behind it goes on. (+
   // 1, because only what is older than EXPIRES is given up.)
-  return Math.min(nextAttemptAt, enqueuedAt + EXPIRES + 1);
+  return Math.min(delivery.nextAttemptAt, delivery.enqueuedAt + EXPIRES + 1);
 }
 
 /**
@@ -4280,12 +5401,12 @@ export class SimulatedFailures {
 /** 待っているものを送る。同じ宛先には順番に、違う宛先には並行して送る。 */
 export class DeliveryRunner {
   readonly stats = { sent: 0, retried: 0, failed: 0 };
+  onDeadLetter = (_first: Delivery): void => {}; // called once for each reply that is given up
   #queue: DeliveryQueue;
   #channels: ChannelManager;
   #simulated: SimulatedFailures;
   #now: () => number;
   #timers = new Map<string, NodeJS.Timeout>(); // by recipient
-  #sentNotAcknowledged = new Set<string>(); // ids; one stays here if acknowledging it throws
 
   constructor(
     queue: DeliveryQueue,
@@ -4299,18 +5420,18 @@ export class DeliveryRunner {
     this.#now = now;
   }
 
-  /** Starts sending all that waits. What is for a channel that is not set up stays in the queue. */
+  /** Starts sending all that waits. */
   start(): void {
-    for (const [recipient, [first]] of this.#queue.waiting) {
-      if (first && this.#channels.has(first.channel)) this.wake(recipient);
-    }
+    for (const recipient of this.#queue.waiting.keys()) this.wake(recipient);
   }
 
   /** 宛先1つの続きを進める。先頭の後ろに何通待っていても、タイマーは1つ。 */
   wake(recipient: string): void {
     this.#clearTimer(recipient);
+    const first = this.#firstFor(recipient);
+    if (!first || !this.#channels.has(first.channel)) return;
     runExclusive(`delivery ${recipient}`, () => this.#work(recipient)).catch((error) => {
-      warn(`delivery: ${error}`); // for example, because the disk is full
+      warn(`delivery: ${error}`); // whatever it is, the queue goes on
       this.#wakeLater(recipient, 60_000);
     });
   }
@@ -4347,16 +5468,11 @@ export class DeliveryRunner {
 
   /** Sends a delivery. If that fails, it is postponed, or it becomes a dead letter. */
   async #process(delivery: Delivery): Promise<void> {
-    // What was sent is not sent again, even if a full disk kept it from being acknowledged.
-    if (!this.#sentNotAcknowledged.has(delivery.id)) {
-      const why = this.#whyHopeless(delivery);
-      if (why) return this.#giveUp(delivery, why);
-      const failure = await this.#attempt(delivery);
-      if (failure) return this.#handleFailure(delivery, failure);
-      this.#sentNotAcknowledged.add(delivery.id);
-    }
-    this.#queue.acknowledge(delivery);
-    this.#sentNotAcknowledged.delete(delivery.id);
+    const why = this.#whyHopeless(delivery);
+    if (why) return this.#giveUp(delivery, why);
+    const failure = await this.#attempt(delivery);
+    if (failure) return this.#handleFailure(delivery, failure);
+    await untilStored(() => this.#queue.acknowledge(delivery));
     this.stats.sent += 1;
   }
 
@@ -4373,10 +5489,8 @@ export class DeliveryRunner {
     const { id, channel, to, text, unfinished } = delivery;
     if (unfinished > 0) warn(`${id}: 送っている最中にプログラムが終わっていました。2回届くかもしれません。`);
     // In the file the send counts as unfinished until it has ended, one way or the other.
-    this.#queue.save({ ...delivery, unfinished: unfinished + 1 });
-    // The object changes only after its file: if writing throws, nothing has been sent, so the
-    // object must not count a send.
     delivery.unfinished += 1;
+    await untilStored(() => this.#queue.save(delivery));
     const target = this.#channels.get(channel);
     if (!target) return new SendError("no channel", false);
     if (this.#simulated.take("delivery")) return new SendError("simulated", false);
@@ -4389,43 +5503,33 @@ export class DeliveryRunner {
   }
 
   /** Postpones a delivery, or gives it up if another attempt makes no sense. */
-  #handleFailure(delivery: Delivery, { message, permanent, retryAfter }: SendError): void {
+  async #handleFailure(delivery: Delivery, error: SendError): Promise<void> {
+    const { message, permanent, isUnknown, retryAfter } = error;
     delivery.failures += 1;
-    const seconds = backoff(delivery.failures, retryAfter);
-    if (permanent || seconds === undefined) {
-      this.#giveUp(delivery, message);
-      return;
+    if (permanent || (isUnknown && delivery.failures >= MAX_REFUSALS)) {
+      return this.#giveUp(delivery, message);
     }
+    const seconds = backoff(delivery.failures, retryAfter);
     delivery.unfinished = 0;
     delivery.nextAttemptAt = this.#now() + seconds * 1000;
-    this.#queue.save(delivery);
+    await untilStored(() => this.#queue.save(delivery));
     this.stats.retried += 1;
     warn(`${delivery.id}: 送れませんでした：${message}。${seconds}秒後にもう一度送ります。`);
   }
 
-  #giveUp(delivery: Delivery, why: string): void {
-    const parts = this.#queue.deadLetter(delivery, why);
+  async #giveUp(delivery: Delivery, why: string): Promise<void> {
+    const parts = await untilStored(() => this.#queue.deadLetter(delivery, why));
     this.stats.failed += parts.length;
     warn(
       `${delivery.id}: 送るのをあきらめ、${parts.length}通をfailed/に移しました：${why}。/retryで送り直せます。`,
     );
+    this.onDeadLetter(delivery);
   }
 }
 
 /** どの列にも誰もいなくなったらresolve。ターンが終わると返信が列に並ぶので、見直す。 */
 async function drained(): Promise<void> {
   while (tails.size > 0) await Promise.allSettled(tails.values());
-}
-
-const MIN_FENCED = 60; // これより狭ければ、コードブロックもほかと同じように切る
-const CLOSING_ROOM = 9; // a new line and the longest fence that we recognise
-const MAX_OPENING = 30; // of an opening line this long, only the marks are repeated, to save room
-const FENCE = /^ {0,3}(`{3,8}|~{3,8})(.*)/;
-
-/** How a piece of a text ends, which decides how the next one begins. */
-interface PieceEnd {
-  openFence: string; // いま入っているコードブロックを開いた行
-  endsMidLine: boolean;
 }
 
 /**
@@ -4435,79 +5539,16 @@ interface PieceEnd {
 export function chunkMessage(text: string, limit: number): string[] {
   const chunks: string[] = [];
   let rest = text;
-  let previous: PieceEnd = { openFence: "", endsMidLine: false };
-  while (rest.trim()) {
-    const piece = nextPiece(rest, limit, previous.openFence);
-    rest = rest.slice(piece.length);
-    const end = endOf(piece, previous, limit);
-    const chunk = withFences(piece, previous.openFence, rest ? end.openFence : "");
-    if (chunk) chunks.push(chunk);
-    // A chunk that begins in a code block keeps the empty lines at its beginning.
-    if (!end.openFence) rest = withoutGap(rest, end.endsMidLine);
-    previous = end;
+  while (canBeSeen(rest)) {
+    const size = rest.length <= limit ? rest.length : cutAt(rest, limit);
+    const piece = rest.slice(0, size);
+    if (canBeSeen(piece)) chunks.push(piece.trimEnd());
+    // Between two messages nobody needs empty lines, nor the space at which a line was cut. But the
+    // spaces at the beginning of a line are its indentation.
+    const gap = piece.endsWith("\n") ? /^\s*\n/ : /^\s*\n|^ /;
+    rest = rest.slice(size).replace(gap, "");
   }
   return chunks;
-}
-
-/** What goes into the next chunk: all of it, if it fits. `openFence` is repeated in front of it. */
-function nextPiece(text: string, limit: number, openFence: string): string {
-  const room = openFence ? limit - openFence.length - 1 : limit;
-  if (text.length <= room) return text;
-  return text.slice(0, cutAt(text, limit < MIN_FENCED ? room : room - CLOSING_ROOM));
-}
-
-function endOf(piece: string, previous: PieceEnd, limit: number): PieceEnd {
-  const endsMidLine = !piece.endsWith("\n");
-  if (limit < MIN_FENCED) return { openFence: "", endsMidLine };
-  // 前の1通が、行の途中で終わった
-  return { openFence: fenceAfter(piece, previous.openFence, previous.endsMidLine), endsMidLine };
-}
-
-/**
- * A piece that is to be sent. If it begins in a code block, the block is opened again by the line
- * `openFence`. If it ends in one, that is closed; `endFence` is the line that opened it.
- */
-function withFences(piece: string, openFence: string, endFence: string): string {
-  if (!openFence && !piece.trim()) return ""; // no platform takes an empty message
-  const opening = openFence ? `${openFence}\n` : "";
-  const closing = endFence ? `\n${fenceMarks(endFence)}` : "";
-  return `${opening}${piece.trimEnd()}${closing}`;
-}
-
-/** Between two messages nobody needs an empty line, nor the space at which a line was cut. */
-function withoutGap(rest: string, startsMidLine: boolean): string {
-  const [emptyLines] = /^\s*\n/.exec(rest) ?? [];
-  if (emptyLines) return rest.slice(emptyLines.length);
-  return startsMidLine && rest.startsWith(" ") ? rest.slice(1) : rest;
-}
-
-/** The marks of a line that opens or closes a code block, for example "~~~". Otherwise "". */
-function fenceMarks(line: string): string {
-  const [, marks = "", behind = ""] = FENCE.exec(line) ?? [];
-  // "```npm test``` runs them" is code within a line.
-  const isInline = marks.startsWith("`") && behind.includes("`");
-  return isInline ? "" : marks;
-}
-
-/** The line that opened the code block in which a piece ends, or "" if it ends in none. */
-function fenceAfter(piece: string, openFence: string, startsMidLine: boolean): string {
-  const lines = piece.split("\n");
-  // Backticks are a fence only where a line begins, so the rest of a line that was cut has none.
-  if (startsMidLine) lines.shift();
-  let open = openFence;
-  for (const line of lines) {
-    const marks = fenceMarks(line);
-    if (!marks) continue;
-    if (!open) open = line.length < MAX_OPENING ? line : marks;
-    else if (closesFence(line, open)) open = "";
-  }
-  return open;
-}
-
-/** Four backticks are not closed by three, nor by a line with more on it than its marks. */
-function closesFence(line: string, open: string): boolean {
-  const marks = fenceMarks(line);
-  return line.trim() === marks && marks.startsWith(fenceMarks(open));
 }
 
 // The places at which a text may be cut, the best first: paragraphs, lines, sentences, words.
@@ -4543,6 +5584,20 @@ function cutBetweenGraphemes(text: string, room: number): number {
   return room > 1 ? room - 1 : SURROGATE_PAIR;
 }
 
+/** Tells the owner, once, that a reply was given up. In the terminal the log has said it. */
+async function tellOwnerOfDeadLetter(app: App, letter: Delivery): Promise<void> {
+  const { channel, to, error } = letter;
+  const place = ownerPlace(app);
+  if (place === TERMINAL) return;
+  // A notice that can't be sent either would bring another notice, and so on.
+  const isHopeless = recipientOf(letter) === recipientOf(place);
+  if (isHopeless || letter.id.startsWith(DEAD_LETTER)) return;
+  const text = t(`${channel} ${to}への返信を送れませんでした：${error}。/retryで送り直せます。`);
+  await tellOwner(app, `${DEAD_LETTER}${replyOf(letter)}`, text);
+}
+
+const DEAD_LETTER = "dead-letter:"; // how the ids of these notices begin
+
 method("delivery.status", {}, [], (_params, { queue, delivery }) => ({
   ...delivery.stats,
   waiting: queue.size,
@@ -4564,6 +5619,7 @@ command("failed", "送るのをあきらめたもの", (_args, { queue }) =>
   queue.deadLetters().slice(-20).map(formatDelivery),
 );
 
+REMOTE_COMMANDS.push("retry");
 command("retry", "あきらめたものを送り直す", (_args, { queue, delivery }) => {
   const count = queue.retry(Date.now());
   delivery.start();
@@ -4625,33 +5681,56 @@ const REASONS = new Map<unknown, Reason>([
   ["not_found_error", "model"],
   [404, "model"],
   ["invalid_request_error", "invalid"],
-  ["request_too_large", "invalid"],
   [400, "invalid"],
-  [413, "invalid"],
   [422, "invalid"],
 ]);
 
+// Failures that the API reports as an invalid request, like any mistake in one, although the request
+// is right. So only the words are left. The last one is the SDK's own: it found no key to send.
+const REASONS_IN_WORDS: [words: RegExp, reason: Reason][] = [
+  [/credit balance is too low/i, "billing"],
+  [/reached your specified (workspace )?API usage limits/i, "billing"],
+  [/organization has been disabled/i, "auth"],
+  [/^Could not resolve authentication method/, "auth"],
+];
+
 /**
  * Tells failures apart by their class, then by the API's error type, then by the HTTP status, which
- * an error inside a stream lacks. Words prove nothing: a 500 may say "rate limit" in its text.
+ * an error inside a stream lacks. Words prove nothing: a 500 may say "rate limit" in its text. The
+ * only exceptions are in REASONS_IN_WORDS.
  */
 export function classifyFailure(error: unknown): Reason {
+  const { AnthropicError, APIError, APIConnectionError, APIUserAbortError } = Anthropic;
+  if (!(error instanceof AnthropicError)) return "unknown"; // it is not the API's
   if (isOverflow(error)) return "overflow";
-  const { APIConnectionError, APIUserAbortError, APIError, AnthropicError } = Anthropic;
   // APIConnectionError and APIUserAbortError are APIErrors as well, but have no type and no status.
   // callModel throws an APIUserAbortError only if the idle timeout has aborted the stream, because
   // it catches the one that a person's Ctrl+C causes.
   if (error instanceof APIConnectionError || error instanceof APIUserAbortError) return "timeout";
-  if (error instanceof APIError) {
-    return REASONS.get(error.type) ?? REASONS.get(error.status) ?? "unknown";
-  }
-  // The SDK throws its base class when a stream ends before the reply is complete.
-  return error instanceof AnthropicError ? "timeout" : "unknown";
+  const reason = error instanceof APIError ? reasonByType(error) : reasonOfStream(error);
+  if (reason !== "invalid") return reason;
+  const exception = REASONS_IN_WORDS.find(([words]) => words.test(error.message));
+  return exception?.[1] ?? reason;
+}
+
+const reasonByType = ({ type, status }: { type: unknown; status: unknown }) =>
+  REASONS.get(type) ?? REASONS.get(status) ?? "unknown";
+
+/**
+ * When a stream fails, the SDK throws its base class, with what it caught as the cause. If the
+ * connection was lost, that has the socket's error as a cause of its own; if the stream just ended,
+ * there is no cause. Anything else comes from the SDK's code, which could not read the reply: it
+ * holds broken JSON, for example, or no usage. The next reply to this request may be the same.
+ */
+function reasonOfStream({ cause }: Error): Reason {
+  const isUnreadable = cause instanceof Error && cause.cause === undefined;
+  return isUnreadable ? "invalid" : "timeout";
 }
 
 const LONGEST_COOLDOWN = 86_400; // 秒
 
-// A cooldown is a time in which a key or a model is not used. It grows by exponential back-off: the
+// A cooldown is a time in which a key, or a model, or one of them together with the other, is not
+// used. It grows by exponential back-off: the
 // first failure costs `firstSeconds`, each further one in a row twice as much, up to the cap. A
 // rate limit passes within seconds. An unpaid bill or a revoked key has to be dealt with by a
 // person, but nobody tells the program when that has happened, so it tries even these keys again.
@@ -4685,12 +5764,36 @@ interface Cooldown {
 const isCooldown = (entry: Cooldown | null) =>
   entry !== null && entry.count > 0 && entry.until - entry.since <= LONGEST_COOLDOWN * 1000;
 
-/** What the next attempt uses, and when the cooldowns of both have ended. */
+/** A key and a model for the next attempt, and when their cooldowns have ended. */
 interface Choice {
   profile: AuthProfile;
   model: string;
   at: number; // a time in ms; 0 if they can be used now
   wait: number; // ms from now until then
+}
+
+/** 同じ名前でも、キーが変われば別物で、すぐに使える。キーそのものはどのファイルにも書かない。 */
+export function cooldownId({ profile, model }: { profile?: AuthProfile; model?: string }): string {
+  const digest = sha256(`${profile?.key} ${env("ANTHROPIC_BASE_URL")}`)
+    .digest("hex")
+    .slice(0, 8);
+  return [profile?.name, model, digest].filter(Boolean).join(" ");
+}
+
+/** The ids of all cooldowns that an attempt with this key and this model has to wait for. */
+const cooldownIds = (profile: AuthProfile, model: string) =>
+  [{ profile }, { model }, { profile, model }].map(cooldownId);
+
+/**
+ * The id of what a failure is the fault of. A model that is overloaded or does not exist is so for
+ * all keys, and a key that is revoked or has no credit is so for all models. Other failures concern
+ * the two together: limits are counted for each model, and a 403 may forbid a key just this one.
+ */
+function idAtFault({ profile, model }: Choice, reason: Reason, error: Error): string {
+  if (reason === "overloaded" || reason === "model") return cooldownId({ model });
+  const isForbidden = error instanceof Anthropic.PermissionDeniedError;
+  const isOfKey = reason === "billing" || (reason === "auth" && !isForbidden);
+  return cooldownId(isOfKey ? { profile } : { profile, model });
 }
 
 /**
@@ -4734,7 +5837,7 @@ export class ProfileManager {
     let best: Omit<Choice, "wait"> | undefined;
     for (const model of models) {
       for (const profile of order) {
-        const at = Math.max(this.readyAt(model), this.readyAt(cooldownId(profile)));
+        const at = Math.max(...cooldownIds(profile, model).map((id) => this.readyAt(id)));
         if (best === undefined || at < best.at) best = { profile, model, at };
       }
     }
@@ -4745,7 +5848,10 @@ export class ProfileManager {
     return { ...best, wait: Math.max(0, best.at - this.#now()) };
   }
 
-  /** Starts a cooldown, which lasts `retryAfter` seconds if the back-off alone would be shorter. */
+  /**
+   * Starts a cooldown, which lasts `retryAfter` seconds if the back-off alone would be shorter, but
+   * a day at most: a server may name any time, and the program would not try again by itself.
+   */
   fail(id: string, reason: Reason, retryAfter = 0): void {
     const limits = COOLDOWNS[reason];
     if (!limits) return;
@@ -4754,7 +5860,8 @@ export class ProfileManager {
     const before = this.cooldowns.get(id);
     const count = before?.reason === reason ? before.count + 1 : 1;
     const doubled = limits.firstSeconds * 2 ** (count - 1);
-    const seconds = Math.max(Math.min(doubled, limits.capSeconds), retryAfter);
+    const own = Math.min(doubled, limits.capSeconds);
+    const seconds = Math.min(Math.max(own, retryAfter), LONGEST_COOLDOWN);
     const now = this.#now();
     this.cooldowns.set(id, { reason, since: now, until: now + seconds * 1000, count });
     this.#save();
@@ -4780,19 +5887,18 @@ export class ProfileManager {
   }
 }
 
-/** 同じ名前でも、キーが変われば別物で、すぐに使える。キーそのものはどのファイルにも書かない。 */
-const cooldownId = ({ name, key }: AuthProfile) =>
-  `${name} ${sha256(key).digest("hex").slice(0, 8)}`;
-
-// How many ms one turn may spend on waits and failed attempts. A failed attempt costs a minute at
-// most, and a successful one costs nothing. This is no deadline: an attempt that runs is never
-// stopped by it. Without the budget a turn with two keys might never end: while one key is silent
-// for a minute, the cooldown of the other ends, so there is always one to try.
+// How many ms a turn may spend on waits and failed attempts without getting any further. A message
+// that is stored renews it. This is no deadline: an attempt that runs is never stopped by it, and
+// the first one may take longer. Without the budget a turn with two keys might never end: while one
+// key is silent for a minute, the cooldown of the other ends, so there is always one to try.
 const RETRY_BUDGET = 120_000;
 
 export interface TurnOptions {
   client?: Anthropic; // with the key of this attempt
   model?: string; // the model of this attempt
+  // What was streamed of a reply is void, because it begins anew. Gets what stays of the turn: the
+  // replies before it, which are stored.
+  onRestart?(streamedBefore: string): void;
 }
 
 export interface App {
@@ -4813,11 +5919,16 @@ export class ResilienceRunner {
   }
 
   /**
-   * Runs `inner` with a key and a model, as often as the retry budget allows. Throws the last
+   * Runs `next` with a key and a model, as often as the retry budget allows. Throws the last
    * failure when the budget is used up, and at once a failure that no other attempt can cure.
    */
-  async run(options: TurnOptions, inner: (options: TurnOptions) => Promise<void>): Promise<void> {
+  async run(
+    conversation: Conversation,
+    options: TurnOptions,
+    next: (options: TurnOptions) => Promise<void>,
+  ): Promise<void> {
     const models = [options.agent?.model ?? MODEL, ...this.fallbacks];
+    const { onText, sayRestart } = trackPieces(conversation, options);
     let budget = RETRY_BUDGET;
     let failure: Error | undefined;
     let choice = this.#profiles.choose(models);
@@ -4825,16 +5936,24 @@ export class ResilienceRunner {
     // is longer than what is left of the budget. That may be less than 0: then not even 0 ms fit.
     while (choice.wait <= budget) {
       await this.#wait(choice, options);
+      sayRestart();
       const startedAt = this.#now();
-      failure = await this.#attempt(choice, options, inner);
+      const before = conversation.messages.length;
+      failure = await this.#attempt(choice, { ...options, onText }, next);
       if (failure === undefined) return;
-      // An attempt counts for a minute at most, because its tools may have run for an hour before
-      // one of its calls failed.
-      const spent = Math.min(this.#now() - startedAt, IDLE_TIMEOUT);
-      budget -= choice.wait + spent;
+      budget -= choice.wait + this.#now() - startedAt;
+      if (conversation.messages.length !== before) {
+        // Some calls succeeded before one failed, for example in the middle of a tool loop.
+        budget = RETRY_BUDGET;
+        this.#profiles.succeed(cooldownIds(choice.profile, choice.model));
+      }
+      this.#coolDown(choice, failure, options);
       choice = this.#profiles.choose(models);
     }
-    throw failure ?? new Error(`nothing is ready before ${formatTime(choice.at)}`);
+    // Of the SDK's class, because no job is to blame for it (isOutage).
+    throw (
+      failure ?? new Anthropic.AnthropicError(`nothing is ready before ${formatTime(choice.at)}`)
+    );
   }
 
   /** Waits for the end of a cooldown, or until Ctrl+C. */
@@ -4846,71 +5965,133 @@ export class ResilienceRunner {
   }
 
   /**
-   * Gives undefined if the attempt succeeded. After a failure that another key or model may cure it
-   * starts a cooldown and gives the error. It throws all other errors, for example a full disk or
-   * an invalid request.
+   * Gives undefined if the attempt succeeded, and a failure that another key or model may cure. It
+   * throws all other errors, for example a full disk or an invalid request.
    */
   async #attempt(
     { profile, model }: Choice,
     options: TurnOptions,
-    inner: (options: TurnOptions) => Promise<void>,
+    next: (options: TurnOptions) => Promise<void>,
   ): Promise<Error | undefined> {
     const client = new Anthropic({ apiKey: profile.key });
     try {
-      await inner({ ...options, client, model });
+      await next({ ...options, client, model });
     } catch (error) {
-      const reason = classifyFailure(error);
       // An error of our own, such as a full disk, is "unknown" as well, so its class is asked for.
-      const isCurable =
-        error instanceof Anthropic.AnthropicError && COOLDOWNS[reason] !== undefined;
-      if (!isCurable) throw error;
-      info(`  (${reason}: ${profile.name}, ${model})`);
-      // A model that is overloaded or does not exist is so for all keys: the cooldown is its own.
-      const isOfModel = reason === "overloaded" || reason === "model";
-      this.#profiles.fail(isOfModel ? model : cooldownId(profile), reason, retryAfterOf(error));
-      return error;
+      const isOfApi = error instanceof Anthropic.AnthropicError;
+      if (isOfApi && COOLDOWNS[classifyFailure(error)]) return error;
+      throw error;
     }
     // A turn that Ctrl+C has interrupted does not tell whether its key would have worked.
-    if (!options.signal?.aborted) this.#profiles.succeed([cooldownId(profile), model]);
+    if (!options.signal?.aborted) this.#profiles.succeed(cooldownIds(profile, model));
     return undefined;
   }
+
+  /** Starts the cooldown of what is at fault. */
+  #coolDown(choice: Choice, error: Error, { app }: TurnOptions): void {
+    const reason = classifyFailure(error);
+    info(`  (${reason}: ${choice.profile.name}, ${choice.model})`);
+    const retryAfter = retryAfterOf(error, this.#now());
+    const id = idAtFault(choice, reason, error);
+    this.#profiles.fail(id, reason, retryAfter);
+    if (app && id === cooldownId({ profile: choice.profile })) tellOwnerOfKey(app, id, choice);
+  }
+}
+
+/** A key that is refused or has no credit needs a person, who may be far from the terminal. */
+function tellOwnerOfKey(app: App, id: string, { profile }: Choice): void {
+  if (ownerPlace(app) === TERMINAL) return; // the line in the log has said it
+  const text = t(`プロバイダーがキー${profile.name}を拒否しました。/profilesでキーの状態を確認できます。`);
+  untilStored(() => tellOwner(app, `key:${id}`, text)).catch((error) => warn(`${id}: ${error}`));
+}
+
+/**
+ * Passes pieces on, and knows whether some were streamed of a reply that is not complete, so that it
+ * is not stored and will be made once more. `sayRestart` says so to whoever got the pieces.
+ */
+function trackPieces(conversation: Conversation, options: TurnOptions) {
+  let storedAtLastPiece = -1; // how many messages were stored when the last piece arrived
+  const onText = (piece: string) => {
+    if (piece) storedAtLastPiece = conversation.messages.length;
+    options.onText?.(piece);
+  };
+  const sayRestart = () => {
+    const { messages } = conversation;
+    if (storedAtLastPiece !== messages.length) return;
+    storedAtLastPiece = -1;
+    const replies = messages.slice(messages.findLastIndex(startsTurn) + 1);
+    options.onRestart?.(replies.map(textOf).join(""));
+  };
+  return { onText, sayRestart };
 }
 
 // It is outside the context guard: the guard shortens the conversation and tries again with the
 // same key first, so an overflow gets here only when the guard can't shorten it any further. `app`
 // is missing only in tests without a program.
-MIDDLEWARE.unshift((_conversation, options, next) =>
-  options.app ? options.app.resilience.run(options, next) : next(options),
+MIDDLEWARE.unshift((conversation, options, next) =>
+  options.app ? options.app.resilience.run(conversation, options, next) : next(options),
 );
 
-/** How long the API asks us to wait (its header `retry-after`), in seconds; 0 if it does not. */
-function retryAfterOf(error: unknown): number {
-  if (!(error instanceof Anthropic.APIError)) return 0;
-  return Number(error.headers?.get("retry-after")) || 0;
+/**
+ * How many seconds the API asks us to wait by its header `retry-after`, which holds a number of
+ * seconds or a date. 0 if there is none.
+ */
+function retryAfterOf(error: Error, now: number): number {
+  const header = error instanceof Anthropic.APIError && error.headers?.get("retry-after");
+  if (!header) return 0;
+  const seconds = Number(header);
+  const isDate = Number.isNaN(seconds);
+  return (isDate ? (Date.parse(header) - now) / 1000 : seconds) || 0; // NaN if it is neither
 }
 
-// ms without a byte after which a stream counts as failed. A connection whose other side has
-// disappeared never ends by itself, so the turn would wait for ever. It is also the most that a
-// failed attempt takes from the retry budget.
+// The most seconds until the first byte of a response. A model on one's own machine may have to be
+// loaded first, or read a long prompt, which takes minutes there.
+const FIRST_BYTE_SECONDS = Number(
+  env("FIRST_BYTE_SECONDS") || (env("ANTHROPIC_BASE_URL") ? 300 : 60),
+);
+
+// ms without a further byte after which a stream counts as failed. A connection whose other side
+// has disappeared never ends by itself, so the turn would wait for ever.
 const IDLE_TIMEOUT = 60_000;
 
+/** Calls `onIdle` when the first byte does not come in time, or no other byte after one. */
+class IdleTimer {
+  #onIdle: () => void;
+  #timer: NodeJS.Timeout;
+
+  constructor(onIdle: () => void) {
+    this.#onIdle = onIdle;
+    this.#timer = setTimeout(onIdle, FIRST_BYTE_SECONDS * 1000);
+  }
+
+  restart(): void {
+    this.stop();
+    this.#timer = setTimeout(this.#onIdle, IDLE_TIMEOUT);
+  }
+
+  stop(): void {
+    clearTimeout(this.#timer);
+  }
+}
+
 /**
- * The same client, but each piece of a response restarts `timer`, and the SDK tries nothing again,
- * because ResilienceRunner decides about that. The SDK's events could not restart the timer: it
- * reports no pings, and while the model writes a long file little else may arrive.
+ * The same client, but each piece of a response restarts `timer`, and the SDK neither tries again
+ * nor gives up by its own clock, because that is decided here. The SDK's events could not restart
+ * the timer: it reports no pings, and while the model writes a long file little else may arrive.
  */
-function withIdleTimeout(client: Anthropic, timer: NodeJS.Timeout): Anthropic {
+function withIdleTimeout(client: Anthropic, timer: IdleTimer): Anthropic {
   const watchedFetch: typeof fetch = async (...request) => {
     const response = await fetch(...request);
     const watched = new TransformStream<Uint8Array, Uint8Array>({
       transform(bytes, controller) {
-        timer.refresh();
+        timer.restart();
         controller.enqueue(bytes);
       },
     });
     return new Response(response.body?.pipeThrough(watched), response);
   };
-  return client.withOptions({ maxRetries: 0, fetch: watchedFetch });
+  const timeout = FIRST_BYTE_SECONDS * 1000 + IDLE_TIMEOUT; // later than ours
+  return client.withOptions({ maxRetries: 0, timeout, fetch: watchedFetch });
 }
 
 /** What the API answers for each kind of failure. To add a kind, add its answer here. */
@@ -4942,9 +6123,11 @@ function throwSimulated({ app, signal }: TurnOptions): void {
   }
 }
 
+/** One entry for each key: when it can be used with the first model, and why not before. */
 const describeProfiles = ({ profiles }: App) =>
   profiles.profiles.map((profile) => {
-    const id = cooldownId(profile);
+    const [ofKey, ofBoth] = [cooldownId({ profile }), cooldownId({ profile, model: MODEL })];
+    const id = profiles.readyAt(ofBoth) > profiles.readyAt(ofKey) ? ofBoth : ofKey;
     const { reason = "", count = 0 } = profiles.cooldowns.get(id) ?? {};
     const at = profiles.readyAt(id);
     return { name: profile.name, ready: at > 0 ? formatTime(at) : "now", reason, failures: count };
@@ -4956,6 +6139,7 @@ command("profiles", "キーの一覧と、使えるようになる時刻", (_arg
   describeProfiles(app).map((it) => `${it.name}  ${it.ready}  ${it.failures} ${it.reason}`),
 );
 
+REMOTE_COMMANDS.push("cooldowns clear");
 command("cooldowns", "[clear]：クールダウン中のキーとモデルを理由とともに表示（clearですべて解除）", (args, { profiles }) => {
   if (args === "clear") profiles.clear();
   const running = [...profiles.cooldowns].filter(([id]) => profiles.readyAt(id) > 0);
@@ -4991,6 +6175,24 @@ function checkSettings(): void {
     process.exit(1);
   }
   if (!(CONTEXT_TOKENS >= 1000)) throw new Error("CONTEXT_TOKENS must be a number from 1000 up");
+  if (!(FIRST_BYTE_SECONDS >= 1 && FIRST_BYTE_SECONDS <= 3600)) {
+    throw new Error("FIRST_BYTE_SECONDS must be a number from 1 to 3600");
+  }
+}
+
+/**
+ * The proxy that is set, as curl takes it: the scheme may be missing, the name may be in small
+ * letters, and a password may have a character in it that ends an address elsewhere.
+ */
+function proxySetting(name: string): string | undefined {
+  const value = env(name.toLowerCase()) || env(name);
+  if (!value) return undefined;
+  const address = (value.includes("://") ? value : `http://${value}`)
+    .replace(/^socks5h:/, "socks5:") // undici lets the proxy look up names in either case
+    .replace(/(?<=:\/\/.*)[#/?](?=.*@)/g, encodeURIComponent);
+  if (/^(https?|socks5):/.test(address) && URL.canParse(address)) return address;
+  // Without the value, because there may be a password in it.
+  throw new Error(`${name} must be the address of a proxy, such as http://127.0.0.1:7890`);
 }
 
 /** Step 1 of main. Reads what was set for this run, before anything has started. */
@@ -4998,7 +6200,6 @@ function readSettings() {
   checkSettings();
   return {
     httpPort: wholeNumber("HTTP_PORT", 8765, 65535),
-    isServing: process.argv.includes("--serve"), // then nobody sits at the terminal
   };
 }
 
@@ -5029,6 +6230,9 @@ function createApp(): App {
     profiles,
     resilience: new ResilienceRunner(profiles, fallbackModels),
   };
+  app.delivery.onDeadLetter = (letter) => {
+    untilStored(() => tellOwnerOfDeadLetter(app, letter)).catch((error) => warn(String(error)));
+  };
   // A binding to an agent that does not exist throws here, and the error names the agent.
   for (const { agentId } of BINDINGS) app.agents.find(agentId);
   return app;
@@ -5043,14 +6247,18 @@ function greet({ store, key }: App): void {
 /** Step 3 of main. Starts everything that runs beside the terminal. */
 async function startApp(app: App, httpPort: number): Promise<void> {
   // From here on every fetch of this process goes through HTTPS_PROXY or HTTP_PROXY, if one is set.
-  setGlobalDispatcher(new EnvHttpProxyAgent());
+  const [httpProxy, httpsProxy] = ["HTTP_PROXY", "HTTPS_PROXY"].map(proxySetting);
+  // undici would give up on a response after 300 s, but FIRST_BYTE_SECONDS is to decide that.
+  setGlobalDispatcher(new EnvHttpProxyAgent({ httpProxy, httpsProxy, headersTimeout: 0 }));
   const server = await startHttp(httpPort);
   // Feishu's events come in over HTTP. If the port is taken, it could receive nothing, so the
   // channel is removed for this run, and its messages stay in the inbox.
   if (!server.listening) app.channels.delete("feishu");
   app.gateway.attach(server, app);
   const hasOwnToken = app.gateway.address && !env("GATEWAY_TOKEN");
-  if (hasOwnToken) info(`gateway: ${app.gateway.address}?token=${gatewayToken()}`);
+  // A log is read by more people than a terminal, so there only the path of the token is printed.
+  const token = SERVING ? `  token: ${TOKEN_FILE}` : `?token=${gatewayToken()}`;
+  if (hasOwnToken) info(`gateway: ${app.gateway.address}${token}`);
   app.delivery.start();
   // Before the channels receive anything new, so that nobody is answered out of order.
   resumeInbox(app);
@@ -5063,15 +6271,30 @@ async function startApp(app: App, httpPort: number): Promise<void> {
  * not set up in this run stays in the inbox until a run in which it is.
  */
 function resumeInbox(app: App): void {
+  for (const message of app.inbox.newlyQuarantined.values()) {
+    if (message.channel !== "cron") tellQuarantined(app, message);
+    tellOwnerOfQuarantine(app, message);
+  }
   for (const message of app.inbox.pending()) {
-    // A turn that fails is dealt with in `handle`. If anything else goes wrong, for example because
-    // the disk is full, the message stays in the inbox. runExclusive handles the rejection.
-    if (app.channels.has(message.channel)) void enqueue(app, message);
+    if (app.channels.has(message.channel)) resume(app, message);
   }
   // Jobs come second: the turns of people are under way by then, and a job waits for those.
   for (const message of app.inbox.pending()) {
-    if (message.channel === "cron") void enqueue(app, message);
+    if (message.channel === "cron") resume(app, message);
   }
+}
+
+/** A turn that fails is dealt with in `handle`. If anything else fails, the message stays. */
+function resume(app: App, message: Routed): void {
+  enqueue(app, message).catch((error) => warn(`${message.id}: ${error}`));
+}
+
+/** Tells the person, before the messages that they wrote later are answered. */
+function tellQuarantined(app: App, message: Routed): void {
+  const text = t("以前のメッセージに3回返信を試みましたが、できなかったため隔離しました。");
+  const about = { ...message, id: failureReplyId(message.id) };
+  const tell = () => untilStored(() => reply(app, about, text));
+  runExclusive(message.sessionKey, tell).catch((error) => warn(`${message.id}: ${error}`));
 }
 
 /** Answers lines and runs commands until the person at the terminal leaves. */
@@ -5085,34 +6308,41 @@ async function runTerminal(app: App): Promise<void> {
 /** Resolves when a service manager or a person asks the program to stop. */
 async function stopSignal(): Promise<void> {
   // シグナルを待つだけでは、Nodeは終了してしまう
-  setInterval(() => {}, 60_000);
-  await Promise.race([once(process, "SIGTERM"), once(process, "SIGINT")]);
+  if (SERVING) setInterval(() => {}, 60_000);
+  // At the terminal, Ctrl+C (SIGINT) is for the reply. SIGHUP says that its window was closed.
+  const signals = SERVING ? ["SIGTERM", "SIGINT"] : ["SIGTERM", "SIGHUP"];
+  await Promise.race(signals.map((signal) => once(process, signal)));
 }
 
 /**
  * Step 4 of main is a graceful shutdown: no channel receives any more, and turns that are running
  * get up to 10 s. What is not done by then is in the inbox, so the next start goes on with it.
  */
-async function shutDown(app: App, isServing: boolean): Promise<void> {
+async function shutDown(app: App): Promise<void> {
+  app.inbox.stopCounting();
   await app.channels.stop();
   // If the input is a pipe, we don't wait: its lines are all answered by now, and messages of other
   // channels stay in the inbox.
-  if (isServing || process.stdin.isTTY) await Promise.race([drained(), sleep(10_000)]);
+  if (SERVING || process.stdin.isTTY) await Promise.race([drained(), sleep(10_000)]);
+  // A shell is a process group of its own, so it would go on after us.
+  for (const shell of SHELLS) killGroup(shell.pid);
   // パイプの相手が全部受け取ったら
   process.stdout.write("", () => process.exit(0));
 }
 
 async function main(): Promise<void> {
-  const { httpPort, isServing } = readSettings();
+  // If nobody reads the output any more (`--serve | head -n 1`), the gateway goes on without it.
+  process.stdout.on("error", () => {});
+  const { httpPort } = readSettings();
   lockFolder(STATE);
   const app = createApp();
   greet(app);
   // We listen for signals from here on, because one may arrive while the channels are starting.
-  const stopped = isServing ? stopSignal() : undefined;
+  const stopped = stopSignal();
   await startApp(app, httpPort);
-  // With --serve the program runs until a signal comes, else until the person leaves.
-  await (stopped ?? runTerminal(app));
-  await shutDown(app, isServing);
+  // With --serve the program runs until a signal comes, else until the person leaves, too.
+  await (SERVING ? stopped : Promise.race([stopped, runTerminal(app)]));
+  await shutDown(app);
 }
 
 if (RUN) {

@@ -46,6 +46,8 @@ const sayLine = (line: string) => say(`${atLineStart ? "" : "\n"}${line}\n`);
 /** 程序自己的输出：灰色和红色。 */
 export const info = (line: string) => sayLine(tint(2, line));
 export const fail = (line: string) => sayLine(tint(31, line));
+/** The sentence of an error. An error of the API has one without status and JSON, `apiMessage`. */
+const whyFailed = (e: { message: string; apiMessage?: string }) => e.apiMessage ?? e.message;
 /** Gives the sentence back. By this call the translation tool finds what is printed elsewhere. */
 export const t = (sentence: string) => sentence;
 
@@ -70,7 +72,7 @@ export class Terminal {
       const line = entered.trim();
       if (line === "quit" || line === "exit") break;
       turn = new AbortController();
-      if (line) await onLine(line, turn.signal).catch((e) => fail(`失败：${e.apiMessage ?? e}`));
+      if (line) await onLine(line, turn.signal).catch((e) => fail(`失败：${whyFailed(e)}`));
       turn = undefined;
       if (!atLineStart) say("\n");
       prompt();
@@ -111,30 +113,34 @@ export interface TurnOptions {
   signal?: AbortSignal; // stops the turn
 }
 
-/** After one of these stop reasons the model has more to do. (s02 adds "tool_use".) */
-const CONTINUE_REASONS = new Set(["pause_turn"]);
+/** After such a reply the model has more to do. (s02 adds the replies that call tools.) */
+const CONTINUE_IF = [(m?: Message) => m?.stop_reason === "pause_turn"];
 /** After these a person is told something. The usual ones, such as "end_turn", need no words. */
 const STOP_NOTES: Record<string, string> = {
   max_tokens: t("\n（回复断在这里：到了 token 上限。）"),
   refusal: t("\n（模型拒绝回答。从现在起，它不会再看到这一轮。）"),
   model_context_window_exceeded: t("\n（断在这里：上下文窗口满了，模型读不下更多内容。）"),
 };
-const stopNote = (message: Message) => STOP_NOTES[message.stop_reason ?? ""] ?? "";
+const stopNote = (m: Message) => (needsReply(m) ? "" : (STOP_NOTES[m.stop_reason ?? ""] ?? ""));
 
 /** A turn starts where a person says something. Results of tools have the role "user", too. */
 const startsTurn = (m: Entry) => m.role === "user" && m.content[0]?.type !== "tool_result";
+
 /** What was refused once would be refused again, so the whole turn that led to it is left out. */
-const withoutLastTurn = (request: Entry[]) => request.slice(0, request.findLastIndex(startsTurn));
+function withoutRefusedTurns(history: Message[]): Message[] {
+  const refusal = history.findIndex((message) => message.stop_reason === "refusal");
+  const start = Math.max(0, history.slice(0, refusal).findLastIndex(startsTurn));
+  return refusal < 0 ? history : withoutRefusedTurns(history.toSpliced(start, refusal + 1 - start));
+}
 
 /** 把历史整理成 API 接受的样子：去掉空白，去掉遭到拒绝的内容，让角色交替。 */
 export function toRequest(history: Message[]): Entry[] {
-  let request: Entry[] = [];
-  for (const message of history) {
+  const request: Entry[] = [];
+  for (const message of withoutRefusedTurns(history)) {
     const content = message.content.filter((block) => block.type !== "text" || block.text.trim());
     while (content.at(-1)?.type.endsWith("thinking")) content.pop(); // it was cut off
     const last = request.at(-1);
-    if (message.stop_reason === "refusal") request = withoutLastTurn(request);
-    else if (last?.role === message.role) last.content.push(...content);
+    if (last?.role === message.role) last.content.push(...content);
     else if (content.length > 0) request.push({ role: message.role, content });
   }
   return request;
@@ -176,8 +182,7 @@ export async function continueTurn(conversation: Conversation, options: TurnOpti
   }
 }
 
-const needsReply = (last?: Message) =>
-  last?.role === "user" || CONTINUE_REASONS.has(last?.stop_reason ?? "");
+const needsReply = (m?: Message) => m?.role === "user" || CONTINUE_IF.some((test) => test(m));
 
 /** 把这一轮跑完。返回用户说话之后模型说的全部内容。 */
 export async function finishTurn(conversation: Conversation, options: TurnOptions) {

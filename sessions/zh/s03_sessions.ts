@@ -14,7 +14,7 @@
 
 // 本文件由英文版和 code.po 生成，不要直接改：改 code.po，再运行 npm run translate。
 
-import { spawn } from "node:child_process";
+import { spawn, spawnSync } from "node:child_process";
 import crypto from "node:crypto";
 import { once } from "node:events";
 import fs from "node:fs";
@@ -53,6 +53,8 @@ const sayLine = (line: string) => say(`${atLineStart ? "" : "\n"}${line}\n`);
 export const info = (line: string) => sayLine(tint(2, line));
 export const warn = (line: string) => sayLine(tint(33, line));
 export const fail = (line: string) => sayLine(tint(31, line));
+/** The sentence of an error. An error of the API has one without status and JSON, `apiMessage`. */
+const whyFailed = (e: { message: string; apiMessage?: string }) => e.apiMessage ?? e.message;
 /** Gives the sentence back. By this call the translation tool finds what is printed elsewhere. */
 export const t = (sentence: string) => sentence;
 
@@ -77,7 +79,7 @@ export class Terminal {
       const line = entered.trim();
       if (line === "quit" || line === "exit") break;
       turn = new AbortController();
-      if (line) await onLine(line, turn.signal).catch((e) => fail(`失败：${e.apiMessage ?? e}`));
+      if (line) await onLine(line, turn.signal).catch((e) => fail(`失败：${whyFailed(e)}`));
       turn = undefined;
       if (!atLineStart) say("\n");
       prompt();
@@ -118,30 +120,34 @@ export interface TurnOptions {
   signal?: AbortSignal; // stops the turn
 }
 
-/** After one of these stop reasons the model has more to do. (s02 adds "tool_use".) */
-const CONTINUE_REASONS = new Set(["pause_turn"]);
+/** After such a reply the model has more to do. (s02 adds the replies that call tools.) */
+const CONTINUE_IF = [(m?: Message) => m?.stop_reason === "pause_turn"];
 /** After these a person is told something. The usual ones, such as "end_turn", need no words. */
 const STOP_NOTES: Record<string, string> = {
   max_tokens: t("\n（回复断在这里：到了 token 上限。）"),
   refusal: t("\n（模型拒绝回答。从现在起，它不会再看到这一轮。）"),
   model_context_window_exceeded: t("\n（断在这里：上下文窗口满了，模型读不下更多内容。）"),
 };
-const stopNote = (message: Message) => STOP_NOTES[message.stop_reason ?? ""] ?? "";
+const stopNote = (m: Message) => (needsReply(m) ? "" : (STOP_NOTES[m.stop_reason ?? ""] ?? ""));
 
 /** A turn starts where a person says something. Results of tools have the role "user", too. */
 const startsTurn = (m: Entry) => m.role === "user" && m.content[0]?.type !== "tool_result";
+
 /** What was refused once would be refused again, so the whole turn that led to it is left out. */
-const withoutLastTurn = (request: Entry[]) => request.slice(0, request.findLastIndex(startsTurn));
+function withoutRefusedTurns(history: Message[]): Message[] {
+  const refusal = history.findIndex((message) => message.stop_reason === "refusal");
+  const start = Math.max(0, history.slice(0, refusal).findLastIndex(startsTurn));
+  return refusal < 0 ? history : withoutRefusedTurns(history.toSpliced(start, refusal + 1 - start));
+}
 
 /** 把历史整理成 API 接受的样子：去掉空白，去掉遭到拒绝的内容，让角色交替。 */
 export function toRequest(history: Message[]): Entry[] {
-  let request: Entry[] = [];
-  for (const message of answerCalls(history)) {
+  const request: Entry[] = [];
+  for (const message of answerCalls(withoutRefusedTurns(history))) {
     const content = message.content.filter((block) => block.type !== "text" || block.text.trim());
     while (content.at(-1)?.type.endsWith("thinking")) content.pop(); // it was cut off
     const last = request.at(-1);
-    if (message.stop_reason === "refusal") request = withoutLastTurn(request);
-    else if (last?.role === message.role) last.content.push(...content);
+    if (last?.role === message.role) last.content.push(...content);
     else if (content.length > 0) request.push({ role: message.role, content });
   }
   return request;
@@ -166,9 +172,11 @@ export async function callModel(request: Anthropic.MessageStreamParams, options:
   const finished: Anthropic.ContentBlock[] = [];
   stream.on("text", (piece) => options.onText?.(piece));
   stream.on("contentBlock", (block) => finished.push(block));
+  stream.on("streamEvent", inputReader());
   try {
     return await stream.finalMessage();
   } catch (error) {
+    if (lacksUsage(error) && stream.currentMessage) return stream.currentMessage;
     if (!options.signal?.aborted) throw error;
     options.onText?.(" (interrupted)");
     // Half a text is worth keeping, but half a tool call or half a thought is of no use.
@@ -187,15 +195,15 @@ export async function continueTurn(conversation: Conversation, options: TurnOpti
     const response = await callModel(buildRequest(conversation, options), options);
     conversation.append(response);
     options.onText?.(stopNote(response));
-    if (response.stop_reason !== "tool_use") continue;
+    const calls = callsToRun(response);
+    if (calls.length === 0) continue;
     const turn = { ...options, conversation };
-    const results = await Promise.all(callsIn(response).map((call) => runTool(call, turn)));
+    const results = await Promise.all(calls.map((call) => runTool(call, turn)));
     conversation.append({ role: "user", content: results });
   }
 }
 
-const needsReply = (last?: Message) =>
-  last?.role === "user" || CONTINUE_REASONS.has(last?.stop_reason ?? "");
+const needsReply = (m?: Message) => m?.role === "user" || CONTINUE_IF.some((test) => test(m));
 
 /** 把这一轮跑完。返回用户说话之后模型说的全部内容。 */
 export async function finishTurn(conversation: Conversation, options: TurnOptions) {
@@ -281,9 +289,47 @@ export const HANDLERS: Record<string, Handler> = {
     editText(String(input.path), String(input.old_text), String(input.new_text)),
 };
 
-CONTINUE_REASONS.add("tool_use");
+// What counts is the calls and not the stop reason. Servers that translate the replies of other
+// models send a call with "end_turn" or no reason, and others "tool_use" without a call.
+CONTINUE_IF.push((m) => callsToRun(m).length > 0);
+STOP_NOTES.tool_use = t("\n(模型想调用工具，但没有发来调用。)");
 const MAX_ROUNDS = 50; // calls of the model in one turn
 const OUTPUT_LIMIT = 30_000; // 一个结果最多这么多字符，首尾各留一半
+
+/**
+ * A listener that reads the inputs of calls in place of the SDK. If an input is no JSON, the SDK
+ * throws, or leaves out what it can't read. Here it stays a text, so that the model hears of it.
+ */
+function inputReader() {
+  let written = ""; // of the block that is arriving
+  return (event: Anthropic.MessageStreamEvent, { content }: Anthropic.Message) => {
+    if (event.type === "content_block_start") written = "";
+    if (event.type === "content_block_delta" && event.delta.type === "input_json_delta") {
+      written += event.delta.partial_json;
+      setInput(content.at(-1), {});
+    }
+    if (event.type !== "content_block_stop" || written === "") return;
+    setInput(content.at(-1), parsedOrRaw(written));
+  };
+}
+
+/** Takes the place of the SDK's property, which parses the input as soon as it is looked at. */
+function setInput(block: Block | undefined, value: unknown): void {
+  if (block === undefined || !isCall(block)) return;
+  Object.defineProperty(block, "input", { value, enumerable: true, configurable: true });
+}
+
+/** The value that is written as JSON, or the text itself if it is no JSON. */
+function parsedOrRaw(json: string): unknown {
+  try {
+    return JSON.parse(json);
+  } catch {
+    return json;
+  }
+}
+
+/** Whether the SDK missed the count of tokens, which comes last, and which some servers omit. */
+const lacksUsage = (error: unknown) => String(error).includes("output_tokens");
 
 /** Throws after too many rounds, because a model that repeats itself costs money until it stops. */
 function checkRounds({ messages }: Conversation): void {
@@ -300,15 +346,162 @@ const callsIn = (message: Message | undefined) =>
 const resultsIn = (entry: Entry | undefined) =>
   entry?.role === "user" ? entry.content.filter((block) => block.type === "tool_result") : [];
 
-/** The history with exactly one result for every call, in the next message, as the API demands. */
-function answerCalls(history: Message[]): Message[] {
-  return withMissingResults(withoutStrayResults(withoutOpenServerCalls(history)));
+/** After these the last call may be half a call. Of a refused turn nothing is to be done. */
+const CUT_REASONS = ["max_tokens", "model_context_window_exceeded", "refusal"];
+
+/** Whether Ctrl+C stopped the reply. Only callModel writes this last block without a reason. */
+function isInterrupted({ content, stop_reason }: Message): boolean {
+  const last = content.at(-1);
+  return !stop_reason && last?.type === "text" && last.text === "(interrupted)";
+}
+
+/** The calls of a reply that are to be run: all of them, or none if the reply is not complete. */
+function callsToRun(message: Message | undefined) {
+  if (message === undefined || isInterrupted(message)) return [];
+  if (CUT_REASONS.includes(message.stop_reason ?? "")) return [];
+  return callsIn(message);
 }
 
 /**
- * The API runs some tools itself, for example its web search. An error in the middle of one leaves
- * a call whose result only the API could give, so we leave the call out. We keep it in the last
- * message, because there the reply is only paused, and the API goes on with it.
+ * The history with exactly one result for every call, in the next message, as the API demands. What
+ * is stored is as the model gave it, so here it also becomes what the API takes back.
+ */
+function answerCalls(history: Message[]): Message[] {
+  const usable = withUniqueIds(withValidBlocks(history));
+  const closed = withoutStrayResults(withoutOpenServerCalls(usable));
+  return withUserLast(withMissingResults(closed));
+}
+
+type Block = Anthropic.ContentBlockParam;
+// Replies and requests have the same blocks, but the SDK has two types for each of them.
+const withContent = (message: Message, content: Block[]) => ({ ...message, content }) as Message;
+
+/** Leaves out the blocks that can't be sent back, and mends the others. */
+function withValidBlocks(history: Message[]): Message[] {
+  return history.map((message) => {
+    const blocks: Block[] = message.content;
+    const usable = blocks.filter((block) => canBeSentBack(block, message.role));
+    return withContent(message, usable.map(validBlock));
+  });
+}
+
+/** Whether a block can be sent back. The API only gives such blocks, but other servers don't. */
+function canBeSentBack(block: Block | null, role: Message["role"]): boolean {
+  if (typeof block?.type !== "string") return false;
+  if (block.type === "text") return typeof block.text === "string" && block.text.trim() !== "";
+  if (block.type === "tool_result") return role === "user";
+  if (block.type !== "thinking") return true;
+  // The signature proves that the API wrote this thought, so a thought can't be mended.
+  const isWhole = typeof block.thinking === "string" && block.thinking.isWellFormed();
+  return isWhole && typeof block.signature === "string" && block.signature !== "";
+}
+
+/** The block in whole characters; a call has a name that is allowed, and an object as its input. */
+function validBlock(block: Block): Block {
+  const whole = wellFormed(block) as Block; // with the same fields
+  if (!isCall(whole)) return whole;
+  const name = String(whole.name).replaceAll(/[^\w-]/g, "_");
+  // What was wrong with the input, the result of the call says.
+  const input = isObject(whole.input) ? whole.input : {};
+  // The API's own tools have names of a narrower type.
+  return { ...whole, name: name.slice(0, 64) || "unnamed", input } as Block;
+}
+
+/**
+ * The value without halves of surrogate pairs, also in the names of fields, because the API refuses
+ * them. A model makes one if, for example, its limit of tokens falls into the middle of an emoji.
+ */
+function wellFormed(value: unknown): unknown {
+  if (typeof value === "string") return value.toWellFormed();
+  if (Array.isArray(value)) return value.map(wellFormed);
+  if (!isObject(value)) return value;
+  const fields = Object.entries(value);
+  return Object.fromEntries(fields.map(([key, field]) => [key.toWellFormed(), wellFormed(field)]));
+}
+
+const isObject = (value: unknown): value is Fields =>
+  typeof value === "object" && value !== null && !Array.isArray(value);
+
+/** A call of a tool that we run, or that the API runs itself. */
+const isCall = (block: Block) => block.type === "tool_use" || block.type === "server_tool_use";
+/** A result, ours or one of the API's own tools, such as "web_search_tool_result". */
+const isResult = (block: Block): block is Anthropic.ToolResultBlockParam =>
+  block.type.endsWith("tool_result"); // all of them have the id of their call in the same field
+
+/** Gives calls ids that are valid and unique, and their results the same. Drops other results. */
+function withUniqueIds(history: Message[]): Message[] {
+  const ids = new CallIds();
+  return history.map((message, index) => {
+    if (startsTurn(message)) ids.forgetOpenCalls();
+    const blocks: Block[] = message.content;
+    const renamed = blocks.map((block, position) => ids.rename(block, index, position));
+    const content = renamed.filter((block) => block !== undefined);
+    return withContent(message, content);
+  });
+}
+
+/** A call that has no result yet: the id that the model gave it, and the one that is sent. */
+interface OpenCall {
+  given: unknown;
+  id: string;
+  index: number; // of its message
+  ours: boolean; // whether we run it, and not the API
+}
+
+/** The ids under which calls are sent. */
+class CallIds {
+  #used = new Set<string>();
+  #open: OpenCall[] = [];
+
+  /** The block with its new id, if it has one. Undefined if it is a result without a call. */
+  rename(block: Block, index: number, position: number): Block | undefined {
+    if (isCall(block)) {
+      const id = this.#uniqueId(block.id, `call_${index}_${position}`);
+      this.#open.push({ given: block.id, id, index, ours: block.type === "tool_use" });
+      return { ...block, id };
+    }
+    if (!isResult(block)) return block;
+    const id = this.#takeCall(block.tool_use_id, block.type === "tool_result");
+    return id === undefined ? undefined : { ...block, tool_use_id: id };
+  }
+
+  /** The id itself if it can be sent. `fallback` is the same in every request. */
+  #uniqueId(given: unknown, fallback: string): string {
+    const isValid = typeof given === "string" && /^[\w-]+$/.test(given) && !this.#used.has(given);
+    let id = isValid ? given : fallback;
+    while (this.#used.has(id)) id += "_";
+    this.#used.add(id);
+    return id;
+  }
+
+  /** The id of the call that a result belongs to. That call is not open any more. */
+  #takeCall(given: unknown, ours: boolean): string | undefined {
+    const waiting = this.#open.filter((call) => call.given === given && call.ours === ours);
+    // Calls of one reply can share an id. Then the results are in the same order as the calls.
+    const found = waiting.find(({ index }) => index === waiting.at(-1)?.index);
+    this.#open = this.#open.filter((call) => call !== found);
+    return found?.id;
+  }
+
+  /** A result that comes after the next words of a person is too late. */
+  forgetOpenCalls(): void {
+    this.#open = [];
+  }
+}
+
+/**
+ * Whether the reply stopped in the middle of a tool that the API runs itself, for example its web
+ * search. Only such a reply may be the last message of a request: the API goes on with it.
+ */
+function isPaused(message: Message): boolean {
+  const last = message.content.at(-1);
+  if (message.role === "user" || last === undefined) return false;
+  return last.type === "server_tool_use" || isResult(last);
+}
+
+/**
+ * An error in the middle of a tool of the API leaves a call whose result only the API could give,
+ * so we leave the call out. We keep it in the last message, if the reply is only paused there.
  */
 function withoutOpenServerCalls(history: Message[]): Message[] {
   const answered = new Set<string>();
@@ -316,7 +509,8 @@ function withoutOpenServerCalls(history: Message[]): Message[] {
     if ("tool_use_id" in block) answered.add(block.tool_use_id);
   }
   return history.map((message, index) => {
-    if (message.role === "user" || index === history.length - 1) return message;
+    const goesOn = index === history.length - 1 && isPaused(message);
+    if (message.role === "user" || goesOn) return message;
     const content = message.content.filter(
       (block) => block.type !== "server_tool_use" || answered.has(block.id),
     );
@@ -347,17 +541,33 @@ function withMissingResults(history: Message[]): Message[] {
   return history.flatMap((message, index): Message[] => {
     const answered = new Set(resultsIn(history[index + 1]).map((block) => block.tool_use_id));
     const open = callsIn(message).filter(({ id }) => !answered.has(id));
-    // 拒绝过的一轮会整轮去掉，里面的调用不用补结果。
-    if (open.length === 0 || message.stop_reason === "refusal") return [message];
-    const isCut = message.stop_reason === "max_tokens";
-    const why = isCut ? "cut off; it was not run" : "interrupted; it may have run";
+    if (open.length === 0) return [message];
+    const why = whyOpen(message);
     return [message, { role: "user", content: open.map(({ id }) => toolResult(id, why, true)) }];
   });
 }
 
+/** Why a call of this reply has no result. */
+function whyOpen(message: Message): string {
+  // Calls begin when a reply is complete, so if Ctrl+C stopped the reply, none of them began.
+  if (isInterrupted(message)) return "interrupted; it was not run";
+  const isCut = CUT_REASONS.includes(message.stop_reason ?? "");
+  return isCut ? "cut off; it was not run" : "interrupted; it may have run";
+}
+
+/**
+ * A reply that says "pause_turn" without such a call can't be last, because the API would take it
+ * for the beginning of its answer, and newer models refuse that. So we ask in words.
+ */
+function withUserLast(history: Message[]): Message[] {
+  const last = history.at(-1);
+  if (last === undefined || last.role === "user" || isPaused(last)) return history;
+  return [...history, { role: "user", content: [{ type: "text", text: "Go on." }] }];
+}
+
 /** 运行一次调用。从不抛错：出了任何问题，都变成模型能处理的结果。 */
 export async function runTool(call: Anthropic.ToolUseBlock, turn: Turn) {
-  info(`  ${call.name} ${JSON.stringify(call.input).slice(0, 100)}`);
+  info(`  ${call.name} ${String(JSON.stringify(call.input)).slice(0, 100)}`);
   try {
     const offered = TOOLS.find(({ name }) => name === call.name);
     const handler = HANDLERS[call.name];
@@ -382,8 +592,11 @@ type Property = { type?: string; enum?: unknown[] };
 
 /** Gives the input as fields, if it fits the schema. Otherwise throws, naming the field. */
 export function checkInput(schema: Anthropic.Tool.InputSchema, input: unknown): Fields {
-  if (typeof input !== "object" || input === null) throw new Error("the input must be an object");
-  const fields: Fields = { ...input };
+  if (!isObject(input)) {
+    const given = String(JSON.stringify(input)).slice(0, 100); // the model will see {} in its call
+    throw new Error(`the input must be an object, but it was ${given}`);
+  }
+  const fields = { ...input };
   checkRequired(fields, schema.required ?? []);
   // The SDK leaves the properties open, but the schemas in this file have only such properties.
   const properties = (schema.properties ?? {}) as Record<string, Property>;
@@ -438,9 +651,15 @@ export function safePath(name: string, root: string): string {
   const [first = ""] = inside.split(path.sep);
   if (first === ".." || path.isAbsolute(inside))
     throw new Error(`${name} is outside the workspace`);
-  if (first.toLowerCase() === ".state") throw new Error(`${name} belongs to the program itself`);
+  if (isState(first)) throw new Error(`${name} belongs to the program itself`);
   return real;
 }
+
+/**
+ * Whether an entry of the workspace is the folder of the program itself, also in a file system that
+ * ignores case, or dots and spaces at the end; or one of these that is in quarantine (s03).
+ */
+const isState = (entry: string) => /^\.state([.: ]|$)/iu.test(entry);
 
 /** The path itself, or the nearest folder above it that exists. */
 function nearestExisting(target: string): string {
@@ -465,29 +684,44 @@ function readText(file: string): string {
 }
 
 /** 把 `words` 的换行符改成和文件一致：不管原来是什么，模型只会写 "\n"。 */
-function withLineEnds(text: string, sample: string): string {
-  const lineEnd = sample.includes("\r\n") ? "\r\n" : "\n";
-  return text.replace(/\r?\n/g, lineEnd);
-}
+const withLineEnds = (text: string, lineEnd: string) => text.replace(/\r?\n/g, lineEnd);
 
 function writeText(name: string, content: string): string {
   const file = safePath(name, WORKSPACE);
   fs.mkdirSync(path.dirname(file), { recursive: true });
   const before = fs.existsSync(file) ? readText(file) : content;
-  fs.writeFileSync(file, withLineEnds(content, before));
+  fs.writeFileSync(file, withLineEnds(content, before.includes("\r\n") ? "\r\n" : "\n"));
   return `wrote ${content.length} characters to ${name}`;
 }
 
 function editText(name: string, oldText: string, newText: string): string {
   const file = safePath(name, WORKSPACE);
   const content = readText(file);
-  const old = content.includes(oldText) ? oldText : withLineEnds(oldText, content);
-  const parts = content.split(old); // what stands between the places where it occurs
-  const times = old === "" ? 0 : parts.length - 1;
-  if (times !== 1)
+  const places = placesOf(oldText, content);
+  const [place] = places;
+  const times = places.length;
+  if (place === undefined || times > 1)
     throw new Error(`old_text occurs ${times} times in ${name}; it must occur exactly once`);
-  fs.writeFileSync(file, parts.join(withLineEnds(newText, content)));
+  const text = withLineEnds(newText, lineEndAt(place.start, content));
+  fs.writeFileSync(file, content.slice(0, place.start) + text + content.slice(place.end));
   return `edited ${name}`;
+}
+
+/** Where a passage stands in the content, whatever the line ends of both. */
+function placesOf(passage: string, content: string): { start: number; end: number }[] {
+  if (passage === "") return [];
+  const lines = passage.split(/\r?\n/).map((line) => line.replace(/[$()*+.?[\\\]^{|}]/g, "\\$&"));
+  const pattern = lines.join("(?:\\r\\n|(?<!\\r)\\n)");
+  // Only a look-ahead finds both places of "aa" in "aaa", because they overlap.
+  return [...content.matchAll(new RegExp(`(?=(${pattern}))`, "g"))].map((match) => {
+    return { start: match.index, end: match.index + (match[1] ?? "").length };
+  });
+}
+
+/** The line end at a place, as a file may have both kinds: the next one, else the one before. */
+function lineEndAt(index: number, content: string): string {
+  const before = content.slice(0, index).match(/\r?\n/g) ?? [];
+  return /\r?\n/.exec(content.slice(index))?.[0] ?? before.at(-1) ?? "\n";
 }
 
 // bash 在工作区里启动，但出得去：你能读的，它都能读，包括 .env。
@@ -496,6 +730,7 @@ function editText(name: string, oldText: string, newText: string): string {
 const SAFE_ENV =
   "PATH HOME USER LANG TERM TZ TMPDIR TEMP TMP SystemRoot ComSpec PATHEXT USERPROFILE APPDATA";
 const WINDOWS = process.platform === "win32";
+const PIPE_GRACE = 500; // ms after the end of a script, to read what it printed last
 
 /** Runs a script for at most `seconds`, and gives its output. Throws if it fails or is stopped. */
 async function bash(script: string, seconds: number, signal?: AbortSignal): Promise<string> {
@@ -507,10 +742,11 @@ async function bash(script: string, seconds: number, signal?: AbortSignal): Prom
   const stop = (why: string) => {
     stopped = why;
     killGroup(child.pid);
-    // 离开了进程组的子进程可能还占着管道，不等了。
-    child.stdout.destroy();
-    child.stderr.destroy();
+    closePipes();
   };
+  // 离开了进程组的子进程可能还占着管道，不等了。
+  const closePipes = () => [child.stdout, child.stderr].map((pipe) => pipe.destroy());
+  child.on("exit", () => setTimeout(closePipes, PIPE_GRACE).unref());
   const interrupt = () => stop("interrupted by the user");
   const limit = Math.min(Math.max(seconds, 1), 600);
   const timer = setTimeout(() => stop(`stopped after ${limit} s`), limit * 1000);
@@ -622,8 +858,7 @@ const sha256 = (data: string) => crypto.createHash("sha256").update(data);
 function parseObject(json: string): object | undefined {
   try {
     const value: unknown = JSON.parse(json);
-    if (typeof value !== "object" || value === null || Array.isArray(value)) return undefined;
-    return value;
+    return isObject(value) ? value : undefined;
   } catch {
     return undefined;
   }
@@ -637,20 +872,61 @@ function replaceFile(file: string, content: string): void {
   // Flushed first, because the new name must never stand for content that is not on the disk yet.
   fs.writeFileSync(`${file}.tmp`, content, { flush: true });
   fs.renameSync(`${file}.tmp`, file);
+  flushFolder(path.dirname(file));
+}
+
+/** Flushes the names in a folder. Without that, a power cut can take a new file with it. */
+function flushFolder(dir: string): void {
   if (WINDOWS) return; // Windows 没法对文件夹做 fsync
-  const folder = fs.openSync(path.dirname(file), "r");
+  const folder = fs.openSync(dir, "r");
   fs.fsyncSync(folder);
   fs.closeSync(folder);
 }
 
 /**
- * Quarantine: a file that can't be used is renamed and reported, so that it neither stops the
- * program nor gets lost. Because a part of the name is random, no older file is overwritten.
+ * Quarantine: a file or folder that can't be used is renamed and reported, so that it neither stops
+ * the program nor gets lost. If that is impossible, it is said, and the program goes on.
  */
 function quarantine(file: string, why: string): void {
-  const name = `${file}.${crypto.randomUUID().slice(0, 8)}.quarantined`;
-  fs.renameSync(file, name);
-  warn(`${file} 已隔离（改名为 ${path.basename(name)}）：${why}`);
+  // It need not be readable for that, and a link is renamed itself, also if it leads nowhere.
+  let name = "";
+  do {
+    name = `${file}.${crypto.randomUUID().slice(0, 8)}.quarantined`;
+  } while (fs.lstatSync(name, { throwIfNoEntry: false })); // renaming would overwrite it
+  try {
+    fs.renameSync(file, name);
+    warn(`${file} 已隔离（改名为 ${path.basename(name)}）：${why}`);
+  } catch (error) {
+    warn(`${file} 无法使用，改名也失败了（${error}）：${why}`);
+  }
+}
+
+/**
+ * What `read` gives for a file or folder in .state; undefined if there is none. One that can't be
+ * read, for example a folder in place of a file, is quarantined.
+ */
+function readOrQuarantine<T>(file: string, read: (file: string) => T): T | undefined {
+  try {
+    return read(file);
+  } catch (error) {
+    // A link that leads nowhere can't be found either, but its name is taken.
+    if (fs.lstatSync(file, { throwIfNoEntry: false })) quarantine(file, String(error));
+    return undefined;
+  }
+}
+
+/** Makes a folder of .state. What is in its place and can't be read as a folder is quarantined. */
+function makeFolder(dir: string): void {
+  if (readOrQuarantine(dir, (found) => fs.readdirSync(found))) return;
+  fs.mkdirSync(dir, { recursive: true, mode: 0o700 }); // only this user may read what people said
+  flushFolder(path.dirname(dir));
+}
+
+const DISK_ERRORS = "ENOSPC EDQUOT EROFS EACCES EPERM EIO EMFILE ENFILE".split(" ");
+
+/** Whether the file system refused: it is full or read-only, for example, and may not stay so. */
+export function isDiskError(error: unknown): boolean {
+  return error instanceof Error && "code" in error && DISK_ERRORS.includes(String(error.code));
 }
 
 // 会话文件，一行一行看。里面的内容从不修改，也不删除：
@@ -673,6 +949,14 @@ interface LogRecord {
   shorten?: { toolUseIds: string[] };
 }
 
+/** Whether replay can use a record, whose fields may be anything if somebody edited the file. */
+function canBeReplayed({ message, compaction, shorten }: LogRecord): boolean {
+  if (message && !["user", "assistant"].includes(message.role)) return false;
+  if (message && !(Array.isArray(message.content) && message.content.every(isObject))) return false;
+  if (shorten && !Array.isArray(shorten.toolUseIds)) return false;
+  return !compaction || (typeof compaction.summary === "string" && compaction.keepFrom > 0);
+}
+
 /**
  * An append-only log in JSON Lines: one record a line, added at the end. Nothing that is in the
  * file is written again, so a crash can damage at most the line that is being added.
@@ -681,6 +965,7 @@ class JsonlFile {
   readonly file: string;
   lines = 0; // how many it has
   #isTorn = false; // whether the last line lacks its end
+  #sizeBefore: number | undefined; // of the file, if the last append failed
 
   constructor(file: string) {
     this.file = file;
@@ -688,32 +973,50 @@ class JsonlFile {
 
   /** Every readable line, with its number. The others stay in the file, and are reported. */
   read(): { line: number; record: object }[] {
-    if (!fs.existsSync(this.file)) return [];
-    const lines = fs.readFileSync(this.file, "utf8").split("\n");
+    const text = readOrQuarantine(this.file, (file) => fs.readFileSync(file, "utf8"));
+    if (text === undefined) return [];
+    const lines = text.split("\n");
     // Behind the last line end there is nothing, unless a crash has torn the last line.
     this.#isTorn = lines.at(-1) !== "";
     if (!this.#isTorn) lines.pop();
     this.lines = lines.length;
     const records: { line: number; record: object }[] = [];
+    const bad = text === "" ? [1] : []; // we never leave a file empty
     for (const [index, json] of lines.entries()) {
-      const line = index + 1;
       const record = parseObject(json);
-      if (record) records.push({ line, record });
-      else warn(`${this.file} 第 ${line} 行无法解析，已跳过。这一行仍保留在文件里。`);
+      if (record) records.push({ line: index + 1, record });
+      else bad.push(index + 1);
     }
+    this.skip(bad);
     return records;
   }
 
-  /** Adds a record with the time, and gives the number of its line. */
+  /** Reports lines that can't be used. They stay in the file. */
+  skip(lines: number[]): void {
+    // A file of another kind may have thousands of them.
+    const shown = lines.length > 10 ? `${lines.slice(0, 10).join(", ")}, …` : lines.join(", ");
+    if (shown) warn(`${this.file} 第 ${shown} 行无法解析，已跳过。内容仍保留在文件里。`);
+  }
+
+  /** 加上时间，写进文件之后才返回。返回值是行号。 */
   append(record: object): number {
     const json = JSON.stringify({ at: new Date().toISOString(), ...record });
     // Behind a torn line the record would be unreadable, too, so a line end comes first.
     const lineEnd = this.#isTorn ? "\n" : "";
-    // If appending fails, half of the line may be in the file, which then counts as a line.
-    this.#isTorn = true;
-    this.lines += 1;
-    fs.appendFileSync(this.file, `${lineEnd}${json}\n`);
+    const file = fs.openSync(this.file, "a");
+    try {
+      // A full disk may have taken a part of the last record, which nobody counts as stored.
+      if (this.#sizeBefore !== undefined) fs.ftruncateSync(file, this.#sizeBefore);
+      this.#sizeBefore = fs.fstatSync(file).size;
+      fs.appendFileSync(file, `${lineEnd}${json}\n`);
+      fs.fsyncSync(file);
+      if (this.lines === 0) flushFolder(path.dirname(this.file)); // the file is new
+      this.#sizeBefore = undefined;
+    } finally {
+      fs.closeSync(file);
+    }
     this.#isTorn = false;
+    this.lines += 1;
     return this.lines;
   }
 }
@@ -728,18 +1031,25 @@ export class Session extends Conversation {
   #log: JsonlFile;
   #lineOf = new Map<Message, number>(); // where each message is in the file
 
-  /** 重放整个文件。 */
-  constructor(file: string) {
+  /** Replays the file. The folder says whose it is (`key`), because its first line may be torn. */
+  constructor(file: string, key = "") {
     super();
     this.id = path.basename(file, ".jsonl");
+    this.header.key = key;
     this.#log = new JsonlFile(file);
-    for (const { line, record } of this.#log.read()) this.#replay(record, line);
+    const bad: number[] = [];
+    for (const { line, record } of this.#log.read()) {
+      if (canBeReplayed(record)) this.#replay(record, line);
+      else bad.push(line);
+    }
+    this.#log.skip(bad);
   }
 
   #replay(record: LogRecord, line: number): void {
     const { key = "", label = "", at = "" } = record;
-    if (line === 1) this.header = { key, label, at };
-    if (Array.isArray(record.message?.content)) this.#add(record.message, line);
+    if (line === 1)
+      this.header = { key: this.header.key || key, label: String(label), at: String(at) };
+    if (record.message) this.#add(record.message, line);
     if (record.compaction) this.#compact(record.compaction.summary, record.compaction.keepFrom);
     if (record.shorten) this.#shorten(new Set(record.shorten.toolUseIds));
   }
@@ -803,6 +1113,7 @@ export class SessionStore {
 
   constructor(dir: string) {
     this.#dir = dir;
+    makeFolder(dir);
   }
 
   /** 这个 key 当前的会话；还没有就新建。 */
@@ -815,21 +1126,27 @@ export class SessionStore {
   /** 给这个 key 新建一个会话，并切换过去。 */
   create(key: string, label = ""): Session {
     const id = crypto.randomUUID().slice(0, 8);
-    const header = { v: 1, id, key, label, at: new Date().toISOString() };
-    fs.mkdirSync(this.#folder(key), { recursive: true });
-    fs.writeFileSync(this.#file(key, id), `${JSON.stringify(header)}\n`, { flag: "wx" });
-    return this.#makeCurrent(key, new Session(this.#file(key, id)));
+    const file = this.#file(key, id);
+    makeFolder(this.#folder(key));
+    try {
+      new JsonlFile(file).append({ v: 1, id, key, label });
+    } catch (error) {
+      fs.rmSync(file, { force: true }); // each new attempt on a full disk would leave one more
+      throw error;
+    }
+    return this.#makeCurrent(key, new Session(file, key));
   }
 
   /** 这个 key 的所有会话，最新的在最后。 */
   list(key: string): Session[] {
-    return this.#sessionsIn(this.#folder(key));
+    return this.#sessionsIn(this.#folder(key), key);
   }
 
-  #sessionsIn(folder: string): Session[] {
-    if (!fs.statSync(folder, { throwIfNoEntry: false })?.isDirectory()) return [];
-    const files = fs.readdirSync(folder).filter((name) => name.endsWith(".jsonl"));
-    const sessions = files.map((name) => new Session(path.join(folder, name)));
+  #sessionsIn(folder: string, key?: string): Session[] {
+    const names = readOrQuarantine(folder, (dir) => fs.readdirSync(dir)) ?? [];
+    const files = names.filter((name) => name.endsWith(".jsonl"));
+    const opened = files.map((name) => this.#open(path.join(folder, name), key));
+    const sessions = opened.filter((session) => session !== undefined);
     return sessions.sort((a, b) => (a.header.at < b.header.at ? -1 : 1));
   }
 
@@ -849,14 +1166,22 @@ export class SessionStore {
 
   /** "current" 文件指向的会话。要是指错了，就用最新的会话：什么都不会丢。 */
   #stored(key: string): Session | undefined {
-    const pointer = path.join(this.#folder(key), "current");
-    if (!fs.existsSync(pointer)) return this.list(key).at(-1);
-    const id = fs.readFileSync(pointer, "utf8");
+    const folder = this.#folder(key);
+    if (!readOrQuarantine(folder, (dir) => fs.readdirSync(dir))) return undefined;
+    const pointer = path.join(folder, "current");
+    const id = readOrQuarantine(pointer, readText);
+    if (id === undefined) return this.list(key).at(-1);
     // The id becomes part of a path, so it may hold no "/", for example.
-    const isSession = /^[\w-]+$/.test(id) && fs.existsSync(this.#file(key, id));
-    if (isSession) return new Session(this.#file(key, id));
+    const session = /^[\w-]+$/.test(id) ? this.#open(this.#file(key, id), key) : undefined;
+    if (session) return session;
     quarantine(pointer, t("里面没有有效的会话 id。改用最新的会话。"));
     return this.list(key).at(-1);
+  }
+
+  /** The session in a file. Undefined if there is none, or if it had to be quarantined. */
+  #open(file: string, key?: string): Session | undefined {
+    const session = new Session(file, key);
+    return fs.existsSync(file) ? session : undefined;
   }
 
   #folder(key: string): string {
@@ -876,32 +1201,83 @@ export class SessionStore {
  * session would get mixed up. Throws if another process has the lock.
  */
 export function lockFolder(dir: string): void {
+  makeFolder(dir);
   const file = path.join(dir, "lock");
-  fs.mkdirSync(dir, { recursive: true, mode: 0o700 }); // only this user may read what people said
-  if (fs.existsSync(file)) removeStaleLock(file, path.dirname(dir));
-  // wx：文件已存在就失败。两个程序同时走到这里，总有一个进不来。
-  fs.writeFileSync(file, `${process.pid} ${crypto.randomUUID()}`, { flag: "wx" });
-  process.on("exit", () => fs.rmSync(file, { force: true }));
+  const mine = `${process.pid} ${startTime(process.pid)}`;
+  const takeover = beginTakeover(`${file}.takeover`);
+  try {
+    checkUnlocked(file, path.dirname(dir));
+    fs.writeFileSync(file, mine); // not flushed, since a power cut ends this process as well
+  } finally {
+    fs.rmSync(takeover, { force: true });
+  }
+  const isOurs = () => readOrQuarantine(file, readText) === mine;
+  process.on("exit", () => isOurs() && fs.rmSync(file));
+  // While this process is stopped, for example by Ctrl+Z, a person may delete its lock.
+  process.on("SIGCONT", () => {
+    if (isOurs()) return;
+    fail(`这个进程已不再占用 ${dir}，因此退出。`);
+    process.exit(1);
+  });
 }
 
-/** Removes the lock that a killed process left behind. Throws if its process is alive. */
-function removeStaleLock(file: string, workspace: string): void {
-  const before = fs.readFileSync(file, "utf8");
-  const pid = Number.parseInt(before, 10);
+/**
+ * Gives an exclusive file. Whoever has it is the only process that looks at the lock and takes it:
+ * otherwise two could find the same stale lock, and the second would take away the first one's new
+ * lock. That needs a moment, for which the others wait.
+ */
+function beginTakeover(name: string): string {
+  let number = 1;
+  while (true) {
+    const file = `${name}.${number}`;
+    try {
+      fs.closeSync(fs.openSync(file, "wx")); // "wx" fails if the file exists
+      return file;
+    } catch (error) {
+      if ((error as NodeJS.ErrnoException).code !== "EEXIST") throw error;
+    }
+    const age = Date.now() - (fs.lstatSync(file, { throwIfNoEntry: false })?.mtimeMs ?? Date.now());
+    // After a crash the file stays for ever, and the next number is used. If it were removed, one
+    // who has looked at the old file just now could remove a new one in its place.
+    if (Math.abs(age) > TAKEOVER_LIMIT) number += 1;
+    else Atomics.wait(new Int32Array(new SharedArrayBuffer(4)), 0, 0, 20); // sleeps for 20 ms
+  }
+}
+
+const TAKEOVER_LIMIT = 5_000; // ms, after which the process of a takeover must be dead
+
+/** Throws if another living process has the lock. */
+function checkUnlocked(file: string, workspace: string): void {
+  const lock = readOrQuarantine(file, readText);
+  if (lock === undefined) return;
+  const [, pid = "", started] = /^([1-9]\d*)(?: (.*))?$/.exec(lock) ?? [];
+  if (pid === "") quarantine(file, t("里面没有进程号，不是有效的锁。"));
+  // In a container each start can have the same pid, so our own is that of an earlier start.
+  if (Number(pid) === process.pid || !isAlive(Number(pid))) return;
+  // The pid may be that of another program by now. Where nobody knows the time, it counts as ours.
+  const time = startTime(Number(pid));
+  if (time !== "" && time !== started) return;
   const who = `process ${pid} is using ${workspace}`;
-  if (isAlive(pid)) throw new Error(`${who}: stop it, set CLAW0_WORKSPACE, or delete ${file}`);
-  // 两个同时启动的程序可能看到同一把失效的锁，而对方说不定已经换上了自己的锁。
-  // 所以先把锁拿走（只有一个拿得到），再看一眼；如果还有效，就放回去。
-  const taken = `${file}.${process.pid}`;
-  fs.renameSync(file, taken);
-  if (fs.readFileSync(taken, "utf8") !== before) fs.renameSync(taken, file);
-  fs.rmSync(taken, { force: true });
+  throw new Error(`${who}: stop it, set CLAW0_WORKSPACE, or delete ${file}`);
+}
+
+/** When a process started, as the system writes it; "" if it is dead, or if nobody knows. */
+function startTime(pid: number): string {
+  try {
+    const stat = fs.readFileSync(`/proc/${pid}/stat`, "utf8");
+    // It is field 22. Field 2 is the name of the program in brackets, which may hold spaces.
+    return stat.slice(stat.lastIndexOf(")")).split(" ")[20] ?? "";
+  } catch {
+    // Two processes may have other settings, but must read the same time.
+    const neutral = { ...process.env, LC_ALL: "C", TZ: "UTC" };
+    const options = { env: neutral, encoding: "utf8" } as const;
+    const ps = spawnSync("ps", ["-o", "lstart=", "-p", String(pid)], options);
+    return (ps.stdout ?? "").trim(); // Windows has no ps
+  }
 }
 
 function isAlive(pid: number): boolean {
-  if (!(pid > 0)) return false; // the file does not begin with a number
-  // In a container each start can have the same pid, so our own is that of an earlier start.
-  if (pid === process.pid) return false;
+  if (pid === 0) return false; // kill would take it for our own group
   try {
     return process.kill(pid, 0); // signal 0 is not delivered; it only tests the process
   } catch (error) {
@@ -937,10 +1313,25 @@ const SUMMARISE =
 const shortened = ({ content }: Anthropic.ToolResultBlockParam) =>
   keepEnds(String(content), BIG_RESULT / 2).toWellFormed();
 
-/** Whether the request was too long. The API has no error type for it, so we look at the words. */
+// How a server says that a request is too long. The first of these types has the status 413 and may
+// come from a proxy, then as a page without a type; the second one is llama.cpp's.
+const OVERFLOW_TYPES: unknown[] = ["request_too_large", "exceed_context_size_error"];
+// For the usual case the API has neither a type nor a code of its own: it is a bad request like any
+// other. So only the words are left: two sentences of the API, and one of compatible servers.
+const OVERFLOW_WORDS = /prompt is too long|exceed context limit|maximum context length/i;
+
+/** Whether the request was too long for the model. */
 export function isOverflow(error: unknown): boolean {
-  return error instanceof Anthropic.BadRequestError && /prompt is too long/i.test(error.message);
+  if (!(error instanceof Anthropic.APIError)) return false;
+  if (error.status === 413 || OVERFLOW_TYPES.includes(error.type)) return true;
+  // An error inside a stream has no status. The words count only in a bad request, because a rate
+  // limit may speak of a prompt that is too long for it, too.
+  const isBadRequest = error.status === 400 || error.type === "invalid_request_error";
+  return isBadRequest && OVERFLOW_WORDS.test(error.message);
 }
+
+/** An interrupted reply has no count of tokens, and some servers send none, or only zeros. */
+const isCounted = (m: Message) => m.role === "assistant" && m.usage?.input_tokens > 0;
 
 /** 洋葱的第 2 层：让对话不超出上下文窗口。 */
 export class ContextGuard {
@@ -955,14 +1346,13 @@ export class ContextGuard {
     const { messages } = conversation;
     // A count from before a compaction is too high, and would bring one compaction after another.
     const start = conversation instanceof Session ? conversation.countsValidFrom : 0;
-    // A reply that was interrupted has no stop reason, and no count either.
-    const counted = messages.findLastIndex((m, index) => index >= start && m.stop_reason);
+    const counted = messages.findLastIndex((m, index) => index >= start && isCounted(m));
     const last = messages[counted];
     const tail = tokensOf(messages.slice(counted + 1));
     if (last?.role !== "assistant") return tail + estimateTokens(JSON.stringify([SYSTEM, TOOLS]));
     const { usage } = last;
     const cached = (usage.cache_read_input_tokens ?? 0) + (usage.cache_creation_input_tokens ?? 0);
-    return usage.input_tokens + cached + usage.output_tokens + tail;
+    return usage.input_tokens + cached + (usage.output_tokens ?? 0) + tail;
   }
 
   /** 运行 `inner`；对话放不下就缩短，最多三步。 */
@@ -1053,7 +1443,7 @@ function newestThatFits(text: string, tokens: number): string {
 
 /** Asks the model for one summary. Throws if it gives none. */
 async function requestSummary(session: Session, text: string, options: TurnOptions) {
-  const content = `Summary so far: ${session.summary || "none"}\n\nSince then:\n${text}`;
+  const content = `Summary so far: ${session.summary.toWellFormed() || "none"}\n\nSince then:\n${text}`;
   const messages = [{ role: "user" as const, content }];
   const request = { model: MODEL, max_tokens: 2048, system: SUMMARISE, messages };
   const response = await callModel(request, { ...options, onText: undefined });
@@ -1103,9 +1493,9 @@ Object.assign(HANDLERS, {
   list_directory: (input) => {
     const folder = safePath(String(input.path ?? "."), WORKSPACE);
     const entries = fs.readdirSync(folder, { withFileTypes: true });
-    const names = entries.map((entry) => entry.name + (entry.isDirectory() ? "/" : ""));
-    const visible = names.filter((name) => name !== ".state/");
-    return visible.sort().join("\n");
+    const visible = entries.filter(({ name }) => !isState(name));
+    const names = visible.map((entry) => entry.name + (entry.isDirectory() ? "/" : ""));
+    return names.sort().join("\n");
   },
   get_current_time: () => new Date().toString(),
 } satisfies Record<string, Handler>);
@@ -1129,7 +1519,8 @@ async function runCommand(line: string, app: App, options: TurnOptions): Promise
   const found = Object.hasOwn(COMMANDS, name) ? COMMANDS[name] : undefined;
   if (!found) return t(`没有 /${name} 这个命令。/help 列出所有命令。`);
   const shown = await found.run(rest.join(" ").trim(), app, options);
-  return typeof shown === "string" ? shown : shown.join("\n");
+  const lines = typeof shown === "string" ? shown : shown.join("\n");
+  return lines || t("没有可显示的内容。");
 }
 
 command("help", "这里可以输入什么", () =>

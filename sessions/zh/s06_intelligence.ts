@@ -19,7 +19,8 @@
 
 // 本文件由英文版和 code.po 生成，不要直接改：改 code.po，再运行 npm run translate。
 
-import { spawn } from "node:child_process";
+import type { ChildProcess } from "node:child_process";
+import { spawn, spawnSync } from "node:child_process";
 import crypto from "node:crypto";
 import { once } from "node:events";
 import fs from "node:fs";
@@ -47,6 +48,7 @@ const MODEL = process.env.MODEL_ID || "claude-sonnet-5-5";
 const WORKSPACE = process.env.CLAW0_WORKSPACE || path.join(import.meta.dirname, "../../workspace");
 const STATE = path.join(WORKSPACE, ".state"); // 程序自己用的数据
 const CONTEXT_TOKENS = Number(process.env.CONTEXT_TOKENS || 180_000);
+const SERVING = RUN && process.argv.includes("--serve"); // then nobody sits at the terminal
 /** Looks up a setting. Gives "" for one that is not set. */
 type Setting = (name: string) => string;
 const env: Setting = (name) => process.env[name] ?? "";
@@ -62,20 +64,36 @@ function wholeNumber(name: string, otherwise: number, max: number): number {
 
 let atLineStart = true; // whether what was printed last ended a line
 
+// With these characters whoever writes to us, and the model, could move the cursor, overwrite lines
+// or turn them round: the control characters (C0, DEL, C1), except for the tab and the line end,
+// and the marks that change the direction of writing.
+const CONTROLS = /(?![\t\n])[\p{Cc}\p{Bidi_Control}]/gu;
+const withoutControls = (text: string) => text.replaceAll(CONTROLS, "");
+
 /** 把模型说的话一段一段打印出来。 */
-export function say(piece: string) {
+export const say = (piece: string) => print(withoutControls(piece));
+
+function print(piece: string) {
   if (typing && piece) return sayAbove(typing, piece);
   process.stdout.write(piece);
   if (piece) atLineStart = piece.endsWith("\n");
 }
 
-const tint = (code: number, s: string) => (process.stdout.isTTY ? `\x1b[${code}m${s}\x1b[0m` : s);
-const sayLine = (line: string) => say(`${atLineStart ? "" : "\n"}${line}\n`);
+// With --serve the output is a log, so each of its lines begins with the time.
+const stamp = () => (SERVING ? `${new Date().toISOString()} ` : "");
+
+function tint(code: number, line: string): string {
+  const shown = withoutControls(line).replace(/^/gm, stamp);
+  return process.stdout.isTTY ? `\x1b[${code}m${shown}\x1b[0m` : shown;
+}
+const sayLine = (line: string) => print(`${atLineStart ? "" : "\n"}${line}\n`);
 
 /** 程序自己的输出：灰色、黄色和红色。 */
 export const info = (line: string) => sayLine(tint(2, line));
 export const warn = (line: string) => sayLine(tint(33, line));
 export const fail = (line: string) => sayLine(tint(31, line));
+/** The sentence of an error. An error of the API has one without status and JSON, `apiMessage`. */
+const whyFailed = (e: { message: string; apiMessage?: string }) => e.apiMessage ?? e.message;
 /** Gives the sentence back. By this call the translation tool finds what is printed elsewhere. */
 export const t = (sentence: string) => sentence;
 
@@ -105,8 +123,15 @@ export class Terminal {
     const keys = Object.assign(new PassThrough(), { setRawMode: stdin.setRawMode?.bind(stdin) });
     const reader = createInterface({ input: keys, output: stdout, terminal, prompt: "You > " });
     if (terminal) reader.on("line", () => reader.pause());
+    if (terminal) stdout.write(ASK_FOR_PASTE_MARKS);
     let turn: AbortController | undefined; // of the line that is being answered
-    const interrupt = () => (turn ? turn.abort() : reader.close());
+    let stoppedAt = 0; // when Ctrl+C stopped a reply
+    const interrupt = () => {
+      if (turn) stoppedAt = Date.now();
+      if (turn) return turn.abort();
+      // Whoever presses Ctrl+C twice to be sure that a reply stops does not want to leave as well.
+      if (Date.now() - stoppedAt >= 1000) reader.close();
+    };
     process.on("SIGINT", interrupt);
     forwardKeys(keys, interrupt);
     const prompt = () => {
@@ -118,10 +143,11 @@ export class Terminal {
     for await (const entered of reader) {
       typing = undefined;
       atLineStart = true;
+      stoppedAt = 0;
       const line = entered.trim();
       if (line === "quit" || line === "exit") break;
       turn = new AbortController();
-      if (line) await onLine(line, turn.signal).catch((e) => fail(`失败：${e.apiMessage ?? e}`));
+      if (line) await onLine(line, turn.signal).catch((e) => fail(`失败：${whyFailed(e)}`));
       turn = undefined;
       if (!atLineStart) say("\n");
       prompt();
@@ -134,12 +160,45 @@ export class Terminal {
 
 /** Passes on what is typed. Only Ctrl+C, which a terminal sends as "\x03", does not wait. */
 function forwardKeys(keys: PassThrough, interrupt: () => void): void {
+  const joinPasted = pasteJoiner();
   process.stdin.setEncoding("utf8").on("end", () => keys.end());
   process.stdin.on("data", (typed: string) => {
     if (process.stdin.isTTY && typed.includes("\x03")) return interrupt();
+    if (process.stdin.isTTY && typed.includes("\x1a")) return suspend(); // Ctrl+Z
     // Line by line, because readline finishes what it has been given before it pauses.
-    for (const line of typed.match(/[^\r]*\r\n?|[^\r]+/g) ?? []) keys.write(line);
+    for (const line of joinPasted(typed).match(/[^\r]*\r\n?|[^\r]+/g) ?? []) keys.write(line);
   });
+}
+
+/** Ctrl+Z stops the job, so that the shell comes back; the shell's command `fg` goes on with it. */
+function suspend(): void {
+  if (WINDOWS) return; // there it does not exist
+  process.stdin.setRawMode(false);
+  process.once("SIGCONT", () => {
+    process.stdin.setRawMode(true);
+    process.stdout.write(ASK_FOR_PASTE_MARKS);
+    typing?.prompt(true);
+  });
+  process.kill(0, "SIGTSTP"); // 0 means the whole job, because npm may have started this process
+}
+
+// Bracketed paste: a terminal that is asked for it puts marks around what is pasted, so that a line
+// end in a pasted text can be told from Enter. Otherwise each pasted line would be a message.
+const ASK_FOR_PASTE_MARKS = "\x1b[?2004h";
+const PASTE_MARK = /(\p{Cc}\[20[01]~)/u; // \p{Cc} is Escape here
+const PASTED_LINE_END = "␤"; // stands in the line that is being typed where the message has "\n"
+
+/** Gives a function that takes what was typed, and puts PASTED_LINE_END for pasted line ends. */
+function pasteJoiner(): (typed: string) => string {
+  let isPasting = false;
+  return (typed) => {
+    let line = "";
+    for (const piece of typed.split(PASTE_MARK)) {
+      if (PASTE_MARK.test(piece)) isPasting = piece.endsWith("200~");
+      else line += isPasting ? piece.replace(/\r\n?|\n/g, PASTED_LINE_END) : piece;
+    }
+    return line;
+  };
 }
 
 // ---- s01 · Agent 循环 ----
@@ -163,30 +222,34 @@ export interface TurnOptions {
   signal?: AbortSignal; // stops the turn
 }
 
-/** After one of these stop reasons the model has more to do. (s02 adds "tool_use".) */
-const CONTINUE_REASONS = new Set(["pause_turn"]);
+/** After such a reply the model has more to do. (s02 adds the replies that call tools.) */
+const CONTINUE_IF = [(m?: Message) => m?.stop_reason === "pause_turn"];
 /** After these a person is told something. The usual ones, such as "end_turn", need no words. */
 const STOP_NOTES: Record<string, string> = {
   max_tokens: t("\n（回复断在这里：到了 token 上限。）"),
   refusal: t("\n（模型拒绝回答。从现在起，它不会再看到这一轮。）"),
   model_context_window_exceeded: t("\n（断在这里：上下文窗口满了，模型读不下更多内容。）"),
 };
-const stopNote = (message: Message) => STOP_NOTES[message.stop_reason ?? ""] ?? "";
+const stopNote = (m: Message) => (needsReply(m) ? "" : (STOP_NOTES[m.stop_reason ?? ""] ?? ""));
 
 /** A turn starts where a person says something. Results of tools have the role "user", too. */
 const startsTurn = (m: Entry) => m.role === "user" && m.content[0]?.type !== "tool_result";
+
 /** What was refused once would be refused again, so the whole turn that led to it is left out. */
-const withoutLastTurn = (request: Entry[]) => request.slice(0, request.findLastIndex(startsTurn));
+function withoutRefusedTurns(history: Message[]): Message[] {
+  const refusal = history.findIndex((message) => message.stop_reason === "refusal");
+  const start = Math.max(0, history.slice(0, refusal).findLastIndex(startsTurn));
+  return refusal < 0 ? history : withoutRefusedTurns(history.toSpliced(start, refusal + 1 - start));
+}
 
 /** 把历史整理成 API 接受的样子：去掉空白，去掉遭到拒绝的内容，让角色交替。 */
 export function toRequest(history: Message[]): Entry[] {
-  let request: Entry[] = [];
-  for (const message of answerCalls(history)) {
+  const request: Entry[] = [];
+  for (const message of answerCalls(withoutRefusedTurns(history))) {
     const content = message.content.filter((block) => block.type !== "text" || block.text.trim());
     while (content.at(-1)?.type.endsWith("thinking")) content.pop(); // it was cut off
     const last = request.at(-1);
-    if (message.stop_reason === "refusal") request = withoutLastTurn(request);
-    else if (last?.role === message.role) last.content.push(...content);
+    if (last?.role === message.role) last.content.push(...content);
     else if (content.length > 0) request.push({ role: message.role, content });
   }
   return request;
@@ -211,9 +274,11 @@ export async function callModel(request: Anthropic.MessageStreamParams, options:
   const finished: Anthropic.ContentBlock[] = [];
   stream.on("text", (piece) => options.onText?.(piece));
   stream.on("contentBlock", (block) => finished.push(block));
+  stream.on("streamEvent", inputReader());
   try {
     return await stream.finalMessage();
   } catch (error) {
+    if (lacksUsage(error) && stream.currentMessage) return stream.currentMessage;
     if (!options.signal?.aborted) throw error;
     options.onText?.(" (interrupted)");
     // Half a text is worth keeping, but half a tool call or half a thought is of no use.
@@ -230,20 +295,24 @@ export async function continueTurn(conversation: Conversation, options: TurnOpti
   while (needsReply(conversation.messages.at(-1))) {
     checkRounds(conversation);
     const response = await callModel(buildRequest(conversation, options), options);
-    conversation.append(response);
+    await untilStored(() => conversation.append(response), options.signal);
     options.onText?.(stopNote(response));
-    if (response.stop_reason !== "tool_use") continue;
+    const calls = callsToRun(response);
+    if (calls.length === 0) continue;
     const turn = { ...options, conversation };
-    const results = await Promise.all(callsIn(response).map((call) => runTool(call, turn)));
-    conversation.append({ role: "user", content: results });
+    const results = await Promise.all(calls.map((call) => runTool(call, turn)));
+    // If the disk is full, the results wait here, since a tool must not run again to get them.
+    const answered: Message = { role: "user", content: results };
+    await untilStored(() => conversation.append(answered), options.signal);
   }
 }
 
-const needsReply = (last?: Message) =>
-  last?.role === "user" || CONTINUE_REASONS.has(last?.stop_reason ?? "");
+const needsReply = (m?: Message) => m?.role === "user" || CONTINUE_IF.some((test) => test(m));
 
-/** 把这一轮跑完。返回用户说话之后模型说的全部内容。 */
+/** Brings the turn to its end. Gives all that the model said in it. */
 export async function finishTurn(conversation: Conversation, options: TurnOptions) {
+  const earlier = earlierTurn(conversation, options.message);
+  if (earlier) return earlier.slice(1).map(textOf).filter(Boolean).join("\n\n");
   // 重启之后，可能该说的都说完了。那就用不着密钥，没有密钥也行。
   if (needsReply(conversation.messages.at(-1))) await runMiddleware(conversation, options);
   const start = conversation.messages.findLastIndex(startsTurn) + 1;
@@ -257,7 +326,8 @@ const textOf = (message: Message) =>
 export async function runTurn(conversation: Conversation, input: string, options: TurnOptions) {
   const about = { inboxId: options.message?.id };
   // What changes from turn to turn is in a block of its own, so that the prompt stays the same.
-  const texts = [contextFor(conversation, input, options), input];
+  const context = contextFor(conversation, input, options);
+  const texts = [context, input, ...attributionOf(options.message)];
   const content = texts.map((text) => ({ type: "text" as const, text }));
   conversation.append({ role: "user", content }, about);
   return finishTurn(conversation, options);
@@ -330,9 +400,47 @@ export const HANDLERS: Record<string, Handler> = {
     editText(String(input.path), String(input.old_text), String(input.new_text)),
 };
 
-CONTINUE_REASONS.add("tool_use");
+// What counts is the calls and not the stop reason. Servers that translate the replies of other
+// models send a call with "end_turn" or no reason, and others "tool_use" without a call.
+CONTINUE_IF.push((m) => callsToRun(m).length > 0);
+STOP_NOTES.tool_use = t("\n(模型想调用工具，但没有发来调用。)");
 const MAX_ROUNDS = 50; // calls of the model in one turn
 const OUTPUT_LIMIT = 30_000; // 一个结果最多这么多字符，首尾各留一半
+
+/**
+ * A listener that reads the inputs of calls in place of the SDK. If an input is no JSON, the SDK
+ * throws, or leaves out what it can't read. Here it stays a text, so that the model hears of it.
+ */
+function inputReader() {
+  let written = ""; // of the block that is arriving
+  return (event: Anthropic.MessageStreamEvent, { content }: Anthropic.Message) => {
+    if (event.type === "content_block_start") written = "";
+    if (event.type === "content_block_delta" && event.delta.type === "input_json_delta") {
+      written += event.delta.partial_json;
+      setInput(content.at(-1), {});
+    }
+    if (event.type !== "content_block_stop" || written === "") return;
+    setInput(content.at(-1), parsedOrRaw(written));
+  };
+}
+
+/** Takes the place of the SDK's property, which parses the input as soon as it is looked at. */
+function setInput(block: Block | undefined, value: unknown): void {
+  if (block === undefined || !isCall(block)) return;
+  Object.defineProperty(block, "input", { value, enumerable: true, configurable: true });
+}
+
+/** The value that is written as JSON, or the text itself if it is no JSON. */
+function parsedOrRaw(json: string): unknown {
+  try {
+    return JSON.parse(json);
+  } catch {
+    return json;
+  }
+}
+
+/** Whether the SDK missed the count of tokens, which comes last, and which some servers omit. */
+const lacksUsage = (error: unknown) => String(error).includes("output_tokens");
 
 /** Throws after too many rounds, because a model that repeats itself costs money until it stops. */
 function checkRounds({ messages }: Conversation): void {
@@ -349,15 +457,162 @@ const callsIn = (message: Message | undefined) =>
 const resultsIn = (entry: Entry | undefined) =>
   entry?.role === "user" ? entry.content.filter((block) => block.type === "tool_result") : [];
 
-/** The history with exactly one result for every call, in the next message, as the API demands. */
-function answerCalls(history: Message[]): Message[] {
-  return withMissingResults(withoutStrayResults(withoutOpenServerCalls(history)));
+/** After these the last call may be half a call. Of a refused turn nothing is to be done. */
+const CUT_REASONS = ["max_tokens", "model_context_window_exceeded", "refusal"];
+
+/** Whether Ctrl+C stopped the reply. Only callModel writes this last block without a reason. */
+function isInterrupted({ content, stop_reason }: Message): boolean {
+  const last = content.at(-1);
+  return !stop_reason && last?.type === "text" && last.text === "(interrupted)";
+}
+
+/** The calls of a reply that are to be run: all of them, or none if the reply is not complete. */
+function callsToRun(message: Message | undefined) {
+  if (message === undefined || isInterrupted(message)) return [];
+  if (CUT_REASONS.includes(message.stop_reason ?? "")) return [];
+  return callsIn(message);
 }
 
 /**
- * The API runs some tools itself, for example its web search. An error in the middle of one leaves
- * a call whose result only the API could give, so we leave the call out. We keep it in the last
- * message, because there the reply is only paused, and the API goes on with it.
+ * The history with exactly one result for every call, in the next message, as the API demands. What
+ * is stored is as the model gave it, so here it also becomes what the API takes back.
+ */
+function answerCalls(history: Message[]): Message[] {
+  const usable = withUniqueIds(withValidBlocks(history));
+  const closed = withoutStrayResults(withoutOpenServerCalls(usable));
+  return withUserLast(withMissingResults(closed));
+}
+
+type Block = Anthropic.ContentBlockParam;
+// Replies and requests have the same blocks, but the SDK has two types for each of them.
+const withContent = (message: Message, content: Block[]) => ({ ...message, content }) as Message;
+
+/** Leaves out the blocks that can't be sent back, and mends the others. */
+function withValidBlocks(history: Message[]): Message[] {
+  return history.map((message) => {
+    const blocks: Block[] = message.content;
+    const usable = blocks.filter((block) => canBeSentBack(block, message.role));
+    return withContent(message, usable.map(validBlock));
+  });
+}
+
+/** Whether a block can be sent back. The API only gives such blocks, but other servers don't. */
+function canBeSentBack(block: Block | null, role: Message["role"]): boolean {
+  if (typeof block?.type !== "string") return false;
+  if (block.type === "text") return typeof block.text === "string" && block.text.trim() !== "";
+  if (block.type === "tool_result") return role === "user";
+  if (block.type !== "thinking") return true;
+  // The signature proves that the API wrote this thought, so a thought can't be mended.
+  const isWhole = typeof block.thinking === "string" && block.thinking.isWellFormed();
+  return isWhole && typeof block.signature === "string" && block.signature !== "";
+}
+
+/** The block in whole characters; a call has a name that is allowed, and an object as its input. */
+function validBlock(block: Block): Block {
+  const whole = wellFormed(block) as Block; // with the same fields
+  if (!isCall(whole)) return whole;
+  const name = String(whole.name).replaceAll(/[^\w-]/g, "_");
+  // What was wrong with the input, the result of the call says.
+  const input = isObject(whole.input) ? whole.input : {};
+  // The API's own tools have names of a narrower type.
+  return { ...whole, name: name.slice(0, 64) || "unnamed", input } as Block;
+}
+
+/**
+ * The value without halves of surrogate pairs, also in the names of fields, because the API refuses
+ * them. A model makes one if, for example, its limit of tokens falls into the middle of an emoji.
+ */
+function wellFormed(value: unknown): unknown {
+  if (typeof value === "string") return value.toWellFormed();
+  if (Array.isArray(value)) return value.map(wellFormed);
+  if (!isObject(value)) return value;
+  const fields = Object.entries(value);
+  return Object.fromEntries(fields.map(([key, field]) => [key.toWellFormed(), wellFormed(field)]));
+}
+
+const isObject = (value: unknown): value is Fields =>
+  typeof value === "object" && value !== null && !Array.isArray(value);
+
+/** A call of a tool that we run, or that the API runs itself. */
+const isCall = (block: Block) => block.type === "tool_use" || block.type === "server_tool_use";
+/** A result, ours or one of the API's own tools, such as "web_search_tool_result". */
+const isResult = (block: Block): block is Anthropic.ToolResultBlockParam =>
+  block.type.endsWith("tool_result"); // all of them have the id of their call in the same field
+
+/** Gives calls ids that are valid and unique, and their results the same. Drops other results. */
+function withUniqueIds(history: Message[]): Message[] {
+  const ids = new CallIds();
+  return history.map((message, index) => {
+    if (startsTurn(message)) ids.forgetOpenCalls();
+    const blocks: Block[] = message.content;
+    const renamed = blocks.map((block, position) => ids.rename(block, index, position));
+    const content = renamed.filter((block) => block !== undefined);
+    return withContent(message, content);
+  });
+}
+
+/** A call that has no result yet: the id that the model gave it, and the one that is sent. */
+interface OpenCall {
+  given: unknown;
+  id: string;
+  index: number; // of its message
+  ours: boolean; // whether we run it, and not the API
+}
+
+/** The ids under which calls are sent. */
+class CallIds {
+  #used = new Set<string>();
+  #open: OpenCall[] = [];
+
+  /** The block with its new id, if it has one. Undefined if it is a result without a call. */
+  rename(block: Block, index: number, position: number): Block | undefined {
+    if (isCall(block)) {
+      const id = this.#uniqueId(block.id, `call_${index}_${position}`);
+      this.#open.push({ given: block.id, id, index, ours: block.type === "tool_use" });
+      return { ...block, id };
+    }
+    if (!isResult(block)) return block;
+    const id = this.#takeCall(block.tool_use_id, block.type === "tool_result");
+    return id === undefined ? undefined : { ...block, tool_use_id: id };
+  }
+
+  /** The id itself if it can be sent. `fallback` is the same in every request. */
+  #uniqueId(given: unknown, fallback: string): string {
+    const isValid = typeof given === "string" && /^[\w-]+$/.test(given) && !this.#used.has(given);
+    let id = isValid ? given : fallback;
+    while (this.#used.has(id)) id += "_";
+    this.#used.add(id);
+    return id;
+  }
+
+  /** The id of the call that a result belongs to. That call is not open any more. */
+  #takeCall(given: unknown, ours: boolean): string | undefined {
+    const waiting = this.#open.filter((call) => call.given === given && call.ours === ours);
+    // Calls of one reply can share an id. Then the results are in the same order as the calls.
+    const found = waiting.find(({ index }) => index === waiting.at(-1)?.index);
+    this.#open = this.#open.filter((call) => call !== found);
+    return found?.id;
+  }
+
+  /** A result that comes after the next words of a person is too late. */
+  forgetOpenCalls(): void {
+    this.#open = [];
+  }
+}
+
+/**
+ * Whether the reply stopped in the middle of a tool that the API runs itself, for example its web
+ * search. Only such a reply may be the last message of a request: the API goes on with it.
+ */
+function isPaused(message: Message): boolean {
+  const last = message.content.at(-1);
+  if (message.role === "user" || last === undefined) return false;
+  return last.type === "server_tool_use" || isResult(last);
+}
+
+/**
+ * An error in the middle of a tool of the API leaves a call whose result only the API could give,
+ * so we leave the call out. We keep it in the last message, if the reply is only paused there.
  */
 function withoutOpenServerCalls(history: Message[]): Message[] {
   const answered = new Set<string>();
@@ -365,7 +620,8 @@ function withoutOpenServerCalls(history: Message[]): Message[] {
     if ("tool_use_id" in block) answered.add(block.tool_use_id);
   }
   return history.map((message, index) => {
-    if (message.role === "user" || index === history.length - 1) return message;
+    const goesOn = index === history.length - 1 && isPaused(message);
+    if (message.role === "user" || goesOn) return message;
     const content = message.content.filter(
       (block) => block.type !== "server_tool_use" || answered.has(block.id),
     );
@@ -396,17 +652,33 @@ function withMissingResults(history: Message[]): Message[] {
   return history.flatMap((message, index): Message[] => {
     const answered = new Set(resultsIn(history[index + 1]).map((block) => block.tool_use_id));
     const open = callsIn(message).filter(({ id }) => !answered.has(id));
-    // 拒绝过的一轮会整轮去掉，里面的调用不用补结果。
-    if (open.length === 0 || message.stop_reason === "refusal") return [message];
-    const isCut = message.stop_reason === "max_tokens";
-    const why = isCut ? "cut off; it was not run" : "interrupted; it may have run";
+    if (open.length === 0) return [message];
+    const why = whyOpen(message);
     return [message, { role: "user", content: open.map(({ id }) => toolResult(id, why, true)) }];
   });
 }
 
+/** Why a call of this reply has no result. */
+function whyOpen(message: Message): string {
+  // Calls begin when a reply is complete, so if Ctrl+C stopped the reply, none of them began.
+  if (isInterrupted(message)) return "interrupted; it was not run";
+  const isCut = CUT_REASONS.includes(message.stop_reason ?? "");
+  return isCut ? "cut off; it was not run" : "interrupted; it may have run";
+}
+
+/**
+ * A reply that says "pause_turn" without such a call can't be last, because the API would take it
+ * for the beginning of its answer, and newer models refuse that. So we ask in words.
+ */
+function withUserLast(history: Message[]): Message[] {
+  const last = history.at(-1);
+  if (last === undefined || last.role === "user" || isPaused(last)) return history;
+  return [...history, { role: "user", content: [{ type: "text", text: "Go on." }] }];
+}
+
 /** 运行一次调用。从不抛错：出了任何问题，都变成模型能处理的结果。 */
 export async function runTool(call: Anthropic.ToolUseBlock, turn: Turn) {
-  info(`  ${call.name} ${JSON.stringify(call.input).slice(0, 100)}`);
+  info(`  ${call.name} ${String(JSON.stringify(call.input)).slice(0, 100)}`);
   try {
     const offered = toolsFor(turn).find(({ name }) => name === call.name);
     const handler = HANDLERS[call.name];
@@ -432,8 +704,11 @@ type Property = { type?: string; enum?: unknown[] };
 
 /** Gives the input as fields, if it fits the schema. Otherwise throws, naming the field. */
 export function checkInput(schema: Anthropic.Tool.InputSchema, input: unknown): Fields {
-  if (typeof input !== "object" || input === null) throw new Error("the input must be an object");
-  const fields: Fields = { ...input };
+  if (!isObject(input)) {
+    const given = String(JSON.stringify(input)).slice(0, 100); // the model will see {} in its call
+    throw new Error(`the input must be an object, but it was ${given}`);
+  }
+  const fields = { ...input };
   checkRequired(fields, schema.required ?? []);
   // The SDK leaves the properties open, but the schemas in this file have only such properties.
   const properties = (schema.properties ?? {}) as Record<string, Property>;
@@ -488,9 +763,15 @@ export function safePath(name: string, root: string): string {
   const [first = ""] = inside.split(path.sep);
   if (first === ".." || path.isAbsolute(inside))
     throw new Error(`${name} is outside the workspace`);
-  if (first.toLowerCase() === ".state") throw new Error(`${name} belongs to the program itself`);
+  if (isState(first)) throw new Error(`${name} belongs to the program itself`);
   return real;
 }
+
+/**
+ * Whether an entry of the workspace is the folder of the program itself, also in a file system that
+ * ignores case, or dots and spaces at the end; or one of these that is in quarantine (s03).
+ */
+const isState = (entry: string) => /^\.state([.: ]|$)/iu.test(entry);
 
 /** The path itself, or the nearest folder above it that exists. */
 function nearestExisting(target: string): string {
@@ -515,29 +796,44 @@ function readText(file: string): string {
 }
 
 /** 把 `words` 的换行符改成和文件一致：不管原来是什么，模型只会写 "\n"。 */
-function withLineEnds(text: string, sample: string): string {
-  const lineEnd = sample.includes("\r\n") ? "\r\n" : "\n";
-  return text.replace(/\r?\n/g, lineEnd);
-}
+const withLineEnds = (text: string, lineEnd: string) => text.replace(/\r?\n/g, lineEnd);
 
 function writeText(name: string, content: string): string {
   const file = safePath(name, WORKSPACE);
   fs.mkdirSync(path.dirname(file), { recursive: true });
   const before = fs.existsSync(file) ? readText(file) : content;
-  fs.writeFileSync(file, withLineEnds(content, before));
+  fs.writeFileSync(file, withLineEnds(content, before.includes("\r\n") ? "\r\n" : "\n"));
   return `wrote ${content.length} characters to ${name}`;
 }
 
 function editText(name: string, oldText: string, newText: string): string {
   const file = safePath(name, WORKSPACE);
   const content = readText(file);
-  const old = content.includes(oldText) ? oldText : withLineEnds(oldText, content);
-  const parts = content.split(old); // what stands between the places where it occurs
-  const times = old === "" ? 0 : parts.length - 1;
-  if (times !== 1)
+  const places = placesOf(oldText, content);
+  const [place] = places;
+  const times = places.length;
+  if (place === undefined || times > 1)
     throw new Error(`old_text occurs ${times} times in ${name}; it must occur exactly once`);
-  fs.writeFileSync(file, parts.join(withLineEnds(newText, content)));
+  const text = withLineEnds(newText, lineEndAt(place.start, content));
+  fs.writeFileSync(file, content.slice(0, place.start) + text + content.slice(place.end));
   return `edited ${name}`;
+}
+
+/** Where a passage stands in the content, whatever the line ends of both. */
+function placesOf(passage: string, content: string): { start: number; end: number }[] {
+  if (passage === "") return [];
+  const lines = passage.split(/\r?\n/).map((line) => line.replace(/[$()*+.?[\\\]^{|}]/g, "\\$&"));
+  const pattern = lines.join("(?:\\r\\n|(?<!\\r)\\n)");
+  // Only a look-ahead finds both places of "aa" in "aaa", because they overlap.
+  return [...content.matchAll(new RegExp(`(?=(${pattern}))`, "g"))].map((match) => {
+    return { start: match.index, end: match.index + (match[1] ?? "").length };
+  });
+}
+
+/** The line end at a place, as a file may have both kinds: the next one, else the one before. */
+function lineEndAt(index: number, content: string): string {
+  const before = content.slice(0, index).match(/\r?\n/g) ?? [];
+  return /\r?\n/.exec(content.slice(index))?.[0] ?? before.at(-1) ?? "\n";
 }
 
 // bash 在工作区里启动，但出得去：你能读的，它都能读，包括 .env。
@@ -546,6 +842,9 @@ function editText(name: string, oldText: string, newText: string): string {
 const SAFE_ENV =
   "PATH HOME USER LANG TERM TZ TMPDIR TEMP TMP SystemRoot ComSpec PATHEXT USERPROFILE APPDATA";
 const WINDOWS = process.platform === "win32";
+const PIPE_GRACE = 500; // ms after the end of a script, to read what it printed last
+
+const SHELLS = new Set<ChildProcess>(); // that are running
 
 /** Runs a script for at most `seconds`, and gives its output. Throws if it fails or is stopped. */
 async function bash(script: string, seconds: number, signal?: AbortSignal): Promise<string> {
@@ -557,10 +856,11 @@ async function bash(script: string, seconds: number, signal?: AbortSignal): Prom
   const stop = (why: string) => {
     stopped = why;
     killGroup(child.pid);
-    // 离开了进程组的子进程可能还占着管道，不等了。
-    child.stdout.destroy();
-    child.stderr.destroy();
+    closePipes();
   };
+  // 离开了进程组的子进程可能还占着管道，不等了。
+  const closePipes = () => [child.stdout, child.stderr].map((pipe) => pipe.destroy());
+  child.on("exit", () => setTimeout(closePipes, PIPE_GRACE).unref());
   const interrupt = () => stop("interrupted by the user");
   const limit = Math.min(Math.max(seconds, 1), 600);
   const timer = setTimeout(() => stop(`stopped after ${limit} s`), limit * 1000);
@@ -587,6 +887,8 @@ function startShell(script: string) {
     windowsHide: true,
   });
   if (!WINDOWS) child.on("exit", () => killGroup(child.pid));
+  SHELLS.add(child);
+  child.on("close", () => SHELLS.delete(child));
   return child;
 }
 
@@ -672,8 +974,7 @@ const sha256 = (data: string) => crypto.createHash("sha256").update(data);
 function parseObject(json: string): object | undefined {
   try {
     const value: unknown = JSON.parse(json);
-    if (typeof value !== "object" || value === null || Array.isArray(value)) return undefined;
-    return value;
+    return isObject(value) ? value : undefined;
   } catch {
     return undefined;
   }
@@ -687,20 +988,61 @@ function replaceFile(file: string, content: string): void {
   // Flushed first, because the new name must never stand for content that is not on the disk yet.
   fs.writeFileSync(`${file}.tmp`, content, { flush: true });
   fs.renameSync(`${file}.tmp`, file);
+  flushFolder(path.dirname(file));
+}
+
+/** Flushes the names in a folder. Without that, a power cut can take a new file with it. */
+function flushFolder(dir: string): void {
   if (WINDOWS) return; // Windows 没法对文件夹做 fsync
-  const folder = fs.openSync(path.dirname(file), "r");
+  const folder = fs.openSync(dir, "r");
   fs.fsyncSync(folder);
   fs.closeSync(folder);
 }
 
 /**
- * Quarantine: a file that can't be used is renamed and reported, so that it neither stops the
- * program nor gets lost. Because a part of the name is random, no older file is overwritten.
+ * Quarantine: a file or folder that can't be used is renamed and reported, so that it neither stops
+ * the program nor gets lost. If that is impossible, it is said, and the program goes on.
  */
 function quarantine(file: string, why: string): void {
-  const name = `${file}.${crypto.randomUUID().slice(0, 8)}.quarantined`;
-  fs.renameSync(file, name);
-  warn(`${file} 已隔离（改名为 ${path.basename(name)}）：${why}`);
+  // It need not be readable for that, and a link is renamed itself, also if it leads nowhere.
+  let name = "";
+  do {
+    name = `${file}.${crypto.randomUUID().slice(0, 8)}.quarantined`;
+  } while (fs.lstatSync(name, { throwIfNoEntry: false })); // renaming would overwrite it
+  try {
+    fs.renameSync(file, name);
+    warn(`${file} 已隔离（改名为 ${path.basename(name)}）：${why}`);
+  } catch (error) {
+    warn(`${file} 无法使用，改名也失败了（${error}）：${why}`);
+  }
+}
+
+/**
+ * What `read` gives for a file or folder in .state; undefined if there is none. One that can't be
+ * read, for example a folder in place of a file, is quarantined.
+ */
+function readOrQuarantine<T>(file: string, read: (file: string) => T): T | undefined {
+  try {
+    return read(file);
+  } catch (error) {
+    // A link that leads nowhere can't be found either, but its name is taken.
+    if (fs.lstatSync(file, { throwIfNoEntry: false })) quarantine(file, String(error));
+    return undefined;
+  }
+}
+
+/** Makes a folder of .state. What is in its place and can't be read as a folder is quarantined. */
+function makeFolder(dir: string): void {
+  if (readOrQuarantine(dir, (found) => fs.readdirSync(found))) return;
+  fs.mkdirSync(dir, { recursive: true, mode: 0o700 }); // only this user may read what people said
+  flushFolder(path.dirname(dir));
+}
+
+const DISK_ERRORS = "ENOSPC EDQUOT EROFS EACCES EPERM EIO EMFILE ENFILE".split(" ");
+
+/** Whether the file system refused: it is full or read-only, for example, and may not stay so. */
+export function isDiskError(error: unknown): boolean {
+  return error instanceof Error && "code" in error && DISK_ERRORS.includes(String(error.code));
 }
 
 // 会话文件，一行一行看。里面的内容从不修改，也不删除：
@@ -724,6 +1066,14 @@ interface LogRecord {
   shorten?: { toolUseIds: string[] };
 }
 
+/** Whether replay can use a record, whose fields may be anything if somebody edited the file. */
+function canBeReplayed({ message, compaction, shorten }: LogRecord): boolean {
+  if (message && !["user", "assistant"].includes(message.role)) return false;
+  if (message && !(Array.isArray(message.content) && message.content.every(isObject))) return false;
+  if (shorten && !Array.isArray(shorten.toolUseIds)) return false;
+  return !compaction || (typeof compaction.summary === "string" && compaction.keepFrom > 0);
+}
+
 /**
  * An append-only log in JSON Lines: one record a line, added at the end. Nothing that is in the
  * file is written again, so a crash can damage at most the line that is being added.
@@ -732,6 +1082,7 @@ class JsonlFile {
   readonly file: string;
   lines = 0; // how many it has
   #isTorn = false; // whether the last line lacks its end
+  #sizeBefore: number | undefined; // of the file, if the last append failed
 
   constructor(file: string) {
     this.file = file;
@@ -739,34 +1090,68 @@ class JsonlFile {
 
   /** Every readable line, with its number. The others stay in the file, and are reported. */
   read(): { line: number; record: object }[] {
-    if (!fs.existsSync(this.file)) return [];
-    const lines = fs.readFileSync(this.file, "utf8").split("\n");
+    const text = readOrQuarantine(this.file, (file) => fs.readFileSync(file, "utf8"));
+    if (text === undefined) return [];
+    const lines = text.split("\n");
     // Behind the last line end there is nothing, unless a crash has torn the last line.
     this.#isTorn = lines.at(-1) !== "";
     if (!this.#isTorn) lines.pop();
     this.lines = lines.length;
     const records: { line: number; record: object }[] = [];
+    const bad = text === "" ? [1] : []; // we never leave a file empty
     for (const [index, json] of lines.entries()) {
-      const line = index + 1;
       const record = parseObject(json);
-      if (record) records.push({ line, record });
-      else warn(`${this.file} 第 ${line} 行无法解析，已跳过。这一行仍保留在文件里。`);
+      if (record) records.push({ line: index + 1, record });
+      else bad.push(index + 1);
     }
+    this.skip(bad);
     return records;
   }
 
-  /** Adds a record with the time, and gives the number of its line. */
+  /** Reports lines that can't be used. They stay in the file. */
+  skip(lines: number[]): void {
+    // A file of another kind may have thousands of them.
+    const shown = lines.length > 10 ? `${lines.slice(0, 10).join(", ")}, …` : lines.join(", ");
+    if (shown) warn(`${this.file} 第 ${shown} 行无法解析，已跳过。内容仍保留在文件里。`);
+  }
+
+  /** 加上时间，写进文件之后才返回。返回值是行号。 */
   append(record: object): number {
     const json = JSON.stringify({ at: new Date().toISOString(), ...record });
     // Behind a torn line the record would be unreadable, too, so a line end comes first.
     const lineEnd = this.#isTorn ? "\n" : "";
-    // If appending fails, half of the line may be in the file, which then counts as a line.
-    this.#isTorn = true;
-    this.lines += 1;
-    fs.appendFileSync(this.file, `${lineEnd}${json}\n`);
+    const file = fs.openSync(this.file, "a");
+    try {
+      // A full disk may have taken a part of the last record, which nobody counts as stored.
+      if (this.#sizeBefore !== undefined) fs.ftruncateSync(file, this.#sizeBefore);
+      this.#sizeBefore = fs.fstatSync(file).size;
+      fs.appendFileSync(file, `${lineEnd}${json}\n`);
+      fs.fsyncSync(file);
+      if (this.lines === 0) flushFolder(path.dirname(this.file)); // the file is new
+      this.#sizeBefore = undefined;
+    } finally {
+      fs.closeSync(file);
+    }
     this.#isTorn = false;
+    this.lines += 1;
     return this.lines;
   }
+}
+
+/** A turn: the message that began it, and all up to the next turn. [] if it is not in the list. */
+function turnOf(messages: Message[], first: Message | undefined): Message[] {
+  const start = first ? messages.indexOf(first) : -1;
+  if (start < 0) return [];
+  const length = messages.slice(start + 1).findIndex(startsTurn) + 1;
+  return length === 0 ? messages.slice(start) : messages.slice(start, start + length);
+}
+
+/** The stored turn of a message, if other turns have followed it: then it can't be continued. */
+function earlierTurn(conversation: Conversation, message?: InboundMessage): Message[] | undefined {
+  if (!message || !(conversation instanceof Session)) return undefined;
+  const turn = turnOf(conversation.messages, conversation.asked.get(message.id));
+  const isLast = turn.at(-1) === conversation.messages.at(-1);
+  return turn.length === 0 || isLast ? undefined : turn;
 }
 
 /** 存在磁盘上的对话：列表还是那个列表，背后的文件记着它的全部经过。 */
@@ -778,21 +1163,28 @@ export class Session extends Conversation {
   countsValidFrom = 0;
   #log: JsonlFile;
   #lineOf = new Map<Message, number>(); // where each message is in the file
-  #inboxIds = new Set<string>();
+  readonly asked = new Map<string, Message>(); // by inbox id: the message that it is the id of
 
-  /** 重放整个文件。 */
-  constructor(file: string) {
+  /** Replays the file. The folder says whose it is (`key`), because its first line may be torn. */
+  constructor(file: string, key = "") {
     super();
     this.id = path.basename(file, ".jsonl");
+    this.header.key = key;
     this.#log = new JsonlFile(file);
-    for (const { line, record } of this.#log.read()) this.#replay(record, line);
+    const bad: number[] = [];
+    for (const { line, record } of this.#log.read()) {
+      if (canBeReplayed(record)) this.#replay(record, line);
+      else bad.push(line);
+    }
+    this.#log.skip(bad);
   }
 
   #replay(record: LogRecord, line: number): void {
     const { key = "", label = "", at = "" } = record;
-    if (line === 1) this.header = { key, label, at };
-    if (Array.isArray(record.message?.content)) this.#add(record.message, line);
-    if (record.inboxId) this.#inboxIds.add(record.inboxId);
+    if (line === 1)
+      this.header = { key: this.header.key || key, label: String(label), at: String(at) };
+    if (record.message) this.#add(record.message, line);
+    if (record.inboxId && record.message) this.asked.set(record.inboxId, record.message);
     if (record.compaction) this.#compact(record.compaction.summary, record.compaction.keepFrom);
     if (record.shorten) this.#shorten(new Set(record.shorten.toolUseIds));
   }
@@ -800,9 +1192,18 @@ export class Session extends Conversation {
   /** 先写进文件，再放进列表：告诉过模型的，一定已经存下来了。 */
   override append(message: Message, about: { inboxId?: string } = {}): void {
     // Appending is idempotent: after a crash the inbox brings a message again that is here already.
-    if (about.inboxId && this.#inboxIds.has(about.inboxId)) return;
+    if (about.inboxId && this.#isAsked(about.inboxId)) return;
     this.#add(message, this.#log.append({ message, ...about }));
-    if (about.inboxId) this.#inboxIds.add(about.inboxId);
+    if (about.inboxId) this.asked.set(about.inboxId, message);
+  }
+
+  /** Whether a message is here, and its answer is here as well or can still be given. */
+  #isAsked(inboxId: string): boolean {
+    const last = turnOf(this.messages, this.asked.get(inboxId)).at(-1);
+    if (!last) return false;
+    // A turn that was never answered can't be finished when another one has followed it, because
+    // the model answers what comes last. So the message is asked once more, at the end.
+    return last === this.messages.at(-1) || !needsReply(last);
   }
 
   #add(message: Message, line: number): void {
@@ -859,6 +1260,7 @@ export class SessionStore {
 
   constructor(dir: string) {
     this.#dir = dir;
+    makeFolder(dir);
   }
 
   /** 这个 key 当前的会话；还没有就新建。 */
@@ -871,27 +1273,34 @@ export class SessionStore {
   /** 给这个 key 新建一个会话，并切换过去。 */
   create(key: string, label = ""): Session {
     const id = crypto.randomUUID().slice(0, 8);
-    const header = { v: 1, id, key, label, at: new Date().toISOString() };
-    fs.mkdirSync(this.#folder(key), { recursive: true });
-    fs.writeFileSync(this.#file(key, id), `${JSON.stringify(header)}\n`, { flag: "wx" });
-    return this.#makeCurrent(key, new Session(this.#file(key, id)));
+    const file = this.#file(key, id);
+    makeFolder(this.#folder(key));
+    try {
+      new JsonlFile(file).append({ v: 1, id, key, label });
+    } catch (error) {
+      fs.rmSync(file, { force: true }); // each new attempt on a full disk would leave one more
+      throw error;
+    }
+    return this.#makeCurrent(key, new Session(file, key));
   }
 
   /** 这个 key 的所有会话，最新的在最后。 */
   list(key: string): Session[] {
-    return this.#sessionsIn(this.#folder(key));
+    return this.#sessionsIn(this.#folder(key), key);
   }
 
-  #sessionsIn(folder: string): Session[] {
-    if (!fs.statSync(folder, { throwIfNoEntry: false })?.isDirectory()) return [];
-    const files = fs.readdirSync(folder).filter((name) => name.endsWith(".jsonl"));
-    const sessions = files.map((name) => new Session(path.join(folder, name)));
+  #sessionsIn(folder: string, key?: string): Session[] {
+    const names = readOrQuarantine(folder, (dir) => fs.readdirSync(dir)) ?? [];
+    const files = names.filter((name) => name.endsWith(".jsonl"));
+    const opened = files.map((name) => this.#open(path.join(folder, name), key));
+    const sessions = opened.filter((session) => session !== undefined);
     return sessions.sort((a, b) => (a.header.at < b.header.at ? -1 : 1));
   }
 
   /** 所有 key 的所有会话。 */
   all(): Session[] {
-    const folders = fs.existsSync(this.#dir) ? fs.readdirSync(this.#dir) : [];
+    const names = fs.existsSync(this.#dir) ? fs.readdirSync(this.#dir) : [];
+    const folders = names.filter((name) => !name.endsWith(".quarantined"));
     return folders.flatMap((name) => this.#sessionsIn(path.join(this.#dir, name)));
   }
 
@@ -911,14 +1320,22 @@ export class SessionStore {
 
   /** "current" 文件指向的会话。要是指错了，就用最新的会话：什么都不会丢。 */
   #stored(key: string): Session | undefined {
-    const pointer = path.join(this.#folder(key), "current");
-    if (!fs.existsSync(pointer)) return this.list(key).at(-1);
-    const id = fs.readFileSync(pointer, "utf8");
+    const folder = this.#folder(key);
+    if (!readOrQuarantine(folder, (dir) => fs.readdirSync(dir))) return undefined;
+    const pointer = path.join(folder, "current");
+    const id = readOrQuarantine(pointer, readText);
+    if (id === undefined) return this.list(key).at(-1);
     // The id becomes part of a path, so it may hold no "/", for example.
-    const isSession = /^[\w-]+$/.test(id) && fs.existsSync(this.#file(key, id));
-    if (isSession) return new Session(this.#file(key, id));
+    const session = /^[\w-]+$/.test(id) ? this.#open(this.#file(key, id), key) : undefined;
+    if (session) return session;
     quarantine(pointer, t("里面没有有效的会话 id。改用最新的会话。"));
     return this.list(key).at(-1);
+  }
+
+  /** The session in a file. Undefined if there is none, or if it had to be quarantined. */
+  #open(file: string, key?: string): Session | undefined {
+    const session = new Session(file, key);
+    return fs.existsSync(file) ? session : undefined;
   }
 
   #folder(key: string): string {
@@ -938,32 +1355,83 @@ export class SessionStore {
  * session would get mixed up. Throws if another process has the lock.
  */
 export function lockFolder(dir: string): void {
+  makeFolder(dir);
   const file = path.join(dir, "lock");
-  fs.mkdirSync(dir, { recursive: true, mode: 0o700 }); // only this user may read what people said
-  if (fs.existsSync(file)) removeStaleLock(file, path.dirname(dir));
-  // wx：文件已存在就失败。两个程序同时走到这里，总有一个进不来。
-  fs.writeFileSync(file, `${process.pid} ${crypto.randomUUID()}`, { flag: "wx" });
-  process.on("exit", () => fs.rmSync(file, { force: true }));
+  const mine = `${process.pid} ${startTime(process.pid)}`;
+  const takeover = beginTakeover(`${file}.takeover`);
+  try {
+    checkUnlocked(file, path.dirname(dir));
+    fs.writeFileSync(file, mine); // not flushed, since a power cut ends this process as well
+  } finally {
+    fs.rmSync(takeover, { force: true });
+  }
+  const isOurs = () => readOrQuarantine(file, readText) === mine;
+  process.on("exit", () => isOurs() && fs.rmSync(file));
+  // While this process is stopped, for example by Ctrl+Z, a person may delete its lock.
+  process.on("SIGCONT", () => {
+    if (isOurs()) return;
+    fail(`这个进程已不再占用 ${dir}，因此退出。`);
+    process.exit(1);
+  });
 }
 
-/** Removes the lock that a killed process left behind. Throws if its process is alive. */
-function removeStaleLock(file: string, workspace: string): void {
-  const before = fs.readFileSync(file, "utf8");
-  const pid = Number.parseInt(before, 10);
+/**
+ * Gives an exclusive file. Whoever has it is the only process that looks at the lock and takes it:
+ * otherwise two could find the same stale lock, and the second would take away the first one's new
+ * lock. That needs a moment, for which the others wait.
+ */
+function beginTakeover(name: string): string {
+  let number = 1;
+  while (true) {
+    const file = `${name}.${number}`;
+    try {
+      fs.closeSync(fs.openSync(file, "wx")); // "wx" fails if the file exists
+      return file;
+    } catch (error) {
+      if ((error as NodeJS.ErrnoException).code !== "EEXIST") throw error;
+    }
+    const age = Date.now() - (fs.lstatSync(file, { throwIfNoEntry: false })?.mtimeMs ?? Date.now());
+    // After a crash the file stays for ever, and the next number is used. If it were removed, one
+    // who has looked at the old file just now could remove a new one in its place.
+    if (Math.abs(age) > TAKEOVER_LIMIT) number += 1;
+    else Atomics.wait(new Int32Array(new SharedArrayBuffer(4)), 0, 0, 20); // sleeps for 20 ms
+  }
+}
+
+const TAKEOVER_LIMIT = 5_000; // ms, after which the process of a takeover must be dead
+
+/** Throws if another living process has the lock. */
+function checkUnlocked(file: string, workspace: string): void {
+  const lock = readOrQuarantine(file, readText);
+  if (lock === undefined) return;
+  const [, pid = "", started] = /^([1-9]\d*)(?: (.*))?$/.exec(lock) ?? [];
+  if (pid === "") quarantine(file, t("里面没有进程号，不是有效的锁。"));
+  // In a container each start can have the same pid, so our own is that of an earlier start.
+  if (Number(pid) === process.pid || !isAlive(Number(pid))) return;
+  // The pid may be that of another program by now. Where nobody knows the time, it counts as ours.
+  const time = startTime(Number(pid));
+  if (time !== "" && time !== started) return;
   const who = `process ${pid} is using ${workspace}`;
-  if (isAlive(pid)) throw new Error(`${who}: stop it, set CLAW0_WORKSPACE, or delete ${file}`);
-  // 两个同时启动的程序可能看到同一把失效的锁，而对方说不定已经换上了自己的锁。
-  // 所以先把锁拿走（只有一个拿得到），再看一眼；如果还有效，就放回去。
-  const taken = `${file}.${process.pid}`;
-  fs.renameSync(file, taken);
-  if (fs.readFileSync(taken, "utf8") !== before) fs.renameSync(taken, file);
-  fs.rmSync(taken, { force: true });
+  throw new Error(`${who}: stop it, set CLAW0_WORKSPACE, or delete ${file}`);
+}
+
+/** When a process started, as the system writes it; "" if it is dead, or if nobody knows. */
+function startTime(pid: number): string {
+  try {
+    const stat = fs.readFileSync(`/proc/${pid}/stat`, "utf8");
+    // It is field 22. Field 2 is the name of the program in brackets, which may hold spaces.
+    return stat.slice(stat.lastIndexOf(")")).split(" ")[20] ?? "";
+  } catch {
+    // Two processes may have other settings, but must read the same time.
+    const neutral = { ...process.env, LC_ALL: "C", TZ: "UTC" };
+    const options = { env: neutral, encoding: "utf8" } as const;
+    const ps = spawnSync("ps", ["-o", "lstart=", "-p", String(pid)], options);
+    return (ps.stdout ?? "").trim(); // Windows has no ps
+  }
 }
 
 function isAlive(pid: number): boolean {
-  if (!(pid > 0)) return false; // the file does not begin with a number
-  // In a container each start can have the same pid, so our own is that of an earlier start.
-  if (pid === process.pid) return false;
+  if (pid === 0) return false; // kill would take it for our own group
   try {
     return process.kill(pid, 0); // signal 0 is not delivered; it only tests the process
   } catch (error) {
@@ -999,10 +1467,25 @@ const SUMMARISE =
 const shortened = ({ content }: Anthropic.ToolResultBlockParam) =>
   keepEnds(String(content), BIG_RESULT / 2).toWellFormed();
 
-/** Whether the request was too long. The API has no error type for it, so we look at the words. */
+// How a server says that a request is too long. The first of these types has the status 413 and may
+// come from a proxy, then as a page without a type; the second one is llama.cpp's.
+const OVERFLOW_TYPES: unknown[] = ["request_too_large", "exceed_context_size_error"];
+// For the usual case the API has neither a type nor a code of its own: it is a bad request like any
+// other. So only the words are left: two sentences of the API, and one of compatible servers.
+const OVERFLOW_WORDS = /prompt is too long|exceed context limit|maximum context length/i;
+
+/** Whether the request was too long for the model. */
 export function isOverflow(error: unknown): boolean {
-  return error instanceof Anthropic.BadRequestError && /prompt is too long/i.test(error.message);
+  if (!(error instanceof Anthropic.APIError)) return false;
+  if (error.status === 413 || OVERFLOW_TYPES.includes(error.type)) return true;
+  // An error inside a stream has no status. The words count only in a bad request, because a rate
+  // limit may speak of a prompt that is too long for it, too.
+  const isBadRequest = error.status === 400 || error.type === "invalid_request_error";
+  return isBadRequest && OVERFLOW_WORDS.test(error.message);
 }
+
+/** An interrupted reply has no count of tokens, and some servers send none, or only zeros. */
+const isCounted = (m: Message) => m.role === "assistant" && m.usage?.input_tokens > 0;
 
 /** 洋葱的第 2 层：让对话不超出上下文窗口。 */
 export class ContextGuard {
@@ -1017,15 +1500,14 @@ export class ContextGuard {
     const { messages } = conversation;
     // A count from before a compaction is too high, and would bring one compaction after another.
     const start = conversation instanceof Session ? conversation.countsValidFrom : 0;
-    // A reply that was interrupted has no stop reason, and no count either.
-    const counted = messages.findLastIndex((m, index) => index >= start && m.stop_reason);
+    const counted = messages.findLastIndex((m, index) => index >= start && isCounted(m));
     const last = messages[counted];
     const tail = tokensOf(messages.slice(counted + 1));
     if (last?.role !== "assistant")
       return tail + estimateTokens(JSON.stringify([buildSystemPrompt({}), TOOLS]));
     const { usage } = last;
     const cached = (usage.cache_read_input_tokens ?? 0) + (usage.cache_creation_input_tokens ?? 0);
-    return usage.input_tokens + cached + usage.output_tokens + tail;
+    return usage.input_tokens + cached + (usage.output_tokens ?? 0) + tail;
   }
 
   /** 运行 `inner`；对话放不下就缩短，最多三步。 */
@@ -1116,7 +1598,7 @@ function newestThatFits(text: string, tokens: number): string {
 
 /** Asks the model for one summary. Throws if it gives none. */
 async function requestSummary(session: Session, text: string, options: TurnOptions) {
-  const content = `Summary so far: ${session.summary || "none"}\n\nSince then:\n${text}`;
+  const content = `Summary so far: ${session.summary.toWellFormed() || "none"}\n\nSince then:\n${text}`;
   const messages = [{ role: "user" as const, content }];
   const request = { model: MODEL, max_tokens: 2048, system: SUMMARISE, messages };
   const response = await callModel(request, { ...options, onText: undefined });
@@ -1166,9 +1648,9 @@ Object.assign(HANDLERS, {
   list_directory: (input) => {
     const folder = safePath(String(input.path ?? "."), WORKSPACE);
     const entries = fs.readdirSync(folder, { withFileTypes: true });
-    const names = entries.map((entry) => entry.name + (entry.isDirectory() ? "/" : ""));
-    const visible = names.filter((name) => name !== ".state/");
-    return visible.sort().join("\n");
+    const visible = entries.filter(({ name }) => !isState(name));
+    const names = visible.map((entry) => entry.name + (entry.isDirectory() ? "/" : ""));
+    return names.sort().join("\n");
   },
   get_current_time: () => new Date().toString(),
 } satisfies Record<string, Handler>);
@@ -1192,7 +1674,8 @@ async function runCommand(line: string, app: App, options: TurnOptions): Promise
   const found = Object.hasOwn(COMMANDS, name) ? COMMANDS[name] : undefined;
   if (!found) return t(`没有 /${name} 这个命令。/help 列出所有命令。`);
   const shown = await found.run(rest.join(" ").trim(), app, options);
-  return typeof shown === "string" ? shown : shown.join("\n");
+  const lines = typeof shown === "string" ? shown : shown.join("\n");
+  return lines || t("没有可显示的内容。");
 }
 
 command("help", "这里可以输入什么", () =>
@@ -1248,14 +1731,17 @@ export interface InboundMessage {
   channel: string;
   accountId: string; // 发给了我们的哪个账号
   peerId: string; // the chat, which is where the answer goes
-  senderId: string; // 发消息的人
+  senderId: string; // the person, or the channel or group in whose name a person writes
+  senderName?: string; // as the person chose it, so it may pretend to be anybody's
   guildId?: string; // 聊天归谁所有：超级群，或者企业
   isGroup: boolean;
-  text: string;
+  text: string; // "" if it is of a kind that we can't read
+  quoted?: string; // what it answers
   media: { kind: string; id: string }[];
   at: number; // when it was sent, in ms
   part?: string; // all parts of one message share it: the pictures of an album, say
-  attempts?: number; // 开始处理过几次，由收件箱来数
+  // 开始处理过几次，由收件箱来数
+  attempts?: number;
 }
 
 /** 定好归属的消息：属于谁的对话。消息进来时定一次，以后不再变。 */
@@ -1296,11 +1782,13 @@ export interface Channel {
 export class SendError extends Error {
   permanent: boolean; // no attempt will ever succeed
   retryAfter?: number; // API 让我们等多少秒。
+  isUnknown: boolean; // the platform refused, and we don't know whether an attempt can succeed
 
-  constructor(why: string, permanent = false, retryAfter?: number) {
+  constructor(why: string, permanent = false, retryAfter?: number, isUnknown = false) {
     super(why);
     this.permanent = permanent;
     this.retryAfter = retryAfter;
+    this.isUnknown = isUnknown;
   }
 }
 
@@ -1323,20 +1811,70 @@ function toolsFor({ message }: TurnOptions): Anthropic.Tool[] {
   return isTrusted ? TOOLS : TOOLS.filter(({ name }) => !OWNER_TOOLS.includes(name));
 }
 
+/** At most so many characters of a quoted message are repeated to the model. */
+const MAX_QUOTE = 2_000;
+
 /**
- * The name of the command in a direct chat on a platform, or "". In a group it is plain text,
- * because otherwise anybody there could end the conversation of all the others.
+ * What the model is told about the person's words: in a group who wrote them, and what they answer.
+ * It is a block of its own behind them, because in the same block a person could write the like and
+ * pose as somebody else. As JSON a name can't leave its quotation marks, nor, without "<", the
+ * block. The id tells two people apart who have chosen the same name.
  */
-function publicCommand({ channel, isGroup, text }: Routed): string {
-  if (channel === "cli" || isGroup) return "";
-  return /^\/(new|help)\b/.exec(text)?.[1] ?? "";
+function attributionOf(message?: InboundMessage): string[] {
+  const { isGroup, senderId: id, senderName = "", quoted } = message ?? {};
+  const lines: string[] = [];
+  const toJson = (value: unknown) => JSON.stringify(value).replaceAll("<", "\\u003c");
+  if (isGroup) {
+    const name = withoutControls(senderName).replace(/\s+/g, " ").slice(0, 100);
+    lines.push(`The words above are from ${toJson({ name: name || undefined, id })}.`);
+  }
+  if (quoted) lines.push(`They answer this message: ${toJson(keepEnds(quoted, MAX_QUOTE))}`);
+  return lines.length > 0 ? [`<context>\n${lines.join("\n")}\n</context>`] : [];
+}
+
+// In objects of platforms these fields hold words that a person reads, not ids or sizes.
+const WORD_FIELDS = (
+  "title name first_name last_name phone_number address latitude longitude emoji value question " +
+  "text description topic options"
+).split(" ");
+
+/** The words in an object from a platform, such as a poll, at any depth, in their order. */
+function wordsOf(value: unknown, isWord = false): string[] {
+  const isLeaf = typeof value === "string" || typeof value === "number";
+  if (isLeaf) return isWord && value !== "" ? [String(value)] : [];
+  return Object.entries(value ?? {}).flatMap(([field, inner]) =>
+    wordsOf(inner, Array.isArray(value) ? isWord : WORD_FIELDS.includes(field)),
+  );
+}
+
+/** A message that is more than a text, for the model: its kind in brackets, and its words. */
+const describeKind = (kind: string, ...words: string[]) => [`[${kind}]`, ...words].join(" ").trim();
+
+const MAX_REMEMBERED = 1_000;
+
+/** Drops the oldest entry of a map or a set if it has too many, so that none grows for ever. */
+function forgetOldest(entries: Map<string, unknown> | Set<string>): void {
+  const [oldest] = entries.keys();
+  if (entries.size > MAX_REMEMBERED && oldest !== undefined) entries.delete(oldest);
+}
+
+/**
+ * The command in a direct chat on a platform, as a line of the terminal; undefined for other words.
+ * In a group it is plain text, because otherwise anybody there could end the conversation of all
+ * the others. Telegram's apps add the name of the bot, as in "/new@our_bot".
+ */
+function publicCommand({ channel, isGroup, text }: Routed): string | undefined {
+  if (channel === "cli" || isGroup) return undefined;
+  const [, name, label] = /^\/(new|help)(?:@\w+)?(?:\s+(.*))?$/s.exec(text) ?? [];
+  return name && `/${name} ${label ?? ""}`.trim();
 }
 
 /** 一条消息得到什么回答：模型说的，或者人人能用的那两个命令给的。 */
 async function answerTo(message: Routed, app: App, options: TurnOptions): Promise<string> {
-  const name = publicCommand(message);
-  if (name === "help") return t("发 /new 可以新开一段对话。");
-  if (name) return runCommand(message.text, { ...app, key: message.sessionKey }, options);
+  if (message.text === "") return t("我看不了这种类型的消息。");
+  const line = publicCommand(message);
+  if (line?.startsWith("/help")) return t("发 /new 可以新开一段对话。");
+  if (line) return runCommand(line, { ...app, key: message.sessionKey }, options);
   const session = app.store.current(message.sessionKey);
   // 客户端可能发来半个字符，不处理掉，这次请求和以后的请求就全毁了。
   return runTurn(session, message.text.toWellFormed(), { ...options, app });
@@ -1386,7 +1924,8 @@ export class CliChannel implements Channel {
   async start(onMessage: Accept): Promise<void> {
     this.closed = new Terminal().run(async (line, signal) => {
       if (line.startsWith("/")) return info(await runCommand(line, this.#app, { signal }));
-      return onMessage(this.#read(line), signal).done;
+      const text = line.replaceAll(PASTED_LINE_END, "\n");
+      return onMessage(this.#read(text), signal).done;
     });
   }
 
@@ -1424,32 +1963,48 @@ function showTyping(channel: Channel | undefined, peerId: string): () => void {
   return () => clearInterval(timer);
 }
 
+// Blanks, control and zero-width characters, and the Braille pattern without a dot.
+const INVISIBLE = /^[\s\p{Cc}\p{Cf}\p{Default_Ignorable_Code_Point}\u2800]*$/u;
+
+/** Whether a person sees anything of a text. No platform takes one of which they would not. */
+const canBeSeen = (text: string) => !INVISIBLE.test(text);
+
 /**
  * Sends the answer in pieces that the platform takes. If a piece can't be sent, that is reported,
- * and the person gets neither it nor the pieces after it, because replies have no queue yet.
+ * and the person gets neither it nor the pieces after it, because replies have no queue yet. Gives
+ * whether all was sent.
  */
 export async function reply(app: App, { channel, peerId: to }: InboundMessage, answer: string) {
   const target = app.channels.get(channel);
-  const text = answer.trim() || t("（没有什么可说的。）");
-  if (!target) return;
+  const text = canBeSeen(answer) ? answer.trim() : t("（没有什么可说的。）");
+  if (!target) return false;
   // 上限数的是 UTF-16 码元，一个字符最多占两个。
   const pieces = text.match(new RegExp(`[^]{1,${Math.floor(target.limit / 2)}}`, "gu")) ?? [];
   try {
     for (const piece of pieces) await target.send(to, piece);
+    return true;
   } catch (error) {
     warn(`${channel} ${to}：有一条回复未能发送：${error}`);
+    return false;
   }
 }
 
-// -- 2 · Nothing lost, and in order --
+// -- 2 · Nothing lost --
+
+const numberOf = (file: string) => Number.parseInt(path.basename(file), 10);
 
 /** 文件夹里属于我们、又写完整了的文件："….json.tmp" 可能只写了一半。 */
 function numberedFiles(folder: string): string[] {
+  if (!fs.existsSync(folder)) return []; // somebody has deleted it
   const names = fs.readdirSync(folder).filter((name) => /^\d+\.json$/.test(name));
-  return names.sort().map((name) => path.join(folder, name));
+  const files = names.map((name) => path.join(folder, name));
+  const canBeCounted = (file: string) => Number.isSafeInteger(numberOf(file));
+  for (const file of files) {
+    // A number with 22 digits plus 1 is the same number, so there would be no next one.
+    if (!canBeCounted(file)) quarantine(file, t("编号太大"));
+  }
+  return files.filter(canBeCounted).sort((a, b) => numberOf(a) - numberOf(b));
 }
-
-const numberOf = (file: string) => Number.parseInt(path.basename(file), 10);
 
 /** Reads and checks the entry of a file. A bad file is quarantined, and gives undefined. */
 function readEntry<T>(file: string, schema: Anthropic.Tool.InputSchema): T | undefined {
@@ -1471,14 +2026,14 @@ function readEntry<T>(file: string, schema: Anthropic.Tool.InputSchema): T | und
 export class Spool<T extends { id: string }> {
   protected nextNumber = 1;
   protected readonly entries = new Map<string, { entry: T; file: string }>(); // by id, in order
-  readonly #dir: string;
+  protected readonly dir: string;
   readonly #processedLog: JsonlFile;
   readonly #processed = new Set<string>(); // ids
 
   /** Takes up what an earlier run has left in `dir`. The schema says what an entry has to have. */
   constructor(dir: string, schema: Anthropic.Tool.InputSchema) {
-    this.#dir = dir;
-    fs.mkdirSync(dir, { recursive: true });
+    this.dir = dir;
+    makeFolder(dir);
     this.#processedLog = new JsonlFile(path.join(dir, "processed.jsonl"));
     for (const { record } of this.#processedLog.read()) {
       this.#processed.add((record as { id: string }).id); // markProcessed wrote it
@@ -1506,11 +2061,11 @@ export class Spool<T extends { id: string }> {
   /** Keeps an entry, which is on disk when it returns. False if its id was added before. */
   add(entry: T): boolean {
     if (this.#isKnown(entry.id)) return false;
-    // The number is padded with zeros, so that the names sort as the numbers do.
+    // The number is padded with zeros, so that a listing of the folder has them in order.
     const name = `${String(this.nextNumber).padStart(12, "0")}.json`;
-    const file = path.join(this.#dir, name);
-    this.nextNumber += 1;
+    const file = path.join(this.dir, name);
     replaceFile(file, JSON.stringify(entry));
+    this.nextNumber += 1; // last, so that attempts on a full disk don't leave a ".tmp" each
     this.entries.set(entry.id, { entry, file });
     return true;
   }
@@ -1531,7 +2086,7 @@ export class Spool<T extends { id: string }> {
     if (!kept) return;
     // The id is written first, so that a crash between the two steps leaves a file which the next
     // start removes. In the other order nothing would know the id when the entry comes again.
-    this.#processedLog.append({ id });
+    if (!this.#processed.has(id)) this.#processedLog.append({ id });
     this.#processed.add(id);
     fs.rmSync(kept.file, { force: true });
     this.entries.delete(id);
@@ -1550,22 +2105,83 @@ const MAX_ATTEMPTS = 3;
  * 而等不到确认，多半是因为我们崩溃了。偏偏内存里的东西，一崩溃就忘光了。
  */
 export class Inbox extends Spool<Routed> {
+  // What this start has put there. One of several parts is enough to tell the person.
+  readonly newlyQuarantined = new Map<string, Routed>();
+  readonly #attempted = new Set<Routed>(); // in this run, and not answered yet
+  #isStopping = false;
+
   constructor(dir: string) {
     super(dir, ROUTED);
     // A poison message kills the program, so without a limit it would do so at every start.
     for (const [id, { entry, file }] of this.entries) {
       if ((entry.attempts ?? 0) < MAX_ATTEMPTS) continue;
-      quarantine(file, t("尝试处理了三次，都没有完成"));
+      quarantine(file, t("已经试了三次；用 /inbox retry 可以重新处理"));
       this.entries.delete(id);
+      this.newlyQuarantined.set(entry.part ?? id, entry);
     }
   }
 
-  /** Counts an attempt before it begins, because the message may kill the program during it. */
+  /**
+   * Counts an attempt before it begins, because the message may kill the program during it. A
+   * turn that begins again in the same run, because the disk was full, is still the same attempt.
+   */
   countAttempt(messages: Routed[]): void {
-    for (const message of messages) {
-      message.attempts = (message.attempts ?? 0) + 1;
-      this.save(message);
+    for (const message of messages.filter((one) => !this.#attempted.has(one))) {
+      const attempts = (message.attempts ?? 0) + (this.#isStopping ? 0 : 1);
+      this.#setAttempts(message, attempts);
+      if (!this.#isStopping) this.#attempted.add(message);
     }
+  }
+
+  /** The object changes after its file: if the disk is full, no attempt has been counted. */
+  #setAttempts(message: Routed, attempts: number): void {
+    const kept = this.entries.get(message.id);
+    if (kept) replaceFile(kept.file, JSON.stringify({ ...message, attempts }));
+    message.attempts = attempts;
+  }
+
+  /** These attempts don't count: they ended, or are about to end, without harm to the program. */
+  giveBack(messages: Routed[]): void {
+    for (const message of messages.filter((one) => this.#attempted.delete(one))) {
+      try {
+        this.#setAttempts(message, (message.attempts ?? 1) - 1);
+      } catch (error) {
+        warn(`${message.id}: ${error}`);
+      }
+    }
+  }
+
+  /** The program is about to end in an orderly way. What is under way does not count, then. */
+  stopCounting(): void {
+    this.#isStopping = true;
+    this.giveBack([...this.#attempted]);
+  }
+
+  /** The messages in quarantine, each with its file. What can't be read as one is left out. */
+  quarantined(): { file: string; message: Routed }[] {
+    const found: { file: string; message: Routed }[] = [];
+    const names = fs.readdirSync(this.dir).filter((name) => /^\d+\.json\..*ned$/.test(name));
+    for (const name of names.sort()) {
+      const file = path.join(this.dir, name);
+      try {
+        const message = checkInput(ROUTED, parseObject(fs.readFileSync(file, "utf8")));
+        found.push({ file, message: message as unknown as Routed });
+      } catch {
+        // It is in quarantine because it can't be used.
+      }
+    }
+    return found;
+  }
+
+  /** Takes the messages out of quarantine, as if they had not been attempted. Gives them. */
+  retry(): Routed[] {
+    const messages: Routed[] = [];
+    for (const { file, message } of this.quarantined()) {
+      const retried = { ...message, attempts: 0 };
+      if (this.add(retried)) messages.push(retried);
+      fs.rmSync(file);
+    }
+    return messages;
   }
 
   /**
@@ -1576,7 +2192,7 @@ export class Inbox extends Spool<Routed> {
    */
   partsOf(message: Routed): Routed[] {
     if (!this.entries.has(message.id)) return [];
-    const isAttempted = ({ attempts = 0 }: Routed) => attempts > 0;
+    const isAttempted = ({ attempts }: Routed) => attempts !== undefined;
     return this.pending()
       .filter(({ part, sessionKey }) => part === message.part && sessionKey === message.sessionKey)
       .filter((other) => isAttempted(other) === isAttempted(message));
@@ -1589,7 +2205,33 @@ export class Inbox extends Spool<Routed> {
    * be left, whose ids the session does not know, and they would be appended as a new message.
    */
   acknowledge(messages: Routed[]): void {
-    for (const { id } of messages.toReversed()) this.markProcessed(id);
+    for (const message of messages.toReversed()) {
+      this.markProcessed(message.id);
+      this.#attempted.delete(message);
+    }
+  }
+}
+
+// -- 3 · In order --
+
+const DISK_RETRY = 60_000; // 毫秒
+
+/**
+ * Takes one step of a message's path. If the disk refuses it, being full for example, the step is
+ * taken again every minute, so it has to be idempotent. What came later in the conversation waits
+ * for it, because this happens inside runExclusive. The signal ends the wait: then this throws.
+ */
+export async function untilStored<T>(step: () => T | Promise<T>, signal?: AbortSignal): Promise<T> {
+  let isReported = false;
+  while (true) {
+    try {
+      return await step();
+    } catch (error) {
+      if (!isDiskError(error) || signal?.aborted) throw error;
+      if (!isReported) warn(`${error}. ${t("内容没有丢失，每分钟重试一次。")}`);
+      isReported = true;
+    }
+    await sleep(DISK_RETRY, undefined, { signal }).catch(() => {}); // rejected by the signal
   }
 }
 
@@ -1656,15 +2298,19 @@ function enqueue(app: App, message: Routed, signal?: AbortSignal): Promise<strin
  */
 export async function handle(app: App, parts: Routed[], signal?: AbortSignal): Promise<string> {
   const text = parts.map((part) => part.text).join("\n");
-  const message = { ...parts[0], text } as Routed; // `parts` is never empty; the first gives the id
+  const media = parts.flatMap((part) => part.media);
+  // `parts` is never empty; the first gives the id.
+  const message = { ...parts[0], text, media } as Routed;
   const channel = app.channels.get(message.channel);
   const stopTyping = showTyping(channel, message.peerId);
   const onText = (piece: string) => channel?.stream?.(message.peerId, piece);
   let answer: string;
   try {
-    app.inbox.countAttempt(parts);
     const agent = app.agents.get(message.agentId);
-    answer = await answerTo(message, app, { message, signal, onText, agent });
+    answer = await untilStored(() => {
+      app.inbox.countAttempt(parts);
+      return answerTo(message, app, { message, signal, onText, agent });
+    }, signal);
   } catch (error) {
     if (message.channel === "cli") throw error; // 终端自己会说
     warn(`${message.sessionKey}: ${error}`);
@@ -1673,12 +2319,12 @@ export async function handle(app: App, parts: Routed[], signal?: AbortSignal): P
     stopTyping();
   }
   // A channel that streams has shown the answer already.
-  if (!channel?.stream) await reply(app, message, answer);
-  app.inbox.acknowledge(parts);
+  if (!channel?.stream) await untilStored(() => reply(app, message, answer));
+  await untilStored(() => app.inbox.acknowledge(parts));
   return answer;
 }
 
-// -- 3 · Telegram --
+// -- 4 · Telegram: what a message says --
 
 /** Separates chat and thread in the peerId of a topic, as in "-1001:topic:7". */
 const TOPIC = ":topic:";
@@ -1694,12 +2340,47 @@ function telegramAddress(peerId: string) {
   return { chat, options: thread ? { message_thread_id: Number(thread) } : {} };
 }
 
+/** The chat that a topic of Telegram or a thread of Feishu belongs to. */
+const chatOf = (peerId: string) => peerId.replace(/:(?:topic|thread):.*/, "");
+
+/**
+ * Groups that were upgraded to supergroups, by which Telegram gives them another id. In the program
+ * such a chat keeps the id that it had, so its conversation, its route and its place in the list of
+ * allowed chats stay the same. Only Telegram is told the new one.
+ */
+class MovedChats {
+  readonly #file = path.join(STATE, "moved.json");
+  readonly #newIds = new Map<string, string>(); // by the old ones
+
+  constructor() {
+    if (!fs.existsSync(this.#file)) return;
+    const stored = readEntry<Fields>(this.#file, objectSchema({})) ?? {};
+    for (const [oldId, newId] of Object.entries(stored)) this.#newIds.set(oldId, String(newId));
+  }
+
+  add(chat: string, newId: string): void {
+    this.#newIds.set(this.oldId(chat), newId);
+    fs.mkdirSync(path.dirname(this.#file), { recursive: true });
+    replaceFile(this.#file, JSON.stringify(Object.fromEntries(this.#newIds)));
+  }
+
+  newId(chat: string): string {
+    return this.#newIds.get(chat) ?? chat;
+  }
+
+  oldId(chat: string): string {
+    const moves = [...this.#newIds];
+    return moves.find(([, newId]) => newId === chat)?.[0] ?? chat;
+  }
+}
+
 // Anyone can find a bot and write to it, and each answer costs its owner money. So the owner lists
 // the chats that may use it, and an empty list admits nobody.
 
 /** The chats that may use the bot of one platform. Its adapter passes each message through here. */
 class AllowList {
   #chats: string[];
+  #logged = new Set<string>(); // ids of messages
   #informed = new Set<string>(); // strangers who have been told what their chat's id is
 
   /** Takes the value of a setting: ids of chats, separated by blanks or commas. */
@@ -1710,10 +2391,14 @@ class AllowList {
   /** Passes on a message from a chat of the list. Throws if the message can't be stored. */
   admit(channel: Channel, message: InboundMessage, onMessage: Accept) {
     // The owner lists a forum once, by the id of its chat, and that admits all of its topics.
-    const [chat = ""] = message.peerId.split(TOPIC);
+    const chat = chatOf(message.peerId);
     if (!this.#chats.includes(chat)) return this.#inform(channel, message.peerId, chat);
     // JSON escapes control characters, with which a sender could overwrite lines of our terminal.
-    info(`[${channel.name} ${message.peerId}] ${JSON.stringify(message.text.slice(0, 80))}`);
+    const line = `[${channel.name} ${message.peerId}] ${JSON.stringify(message.text.slice(0, 80))}`;
+    // While the disk is full, the same message comes again every few seconds.
+    if (!this.#logged.has(message.id)) info(line);
+    this.#logged.add(message.id);
+    forgetOldest(this.#logged);
     onMessage(message).done.catch((error) => warn(`${message.id}: ${error}`));
   }
 
@@ -1723,29 +2408,62 @@ class AllowList {
     // send as much as they like.
     if (this.#informed.has(chat)) return;
     this.#informed.add(chat);
-    warn(`有陌生人发来消息，设置 ${channel.name.toUpperCase()}_ALLOWED_CHATS=${chat} 可以放行。`);
+    forgetOldest(this.#informed);
+    const setting = `${channel.name.toUpperCase()}_ALLOWED_CHATS`;
+    warn(`未授权的聊天发来消息。要放行，把 ${chat} 加进 ${setting} 的列表。`);
     const words = t(`我不认识这个聊天，它的 id 是 ${chat}。要和我说话，得先请我的主人放行。`);
     channel.send(peerId, words).catch(() => {}); // the owner has read the id in the log already
   }
 }
 
-/** The words of a message. Under a picture or a file they are called its caption. */
-const telegramText = ({ text, caption }: TelegramMessage) => text ?? caption ?? "";
+/**
+ * Who wrote a message. An anonymous admin, or somebody who writes as a channel, comes with a bot of
+ * Telegram's own as `from`, and a channel's post without one; `sender_chat` says as whom they
+ * write. Undefined for other bots, because two bots could answer each other for ever.
+ */
+function senderOf({ from, sender_chat, author_signature }: TelegramMessage) {
+  if (sender_chat) return { id: sender_chat.id, name: author_signature ?? sender_chat.title };
+  if (!from || from.is_bot) return undefined;
+  return { id: from.id, name: [from.first_name, from.last_name].filter(Boolean).join(" ") };
+}
 
-type Attachment = InboundMessage["media"][number];
-
-// Telegram also sets `document` for an animation, so the animation has to be looked for first.
-const FILE_KINDS = ["video", "animation", "document", "audio", "voice", "sticker"] as const;
-
-/** The picture or file that came with a message. Its id is Telegram's: we download nothing. */
-function attachmentOf(message: TelegramMessage): Attachment | undefined {
-  const largest = message.photo?.at(-1); // 图片取尺寸最大的
-  if (largest) return { kind: "photo", id: largest.file_id };
-  for (const kind of FILE_KINDS) {
-    const attached = message[kind];
-    if (attached) return { kind, id: attached.file_id };
+/**
+ * The words of a message, which are called its caption under a picture or a file. A link behind a
+ * word is followed by its address, since the text alone does not have it.
+ */
+function telegramText(message: TelegramMessage): string {
+  let words = message.text ?? message.caption ?? "";
+  // From the last one on, because what is put in moves all that stands behind it.
+  for (const entity of entitiesOf(message).toReversed()) {
+    if (entity.type !== "text_link") continue;
+    const end = entity.offset + entity.length;
+    words = `${words.slice(0, end)} (${entity.url})${words.slice(end)}`;
   }
-  return undefined;
+  return words;
+}
+
+/** The marked places of a text or a caption: links, mentions, and so on. */
+const entitiesOf = ({ entities, caption_entities }: TelegramMessage) =>
+  entities ?? caption_entities ?? [];
+
+// Telegram also sets `document` for an animation, `photo` for a live photo and `location` for a
+// venue, so these stand behind them.
+const KINDS = (
+  "animation live_photo photo document audio voice video video_note sticker paid_media story " +
+  "venue location contact dice game poll checklist invoice giveaway giveaway_winners gift " +
+  "unique_gift"
+).split(" ");
+
+/** What a message has besides its text. Its ids are Telegram's: we download nothing. */
+function attachmentOf(message: object) {
+  const fields: Fields = { ...message };
+  const kind = KINDS.find((one) => fields[one] !== undefined);
+  if (!kind) return undefined;
+  const content = [fields[kind]].flat().at(-1); // 图片取尺寸最大的
+  const id = isObject(content) ? content.file_id : undefined;
+  // A file has a caption. The words in its other fields only describe it, as those of a sticker.
+  if (id !== undefined) return { kind, words: [], media: [{ kind, id: String(id) }] };
+  return { kind, words: wordsOf(content), media: [] };
 }
 
 /** Finds "@our_bot", also in "/help@our_bot". A new one each time, since `g` keeps a position. */
@@ -1754,27 +2472,68 @@ const mentionOf = (bot: UserFromGetMe) => new RegExp(`@${bot.username}\\b`, "gi"
 /** Whether a message is meant for the bot: in a group, only if it mentions or answers the bot. */
 function isAddressedTo(bot: UserFromGetMe, message: TelegramMessage): boolean {
   if (message.chat.type === "private") return true;
-  const isReply = message.reply_to_message?.from?.id === bot.id;
-  return isReply || mentionOf(bot).test(telegramText(message));
+  const answered = message.reply_to_message;
+  // All that is written in a topic answers, for Telegram, the service message that it was created.
+  if (answered?.from?.id === bot.id && !answered.forum_topic_created) return true;
+  // In the app one can also choose the bot from a list, and then any name may stand in the text.
+  const isTapped = entitiesOf(message).some(
+    (entity) =>
+      (entity.type === "text_mention" && entity.user.id === bot.id) ||
+      (entity.type === "text_link" && entity.url === `tg://user?id=${bot.id}`),
+  );
+  return isTapped || mentionOf(bot).test(message.text ?? message.caption ?? "");
 }
 
-/** A text as the model gets it: the kind of the attachment, and the words without our name. */
-function describeMessage(bot: UserFromGetMe, words: string, attachment?: Attachment): string {
-  const kind = attachment ? `[${attachment.kind}] ` : "";
-  const description = `${kind}${words.replaceAll(mentionOf(bot), "")}`.trim();
-  return description || words; // "@our_bot" alone is kept, because an empty turn is not allowed
+/** A message as the model gets it, without our name. */
+function describeMessage(bot: UserFromGetMe, message: TelegramMessage): string {
+  const words = telegramText(message);
+  const attachment = attachmentOf(message);
+  const others = words.replaceAll(mentionOf(bot), "").trim();
+  if (attachment) return describeKind(attachment.kind, ...attachment.words, others);
+  return others || words; // "@our_bot" alone is kept, because an empty turn is not allowed
 }
+
+/** What a message answers: the part that the person chose, or all of it. */
+function quotedBy({ quote, reply_to_message, external_reply }: TelegramMessage) {
+  if (quote) return quote.text;
+  const answered = reply_to_message ?? external_reply;
+  if (!answered) return undefined;
+  const attachment = attachmentOf(answered);
+  const kind = attachment ? describeKind(attachment.kind, ...attachment.words) : "";
+  const words = reply_to_message ? telegramText(reply_to_message) : "";
+  return `${kind} ${words}`.trim();
+}
+
+// A service message says what happened in a chat, and its field is named by that, for example
+// "group_chat_created" or "pinned_message".
+const SERVICE_FIELD =
+  /(?:ed|set|hidden|sent|done|left|payment|data)$|^(?:new|left|delete)_chat|^(?:migrate|pinned)_/;
+const isServiceMessage = (message: TelegramMessage) =>
+  Object.keys(message).some((field) => SERVICE_FIELD.test(field));
+
+// -- 5 · Telegram: polling --
 
 /** Makes a SendError of a failed call, which says whether another attempt can succeed. */
 function telegramError(error: unknown): SendError {
   // If Telegram itself did not answer, the network failed, and a later attempt may succeed.
   if (!(error instanceof GrammyError)) return new SendError(String(error));
   const { error_code: status, description, parameters } = error;
-  // 429 means that we send too fast. Any other refusal is permanent, for example 403, which says
-  // that the person blocked the bot, or 400, that there is no such chat.
-  const isTemporary = status === 429 || status >= 500;
-  return new SendError(description, !isTemporary, parameters.retry_after);
+  // 403 says, for example, that the person blocked the bot, and 400 that there is no such chat.
+  const isPermanent = status === 400 || status === 403;
+  // 429 means that we send too fast. 401 says that the token is wrong, which the owner may mend.
+  const isUnknown = !isPermanent && status !== 429 && status < 500;
+  return new SendError(description, isPermanent, parameters.retry_after, isUnknown);
 }
+
+/** The new id of a group that was upgraded, if that is why a call failed. */
+function newIdIn(error: unknown): string | undefined {
+  const id = error instanceof GrammyError ? error.parameters.migrate_to_chat_id : undefined;
+  return id === undefined ? undefined : String(id);
+}
+
+/** Whether a call failed because its topic was closed or deleted. Telegram has no code for that. */
+const isTopicGone = (error: unknown) =>
+  error instanceof GrammyError && /thread not found|TOPIC_(CLOSED|DELETED)/.test(error.description);
 
 /**
  * The fetch of Node, for grammY. grammY stops a call by a signal of the package abort-controller,
@@ -1789,7 +2548,8 @@ const fetchForGrammy: typeof fetch = (url, init) => {
 };
 
 // 客户端满 4096 个码元就切，也可能提前在两个词之间切
-const MIN_CUT_LENGTH = 4_000;
+const MIN_CUT_LENGTH = 4_050;
+const MAX_CUT_GAP = 1; // seconds between two pieces
 
 /** The adapter for Telegram, which gets messages by long polling (see `#poll`). */
 export class TelegramChannel implements Channel {
@@ -1798,13 +2558,18 @@ export class TelegramChannel implements Channel {
   #newBot: () => Bot;
   #bot: Bot;
   #stopped = false;
+  #moved = new MovedChats();
+  #reported = ""; // why polling failed last
   #allowed: AllowList;
-  // By sender: the newest piece of a text that was cut, and the id that the next piece would have.
-  #lastPiece = new Map<string, { part: string; nextId: number }>();
-  #addressedParts = new Set<string>(); // the `part` of albums and long texts that are meant for us
+  // The long pieces of texts that were cut, by conversation, sender and message id.
+  #pieces = new Map<string, { part: string; date: number }>();
+  // The parts of albums and long texts that were not passed on yet, by what they have as `part`.
+  #heldParts = new Map<string, { isAddressed: boolean; messages: InboundMessage[] }>();
 
   constructor(setting: Setting) {
-    this.#allowed = new AllowList(setting("TELEGRAM_ALLOWED_CHATS"));
+    // The owner may know a group by its new id.
+    const chats = setting("TELEGRAM_ALLOWED_CHATS");
+    this.#allowed = new AllowList(chats.replace(/-\d+/g, (chat) => this.#moved.oldId(chat)));
     const apiRoot = setting("TELEGRAM_API_ROOT") || "https://api.telegram.org";
     // By default grammY uses node-fetch, which would ignore the proxy that is set for this program.
     const client = { apiRoot, timeoutSeconds: 60, fetch: fetchForGrammy };
@@ -1825,12 +2590,18 @@ export class TelegramChannel implements Channel {
   async #poll(onMessage: Accept): Promise<void> {
     while (!this.#stopped) {
       this.#registerHandlers(onMessage);
+      const startedAt = Date.now();
       try {
-        await this.#bot.start({ allowed_updates: ["message"] });
+        await this.#bot.start({ allowed_updates: ["message", "channel_post"] });
       } catch (error) {
         // grammY itself waits for a server that is down. So either Telegram refused us, for example
         // because another program polls with the same token, or a message could not be stored.
-        if (!this.#stopped) warn(`telegram: ${error}。5 秒后再试。`);
+        // Once for each problem, because a full disk may stay full for hours. If polling has worked
+        // for a minute, it is another problem, though it may have the same name.
+        const problem = `telegram: ${error}. Trying again every 5 s.`;
+        const isNew = problem !== this.#reported || Date.now() - startedAt > 60_000;
+        if (!this.#stopped && isNew) warn(problem);
+        this.#reported = problem;
         await sleep(5_000);
         // A bot remembers which update it read last. The old bot would ask for those after the
         // failed one, which confirms the failed one. A new bot remembers nothing, so Telegram sends
@@ -1844,9 +2615,10 @@ export class TelegramChannel implements Channel {
   #registerHandlers(onMessage: Accept): void {
     // Telegram forgets what was confirmed, so a message has to be on disk before grammY asks for
     // the next ones. It is, because `onMessage` is synchronous.
-    this.#bot.on("message", ({ message }) => {
-      const inbound = this.#read(message);
-      if (inbound) this.#allowed.admit(this, inbound, onMessage);
+    this.#bot.on(["message", "channel_post"], ({ msg }) => {
+      const { chat, migrate_to_chat_id: newId } = msg;
+      if (newId) this.#moved.add(String(chat.id), String(newId));
+      this.#receive(msg, onMessage);
     });
     // accept 是同步函数，所以这里返回时，消息已经落盘，grammY 可以去取下一批了。
     // 要是没存下来（比如磁盘满了），那就什么都不能确认：这个 Bot 作废，
@@ -1854,65 +2626,103 @@ export class TelegramChannel implements Channel {
     this.#bot.catch(({ error }) => Promise.reject(error));
   }
 
-  /** 不是给我们的，就返回 undefined：别的机器人、服务消息、群里的闲聊。 */
+  /**
+   * Passes a message on, unless it is talk in a group that is not for us. Only one picture of an
+   * album has the caption that mentions us. Those before it wait here for it, and those after it
+   * follow it.
+   */
+  #receive(message: TelegramMessage, onMessage: Accept): void {
+    const inbound = this.#read(message);
+    if (!inbound) return;
+    const isAddressed = isAddressedTo(this.#bot.botInfo, message);
+    const held = this.#partsHeldWith(inbound);
+    held.isAddressed ||= isAddressed;
+    if (!held.isAddressed) return;
+    for (const one of held.messages) this.#allowed.admit(this, one, onMessage);
+    // Only now, because `admit` throws if a message can't be stored. Then this update comes again.
+    held.messages = [];
+  }
+
+  /** A message with the parts of the same one that came before it and are still held. */
+  #partsHeldWith(message: InboundMessage) {
+    const { part } = message;
+    const known = part === undefined ? undefined : this.#heldParts.get(part);
+    const held = known ?? { isAddressed: false, messages: [] };
+    held.messages.push(message);
+    if (part !== undefined) this.#heldParts.set(part, held);
+    forgetOldest(this.#heldParts);
+    return held;
+  }
+
+  /** Undefined for other bots and for service messages. */
   #read(message: TelegramMessage): InboundMessage | undefined {
-    const { chat, from, message_id } = message;
+    const { chat, message_id } = message;
     const bot = this.#bot.botInfo;
-    const words = telegramText(message);
-    const attachment = attachmentOf(message);
-    const isEmpty = !words && !attachment; // a service message, such as "Bob joined the group"
-    if (!from || from.is_bot || isEmpty) return undefined;
-    const part = this.#partOf(message);
-    // 一个相册里，只有一张图的说明文字会提到我们。
-    const follows = part !== undefined && this.#addressedParts.has(part);
-    if (!follows && !isAddressedTo(bot, message)) return undefined;
-    if (part !== undefined) this.#addressedParts.add(part);
+    const sender = senderOf(message);
+    const text = describeMessage(bot, message);
+    if (!sender || (text === "" && isServiceMessage(message))) return undefined;
     return {
       id: `telegram:${bot.id}:${chat.id}:${message_id}`,
       channel: "telegram",
       accountId: String(bot.id),
-      peerId: peerOf(message),
-      senderId: String(from.id),
+      peerId: peerOf(message).replace(/^-\d+/, (group) => this.#moved.oldId(group)),
+      senderId: String(sender.id),
+      senderName: sender.name,
       guildId: message.is_topic_message ? String(chat.id) : undefined,
       isGroup: chat.type !== "private",
-      text: describeMessage(bot, words, attachment),
-      media: attachment ? [attachment] : [],
+      text,
+      quoted: quotedBy(message),
+      media: attachmentOf(message)?.media ?? [],
       at: message.date * 1000, // Telegram counts seconds
-      part,
+      part: this.#partOf(message),
     };
   }
 
   /**
    * The mark that all parts of one message share; undefined if it is whole. Telegram marks the
-   * parts of an album. The pieces of a long text have ids in a row, and all but the last are long:
-   * a long piece continues the previous text or starts a new one, and a short piece ends the text.
-   * (The sender's entry in #lastPiece may stay then: its `nextId` is the id of the short piece,
-   * which no later message has.)
+   * parts of an album. The pieces of a long text have ids in a row and come at once, and all but
+   * the last are long: a long piece continues the previous text or starts a new one, and a short
+   * piece ends the text. An update that could not be stored comes again and gets the same mark.
    */
   #partOf(message: TelegramMessage): string | undefined {
-    const { chat, from, message_id, media_group_id } = message;
+    const { chat, from, date, message_id: id, media_group_id } = message;
     if (media_group_id) return `telegram ${chat.id} ${media_group_id}`;
-    const sender = `telegram ${chat.id} ${from?.id}`;
-    const previous = this.#lastPiece.get(sender);
-    const partOfPrevious = previous?.nextId === message_id ? previous.part : undefined;
-    if (telegramText(message).length < MIN_CUT_LENGTH) return partOfPrevious;
-    const part = partOfPrevious ?? `${sender} ${message_id}`;
-    this.#lastPiece.set(sender, { part, nextId: message_id + 1 });
+    const sender = `telegram ${peerOf(message)} ${from?.id}`;
+    const previous = this.#pieces.get(`${sender} ${id - 1}`);
+    const isAtOnce = date - (previous?.date ?? 0) <= MAX_CUT_GAP;
+    const partOfPrevious = isAtOnce ? previous?.part : undefined;
+    if ((message.text ?? "").length < MIN_CUT_LENGTH) return partOfPrevious;
+    const part = partOfPrevious ?? `${sender} ${id}`;
+    this.#pieces.set(`${sender} ${id}`, { part, date });
+    forgetOldest(this.#pieces);
     return part;
   }
 
   async send(to: string, text: string): Promise<void> {
-    const { chat, options } = telegramAddress(to);
     try {
-      await this.#bot.api.sendMessage(chat, text, options);
+      await this.#sendOnce(to, text).catch((error) => this.#sendElsewhere(to, text, error));
     } catch (error) {
       throw telegramError(error);
     }
   }
 
+  async #sendOnce(to: string, text: string): Promise<void> {
+    const { chat, options } = telegramAddress(to);
+    await this.#bot.api.sendMessage(this.#moved.newId(chat), text, options);
+  }
+
+  /** Tries where the chat is now, or in the chat instead of its topic. Throws other errors. */
+  async #sendElsewhere(to: string, text: string, error: unknown): Promise<void> {
+    const { chat } = telegramAddress(to);
+    const newId = newIdIn(error);
+    if (newId) this.#moved.add(chat, newId);
+    else if (!isTopicGone(error)) throw error;
+    await this.#sendOnce(newId ? to : chat, text);
+  }
+
   typing(to: string): Promise<unknown> {
     const { chat, options } = telegramAddress(to);
-    return this.#bot.api.sendChatAction(chat, "typing", options);
+    return this.#bot.api.sendChatAction(this.#moved.newId(chat), "typing", options);
   }
 
   async stop(): Promise<void> {
@@ -1921,7 +2731,7 @@ export class TelegramChannel implements Channel {
   }
 }
 
-// -- 4 · A webhook, and who calls it --
+// -- 6 · A webhook, and who calls it --
 
 // Feishu doesn't wait for us to ask. It calls a webhook, an address of ours to which it sends each
 // event. Anyone who finds that address can send something there as well. So the server limits what
@@ -1938,7 +2748,9 @@ export const ROUTES: Record<string, HttpRoute> = {};
 
 const UNAUTHORIZED: Answer = { status: 401, body: { error: "this does not come from Feishu" } };
 
-const MAX_BODY = 1_000_000; // bytes: they are kept in memory before we know who sends them
+// What one request may take before we know who sends it: bytes in memory, and ms to send them.
+const MAX_BODY = 65_536;
+const MAX_REQUEST_TIME = 10_000;
 
 /** Finds the route, reads the body, and lets the route answer. */
 async function answerHttp(request: http.IncomingMessage): Promise<Answer> {
@@ -1960,7 +2772,9 @@ async function answerHttp(request: http.IncomingMessage): Promise<Answer> {
  * a tunnel or a reverse proxy. If the port is taken, the server that this gives is not listening.
  */
 async function startHttp(port: number): Promise<http.Server> {
-  const server = http.createServer(async (request, response) => {
+  // Node looks from time to time for requests that take too long, and answers them with 408.
+  const limits = { requestTimeout: MAX_REQUEST_TIME, connectionsCheckingInterval: 1_000 };
+  const server = http.createServer(limits, async (request, response) => {
     const { status, body } = await answerHttp(request).catch((error) => {
       // What went wrong is in the log, and only there, because the sender may be anyone.
       warn(`http: ${error}`);
@@ -1982,20 +2796,13 @@ async function startHttp(port: number): Promise<http.Server> {
 /** Fields of an object from outside: they should be strings, but any of them may be missing. */
 type Strings<Name extends string> = Partial<Record<Name, string>>;
 
-type FeishuMention = Strings<"key" | "name"> & { id?: Strings<"open_id"> };
-
 /**
  * What we read of a request to the webhook. If it is encrypted, it has only `encrypt`, and the rest
  * is inside. Feishu tests a new webhook by `type`, `token` and `challenge`; events have the others.
  */
 type FeishuEvent = Strings<"encrypt" | "type" | "token" | "challenge"> & {
   header?: Strings<"event_type" | "token" | "tenant_key">;
-  event?: {
-    sender?: Strings<"sender_type"> & { sender_id?: Strings<"open_id"> };
-    message?: Strings<"chat_id" | "chat_type" | "message_type" | "content" | "create_time"> & {
-      mentions?: FeishuMention[];
-    };
-  };
+  event?: unknown;
 };
 
 /** Decrypts the body, if there is a key, and parses it. Undefined if either of them fails. */
@@ -2014,6 +2821,15 @@ function openEvent(body: Buffer, encryptKey: string): FeishuEvent | undefined {
   }
 }
 
+/**
+ * Compares two secrets. `===` stops at the first character that differs, so from the time that it
+ * takes, a secret could be guessed one character after another. Hashes, because timingSafeEqual
+ * needs equal lengths.
+ */
+function isSameSecret(given: string, secret: string): boolean {
+  return crypto.timingSafeEqual(sha256(given).digest(), sha256(secret).digest());
+}
+
 const MAX_EVENT_AGE = 3600; // 秒
 
 /**
@@ -2028,20 +2844,21 @@ function isAuthentic(body: Buffer, headers: http.IncomingHttpHeaders, key: strin
   // In a replay attack, somebody records a signed request and sends it again later. Its signature
   // is still right, but the time in it, which is signed as well, shows how old it is.
   const isFresh = Math.abs(Date.now() / 1000 - Number(time)) < MAX_EVENT_AGE;
-  return isFresh && headers["x-lark-signature"] === signature;
+  return isFresh && isSameSecret(String(headers["x-lark-signature"]), signature);
 }
 
-// -- 5 · Feishu --
+// -- 7 · Feishu: what a message says --
 
 const fileKeyOf = ({ file_key, image_key }: Fields) => file_key ?? image_key;
+const kindOf = ({ tag }: Fields) => (tag === "img" ? "image" : String(tag));
 
 /**
  * The text of one element. A link is followed by its address. A mention has no text, and its
  * `user_id` is no id but a placeholder, "@_user_1", for which #nameMentions puts the name later.
  */
 function textOfElement(element: Fields): string {
-  if (fileKeyOf(element)) return "[image]";
-  const words = String(element.text ?? element.user_id ?? "");
+  if (fileKeyOf(element)) return `[${kindOf(element)}]`;
+  const words = String(element.text ?? element.user_id ?? element.emoji_type ?? "");
   return element.href ? `${words} (${element.href})` : words;
 }
 
@@ -2049,12 +2866,17 @@ function textOfElement(element: Fields): string {
 const objectsOf = (list: unknown): Fields[] =>
   Array.isArray(list) ? list.filter((item) => typeof item === "object" && item !== null) : [];
 
-/** A post is rich text: a title, and lines, each of which is a list of elements. */
-function readPost({ title, content }: Fields) {
+/**
+ * A post is rich text: a title, and lines, each of which is a list of elements. It may be there
+ * once for each language, under a key such as "zh_cn".
+ */
+function readPost(post: Fields) {
+  const translations = Object.values(post).filter(isObject);
+  const { title, content } = "content" in post ? post : (translations[0] ?? {});
   const lines = objectsOf(content).map(objectsOf);
   const texts = lines.map((elements) => elements.map(textOfElement).join(""));
-  const keys = lines.flat().map(fileKeyOf).filter(Boolean);
-  const media = keys.map((key) => ({ kind: "image", id: String(key) }));
+  const files = lines.flat().filter(fileKeyOf);
+  const media = files.map((file) => ({ kind: kindOf(file), id: String(fileKeyOf(file)) }));
   return { text: [title, ...texts].filter(Boolean).join("\n"), media };
 }
 
@@ -2065,16 +2887,45 @@ function readPost({ title, content }: Fields) {
 function readFeishu(type: string, json: string) {
   const content = (parseObject(json) ?? {}) as Fields; // the readers check the fields that they use
   if (type === "post") return readPost(content);
+  if (type === "text") return { text: textOfElement(content), media: [] }; // as part of a post
   const key = fileKeyOf(content);
   if (key) return { text: `[${type}]`, media: [{ kind: type, id: String(key) }] };
-  return { text: textOfElement(content), media: [] }; // a text looks like one element of a post
+  return { text: describeKind(type, ...wordsOf(content)), media: [] };
 }
 
 /** What Feishu's API answers. `code` is 0 if it did what we asked, else it says why not. */
-type FeishuAnswer = { code: number; msg: string; expire?: number; tenant_access_token?: string };
+type FeishuAnswer = {
+  code: number;
+  msg: string;
+  retryAfter?: number; // seconds until we may ask again
+  expire?: number;
+  tenant_access_token?: string;
+};
 
-const FEISHU_BUSY = [99991400, 230020, 11232]; // 请求太频繁
+// Codes for what passes: too many requests, an error inside, a bot that is not active yet.
+const FEISHU_BUSY = [99991400, 230020, 11232, 2200, 230006];
+// Codes for what no attempt changes: the request is invalid, the bot is not in the chat or may not
+// write there, the person has stopped it, the text is too long or not allowed.
+const FEISHU_FINAL = [
+  230001, 230002, 230013, 230018, 230022, 230025, 230028, 230034, 230035, 230053,
+];
 const FEISHU_EXPIRED = [99991661, 99991663, 99991664]; // codes for an access token that has expired
+const FEISHU_GONE = [230011, 231003]; // codes for a message that was taken back or deleted
+
+function feishuError({ code, msg, retryAfter }: FeishuAnswer): SendError {
+  const isFinal = FEISHU_FINAL.includes(code);
+  const isUnknown = !isFinal && !FEISHU_BUSY.includes(code);
+  return new SendError(`${code} ${msg}`, isFinal, retryAfter, isUnknown);
+}
+
+// What an event of a message has to have, so that we can read it.
+const FEISHU_EVENT = objectSchema(ofType("object", "sender", "message"));
+const FEISHU_MESSAGE = objectSchema(ofType("string", "chat_id", "message_type", "content"));
+
+/** Separates chat and thread in the peerId of a Feishu topic, as in "oc_1:thread:omt_7". */
+const THREAD = ":thread:";
+
+// -- 8 · Feishu: in and out --
 
 /** The adapter for Feishu, and for Lark, its international edition. Events come by a webhook. */
 export class FeishuChannel implements Channel {
@@ -2084,6 +2935,11 @@ export class FeishuChannel implements Channel {
   #api: string;
   #allowed: AllowList;
   #access = { token: "", expiresAt: 0 };
+  #stopped = false;
+  // The first message of each topic, by the peerId of the topic. It is on disk, because after a
+  // restart we still have to know which message an answer belongs under.
+  #roots = new Map<string, unknown>();
+  #rootsFile = path.join(STATE, "feishu-topics.json");
 
   /** 设置不合理就抛错。 */
   constructor(setting: Setting) {
@@ -2095,15 +2951,27 @@ export class FeishuChannel implements Channel {
     if (domain !== "feishu" && domain !== "lark") throw new Error("FEISHU_DOMAIN: feishu or lark");
     const host = domain === "lark" ? "open.larksuite.com" : "open.feishu.cn";
     this.#api = setting("FEISHU_API_BASE") || `https://${host}`;
+    if (fs.existsSync(this.#rootsFile)) {
+      const roots = readEntry<Fields>(this.#rootsFile, objectSchema({}));
+      this.#roots = new Map(Object.entries(roots ?? {}));
+    }
   }
 
   /**
-   * Rejects if Feishu gives us no access token. The route is set before that, so that events are
-   * accepted in that case, too.
+   * Resolves when Feishu has given us an access token, and rejects if it refuses. The route is set
+   * before that, so that events are accepted in the meantime, and in that case, too.
    */
   async start(onMessage: Accept): Promise<void> {
     ROUTES["POST /feishu/events"] = (body, headers) => this.#receive(body, headers, onMessage);
-    await this.#accessToken();
+    while (!this.#stopped) {
+      try {
+        await this.#accessToken();
+        return;
+      } catch (error) {
+        if (error instanceof SendError && (error.permanent || error.isUnknown)) throw error;
+        await sleep(5_000); // the network is down, or Feishu is busy
+      }
+    }
   }
 
   /**
@@ -2113,76 +2981,118 @@ export class FeishuChannel implements Channel {
   #receive(body: Buffer, headers: http.IncomingHttpHeaders, onMessage: Accept): Answer {
     const encryptKey = this.#setting("FEISHU_ENCRYPT_KEY");
     const event = openEvent(body, encryptKey);
-    const token = event?.header?.token ?? event?.token;
-    if (!event || token !== this.#setting("FEISHU_VERIFICATION_TOKEN")) return UNAUTHORIZED;
+    const token = String(event?.header?.token ?? event?.token);
+    const isToken = isSameSecret(token, this.#setting("FEISHU_VERIFICATION_TOKEN"));
+    if (!event || !isToken) return UNAUTHORIZED;
     // When the owner registers the webhook, Feishu tests it: we have to send the challenge back.
     // For this the token is enough, because the answer tells nobody anything new.
     if (event.type === "url_verification")
       return { status: 200, body: { challenge: event.challenge } };
     if (!isAuthentic(body, headers, encryptKey)) return UNAUTHORIZED;
-    const inbound = this.#read(event);
+    const inbound = this.#tryToRead(event);
     if (inbound) this.#allowed.admit(this, inbound, onMessage);
     return { status: 200, body: {} };
   }
 
+  /** Feishu would send an event again and again that is refused, so an odd one is only reported. */
+  #tryToRead(event: FeishuEvent): InboundMessage | undefined {
+    if (event.header?.event_type !== "im.message.receive_v1") return undefined;
+    try {
+      const { sender, message } = checkInput(FEISHU_EVENT, event.event);
+      // The schema has checked both.
+      return this.#read(sender as Fields, checkInput(FEISHU_MESSAGE, message), event);
+    } catch (error) {
+      if (isDiskError(error)) throw error; // then it has to come again
+      warn(`feishu: 有一个事件无法解析：${error}`);
+      return undefined;
+    }
+  }
+
   /** 不是消息，或者不是给我们的，就返回 undefined。 */
-  #read({ header, event }: FeishuEvent): InboundMessage | undefined {
-    const { sender, message } = event ?? {};
-    if (header?.event_type !== "im.message.receive_v1") return undefined;
-    if (!message?.chat_id || sender?.sender_type !== "user") return undefined;
-    const { chat_id: peerId, message_type: type = "", content = "", create_time } = message;
+  #read(sender: Fields, message: Fields, { header }: FeishuEvent): InboundMessage | undefined {
+    if (sender.sender_type !== "user") return undefined;
+    const { message_id, create_time, content } = message;
+    const [chat, type] = [String(message.chat_id), String(message.message_type)];
     const isGroup = message.chat_type !== "p2p";
-    const mentions = message.mentions ?? [];
+    const mentions = objectsOf(message.mentions);
     if (isGroup && !mentions.some((mention) => this.#isBot(mention))) return undefined;
     const accountId = this.#setting("FEISHU_APP_ID");
-    const senderId = sender.sender_id?.open_id ?? "";
-    const { text, media } = readFeishu(type, content);
-    const words = text.trim() || `[${type}]`; // a location, for example, has no text
+    const senderId = isObject(sender.sender_id) ? String(sender.sender_id.open_id ?? "") : "";
+    const { text, media } = readFeishu(type, String(content));
+    const words = text.trim() || `[${type}]`;
     // 重发时，消息 id 可能会变，但发送者、时间和内容不会。
-    const fingerprint = JSON.stringify([senderId, peerId, create_time, content]);
+    const origin = create_time ? [senderId, chat, create_time] : [message_id];
+    const fingerprint = JSON.stringify([...origin, content]);
     return {
       id: `feishu:${accountId}:${sha256(fingerprint).digest("hex")}`,
       channel: "feishu",
       accountId,
-      peerId,
+      peerId: this.#peerOf(chat, message),
       senderId,
-      guildId: header.tenant_key,
+      guildId: header?.tenant_key,
       isGroup,
       text: this.#nameMentions(words, mentions).trim() || words, // "@our_bot" alone is kept
       media,
-      at: Number(create_time), // in ms already
+      at: Number(create_time) || Date.now(), // in ms already
     };
   }
 
+  /** The conversation of a message. Each topic is a conversation of its own. */
+  #peerOf(chat: string, { thread_id, root_id, message_id }: Fields): string {
+    if (!thread_id) return chat;
+    const peerId = `${chat}${THREAD}${thread_id}`;
+    if (this.#roots.has(peerId)) return peerId;
+    const root = root_id || message_id; // the first message of a topic has no root
+    const entries = [...this.#roots, [peerId, root]];
+    fs.mkdirSync(STATE, { recursive: true });
+    replaceFile(this.#rootsFile, JSON.stringify(Object.fromEntries(entries)));
+    this.#roots.set(peerId, root);
+    forgetOldest(this.#roots);
+    return peerId;
+  }
+
   /** False for everybody if FEISHU_BOT_OPEN_ID is not set, so that no group is answered. */
-  #isBot({ id }: FeishuMention): boolean {
+  #isBot({ id }: Fields): boolean {
     const botId = this.#setting("FEISHU_BOT_OPEN_ID");
-    return botId !== "" && id?.open_id === botId;
+    return botId !== "" && isObject(id) && id.open_id === botId;
   }
 
   /** Puts names where the text has "@_user_1", and nothing where it mentions the bot. */
-  #nameMentions(text: string, mentions: FeishuMention[]): string {
-    const nameOf = (mention: FeishuMention) => (this.#isBot(mention) ? "" : `@${mention.name}`);
+  #nameMentions(text: string, mentions: Fields[]): string {
+    const nameOf = (mention: Fields) => (this.#isBot(mention) ? "" : `@${mention.name}`);
     const names = new Map(mentions.map((mention) => [mention.key, nameOf(mention)]));
     return text.replace(/@_user_\d+/g, (key) => names.get(key) ?? key);
   }
 
   async send(to: string, text: string): Promise<void> {
-    const message = { receive_id: to, msg_type: "text", content: JSON.stringify({ text }) };
-    let answer = await this.#postMessage(message);
+    // Feishu would make a mention of "<at user_id="all">", which the model must not be able to write.
+    const content = JSON.stringify({ text: text.replace(/<(?=\/?at\b)/gi, "< ") });
+    const message = { msg_type: "text", content };
+    let answer = await this.#postMessage(to, message);
     // An access token can become invalid early. One retry with a new token is enough: if Feishu
     // refuses that one, too, the token is not the problem.
     if (FEISHU_EXPIRED.includes(answer.code)) {
       this.#access.expiresAt = 0;
-      answer = await this.#postMessage(message);
+      answer = await this.#postMessage(to, message);
     }
-    const { code, msg } = answer;
-    if (code !== 0) throw new SendError(`${code} ${msg}`, !FEISHU_BUSY.includes(code));
+    if (this.#roots.has(to) && FEISHU_GONE.includes(answer.code)) {
+      this.#roots.delete(to); // so that this, and what comes later, goes to the chat instead
+      answer = await this.#postMessage(to, message);
+    }
+    if (answer.code !== 0) throw feishuError(answer);
   }
 
-  async #postMessage(message: object): Promise<FeishuAnswer> {
+  /** Writes to a chat. To a topic one can only write by answering one of its messages. */
+  async #postMessage(to: string, message: object): Promise<FeishuAnswer> {
     const token = await this.#accessToken();
-    return this.#post("/open-apis/im/v1/messages?receive_id_type=chat_id", message, token);
+    const messages = "/open-apis/im/v1/messages";
+    const root = this.#roots.get(to);
+    if (root === undefined) {
+      const body = { ...message, receive_id: chatOf(to) };
+      return this.#post(`${messages}?receive_id_type=chat_id`, body, token);
+    }
+    const body = { ...message, reply_in_thread: true };
+    return this.#post(`${messages}/${encodeURIComponent(String(root))}/reply`, body, token);
   }
 
   /** Gives the same token for about two hours, and gets a new one a minute before it expires. */
@@ -2191,7 +3101,7 @@ export class FeishuChannel implements Channel {
     const setting = this.#setting;
     const app = { app_id: setting("FEISHU_APP_ID"), app_secret: setting("FEISHU_APP_SECRET") };
     const answer = await this.#post("/open-apis/auth/v3/tenant_access_token/internal", app);
-    if (answer.code !== 0) throw new SendError(`${answer.code} ${answer.msg}`, true);
+    if (answer.code !== 0) throw feishuError(answer);
     const { tenant_access_token: token = "", expire = 0 } = answer;
     this.#access = { token, expiresAt: Date.now() + (expire - 60) * 1000 };
     return token;
@@ -2202,27 +3112,43 @@ export class FeishuChannel implements Channel {
     const headers = { "content-type": "application/json", authorization: `Bearer ${token}` };
     const signal = AbortSignal.timeout(10_000);
     const request = { method: "POST", headers, body: JSON.stringify(body), signal };
+    let retryAfter = 0;
     try {
       const response = await fetch(this.#api + endpoint, request);
+      retryAfter = Number(response.headers.get("x-ogw-ratelimit-reset"));
       if (response.status === 429 || response.status >= 500) throw new Error(response.statusText);
-      return (await response.json()) as FeishuAnswer; // 拒绝时的应答也是这个格式
+      const answer = (await response.json()) as FeishuAnswer; // 拒绝时的应答也是这个格式
+      return { ...answer, retryAfter };
     } catch (error) {
-      throw new SendError(String(error));
+      throw new SendError(String(error), false, retryAfter);
     }
   }
 
   async stop(): Promise<void> {
+    this.#stopped = true;
     delete ROUTES["POST /feishu/events"];
   }
 }
+
+command("inbox", "[retry]：查看被隔离的消息（加 retry 则重新处理）", (args, app) => {
+  if (args === "retry") {
+    const messages = app.inbox.retry();
+    for (const message of messages) resume(app, message);
+    return t(`${messages.length} 条消息重新排上队了。`);
+  }
+  const lines = app.inbox.quarantined().map(({ message: { id, text } }) => {
+    return `${id}  ${JSON.stringify(text.slice(0, 60))}`;
+  });
+  return lines.length > 0 ? lines : t("没有被隔离的消息。");
+});
 
 command("channels", "有哪些渠道，现在怎么样", (_args, { channels }) =>
   [...channels.states].map(([name, state]) => `${name.padEnd(10)} ${state}`),
 );
 
 command("accounts", "我们在各个平台上的账号", () => {
-  // Only the beginning of each, because whoever reads a whole token can act as the bot.
-  const masked = (name: string) => `${name}  ${(env(name) || "-").slice(0, 6)}`;
+  // Nothing of a secret is shown, because whoever knows it can act as the bot.
+  const masked = (name: string) => `${name}  ${env(name) ? "***" : "-"}`;
   return ["TELEGRAM_BOT_TOKEN", "FEISHU_APP_ID", "FEISHU_APP_SECRET"].map(masked);
 });
 
@@ -2283,14 +3209,14 @@ export class AgentManager extends Map<string, Agent> {
 // to, then our own account, the platform, and last what applies to every message.
 const TIERS = ["peerId", "guildId", "accountId", "channel", "default"] as const;
 
-/** A tier by its name, which is also the field of a message that its bindings look at. */
-type Tier = (typeof TIERS)[number];
+/** The name of a tier, which is also the field of a message that its bindings look at. */
+type MatchKey = (typeof TIERS)[number];
 
 /** “从那里来的消息，归这个 Agent 回答。”在同一层级里，priority 大的优先。 */
 export interface Binding {
   agentId: string;
   tier: number; // its place in TIERS, from 1 to 5
-  matchKey: Tier;
+  matchKey: MatchKey;
   matchValue: string; // "1001", or "telegram:1001" for a peer on one platform only
   priority: number;
 }
@@ -2332,29 +3258,29 @@ export class BindingTable {
    * first one with a binding that matches decides, and in it the one with the highest priority.
    */
   resolve(message: InboundMessage): { agentId: string; binding?: Binding } {
-    for (const tier of TIERS) {
-      const binding = this.#lookUp(tier, message);
+    for (const matchKey of TIERS) {
+      const binding = this.#lookUp(matchKey, message);
       if (binding) return { agentId: binding.agentId, binding };
     }
     return { agentId: AGENTS[0].id };
   }
 
-  #lookUp(tier: Tier, message: InboundMessage): Binding | undefined {
-    const values = matchValues(tier, message).map((value) => value.toLowerCase());
-    const found = values.map((value) => this.#byTier.get(tier)?.get(value));
+  #lookUp(matchKey: MatchKey, message: InboundMessage): Binding | undefined {
+    const values = matchValues(matchKey, message).map((value) => value.toLowerCase());
+    const found = values.map((value) => this.#byTier.get(matchKey)?.get(value));
     const bindings = found.filter((binding) => binding !== undefined);
     return bindings.sort((a, b) => b.priority - a.priority)[0];
   }
 }
 
-/** What a binding of this tier has to name to apply to the message. */
-function matchValues(tier: Tier, message: InboundMessage): string[] {
-  if (tier === "default") return ["*"];
-  const value = message[tier];
+/** The values by which a binding with this key can apply to the message. */
+function matchValues(matchKey: MatchKey, message: InboundMessage): string[] {
+  if (matchKey === "default") return ["*"];
+  const value = message[matchKey];
   if (!value) return [];
   // Two platforms may give the same number to two people, so a peer can be bound by both names:
   // "telegram:1001", or just "1001" for whoever has it.
-  if (tier === "peerId") return [`${message.channel}:${value}`, value];
+  if (matchKey === "peerId") return [`${message.channel}:${value}`, value];
   return [value];
 }
 
@@ -2448,10 +3374,18 @@ const MAX_FRAME = 1024 * 1024;
 export class GatewayServer {
   address = ""; // "ws://…", once it is attached to a server that listens
   readonly sockets = new WebSocketServer({ noServer: true, maxPayload: MAX_FRAME });
-  #token: string;
+  readonly #token: string;
+  readonly #conversations = new Map<string, Set<string>>(); // session keys by connection
 
   constructor(token: string) {
     this.#token = token;
+  }
+
+  /** The keys of the conversations in which a connection has said something. */
+  conversationsOf({ peerId }: Connection): Set<string> {
+    const keys = this.#conversations.get(peerId) ?? new Set();
+    this.#conversations.set(peerId, keys);
+    return keys;
   }
 
   /** From now on, whoever asks this server for a WebSocket at "/" talks to the gateway. */
@@ -2461,6 +3395,10 @@ export class GatewayServer {
     server.on("upgrade", (request: http.IncomingMessage, socket: Duplex, head: Buffer) => {
       // A client may be gone before we answer. Without a listener that error would end the program.
       socket.on("error", () => {});
+      if (request.headers.upgrade?.toLowerCase() !== "websocket") {
+        ignoreOffer(server, request, socket, head);
+        return;
+      }
       const refusal = this.#refusalOf(request);
       if (refusal) {
         socket.end(`HTTP/1.1 ${refusal}\r\nConnection: close\r\n\r\n`);
@@ -2487,12 +3425,34 @@ export class GatewayServer {
   #listenTo(socket: WebSocket, app: App): void {
     const push = (message: object) => pushTo(socket, message);
     const client = { peerId: crypto.randomUUID(), push };
+    socket.on("close", () => this.#conversations.delete(client.peerId));
     socket.on("error", (error) => info(`gateway: ${error.message}`)); // 比如超过上限的帧
     socket.on("message", async (data) => {
       const response = await answerRpc(String(data), app, client);
       if (response) client.push(response);
     });
   }
+}
+
+/**
+ * Some clients offer another protocol with a plain request, such as "Upgrade: h2c", and a server
+ * may ignore that. But if it listens for upgrades, Node stops to read HTTP at every offer. So we
+ * put the request back without the offer, and let the server begin with the connection anew.
+ */
+function ignoreOffer(
+  server: http.Server,
+  offer: http.IncomingMessage,
+  socket: Duplex,
+  head: Buffer,
+): void {
+  let request = `${offer.method} ${offer.url} HTTP/${offer.httpVersion}\r\n`;
+  for (const [index, name] of offer.rawHeaders.entries()) {
+    const isName = index % 2 === 0; // names and values take turns in this list
+    if (!isName || name.toLowerCase() === "upgrade") continue;
+    request += `${name}: ${offer.rawHeaders[index + 1]}\r\n`;
+  }
+  socket.unshift(Buffer.concat([Buffer.from(`${request}\r\n`, "latin1"), head]));
+  server.emit("connection", socket);
 }
 
 /**
@@ -2506,20 +3466,13 @@ function isForeignPage({ headers, socket }: http.IncomingMessage): boolean {
 }
 
 /**
- * Compares in constant time. `===` stops at the first difference, so the time that it takes would
- * tell an attacker how much of a guess is right. The hashes have one length, as the function needs.
- */
-function isSameSecret(given: string, secret: string): boolean {
-  return crypto.timingSafeEqual(sha256(given).digest(), sha256(secret).digest());
-}
-
-/**
  * Sends a message, if the client is still there. Backpressure: what a client does not read piles up
- * in our memory, so we drop a client that leaves too much of it unread.
+ * in our memory, so we drop a client that leaves too much of it unread. This is asked before we
+ * send: a long list of sessions may itself be too much for one moment, but that proves nothing.
  */
 function pushTo(socket: WebSocket, message: object): void {
-  if (socket.readyState === socket.OPEN) socket.send(JSON.stringify(message));
   if (socket.bufferedAmount > MAX_FRAME) socket.terminate();
+  if (socket.readyState === socket.OPEN) socket.send(JSON.stringify(message));
 }
 
 /** The other end of one WebSocket. Each of its requests gets a Connection made from this. */
@@ -2550,8 +3503,14 @@ async function answerRpc(json: string, app: App, client: Client) {
   return answerMessage(message, app, client);
 }
 
+const MAX_BATCH = 100; // requests, because all of them are worked on at the same time
+
 /** 一个或一批请求的应答；要是里面只有通知，就没有应答。 */
 async function answerBatch(batch: unknown[], app: App, client: Client) {
+  if (batch.length > MAX_BATCH) {
+    const words = `a batch has at most ${MAX_BATCH} requests`;
+    return errorResponse(null, new RpcError(INVALID_REQUEST, words));
+  }
   const all = await Promise.all(batch.map((message) => answerMessage(message, app, client)));
   const responses = all.filter((response) => response !== undefined);
   return responses.length > 0 ? responses : undefined;
@@ -2571,15 +3530,17 @@ async function answerMessage(message: unknown, app: App, client: Client) {
 
 /** The request in a message, or the error response to a message that is no request. */
 function parseRequest(message: unknown): RpcRequest | ErrorResponse {
-  const isObject = typeof message === "object" && message !== null && !Array.isArray(message);
-  const { jsonrpc, id, method: name, params = {} }: Fields = isObject ? { ...message } : {};
+  if (!isObject(message)) return invalidRequest(null);
+  const { jsonrpc, id, method: name, params = {} } = message;
   const isId = id === null || typeof id === "string" || typeof id === "number";
   const hasGoodId = isId || id === undefined;
   const isRequest = jsonrpc === "2.0" && typeof name === "string" && hasGoodId;
   if (isRequest) return { id, method: name, params };
-  const error = new RpcError(INVALID_REQUEST, "this is no request of JSON-RPC 2.0");
-  return errorResponse(isId ? id : null, error);
+  return invalidRequest(isId ? id : null);
 }
+
+const invalidRequest = (id: RpcId) =>
+  errorResponse(id, new RpcError(INVALID_REQUEST, "this is no request of JSON-RPC 2.0"));
 
 /** Runs the method that a request names. It never rejects: an error becomes the response. */
 async function dispatch(request: RpcRequest, app: App, client: Client) {
@@ -2619,13 +3580,15 @@ method("send", SEND, Object.keys(SENDER), async (params, app, connection) => {
   const inbound = messageFromClient(params, connection);
   const agent = requestedAgent(params, app);
   const message = orInvalidParams(() => route(inbound, app, agent));
+  const { agentId, sessionKey } = message;
+  app.gateway.conversationsOf(connection).add(sessionKey);
   connection.notify("typing", {});
   try {
-    const answer = await answerClient(message, app, connection);
-    return { agentId: message.agentId, sessionKey: message.sessionKey, reply: answer };
+    return { agentId, sessionKey, reply: await answerClient(message, app, connection) };
   } catch (error) {
-    // The client may know why, because it is the one whose turn failed.
-    throw new RpcError(SERVER_ERROR, `the turn failed: ${error}`);
+    // The error may name files of this machine, which are not the client's affair.
+    warn(`gateway: ${sessionKey}: ${error}`);
+    throw new RpcError(SERVER_ERROR, "the turn failed; the log of the gateway says why");
   }
 });
 
@@ -2682,7 +3645,7 @@ method("bindings.set", BINDING, ["priority"], (params, app) => {
   const agent = orInvalidParams(() => app.agents.find(String(agentId)));
   return app.bindings.set({
     agentId: agent.id,
-    matchKey: matchKey as Tier, // the schema lets nothing else through
+    matchKey: matchKey as MatchKey, // the schema lets nothing else through
     matchValue: String(matchValue),
     priority: Number(priority),
   });
@@ -2710,18 +3673,43 @@ method("status", {}, [], (_params, app) => ({
   waiting: app.inbox.pending().length,
 }));
 
+// The commands that a client may run, for an owner who is not at the terminal. To add one, add how
+// its line begins. What shows somebody's words or prompts does not belong here.
+const REMOTE_COMMANDS = ["inbox retry"];
+
+method("command", { line: string("Such as /inbox retry.") }, [], async ({ line }, app) => {
+  const words = String(line).trim().replace(/^\//, "");
+  const isRemote = REMOTE_COMMANDS.some((one) => `${words} `.startsWith(`${one} `));
+  if (!isRemote) {
+    throw new RpcError(INVALID_PARAMS, `line: only ${REMOTE_COMMANDS.join(", ")}`);
+  }
+  try {
+    return { text: await runCommand(`/${words}`, app, {}) };
+  } catch (error) {
+    if (isDiskError(error)) throw error; // it names files, so only the log gets it
+    throw new RpcError(INVALID_PARAMS, error instanceof Error ? error.message : String(error));
+  }
+});
+
 command("bindings", "哪里来的消息归谁回答", (_args, { bindings }) =>
   bindings.list().map((one) => `${one.matchKey} ${one.matchValue} → ${one.agentId}`),
 );
 
-command("route", "<channel> <peer> [account] [guild]：会归谁回答，为什么", (args, app) => {
-  const [channel = "", peerId = "", accountId = "", guildId] = args.split(/\s+/);
-  const nothingSaid = { id: "", senderId: "", isGroup: false, text: "", media: [], at: 0 };
-  const message = { ...nothingSaid, channel, peerId, accountId, guildId };
-  const { binding } = app.bindings.resolve(message);
-  const { agentId, sessionKey } = route(message, app);
-  return `${agentId}  ${sessionKey}  (${binding?.tier ?? 5} ${binding?.matchKey ?? "default"})`;
-});
+command(
+  "route",
+  "<channel> <peer> [account] [guild] [group]：会归谁回答，为什么",
+  (args, app) => {
+    const words = args.split(/\s+/);
+    const [channel = "", peerId = "", accountId = "", guildId] = words.filter((w) => w !== "group");
+    // Telegram's groups have negative numbers. Elsewhere an id does not tell whose it is.
+    const isGroup = words.includes("group") || peerId.startsWith("-");
+    const nothingSaid = { id: "", senderId: "", text: "", media: [], at: 0 };
+    const message = { ...nothingSaid, channel, peerId, accountId, guildId, isGroup };
+    const { binding } = app.bindings.resolve(message);
+    const { agentId, sessionKey } = route(message, app);
+    return `${agentId}  ${sessionKey}  (${binding?.tier ?? 5} ${binding?.matchKey ?? "default"})`;
+  },
+);
 
 command("agents", "有哪些 Agent", (_args, { agents }) =>
   [...agents.values()].map(({ id, dmScope, system }) => `${id}  ${dmScope}  ${system}`),
@@ -2743,18 +3731,25 @@ command("gateway", "程序可以连到哪里", (_args, { gateway }) =>
   t(`${gateway.address || "（没有监听）"}  ${gateway.sockets.clients.size} 个连接`),
 );
 
+const TOKEN_FILE = path.join(STATE, "gateway-token");
+const MIN_TOKEN = 16; // characters; a shorter one could be guessed
+const isLongEnough = (token = "") => token.length >= MIN_TOKEN;
+
 /**
  * 设置里的令牌；没有设置，就用我们生成、存下来的那个。回环地址不等于安全：
  * 这台机器上的每个程序、每个网页都够得到它。
  */
 function gatewayToken(): string {
   const given = env("GATEWAY_TOKEN");
-  if (given) return given;
-  const tokenFile = path.join(STATE, "gateway-token");
-  const kept = fs.existsSync(tokenFile) ? fs.readFileSync(tokenFile, "utf8") : "";
-  if (/^[\w-]{32}$/.test(kept)) return kept;
+  if (given && !isLongEnough(given)) {
+    throw new Error(`GATEWAY_TOKEN must have at least ${MIN_TOKEN} characters`);
+  }
+  const kept = readOrQuarantine(TOKEN_FILE, (file) => fs.readFileSync(file, "utf8").trim());
+  const usable = [given, kept].find(isLongEnough);
+  if (usable) return usable;
+  if (kept !== undefined) quarantine(TOKEN_FILE, t("里面没有 16 个字符以上的令牌"));
   const token = crypto.randomBytes(24).toString("base64url"); // 32 characters
-  fs.writeFileSync(tokenFile, token, { mode: 0o600 }); // 只有这个用户能读
+  fs.writeFileSync(TOKEN_FILE, token, { mode: 0o600 }); // 只有这个用户能读
   return token;
 }
 
@@ -2765,7 +3760,7 @@ function gatewayToken(): string {
 // 下次再读只收十分之一的价钱，但前提是请求的开头完全相同。
 
 export interface TurnOptions {
-  mode?: "full" | "minimal" | "none"; // all layers; those for a job (s07); the identity alone
+  mode?: "full" | "minimal"; // all layers, or those for a job (s07)
 }
 
 export interface App {
@@ -2786,7 +3781,8 @@ function isOwnersChat(channel: string, peerId: string): boolean {
   const listed = env(`${channel.toUpperCase()}_ALLOWED_CHATS`).split(/[\s,]+/);
   // Telegram's groups have negative numbers. An empty setting is split into one empty string.
   const firstDirectChat = listed.find((chat) => chat !== "" && !chat.startsWith("-"));
-  return peerId === firstDirectChat;
+  // In a topic of that chat the owner is the owner, too: "1001:topic:7".
+  return peerId.split(":")[0] === firstDirectChat;
 }
 
 const PRIVATE = ["MEMORY.md", "USER.md"]; // what the owner wrote about themselves
@@ -2815,10 +3811,22 @@ function isPrivateName(place: string): boolean {
 // made where there is no App, for example when ContextGuard estimates its size.
 const reportedProblems = new Set<string>();
 
-/** 返回 `read` 读到的内容；抛错的话，说一次，返回 `otherwise`。 */
-function readOrSay<T>(file: string, otherwise: T, read: (file: string) => T): T {
+/** Whether there is a file, also one that can't be read, or a link that leads nowhere. */
+const isThere = (file: string) => fs.lstatSync(file, { throwIfNoEntry: false }) !== undefined;
+
+/** When a file was changed last, in ms; 0 if there is none, or -1 if that can't be found out. */
+function modifiedAt(file: string): number {
   try {
-    return fs.existsSync(file) ? read(file) : otherwise;
+    return fs.statSync(file, { throwIfNoEntry: false })?.mtimeMs ?? 0;
+  } catch {
+    return -1;
+  }
+}
+
+/** 返回 `read` 读到的内容；抛错的话，说一次，返回 `otherwise`。 */
+function readOrWarnOnce<T>(file: string, otherwise: T, read: (file: string) => T): T {
+  try {
+    return isThere(file) ? read(file) : otherwise;
   } catch (error) {
     const problem = `${file} ${error}`;
     if (!reportedProblems.has(problem)) warn(`已跳过 ${file}：${error}`);
@@ -2849,8 +3857,8 @@ export function loadBootstrap(agentId: string, names: string[], root = WORKSPACE
 
 /** Both files are read, because one that is broken should be reported even if it is not needed. */
 function readAgentFile(agentId: string, name: string, root: string): string {
-  const own = readOrSay(path.join(root, "agents", agentId, name), "", readText).trim();
-  const common = readOrSay(path.join(root, name), "", readText).trim();
+  const own = readOrWarnOnce(path.join(root, "agents", agentId, name), "", readText).trim();
+  const common = readOrWarnOnce(path.join(root, name), "", readText).trim();
   return own || common; // 不能只看文件在不在：自己的那份要是空的，Agent 就什么都没有了。
 }
 
@@ -2876,9 +3884,9 @@ export class SkillsManager {
 }
 
 function skillsIn(folder: string): Skill[] {
-  const names = readOrSay(folder, [], (place) => fs.readdirSync(place)).sort();
+  const names = readOrWarnOnce(folder, [], (place) => fs.readdirSync(place)).sort();
   const skills = names.map((name) =>
-    readOrSay(path.join(folder, name, "SKILL.md"), undefined, readSkill),
+    readOrWarnOnce(path.join(folder, name, "SKILL.md"), undefined, readSkill),
   );
   return skills.filter((skill) => skill !== undefined);
 }
@@ -2948,7 +3956,6 @@ function skillsText({ agent }: PromptParts): string {
 /** Each layer of the prompt with its text. It may be empty. */
 export function promptLayers(options: TurnOptions): { name: string; text: string }[] {
   const { agent = AGENTS[0], message, mode = "full" } = options;
-  if (mode === "none") return [{ name: "identity", text: agent.system }];
   const names = ["IDENTITY.md", "SOUL.md", "TOOLS.md", "AGENTS.md", "BOOTSTRAP.md"];
   const visible = isOwner(options) ? [...names, ...PRIVATE] : names;
   const parts = { agent, message, files: loadBootstrap(agent.id, visible) };
@@ -2990,9 +3997,14 @@ export type Hit = Memory & { score: number };
 /** A memory with what the search needs to know of its text. */
 type IndexedMemory = {
   memory: Memory;
-  length: number; // in terms
-  termFrequencies: Map<string, number>; // term → how often it occurs
-  vector: Map<number, number>; // bucket → weight
+  number: number; // its place in the list of scores of a search
+  length: number; // in words
+  words: Map<string, number>; // word → its term frequency: how often it occurs
+};
+/** What the inverted index knows of a word or a trigram in one memory. */
+type Posting = {
+  entry: IndexedMemory;
+  weight: number; // of a word the term frequency, of a trigram its part of the vector
 };
 
 const SEGMENTER = new Intl.Segmenter("und", { granularity: "word" });
@@ -3001,8 +4013,15 @@ const WIDE = /[\p{sc=Han}\p{sc=Hiragana}\p{sc=Katakana}\p{sc=Hangul}]/u;
 const STOP_WORDS =
   /^(an?|and|are|at|did|do|does|for|how|i|in|is|it|my|of|on|the|to|wh(at|en|ere|o|y))$/;
 
+/** The accents of Latin, Greek and Cyrillic. /\p{M}/u would also turn the Japanese が into か. */
+const ACCENTS = /[\u0300-\u036f]/g;
+
 /** 一段文字只取这么长：谁都可能发来一兆，里面的词会撑爆内存。 */
-const normalise = (content: string) => content.slice(0, 4_000).normalize("NFKC").toLowerCase();
+function normalise(content: string): string {
+  // NFKD takes "é" apart into "e" and its accent, and NFC puts together what is left.
+  const decomposed = content.slice(0, 4_000).normalize("NFKD").toLowerCase();
+  return decomposed.replace(ACCENTS, "").normalize("NFC");
+}
 
 /** The words that a text can be found by. A dictionary splits Chinese and Japanese into words. */
 function termsOf(content: string): string[] {
@@ -3038,29 +4057,16 @@ function trigrams(word: string): string[] {
   return grams;
 }
 
-/** FNV-1a：在哪个进程里算，都是同一个数 */
-function fnv1a(words: string): number {
-  let hash = 0x811c9dc5; // the offset basis of FNV
-  for (const character of words) {
-    const mixed = hash ^ (character.codePointAt(0) ?? 0);
-    hash = Math.imul(mixed, 0x01000193); // the prime of FNV
-  }
-  return hash >>> 0; // as an unsigned number
-}
-
-/** The dimension of the vector that a trigram counts for: 13 bits of the hash, so one of 8,192. */
-const bucketOf = (gram: string) => fnv1a(gram) >>> 19;
-
 /**
- * The embedding of a text: a vector of length 1 that counts its trigrams. By it "allergic" finds
- * "allergies", but it knows nothing of meanings. A model's embedding would replace this function.
+ * The embedding of a text: a vector of length 1, in which each trigram is a dimension. By it
+ * "allergic" finds "allergies", but it knows nothing of meanings. A model's embedding would replace
+ * this function, and then the search for the nearest vectors needs an index of its own.
  */
-function embed(content: string): Map<number, number> {
-  const words = normalise(content).match(/[\p{L}\p{N}]+/gu) ?? [];
-  const buckets = words.flatMap((word) => trigrams(word).map(bucketOf));
-  const counts = countEach(buckets);
+function embed(content: string): Map<string, number> {
+  const words = normalise(content).match(/[\p{L}\p{M}\p{N}]+/gu) ?? [];
+  const counts = countEach(words.flatMap(trigrams));
   const length = Math.hypot(...counts.values()) || 1; // a text without words has no trigrams
-  return new Map([...counts].map(([bucket, count]) => [bucket, count / length]));
+  return new Map([...counts].map(([gram, count]) => [gram, count / length]));
 }
 
 const WEIGHTS = { keyword: 0.6, vector: 0.4 }; // the two scores, from 0 to 1 each, add up to 1
@@ -3077,9 +4083,6 @@ function bm25(termFrequency: number, lengthNorm: number, idf: number): number {
   return (idf * termFrequency * (K1 + 1)) / (termFrequency + K1 * lengthNorm);
 }
 
-/** Adds points to the score of an entry. */
-type AddScore = (entry: IndexedMemory, points: number) => void;
-
 /**
  * What was noted from day to day, and the owner's MEMORY.md and USER.md. Search is hybrid: BM25
  * finds words, and the cosine of two vectors of trigrams finds what is spelled alike.
@@ -3091,8 +4094,9 @@ export class MemoryStore {
   #entries = new Set<IndexedMemory>();
   // 平时记下的事，加上主人的 MEMORY.md 和 USER.md。每个词、每个桶都连着含有它的条目：
   // 搜索只看这些条目，不去读文件。
-  #postings = new Map<string | number, Set<IndexedMemory>>();
+  #postings = new Map<string, Posting[]>();
   #totalLength = 0; // 所有条目的词数
+  #nextNumber = 0; // of the next entry
   #loaded = new Map<string, { mtime: number; entries: IndexedMemory[] }>();
   #logs = new Map<string, JsonlFile>();
 
@@ -3101,7 +4105,7 @@ export class MemoryStore {
     this.#dir = dir;
     this.#files = files;
     this.#now = now;
-    fs.mkdirSync(dir, { recursive: true });
+    makeFolder(dir);
     for (const name of fs.readdirSync(dir).filter((one) => one.endsWith(".jsonl"))) {
       for (const { record } of this.#log(name).read()) this.#addNote({ ...record }, name);
     }
@@ -3132,13 +4136,14 @@ export class MemoryStore {
   }
 
   #add(memory: Memory): IndexedMemory {
-    const terms = termsOf(memory.text);
-    const termFrequencies = countEach(terms);
-    const vector = embed(memory.text);
-    const entry = { memory, length: terms.length, termFrequencies, vector };
-    for (const key of indexKeys(entry)) {
-      const posting = this.#postings.get(key) ?? new Set();
-      this.#postings.set(key, posting.add(entry));
+    const words = termsOf(memory.text);
+    const number = this.#nextNumber;
+    this.#nextNumber += 1;
+    const entry = { memory, number, length: words.length, words: countEach(words) };
+    for (const [key, weight] of indexKeys(entry)) {
+      const postings = this.#postings.get(key) ?? [];
+      postings.push({ entry, weight });
+      this.#postings.set(key, postings);
     }
     this.#entries.add(entry);
     this.#totalLength += entry.length;
@@ -3146,7 +4151,10 @@ export class MemoryStore {
   }
 
   #remove(entry: IndexedMemory): void {
-    for (const key of indexKeys(entry)) this.#postings.get(key)?.delete(entry);
+    for (const [key] of indexKeys(entry)) {
+      const others = this.#postings.get(key)?.filter((posting) => posting.entry !== entry);
+      this.#postings.set(key, others ?? []);
+    }
     this.#entries.delete(entry);
     this.#totalLength -= entry.length;
   }
@@ -3154,12 +4162,12 @@ export class MemoryStore {
   /** 主人的文件有改动，就重新读进来，一行算一件事。 */
   #refresh(): void {
     for (const ownersFile of this.#files) {
-      const mtime = fs.statSync(ownersFile, { throwIfNoEntry: false })?.mtimeMs ?? 0;
+      const mtime = modifiedAt(ownersFile);
       const before = this.#loaded.get(ownersFile) ?? { mtime: 0, entries: [] };
       if (before.mtime === mtime) continue;
       for (const entry of before.entries) this.#remove(entry);
       const source = path.basename(ownersFile);
-      const facts = factsIn(readOrSay(ownersFile, "", readText));
+      const facts = factsIn(readOrWarnOnce(ownersFile, "", readText));
       const entries = facts.map((text) => this.#add({ text, source }));
       this.#loaded.set(ownersFile, { mtime, entries });
     }
@@ -3171,53 +4179,49 @@ export class MemoryStore {
     { sessionKey = "", owner = false, topK = 5, weights = WEIGHTS } = {},
   ): Hit[] {
     this.#refresh();
-    const scores = new Map<IndexedMemory, number>();
-    // What others noted is left out here, before it has a score, so it can't come any further. It
-    // only counts for how rare a word is (#idf).
-    const add: AddScore = (entry, points) => {
-      const { memory } = entry;
-      const isVisible = memory.sessionKey === undefined ? owner : memory.sessionKey === sessionKey;
-      if (isVisible) scores.set(entry, (scores.get(entry) ?? 0) + points);
-    };
-    this.#scoreKeywords(query, (entry, score) => add(entry, weights.keyword * score));
-    this.#scoreVectors(query, (entry, score) => add(entry, weights.vector * score));
-    const hits = [...scores].map(([entry, score]) => ({
-      entry,
-      score: score * this.#recency(entry.memory),
-    }));
+    const scores = new Float64Array(this.#nextNumber); // faster than a map of all entries
+    this.#scoreWords(query, weights.keyword, scores);
+    this.#scoreTrigrams(query, weights.vector, scores);
+    const hits = [];
+    for (const entry of this.#entries) {
+      const score = scores[entry.number] ?? 0;
+      // What others noted ends here. It only counts for how rare a word is (#idf).
+      if (score === 0 || !isVisible(entry.memory, sessionKey, owner)) continue;
+      hits.push({ entry, score: score * this.#recency(entry.memory) });
+    }
     return diversify(hits, topK);
   }
 
-  /** The keyword score: the BM25 scores of all terms of the query, scaled to 0 to 1. */
-  #scoreKeywords(query: string, add: AddScore): void {
-    const idfs = new Map(termsOf(query).map((term) => [term, this.#idf(term)]));
+  /** The keyword score: the BM25 scores of all words of the query, scaled to 0 to 1. */
+  #scoreWords(query: string, weight: number, scores: Float64Array): void {
+    const idfs = new Map(termsOf(query).map((word) => [word, this.#idf(word)]));
     const sumOfIdfs = [...idfs.values()].reduce((sum, idf) => sum + idf, 0);
-    const maxScore = sumOfIdfs * (K1 + 1); // of a text that has only these terms, again and again
+    const maxScore = sumOfIdfs * (K1 + 1); // of a text that has only these words, again and again
     const averageLength = this.#totalLength / this.#entries.size;
-    for (const [term, idf] of idfs) {
-      for (const entry of this.#postings.get(term) ?? []) {
-        const termFrequency = entry.termFrequencies.get(term) ?? 0;
+    for (const [word, idf] of idfs) {
+      for (const { entry, weight: termFrequency } of this.#postings.get(word) ?? []) {
         const lengthNorm = 1 - B + B * (entry.length / averageLength);
-        add(entry, bm25(termFrequency, lengthNorm, idf) / maxScore);
+        const score = bm25(termFrequency, lengthNorm, idf) / maxScore;
+        scores[entry.number] = (scores[entry.number] ?? 0) + weight * score;
       }
     }
   }
 
   /**
    * The vector score: the cosine similarity of two texts, which is 1 if they have the same
-   * trigrams. Both vectors have the length 1, so it is the sum of the products bucket by bucket.
+   * trigrams. Both vectors have the length 1, so it is the sum of the products trigram by trigram.
    */
-  #scoreVectors(query: string, add: AddScore): void {
-    for (const [bucket, weight] of embed(query)) {
-      for (const entry of this.#postings.get(bucket) ?? []) {
-        add(entry, weight * (entry.vector.get(bucket) ?? 0));
+  #scoreTrigrams(query: string, weight: number, scores: Float64Array): void {
+    for (const [gram, inQuery] of embed(query)) {
+      for (const { entry, weight: inEntry } of this.#postings.get(gramKey(gram)) ?? []) {
+        scores[entry.number] = (scores[entry.number] ?? 0) + weight * inQuery * inEntry;
       }
     }
   }
 
   /** BM25：只有几个条目才有的词，比人人都有的词更能说明问题。 */
-  #idf(term: string): number {
-    const having = this.#postings.get(term)?.size ?? 0;
+  #idf(word: string): number {
+    const having = this.#postings.get(word)?.length ?? 0;
     return Math.log(1 + (this.#entries.size - having + 0.5) / (having + 0.5));
   }
 
@@ -3228,28 +4232,37 @@ export class MemoryStore {
   }
 }
 
-/** What leads to an entry in the inverted index: words are terms, numbers are buckets. */
-const indexKeys = ({ termFrequencies, vector }: IndexedMemory) => [
-  ...termFrequencies.keys(),
-  ...vector.keys(),
-];
+/** The owner's files are only for the owner, and a note only for the conversation it is from. */
+const isVisible = (memory: Memory, sessionKey: string, owner: boolean) =>
+  memory.sessionKey === undefined ? owner : memory.sessionKey === sessionKey;
+
+/** A trigram can be spelled like a word, so in the inverted index it has a mark before it. */
+const gramKey = (gram: string) => `#${gram}`;
+
+/** What leads to an entry in the inverted index, and with which weight. */
+function indexKeys({ memory, words }: IndexedMemory): Map<string, number> {
+  const keys = new Map(words);
+  for (const [gram, weight] of embed(memory.text)) keys.set(gramKey(gram), weight);
+  return keys;
+}
 
 /** The facts in a file of the owner's: one in each line, without the mark of a list before it. */
 function factsIn(content: string): string[] {
-  const lines = content.split(/\r?\n/).map((line) => line.replace(/^[-*\s]+/, ""));
+  const withoutComments = content.replace(/<!--[\s\S]*?(-->|$)/g, "");
+  const lines = withoutComments.split(/\r?\n/).map((line) => line.replace(/^[-*\s]+/, ""));
   return lines.filter(isFact);
 }
 
-/** Whether a line says something. A heading, a comment and a field left empty ("Name:") do not. */
+/** Whether a line says something. A heading, an HTML tag and a field left empty ("Name:") do not. */
 function isFact(line: string): boolean {
   const words = line.trimEnd();
   const isHeading = words.startsWith("#");
-  const isComment = words.startsWith("<");
+  const isTag = words.startsWith("<");
   const isEmptyField = words.endsWith(":");
-  return words.length > 1 && !isHeading && !isComment && !isEmptyField;
+  return words.length > 1 && !isHeading && !isTag && !isEmptyField;
 }
 
-const DUPLICATE = 0.8; // two entries that share this part of their terms say nearly the same
+const DUPLICATE = 0.8; // two entries that share this part of their words say nearly the same
 
 /**
  * Maximal marginal relevance, in its simplest form: the best hits, but none that repeats a better
@@ -3267,11 +4280,11 @@ function diversify(hits: { entry: IndexedMemory; score: number }[], topK: number
   return chosen.map(({ entry, score }) => ({ ...entry.memory, score }));
 }
 
-/** The Jaccard index: how many of the terms that either entry has are in both, from 0 to 1. */
+/** The Jaccard index: how many of the words that either entry has are in both, from 0 to 1. */
 function jaccard(a: IndexedMemory, b: IndexedMemory): number {
-  const ofBoth = [...a.termFrequencies.keys()].filter((term) => b.termFrequencies.has(term));
+  const ofBoth = [...a.words.keys()].filter((word) => b.words.has(word));
   const shared = ofBoth.length;
-  const all = a.termFrequencies.size + b.termFrequencies.size - shared;
+  const all = a.words.size + b.words.size - shared;
   return all === 0 ? 0 : shared / all;
 }
 
@@ -3284,8 +4297,14 @@ function recall(conversation: Conversation, input: string, options: TurnOptions)
   const scope = { ...memoryScope(conversation, options), topK: 3 };
   const hits = options.app?.memory.search(input, scope) ?? [];
   const relevant = hits.filter(({ score }) => score >= MIN_SCORE);
-  return relevant.map(({ text }) => keepEnds(text, 1_000));
+  return relevant.map(({ text }) => escapeMemory(text));
 }
+
+/**
+ * A memory for the model, in one line and without tags. Otherwise a note with a line end or a tag
+ * in it could pose as another memory, or as the person's own words.
+ */
+const escapeMemory = (text: string) => oneLine(keepEnds(text, 1_000)).replaceAll("<", "&lt;");
 
 /**
  * 放在用户的话前面、和它存在一起的内容：时间，还有想起来的事。
@@ -3304,9 +4323,11 @@ const memoryScope = (conversation: Conversation, options: TurnOptions) => ({
   owner: isOwner(options),
 });
 
-/** A line for each hit: its score, where it is from, and how it begins. */
-const formatHits = (hits: Hit[]) =>
-  hits.map((hit) => `${hit.score.toFixed(2)}  ${hit.source}  ${oneLine(hit.text.slice(0, 80))}`);
+/** A line for each hit: its score, where it is from, and its text as `format` gives it. */
+const formatHits = (hits: Hit[], format: (text: string) => string) =>
+  hits.map((hit) => `${hit.score.toFixed(2)}  ${oneLine(hit.source)}  ${format(hit.text)}`);
+
+const beginningOf = (text: string) => oneLine(text.slice(0, 80));
 
 const COUNT = { type: "integer", description: "How many at most; 5 if left out." };
 const FACT = { content: string("One full sentence."), category: string("One word.") };
@@ -3318,23 +4339,31 @@ TOOLS.push(
 Object.assign(HANDLERS, {
   memory_write: ({ content, category }, turn) => {
     const { sessionKey } = memoryScope(turn.conversation, turn);
+    // Only the same conversation finds its notes, and that of a job or a heartbeat (s07) is over
+    // with its answer.
+    const isOver = ["cron", "heartbeat"].includes(turn.message?.channel ?? "");
+    if (isOver) throw new Error("nobody would find that note later; say it in your answer");
     turn.app?.memory.write(String(content), String(category), sessionKey);
     return "remembered";
   },
   memory_search: ({ query, topK = 5 }, turn) => {
     const scope = { ...memoryScope(turn.conversation, turn), topK: Number(topK) };
     const hits = turn.app?.memory.search(String(query), scope) ?? [];
-    return formatHits(hits).join("\n") || "nothing found";
+    return formatHits(hits, escapeMemory).join("\n") || "nothing found";
   },
 } satisfies Record<string, Handler>);
 
 const SEARCH = {
   query: string("The words to search for."),
   topK: COUNT,
-  sessionKey: string("The conversation whose memories are searched."),
+  sessionKey: string("One of the client's conversations; its own one if left out."),
 };
-method("memory.search", SEARCH, ["topK", "sessionKey"], (params, app) => {
-  const { query, topK = 5, sessionKey = "" } = params;
+method("memory.search", SEARCH, ["topK", "sessionKey"], (params, app, connection) => {
+  const own = route(messageFromClient({ text: "-" }, connection), app).sessionKey;
+  const { query, topK = 5, sessionKey = own } = params;
+  const isTheirs =
+    sessionKey === own || app.gateway.conversationsOf(connection).has(String(sessionKey));
+  if (!isTheirs) return [];
   return app.memory.search(String(query), { topK: Number(topK), sessionKey: String(sessionKey) });
 });
 
@@ -3343,14 +4372,14 @@ const ownersLayers = (app: App) =>
   promptLayers({ agent: app.agents.get(app.terminalAgent ?? AGENTS[0].id) });
 
 const layerText = (app: App, name: string) =>
-  ownersLayers(app).find((layer) => layer.name === name)?.text || "-";
+  ownersLayers(app).find((layer) => layer.name === name)?.text ?? "";
 
 command("soul", "它怎么说话", (_args, app) => layerText(app, "soul"));
 command("skills", "它学过哪些技能", (_args, app) => layerText(app, "skills"));
 command("memory", "关于你，它随时都知道的事", (_args, app) => layerText(app, "memory"));
 command("bootstrap", "它怎么做事", (_args, app) => layerText(app, "bootstrap"));
 command("search", "<词>：它记得什么，最相关的在前", (query, { memory, key }) =>
-  formatHits(memory.search(query, { sessionKey: key, owner: true })),
+  formatHits(memory.search(query, { sessionKey: key, owner: true }), beginningOf),
 );
 command("prompt", "它的提示词有哪几层，各多少字符", (_args, app) =>
   ownersLayers(app).map(({ name, text }, i) => `${i + 1} ${name.padEnd(10)} ${text.length}`),
@@ -3370,12 +4399,26 @@ function checkSettings(): void {
   if (!(CONTEXT_TOKENS >= 1000)) throw new Error("CONTEXT_TOKENS must be a number from 1000 up");
 }
 
+/**
+ * The proxy that is set, as curl takes it: the scheme may be missing, the name may be in small
+ * letters, and a password may have a character in it that ends an address elsewhere.
+ */
+function proxySetting(name: string): string | undefined {
+  const value = env(name.toLowerCase()) || env(name);
+  if (!value) return undefined;
+  const address = (value.includes("://") ? value : `http://${value}`)
+    .replace(/^socks5h:/, "socks5:") // undici lets the proxy look up names in either case
+    .replace(/(?<=:\/\/.*)[#/?](?=.*@)/g, encodeURIComponent);
+  if (/^(https?|socks5):/.test(address) && URL.canParse(address)) return address;
+  // Without the value, because there may be a password in it.
+  throw new Error(`${name} must be the address of a proxy, such as http://127.0.0.1:7890`);
+}
+
 /** Step 1 of main. Reads what was set for this run, before anything has started. */
 function readSettings() {
   checkSettings();
   return {
     httpPort: wholeNumber("HTTP_PORT", 8765, 65535),
-    isServing: process.argv.includes("--serve"), // then nobody sits at the terminal
   };
 }
 
@@ -3408,14 +4451,17 @@ function greet({ store, key }: App): void {
 /** Step 3 of main. Starts everything that runs beside the terminal. */
 async function startApp(app: App, httpPort: number): Promise<void> {
   // From here on every fetch of this process goes through HTTPS_PROXY or HTTP_PROXY, if one is set.
-  setGlobalDispatcher(new EnvHttpProxyAgent());
+  const [httpProxy, httpsProxy] = ["HTTP_PROXY", "HTTPS_PROXY"].map(proxySetting);
+  setGlobalDispatcher(new EnvHttpProxyAgent({ httpProxy, httpsProxy }));
   const server = await startHttp(httpPort);
   // Feishu's events come in over HTTP. If the port is taken, it could receive nothing, so the
   // channel is removed for this run, and its messages stay in the inbox.
   if (!server.listening) app.channels.delete("feishu");
   app.gateway.attach(server, app);
   const hasOwnToken = app.gateway.address && !env("GATEWAY_TOKEN");
-  if (hasOwnToken) info(`gateway: ${app.gateway.address}?token=${gatewayToken()}`);
+  // A log is read by more people than a terminal, so there only the path of the token is printed.
+  const token = SERVING ? `  token: ${TOKEN_FILE}` : `?token=${gatewayToken()}`;
+  if (hasOwnToken) info(`gateway: ${app.gateway.address}${token}`);
   // Before the channels receive anything new, so that nobody is answered out of order.
   resumeInbox(app);
   await app.channels.start((message, signal) => accept(app, message, signal));
@@ -3426,11 +4472,22 @@ async function startApp(app: App, httpPort: number): Promise<void> {
  * not set up in this run stays in the inbox until a run in which it is.
  */
 function resumeInbox(app: App): void {
+  for (const message of app.inbox.newlyQuarantined.values()) tellQuarantined(app, message);
   for (const message of app.inbox.pending()) {
-    // A turn that fails is dealt with in `handle`. If anything else goes wrong, for example because
-    // the disk is full, the message stays in the inbox. runExclusive handles the rejection.
-    if (app.channels.has(message.channel)) void enqueue(app, message);
+    if (app.channels.has(message.channel)) resume(app, message);
   }
+}
+
+/** A turn that fails is dealt with in `handle`. If anything else fails, the message stays. */
+function resume(app: App, message: Routed): void {
+  enqueue(app, message).catch((error) => warn(`${message.id}: ${error}`));
+}
+
+/** Tells the person, before the messages that they wrote later are answered. */
+function tellQuarantined(app: App, message: Routed): void {
+  const text = t("之前有一条消息，我试了三次都没能回答，已先把它隔离。");
+  const tell = () => untilStored(() => reply(app, message, text));
+  runExclusive(message.sessionKey, tell).catch((error) => warn(`${message.id}: ${error}`));
 }
 
 /** Answers lines and runs commands until the person at the terminal leaves. */
@@ -3444,35 +4501,42 @@ async function runTerminal(app: App): Promise<void> {
 /** Resolves when a service manager or a person asks the program to stop. */
 async function stopSignal(): Promise<void> {
   // 光是等信号，Node 会自己退出
-  setInterval(() => {}, 60_000);
-  await Promise.race([once(process, "SIGTERM"), once(process, "SIGINT")]);
+  if (SERVING) setInterval(() => {}, 60_000);
+  // At the terminal, Ctrl+C (SIGINT) is for the reply. SIGHUP says that its window was closed.
+  const signals = SERVING ? ["SIGTERM", "SIGINT"] : ["SIGTERM", "SIGHUP"];
+  await Promise.race(signals.map((signal) => once(process, signal)));
 }
 
 /**
  * Step 4 of main is a graceful shutdown: no channel receives any more, and turns that are running
  * get up to 10 s. What is not done by then is in the inbox, so the next start goes on with it.
  */
-async function shutDown(app: App, isServing: boolean): Promise<void> {
+async function shutDown(app: App): Promise<void> {
+  app.inbox.stopCounting();
   await app.channels.stop();
   // If the input is a pipe, we don't wait: its lines are all answered by now, and messages of other
   // channels stay in the inbox.
-  if (isServing || process.stdin.isTTY)
+  if (SERVING || process.stdin.isTTY)
     await Promise.race([Promise.allSettled(tails.values()), sleep(10_000)]);
+  // A shell is a process group of its own, so it would go on after us.
+  for (const shell of SHELLS) killGroup(shell.pid);
   // 等管道那头全部读走再退出
   process.stdout.write("", () => process.exit(0));
 }
 
 async function main(): Promise<void> {
-  const { httpPort, isServing } = readSettings();
+  // If nobody reads the output any more (`--serve | head -n 1`), the gateway goes on without it.
+  process.stdout.on("error", () => {});
+  const { httpPort } = readSettings();
   lockFolder(STATE);
   const app = createApp();
   greet(app);
   // We listen for signals from here on, because one may arrive while the channels are starting.
-  const stopped = isServing ? stopSignal() : undefined;
+  const stopped = stopSignal();
   await startApp(app, httpPort);
-  // With --serve the program runs until a signal comes, else until the person leaves.
-  await (stopped ?? runTerminal(app));
-  await shutDown(app, isServing);
+  // With --serve the program runs until a signal comes, else until the person leaves, too.
+  await (SERVING ? stopped : Promise.race([stopped, runTerminal(app)]));
+  await shutDown(app);
 }
 
 if (RUN) {
