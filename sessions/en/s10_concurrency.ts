@@ -6240,23 +6240,19 @@ async function endOfGracePeriod(signal: AbortSignal): Promise<never> {
   throw new LaneError("it did not stop within 2 s");
 }
 
-/** A task that runs, and the way to stop it. */
+/**
+ * A task that runs, and the way to stop it. The task is given the signal of `control`. When the
+ * caller's signal aborts (Ctrl+C), LaneQueue aborts this one too, but `stoppedBy` stays unset,
+ * because that is no failure.
+ */
 class RunningTask {
-  readonly signal: AbortSignal; // for the task; it aborts on `stop`, and when the caller's does
-  // Why the lane stopped it. Unset after the caller's Ctrl+C, which is no failure.
+  readonly control = new AbortController();
+  // Why the lane stopped it. signal.reason would not do, since it keeps the first reason (Ctrl+C).
   stoppedBy: LaneError | undefined;
-  readonly #control = new AbortController();
-
-  constructor(caller?: AbortSignal) {
-    const { signal } = this.#control;
-    this.signal = caller ? AbortSignal.any([caller, signal]) : signal;
-    // All tools of a turn listen to this signal, and Node warns of a leak from 11 listeners on.
-    setMaxListeners(0, this.signal);
-  }
 
   stop(why: LaneError): void {
     this.stoppedBy ??= why;
-    this.#control.abort();
+    this.control.abort();
   }
 }
 
@@ -6266,7 +6262,7 @@ class RunningTask {
  * nobody waits for it any longer, and what it throws later is ignored.
  */
 async function untilStopped<T>(task: Task<T>, running: RunningTask): Promise<T> {
-  const { signal } = running;
+  const { signal } = running.control;
   const answer = Promise.race([task(signal), endOfGracePeriod(signal)]);
   await Promise.allSettled([answer]); // waits for the end, and does not throw
   // A task that the lane has stopped fails for this reason, whatever it gave or threw afterwards.
@@ -6313,21 +6309,30 @@ export class LaneQueue {
   /** Gives what the task gives. Rejects as the task does, or with a LaneError if it is stopped. */
   enqueue<T>(task: Task<T>, signal?: AbortSignal): Promise<T> {
     return new Promise((resolve, reject) => {
-      const run = () => void this.#run(task, signal).then(resolve, reject);
-      const entry: WaitingTask = { run, reject };
-      this.waiting.add(entry);
       // A turn has to run to store what the person said. So after Ctrl+C a waiting task is started
       // and not dropped. It starts at once, even if the limit is reached, because it ends at once.
-      const startNow = () => this.#start(entry);
-      signal?.addEventListener("abort", startNow, { once: true });
-      if (signal?.aborted) startNow();
+      const onAbort = () => this.#start(entry);
+      // A task that has started or was refused must not be started by Ctrl+C any more.
+      const leave = () => signal?.removeEventListener("abort", onAbort);
+      const run = () => {
+        leave();
+        void this.#run(task, signal).then(resolve, reject);
+      };
+      const refuse = (error: LaneError) => {
+        leave();
+        reject(error);
+      };
+      const entry: WaitingTask = { run, reject: refuse };
+      this.waiting.add(entry);
+      signal?.addEventListener("abort", onAbort);
+      if (signal?.aborted) onAbort();
       this.#pump();
     });
   }
 
-  /** Starts a task that waits. One that was started already, or refused, is left alone. */
   #start(entry: WaitingTask): void {
-    if (this.waiting.delete(entry)) entry.run();
+    this.waiting.delete(entry);
+    entry.run();
   }
 
   /** Starts waiting tasks, the oldest first, until the limit is reached. */
@@ -6341,7 +6346,12 @@ export class LaneQueue {
   /** Takes a place, runs the task, and gives the place to the next one when the task has ended. */
   async #run<T>(task: Task<T>, signal?: AbortSignal): Promise<T> {
     const { generation } = this;
-    const running = new RunningTask(signal);
+    const running = new RunningTask();
+    // All tools of a turn listen to this signal, and Node warns of a leak from 11 listeners on.
+    setMaxListeners(0, running.control.signal);
+    const interrupt = () => running.control.abort();
+    signal?.addEventListener("abort", interrupt);
+    if (signal?.aborted) interrupt();
     const timer = this.#startTimer(running);
     this.#running.add(running);
     this.active++;
@@ -6349,6 +6359,7 @@ export class LaneQueue {
       return await untilStopped(task, running);
     } finally {
       clearTimeout(timer);
+      signal?.removeEventListener("abort", interrupt);
       this.#running.delete(running);
       this.#release(generation);
     }
