@@ -2131,14 +2131,14 @@ export class Spool<T extends { id: string }> {
       if (!entry) continue;
       // A file whose id is known is removed: either it was processed, and a crash in markProcessed
       // left it, or it is a second copy, from a restored backup.
-      if (this.#isKnown(entry.id)) fs.rmSync(file);
+      if (this.isKnown(entry.id)) fs.rmSync(file);
       else this.entries.set(entry.id, { entry, file });
     }
     // Only now: after a week without the program, the files above may need the oldest ids.
     this.#processed.forgetOld();
   }
 
-  #isKnown(id: string): boolean {
+  isKnown(id: string): boolean {
     return this.#processed.has(id) || this.entries.has(id);
   }
 
@@ -2149,7 +2149,7 @@ export class Spool<T extends { id: string }> {
 
   /** Keeps an entry, which is on disk when it returns. False if its id was added before. */
   add(entry: T): boolean {
-    if (this.#isKnown(entry.id)) return false;
+    if (this.isKnown(entry.id)) return false;
     // The number is padded with zeros, so that a listing of the folder has them in order.
     const name = `${String(this.nextNumber).padStart(12, "0")}.json`;
     const file = path.join(this.dir, name);
@@ -2197,6 +2197,7 @@ export class Inbox extends Spool<Routed> {
   // What this start has put there. One of several parts is enough to tell the person.
   readonly newlyQuarantined = new Map<string, Routed>();
   readonly #attempted = new Set<Routed>(); // in this run, and not answered yet
+  readonly tooLong = new Set<string>(); // conversations that were told so, see `accept`
   #isStopping = false;
 
   constructor(dir: string) {
@@ -2244,6 +2245,12 @@ export class Inbox extends Spool<Routed> {
   stopCounting(): void {
     this.#isStopping = true;
     this.giveBack([...this.#attempted]);
+  }
+
+  /** How many messages of a conversation have not begun to be answered. */
+  waitingIn(sessionKey: string): number {
+    const isWaiting = (one: Routed) => one.sessionKey === sessionKey && one.attempts === undefined;
+    return this.pending().filter(isWaiting).length;
   }
 
   /** The messages in quarantine, each with its file. What can't be read as one is left out. */
@@ -2341,6 +2348,19 @@ export function runExclusive<T>(sessionKey: string, task: () => Promise<T>): Pro
   return latest;
 }
 
+const MAX_WAITING = 100; // messages of one conversation, so that nobody can fill the disk
+
+/** Tells a person that a message is not taken. It is not said again until none waits any more. */
+async function refuseMessage(app: App, message: Routed): Promise<string> {
+  const { tooLong } = app.inbox;
+  const wasTold = tooLong.has(message.sessionKey);
+  tooLong.add(message.sessionKey);
+  forgetOldest(tooLong);
+  const text = t("100 messages wait here already, so I can't take more; please write again later.");
+  if (!wasTold) await reply(app, message, text);
+  return "";
+}
+
 /**
  * The entry point of every message. It is synchronous, so when it returns, a platform may forget
  * the message. Delivery is at-least-once: what a crash interrupts is done again.
@@ -2349,6 +2369,10 @@ export function accept(app: App, message: InboundMessage, signal?: AbortSignal) 
   const routed = route(message, app);
   // A line of the terminal is not kept, because after a crash nobody waits for its answer.
   const isKept = message.channel !== "cli";
+  const waiting = app.inbox.waitingIn(routed.sessionKey);
+  if (waiting === 0) app.inbox.tooLong.delete(routed.sessionKey);
+  const isTooMany = waiting >= MAX_WAITING && !app.inbox.isKnown(routed.id);
+  if (isKept && isTooMany) return { done: refuseMessage(app, routed) };
   if (isKept && !app.inbox.add(routed)) return { done: Promise.resolve("") };
   return { done: enqueue(app, routed, signal) };
 }
@@ -4410,9 +4434,12 @@ function contextFor(conversation: Conversation, input: string, options: TurnOpti
   return `<context>\n${lines.join("\n").toWellFormed()}\n</context>`;
 }
 
-/** Whose memories a conversation may use: its own, and the owner's files if it is the owner's. */
+/**
+ * Whose memories a conversation may use: its own, and the owner's files if it is the owner's. One
+ * that is no session ends with its turn, so what is noted there belongs to the terminal's.
+ */
 const memoryScope = (conversation: Conversation, options: TurnOptions) => ({
-  sessionKey: conversation instanceof Session ? conversation.header.key : "",
+  sessionKey: conversation instanceof Session ? conversation.header.key : (options.app?.key ?? ""),
   owner: isOwner(options),
 });
 
