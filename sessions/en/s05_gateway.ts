@@ -1969,24 +1969,24 @@ const INVISIBLE = /^[\s\p{Cc}\p{Cf}\p{Default_Ignorable_Code_Point}\u2800]*$/u;
 /** Whether a person sees anything of a text. No platform takes one of which they would not. */
 const canBeSeen = (text: string) => !INVISIBLE.test(text);
 
+/** What `reply` has to know of the message that is answered. */
+type Answered = Pick<InboundMessage, "id" | "channel" | "peerId">;
+
 /**
  * Sends the answer in pieces that the platform takes. If a piece can't be sent, that is reported,
- * and the person gets neither it nor the pieces after it, because replies have no queue yet. Gives
- * whether all was sent.
+ * and the person gets neither it nor the pieces after it, because replies have no queue yet.
  */
-export async function reply(app: App, { channel, peerId: to }: InboundMessage, answer: string) {
+export async function reply(app: App, { channel, peerId: to }: Answered, answer: string) {
   const target = app.channels.get(channel);
   const text = canBeSeen(answer) ? answer.trim() : t("(There is nothing to say.)");
-  if (!target) return false;
+  if (!target) return warn(`${channel} ${to}: a reply was not sent: the channel is not set up`);
   // With the flag "u", [^] is any one character and never half a surrogate pair. The limit counts
   // UTF-16 units, of which a character has up to two, so a piece has half as many characters.
   const pieces = text.match(new RegExp(`[^]{1,${Math.floor(target.limit / 2)}}`, "gu")) ?? [];
   try {
     for (const piece of pieces) await target.send(to, piece);
-    return true;
   } catch (error) {
     warn(`${channel} ${to}: a reply was not sent: ${error}`);
-    return false;
   }
 }
 
@@ -3135,7 +3135,7 @@ export class FeishuChannel implements Channel {
   }
 
   async send(to: string, text: string): Promise<void> {
-    // Feishu would make a mention of "<at user_id="all">", which the model must not be able to write.
+    // Feishu would make a mention of <at user_id="all">, which the model must not be able to write.
     const content = JSON.stringify({ text: text.replace(/<(?=\/?at\b)/gi, "< ") });
     const message = { msg_type: "text", content };
     let answer = await this.#postMessage(to, message);

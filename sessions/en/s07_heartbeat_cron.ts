@@ -1988,24 +1988,24 @@ const INVISIBLE = /^[\s\p{Cc}\p{Cf}\p{Default_Ignorable_Code_Point}\u2800]*$/u;
 /** Whether a person sees anything of a text. No platform takes one of which they would not. */
 const canBeSeen = (text: string) => !INVISIBLE.test(text);
 
+/** What `reply` has to know of the message that is answered. */
+type Answered = Pick<InboundMessage, "id" | "channel" | "peerId">;
+
 /**
  * Sends the answer in pieces that the platform takes. If a piece can't be sent, that is reported,
- * and the person gets neither it nor the pieces after it, because replies have no queue yet. Gives
- * whether all was sent.
+ * and the person gets neither it nor the pieces after it, because replies have no queue yet.
  */
-export async function reply(app: App, { channel, peerId: to }: InboundMessage, answer: string) {
+export async function reply(app: App, { channel, peerId: to }: Answered, answer: string) {
   const target = app.channels.get(channel);
   const text = canBeSeen(answer) ? answer.trim() : t("(There is nothing to say.)");
-  if (!target) return false;
+  if (!target) return warn(`${channel} ${to}: a reply was not sent: the channel is not set up`);
   // With the flag "u", [^] is any one character and never half a surrogate pair. The limit counts
   // UTF-16 units, of which a character has up to two, so a piece has half as many characters.
   const pieces = text.match(new RegExp(`[^]{1,${Math.floor(target.limit / 2)}}`, "gu")) ?? [];
   try {
     for (const piece of pieces) await target.send(to, piece);
-    return true;
   } catch (error) {
     warn(`${channel} ${to}: a reply was not sent: ${error}`);
-    return false;
   }
 }
 
@@ -3156,7 +3156,7 @@ export class FeishuChannel implements Channel {
   }
 
   async send(to: string, text: string): Promise<void> {
-    // Feishu would make a mention of "<at user_id="all">", which the model must not be able to write.
+    // Feishu would make a mention of <at user_id="all">, which the model must not be able to write.
     const content = JSON.stringify({ text: text.replace(/<(?=\/?at\b)/gi, "< ") });
     const message = { msg_type: "text", content };
     let answer = await this.#postMessage(to, message);
@@ -4350,7 +4350,7 @@ function factsIn(content: string): string[] {
   return lines.filter(isFact);
 }
 
-/** Whether a line says something. A heading, an HTML tag and a field left empty ("Name:") do not. */
+/** Whether a line says something. A heading, an HTML tag and an empty field ("Name:") do not. */
 function isFact(line: string): boolean {
   const words = line.trimEnd();
   const isHeading = words.startsWith("#");
@@ -4511,7 +4511,7 @@ export interface Job {
   name?: string;
   enabled: boolean;
   schedule: Schedule;
-  payload: { kind: "agent_turn" | "system_event"; message?: string; text?: string };
+  payload: { kind: "agent_turn"; message: string } | { kind: "system_event"; text: string };
   deliver?: Place;
   deleteAfterRun?: boolean;
 }
@@ -4589,33 +4589,33 @@ export class ActiveTurns extends Set<Promise<unknown>> {
 
 // What CRON.json may contain.
 
-const STRING = { type: "string" };
-const BOOLEAN = { type: "boolean" };
-const OBJECT = { type: "object" };
-
 // Where a job can speak. A channel that is not set up in this run is no mistake, but a name that no
 // channel has is one: "Telegram" or "telgram" would reach nobody. To add a channel, add its name.
 const PLACE_CHANNEL = { type: "string", enum: ["cli", "telegram", "feishu"] };
-const PLACE_SCHEMA = objectSchema({ channel: PLACE_CHANNEL, to: STRING });
+const PLACE_SCHEMA = objectSchema({ channel: PLACE_CHANNEL, ...ofType("string", "to") });
 
-const JOB_REQUIRED = { id: STRING, enabled: BOOLEAN, schedule: OBJECT, payload: OBJECT };
-const JOB_OPTIONAL = { name: STRING, deliver: OBJECT, deleteAfterRun: BOOLEAN };
-const JOB_SCHEMA = objectSchema({ ...JOB_REQUIRED, ...JOB_OPTIONAL }, Object.keys(JOB_OPTIONAL));
+const JOB_FIELDS = {
+  ...ofType("string", "id", "name"),
+  ...ofType("boolean", "enabled", "deleteAfterRun"),
+  ...ofType("object", "schedule", "payload", "deliver"),
+};
+const JOB_SCHEMA = objectSchema(JOB_FIELDS, ["name", "deleteAfterRun", "deliver"]);
 
 type SchemasByKind = Map<unknown, Anthropic.Tool.InputSchema>;
 
 // To add a kind of schedule: an entry here, one in the type `Schedule`, and its case in `nextRun`.
 // Both tables are a Map, because an object would also have an entry for the kind "constructor".
+const INTERVAL_FIELDS = { ...ofType("number", "everySeconds"), ...ofType("string", "anchor") };
 const SCHEDULE_SCHEMAS: SchemasByKind = new Map([
-  ["at", objectSchema({ at: STRING })],
-  ["every", objectSchema({ everySeconds: { type: "number" }, anchor: STRING }, ["anchor"])],
-  ["cron", objectSchema({ expr: STRING, tz: STRING }, ["tz"])],
+  ["at", objectSchema(ofType("string", "at"))],
+  ["every", objectSchema(INTERVAL_FIELDS, ["anchor"])],
+  ["cron", objectSchema(ofType("string", "expr", "tz"), ["tz"])],
 ]);
 
 // To add a kind of payload: an entry here, one in the interface `Job`, and its case in `answerJob`.
 const PAYLOAD_SCHEMAS: SchemasByKind = new Map([
-  ["agent_turn", objectSchema({ message: STRING })],
-  ["system_event", objectSchema({ text: STRING })],
+  ["agent_turn", objectSchema(ofType("string", "message"))],
+  ["system_event", objectSchema(ofType("string", "text"))],
 ]);
 
 /** Gives the job. Throws, naming the field, unless it is one that can be run. */
@@ -4627,15 +4627,15 @@ function checkJob(raw: unknown): Job {
   // The id becomes a part of the session key, and so of a folder's name.
   const isName = /^[a-z\d_-]{1,64}$/.test(job.id);
   if (!isName) throw new Error("id: a to z, 0 to 9, - and _, at most 64");
-  // A schedule of the right shape may still make no sense, for example the 30th of February. Then
-  // this throws; the time itself is not needed here.
+  // A schedule of the right shape may still make no sense, for example the 30th of February. To
+  // find out, we ask for a due time, which throws then. Which time it gives does not matter.
   nextRun(job.schedule, 0, 0);
   return job;
 }
 
 /** Throws unless `value` has a `kind` that there is, and the fields which that kind requires. */
 function checkKind(part: string, schemas: SchemasByKind, value: { kind: string } | null): void {
-  const schema = schemas.get(value?.kind);
+  const schema = schemas.get(value?.kind); // null is of type "object" too, so it gets here
   if (!schema) throw new Error(`${part}.kind: there is no ${value?.kind}`);
   checkInput(schema, value);
 }
@@ -4699,12 +4699,14 @@ function nextInterval({ everySeconds, anchor }: Interval, now: number, since: nu
   if (!(step >= 1000 && step <= 1e12)) throw new Error("everySeconds must be from 1 to 1e9");
   const start = anchor === undefined ? since : parseTime(anchor);
   const steps = Math.floor((now - start) / step) + 1;
-  // An anchor in the future is the first time. But `since` is in the future only if the clock was
-  // put back, and then the job must not wait until the clock has caught up. (Less than a step in
-  // the future, `steps` is 0, and the last line gives `start` as well.)
-  if (anchor !== undefined && steps < 0) return start;
+  // An anchor in the future is the first due time. But `since` is in the future only if the clock
+  // was put back, and then the job must not wait until the clock has caught up.
+  if (anchor !== undefined && start > now) return start;
   return start + steps * step;
 }
+
+/** From an instant to what a clock on the wall shows then, both in ms. */
+type WallClock = (instant: number) => number;
 
 // Daylight saving time (DST) makes a local time ambiguous. In Berlin on 2027-03-28 the clocks go
 // from 02:00 to 03:00, so 02:30 does not exist that day. On 2027-10-31 they go from 03:00 back to
@@ -4720,17 +4722,17 @@ function nextCron(expr: string, timeZone: string | undefined, now: number): numb
   const lastSecond = now - (now % 1000);
   const wallTimes = CronExpressionParser.parse(expr, { currentDate: wallNow, tz: "UTC" });
   const isHourly = wallTimes.fields.hour.values.length === 24; // not "*/3", for example
+  // An hourly job also runs in the second pass of a repeated hour. So if its next wall time is at
+  // most an hour away, it waits that long. For example, at 02:30 of the first pass the next wall
+  // time is 03:00, in 30 minutes. By then the clock has been put back and shows 02:00, which is the
+  // hourly run of the second pass. All other jobs run in the first pass alone: at 02:15 of the
+  // second pass the next wall time is 02:30, for which instantOf gives the 02:30 of the first pass.
+  // That is past, so the loop goes on to the next wall time.
   let due: number;
   do {
     const wallTime = wallTimes.next().getTime();
     const wait = wallTime - wallNow;
-    // An hourly job also runs in the second pass of a repeated hour. So if its next wall time is at
-    // most an hour away, it waits that long. For example, at 02:30 of the first pass the next wall
-    // time is 03:00, in 30 minutes. Then the clock is put back and shows 02:00, which is the hourly
-    // run of the second pass. All other jobs run in the first pass alone.
     due = isHourly && wait <= HOUR ? lastSecond + wait : instantOf(wallTime, wallClock);
-    // For those others, `due` can be past: at 02:15 of the second pass the next wall time is 02:30,
-    // but instantOf gives the 02:30 of the first pass. Then we go on to the next wall time.
   } while (due <= now);
   return due;
 }
@@ -4742,9 +4744,6 @@ function checkFields(expr: string): void {
   const isSupported = (fields.length === 5 || fields.length === 6) && !/\bH\b/.test(expr);
   if (!isSupported) throw new Error(`expr: "${expr}" has not the 5 fields of cron`);
 }
-
-/** From an instant to what a clock on the wall shows then, both in ms. */
-type WallClock = (instant: number) => number;
 
 /** The instant, in ms, at which a clock on the wall shows `wallTime`. */
 function instantOf(wallTime: number, wallClock: WallClock): number {
@@ -4769,14 +4768,14 @@ interface JobState {
   entry: string; // the job as JSON; a job whose entry changes starts afresh
   since: number; // when this entry was first seen
   due?: number; // missing if the job will not run again
-  computedAt?: number; // the time from which `due` was computed
+  computedAt: number; // when `due` was computed
   errors: number; // in a row
 }
 
 const MAX_ERRORS = 5;
 
 // Somebody may have edited the file. A job with {"due":"soon"} would never run, so such a state is
-// dropped.
+// dropped, and the job starts afresh.
 const isJobState = (state: JobState | null) =>
   typeof state?.entry === "string" && (state.due === undefined || state.due >= 0);
 
@@ -4790,7 +4789,7 @@ export class CronService {
   readonly #now: () => number;
   #modified: number | undefined; // what modifiedAt gave when the file was last read
   #postponed: (() => unknown)[] = []; // runs that the next tick begins again
-  readonly #problems = new Set<string>(); // what was said and is not over
+  readonly #failing = new Set<string>(); // jobs and files of which the owner was warned
 
   /**
    * `begin` is told of each due run. True: the run is in the inbox now, or it was answered before
@@ -4807,7 +4806,7 @@ export class CronService {
 
   /** Begins each run that is due. A job that can't be begun does not stop the others. */
   tick(): void {
-    if (this.#problems.has(this.#stateFile)) this.#save();
+    if (this.#failing.has(this.#stateFile)) this.#save();
     for (const beginAgain of this.#postponed.splice(0)) beginAgain();
     for (const job of this.read()) {
       try {
@@ -4818,16 +4817,10 @@ export class CronService {
     }
   }
 
-  /** Says that something failed that is tried again at each tick. It is said once, until it works. */
+  /** Warns that something failed that each tick tries again. It is said once, until it works. */
   #warnOnce(what: string, error: unknown): void {
-    if (!this.#problems.has(what)) warn(`cron: ${what}: ${error}. ${t("It is tried again.")}`);
-    this.#problems.add(what);
-  }
-
-  /** A run failed for a reason that is not its own. The next tick calls `beginAgain`. */
-  postpone(id: string, error: unknown, beginAgain: () => unknown): void {
-    this.#warnOnce(id, error);
-    this.#postponed.push(beginAgain);
+    if (!this.#failing.has(what)) warn(`cron: ${what}: ${error}. ${t("It is tried again.")}`);
+    this.#failing.add(what);
   }
 
   #beginIfDue(job: Job): void {
@@ -4835,7 +4828,7 @@ export class CronService {
     const now = this.#now();
     if (!job.enabled || state.due === undefined || state.due > now) return;
     if (!this.#begin(job, state.due)) return;
-    this.#problems.delete(job.id);
+    this.#failing.delete(job.id);
     // Only now, since the run is in a file, may its due time be replaced. The next one is after
     // `now` and not after `due`, so that one run makes up for all that a week of sleep missed
     // (coalescing).
@@ -4855,32 +4848,31 @@ export class CronService {
   stateOf(job: Job): JobState {
     const now = this.#now();
     const entry = JSON.stringify(job);
-    const known = this.#states.get(job.id);
-    const isNew = known?.entry !== entry;
-    const state: JobState = isNew ? { entry, since: now, errors: 0 } : known;
+    let state = this.#states.get(job.id);
+    if (state?.entry !== entry) {
+      const due = nextRun(job.schedule, now, now);
+      state = { entry, since: now, due, computedAt: now, errors: 0 };
+      this.#states.set(job.id, state);
+    }
     // If the clock was a day ahead and is put right, a due time that was computed meanwhile is a
     // day too late, so it is computed again. The new one may be a time whose run was answered
     // already; `begin` drops that run. We don't compute it at every look: if a run is due in the
-    // first pass of a repeated hour and we look only in the second, nextCron would go past it. A
-    // missing `computedAt` counts as "went back".
-    const clockWentBack = now < (state.computedAt ?? Infinity);
-    const isAhead = state.due !== undefined && state.due > now;
-    if (isNew || (clockWentBack && isAhead)) {
-      state.due = Math.min(state.due ?? Infinity, nextRun(job.schedule, now, state.since));
+    // first pass of a repeated hour and we look only in the second, nextCron would go past it.
+    if (state.due !== undefined && state.due > now && state.computedAt > now) {
+      state.due = nextRun(job.schedule, now, state.since);
       state.computedAt = now;
     }
-    this.#states.set(job.id, state);
     return state;
   }
 
   /**
-   * If the disk refuses, the next tick tries again. Should the program end before, a due time that
-   * is done would be due again, but `begin` drops a run that was answered.
+   * If the disk refuses, the next tick tries again. If the program ends before that, the file names
+   * a due time whose run has begun already. The next start begins it again, and `begin` drops it.
    */
   #save(): void {
     try {
       replaceFile(this.#stateFile, JSON.stringify(Object.fromEntries(this.#states)));
-      this.#problems.delete(this.#stateFile);
+      this.#failing.delete(this.#stateFile);
     } catch (error) {
       this.#warnOnce(this.#stateFile, error);
     }
@@ -4901,19 +4893,24 @@ export class CronService {
     return this.jobs;
   }
 
-  /** Counts the errors in a row. Gives a sentence for the owner if the job is off now, else "". */
+  /** A run failed for a reason that is not its own. The next tick calls `beginAgain`. */
+  postpone(id: string, error: unknown, beginAgain: () => unknown): void {
+    this.#warnOnce(id, error);
+    this.#postponed.push(beginAgain);
+  }
+
+  /** Notes how a run ended. Gives a sentence for the owner if the job is off now, else "". */
   report(id: string, error?: unknown): string {
     const state = this.#states.get(id);
     if (!state) return "";
-    this.#problems.delete(id);
+    this.#failing.delete(id);
     state.errors = error ? state.errors + 1 : 0;
     if (error) warn(`cron: ${id} failed, ${state.errors} in a row: ${error}`);
     if (state.errors >= MAX_ERRORS) state.due = undefined;
     this.#save();
-    // A job is off when it has no due time. One that runs only once lost its due time when it
-    // began, so the owner hears of its first error; of other jobs only after MAX_ERRORS.
-    const isOff = error && state.due === undefined;
-    if (!isOff) return "";
+    // A job without a due time is off. One that runs only once lost it when it began, so the owner
+    // hears of its first error, and of other jobs only after MAX_ERRORS.
+    if (!error || state.due !== undefined) return "";
     return t(
       `The job ${id} is off; errors in a row: ${state.errors}. Change its schedule to go on.`,
     );
@@ -4922,16 +4919,14 @@ export class CronService {
 
 // How a job is run.
 
-// What all messages that this program writes to itself have in common.
-const INTERNAL = { accountId: "local", senderId: "owner", isGroup: false, media: [] };
-
 /**
  * A message that the program writes to itself. `at`, in ms, is when a job was due or a heartbeat
  * began. It also makes the id unique.
  */
 function internalMessage(channel: string, peerId: string, text: string, at: number) {
   const id = `${channel}:${peerId}:${new Date(at).toISOString()}`;
-  return { ...INTERNAL, id, channel, peerId, text, at };
+  const sender = { accountId: "local", senderId: "owner", isGroup: false };
+  return { ...sender, id, channel, peerId, text, media: [], at };
 }
 
 /**
@@ -4944,7 +4939,7 @@ function enqueueJob(app: App, { id, payload, deliver }: Job, due: number): boole
   const isOfThisJob = ({ channel, peerId }: Routed) => channel === "cron" && peerId === id;
   if (app.inbox.pending().some(isOfThisJob)) return false;
   const isEvent = payload.kind === "system_event";
-  const text = (isEvent ? payload.text : payload.message) ?? "";
+  const text = isEvent ? payload.text : payload.message;
   const message = { ...internalMessage("cron", id, text, due), job: { isEvent, deliver } };
   // enqueue hands a message of the channel "cron" to runJob, in the queue "cron": one at a time.
   accept(app, message).done.catch((error) => warn(`cron: ${id}: ${error}`));
@@ -4967,28 +4962,20 @@ async function runJob(app: App, message: Routed, signal?: AbortSignal): Promise<
       return "";
     }
     const notice = app.cron.report(id, error);
-    // "!", because the id of the message itself must stay free for its answer (s08).
-    if (notice) await untilStored(() => tellOwner(app, `${message.id}!`, notice));
+    if (notice) await untilStored(() => tellOwner(app, noticeId(message), notice));
   }
-  if (answer) await untilStored(() => deliverAnswer(app, message, answer));
+  const place = message.job?.deliver ?? ownerPlace(app);
+  if (answer) await untilStored(() => sendTo(app, place, message.id, answer));
   await untilStored(() => app.inbox.acknowledge([message]));
   return answer;
 }
 
 /** Whether network, provider or disk failed. No job can help that, so none is switched off. */
 function isOutage(error: unknown): boolean {
+  if (!(error instanceof Anthropic.AnthropicError)) return isDiskError(error);
+  // What is wrong with the request itself would be just as wrong in another attempt.
   const isRefusal = error instanceof Anthropic.APIError && [400, 413, 422].includes(error.status);
-  return isDiskError(error) || (error instanceof Anthropic.AnthropicError && !isRefusal);
-}
-
-/** Sends what a job has to say. If that fails, the owner hears it. (From s08 on it waits instead.) */
-async function deliverAnswer(app: App, { id, peerId, job }: Routed, answer: string): Promise<void> {
-  const place = job?.deliver ?? ownerPlace(app);
-  const isSent = await sendTo(app, place, id, answer);
-  if (isSent) return;
-  const { channel, to } = place;
-  const words = t(`What ${peerId} says was not sent to ${channel} ${to}: ${answer}`);
-  await tellOwner(app, `${id}!`, words);
+  return !isRefusal;
 }
 
 const KEPT_RUNS = 20; // conversations of each job, and of the heartbeat, with the one that begins
@@ -5015,8 +5002,7 @@ async function runUnattended(app: App, sessionKey: string, options: MessageOptio
   const text = options.message.text.toWellFormed();
   const answer = await runTurn(session, text, { ...options, app });
   const last = session.messages.at(-1);
-  // A reply that was stopped, by Ctrl+C for example, has no reason of the model's own.
-  const reason = last?.stop_reason;
+  const reason = last?.stop_reason; // null if the reply was cut off, for example by Ctrl+C
   if (reason && reason !== "refusal") return answer;
   throw new Error(`the model gave no answer: ${reason || "stopped"}`);
 }
@@ -5040,7 +5026,7 @@ function rememberOwner(app: App, message: InboundMessage): void {
 
 const TERMINAL: Place = { channel: "cli", to: "owner" };
 
-/** The chat from which the owner wrote last. The terminal, if there is none that is still theirs. */
+/** The chat from which the owner wrote last; the terminal, if there is none that is theirs now. */
 function ownerPlace(app: App): Place {
   const { channel = "", to = "" }: Partial<Place> = readState(OWNER_FILE, PLACE_SCHEMA);
   // The settings may have changed since, so that the owner's chat is another one now.
@@ -5049,29 +5035,45 @@ function ownerPlace(app: App): Place {
 }
 
 /**
- * Tells the owner something, where they wrote last. Gives whether it was sent. The id is one that
- * no other text has: from s08 on, a text with the same id is sent only once.
+ * Tells the owner something, where they wrote last. The id is one that no other text has: from s08
+ * on, a text with the same id is sent only once.
  */
-export async function tellOwner(app: App, id: string, text: string): Promise<boolean> {
+export function tellOwner(app: App, id: string, text: string): Promise<void> {
   return sendTo(app, ownerPlace(app), id, text);
 }
 
-/** Sends a text that nobody waits for. Gives whether it was sent. */
-async function sendTo(app: App, place: Place, id: string, text: string): Promise<boolean> {
+/** Sends a text that nobody waits for. */
+async function sendTo(app: App, place: Place, id: string, text: string): Promise<void> {
   const { channel, to: peerId } = place;
-  if (channel !== "cli") return reply(app, { ...INTERNAL, id, channel, peerId, text, at: 0 }, text);
-  info(text); // not by the channel "cli", because with --serve there is only the log
-  return true;
+  // Not by the channel "cli", because with --serve there is only the log.
+  if (channel === "cli") info(text);
+  else await reply(app, { id, channel, peerId }, text);
 }
 
-function tellOwnerOfQuarantine(app: App, { id, channel, peerId }: Routed): void {
+/**
+ * The id of a notice about a message, for example that its turn failed. The message's own id stays
+ * free for its answer: if the turn is run again after a crash and succeeds, the answer would else
+ * be taken for a duplicate of the notice (s08).
+ */
+const noticeId = (message: InboundMessage) => `${message.id}!`;
+
+/**
+ * Tells an owner who is away what the log has said already, about something that went wrong in the
+ * chat `where`. It is not sent to that very chat. An owner at the terminal reads the log.
+ */
+function notifyOwner(app: App, id: string, text: string, where?: Place): void {
   const place = ownerPlace(app);
-  // Then the owner hears it as the person who wrote it, or from the log.
-  if (place === TERMINAL || (place.channel === channel && place.to === peerId)) return;
+  const isSameChat = place.channel === where?.channel && place.to === where.to;
+  if (place.channel === "cli" || isSameChat) return;
+  untilStored(() => sendTo(app, place, id, text)).catch((error) => warn(`${id}: ${error}`));
+}
+
+function tellOwnerOfQuarantine(app: App, message: Routed): void {
+  const { channel, peerId } = message;
   const text = t(
     `A message from ${channel} ${peerId} is in quarantine: /inbox retry tries it again.`,
   );
-  untilStored(() => tellOwner(app, `${id}!owner`, text)).catch((error) => warn(`${id}: ${error}`));
+  notifyOwner(app, `${noticeId(message)}owner`, text, { channel, to: peerId });
 }
 
 // The heartbeat.
@@ -5102,7 +5104,7 @@ function hasTasks(markdown: string): boolean {
   return lines.some((line) => !EMPTY_LINES.some((pattern) => pattern.test(line)));
 }
 
-const TOLD_SCHEMA = objectSchema({ text: STRING, ...ofType("number", "at") });
+const TOLD_SCHEMA = objectSchema({ ...ofType("string", "text"), ...ofType("number", "at") });
 
 /** Asks the agent from time to time whether something needs the owner. */
 export class HeartbeatRunner {
@@ -5163,8 +5165,8 @@ export class HeartbeatRunner {
     const reason = this.#reason(app, tasks, isForced);
     if (reason) return reason;
     this.#lastRun = at;
-    const ask = `${tasks}\n\nIf nothing needs the owner, answer HEARTBEAT_OK and nothing else.`;
-    const options = { message: internalMessage("heartbeat", "owner", ask, at), agent, signal };
+    const question = `${tasks}\n\nIf nothing needs the owner, answer HEARTBEAT_OK and nothing else.`;
+    const options = { message: internalMessage("heartbeat", "owner", question, at), agent, signal };
     return runExclusive("heartbeat", () => this.#ask(app, options)).catch((error) => {
       warn(`heartbeat: ${error}`);
       return "failed";
@@ -5182,8 +5184,7 @@ export class HeartbeatRunner {
     if (!text) return "ok";
     const told = { text: "", at: 0, ...readState(this.#file, TOLD_SCHEMA) };
     if (text === told.text && message.at - told.at < 24 * HOUR) return "duplicate";
-    const isSent = await tellOwner(app, message.id, text);
-    if (!isSent) return "not-sent"; // so the next heartbeat may say it again
+    await tellOwner(app, message.id, text);
     replaceFile(this.#file, JSON.stringify({ text, at: message.at }));
     return "delivered";
   }
@@ -5203,16 +5204,13 @@ const MAX_SLEEP = 60_000; // ms
  * fire at once.
  */
 function startTimer(app: App): void {
-  // Taken before the ticks, so what becomes due during them still has a wait above 0, and the timer
-  // fires for it at once.
-  const now = Date.now();
   let wait = MAX_SLEEP;
   try {
+    const now = Date.now(); // before the ticks: what becomes due during them is later than `now`
     app.cron.tick();
-    void app.heartbeat.tick(app);
-    // `heartbeat.tick` sets its next time before its first await, so `next()` is right already.
-    // What is due but could not begin has a wait of 0 or less. We leave it out, because the timer
-    // would fire again and again without a pause. The next look tries it again.
+    void app.heartbeat.tick(app); // sets its next time before its first await
+    // What was due and could not begin has a wait of 0 or less. With it the timer would fire again
+    // and again without a pause, so we leave it out, and the next look tries it again.
     const waits = [app.cron.next() - now, app.heartbeat.next() - now].filter((ms) => ms > 0);
     wait = Math.min(MAX_SLEEP, ...waits);
   } catch (error) {

@@ -24,7 +24,8 @@
 //           npx tsx sessions/en/s08_delivery.ts [--serve]      with your keys in .env
 // Left out on purpose: finding out whether a message arrived when the connection broke (it is sent
 // again), formatting (Markdown is sent as it is, so a code block may be cut in two), pictures,
-// deleting the ids of delivered messages.
+// deleting the ids of delivered messages, a command that makes sends fail (offline the platform
+// refuses them after `npm run practice -- fail telegram 500`).
 //
 // Regions: Configuration · Terminal · s01 The agent loop · s02 Tool use · s03 Sessions ·
 //          s04 Channels · s05 Gateway and routing · s06 Intelligence ·
@@ -1990,25 +1991,24 @@ const INVISIBLE = /^[\s\p{Cc}\p{Cf}\p{Default_Ignorable_Code_Point}\u2800]*$/u;
 /** Whether a person sees anything of a text. No platform takes one of which they would not. */
 const canBeSeen = (text: string) => !INVISIBLE.test(text);
 
+/** What `reply` has to know of the message that is answered. */
+type Answered = Pick<InboundMessage, "id" | "channel" | "peerId">;
+
 /**
  * Puts the answer into the delivery queue, in chunks that the platform takes; when it returns, they
- * are on disk. It is idempotent, because the same answer after a crash has the same ids. What is for
- * a channel that is not set up in this run waits for a run in which it is.
+ * are on disk. It is idempotent, because the same answer after a crash has the same ids. What is
+ * for a channel that is not set up in this run waits for a run in which it is.
  */
-export async function reply(app: App, { id, channel, peerId: to }: InboundMessage, answer: string) {
+export async function reply(app: App, { id, channel, peerId: to }: Answered, answer: string) {
   const target = app.channels.get(channel);
   const text = canBeSeen(answer) ? answer.trim() : t("(There is nothing to say.)");
   // Whoever sees a reply while it is made sits in front of it, so nothing has to wait in a queue.
-  if (target?.stream) {
-    await target.send(to, text);
-    return true;
-  }
+  if (target?.stream) return target.send(to, text);
   if (!target) warn(`${id}: not sent yet: the channel ${channel} is not set up`);
   for (const [part, piece] of chunkMessage(text, target?.limit ?? COMMON_LIMIT).entries()) {
     app.queue.add(newDelivery(`${id}#${part}`, { channel, to, text: piece }));
   }
   app.delivery.wake(recipientOf({ channel, to }));
-  return true;
 }
 
 // -- 2 · Nothing lost --
@@ -2409,7 +2409,7 @@ export async function handle(app: App, parts: Routed[], signal?: AbortSignal): P
     if (message.channel === "cli") throw error; // the terminal shows it
     warn(`${message.sessionKey}: ${error}`);
     answer = t("I could not answer that. Try again in a moment, or begin anew with /new.");
-    answered = { ...message, id: failureReplyId(message.id) };
+    answered = { ...message, id: noticeId(message) };
   }
   // A channel that streams has shown the answer already.
   if (!channel?.stream) await untilStored(() => reply(app, answered, answer));
@@ -3160,7 +3160,7 @@ export class FeishuChannel implements Channel {
   }
 
   async send(to: string, text: string): Promise<void> {
-    // Feishu would make a mention of "<at user_id="all">", which the model must not be able to write.
+    // Feishu would make a mention of <at user_id="all">, which the model must not be able to write.
     const content = JSON.stringify({ text: text.replace(/<(?=\/?at\b)/gi, "< ") });
     const message = { msg_type: "text", content };
     let answer = await this.#postMessage(to, message);
@@ -4354,7 +4354,7 @@ function factsIn(content: string): string[] {
   return lines.filter(isFact);
 }
 
-/** Whether a line says something. A heading, an HTML tag and a field left empty ("Name:") do not. */
+/** Whether a line says something. A heading, an HTML tag and an empty field ("Name:") do not. */
 function isFact(line: string): boolean {
   const words = line.trimEnd();
   const isHeading = words.startsWith("#");
@@ -4515,7 +4515,7 @@ export interface Job {
   name?: string;
   enabled: boolean;
   schedule: Schedule;
-  payload: { kind: "agent_turn" | "system_event"; message?: string; text?: string };
+  payload: { kind: "agent_turn"; message: string } | { kind: "system_event"; text: string };
   deliver?: Place;
   deleteAfterRun?: boolean;
 }
@@ -4593,33 +4593,33 @@ export class ActiveTurns extends Set<Promise<unknown>> {
 
 // What CRON.json may contain.
 
-const STRING = { type: "string" };
-const BOOLEAN = { type: "boolean" };
-const OBJECT = { type: "object" };
-
 // Where a job can speak. A channel that is not set up in this run is no mistake, but a name that no
 // channel has is one: "Telegram" or "telgram" would reach nobody. To add a channel, add its name.
 const PLACE_CHANNEL = { type: "string", enum: ["cli", "telegram", "feishu"] };
-const PLACE_SCHEMA = objectSchema({ channel: PLACE_CHANNEL, to: STRING });
+const PLACE_SCHEMA = objectSchema({ channel: PLACE_CHANNEL, ...ofType("string", "to") });
 
-const JOB_REQUIRED = { id: STRING, enabled: BOOLEAN, schedule: OBJECT, payload: OBJECT };
-const JOB_OPTIONAL = { name: STRING, deliver: OBJECT, deleteAfterRun: BOOLEAN };
-const JOB_SCHEMA = objectSchema({ ...JOB_REQUIRED, ...JOB_OPTIONAL }, Object.keys(JOB_OPTIONAL));
+const JOB_FIELDS = {
+  ...ofType("string", "id", "name"),
+  ...ofType("boolean", "enabled", "deleteAfterRun"),
+  ...ofType("object", "schedule", "payload", "deliver"),
+};
+const JOB_SCHEMA = objectSchema(JOB_FIELDS, ["name", "deleteAfterRun", "deliver"]);
 
 type SchemasByKind = Map<unknown, Anthropic.Tool.InputSchema>;
 
 // To add a kind of schedule: an entry here, one in the type `Schedule`, and its case in `nextRun`.
 // Both tables are a Map, because an object would also have an entry for the kind "constructor".
+const INTERVAL_FIELDS = { ...ofType("number", "everySeconds"), ...ofType("string", "anchor") };
 const SCHEDULE_SCHEMAS: SchemasByKind = new Map([
-  ["at", objectSchema({ at: STRING })],
-  ["every", objectSchema({ everySeconds: { type: "number" }, anchor: STRING }, ["anchor"])],
-  ["cron", objectSchema({ expr: STRING, tz: STRING }, ["tz"])],
+  ["at", objectSchema(ofType("string", "at"))],
+  ["every", objectSchema(INTERVAL_FIELDS, ["anchor"])],
+  ["cron", objectSchema(ofType("string", "expr", "tz"), ["tz"])],
 ]);
 
 // To add a kind of payload: an entry here, one in the interface `Job`, and its case in `answerJob`.
 const PAYLOAD_SCHEMAS: SchemasByKind = new Map([
-  ["agent_turn", objectSchema({ message: STRING })],
-  ["system_event", objectSchema({ text: STRING })],
+  ["agent_turn", objectSchema(ofType("string", "message"))],
+  ["system_event", objectSchema(ofType("string", "text"))],
 ]);
 
 /** Gives the job. Throws, naming the field, unless it is one that can be run. */
@@ -4631,15 +4631,15 @@ function checkJob(raw: unknown): Job {
   // The id becomes a part of the session key, and so of a folder's name.
   const isName = /^[a-z\d_-]{1,64}$/.test(job.id);
   if (!isName) throw new Error("id: a to z, 0 to 9, - and _, at most 64");
-  // A schedule of the right shape may still make no sense, for example the 30th of February. Then
-  // this throws; the time itself is not needed here.
+  // A schedule of the right shape may still make no sense, for example the 30th of February. To
+  // find out, we ask for a due time, which throws then. Which time it gives does not matter.
   nextRun(job.schedule, 0, 0);
   return job;
 }
 
 /** Throws unless `value` has a `kind` that there is, and the fields which that kind requires. */
 function checkKind(part: string, schemas: SchemasByKind, value: { kind: string } | null): void {
-  const schema = schemas.get(value?.kind);
+  const schema = schemas.get(value?.kind); // null is of type "object" too, so it gets here
   if (!schema) throw new Error(`${part}.kind: there is no ${value?.kind}`);
   checkInput(schema, value);
 }
@@ -4703,12 +4703,14 @@ function nextInterval({ everySeconds, anchor }: Interval, now: number, since: nu
   if (!(step >= 1000 && step <= 1e12)) throw new Error("everySeconds must be from 1 to 1e9");
   const start = anchor === undefined ? since : parseTime(anchor);
   const steps = Math.floor((now - start) / step) + 1;
-  // An anchor in the future is the first time. But `since` is in the future only if the clock was
-  // put back, and then the job must not wait until the clock has caught up. (Less than a step in
-  // the future, `steps` is 0, and the last line gives `start` as well.)
-  if (anchor !== undefined && steps < 0) return start;
+  // An anchor in the future is the first due time. But `since` is in the future only if the clock
+  // was put back, and then the job must not wait until the clock has caught up.
+  if (anchor !== undefined && start > now) return start;
   return start + steps * step;
 }
+
+/** From an instant to what a clock on the wall shows then, both in ms. */
+type WallClock = (instant: number) => number;
 
 // Daylight saving time (DST) makes a local time ambiguous. In Berlin on 2027-03-28 the clocks go
 // from 02:00 to 03:00, so 02:30 does not exist that day. On 2027-10-31 they go from 03:00 back to
@@ -4724,17 +4726,17 @@ function nextCron(expr: string, timeZone: string | undefined, now: number): numb
   const lastSecond = now - (now % 1000);
   const wallTimes = CronExpressionParser.parse(expr, { currentDate: wallNow, tz: "UTC" });
   const isHourly = wallTimes.fields.hour.values.length === 24; // not "*/3", for example
+  // An hourly job also runs in the second pass of a repeated hour. So if its next wall time is at
+  // most an hour away, it waits that long. For example, at 02:30 of the first pass the next wall
+  // time is 03:00, in 30 minutes. By then the clock has been put back and shows 02:00, which is the
+  // hourly run of the second pass. All other jobs run in the first pass alone: at 02:15 of the
+  // second pass the next wall time is 02:30, for which instantOf gives the 02:30 of the first pass.
+  // That is past, so the loop goes on to the next wall time.
   let due: number;
   do {
     const wallTime = wallTimes.next().getTime();
     const wait = wallTime - wallNow;
-    // An hourly job also runs in the second pass of a repeated hour. So if its next wall time is at
-    // most an hour away, it waits that long. For example, at 02:30 of the first pass the next wall
-    // time is 03:00, in 30 minutes. Then the clock is put back and shows 02:00, which is the hourly
-    // run of the second pass. All other jobs run in the first pass alone.
     due = isHourly && wait <= HOUR ? lastSecond + wait : instantOf(wallTime, wallClock);
-    // For those others, `due` can be past: at 02:15 of the second pass the next wall time is 02:30,
-    // but instantOf gives the 02:30 of the first pass. Then we go on to the next wall time.
   } while (due <= now);
   return due;
 }
@@ -4746,9 +4748,6 @@ function checkFields(expr: string): void {
   const isSupported = (fields.length === 5 || fields.length === 6) && !/\bH\b/.test(expr);
   if (!isSupported) throw new Error(`expr: "${expr}" has not the 5 fields of cron`);
 }
-
-/** From an instant to what a clock on the wall shows then, both in ms. */
-type WallClock = (instant: number) => number;
 
 /** The instant, in ms, at which a clock on the wall shows `wallTime`. */
 function instantOf(wallTime: number, wallClock: WallClock): number {
@@ -4773,14 +4772,14 @@ interface JobState {
   entry: string; // the job as JSON; a job whose entry changes starts afresh
   since: number; // when this entry was first seen
   due?: number; // missing if the job will not run again
-  computedAt?: number; // the time from which `due` was computed
+  computedAt: number; // when `due` was computed
   errors: number; // in a row
 }
 
 const MAX_ERRORS = 5;
 
 // Somebody may have edited the file. A job with {"due":"soon"} would never run, so such a state is
-// dropped.
+// dropped, and the job starts afresh.
 const isJobState = (state: JobState | null) =>
   typeof state?.entry === "string" && (state.due === undefined || state.due >= 0);
 
@@ -4794,7 +4793,7 @@ export class CronService {
   readonly #now: () => number;
   #modified: number | undefined; // what modifiedAt gave when the file was last read
   #postponed: (() => unknown)[] = []; // runs that the next tick begins again
-  readonly #problems = new Set<string>(); // what was said and is not over
+  readonly #failing = new Set<string>(); // jobs and files of which the owner was warned
 
   /**
    * `begin` is told of each due run. True: the run is in the inbox now, or it was answered before
@@ -4811,7 +4810,7 @@ export class CronService {
 
   /** Begins each run that is due. A job that can't be begun does not stop the others. */
   tick(): void {
-    if (this.#problems.has(this.#stateFile)) this.#save();
+    if (this.#failing.has(this.#stateFile)) this.#save();
     for (const beginAgain of this.#postponed.splice(0)) beginAgain();
     for (const job of this.read()) {
       try {
@@ -4822,16 +4821,10 @@ export class CronService {
     }
   }
 
-  /** Says that something failed that is tried again at each tick. It is said once, until it works. */
+  /** Warns that something failed that each tick tries again. It is said once, until it works. */
   #warnOnce(what: string, error: unknown): void {
-    if (!this.#problems.has(what)) warn(`cron: ${what}: ${error}. ${t("It is tried again.")}`);
-    this.#problems.add(what);
-  }
-
-  /** A run failed for a reason that is not its own. The next tick calls `beginAgain`. */
-  postpone(id: string, error: unknown, beginAgain: () => unknown): void {
-    this.#warnOnce(id, error);
-    this.#postponed.push(beginAgain);
+    if (!this.#failing.has(what)) warn(`cron: ${what}: ${error}. ${t("It is tried again.")}`);
+    this.#failing.add(what);
   }
 
   #beginIfDue(job: Job): void {
@@ -4839,7 +4832,7 @@ export class CronService {
     const now = this.#now();
     if (!job.enabled || state.due === undefined || state.due > now) return;
     if (!this.#begin(job, state.due)) return;
-    this.#problems.delete(job.id);
+    this.#failing.delete(job.id);
     // Only now, since the run is in a file, may its due time be replaced. The next one is after
     // `now` and not after `due`, so that one run makes up for all that a week of sleep missed
     // (coalescing).
@@ -4859,32 +4852,31 @@ export class CronService {
   stateOf(job: Job): JobState {
     const now = this.#now();
     const entry = JSON.stringify(job);
-    const known = this.#states.get(job.id);
-    const isNew = known?.entry !== entry;
-    const state: JobState = isNew ? { entry, since: now, errors: 0 } : known;
+    let state = this.#states.get(job.id);
+    if (state?.entry !== entry) {
+      const due = nextRun(job.schedule, now, now);
+      state = { entry, since: now, due, computedAt: now, errors: 0 };
+      this.#states.set(job.id, state);
+    }
     // If the clock was a day ahead and is put right, a due time that was computed meanwhile is a
     // day too late, so it is computed again. The new one may be a time whose run was answered
     // already; `begin` drops that run. We don't compute it at every look: if a run is due in the
-    // first pass of a repeated hour and we look only in the second, nextCron would go past it. A
-    // missing `computedAt` counts as "went back".
-    const clockWentBack = now < (state.computedAt ?? Infinity);
-    const isAhead = state.due !== undefined && state.due > now;
-    if (isNew || (clockWentBack && isAhead)) {
-      state.due = Math.min(state.due ?? Infinity, nextRun(job.schedule, now, state.since));
+    // first pass of a repeated hour and we look only in the second, nextCron would go past it.
+    if (state.due !== undefined && state.due > now && state.computedAt > now) {
+      state.due = nextRun(job.schedule, now, state.since);
       state.computedAt = now;
     }
-    this.#states.set(job.id, state);
     return state;
   }
 
   /**
-   * If the disk refuses, the next tick tries again. Should the program end before, a due time that
-   * is done would be due again, but `begin` drops a run that was answered.
+   * If the disk refuses, the next tick tries again. If the program ends before that, the file names
+   * a due time whose run has begun already. The next start begins it again, and `begin` drops it.
    */
   #save(): void {
     try {
       replaceFile(this.#stateFile, JSON.stringify(Object.fromEntries(this.#states)));
-      this.#problems.delete(this.#stateFile);
+      this.#failing.delete(this.#stateFile);
     } catch (error) {
       this.#warnOnce(this.#stateFile, error);
     }
@@ -4905,19 +4897,24 @@ export class CronService {
     return this.jobs;
   }
 
-  /** Counts the errors in a row. Gives a sentence for the owner if the job is off now, else "". */
+  /** A run failed for a reason that is not its own. The next tick calls `beginAgain`. */
+  postpone(id: string, error: unknown, beginAgain: () => unknown): void {
+    this.#warnOnce(id, error);
+    this.#postponed.push(beginAgain);
+  }
+
+  /** Notes how a run ended. Gives a sentence for the owner if the job is off now, else "". */
   report(id: string, error?: unknown): string {
     const state = this.#states.get(id);
     if (!state) return "";
-    this.#problems.delete(id);
+    this.#failing.delete(id);
     state.errors = error ? state.errors + 1 : 0;
     if (error) warn(`cron: ${id} failed, ${state.errors} in a row: ${error}`);
     if (state.errors >= MAX_ERRORS) state.due = undefined;
     this.#save();
-    // A job is off when it has no due time. One that runs only once lost its due time when it
-    // began, so the owner hears of its first error; of other jobs only after MAX_ERRORS.
-    const isOff = error && state.due === undefined;
-    if (!isOff) return "";
+    // A job without a due time is off. One that runs only once lost it when it began, so the owner
+    // hears of its first error, and of other jobs only after MAX_ERRORS.
+    if (!error || state.due !== undefined) return "";
     return t(
       `The job ${id} is off; errors in a row: ${state.errors}. Change its schedule to go on.`,
     );
@@ -4926,16 +4923,14 @@ export class CronService {
 
 // How a job is run.
 
-// What all messages that this program writes to itself have in common.
-const INTERNAL = { accountId: "local", senderId: "owner", isGroup: false, media: [] };
-
 /**
  * A message that the program writes to itself. `at`, in ms, is when a job was due or a heartbeat
  * began. It also makes the id unique.
  */
 function internalMessage(channel: string, peerId: string, text: string, at: number) {
   const id = `${channel}:${peerId}:${new Date(at).toISOString()}`;
-  return { ...INTERNAL, id, channel, peerId, text, at };
+  const sender = { accountId: "local", senderId: "owner", isGroup: false };
+  return { ...sender, id, channel, peerId, text, media: [], at };
 }
 
 /**
@@ -4948,7 +4943,7 @@ function enqueueJob(app: App, { id, payload, deliver }: Job, due: number): boole
   const isOfThisJob = ({ channel, peerId }: Routed) => channel === "cron" && peerId === id;
   if (app.inbox.pending().some(isOfThisJob)) return false;
   const isEvent = payload.kind === "system_event";
-  const text = (isEvent ? payload.text : payload.message) ?? "";
+  const text = isEvent ? payload.text : payload.message;
   const message = { ...internalMessage("cron", id, text, due), job: { isEvent, deliver } };
   // enqueue hands a message of the channel "cron" to runJob, in the queue "cron": one at a time.
   accept(app, message).done.catch((error) => warn(`cron: ${id}: ${error}`));
@@ -4971,28 +4966,20 @@ async function runJob(app: App, message: Routed, signal?: AbortSignal): Promise<
       return "";
     }
     const notice = app.cron.report(id, error);
-    // "!", because the id of the message itself must stay free for its answer (s08).
-    if (notice) await untilStored(() => tellOwner(app, `${message.id}!`, notice));
+    if (notice) await untilStored(() => tellOwner(app, noticeId(message), notice));
   }
-  if (answer) await untilStored(() => deliverAnswer(app, message, answer));
+  const place = message.job?.deliver ?? ownerPlace(app);
+  if (answer) await untilStored(() => sendTo(app, place, message.id, answer));
   await untilStored(() => app.inbox.acknowledge([message]));
   return answer;
 }
 
 /** Whether network, provider or disk failed. No job can help that, so none is switched off. */
 function isOutage(error: unknown): boolean {
+  if (!(error instanceof Anthropic.AnthropicError)) return isDiskError(error);
+  // What is wrong with the request itself would be just as wrong in another attempt.
   const isRefusal = error instanceof Anthropic.APIError && [400, 413, 422].includes(error.status);
-  return isDiskError(error) || (error instanceof Anthropic.AnthropicError && !isRefusal);
-}
-
-/** Sends what a job has to say. If that fails, the owner hears it. (From s08 on it waits instead.) */
-async function deliverAnswer(app: App, { id, peerId, job }: Routed, answer: string): Promise<void> {
-  const place = job?.deliver ?? ownerPlace(app);
-  const isSent = await sendTo(app, place, id, answer);
-  if (isSent) return;
-  const { channel, to } = place;
-  const words = t(`What ${peerId} says was not sent to ${channel} ${to}: ${answer}`);
-  await tellOwner(app, `${id}!`, words);
+  return !isRefusal;
 }
 
 const KEPT_RUNS = 20; // conversations of each job, and of the heartbeat, with the one that begins
@@ -5019,8 +5006,7 @@ async function runUnattended(app: App, sessionKey: string, options: MessageOptio
   const text = options.message.text.toWellFormed();
   const answer = await runTurn(session, text, { ...options, app });
   const last = session.messages.at(-1);
-  // A reply that was stopped, by Ctrl+C for example, has no reason of the model's own.
-  const reason = last?.stop_reason;
+  const reason = last?.stop_reason; // null if the reply was cut off, for example by Ctrl+C
   if (reason && reason !== "refusal") return answer;
   throw new Error(`the model gave no answer: ${reason || "stopped"}`);
 }
@@ -5044,7 +5030,7 @@ function rememberOwner(app: App, message: InboundMessage): void {
 
 const TERMINAL: Place = { channel: "cli", to: "owner" };
 
-/** The chat from which the owner wrote last. The terminal, if there is none that is still theirs. */
+/** The chat from which the owner wrote last; the terminal, if there is none that is theirs now. */
 function ownerPlace(app: App): Place {
   const { channel = "", to = "" }: Partial<Place> = readState(OWNER_FILE, PLACE_SCHEMA);
   // The settings may have changed since, so that the owner's chat is another one now.
@@ -5053,29 +5039,45 @@ function ownerPlace(app: App): Place {
 }
 
 /**
- * Tells the owner something, where they wrote last. Gives whether it was sent. The id is one that
- * no other text has: from s08 on, a text with the same id is sent only once.
+ * Tells the owner something, where they wrote last. The id is one that no other text has: from s08
+ * on, a text with the same id is sent only once.
  */
-export async function tellOwner(app: App, id: string, text: string): Promise<boolean> {
+export function tellOwner(app: App, id: string, text: string): Promise<void> {
   return sendTo(app, ownerPlace(app), id, text);
 }
 
-/** Sends a text that nobody waits for. Gives whether it was sent. */
-async function sendTo(app: App, place: Place, id: string, text: string): Promise<boolean> {
+/** Sends a text that nobody waits for. */
+async function sendTo(app: App, place: Place, id: string, text: string): Promise<void> {
   const { channel, to: peerId } = place;
-  if (channel !== "cli") return reply(app, { ...INTERNAL, id, channel, peerId, text, at: 0 }, text);
-  info(text); // not by the channel "cli", because with --serve there is only the log
-  return true;
+  // Not by the channel "cli", because with --serve there is only the log.
+  if (channel === "cli") info(text);
+  else await reply(app, { id, channel, peerId }, text);
 }
 
-function tellOwnerOfQuarantine(app: App, { id, channel, peerId }: Routed): void {
+/**
+ * The id of a notice about a message, for example that its turn failed. The message's own id stays
+ * free for its answer: if the turn is run again after a crash and succeeds, the answer would else
+ * be taken for a duplicate of the notice (s08).
+ */
+const noticeId = (message: InboundMessage) => `${message.id}!`;
+
+/**
+ * Tells an owner who is away what the log has said already, about something that went wrong in the
+ * chat `where`. It is not sent to that very chat. An owner at the terminal reads the log.
+ */
+function notifyOwner(app: App, id: string, text: string, where?: Place): void {
   const place = ownerPlace(app);
-  // Then the owner hears it as the person who wrote it, or from the log.
-  if (place === TERMINAL || (place.channel === channel && place.to === peerId)) return;
+  const isSameChat = place.channel === where?.channel && place.to === where.to;
+  if (place.channel === "cli" || isSameChat) return;
+  untilStored(() => sendTo(app, place, id, text)).catch((error) => warn(`${id}: ${error}`));
+}
+
+function tellOwnerOfQuarantine(app: App, message: Routed): void {
+  const { channel, peerId } = message;
   const text = t(
     `A message from ${channel} ${peerId} is in quarantine: /inbox retry tries it again.`,
   );
-  untilStored(() => tellOwner(app, `${id}!owner`, text)).catch((error) => warn(`${id}: ${error}`));
+  notifyOwner(app, `${noticeId(message)}owner`, text, { channel, to: peerId });
 }
 
 // The heartbeat.
@@ -5106,7 +5108,7 @@ function hasTasks(markdown: string): boolean {
   return lines.some((line) => !EMPTY_LINES.some((pattern) => pattern.test(line)));
 }
 
-const TOLD_SCHEMA = objectSchema({ text: STRING, ...ofType("number", "at") });
+const TOLD_SCHEMA = objectSchema({ ...ofType("string", "text"), ...ofType("number", "at") });
 
 /** Asks the agent from time to time whether something needs the owner. */
 export class HeartbeatRunner {
@@ -5167,8 +5169,8 @@ export class HeartbeatRunner {
     const reason = this.#reason(app, tasks, isForced);
     if (reason) return reason;
     this.#lastRun = at;
-    const ask = `${tasks}\n\nIf nothing needs the owner, answer HEARTBEAT_OK and nothing else.`;
-    const options = { message: internalMessage("heartbeat", "owner", ask, at), agent, signal };
+    const question = `${tasks}\n\nIf nothing needs the owner, answer HEARTBEAT_OK and nothing else.`;
+    const options = { message: internalMessage("heartbeat", "owner", question, at), agent, signal };
     return runExclusive("heartbeat", () => this.#ask(app, options)).catch((error) => {
       warn(`heartbeat: ${error}`);
       return "failed";
@@ -5186,8 +5188,7 @@ export class HeartbeatRunner {
     if (!text) return "ok";
     const told = { text: "", at: 0, ...readState(this.#file, TOLD_SCHEMA) };
     if (text === told.text && message.at - told.at < 24 * HOUR) return "duplicate";
-    const isSent = await tellOwner(app, message.id, text);
-    if (!isSent) return "not-sent"; // so the next heartbeat may say it again
+    await tellOwner(app, message.id, text);
     replaceFile(this.#file, JSON.stringify({ text, at: message.at }));
     return "delivered";
   }
@@ -5207,16 +5208,13 @@ const MAX_SLEEP = 60_000; // ms
  * fire at once.
  */
 function startTimer(app: App): void {
-  // Taken before the ticks, so what becomes due during them still has a wait above 0, and the timer
-  // fires for it at once.
-  const now = Date.now();
   let wait = MAX_SLEEP;
   try {
+    const now = Date.now(); // before the ticks: what becomes due during them is later than `now`
     app.cron.tick();
-    void app.heartbeat.tick(app);
-    // `heartbeat.tick` sets its next time before its first await, so `next()` is right already.
-    // What is due but could not begin has a wait of 0 or less. We leave it out, because the timer
-    // would fire again and again without a pause. The next look tries it again.
+    void app.heartbeat.tick(app); // sets its next time before its first await
+    // What was due and could not begin has a wait of 0 or less. With it the timer would fire again
+    // and again without a pause, so we leave it out, and the next look tries it again.
     const waits = [app.cron.next() - now, app.heartbeat.next() - now].filter((ms) => ms > 0);
     wait = Math.min(MAX_SLEEP, ...waits);
   } catch (error) {
@@ -5281,7 +5279,6 @@ export interface Delivery {
 export interface App {
   queue: DeliveryQueue;
   delivery: DeliveryRunner;
-  simulatedFailures: SimulatedFailures;
 }
 
 const DELIVERY = objectSchema({
@@ -5289,31 +5286,16 @@ const DELIVERY = objectSchema({
   ...ofType("integer", "enqueuedAt", "nextAttemptAt", "failures", "unfinished"),
 });
 
-type Content = Pick<Delivery, "channel" | "to" | "text">;
+type Content = Place & { text: string };
 
-/** A delivery that is due at once. */
+/** A delivery that is due at once. Of a dead letter that is tried again, only the content stays. */
 function newDelivery(id: string, { channel, to, text }: Content, now = Date.now()): Delivery {
-  return {
-    id,
-    channel,
-    to,
-    text,
-    enqueuedAt: now,
-    nextAttemptAt: now,
-    failures: 0,
-    unfinished: 0,
-  };
+  const times = { enqueuedAt: now, nextAttemptAt: now };
+  return { id, channel, to, text, ...times, failures: 0, unfinished: 0 };
 }
 
-/**
- * The id under which a person is told that a turn failed. The parts of a reply have the ids
- * `<message>#<n>`, and those of this notice `<message>!#<n>`. If the turn is run again after a
- * crash and succeeds, its answer is then not taken for a duplicate of the notice.
- */
-const failureReplyId = (messageId: string) => `${messageId}!`;
-
 // The key of `waiting`.
-const recipientOf = ({ channel, to }: Omit<Content, "text">) => `${channel} ${to}`;
+const recipientOf = ({ channel, to }: Place) => `${channel} ${to}`;
 const replyOf = ({ id }: Delivery) => id.replace(/#\d+$/, ""); // the same for all parts of a reply
 
 /**
@@ -5350,8 +5332,8 @@ export class DeliveryQueue extends Spool<Delivery> {
   #unlist(delivery: Delivery): void {
     const recipient = recipientOf(delivery);
     const queued = this.waiting.get(recipient) ?? [];
-    const place = queued.indexOf(delivery); // most often 0
-    if (place >= 0) queued.splice(place, 1);
+    const index = queued.indexOf(delivery);
+    if (index >= 0) queued.splice(index, 1);
     if (queued.length === 0) this.waiting.delete(recipient);
   }
 
@@ -5426,7 +5408,7 @@ const COMMON_LIMIT = 4_000; // units that every platform takes, also one that is
 // One entry for each retry: how many seconds it comes after the failure before it. All later ones
 // come after the last of these times, until the delivery expires.
 const BACKOFF = [5, 25, 120, 600, 1800];
-const EXPIRES = 24 * 3600 * 1000; // ms; an older reply would only puzzle people
+const EXPIRES = 24 * HOUR; // an older reply would only puzzle people
 const MAX_REFUSALS = 5; // failures after which a refusal that we don't know counts as permanent
 
 /** Jitter: up to a quarter longer, so that not all deliveries are tried in the same second. */
@@ -5441,59 +5423,18 @@ function backoff(failures: number, retryAfter = 0): number {
   return Math.ceil(Math.max(withJitter(seconds), retryAfter));
 }
 
-/** When a delivery has to be looked at next, in ms: for its next attempt, or when it expires. */
-function dueAt(delivery: Delivery, now: number): number {
-  // It was enqueued in the future, so somebody has put the clock back, and its times mean nothing.
-  // It gets new ones: it is tried now, and if that fails, again after the usual waits.
-  if (delivery.enqueuedAt > now) Object.assign(delivery, { enqueuedAt: now, nextAttemptAt: now });
-  // If it expires before its next attempt, it is given up then, and what is behind it goes on. (+
-  // 1, because only what is older than EXPIRES is given up.)
-  return Math.min(delivery.nextAttemptAt, delivery.enqueuedAt + EXPIRES + 1);
-}
-
-/**
- * The kinds of failure that can be simulated. To add one, push its name, and call `take` with it
- * where such a failure is to happen, as s09 does.
- */
-const SIMULATED_KINDS = ["delivery"];
-
-/** Failures that somebody ordered, to see what the program does about them. */
-export class SimulatedFailures {
-  readonly #left = new Map<string, number>(); // by kind
-
-  /** From now on the next `times` attempts of a kind fail. */
-  order(kind: string, times: number): void {
-    this.#left.set(kind, times);
-  }
-
-  /** Whether this attempt is to fail, which uses up one of those that were ordered. */
-  take(kind: string): boolean {
-    const left = this.#left.get(kind) ?? 0;
-    if (left === 0) return false;
-    this.#left.set(kind, left - 1);
-    return true;
-  }
-}
-
 /** Sends what is in the queue: in order for each recipient, and side by side for different ones. */
 export class DeliveryRunner {
   readonly stats = { sent: 0, retried: 0, failed: 0 };
   onDeadLetter = (_first: Delivery): void => {}; // called once for each reply that is given up
   #queue: DeliveryQueue;
   #channels: ChannelManager;
-  #simulated: SimulatedFailures;
   #now: () => number;
   #timers = new Map<string, NodeJS.Timeout>(); // by recipient
 
-  constructor(
-    queue: DeliveryQueue,
-    channels: ChannelManager,
-    simulated: SimulatedFailures,
-    now = Date.now,
-  ) {
+  constructor(queue: DeliveryQueue, channels: ChannelManager, now = Date.now) {
     this.#queue = queue;
     this.#channels = channels;
-    this.#simulated = simulated;
     this.#now = now;
   }
 
@@ -5540,7 +5481,12 @@ export class DeliveryRunner {
     let first = this.#firstFor(recipient);
     while (first) {
       const now = this.#now();
-      const wait = dueAt(first, now) - now;
+      // It was enqueued in the future, so somebody has put the clock back, and its times mean
+      // nothing. It is tried now, and if that fails, again after the usual waits.
+      if (first.enqueuedAt > now) Object.assign(first, { enqueuedAt: now, nextAttemptAt: now });
+      // If it expires before its next attempt, it is given up then, and what is behind it goes on.
+      // One ms later, because after 24 hours sharp it may still be sent.
+      const wait = Math.min(first.nextAttemptAt, first.enqueuedAt + EXPIRES + 1) - now;
       if (wait > 0) return this.#wakeLater(recipient, wait);
       await this.#process(first);
       first = this.#firstFor(recipient);
@@ -5574,7 +5520,6 @@ export class DeliveryRunner {
     await untilStored(() => this.#queue.save(delivery));
     const target = this.#channels.get(channel);
     if (!target) return new SendError("no channel", false);
-    if (this.#simulated.take("delivery")) return new SendError("simulated", false);
     try {
       await target.send(to, text);
       return undefined;
@@ -5626,7 +5571,7 @@ export function chunkMessage(text: string, limit: number): string[] {
     if (canBeSeen(piece)) chunks.push(piece.trimEnd());
     // Between two messages nobody needs empty lines, nor the space at which a line was cut. But the
     // spaces at the beginning of a line are its indentation.
-    const gap = piece.endsWith("\n") ? /^\s*\n/ : /^\s*\n|^ /;
+    const gap = piece.endsWith("\n") ? /^\s*\n/ : /^(\s*\n| )/;
     rest = rest.slice(size).replace(gap, "");
   }
   return chunks;
@@ -5636,7 +5581,6 @@ export function chunkMessage(text: string, limit: number): string[] {
 const BOUNDARIES = [/\n\s*\n/g, /\n/g, /[.!?](?=\s)|[。！？…]/g, /\s/g];
 const GRAPHEMES = new Intl.Segmenter("und", { granularity: "grapheme" });
 const MAX_CLUSTER = 50; // units; no grapheme cluster that we expect is longer
-const SURROGATE_PAIR = 2; // units of a character that does not fit into one
 
 /** How much of a text to take: at most `room` units, but at least one character. */
 function cutAt(text: string, room: number): number {
@@ -5659,22 +5603,15 @@ function cutBetweenGraphemes(text: string, room: number): number {
   // One cluster fills all the room, so it has to be cut, but not between two halves of a character.
   const endsInHalf = /[\ud800-\udbff]$/.test(text.slice(0, room));
   if (!endsInHalf) return room;
-  return room > 1 ? room - 1 : SURROGATE_PAIR;
+  return room > 1 ? room - 1 : 2; // the two halves of a character
 }
 
-/** Tells the owner, once, that a reply was given up. In the terminal the log has said it. */
-async function tellOwnerOfDeadLetter(app: App, letter: Delivery): Promise<void> {
+/** Tells the owner, once, that a reply was given up; unless it was for their own chat. */
+function tellOwnerOfDeadLetter(app: App, letter: Delivery): void {
   const { channel, to, error } = letter;
-  const place = ownerPlace(app);
-  if (place === TERMINAL) return;
-  // A notice that can't be sent either would bring another notice, and so on.
-  const isHopeless = recipientOf(letter) === recipientOf(place);
-  if (isHopeless || letter.id.startsWith(DEAD_LETTER)) return;
   const text = t(`A reply to ${channel} ${to} was not sent: ${error}. /retry sends it again.`);
-  await tellOwner(app, `${DEAD_LETTER}${replyOf(letter)}`, text);
+  notifyOwner(app, `dead-letter:${replyOf(letter)}`, text, { channel, to });
 }
-
-const DEAD_LETTER = "dead-letter:"; // how the ids of these notices begin
 
 method("delivery.status", {}, [], (_params, { queue, delivery }) => ({
   ...delivery.stats,
@@ -5707,17 +5644,6 @@ command("retry", "send again what could not be sent", (_args, { queue, delivery 
 command("stats", "how many were sent, tried again, given up", (_args, { queue, delivery }) => {
   const stats = { ...delivery.stats, waiting: queue.size };
   return Object.entries(stats).map(([name, count]) => `${name.padEnd(8)} ${count}`);
-});
-
-command("simulate-failure", "<kind> [times]: the next ones fail", (args, app) => {
-  const [kind = "", times = "1"] = args.split(/\s+/);
-  if (!SIMULATED_KINDS.includes(kind)) {
-    throw new Error(`kind: one of ${SIMULATED_KINDS.join(", ")}`);
-  }
-  if (!/^\d{1,3}$/.test(times)) throw new Error("times: a number from 0 to 999");
-  const count = Number(times);
-  app.simulatedFailures.order(kind, count);
-  return t(`The next ${count} of ${kind} will fail.`);
 });
 
 // ---- All of it together ----
@@ -5763,7 +5689,6 @@ function createApp(): App {
   if (env("TELEGRAM_BOT_TOKEN")) channels.set("telegram", new TelegramChannel(env));
   if (env("FEISHU_APP_ID")) channels.set("feishu", new FeishuChannel(env));
   const queue = new DeliveryQueue(path.join(STATE, "delivery"));
-  const simulatedFailures = new SimulatedFailures();
   const app: App = {
     store: new SessionStore(path.join(STATE, "sessions")),
     key: TERMINAL_KEY,
@@ -5777,12 +5702,9 @@ function createApp(): App {
     cron: new CronService(WORKSPACE, (job, due) => enqueueJob(app, job, due)),
     heartbeat: new HeartbeatRunner(path.join(STATE, "heartbeat.json")),
     queue,
-    delivery: new DeliveryRunner(queue, channels, simulatedFailures),
-    simulatedFailures,
+    delivery: new DeliveryRunner(queue, channels),
   };
-  app.delivery.onDeadLetter = (letter) => {
-    untilStored(() => tellOwnerOfDeadLetter(app, letter)).catch((error) => warn(String(error)));
-  };
+  app.delivery.onDeadLetter = (letter) => tellOwnerOfDeadLetter(app, letter);
   // A binding to an agent that does not exist throws here, and the error names the agent.
   for (const { agentId } of BINDINGS) app.agents.find(agentId);
   return app;
@@ -5841,7 +5763,7 @@ function resume(app: App, message: Routed): void {
 /** Tells the person, before the messages that they wrote later are answered. */
 function tellQuarantined(app: App, message: Routed): void {
   const text = t("I tried three times to answer an earlier message, and had to set it aside.");
-  const about = { ...message, id: failureReplyId(message.id) };
+  const about = { ...message, id: noticeId(message) };
   const tell = () => untilStored(() => reply(app, about, text));
   runExclusive(message.sessionKey, tell).catch((error) => warn(`${message.id}: ${error}`));
 }
