@@ -34,6 +34,7 @@ import crypto from "node:crypto";
 import { once } from "node:events";
 import fs from "node:fs";
 import http from "node:http";
+import { homedir } from "node:os";
 import path from "node:path";
 import type { Interface } from "node:readline";
 import { createInterface } from "node:readline";
@@ -54,6 +55,9 @@ if (RUN) dotenv.config({ path: `${import.meta.dirname}/../../.env`, quiet: true 
 
 const MODEL = process.env.MODEL_ID || "claude-sonnet-5-5";
 const SYSTEM = "You are a helpful assistant. Answer briefly and plainly.";
+// In a command the shell replaces "~" by the home folder, but in .env nobody does.
+const TILDE = /^~(?=[\\/]|$)/;
+if (RUN) process.env.CLAW0_WORKSPACE &&= process.env.CLAW0_WORKSPACE.replace(TILDE, homedir);
 const WORKSPACE = process.env.CLAW0_WORKSPACE || path.join(import.meta.dirname, "../../workspace");
 const STATE = path.join(WORKSPACE, ".state"); // what the program keeps for itself
 const CONTEXT_TOKENS = Number(process.env.CONTEXT_TOKENS || 180_000);
@@ -3855,9 +3859,25 @@ function proxySetting(name: string): string | undefined {
   throw new Error(`${name} must be the address of a proxy, such as http://127.0.0.1:7890`);
 }
 
+/** Throws if .env is in UTF-16, as Windows PowerShell writes it: dotenv finds nothing in it. */
+function checkEnvFile(): void {
+  const file = path.join(import.meta.dirname, "../../.env");
+  const isUtf16 = fs.existsSync(file) && fs.readFileSync(file).includes(0);
+  if (isUtf16) throw new Error(".env is in UTF-16: save it in UTF-8");
+}
+
+/** Checks an address, and takes off a "/" at its end, which would become "//" before a path. */
+function checkAddress(name: string): void {
+  const isAddress = /^https?:\/\//.test(env(name)) && URL.canParse(env(name));
+  if (!isAddress) throw new Error(`${name} must be an address, such as https://example.com`);
+  process.env[name] = env(name).replace(/\/+$/, "");
+}
+
 /** Step 1 of main. Reads what was set for this run, before anything has started. */
 function readSettings() {
+  checkEnvFile();
   checkSettings();
+  ["ANTHROPIC_BASE_URL", "TELEGRAM_API_ROOT", "FEISHU_API_BASE"].filter(env).forEach(checkAddress);
   return {
     httpPort: wholeNumber("HTTP_PORT", 8765, 65535),
   };
