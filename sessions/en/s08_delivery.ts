@@ -1812,15 +1812,13 @@ export interface Channel {
 
 /** Why a text was not sent. s08 decides by these fields whether, and when, it tries again. */
 export class SendError extends Error {
-  permanent: boolean; // no attempt will ever succeed
+  permanent = false; // no attempt will ever succeed
   retryAfter?: number; // seconds that the platform asks us to wait
-  isUnknown: boolean; // the platform refused, and we don't know whether an attempt can succeed
+  isUnknown = false; // the platform refused, and we don't know whether an attempt can succeed
 
-  constructor(why: string, permanent = false, retryAfter?: number, isUnknown = false) {
+  constructor(why: string, how: Partial<Omit<SendError, keyof Error>> = {}) {
     super(why);
-    this.permanent = permanent;
-    this.retryAfter = retryAfter;
-    this.isUnknown = isUnknown;
+    Object.assign(this, how);
   }
 }
 
@@ -1882,14 +1880,6 @@ function wordsOf(value: unknown, isWord = false): string[] {
 /** A message that is more than a text, for the model: its kind in brackets, and its words. */
 const describeKind = (kind: string, ...words: string[]) => [`[${kind}]`, ...words].join(" ").trim();
 
-const MAX_REMEMBERED = 1_000;
-
-/** Drops the oldest entry of a map or a set if it has too many, so that none grows for ever. */
-function forgetOldest(entries: Map<string, unknown> | Set<string>): void {
-  const [oldest] = entries.keys();
-  if (entries.size > MAX_REMEMBERED && oldest !== undefined) entries.delete(oldest);
-}
-
 /**
  * The command in a direct chat on a platform, as a line of the terminal; undefined for other words.
  * In a group it is plain text, because otherwise anybody there could end the conversation of all
@@ -1929,8 +1919,8 @@ export class ChannelManager extends Map<string, Channel> {
 
   async #start(channel: Channel, onMessage: Accept): Promise<void> {
     this.states.set(channel.name, t("starting"));
-    // If it fails, the error as text is the state.
-    const state = await channel.start(onMessage).then(() => t("ready"), String);
+    const ready = channel.start(onMessage).then(() => t("ready"));
+    const state = await ready.catch((error) => String(error));
     this.states.set(channel.name, state);
     info(`${channel.name}: ${state}`);
   }
@@ -2039,15 +2029,43 @@ function numberedFiles(folder: string): string[] {
   return files.filter(canBeCounted).sort((a, b) => numberOf(a) - numberOf(b));
 }
 
-/** Reads and checks the entry of a file. A bad file is quarantined, and gives undefined. */
-function readEntry<T>(file: string, schema: Anthropic.Tool.InputSchema): T | undefined {
-  try {
-    // The schema names only the fields that the program can't do without. The others we trust,
-    // because we wrote the file.
-    return checkInput(schema, parseObject(fs.readFileSync(file, "utf8"))) as T;
-  } catch (error) {
-    quarantine(file, String(error));
-    return undefined;
+/**
+ * Reads the entry of a file. The schema names only the fields that the program can't do without.
+ * The others we trust, because we wrote the file.
+ */
+const parseEntry = <T>(file: string, schema: Anthropic.Tool.InputSchema) =>
+  checkInput(schema, parseObject(fs.readFileSync(file, "utf8"))) as T;
+
+/** The same for a file that may be missing. A bad file is quarantined. Both give undefined. */
+const readEntry = <T>(file: string, schema: Anthropic.Tool.InputSchema) =>
+  readOrQuarantine(file, (found) => parseEntry<T>(found, schema));
+
+const MAX_REMEMBERED = 1_000;
+
+/** Drops the oldest entry of a map or a set if it has too many, so that none grows for ever. */
+function forgetOldest(entries: Map<string, unknown> | Set<string>): void {
+  const [oldest] = entries.keys();
+  if (entries.size > MAX_REMEMBERED && oldest !== undefined) entries.delete(oldest);
+}
+
+/** A map that survives the program. It is kept in a file of .state, as one JSON object. */
+class StoredMap extends Map<string, string> {
+  readonly #file: string;
+
+  constructor(name: string) {
+    super();
+    this.#file = path.join(STATE, name);
+    const stored = readEntry<Fields>(this.#file, objectSchema({})) ?? {};
+    for (const [key, value] of Object.entries(stored)) super.set(key, String(value));
+  }
+
+  /** The file is written first, so if the disk is full, the map does not change either. */
+  override set(key: string, value: string): this {
+    fs.mkdirSync(path.dirname(this.#file), { recursive: true }); // somebody may have deleted it
+    replaceFile(this.#file, JSON.stringify(Object.fromEntries([...this, [key, value]])));
+    super.set(key, value);
+    forgetOldest(this);
+    return this;
   }
 }
 
@@ -2103,16 +2121,6 @@ export class Spool<T extends { id: string }> {
     return true;
   }
 
-  /**
-   * Writes an entry again after a change. Change the very object that `add` got or `pending` gave,
-   * and not a copy, because `pending` goes on giving that object. An entry that is not here, such
-   * as a line of the terminal, is left alone.
-   */
-  save(entry: T): void {
-    const kept = this.entries.get(entry.id);
-    if (kept) replaceFile(kept.file, JSON.stringify(entry));
-  }
-
   /** Removes an entry and remembers its id. One that is not here is left alone. */
   protected markProcessed(id: string): void {
     const kept = this.entries.get(id);
@@ -2160,11 +2168,12 @@ export class Inbox extends Spool<Routed> {
    * turn that begins again in the same run, because the disk was full, is still the same attempt.
    */
   countAttempt(messages: Routed[]): void {
-    for (const message of messages.filter((one) => !this.#attempted.has(one))) {
-      const attempts = (message.attempts ?? 0) + (this.#isStopping ? 0 : 1);
-      this.#setAttempts(message, attempts);
-      if (!this.#isStopping) this.#attempted.add(message);
+    for (const message of messages) {
+      if (this.#attempted.has(message)) continue;
+      this.#setAttempts(message, (message.attempts ?? 0) + 1);
+      this.#attempted.add(message);
     }
+    if (this.#isStopping) this.giveBack(messages);
   }
 
   /** The object changes after its file: if the disk is full, no attempt has been counted. */
@@ -2176,9 +2185,11 @@ export class Inbox extends Spool<Routed> {
 
   /** These attempts don't count: they ended, or are about to end, without harm to the program. */
   giveBack(messages: Routed[]): void {
-    for (const message of messages.filter((one) => this.#attempted.delete(one))) {
+    for (const message of messages) {
+      if (!this.#attempted.delete(message)) continue;
+      const counted = message.attempts ?? 1; // countAttempt has set it
       try {
-        this.#setAttempts(message, (message.attempts ?? 1) - 1);
+        this.#setAttempts(message, counted - 1);
       } catch (error) {
         warn(`${message.id}: ${error}`);
       }
@@ -2194,12 +2205,11 @@ export class Inbox extends Spool<Routed> {
   /** The messages in quarantine, each with its file. What can't be read as one is left out. */
   quarantined(): { file: string; message: Routed }[] {
     const found: { file: string; message: Routed }[] = [];
-    const names = fs.readdirSync(this.dir).filter((name) => /^\d+\.json\..*ned$/.test(name));
-    for (const name of names.sort()) {
+    for (const name of fs.readdirSync(this.dir).sort()) {
+      if (!/^\d+\.json\..+\.quarantined$/.test(name)) continue;
       const file = path.join(this.dir, name);
       try {
-        const message = checkInput(ROUTED, parseObject(fs.readFileSync(file, "utf8")));
-        found.push({ file, message: message as unknown as Routed });
+        found.push({ file, message: parseEntry<Routed>(file, ROUTED) });
       } catch {
         // It is in quarantine because it can't be used.
       }
@@ -2381,44 +2391,12 @@ function telegramAddress(peerId: string) {
 /** The chat that a topic of Telegram or a thread of Feishu belongs to. */
 const chatOf = (peerId: string) => peerId.replace(/:(?:topic|thread):.*/, "");
 
-/**
- * Groups that were upgraded to supergroups, by which Telegram gives them another id. In the program
- * such a chat keeps the id that it had, so its conversation, its route and its place in the list of
- * allowed chats stay the same. Only Telegram is told the new one.
- */
-class MovedChats {
-  readonly #file = path.join(STATE, "moved.json");
-  readonly #newIds = new Map<string, string>(); // by the old ones
-
-  constructor() {
-    if (!fs.existsSync(this.#file)) return;
-    const stored = readEntry<Fields>(this.#file, objectSchema({})) ?? {};
-    for (const [oldId, newId] of Object.entries(stored)) this.#newIds.set(oldId, String(newId));
-  }
-
-  add(chat: string, newId: string): void {
-    this.#newIds.set(this.oldId(chat), newId);
-    fs.mkdirSync(path.dirname(this.#file), { recursive: true });
-    replaceFile(this.#file, JSON.stringify(Object.fromEntries(this.#newIds)));
-  }
-
-  newId(chat: string): string {
-    return this.#newIds.get(chat) ?? chat;
-  }
-
-  oldId(chat: string): string {
-    const moves = [...this.#newIds];
-    return moves.find(([, newId]) => newId === chat)?.[0] ?? chat;
-  }
-}
-
 // Anyone can find a bot and write to it, and each answer costs its owner money. So the owner lists
 // the chats that may use it, and an empty list admits nobody.
 
 /** The chats that may use the bot of one platform. Its adapter passes each message through here. */
 class AllowList {
   #chats: string[];
-  #logged = new Set<string>(); // ids of messages
   #informed = new Set<string>(); // strangers who have been told what their chat's id is
 
   /** Takes the value of a setting: ids of chats, separated by blanks or commas. */
@@ -2433,11 +2411,10 @@ class AllowList {
     if (!this.#chats.includes(chat)) return this.#inform(channel, message.peerId, chat);
     // JSON escapes control characters, with which a sender could overwrite lines of our terminal.
     const line = `[${channel.name} ${message.peerId}] ${JSON.stringify(message.text.slice(0, 80))}`;
-    // While the disk is full, the same message comes again every few seconds.
-    if (!this.#logged.has(message.id)) info(line);
-    this.#logged.add(message.id);
-    forgetOldest(this.#logged);
+    // The line comes after this, because while the disk is full, the same message comes again and
+    // again, and each time onMessage throws.
     onMessage(message).done.catch((error) => warn(`${message.id}: ${error}`));
+    info(line);
   }
 
   /** Tells a stranger the id of the chat, and the owner the setting that would admit it. */
@@ -2557,16 +2534,10 @@ function telegramError(error: unknown): SendError {
   if (!(error instanceof GrammyError)) return new SendError(String(error));
   const { error_code: status, description, parameters } = error;
   // 403 says, for example, that the person blocked the bot, and 400 that there is no such chat.
-  const isPermanent = status === 400 || status === 403;
+  const permanent = status === 400 || status === 403;
   // 429 means that we send too fast. 401 says that the token is wrong, which the owner may mend.
-  const isUnknown = !isPermanent && status !== 429 && status < 500;
-  return new SendError(description, isPermanent, parameters.retry_after, isUnknown);
-}
-
-/** The new id of a group that was upgraded, if that is why a call failed. */
-function newIdIn(error: unknown): string | undefined {
-  const id = error instanceof GrammyError ? error.parameters.migrate_to_chat_id : undefined;
-  return id === undefined ? undefined : String(id);
+  const isUnknown = !permanent && status !== 429 && status < 500;
+  return new SendError(description, { permanent, isUnknown, retryAfter: parameters.retry_after });
 }
 
 /** Whether a call failed because its topic was closed or deleted. Telegram has no code for that. */
@@ -2594,26 +2565,28 @@ const MAX_CUT_GAP = 1; // seconds between two pieces
 export class TelegramChannel implements Channel {
   readonly name = "telegram";
   readonly limit = 4096;
-  #newBot: () => Bot;
-  #bot: Bot;
-  #stopped = false;
-  #moved = new MovedChats();
-  #reported = ""; // why polling failed last
+  readonly #bot: Bot;
+  readonly #stopping = new AbortController();
+  #offset = 0; // the number of the first update that we don't have yet
+  // Groups that were upgraded to supergroups, by which Telegram gives them another id: the new ids
+  // by the old ones. In the program such a chat keeps the id that it had, so its conversation, its
+  // route and its place in the list of allowed chats stay the same. Only Telegram is told the new one.
+  #movedChats = new StoredMap("moved.json");
   #allowed: AllowList;
   // The long pieces of texts that were cut, by conversation, sender and message id.
   #pieces = new Map<string, { part: string; date: number }>();
-  // The parts of albums and long texts that were not passed on yet, by what they have as `part`.
-  #heldParts = new Map<string, { isAddressed: boolean; messages: InboundMessage[] }>();
+  // What was received lately, by what it is a part of: whether one of the parts is addressed to
+  // us, and the parts that were not passed on, by their ids.
+  #received = new Map<string, { isAddressed: boolean; held: Map<string, InboundMessage> }>();
 
   constructor(setting: Setting) {
     // The owner may know a group by its new id.
     const chats = setting("TELEGRAM_ALLOWED_CHATS");
-    this.#allowed = new AllowList(chats.replace(/-\d+/g, (chat) => this.#moved.oldId(chat)));
+    this.#allowed = new AllowList(chats.replace(/-\d+/g, (chat) => this.#oldId(chat)));
     const apiRoot = setting("TELEGRAM_API_ROOT") || "https://api.telegram.org";
     // By default grammY uses node-fetch, which would ignore the proxy that is set for this program.
     const client = { apiRoot, timeoutSeconds: 60, fetch: fetchForGrammy };
-    this.#newBot = () => new Bot(setting("TELEGRAM_BOT_TOKEN"), { client });
-    this.#bot = this.#newBot();
+    this.#bot = new Bot(setting("TELEGRAM_BOT_TOKEN"), { client });
   }
 
   /** Resolves when Telegram has taken the token; rejects if it refuses it. */
@@ -2622,46 +2595,45 @@ export class TelegramChannel implements Channel {
     void this.#poll(onMessage);
   }
 
-  /**
-   * Long polling: we ask for updates, and Telegram holds the request open until there are some.
-   * The next request names the first update that we don't have, which confirms all before it.
-   */
+  /** Asks for messages until `stop` is called. A problem is said once, though it may last hours. */
   async #poll(onMessage: Accept): Promise<void> {
-    while (!this.#stopped) {
-      this.#registerHandlers(onMessage);
-      const startedAt = Date.now();
+    let reported = "";
+    while (!this.#stopping.signal.aborted) {
       try {
-        await this.#bot.start({ allowed_updates: ["message", "channel_post"] });
+        await this.#receiveUpdates(onMessage);
+        reported = "";
       } catch (error) {
-        // grammY itself waits for a server that is down. So either Telegram refused us, for example
-        // because another program polls with the same token, or a message could not be stored.
-        // Once for each problem, because a full disk may stay full for hours. If polling has worked
-        // for a minute, it is another problem, though it may have the same name.
+        if (this.#stopping.signal.aborted) return;
+        // Either Telegram is out of reach or refuses us, for example because another program polls
+        // with the same token, or a message could not be stored.
         const problem = `telegram: ${error}. Trying again every 5 s.`;
-        const isNew = problem !== this.#reported || Date.now() - startedAt > 60_000;
-        if (!this.#stopped && isNew) warn(problem);
-        this.#reported = problem;
+        if (problem !== reported) warn(problem);
+        reported = problem;
         await sleep(5_000);
-        // A bot remembers which update it read last. The old bot would ask for those after the
-        // failed one, which confirms the failed one. A new bot remembers nothing, so Telegram sends
-        // the failed update again.
-        this.#bot = this.#newBot();
       }
     }
   }
 
-  /** Has to be done for each new bot. */
-  #registerHandlers(onMessage: Accept): void {
-    // Telegram forgets what was confirmed, so a message has to be on disk before grammY asks for
-    // the next ones. It is, because `onMessage` is synchronous.
-    this.#bot.on(["message", "channel_post"], ({ msg }) => {
-      const { chat, migrate_to_chat_id: newId } = msg;
-      if (newId) this.#moved.add(String(chat.id), String(newId));
-      this.#receive(msg, onMessage);
-    });
-    // A message that could not be stored, for example on a full disk, must not be confirmed. So the
-    // error is thrown on and ends this bot, and the next one gets the same messages again.
-    this.#bot.catch(({ error }) => Promise.reject(error));
+  /**
+   * Long polling: Telegram holds the request open until there are updates. `offset` confirms all
+   * before it, and Telegram forgets these. So an update has to be on disk before the offset goes
+   * past it. If it can't be stored, this throws, and the same update comes again.
+   */
+  async #receiveUpdates(onMessage: Accept): Promise<void> {
+    // Another program may have set a webhook for this bot, and then Telegram refuses getUpdates.
+    if (this.#offset === 0) await this.#bot.api.deleteWebhook();
+    const request = {
+      offset: this.#offset,
+      timeout: 30, // in seconds
+      allowed_updates: ["message", "channel_post"] as const,
+    };
+    // The cast is safe: of a signal grammY uses only what Node's has, too (see fetchForGrammy).
+    const updates = await this.#bot.api.getUpdates(request, this.#stopping.signal as never);
+    for (const { update_id, message, channel_post } of updates) {
+      const received = message ?? channel_post;
+      if (received) this.#receive(received, onMessage);
+      this.#offset = update_id + 1;
+    }
   }
 
   /**
@@ -2670,26 +2642,30 @@ export class TelegramChannel implements Channel {
    * follow it.
    */
   #receive(message: TelegramMessage, onMessage: Accept): void {
+    const { chat, migrate_to_chat_id: newId } = message;
+    if (newId) this.#movedChats.set(this.#oldId(String(chat.id)), String(newId));
     const inbound = this.#read(message);
     if (!inbound) return;
-    const isAddressed = isAddressedTo(this.#bot.botInfo, message);
-    const held = this.#partsHeldWith(inbound);
-    held.isAddressed ||= isAddressed;
-    if (!held.isAddressed) return;
-    for (const one of held.messages) this.#allowed.admit(this, one, onMessage);
-    // Only now, because `admit` throws if a message can't be stored. Then this update comes again.
-    held.messages = [];
+    const whole = inbound.part ?? inbound.id; // most messages have only one part, themselves
+    const parts = this.#received.get(whole) ?? { isAddressed: false, held: new Map() };
+    this.#received.set(whole, parts);
+    forgetOldest(this.#received);
+    parts.held.set(inbound.id, inbound);
+    parts.isAddressed ||= isAddressedTo(this.#bot.botInfo, message);
+    if (!parts.isAddressed) return;
+    for (const [id, part] of parts.held) {
+      this.#allowed.admit(this, part, onMessage);
+      parts.held.delete(id); // only now, because `admit` throws if the part can't be stored
+    }
   }
 
-  /** A message with the parts of the same one that came before it and are still held. */
-  #partsHeldWith(message: InboundMessage) {
-    const { part } = message;
-    const known = part === undefined ? undefined : this.#heldParts.get(part);
-    const held = known ?? { isAddressed: false, messages: [] };
-    held.messages.push(message);
-    if (part !== undefined) this.#heldParts.set(part, held);
-    forgetOldest(this.#heldParts);
-    return held;
+  #newId(chat: string): string {
+    return this.#movedChats.get(chat) ?? chat;
+  }
+
+  #oldId(chat: string): string {
+    const moves = [...this.#movedChats];
+    return moves.find(([, newId]) => newId === chat)?.[0] ?? chat;
   }
 
   /** Undefined for other bots and for service messages. */
@@ -2703,7 +2679,7 @@ export class TelegramChannel implements Channel {
       id: `telegram:${bot.id}:${chat.id}:${message_id}`,
       channel: "telegram",
       accountId: String(bot.id),
-      peerId: peerOf(message).replace(/^-\d+/, (group) => this.#moved.oldId(group)),
+      peerId: peerOf(message).replace(/^-\d+/, (group) => this.#oldId(group)),
       senderId: String(sender.id),
       senderName: sender.name,
       guildId: message.is_topic_message ? String(chat.id) : undefined,
@@ -2727,8 +2703,8 @@ export class TelegramChannel implements Channel {
     if (media_group_id) return `telegram ${chat.id} ${media_group_id}`;
     const sender = `telegram ${peerOf(message)} ${from?.id}`;
     const previous = this.#pieces.get(`${sender} ${id - 1}`);
-    const isAtOnce = date - (previous?.date ?? 0) <= MAX_CUT_GAP;
-    const partOfPrevious = isAtOnce ? previous?.part : undefined;
+    const continues = previous !== undefined && date - previous.date <= MAX_CUT_GAP;
+    const partOfPrevious = continues ? previous.part : undefined;
     if ((message.text ?? "").length < MIN_CUT_LENGTH) return partOfPrevious;
     const part = partOfPrevious ?? `${sender} ${id}`;
     this.#pieces.set(`${sender} ${id}`, { part, date });
@@ -2736,36 +2712,29 @@ export class TelegramChannel implements Channel {
     return part;
   }
 
+  /** If the group has another id by now, or the topic is gone, the text is sent there once more. */
   async send(to: string, text: string): Promise<void> {
-    try {
-      await this.#sendOnce(to, text).catch((error) => this.#sendElsewhere(to, text, error));
-    } catch (error) {
-      throw telegramError(error);
-    }
-  }
-
-  async #sendOnce(to: string, text: string): Promise<void> {
     const { chat, options } = telegramAddress(to);
-    await this.#bot.api.sendMessage(this.#moved.newId(chat), text, options);
-  }
-
-  /** Tries where the chat is now, or in the chat instead of its topic. Throws other errors. */
-  async #sendElsewhere(to: string, text: string, error: unknown): Promise<void> {
-    const { chat } = telegramAddress(to);
-    const newId = newIdIn(error);
-    if (newId) this.#moved.add(chat, newId);
-    else if (!isTopicGone(error)) throw error;
-    await this.#sendOnce(newId ? to : chat, text);
+    try {
+      await this.#bot.api.sendMessage(this.#newId(chat), text, options);
+    } catch (error) {
+      const newId = error instanceof GrammyError && error.parameters.migrate_to_chat_id;
+      const isMoved = newId && String(newId) !== this.#newId(chat);
+      if (isMoved) this.#movedChats.set(chat, String(newId));
+      else if (!isTopicGone(error) || to === chat) throw telegramError(error);
+      await this.send(isMoved ? to : chat, text);
+    }
   }
 
   typing(to: string): Promise<unknown> {
     const { chat, options } = telegramAddress(to);
-    return this.#bot.api.sendChatAction(this.#moved.newId(chat), "typing", options);
+    return this.#bot.api.sendChatAction(this.#newId(chat), "typing", options);
   }
 
   async stop(): Promise<void> {
-    this.#stopped = true;
-    await this.#bot.stop();
+    this.#stopping.abort();
+    // This confirms what came last, which the next start would get again otherwise.
+    await this.#bot.api.getUpdates({ offset: this.#offset, limit: 1, timeout: 0 });
   }
 }
 
@@ -2831,31 +2800,23 @@ async function startHttp(port: number): Promise<http.Server> {
   return server;
 }
 
-/** Fields of an object from outside: they should be strings, but any of them may be missing. */
-type Strings<Name extends string> = Partial<Record<Name, string>>;
+/** The fields of a value from outside. What is no object has none. */
+const fieldsOf = (value: unknown): Fields => (isObject(value) ? value : {});
 
-/**
- * What we read of a request to the webhook. If it is encrypted, it has only `encrypt`, and the rest
- * is inside. Feishu tests a new webhook by `type`, `token` and `challenge`; events have the others.
- */
-type FeishuEvent = Strings<"encrypt" | "type" | "token" | "challenge"> & {
-  header?: Strings<"event_type" | "token" | "tenant_key">;
-  event?: unknown;
-};
-
-/** Decrypts the body, if there is a key, and parses it. Undefined if either of them fails. */
-function openEvent(body: Buffer, encryptKey: string): FeishuEvent | undefined {
-  const event: FeishuEvent | undefined = parseObject(body.toString());
-  if (!event || !encryptKey) return event;
-  const bytes = Buffer.from(String(event.encrypt), "base64");
+/** What a request of Feishu says. If it can't be read or decrypted, it says nothing. */
+function openEvent(body: Buffer, encryptKey: string): Fields {
+  const sent = fieldsOf(parseObject(body.toString()));
+  if (!encryptKey) return sent;
+  // An encrypted request has only the field `encrypt`, and the others are inside.
+  const bytes = Buffer.from(String(sent.encrypt), "base64");
   const iv = bytes.subarray(0, 16);
   try {
     const decipher = crypto.createDecipheriv("aes-256-cbc", sha256(encryptKey).digest(), iv);
     // We join bytes, because one character may have its bytes in both pieces.
     const json = Buffer.concat([decipher.update(bytes.subarray(16)), decipher.final()]);
-    return parseObject(json.toString());
+    return fieldsOf(parseObject(json.toString()));
   } catch {
-    return undefined;
+    return {};
   }
 }
 
@@ -2900,18 +2861,17 @@ function textOfElement(element: Fields): string {
   return element.href ? `${words} (${element.href})` : words;
 }
 
-/** The elements of a list from outside that are objects, so that their fields can be looked at. */
-const objectsOf = (list: unknown): Fields[] =>
-  Array.isArray(list) ? list.filter((item) => typeof item === "object" && item !== null) : [];
+/** The objects in a list from outside. What is no list has none. */
+const objectsOf = (list: unknown) => (Array.isArray(list) ? list.map(fieldsOf) : []);
 
 /**
  * A post is rich text: a title, and lines, each of which is a list of elements. It may be there
  * once for each language, under a key such as "zh_cn".
  */
 function readPost(post: Fields) {
-  const translations = Object.values(post).filter(isObject);
-  const { title, content } = "content" in post ? post : (translations[0] ?? {});
-  const lines = objectsOf(content).map(objectsOf);
+  const { title, content } =
+    "content" in post ? post : fieldsOf(Object.values(post).find(isObject));
+  const lines = Array.isArray(content) ? content.map(objectsOf) : [];
   const texts = lines.map((elements) => elements.map(textOfElement).join(""));
   const files = lines.flat().filter(fileKeyOf);
   const media = files.map((file) => ({ kind: kindOf(file), id: String(fileKeyOf(file)) }));
@@ -2923,7 +2883,7 @@ function readPost(post: Fields) {
  * words, and the pictures and files that came with them.
  */
 function readFeishu(type: string, json: string) {
-  const content = (parseObject(json) ?? {}) as Fields; // the readers check the fields that they use
+  const content = fieldsOf(parseObject(json));
   if (type === "post") return readPost(content);
   if (type === "text") return { text: textOfElement(content), media: [] }; // as part of a post
   const key = fileKeyOf(content);
@@ -2951,14 +2911,26 @@ const FEISHU_EXPIRED = [99991661, 99991663, 99991664]; // codes for an access to
 const FEISHU_GONE = [230011, 231003]; // codes for a message that was taken back or deleted
 
 function feishuError({ code, msg, retryAfter }: FeishuAnswer): SendError {
-  const isFinal = FEISHU_FINAL.includes(code);
-  const isUnknown = !isFinal && !FEISHU_BUSY.includes(code);
-  return new SendError(`${code} ${msg}`, isFinal, retryAfter, isUnknown);
+  const permanent = FEISHU_FINAL.includes(code);
+  const isUnknown = !permanent && !FEISHU_BUSY.includes(code);
+  return new SendError(`${code} ${msg}`, { permanent, retryAfter, isUnknown });
 }
 
-// What an event of a message has to have, so that we can read it.
-const FEISHU_EVENT = objectSchema(ofType("object", "sender", "message"));
-const FEISHU_MESSAGE = objectSchema(ofType("string", "chat_id", "message_type", "content"));
+// What the sender and the message of an event have to have, so that we can read it.
+const FEISHU_MESSAGE = objectSchema(
+  ofType("string", "sender_type", "chat_id", "message_type", "content"),
+);
+
+/**
+ * What tells one message of Feishu from another. The message id does not: a redelivery, an event
+ * that comes a second time, may have a new one. But its sender, time and content are the same. If
+ * there is no time, only the message id tells two messages with the same words apart.
+ */
+function fingerprintOf(senderId: string, fields: Fields): string {
+  const { create_time, chat_id, message_id, content } = fields;
+  const origin = create_time ? [senderId, chat_id, create_time] : [message_id];
+  return sha256(JSON.stringify([...origin, content])).digest("hex");
+}
 
 /** Separates chat and thread in the peerId of a Feishu topic, as in "oc_1:thread:omt_7". */
 const THREAD = ":thread:";
@@ -2976,8 +2948,7 @@ export class FeishuChannel implements Channel {
   #stopped = false;
   // The first message of each topic, by the peerId of the topic. It is on disk, because after a
   // restart we still have to know which message an answer belongs under.
-  #roots = new Map<string, unknown>();
-  #rootsFile = path.join(STATE, "feishu-topics.json");
+  #roots = new StoredMap("feishu-topics.json");
 
   /** Throws at a setting that makes no sense. */
   constructor(setting: Setting) {
@@ -2989,10 +2960,6 @@ export class FeishuChannel implements Channel {
     if (domain !== "feishu" && domain !== "lark") throw new Error("FEISHU_DOMAIN: feishu or lark");
     const host = domain === "lark" ? "open.larksuite.com" : "open.feishu.cn";
     this.#api = setting("FEISHU_API_BASE") || `https://${host}`;
-    if (fs.existsSync(this.#rootsFile)) {
-      const roots = readEntry<Fields>(this.#rootsFile, objectSchema({}));
-      this.#roots = new Map(Object.entries(roots ?? {}));
-    }
   }
 
   /**
@@ -3019,26 +2986,23 @@ export class FeishuChannel implements Channel {
   #receive(body: Buffer, headers: http.IncomingHttpHeaders, onMessage: Accept): Answer {
     const encryptKey = this.#setting("FEISHU_ENCRYPT_KEY");
     const event = openEvent(body, encryptKey);
-    const token = String(event?.header?.token ?? event?.token);
-    const isToken = isSameSecret(token, this.#setting("FEISHU_VERIFICATION_TOKEN"));
-    if (!event || !isToken) return UNAUTHORIZED;
+    const { token = event.token, event_type } = fieldsOf(event.header);
+    const isToken = isSameSecret(String(token), this.#setting("FEISHU_VERIFICATION_TOKEN"));
+    if (!isToken) return UNAUTHORIZED;
     // When the owner registers the webhook, Feishu tests it: we have to send the challenge back.
     // For this the token is enough, because the answer tells nobody anything new.
     if (event.type === "url_verification")
       return { status: 200, body: { challenge: event.challenge } };
     if (!isAuthentic(body, headers, encryptKey)) return UNAUTHORIZED;
-    const inbound = this.#tryToRead(event);
+    const inbound = event_type === "im.message.receive_v1" && this.#tryToRead(event);
     if (inbound) this.#allowed.admit(this, inbound, onMessage);
     return { status: 200, body: {} };
   }
 
   /** Feishu would send an event again and again that is refused, so an odd one is only reported. */
-  #tryToRead(event: FeishuEvent): InboundMessage | undefined {
-    if (event.header?.event_type !== "im.message.receive_v1") return undefined;
+  #tryToRead(event: Fields): InboundMessage | undefined {
     try {
-      const { sender, message } = checkInput(FEISHU_EVENT, event.event);
-      // The schema has checked both.
-      return this.#read(sender as Fields, checkInput(FEISHU_MESSAGE, message), event);
+      return this.#read(event);
     } catch (error) {
       if (isDiskError(error)) throw error; // then it has to come again
       warn(`feishu: an event could not be read: ${error}`);
@@ -3047,54 +3011,46 @@ export class FeishuChannel implements Channel {
   }
 
   /** Undefined for a message of another bot, or one that is not meant for us. */
-  #read(sender: Fields, message: Fields, { header }: FeishuEvent): InboundMessage | undefined {
-    if (sender.sender_type !== "user") return undefined;
-    const { message_id, create_time, content } = message;
-    const [chat, type] = [String(message.chat_id), String(message.message_type)];
-    const isGroup = message.chat_type !== "p2p";
-    const mentions = objectsOf(message.mentions);
-    if (isGroup && !mentions.some((mention) => this.#isBot(mention))) return undefined;
+  #read({ header, event }: Fields): InboundMessage | undefined {
+    const { sender, message } = fieldsOf(event);
+    // In one object, because no name is in both.
+    const fields = checkInput(FEISHU_MESSAGE, { ...fieldsOf(sender), ...fieldsOf(message) });
+    const mentions = objectsOf(fields.mentions);
+    const isGroup = fields.chat_type !== "p2p";
+    const isForUs = !isGroup || mentions.some((mention) => this.#isBot(mention));
+    if (fields.sender_type !== "user" || !isForUs) return undefined;
     const accountId = this.#setting("FEISHU_APP_ID");
-    const senderId = isObject(sender.sender_id) ? String(sender.sender_id.open_id ?? "") : "";
-    const { text, media } = readFeishu(type, String(content));
+    const senderId = String(fieldsOf(fields.sender_id).open_id ?? "");
+    const type = String(fields.message_type);
+    const { text, media } = readFeishu(type, String(fields.content));
     const words = text.trim() || `[${type}]`;
-    // The id is an idempotency key: a redelivery may come under a new message id, but never with
-    // another sender, time or content, so it gets the same hash, and the inbox drops it. Without a
-    // time, two messages with the same words are told apart only by the message id.
-    const origin = create_time ? [senderId, chat, create_time] : [message_id];
-    const fingerprint = JSON.stringify([...origin, content]);
     return {
-      id: `feishu:${accountId}:${sha256(fingerprint).digest("hex")}`,
+      id: `feishu:${accountId}:${fingerprintOf(senderId, fields)}`,
       channel: "feishu",
       accountId,
-      peerId: this.#peerOf(chat, message),
+      peerId: this.#peerOf(fields),
       senderId,
-      guildId: header?.tenant_key,
+      guildId: fieldsOf(header).tenant_key as string | undefined, // it is only compared
       isGroup,
       text: this.#nameMentions(words, mentions).trim() || words, // "@our_bot" alone is kept
       media,
-      at: Number(create_time) || Date.now(), // in ms already
+      at: Number(fields.create_time) || Date.now(), // in ms already
     };
   }
 
   /** The conversation of a message. Each topic is a conversation of its own. */
-  #peerOf(chat: string, { thread_id, root_id, message_id }: Fields): string {
-    if (!thread_id) return chat;
-    const peerId = `${chat}${THREAD}${thread_id}`;
+  #peerOf({ chat_id, thread_id, root_id, message_id }: Fields): string {
+    if (!thread_id) return String(chat_id);
+    const peerId = `${chat_id}${THREAD}${thread_id}`;
     if (this.#roots.has(peerId)) return peerId;
-    const root = root_id || message_id; // the first message of a topic has no root
-    const entries = [...this.#roots, [peerId, root]];
-    fs.mkdirSync(STATE, { recursive: true });
-    replaceFile(this.#rootsFile, JSON.stringify(Object.fromEntries(entries)));
-    this.#roots.set(peerId, root);
-    forgetOldest(this.#roots);
+    this.#roots.set(peerId, String(root_id || message_id)); // the first one has no root
     return peerId;
   }
 
   /** False for everybody if FEISHU_BOT_OPEN_ID is not set, so that no group is answered. */
   #isBot({ id }: Fields): boolean {
     const botId = this.#setting("FEISHU_BOT_OPEN_ID");
-    return botId !== "" && isObject(id) && id.open_id === botId;
+    return botId !== "" && fieldsOf(id).open_id === botId;
   }
 
   /** Puts names where the text has "@_user_1", and nothing where it mentions the bot. */
@@ -3124,15 +3080,11 @@ export class FeishuChannel implements Channel {
 
   /** Writes to a chat. To a topic one can only write by answering one of its messages. */
   async #postMessage(to: string, message: object): Promise<FeishuAnswer> {
-    const token = await this.#accessToken();
-    const messages = "/open-apis/im/v1/messages";
     const root = this.#roots.get(to);
-    if (root === undefined) {
-      const body = { ...message, receive_id: chatOf(to) };
-      return this.#post(`${messages}?receive_id_type=chat_id`, body, token);
-    }
-    const body = { ...message, reply_in_thread: true };
-    return this.#post(`${messages}/${encodeURIComponent(String(root))}/reply`, body, token);
+    const call = root ? `/${encodeURIComponent(root)}/reply` : "?receive_id_type=chat_id";
+    const target = root ? { reply_in_thread: true } : { receive_id: chatOf(to) };
+    const token = await this.#accessToken();
+    return this.#post(`/open-apis/im/v1/messages${call}`, { ...message, ...target }, token);
   }
 
   /** Gives the same token for about two hours, and gets a new one a minute before it expires. */
@@ -3160,7 +3112,7 @@ export class FeishuChannel implements Channel {
       const answer = (await response.json()) as FeishuAnswer; // its refusals have this form, too
       return { ...answer, retryAfter };
     } catch (error) {
-      throw new SendError(String(error), false, retryAfter);
+      throw new SendError(String(error), { retryAfter });
     }
   }
 
@@ -5294,6 +5246,15 @@ export class DeliveryQueue extends Spool<Delivery> {
     return isNew;
   }
 
+  /**
+   * Writes a delivery again after a change. Change the very object that `pending` gives, and not a
+   * copy, because `pending` goes on giving that object.
+   */
+  save(delivery: Delivery): void {
+    const kept = this.entries.get(delivery.id);
+    if (kept) replaceFile(kept.file, JSON.stringify(delivery));
+  }
+
   /** The platform has taken it. */
   acknowledge(delivery: Delivery): void {
     this.markProcessed(delivery.id);
@@ -5506,13 +5467,13 @@ export class DeliveryRunner {
     delivery.unfinished += 1;
     await untilStored(() => this.#queue.save(delivery));
     const target = this.#channels.get(channel);
-    if (!target) return new SendError("no channel", false);
-    if (this.#simulated.take("delivery")) return new SendError("simulated", false);
+    if (!target) return new SendError("no channel");
+    if (this.#simulated.take("delivery")) return new SendError("simulated");
     try {
       await target.send(to, text);
       return undefined;
     } catch (error) {
-      return error instanceof SendError ? error : new SendError(String(error), false);
+      return error instanceof SendError ? error : new SendError(String(error));
     }
   }
 
