@@ -1737,8 +1737,8 @@ export interface InboundMessage {
   media: { kind: string; id: string }[];
   at: number; // when it was sent, in ms
   part?: string; // all parts of one message share it: the pictures of an album, say
-  // How often the program began to answer it and died, counted by the inbox. Missing if it never
-  // began: 0 means that it did, but ended in an orderly way.
+  // How often the program died while it answered this, counted by the inbox. It is missing until
+  // the first attempt begins, and 0 if an orderly stop took that attempt back.
   attempts?: number;
 }
 
@@ -1757,16 +1757,16 @@ export function route(message: InboundMessage): Routed {
 
 /**
  * Takes a message from a channel. When it returns, the message is on disk. `done` resolves to the
- * answer when the turn is over, and to "" if the message has no answer of its own: a duplicate, or
- * a part that is answered together with another. The promise is wrapped in an object, so that
- * nobody waits for it by accident: `await onMessage(…)` on a bare promise would wait for the model,
- * and only then could the platform be told that the message arrived.
+ * answer, and to "" for a message without one of its own: a duplicate, or a part that is answered
+ * together with another. It is wrapped in an object, because an adapter that writes `await
+ * onMessage(…)` would wait for a bare promise, which means for the model. The platform would hear
+ * only then that the message arrived.
  */
 export type Accept = (message: InboundMessage, signal?: AbortSignal) => { done: Promise<string> };
 
 /**
  * A platform: it gives us messages, and takes texts of at most `limit` UTF-16 units. `send` may be
- * called before `start` has resolved.
+ * called before `start` has resolved, to answer what an earlier run has left in the inbox.
  */
 export interface Channel {
   readonly name: string;
@@ -1816,7 +1816,7 @@ const MAX_QUOTE = 2_000;
  * What the model is told about the person's words: in a group who wrote them, and what they answer.
  * It is a block of its own behind them, because in the same block a person could write the like and
  * pose as somebody else. As JSON a name can't leave its quotation marks, nor, without "<", the
- * block. The id tells two people apart who have chosen the same name.
+ * block. The id tells two people apart who have chosen the same name. Gives one block or none.
  */
 function attributionOf(message?: InboundMessage): string[] {
   const { isGroup, senderId: id, senderName = "", quoted } = message ?? {};
@@ -1838,11 +1838,14 @@ const WORD_FIELDS = (
 
 /** The words in an object from a platform, such as a poll, at any depth, in their order. */
 function wordsOf(value: unknown, isWord = false): string[] {
-  const isLeaf = typeof value === "string" || typeof value === "number";
-  if (isLeaf) return isWord && value !== "" ? [String(value)] : [];
-  return Object.entries(value ?? {}).flatMap(([field, inner]) =>
-    wordsOf(inner, Array.isArray(value) ? isWord : WORD_FIELDS.includes(field)),
-  );
+  // The items of a list are what the name of its field says: "options" is a list of words.
+  if (Array.isArray(value)) return value.flatMap((item) => wordsOf(item, isWord));
+  if (isObject(value)) {
+    const fields = Object.entries(value);
+    return fields.flatMap(([name, inner]) => wordsOf(inner, WORD_FIELDS.includes(name)));
+  }
+  const isReadable = typeof value === "number" || (typeof value === "string" && value !== "");
+  return isWord && isReadable ? [String(value)] : [];
 }
 
 /** A message that is more than a text, for the model: its kind in brackets, and its words. */
@@ -1962,14 +1965,14 @@ const canBeSeen = (text: string) => !INVISIBLE.test(text);
 /**
  * Sends the answer in pieces that the platform takes. If a piece can't be sent, that is reported,
  * and the person gets neither it nor the pieces after it, because replies have no queue yet. Gives
- * whether all was sent.
+ * whether all was sent, since s07 reports that to the owner of a job.
  */
 export async function reply(app: App, { channel, peerId: to }: InboundMessage, answer: string) {
   const target = app.channels.get(channel);
   const text = canBeSeen(answer) ? answer.trim() : t("(There is nothing to say.)");
   if (!target) return false;
-  // With the flag "u", [^] is any one character and never half a surrogate pair. The limit counts
-  // UTF-16 units, of which a character has up to two, so a piece has half as many characters.
+  // The limit counts UTF-16 units, and a character such as an emoji has two of them. So a piece has
+  // at most half as many characters. With the flag "u", [^] is a character, and never half of one.
   const pieces = text.match(new RegExp(`[^]{1,${Math.floor(target.limit / 2)}}`, "gu")) ?? [];
   try {
     for (const piece of pieces) await target.send(to, piece);
@@ -2115,7 +2118,8 @@ const MAX_ATTEMPTS = 3;
  * then knows its id and does not take it for a new one.
  */
 export class Inbox extends Spool<Routed> {
-  // What this start has put there. One of several parts is enough to tell the person.
+  // What this start has put into quarantine. By its `part`, if it has one, because a person who
+  // sent an album wants to hear about it once, and not once for each picture.
   readonly newlyQuarantined = new Map<string, Routed>();
   readonly #attempted = new Set<Routed>(); // in this run, and not answered yet
   #isStopping = false;
@@ -2170,7 +2174,7 @@ export class Inbox extends Spool<Routed> {
     this.giveBack([...this.#attempted]);
   }
 
-  /** The messages in quarantine, each with its file. What can't be read as one is left out. */
+  /** The messages in quarantine, each with its file. (`quarantine` made the names of the files.) */
   quarantined(): { file: string; message: Routed }[] {
     const found: { file: string; message: Routed }[] = [];
     for (const name of fs.readdirSync(this.dir).sort()) {
@@ -2179,7 +2183,7 @@ export class Inbox extends Spool<Routed> {
       try {
         found.push({ file, message: parseEntry<Routed>(file, ROUTED) });
       } catch {
-        // It is in quarantine because it can't be used.
+        // It is in quarantine because it can't be read as a message, so it is left out.
       }
     }
     return found;
@@ -2197,10 +2201,11 @@ export class Inbox extends Spool<Routed> {
   }
 
   /**
-   * The messages that are parts of the same one as `message`; none if it is answered already. After
-   * a crash some parts may have been attempted and others not. Those attempted may be in the
-   * session already, joined into one message, which can't grow. So they are answered again
-   * together, and the parts that were not attempted form a message of their own.
+   * The messages that are parts of the same one as `message`; none if it is answered already.
+   *
+   * After a crash some parts may have been attempted and others not. Those that were attempted may
+   * be in the session, joined into one message, which can't grow any more. So they are answered
+   * again together, and the others form a message of their own.
    */
   partsOf(message: Routed): Routed[] {
     if (!this.entries.has(message.id)) return [];
@@ -2283,10 +2288,13 @@ const PART_GAP = 600; // ms: if no other part comes for so long, a message in pa
  * person expects one answer. This is a debounce: if parts arrive during a wait, it waits again.
  */
 async function allPartsOf(message: Routed, inbox: Inbox): Promise<Routed[]> {
-  let parts: Routed[] = [];
-  while (inbox.partsOf(message).length > parts.length) {
-    parts = inbox.partsOf(message);
+  let parts = inbox.partsOf(message);
+  let mayBeMore = parts.length > 0;
+  while (mayBeMore) {
     await sleep(PART_GAP);
+    const partsNow = inbox.partsOf(message);
+    mayBeMore = partsNow.length > parts.length;
+    parts = partsNow;
   }
   return parts;
 }
@@ -2311,7 +2319,7 @@ function enqueue(app: App, message: Routed, signal?: AbortSignal): Promise<strin
 export async function handle(app: App, parts: Routed[], signal?: AbortSignal): Promise<string> {
   const text = parts.map((part) => part.text).join("\n");
   const media = parts.flatMap((part) => part.media);
-  // `parts` is never empty; the first gives the id.
+  // All else, such as the id, is that of the first part. (There is one: `parts` is never empty.)
   const message = { ...parts[0], text, media } as Routed;
   const channel = app.channels.get(message.channel);
   const stopTyping = showTyping(channel, message.peerId);
@@ -2340,7 +2348,7 @@ export async function handle(app: App, parts: Routed[], signal?: AbortSignal): P
 /** Separates chat and thread in the peerId of a topic, as in "-1001:topic:7". */
 const TOPIC = ":topic:";
 
-/** The conversation of a message. Each topic of a forum is a conversation of its own. */
+/** The conversation of a message. Each topic of a forum is one of its own. */
 function peerOf({ chat, is_topic_message, message_thread_id }: TelegramMessage): string {
   return is_topic_message ? `${chat.id}${TOPIC}${message_thread_id}` : String(chat.id);
 }
@@ -2462,24 +2470,24 @@ function isAddressedTo(bot: UserFromGetMe, message: TelegramMessage): boolean {
   return isTapped || mentionOf(bot).test(message.text ?? message.caption ?? "");
 }
 
+/** The kind of a message, if it is more than a text, and these words of it. */
+function describe(message: object, words: string): string {
+  const attachment = attachmentOf(message);
+  return attachment ? describeKind(attachment.kind, ...attachment.words, words) : words;
+}
+
 /** A message as the model gets it, without our name. */
 function describeMessage(bot: UserFromGetMe, message: TelegramMessage): string {
   const words = telegramText(message);
-  const attachment = attachmentOf(message);
-  const others = words.replaceAll(mentionOf(bot), "").trim();
-  if (attachment) return describeKind(attachment.kind, ...attachment.words, others);
-  return others || words; // "@our_bot" alone is kept, because an empty turn is not allowed
+  const description = describe(message, words.replaceAll(mentionOf(bot), "").trim());
+  return description || words; // "@our_bot" alone is kept, because an empty turn is not allowed
 }
 
 /** What a message answers: the part that the person chose, or all of it. */
 function quotedBy({ quote, reply_to_message, external_reply }: TelegramMessage) {
   if (quote) return quote.text;
-  const answered = reply_to_message ?? external_reply;
-  if (!answered) return undefined;
-  const attachment = attachmentOf(answered);
-  const kind = attachment ? describeKind(attachment.kind, ...attachment.words) : "";
-  const words = reply_to_message ? telegramText(reply_to_message) : "";
-  return `${kind} ${words}`.trim();
+  if (reply_to_message) return describe(reply_to_message, telegramText(reply_to_message));
+  return external_reply && describe(external_reply, ""); // of another chat we don't get the words
 }
 
 // A service message says what happened in a chat, and its field is named by that, for example
@@ -2532,8 +2540,8 @@ export class TelegramChannel implements Channel {
   readonly #stopping = new AbortController();
   #offset = 0; // the number of the first update that we don't have yet
   // Groups that were upgraded to supergroups, by which Telegram gives them another id: the new ids
-  // by the old ones. In the program such a chat keeps the id that it had, so its conversation, its
-  // route and its place in the list of allowed chats stay the same. Only Telegram is told the new one.
+  // by the old ones. In the program such a group keeps its old id, so that its conversation, its
+  // route and its place in the list of allowed chats stay the same. Only Telegram gets the new one.
   #movedChats = new StoredMap("moved.json");
   #allowed: AllowList;
   // The long pieces of texts that were cut, by conversation, sender and message id.
@@ -2626,6 +2634,7 @@ export class TelegramChannel implements Channel {
     return this.#movedChats.get(chat) ?? chat;
   }
 
+  /** The reverse of #newId. Moves are rare, so a search through all of them is quick enough. */
   #oldId(chat: string): string {
     const moves = [...this.#movedChats];
     return moves.find(([, newId]) => newId === chat)?.[0] ?? chat;
@@ -2675,7 +2684,7 @@ export class TelegramChannel implements Channel {
     return part;
   }
 
-  /** If the group has another id by now, or the topic is gone, the text is sent there once more. */
+  /** If the group has a new id by now, the text goes there; if its topic is gone, to the chat. */
   async send(to: string, text: string): Promise<void> {
     const { chat, options } = telegramAddress(to);
     try {
@@ -2779,7 +2788,7 @@ function openEvent(body: Buffer, encryptKey: string): Fields {
     const json = Buffer.concat([decipher.update(bytes.subarray(16)), decipher.final()]);
     return fieldsOf(parseObject(json.toString()));
   } catch {
-    return {};
+    return {}; // it was encrypted with another key, or not at all
   }
 }
 
@@ -2829,7 +2838,7 @@ const objectsOf = (list: unknown) => (Array.isArray(list) ? list.map(fieldsOf) :
 
 /**
  * A post is rich text: a title, and lines, each of which is a list of elements. It may be there
- * once for each language, under a key such as "zh_cn".
+ * once for each language, under a key such as "zh_cn"; we take the first.
  */
 function readPost(post: Fields) {
   const { title, content } =
@@ -2848,7 +2857,7 @@ function readPost(post: Fields) {
 function readFeishu(type: string, json: string) {
   const content = fieldsOf(parseObject(json));
   if (type === "post") return readPost(content);
-  if (type === "text") return { text: textOfElement(content), media: [] }; // as part of a post
+  if (type === "text") return { text: textOfElement(content), media: [] }; // as in a post
   const key = fileKeyOf(content);
   if (key) return { text: `[${type}]`, media: [{ kind: type, id: String(key) }] };
   return { text: describeKind(type, ...wordsOf(content)), media: [] };
@@ -3010,10 +3019,10 @@ export class FeishuChannel implements Channel {
     return peerId;
   }
 
-  /** False for everybody if FEISHU_BOT_OPEN_ID is not set, so that no group is answered. */
-  #isBot({ id }: Fields): boolean {
+  /** Whether we are mentioned. Without FEISHU_BOT_OPEN_ID never, so no group is answered. */
+  #isBot(mention: Fields): boolean {
     const botId = this.#setting("FEISHU_BOT_OPEN_ID");
-    return botId !== "" && fieldsOf(id).open_id === botId;
+    return botId !== "" && fieldsOf(mention.id).open_id === botId;
   }
 
   /** Puts names where the text has "@_user_1", and nothing where it mentions the bot. */
@@ -3024,7 +3033,7 @@ export class FeishuChannel implements Channel {
   }
 
   async send(to: string, text: string): Promise<void> {
-    // Feishu would make a mention of "<at user_id="all">", which the model must not be able to write.
+    // Feishu makes a mention of `<at user_id="all">`. The model must not be able to call everybody.
     const content = JSON.stringify({ text: text.replace(/<(?=\/?at\b)/gi, "< ") });
     const message = { msg_type: "text", content };
     let answer = await this.#postMessage(to, message);
@@ -3128,19 +3137,22 @@ function checkSettings(): void {
 function proxySetting(name: string): string | undefined {
   const value = env(name.toLowerCase()) || env(name);
   if (!value) return undefined;
-  const address = (value.includes("://") ? value : `http://${value}`)
+  const withScheme = value.includes("://") ? value : `http://${value}`;
+  const address = withScheme
     .replace(/^socks5h:/, "socks5:") // undici lets the proxy look up names in either case
-    .replace(/(?<=:\/\/.*)[#/?](?=.*@)/g, encodeURIComponent);
+    .replace(/(?<=:\/\/.*)[#/?](?=.*@)/g, encodeURIComponent); // in the password, before the "@"
   if (/^(https?|socks5):/.test(address) && URL.canParse(address)) return address;
   // Without the value, because there may be a password in it.
   throw new Error(`${name} must be the address of a proxy, such as http://127.0.0.1:7890`);
 }
 
-/** Step 1 of main. Reads what was set for this run, before anything has started. */
+/** Step 1 of main. Reads what was set for this run. A wrong value ends the program here. */
 function readSettings() {
   checkSettings();
   return {
     httpPort: wholeNumber("HTTP_PORT", 8765, 65535),
+    httpProxy: proxySetting("HTTP_PROXY"),
+    httpsProxy: proxySetting("HTTPS_PROXY"),
   };
 }
 
@@ -3165,9 +3177,9 @@ function greet({ store, key }: App): void {
 }
 
 /** Step 3 of main. Starts everything that runs beside the terminal. */
-async function startApp(app: App, httpPort: number): Promise<void> {
+async function startApp(app: App, settings: ReturnType<typeof readSettings>): Promise<void> {
+  const { httpPort, httpProxy, httpsProxy } = settings;
   // From here on every fetch of this process goes through HTTPS_PROXY or HTTP_PROXY, if one is set.
-  const [httpProxy, httpsProxy] = ["HTTP_PROXY", "HTTPS_PROXY"].map(proxySetting);
   setGlobalDispatcher(new EnvHttpProxyAgent({ httpProxy, httpsProxy }));
   // Feishu's events come in over HTTP. If the port is taken, it could receive nothing, so the
   // channel is removed for this run, and its messages stay in the inbox.
@@ -3191,7 +3203,7 @@ function resumeInbox(app: App): void {
   }
 }
 
-/** A turn that fails is dealt with in `handle`. If anything else fails, the message stays. */
+/** `handle` deals with a turn that fails. If anything else fails, the inbox keeps the message. */
 function resume(app: App, message: Routed): void {
   enqueue(app, message).catch((error) => warn(`${message.id}: ${error}`));
 }
@@ -3240,13 +3252,13 @@ async function shutDown(app: App): Promise<void> {
 async function main(): Promise<void> {
   // If nobody reads the output any more (`--serve | head -n 1`), the gateway goes on without it.
   process.stdout.on("error", () => {});
-  const { httpPort } = readSettings();
+  const settings = readSettings();
   lockFolder(STATE);
   const app = createApp();
   greet(app);
   // We listen for signals from here on, because one may arrive while the channels are starting.
   const stopped = stopSignal();
-  await startApp(app, httpPort);
+  await startApp(app, settings);
   // With --serve the program runs until a signal comes, else until the person leaves, too.
   await (SERVING ? stopped : Promise.race([stopped, runTerminal(app)]));
   await shutDown(app);
