@@ -89,7 +89,7 @@ async function practise(world: World, choice: Choice, run: Run, texts: Texts): P
   const number = Number(short.slice(1));
   const user = `${short} (${choice.language})`;
   const { settings, leave } = await takeSeat(world, { user, number }, texts);
-  copyWorkspace(run.fresh);
+  copyWorkspace(choice.language, run.fresh);
   for (const line of texts.start.offline) console.log(line);
   if (number >= FIRST_WITH.channels) console.log(texts.start.phone);
   console.log();

@@ -51,7 +51,7 @@ npm start -- s04 --set 名前=値   設定を1つ変えて実行（--setは何�
     missing: (sections) => `未収録：${sections}`,
     offline: [
       "オフラインの練習環境：決まったルールで動く練習用モデルが応答します。本物のモデルは使わず、料金もかかりません。",
-      "本物のモデルを使うには、.env.exampleを.envにコピーし、キーを書いてください。",
+      "本物のモデルを使うには、.env.ja.exampleを.envにコピーし、キーを書いてください。",
     ],
     phone: "2つ目の端末でaliceになる：npm run phone -- telegram alice",
     killed: (user, command) =>

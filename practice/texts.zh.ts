@@ -53,7 +53,7 @@ npm start -- s04 --set 名称=值   修改一项设置；--set 可以写多次`,
     missing: (sections) => `还没有：${sections}`,
     offline: [
       "离线模拟环境：由模拟模型按固定规则回答，不调用真实的模型，不产生费用。",
-      "要使用真实的模型，把 .env.example 复制为 .env，填入密钥。",
+      "要使用真实的模型，把 .env.zh.example 复制为 .env，填入密钥。",
     ],
     phone: "再开一个终端，扮演 alice：npm run phone -- telegram alice",
     killed: (user, command) =>

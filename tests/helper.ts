@@ -4,7 +4,7 @@
  * test none of its requests was one that the API refuses.
  */
 
-import { type ChildProcess, spawn } from "node:child_process";
+import { type ChildProcess, type StdioOptions, spawn } from "node:child_process";
 import { createHash } from "node:crypto";
 import {
   existsSync,
@@ -433,6 +433,7 @@ interface Pipes {
   write(input: string): void;
   end(): void;
   kill(signal: NodeJS.Signals): void;
+  forward?(ms: number): Promise<unknown>;
   /** Closes our end of its output, so that it gets EPIPE. Not in a terminal. */
   stopReading?(): void;
 }
@@ -511,6 +512,11 @@ export class Program {
 
   kill(signal: NodeJS.Signals = "SIGKILL"): void {
     if (this.code === undefined) this.#pipes.kill(signal);
+  }
+
+  /** Puts its clock forward, if it was started with `clock`. Resolves when all timers have fired. */
+  async forward(ms: number): Promise<void> {
+    await this.#pipes.forward?.(ms);
   }
 
   /** From now on nobody reads what it prints. */
@@ -592,18 +598,28 @@ export interface StartOptions {
   runner?: Runner;
   /** Arguments after the file, such as --serve. */
   words?: string[];
+  /** Has a clock that `forward` puts forward. */
+  clock?: boolean;
+  /** A command that starts the process, such as `unshare -m`: its own arguments come after it. */
+  wrapper?: string[];
+  /** Runs as this user. */
+  uid?: number;
 }
+
+const CLOCK = join(ROOT, "tests/fixtures/clock.mjs");
 
 /** Starts a section that reads from a pipe. */
 export function start(
   section: SectionFile,
   given: Settings,
-  { runner = "fast", words = [] }: StartOptions = {},
+  { runner = "fast", words = [], clock = false, wrapper = [], uid }: StartOptions = {},
 ): Program {
   const env = { ...bareEnvironment(), ...given };
+  const preload = clock ? ["--import", CLOCK] : [];
+  const line = [...wrapper, process.execPath, ...preload, ...command(section, runner), ...words];
+  const stdio: StdioOptions = clock ? ["pipe", "pipe", "pipe", "ipc"] : "pipe";
   return new Program((program) => {
-    const args = [...command(section, runner), ...words];
-    const child: ChildProcess = spawn(process.execPath, args, { cwd: ROOT, env });
+    const child: ChildProcess = spawn(line[0] ?? "", line.slice(1), { cwd: ROOT, env, stdio, uid });
     for (const stream of [child.stdout, child.stderr]) {
       stream?.setEncoding("utf8").on("data", (piece: string) => program.heard(piece));
     }
@@ -614,6 +630,11 @@ export function start(
       write: (input) => child.stdin?.write(input),
       end: () => child.stdin?.end(),
       kill: (signal) => child.kill(signal),
+      forward: (ms) =>
+        new Promise((resolve, reject) => {
+          child.once("message", resolve);
+          child.send({ forward: ms }, (error) => error && reject(error));
+        }),
       stopReading: () => child.stdout?.destroy(),
     };
   });

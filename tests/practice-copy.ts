@@ -80,7 +80,11 @@ export class Copy {
     symlinkSync(join(PROJECT, "node_modules"), join(this.root, "node_modules"), "junction");
     writeFileSync(join(this.root, "package.json"), '{ "type": "module" }');
     mkdirSync(join(this.root, "workspace", ".state"), { recursive: true });
-    writeFileSync(join(this.root, "workspace", "SOUL.md"), "I am Luna.");
+    this.workspaceFile("SOUL.md", "I am Luna.");
+  }
+
+  workspaceFile(name: string, text: string): void {
+    writeFileSync(join(this.root, "workspace", name), text);
   }
 
   section(language: string, name: string, code: string): void {

@@ -6,7 +6,7 @@ import { existsSync, readFileSync, writeFileSync } from "node:fs";
 import { join } from "node:path";
 import { afterEach, beforeEach, describe, expect, it, vi } from "vitest";
 import { startModel } from "../practice/model.ts";
-import { settingsFor } from "../practice/world.ts";
+import { ROOT, settingsFor } from "../practice/world.ts";
 import { startWorld } from "../practice/world-server.ts";
 import { Copy } from "./practice-copy.ts";
 
@@ -135,6 +135,20 @@ describe("npm start without a key", () => {
     await start(["s01", "--fresh"]);
     expect(readFileSync(join(workspace, "SOUL.md"), "utf8")).toBe("I am Luna.");
     expect(existsSync(join(workspace, "more.md"))).toBe(false);
+  });
+
+  it("the workspace is in the language of the section, but for files that somebody changed", async () => {
+    section("zh", "s01_agent_loop");
+    copy.workspaceFile("SOUL.md", readFileSync(join(ROOT, "workspace", "SOUL.md"), "utf8"));
+    copy.workspaceFile("MEMORY.md", readFileSync(join(ROOT, "workspace", "MEMORY.md"), "utf8"));
+    const read = (name: string) =>
+      readFileSync(join(copy.root, ".practice", "workspace", name), "utf8");
+    await start(["s01", "--lang", "zh"]);
+    expect([read("SOUL.md"), read("MEMORY.md")].join()).toMatch(/你是 Luna.*小满/s);
+    writeFileSync(join(copy.root, ".practice", "workspace", "MEMORY.md"), "- 我的。");
+    await start(["s01"]);
+    expect(read("SOUL.md")).toContain("You are Luna");
+    expect(read("MEMORY.md")).toBe("- 我的。");
   });
 
   it("sets what a lesson wants", async () => {

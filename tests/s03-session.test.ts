@@ -5,6 +5,8 @@
 import { type ChildProcess, spawn, spawnSync } from "node:child_process";
 import fs from "node:fs";
 import path from "node:path";
+import v8 from "node:v8";
+import vm from "node:vm";
 import type Anthropic from "@anthropic-ai/sdk";
 import fc from "fast-check";
 import { describe, expect, it, vi } from "vitest";
@@ -324,6 +326,71 @@ describe.each(sectionsFrom("s03"))("$name", (section) => {
       const again = restart().current(KEY);
       again.append(said("1"));
       expect(restart().current(KEY).messages).toHaveLength(2);
+    });
+  });
+
+  describe("memory", () => {
+    const HOUR = 3_600_000;
+    /** Time passes when the test says so. */
+    async function withClock() {
+      const opened = await open(section);
+      vi.useFakeTimers({ toFake: ["Date", "setInterval"], now: Date.UTC(2026, 0, 5) });
+      return { ...opened, store: opened.restart() };
+    }
+
+    it("is left by a session that nobody has used for an hour, and it comes back from its file", async () => {
+      const { store } = await withClock();
+      const early = store.current("early");
+      const late = store.current("late");
+      for (const session of [early, late]) session.append(user("hello"));
+      vi.advanceTimersByTime(HOUR - 60_000);
+      expect(store.current("late")).toBe(late);
+      vi.advanceTimersByTime(120_000);
+      expect(store.current("late")).toBe(late);
+      const again = store.current("early");
+      expect(again).not.toBe(early);
+      expect(again.id).toBe(early.id);
+      expect(again.messages).toEqual(early.messages);
+    });
+
+    it("is not left while a turn runs, nor in the hour after its end", async () => {
+      const { MIDDLEWARE, runTurn, store } = await withClock();
+      const session = store.current(KEY);
+      let end = () => {};
+      const held = new Promise<void>((resolve) => {
+        end = resolve;
+      });
+      MIDDLEWARE.unshift(() => held);
+      const turn = runTurn(session, "hello", {});
+      vi.advanceTimersByTime(3 * HOUR);
+      expect(store.current(KEY)).toBe(session);
+      vi.advanceTimersByTime(3 * HOUR);
+      expect(store.current(KEY)).toBe(session);
+      vi.advanceTimersByTime(3 * HOUR);
+      end();
+      await turn;
+      vi.advanceTimersByTime(HOUR);
+      expect(store.current(KEY)).toBe(session);
+      vi.advanceTimersByTime(HOUR + 60_000);
+      expect(store.current(KEY)).not.toBe(session);
+    });
+
+    it("is the same again after many conversations and an hour", async () => {
+      v8.setFlagsFromString("--expose-gc");
+      const collect = vm.runInNewContext("gc") as () => void;
+      const used = () => {
+        collect();
+        return process.memoryUsage().heapUsed;
+      };
+      const { store } = await withClock();
+      store.current("warm").append(user("up"));
+      const before = used();
+      const size = Math.ceil(before / 50);
+      for (let i = 0; i < 35; i++) store.current(`key-${i}`).append(user(`${i}`.repeat(size)));
+      expect(used()).toBeGreaterThan(before * 1.4); // the figure can fail
+      vi.advanceTimersByTime(HOUR + 60_000);
+      expect(used()).toBeLessThan(before * 1.3);
+      expect(store.current("key-7").messages).toHaveLength(1);
     });
   });
 

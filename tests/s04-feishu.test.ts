@@ -292,6 +292,21 @@ describe.each(sectionsFrom("s04"))("$name, what is sent to Feishu", (section) =>
     expect(feishu.log.filter(({ method }) => method === "token")).toHaveLength(2);
   });
 
+  it("waits ten seconds for an answer, and no longer", async () => {
+    const { s04, feishu, channel } = await listening(section);
+    const seconds: number[] = [];
+    const original = AbortSignal.timeout;
+    vi.spyOn(AbortSignal, "timeout").mockImplementation((ms) => {
+      seconds.push(ms / 1000);
+      return original(20);
+    });
+    feishu.fail({ kind: "hang" });
+    const failed = await channel.send("oc_alice", "hi").catch((error: unknown) => error);
+    expect(failed).toBeInstanceOf(s04.SendError);
+    expect(failed).toMatchObject({ permanent: false });
+    expect(seconds).toEqual([10]);
+  });
+
   it("does not go round in circles with a token that is refused again", async () => {
     const { s04, feishu, channel } = await listening(section);
     feishu.fail({ kind: "99991663", times: 50 });

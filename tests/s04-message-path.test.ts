@@ -296,6 +296,36 @@ describe.each(sectionsFrom("s04"))("$name, accept and what follows", (section) =
     expect(outline(model.log.at(-1))).toEqual(["user: bad !fail | good"]);
   });
 
+  it("shows that it is typing until the turn is over, whichever way it ends", async () => {
+    const { app, take } = await theRoad(section);
+    const shown: string[] = [];
+    const running = new Set<unknown>();
+    const [start, stop] = [setInterval, clearInterval];
+    vi.spyOn(globalThis, "setInterval").mockImplementation(((...words: [() => void, number]) => {
+      const timer = start(...words);
+      running.add(timer);
+      return timer;
+    }) as typeof setInterval); // without __promisify__, which nobody uses here
+    vi.spyOn(globalThis, "clearInterval").mockImplementation((timer) => {
+      running.delete(timer);
+      stop(timer);
+    });
+    const typing = async (to: string) => void shown.push(to);
+    app.channels.set("telegram", Object.assign(silentChannel(), { typing }));
+    await take(inbound());
+    await take(inbound({ text: "!fail" }));
+    expect(shown.length).toBeGreaterThan(1);
+    expect([...running]).toEqual([]);
+  });
+
+  it("takes half a character, which the API would refuse, in what people say", async () => {
+    const { take, model } = await theRoad(section);
+    expect(await take(inbound({ text: "half \ud83d of it" }))).toContain("of it");
+    expect(await take(inbound({ text: "and \udc00 the other" }))).toContain("the other");
+    expect(model.log.every(({ request }) => JSON.stringify(request).isWellFormed())).toBe(true);
+    expect(JSON.stringify(model.log.at(-1)?.request.messages)).not.toMatch(/\\ud[89a-f]/i);
+  });
+
   it("goes on when the answer can't be sent, and with a channel that is not there", async () => {
     const { s04, app, telegram, folder, take } = await theRoad(section);
     telegram.send = async () => {

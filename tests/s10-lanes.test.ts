@@ -158,6 +158,30 @@ describe.each(sectionsFrom("s10"))("$name: a lane", (section) => {
     expect(String(await failed)).toContain("700 s");
   });
 
+  it("does not mind what a task throws when nobody waits for it any more", async () => {
+    const grace = new Grace();
+    const clock = new LaneClock();
+    const { LaneQueue, LaneError } = await load10(section);
+    const unheard: unknown[] = [];
+    const hear = (error: unknown) => unheard.push(error);
+    const others = process.listeners("unhandledRejection");
+    process.removeAllListeners("unhandledRejection").on("unhandledRejection", hear);
+    try {
+      const { task, end } = tasks();
+      const lane = new LaneQueue(1, 700);
+      const slow = lane.enqueue(task("slow")).catch((error) => error);
+      clock.pass(700);
+      await grace.pass();
+      expect(await slow).toBeInstanceOf(LaneError);
+      await end("slow", "reject");
+      expect(unheard).toEqual([]);
+      expect(lane.active).toBe(0);
+    } finally {
+      process.removeAllListeners("unhandledRejection");
+      for (const listener of others) process.on("unhandledRejection", listener);
+    }
+  });
+
   it("has a clock for each task, from when it begins, and stops it at its end", async () => {
     const clock = new LaneClock();
     const { LaneQueue } = await load10(section);

@@ -92,6 +92,54 @@ describe.each(sectionsFrom("s10"))("$name: who waits for whom", (section) => {
     expect(await Promise.all(answers)).toEqual(people.map((who) => `re: from ${who}`));
   });
 
+  it("commands and what can't be read don't wait for a place, and nobody without one sees typing", async () => {
+    const road = await openRoad(section);
+    script(road);
+    const typing: string[] = [];
+    Object.assign(road.telegram, { typing: async (to: string) => void typing.push(to) });
+    const people = ["1", "2", "3", "4"];
+    const holds = people.map(() => road.model.hold());
+    const answers = people.map((who) => road.write(who, `from ${who}`));
+    await Promise.all(holds.map(({ waiting }) => waiting));
+    const fifth = road.write("5", "from 5");
+    const noticed: object[] = [];
+    const connection = { peerId: "ws1", notify: (method: string) => noticed.push({ method }) };
+    const call = road.s10.METHODS.send?.({ text: "from a client" }, road.app as never, connection);
+    expect(await road.write("6", "/help")).toMatch(SORRY);
+    expect(await road.write("6", "/new@our_bot")).toMatch(SORRY);
+    expect(await road.write("7", "")).toMatch(SORRY);
+    await turns();
+    expect([road.lane("main").active, road.lane("main").waiting.size]).toEqual([4, 2]);
+    expect(typing).toEqual([...people, "6", "6", "7"]);
+    expect(noticed).toEqual([]);
+    for (const { release } of holds) release();
+    expect(await fifth).toBe("re: from 5");
+    expect(await call).toMatchObject({ reply: "re: from a client" });
+    expect(noticed[0]).toEqual({ method: "typing" });
+    expect(typing).toContain("5");
+    expect(await Promise.all(answers)).toEqual(people.map((who) => `re: from ${who}`));
+  });
+
+  it("in a group a command is plain text, and waits for a place; in a shutdown none overtakes", async () => {
+    const road = await openRoad(section);
+    script(road);
+    const people = ["1", "2", "3", "4"];
+    const holds = people.map(() => road.model.hold());
+    const answers = people.map((who) => road.write(who, `from ${who}`));
+    await Promise.all(holds.map(({ waiting }) => waiting));
+    const group = road.write("-7", "/new", { isGroup: true });
+    await turns();
+    expect(road.lane("main").waiting.size).toBe(1);
+    const later = [road.write("1", "second"), road.write("1", "/new")];
+    const refused = Promise.allSettled([group, ...later]);
+    const end = road.s10.LANES.shutDown();
+    for (const { release } of holds) release();
+    await Promise.all(answers);
+    await end;
+    expect((await refused).map(({ status }) => status)).toEqual(new Array(3).fill("rejected"));
+    expect(road.app.inbox.pending().map(({ text }) => text)).toEqual(["/new", "second", "/new"]);
+  });
+
   it("jobs run one at a time, and so does the heartbeat; people wait for neither", async () => {
     const road = await openRoad(section);
     script(road);

@@ -1,5 +1,6 @@
 /**
- * A whole program under traffic, killed again and again: people on Telegram, Feishu and in the
+ * A whole program under traffic, killed or stopped again and again, with a disk that is full for
+ * two seconds now and then, and a provider that is down for up to twenty minutes of its clock: people on Telegram, Feishu and in the
  * terminal, programs at the gateway, jobs every few seconds, tools, and failures now and then. At
  * the end, what was said, asked and answered is compared.
  *
@@ -27,6 +28,7 @@ import {
   temporaryFolder,
   wrongIn,
 } from "./helper.ts";
+import { PARTS, type SmallDisk, waysToFill } from "./small-disk.ts";
 import { lastText } from "./world.ts";
 
 const ROOT = join(import.meta.dirname, "..");
@@ -90,11 +92,9 @@ const JOB_IDS = Object.keys(JOBS) as JobId[]; // its own keys
 // of Feishu), because then kills fall into the middle of work on a slow machine, too.
 const CALLS_PER_LIFE = 80; // at most
 const IDLE_TIMEOUT = 3_000; // ms without enough calls, after which the program is killed anyway
-/** How often the program checks what is due, in ms. The jobs are due about as often. */
-const TIMER_INTERVAL = 2_000;
 const BACKLOG = 10; // unanswered messages, from which on people wait before they write more
-/** Time for what is open at the end, in ms, because a delivery may have failed three times. */
-const SETTLE_TIMEOUT = 240_000;
+/** Real time for what is open at the end, in ms. The program's clock runs faster then. */
+const SETTLE_TIMEOUT = 60_000;
 const CONTEXT = 24_000; // tokens: so few that every conversation is compacted now and then
 
 /** One send by JSON-RPC, over one connection. */
@@ -109,12 +109,18 @@ interface Sent {
 
 export async function torture({ section, kills, seed, tell }: TortureOptions): Promise<Report> {
   const model = await practice({ rules: false });
-  const telegram = await startTelegram();
+  const clock = { ahead: 0 };
+  const now = () => Date.now() + clock.ahead;
+  const telegram = await startTelegram({ now });
   // Redelivered soon, and under new ids, which is the harder case.
   const redeliverAfter = new Array(400).fill(100);
-  const feishu = await startFeishu({ redeliverAfter, newIds: true, patience: 10_000 });
-  const run = new Torture(randomFrom(seed), section, { model, telegram, feishu });
+  const feishu = await startFeishu({ redeliverAfter, newIds: true, patience: 10_000, now });
+  const world = { model, telegram, feishu, clock };
+  const ways = waysToFill(64);
+  const way = ways[seed % ways.length];
+  const run = new Torture(randomFrom(seed), section, world);
   try {
+    await run.useDisk(way);
     for (let kill = 1; kill <= kills; kill++) {
       await run.life();
       if (kill % 10 === 0) tell?.(`${kill} kills, ${run.said.length} messages`);
@@ -167,6 +173,8 @@ interface Platforms {
   model: PracticeModel;
   telegram: FakeTelegram;
   feishu: FakeFeishu;
+  /** How far the clock of everybody is ahead of the real one, in ms. */
+  clock: { ahead: number };
 }
 
 interface InboxFile {
@@ -224,6 +232,13 @@ class Torture {
   #startupTime = 1_000; // ms that the last life took to be ready
   #kills = 0;
   #killsAtWork = 0;
+  #stops = 0;
+  #isServing = false;
+  #disk: SmallDisk | undefined;
+  #fullDisks = 0;
+  #outages = 0;
+  /** Lives in which turns may fail, because the disk or the provider did. */
+  readonly #troubled = new Set<number>();
   #linesTyped = 0;
   #failures = 0;
   /** `channel to text`: how many kills fell into a send of it. */
@@ -255,7 +270,7 @@ class Torture {
       TELEGRAM_ALLOWED_CHATS: allowed.map((name) => telegram.chatId(name)).join(),
       CLAW0_WORKSPACE: this.#folder,
       CONTEXT_TOKENS: String(CONTEXT),
-      GATEWAY_TOKEN: "torture torture torture",
+      GATEWAY_TOKEN: "torture-torture-torture",
       REMOTE_TOOLS: "1",
       HEARTBEAT_INTERVAL: "2",
       HEARTBEAT_ACTIVE_START: "0",
@@ -288,11 +303,17 @@ class Torture {
 
   // ---- Lives ----
 
-  /** From a start to a kill. */
+  /** Lets the program run on a disk of which parts can become full. */
+  async useDisk(way: ReturnType<typeof waysToFill>[number] | undefined): Promise<void> {
+    this.#disk = await way?.open(join(this.#folder, ".state"));
+  }
+
+  /** From a start to a kill or a stop. */
   async life(): Promise<void> {
     // Some of it comes while nobody is there.
     for (let i = this.#random(3); i > 0; i--) this.#say();
     const isShort = this.#random(8) === 0;
+    this.#isServing = this.#random(3) === 0;
     const ready = this.#start();
     if (isShort) {
       ready.catch(() => {}); // it may be killed before it says anything
@@ -300,10 +321,50 @@ class Torture {
     } else {
       await ready;
       await this.#traffic(this.#random(CALLS_PER_LIFE));
+      const trouble = this.#random(10);
+      if (trouble === 0) await this.#fillDisk();
+      if (trouble === 1) await this.#providerOutage(1 + this.#random(20));
       await sleep(this.#random(20)); // or it would always be right after a call
     }
-    await this.kill();
+    if (this.#random(4) === 0 && !isShort) await this.#stop();
+    else await this.kill();
     this.#inspectDisk();
+  }
+
+  /** For two seconds one or all parts of the state can't be written. */
+  async #fillDisk(): Promise<void> {
+    this.#troubled.add(this.#lives);
+    this.#fullDisks += 1;
+    const part = PARTS[this.#random(PARTS.length + 1)];
+    const full = part ? [part] : PARTS;
+    for (const one of full) this.#disk?.fill(one);
+    const until = Date.now() + 2_000;
+    while (Date.now() < until) {
+      await this.#causeSomething();
+      await sleep(this.#random(150));
+    }
+    for (const one of full) this.#disk?.free(one);
+    await this.#forward(61_000); // what failed is tried again
+  }
+
+  /** The provider is down for so many minutes, in which people go on writing. */
+  async #providerOutage(minutes: number): Promise<void> {
+    const { model } = this.#world;
+    this.#troubled.add(this.#lives);
+    this.#outages += 1;
+    model.clearFailures();
+    model.fail({ kind: "529", seconds: 3_600 });
+    for (let half = 0; half < 2 * minutes; half++) {
+      if (half % 6 === 0) this.#say();
+      await this.#forward(30_000);
+      await sleep(15);
+    }
+    model.clearFailures();
+  }
+
+  async #forward(ms: number): Promise<void> {
+    this.#world.clock.ahead += ms;
+    await this.#program?.forward(ms);
   }
 
   /** Goes on until the program has made so many calls. */
@@ -341,10 +402,13 @@ class Torture {
     for (const program of PROGRAMS) this.#send(program);
     await feishu.flush();
     const patience = Date.now() + SETTLE_TIMEOUT;
-    while (!this.#isDone() && Date.now() < patience) await sleep(50);
+    while (!this.#isDone() && Date.now() < patience) {
+      await this.#forward(5_000); // so that nobody sits through a back-off or a cooldown
+      await sleep(200);
+    }
     // Without its jobs it comes to rest: what was due until here is done, and no more comes.
     writeFileSync(join(this.#folder, "CRON.json"), JSON.stringify({ jobs: [] }));
-    await sleep(TIMER_INTERVAL + 500); // by then its timer has looked into the file
+    await this.#forward(60_000); // by then its timer has looked into the file
     while (this.#isBusy() && Date.now() < patience) await sleep(50);
     await this.kill();
   }
@@ -371,21 +435,26 @@ class Torture {
   // ---- The program ----
 
   #path(...names: string[]): string {
-    return join(this.#folder, ".state", ...names);
+    const file = join(this.#folder, ".state", ...names);
+    return this.#disk?.path(file) ?? file;
   }
 
   /** Starts it; resolves when it can be reached, and a program has connected. */
   async #start(): Promise<void> {
     const { feishu } = this.#world;
     this.#lives += 1;
-    const program = start(this.#section, this.#settings);
+    const program = start(
+      this.#section,
+      { ...this.#settings, CLOCK_AHEAD: String(this.#world.clock.ahead) },
+      { clock: true, words: this.#isServing ? ["--serve"] : [], ...this.#disk?.start },
+    );
     const from = Date.now();
     this.#program = program;
     await program.until(/http: listening on 127\.0\.0\.1:\d+/);
     const [, port] = /http: listening on 127\.0\.0\.1:(\d+)/.exec(program.text) ?? [];
     feishu.webhook = `http://127.0.0.1:${port}/feishu/events`;
     this.#startupTime = Date.now() - from;
-    const socket = new WebSocket(`ws://127.0.0.1:${port}/?token=torture`);
+    const socket = new WebSocket(`ws://127.0.0.1:${port}/?token=torture-torture-torture`);
     socket.on("error", () => {}); // killed before it was connected
     socket.on("message", (data) => this.#hear(String(data)));
     this.#socket = socket;
@@ -393,16 +462,32 @@ class Torture {
   }
 
   async kill(): Promise<void> {
+    if (!this.#program) return;
+    this.#kills += 1;
+    await this.#end((program) => program.kill("SIGKILL"), 128);
+  }
+
+  /** Asks it to end, as a service manager or a person does. */
+  async #stop(): Promise<void> {
+    this.#stops += 1;
+    const ask = (program: Program) => {
+      if (this.#isServing) program.kill("SIGTERM");
+      else program.write("quit\n");
+    };
+    await this.#end(ask, 0);
+  }
+
+  async #end(ask: (program: Program) => void, expected: number): Promise<void> {
     const program = this.#program;
     this.#program = undefined;
+    if (program) ask(program);
+    if (expected !== 0) this.#socket?.terminate();
+    const ended = await program?.end();
     this.#socket?.terminate();
     this.#socket = undefined;
-    if (!program) return;
-    program.kill("SIGKILL");
-    const { code, text: output } = await program.end();
-    this.#output += output;
-    this.#kills += 1;
-    if (code !== 128) throw new Error(`it ended by itself, with ${code}:\n${output}`);
+    this.#output += ended?.text ?? "";
+    if (ended?.code === expected) return;
+    throw new Error(`it ended with ${ended?.code} and not with ${expected}:\n${ended?.text}`);
   }
 
   /** What a killed program has left on disk. */
@@ -468,6 +553,7 @@ class Torture {
   }
 
   #type(): void {
+    if (this.#isServing) return; // then nobody sits at the terminal
     this.#linesTyped += 1;
     this.#program?.write(`t${this.#linesTyped} §terminal§\n`);
   }
@@ -559,9 +645,15 @@ class Torture {
     const jobs = this.#checkJobs(violations);
     const programs = this.#checkSends(violations);
     const apologies = this.#apologies().length;
-    violations.push(...new Array(apologies).fill("a turn that failed for good"));
+    if (this.#troubled.size === 0 && apologies > 0) violations.push("a turn failed for good");
+    const off = this.#output.match(/The job \w+ is off/g) ?? [];
+    violations.push(...off);
     const figures = {
       kills: this.#kills - 1, // the last one was at rest
+      "orderly stops": this.#stops,
+      "disks full for 2 s": this.#fullDisks,
+      "outages of the provider": this.#outages,
+      "minutes on its clock": Math.round(this.#world.clock.ahead / 60_000),
       "kills with something open": this.#killsAtWork,
       "messages on Telegram and Feishu": this.said.length,
       "lines in the terminal": this.#linesTyped,
@@ -583,6 +675,7 @@ class Torture {
       "text of another session": mixed.length + foreign.length,
       "invalid requests": invalid.length,
       "tools run again": tools.length,
+      "jobs switched off": off.length,
     };
     return { figures, violations };
   }
@@ -618,10 +711,22 @@ class Torture {
     violations.push(`${count} quarantined, but ${quarantined.length} are there`);
   }
 
-  /** What was said and has no whole answer, but for what the program said it gave up. */
+  /**
+   * What was said and has no whole answer, but for what the program said it gave up, in the log or
+   * to the person.
+   */
   #lost(): string[] {
+    return this.#chats().flatMap((conversation) => {
+      const unanswered = this.#unanswered(conversation);
+      const told = this.#textsTo(conversation).filter(isApology).length;
+      return told >= unanswered.length ? [] : unanswered;
+    });
+  }
+
+  #unanswered(conversation: string): string[] {
     const failed = this.#deadLetters();
-    return this.said.flatMap((one) => {
+    const said = this.said.filter((one) => one.conversation === conversation);
+    return said.flatMap((one) => {
       const missing = this.#missing(one);
       if (missing === 0 || this.#isQuarantined(one)) return [];
       const mark = new RegExp(`^re: m${one.number} \\d/\\d §${one.conversation}§`);
@@ -707,7 +812,7 @@ class Torture {
 
   #apologies(): string[] {
     const texts = this.#chats().flatMap((conversation) => this.#textsTo(conversation));
-    return texts.filter((words) => words.startsWith("I could not"));
+    return texts.filter(isApology);
   }
 
   #toolLines(): string[] {
@@ -775,6 +880,10 @@ class Torture {
     const failed = new Set(this.#deadLetters().map(({ id }) => id));
     const unsent = ids.filter((id) => !delivered.has(`${id}#0`) && !quarantined.has(id));
     const lost = unsent.filter((id) => !failed.has(`${id}#0`));
+    const job = ids[0]?.split(":")[1] ?? "";
+    const said = this.#output.split(`cron: ${job} failed`).length - 1;
+    // A run fails if the provider is down, and the log says so.
+    if (lost.length <= said) return [];
     return lost.map((id) => `${id} was done, and is not delivered`);
   }
 
@@ -823,7 +932,7 @@ class Torture {
 
   #problemsOf({ life, program, number, answer, error }: Sent): string[] {
     const found: string[] = [];
-    if (error) found.push(error);
+    if (error && !this.#troubled.has(life)) found.push(error);
     if (life === this.#lives && !answer) found.push("no answer");
     if (answer && answer !== `re: m${number} 1/1 §ws:${program}§`) found.push(answer.slice(0, 60));
     return found.map((problem) => `send ${program} m${number}: ${problem}`);
@@ -859,6 +968,8 @@ function missedTimes(id: JobId, due: number[], { ends }: RunsOnDisk): string[] {
   });
   return missed.map((at) => `${id} was due at ${new Date(at).toISOString()} and did not run`);
 }
+
+const isApology = (words: string) => words.startsWith("I could not");
 
 const wasKilledTwice = ({ error }: QueueFile) =>
   error?.startsWith("the program ended twice") === true;

@@ -33,6 +33,7 @@ import {
   practice,
   type SectionFile,
   type Settings,
+  type StartOptions,
   say,
   settings,
   start,
@@ -292,12 +293,14 @@ interface WorldOptions {
   serve?: boolean;
   /** Runs in a terminal, so many columns wide. */
   columns?: number;
+  /** How else it is started. */
+  start?: StartOptions;
   settings?: Settings;
   /** What the start waits for in the output; without it, until the section is ready for a line. */
   until?: string | RegExp;
   workspace?: string;
   /** Is called before the section starts. */
-  prepare?(world: World): void;
+  prepare?(world: World): void | Promise<void>;
 }
 
 /** Starts the model, the platforms and the section, and waits until they are ready. */
@@ -309,7 +312,7 @@ export async function openWorld(section: SectionFile, options: WorldOptions = {}
     world.program.kill();
     await world.program.end();
   });
-  options.prepare?.(world);
+  await options.prepare?.(world);
   await world.start();
   return world;
 }
@@ -350,11 +353,11 @@ export class World {
 
   /** Starts the section, and waits until it is ready. */
   async start(more: Settings = {}): Promise<Program> {
-    const { columns, serve } = this.#options;
+    const { columns, serve, start: how } = this.#options;
     const env = { ...this.settings, ...more };
     this.program = columns
       ? startInTerminal(this.#section, env, columns)
-      : start(this.#section, env, { words: serve ? ["--serve"] : [] });
+      : start(this.#section, env, { words: serve ? ["--serve"] : [], ...how });
     await this.#ready(env);
     const [, port] = /http: listening on 127\.0\.0\.1:(\d+)/.exec(this.program.text) ?? [];
     this.port = Number(port ?? 0);

@@ -5,7 +5,9 @@ import { tmpdir } from "node:os";
 import path from "node:path";
 import { parseArgs } from "node:util";
 import { startModel } from "../practice/model.ts";
+import { translateWorkspace } from "../practice/workspace.ts";
 import { SETTINGS } from "../practice/world.ts";
+import { LANGUAGES } from "../sessions/names.ts";
 import { normalise, START } from "./normalise.ts";
 import { People } from "./people.ts";
 import { pictureOf } from "./picture.ts";
@@ -23,6 +25,8 @@ export async function record(
   const workspace = path.join(folder, "workspace");
   fs.cpSync(template, workspace, { recursive: true });
   fs.rmSync(path.join(workspace, ".state"), { recursive: true, force: true });
+  const language = LANGUAGES.find((code) => code === path.basename(path.dirname(file)));
+  translateWorkspace(workspace, language ?? "en");
   const model = await startModel();
   const shift = START - Date.now();
   const people = section < "s04" ? undefined : await People.start(shift);
@@ -55,7 +59,7 @@ function settingsFor(url: string, workspace: string): Record<string, string> {
     ANTHROPIC_API_KEY: "practice",
     ANTHROPIC_BASE_URL: url,
     CLAW0_WORKSPACE: workspace,
-    GATEWAY_TOKEN: "practice",
+    GATEWAY_TOKEN: "practice-of-recording", // at least 16 characters
     HTTP_PORT: "0",
     TZ: "UTC",
     LC_ALL: "C",

@@ -846,7 +846,9 @@ function runMiddleware(
     const next = run;
     run = (given) => layer(conversation, given, next);
   }
-  return run(options);
+  const ended = run(options);
+  if (conversation instanceof Session) conversation.stayUntil(ended);
+  return ended;
 }
 
 // Helpers: hashes, JSON, and files that a crash leaves whole.
@@ -1028,6 +1030,8 @@ export class Session extends Conversation {
   summary = ""; // of the messages that compaction took out of the list
   // Replies before this index hold token counts of the API that no longer fit the list.
   countsValidFrom = 0;
+  turns = 0; // that are running
+  usedAt = Date.now();
   #log: JsonlFile;
   #lineOf = new Map<Message, number>(); // where each message is in the file
 
@@ -1043,6 +1047,16 @@ export class Session extends Conversation {
       else bad.push(line);
     }
     this.#log.skip(bad);
+  }
+
+  /** Until a turn has ended, the session stays in memory, because the next one has to find it. */
+  stayUntil(ended: Promise<void>): void {
+    this.turns += 1;
+    const leave = () => {
+      this.turns -= 1;
+      this.usedAt = Date.now();
+    };
+    ended.then(leave, leave);
   }
 
   #replay(record: LogRecord, line: number): void {
@@ -1106,20 +1120,31 @@ export class Session extends Conversation {
 // A key says who talks to whom, and a session is one of their conversations. No file lists all
 // sessions, because it could come to disagree with the folders. The folders are the list.
 
+const MAX_IDLE = 3_600_000; // ms
+
 /** All sessions, in `dir`: a folder for each key, and in it a file for each session. */
 export class SessionStore {
   #dir: string;
-  #loaded = new Map<string, Session>(); // the current session of each key that was used
+  #loaded = new Map<string, Session>(); // the current session of each key that is in use
 
   constructor(dir: string) {
     this.#dir = dir;
     makeFolder(dir);
+    setInterval(() => this.#forgetIdle(), 60_000).unref(); // unref: it keeps no program running
+  }
+
+  /** Without this, memory would grow with each new person. What is in the files stays there. */
+  #forgetIdle(): void {
+    for (const [key, { turns, usedAt }] of this.#loaded) {
+      if (turns === 0 && Date.now() - usedAt > MAX_IDLE) this.#loaded.delete(key);
+    }
   }
 
   /** The session that this key is in; a new one, if it has none yet. */
   current(key: string): Session {
     const session = this.#loaded.get(key) ?? this.#stored(key) ?? this.create(key);
     this.#loaded.set(key, session);
+    session.usedAt = Date.now();
     return session;
   }
 

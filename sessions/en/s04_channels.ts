@@ -963,7 +963,9 @@ function runMiddleware(
     const next = run;
     run = (given) => layer(conversation, given, next);
   }
-  return run(options);
+  const ended = run(options);
+  if (conversation instanceof Session) conversation.stayUntil(ended);
+  return ended;
 }
 
 // Helpers: hashes, JSON, and files that a crash leaves whole.
@@ -1162,6 +1164,8 @@ export class Session extends Conversation {
   summary = ""; // of the messages that compaction took out of the list
   // Replies before this index hold token counts of the API that no longer fit the list.
   countsValidFrom = 0;
+  turns = 0; // that are running
+  usedAt = Date.now();
   #log: JsonlFile;
   #lineOf = new Map<Message, number>(); // where each message is in the file
   readonly asked = new Map<string, Message>(); // by inbox id: the message that it is the id of
@@ -1178,6 +1182,16 @@ export class Session extends Conversation {
       else bad.push(line);
     }
     this.#log.skip(bad);
+  }
+
+  /** Until a turn has ended, the session stays in memory, because the next one has to find it. */
+  stayUntil(ended: Promise<void>): void {
+    this.turns += 1;
+    const leave = () => {
+      this.turns -= 1;
+      this.usedAt = Date.now();
+    };
+    ended.then(leave, leave);
   }
 
   #replay(record: LogRecord, line: number): void {
@@ -1254,20 +1268,31 @@ export class Session extends Conversation {
 // A key says who talks to whom, and a session is one of their conversations. No file lists all
 // sessions, because it could come to disagree with the folders. The folders are the list.
 
+const MAX_IDLE = 3_600_000; // ms
+
 /** All sessions, in `dir`: a folder for each key, and in it a file for each session. */
 export class SessionStore {
   #dir: string;
-  #loaded = new Map<string, Session>(); // the current session of each key that was used
+  #loaded = new Map<string, Session>(); // the current session of each key that is in use
 
   constructor(dir: string) {
     this.#dir = dir;
     makeFolder(dir);
+    setInterval(() => this.#forgetIdle(), 60_000).unref(); // unref: it keeps no program running
+  }
+
+  /** Without this, memory would grow with each new person. What is in the files stays there. */
+  #forgetIdle(): void {
+    for (const [key, { turns, usedAt }] of this.#loaded) {
+      if (turns === 0 && Date.now() - usedAt > MAX_IDLE) this.#loaded.delete(key);
+    }
   }
 
   /** The session that this key is in; a new one, if it has none yet. */
   current(key: string): Session {
     const session = this.#loaded.get(key) ?? this.#stored(key) ?? this.create(key);
     this.#loaded.set(key, session);
+    session.usedAt = Date.now();
     return session;
   }
 
@@ -1948,12 +1973,12 @@ export class CliChannel implements Channel {
   async stop(): Promise<void> {}
 }
 
-/** Shows "typing" in a chat until the function that it gives is called. */
-function showTyping(channel: Channel | undefined, peerId: string): () => void {
+/** Runs a turn, and shows "typing" in its chat until it has ended. */
+function whileTyping<T>(channel: Channel | undefined, peerId: string, turn: () => Promise<T>) {
   const show = () => channel?.typing?.(peerId).catch(() => {});
   show();
   const timer = setInterval(show, 4_000); // because the platforms show it for 5 s
-  return () => clearInterval(timer);
+  return turn().finally(() => clearInterval(timer));
 }
 
 // Blanks, control and zero-width characters, and the Braille pattern without a dot.
@@ -2322,20 +2347,18 @@ export async function handle(app: App, parts: Routed[], signal?: AbortSignal): P
   // All else, such as the id, is that of the first part. (There is one: `parts` is never empty.)
   const message = { ...parts[0], text, media } as Routed;
   const channel = app.channels.get(message.channel);
-  const stopTyping = showTyping(channel, message.peerId);
   const onText = (piece: string) => channel?.stream?.(message.peerId, piece);
   let answer: string;
   try {
     answer = await untilStored(() => {
       app.inbox.countAttempt(parts);
-      return answerTo(message, app, { message, signal, onText });
+      const options = { message, signal, onText };
+      return whileTyping(channel, message.peerId, () => answerTo(message, app, options));
     }, signal);
   } catch (error) {
     if (message.channel === "cli") throw error; // the terminal shows it
     warn(`${message.sessionKey}: ${error}`);
     answer = t("I could not answer that. Try again in a moment, or begin anew with /new.");
-  } finally {
-    stopTyping();
   }
   // A channel that streams has shown the answer already.
   if (!channel?.stream) await untilStored(() => reply(app, message, answer));

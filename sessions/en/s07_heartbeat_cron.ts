@@ -972,7 +972,9 @@ function runMiddleware(
     const next = run;
     run = (given) => layer(conversation, given, next);
   }
-  return run(options);
+  const ended = run(options);
+  if (conversation instanceof Session) conversation.stayUntil(ended);
+  return ended;
 }
 
 // Helpers: hashes, JSON, and files that a crash leaves whole.
@@ -1171,6 +1173,8 @@ export class Session extends Conversation {
   summary = ""; // of the messages that compaction took out of the list
   // Replies before this index hold token counts of the API that no longer fit the list.
   countsValidFrom = 0;
+  turns = 0; // that are running
+  usedAt = Date.now();
   #log: JsonlFile;
   #lineOf = new Map<Message, number>(); // where each message is in the file
   readonly asked = new Map<string, Message>(); // by inbox id: the message that it is the id of
@@ -1187,6 +1191,16 @@ export class Session extends Conversation {
       else bad.push(line);
     }
     this.#log.skip(bad);
+  }
+
+  /** Until a turn has ended, the session stays in memory, because the next one has to find it. */
+  stayUntil(ended: Promise<void>): void {
+    this.turns += 1;
+    const leave = () => {
+      this.turns -= 1;
+      this.usedAt = Date.now();
+    };
+    ended.then(leave, leave);
   }
 
   #replay(record: LogRecord, line: number): void {
@@ -1263,20 +1277,31 @@ export class Session extends Conversation {
 // A key says who talks to whom, and a session is one of their conversations. No file lists all
 // sessions, because it could come to disagree with the folders. The folders are the list.
 
+const MAX_IDLE = 3_600_000; // ms
+
 /** All sessions, in `dir`: a folder for each key, and in it a file for each session. */
 export class SessionStore {
   #dir: string;
-  #loaded = new Map<string, Session>(); // the current session of each key that was used
+  #loaded = new Map<string, Session>(); // the current session of each key that is in use
 
   constructor(dir: string) {
     this.#dir = dir;
     makeFolder(dir);
+    setInterval(() => this.#forgetIdle(), 60_000).unref(); // unref: it keeps no program running
+  }
+
+  /** Without this, memory would grow with each new person. What is in the files stays there. */
+  #forgetIdle(): void {
+    for (const [key, { turns, usedAt }] of this.#loaded) {
+      if (turns === 0 && Date.now() - usedAt > MAX_IDLE) this.#loaded.delete(key);
+    }
   }
 
   /** The session that this key is in; a new one, if it has none yet. */
   current(key: string): Session {
     const session = this.#loaded.get(key) ?? this.#stored(key) ?? this.create(key);
     this.#loaded.set(key, session);
+    session.usedAt = Date.now();
     return session;
   }
 
@@ -1978,12 +2003,12 @@ export class CliChannel implements Channel {
   async stop(): Promise<void> {}
 }
 
-/** Shows "typing" in a chat until the function that it gives is called. */
-function showTyping(channel: Channel | undefined, peerId: string): () => void {
+/** Runs a turn, and shows "typing" in its chat until it has ended. */
+function whileTyping<T>(channel: Channel | undefined, peerId: string, turn: () => Promise<T>) {
   const show = () => channel?.typing?.(peerId).catch(() => {});
   show();
   const timer = setInterval(show, 4_000); // because the platforms show it for 5 s
-  return () => clearInterval(timer);
+  return turn().finally(() => clearInterval(timer));
 }
 
 // Blanks, control and zero-width characters, and the Braille pattern without a dot.
@@ -2354,21 +2379,19 @@ export async function handle(app: App, parts: Routed[], signal?: AbortSignal): P
   // All else, such as the id, is that of the first part. (There is one: `parts` is never empty.)
   const message = { ...parts[0], text, media } as Routed;
   const channel = app.channels.get(message.channel);
-  const stopTyping = showTyping(channel, message.peerId);
   const onText = (piece: string) => channel?.stream?.(message.peerId, piece);
   let answer: string;
   try {
     const agent = app.agents.get(message.agentId);
     answer = await untilStored(() => {
       app.inbox.countAttempt(parts);
-      return answerTo(message, app, { message, signal, onText, agent });
+      const options = { message, signal, onText, agent };
+      return whileTyping(channel, message.peerId, () => answerTo(message, app, options));
     }, signal);
   } catch (error) {
     if (message.channel === "cli") throw error; // the terminal shows it
     warn(`${message.sessionKey}: ${error}`);
     answer = t("I could not answer that. Try again in a moment, or begin anew with /new.");
-  } finally {
-    stopTyping();
   }
   // A channel that streams has shown the answer already.
   if (!channel?.stream) await untilStored(() => reply(app, message, answer));
@@ -3581,7 +3604,6 @@ method("send", SEND, Object.keys(SENDER), async (params, app, connection) => {
   const message = orInvalidParams(() => route(inbound, app, agent));
   const { agentId, sessionKey } = message;
   app.gateway.conversationsOf(connection).add(sessionKey);
-  connection.notify("typing", {});
   try {
     return { agentId, sessionKey, reply: await answerClient(message, app, connection) };
   } catch (error) {
@@ -3626,7 +3648,10 @@ function answerClient(message: Routed, app: App, connection: Connection): Promis
     if (piece) connection.notify("delta", { text: piece });
   };
   const options = { message, onText, agent: app.agents.get(message.agentId) };
-  return runExclusive(message.sessionKey, () => answerTo(message, app, options));
+  return runExclusive(message.sessionKey, () => {
+    connection.notify("typing", {});
+    return answerTo(message, app, options);
+  });
 }
 
 const MATCH = {
@@ -4445,14 +4470,22 @@ const HOUR = 3600 * 1000; // ms
 /** A time in ms as ISO 8601, or "never" if there is none. Dates end at 8.64e15 ms. */
 const formatTime = (at = Infinity) => (at < 8.64e15 ? new Date(at).toISOString() : "never");
 
-/** The object in a JSON file of `.state`. Gives {} if there is no file, or none that is usable. */
-function readState(file: string): object {
-  const json = readOrQuarantine(file, (found) => fs.readFileSync(found, "utf8"));
-  if (json === undefined) return {};
-  const state = parseObject(json);
-  if (state) return state;
-  quarantine(file, t("it holds no JSON object. The program goes on without it."));
-  return {};
+/**
+ * The object in a JSON file of `.state`, which has what the schema asks for. Gives {} if there is
+ * no file; one that can't be used is quarantined, and gives {}, too.
+ */
+function readState(file: string, schema = objectSchema({})): object {
+  // A link that leads nowhere counts as a file: existsSync would overlook it.
+  if (!fs.lstatSync(file, { throwIfNoEntry: false })) return {};
+  return readEntry<object>(file, schema) ?? {};
+}
+
+/** The entries of such an object that can be used. The others are named, and left out. */
+function readStates<T>(file: string, isUsable: (entry: T | null) => boolean): Map<string, T> {
+  const states: [string, T][] = Object.entries(readState(file));
+  for (const [name, state] of states)
+    if (!isUsable(state)) warn(`${file}: ${name}: ${t("not usable, left out")}`);
+  return new Map(states.filter(([, state]) => isUsable(state)));
 }
 
 const CRON_MAX_WAIT = 30_000; // ms
@@ -4672,8 +4705,9 @@ interface JobState {
 const MAX_ERRORS = 5;
 
 // Somebody may have edited the file. A job with {"due":"soon"} would never run, so such a state is
-// dropped. (null passes, but stateOf replaces it, because it has no entry to compare.)
-const isUsable = (state: JobState | null) => state?.due === undefined || state.due >= 0;
+// dropped.
+const isJobState = (state: JobState | null) =>
+  typeof state?.entry === "string" && (state.due === undefined || state.due >= 0);
 
 /** The jobs of CRON.json, and when each is due. */
 export class CronService {
@@ -4695,8 +4729,7 @@ export class CronService {
   constructor(workspace: string, begin: (job: Job, due: number) => boolean, now = Date.now) {
     this.#file = path.join(workspace, "CRON.json");
     this.#stateFile = path.join(workspace, ".state/cron.json");
-    const states: [string, JobState][] = Object.entries(readState(this.#stateFile));
-    this.#states = new Map(states.filter(([, state]) => isUsable(state)));
+    this.#states = readStates(this.#stateFile, isJobState);
     this.#begin = begin;
     this.#now = now;
   }
@@ -4926,7 +4959,7 @@ function rememberOwner(app: App, message: InboundMessage): void {
   const { channel, peerId: to } = message;
   if (channel === "cli" || !app.channels.has(channel) || !isOwner({ message })) return;
   const place = JSON.stringify({ channel, to });
-  const known = JSON.stringify(readState(OWNER_FILE));
+  const known = JSON.stringify(readState(OWNER_FILE, PLACE_SCHEMA));
   try {
     if (known !== place) replaceFile(OWNER_FILE, place);
   } catch (error) {
@@ -4938,7 +4971,7 @@ const TERMINAL: Place = { channel: "cli", to: "owner" };
 
 /** The chat from which the owner wrote last. The terminal, if there is none that is still theirs. */
 function ownerPlace(app: App): Place {
-  const { channel = "", to = "" }: Partial<Place> = readState(OWNER_FILE);
+  const { channel = "", to = "" }: Partial<Place> = readState(OWNER_FILE, PLACE_SCHEMA);
   // The settings may have changed since, so that the owner's chat is another one now.
   const isTheirs = app.channels.has(channel) && isOwnersChat(channel, to);
   return isTheirs ? { channel, to } : TERMINAL;
@@ -4997,6 +5030,8 @@ function hasTasks(markdown: string): boolean {
   const lines = markdown.replace(/<!--[\s\S]*?-->/g, "").split("\n");
   return lines.some((line) => !EMPTY_LINES.some((pattern) => pattern.test(line)));
 }
+
+const TOLD_SCHEMA = objectSchema({ text: STRING, ...ofType("number", "at") });
 
 /** Asks the agent from time to time whether something needs the owner. */
 export class HeartbeatRunner {
@@ -5074,7 +5109,7 @@ export class HeartbeatRunner {
     const answer = await runUnattended(app, key, options);
     const text = heartbeatText(answer);
     if (!text) return "ok";
-    const told = { text: "", at: 0, ...readState(this.#file) };
+    const told = { text: "", at: 0, ...readState(this.#file, TOLD_SCHEMA) };
     if (text === told.text && message.at - told.at < 24 * HOUR) return "duplicate";
     const isSent = await tellOwner(app, message.id, text);
     if (!isSent) return "not-sent"; // so the next heartbeat may say it again
