@@ -2070,7 +2070,10 @@ class StoredMap extends Map<string, string> {
     super();
     this.#file = path.join(STATE, name);
     const stored = readEntry<Fields>(this.#file, objectSchema({})) ?? {};
-    for (const [key, value] of Object.entries(stored)) super.set(key, String(value));
+    for (const [key, value] of Object.entries(stored)) {
+      if (typeof value === "string") super.set(key, value);
+      else warn(`${this.#file}: ${key}: ${t("not usable, left out")}`);
+    }
   }
 
   /** The file is written first, so if the disk is full, the map does not change either. */

@@ -2082,7 +2082,10 @@ class StoredMap extends Map<string, string> {
     super();
     this.#file = path.join(STATE, name);
     const stored = readEntry<Fields>(this.#file, objectSchema({})) ?? {};
-    for (const [key, value] of Object.entries(stored)) super.set(key, String(value));
+    for (const [key, value] of Object.entries(stored)) {
+      if (typeof value === "string") super.set(key, value);
+      else warn(`${this.#file}: ${key}: ${t("not usable, left out")}`);
+    }
   }
 
   /** The file is written first, so if the disk is full, the map does not change either. */
@@ -4475,8 +4478,6 @@ const formatTime = (at = Infinity) => (at < 8.64e15 ? new Date(at).toISOString()
  * no file; one that can't be used is quarantined, and gives {}, too.
  */
 function readState(file: string, schema = objectSchema({})): object {
-  // A link that leads nowhere counts as a file: existsSync would overlook it.
-  if (!fs.lstatSync(file, { throwIfNoEntry: false })) return {};
   return readEntry<object>(file, schema) ?? {};
 }
 
