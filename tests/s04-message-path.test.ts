@@ -31,6 +31,7 @@ import {
   lastText,
   load04,
   marked,
+  processedFile,
   type S04,
   silentChannel,
   unmarked,
@@ -124,7 +125,7 @@ describe.each(sectionsFrom("s04"))("$name, Inbox", (section) => {
       writeFileSync(join(dir, `${String(100 + index).padStart(12, "0")}.json`), content);
     });
     seed.add(inbound({ id: "good" }));
-    appendFileSync(join(dir, "processed.jsonl"), '{"id":"to');
+    appendFileSync(processedFile(dir), '{"id":"to');
     const after = new Inbox(dir);
     expect(after.pending().map(({ id }) => String(id))).toContain("good");
     expect(after.pending().map(({ id }) => id)).not.toContain("poison");
@@ -182,17 +183,54 @@ describe.each(sectionsFrom("s04"))("$name, Inbox", (section) => {
     expect(new Inbox(dir).pending().map(({ id }) => id)).toEqual(["p1"]);
   });
 
+  it("keeps the ids of seven days, in files by day, also after a restart", async () => {
+    const { Inbox } = await load04(section);
+    const dir = join(temporaryFolder(), "inbox");
+    vi.useFakeTimers({ toFake: ["Date"], now: Date.UTC(2026, 0, 5, 23) });
+    const inbox = new Inbox(dir);
+    const days = () => readdirSync(join(dir, "processed")).sort();
+    const process = (id: string, spool = inbox) => {
+      expect(spool.add(inbound({ id }))).toBe(true);
+      spool.acknowledge(spool.pending());
+    };
+    for (let day = 5; day <= 12; day++) {
+      process(`id ${day}`);
+      vi.setSystemTime(Date.now() + 86_400_000);
+    }
+    expect(days()).toHaveLength(8);
+    vi.setSystemTime(Date.UTC(2026, 0, 12, 23));
+    for (const again of [inbox, new Inbox(dir)])
+      for (let day = 5; day <= 12; day++)
+        expect(again.add(inbound({ id: `id ${day}` }))).toBe(false);
+    vi.setSystemTime(Date.UTC(2026, 0, 13, 1));
+    process("next");
+    expect(days()[0]).toBe("2026-01-06.jsonl");
+    expect(days().at(-1)).toBe("2026-01-13.jsonl");
+    process("id 5"); // it would come again within a day, so it is a new message by now
+    expect(inbox.add(inbound({ id: "id 6" }))).toBe(false);
+
+    // After a week without the program, an old id still tells that a file is only left over.
+    const left = join(dir, "000000000099.json");
+    writeFileSync(left, JSON.stringify(inbound({ id: "id 8" })));
+    vi.setSystemTime(Date.UTC(2026, 1, 13));
+    const late = new Inbox(dir);
+    expect(late.pending()).toEqual([]);
+    expect(existsSync(left)).toBe(false);
+    expect(days()).toEqual([]);
+    process("id 8", late);
+  });
+
   it("costs the same with 2,000 messages done", async () => {
     const { Inbox } = await load04(section);
     const dir = join(temporaryFolder(), "inbox");
     new Inbox(dir);
     const lines = Array.from({ length: 2_000 }, (_, i) => `{"id":"old${i}"}\n`);
-    appendFileSync(join(dir, "processed.jsonl"), lines.join(""));
+    appendFileSync(processedFile(dir), lines.join(""));
     const inbox = new Inbox(dir);
-    const before = readFileSync(join(dir, "processed.jsonl")).length;
+    const before = readFileSync(processedFile(dir)).length;
     inbox.add(inbound({ id: "new" }));
     inbox.acknowledge(inbox.pending());
-    const grown = readFileSync(join(dir, "processed.jsonl")).length - before;
+    const grown = readFileSync(processedFile(dir)).length - before;
     expect(grown).toBeLessThan(200); // a line, and not the list again
   });
 });

@@ -1,11 +1,11 @@
 /** s04 as people run it: a program with a terminal and two platforms, on the English files. */
 
 import { createServer } from "node:http";
-import { connect } from "node:net";
 import { join } from "node:path";
 import { describe, expect, it } from "vitest";
 import { closeServer, listen } from "../practice/web.ts";
 import { blocks, changed, englishFrom, outline, settings, start } from "./helper.ts";
+import { startProxy } from "./proxy.ts";
 import { afterwards, echo, echoModel, marked, openWorld, unmarked } from "./world.ts";
 
 const ANSI = new RegExp(String.fromCharCode(27));
@@ -248,32 +248,11 @@ describe.each(englishFrom("s04"))("$name, when something is wrong at the start",
   });
 });
 
-/** A proxy on this machine, and what it was asked for. */
-async function startProxy() {
-  const asked: { target: string; authorization: string | undefined }[] = [];
-  const server = createServer();
-  server.on("connect", (request, socket) => {
-    const target = request.url ?? "";
-    asked.push({ target, authorization: request.headers["proxy-authorization"] });
-    const [host, port] = target.split(":");
-    const beyond = connect(Number(port), host, () => {
-      socket.write("HTTP/1.1 200 OK\r\n\r\n");
-      socket.pipe(beyond).pipe(socket);
-    });
-    for (const one of [socket, beyond]) one.on("error", () => {});
-  });
-  const { host } = new URL(await listen(server));
-  afterwards(() => {
-    server.closeAllConnections();
-    return closeServer(server);
-  });
-  return { host, asked };
-}
-
 describe.each(englishFrom("s04"))("$name, a proxy", (section) => {
   it("may be set as curl takes it", async () => {
     const model = await echoModel();
-    const { host, asked } = await startProxy();
+    const { host, asked, close } = await startProxy();
+    afterwards(close);
     const user = (name: string, password: string) =>
       `Basic ${Buffer.from(`${name}:${password}`).toString("base64")}`;
     const values: [Record<string, string>, string | undefined][] = [

@@ -10,7 +10,7 @@ import fs, {
   symlinkSync,
   writeFileSync,
 } from "node:fs";
-import { join } from "node:path";
+import { basename, join } from "node:path";
 import { describe, expect, it, vi } from "vitest";
 import {
   calls,
@@ -33,6 +33,7 @@ import {
   load04,
   openWorld,
   platforms,
+  processedFile,
   type S04,
   silentChannel,
 } from "./world.ts";
@@ -192,13 +193,13 @@ describe.each(sectionsFrom("s04"))("$name, quarantine", (section) => {
     const dir = join(folder, "inbox");
     new Inbox(dir).add(inbound({ id: "a" }));
     writeFileSync(join(dir, `${"9".repeat(22)}.json`), JSON.stringify(inbound({ id: "far" })));
-    mkdirSync(join(dir, "processed.jsonl"));
+    mkdirSync(processedFile(dir));
     const inbox = new Inbox(dir);
     inbox.add(inbound({ id: "b" }));
     expect(inboxFiles(folder)).toEqual(["000000000001.json", "000000000002.json"]);
     inbox.acknowledge(inbox.pending().slice(0, 1));
     expect(new Inbox(dir).add(inbound({ id: "a" }))).toBe(false);
-    for (const name of [`${"9".repeat(22)}.json`, "processed.jsonl"])
+    for (const name of [`${"9".repeat(22)}.json`, basename(processedFile(dir))])
       expect(printed()).toMatch(new RegExp(`${name}\\D.*quarantined`));
 
     for (const replace of [
@@ -263,7 +264,7 @@ describe.runIf(existsSync("/dev/full")).each(sectionsFrom("s04"))(
       const free = fill(next(join(folder, "inbox"), 1));
       for (let times = 0; times < 3; times++)
         expect(() => s04.accept(app, { ...message })).toThrow("ENOSPC");
-      expect(readdirSync(join(folder, "inbox"))).toEqual(["000000000001.json.tmp"]);
+      expect(readdirSync(join(folder, "inbox"))).toEqual(["000000000001.json.tmp", "processed"]);
       free();
       expect(await s04.accept(app, { ...message }).done).toBe("re: again");
       await delivered(app);
@@ -371,7 +372,7 @@ describe.runIf(existsSync("/dev/full")).each(sectionsFrom("s04"))(
     it("an answered message is acknowledged later, and answered once", async () => {
       const minutes = holdMinutes();
       const { s04, app, telegram, folder } = await openApp(section);
-      const free = lock(join(folder, "inbox/processed.jsonl"));
+      const free = lock(processedFile(join(folder, "inbox")));
       const { done } = s04.accept(app, inbound({ text: "hello" }));
       await until(() => minutes.count === 1);
       await delivered(app);

@@ -9,7 +9,7 @@ import { startTelegram } from "../practice/telegram.ts";
 import { telegramSettings } from "../practice/world.ts";
 import { englishFrom, outline, SEVERAL, settings, start } from "./helper.ts";
 import { asking, event, every, type Job, once, writeCron } from "./s07-helper.ts";
-import { afterwards, echoModel } from "./world.ts";
+import { afterwards, echoModel, processedLines } from "./world.ts";
 
 /** The files of a folder of the state that are whole. */
 function stored(folder: string): { id: string; attempts?: number; unfinished?: number }[] {
@@ -33,8 +33,7 @@ function expectRequests(model: PracticeModel, { id, payload }: Job, most: number
 
 /** The ids of a job's runs that the inbox has processed. */
 function processedRunsOf(job: string, state: string): string[] {
-  const lines = readFileSync(join(state, "inbox/processed.jsonl"), "utf8").trim().split("\n");
-  const ids = lines.map((line): string => JSON.parse(line).id);
+  const ids = processedLines(join(state, "inbox")).map((line): string => JSON.parse(line).id);
   return ids.filter((id) => jobIn(id) === job);
 }
 

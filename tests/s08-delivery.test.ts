@@ -1,7 +1,7 @@
 /** s08, the queue and its runner: imported, with a clock that the cases move. */
 
 import fs from "node:fs";
-import { join } from "node:path";
+import { dirname, join } from "node:path";
 import { describe, expect, it, vi } from "vitest";
 import {
   practice,
@@ -28,7 +28,7 @@ import {
   turns,
   until,
 } from "./s08-helper.ts";
-import { delivered, inbound } from "./world.ts";
+import { delivered, inbound, processedFile, processedLines } from "./world.ts";
 
 const BACKOFF = [5, 25, 120, 600, 1800, 1800];
 
@@ -370,7 +370,9 @@ describe.each(sectionsFrom("s08"))("$name, files", (file) => {
     plant(folder, "000000000008.json", delivery("b#0"));
     // A copy by hand, or a backup that was brought back.
     plant(folder, "000000000009.json", delivery("b#0"));
-    plant(folder, "processed.jsonl", `${JSON.stringify({ at: "x", id: "a#0" })}\n{"id":"torn`);
+    const today = processedFile(join(folder, "delivery"));
+    fs.mkdirSync(dirname(today), { recursive: true });
+    fs.writeFileSync(today, `${JSON.stringify({ at: "x", id: "a#0" })}\n{"id":"torn`);
     const { line, queue, runner } = openDesk(section, folder);
     runner.start();
     await until(() => queue.size === 0);
@@ -380,8 +382,8 @@ describe.each(sectionsFrom("s08"))("$name, files", (file) => {
     expect(line.taken).toEqual(["text of b#0", "text of c#0"]);
     expect(filesOf(folder)).toEqual([]);
     // The torn line has not swallowed the ones after it.
-    const log = fs.readFileSync(join(folder, "delivery", "processed.jsonl"), "utf8");
-    expect(log.split("\n").filter((one) => /"[bc]#0"}$/.test(one))).toHaveLength(2);
+    const log = processedLines(join(folder, "delivery"));
+    expect(log.filter((one) => /"[bc]#0"}$/.test(one))).toHaveLength(2);
   });
 
   it("quarantines and names what makes no sense, in both folders, and the others go on", async () => {

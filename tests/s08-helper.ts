@@ -122,7 +122,7 @@ export async function openTelegram(section: S08, folder = temporaryFolder()) {
 /** The files in a folder of the queue, without its log. */
 export function filesOf(folder: string, ...more: string[]): string[] {
   const names = fs.readdirSync(join(folder, "delivery", ...more)).sort();
-  return names.filter((name) => !["processed.jsonl", "failed"].includes(name));
+  return names.filter((name) => !["processed", "failed"].includes(name));
 }
 
 /** What those files say. */

@@ -1,12 +1,12 @@
 /** s10 as a process: the orderly end, and the commands at the terminal. */
 
-import { existsSync, readFileSync, writeFileSync } from "node:fs";
+import { existsSync, writeFileSync } from "node:fs";
 import { join } from "node:path";
 import { describe, expect, it } from "vitest";
 import { WebSocket } from "ws";
 import type { Hold } from "../practice/model.ts";
 import { englishFrom, SEVERAL } from "./helper.ts";
-import { afterwards, marked, openWorld, type World } from "./world.ts";
+import { afterwards, marked, openWorld, processedLines, type World } from "./world.ts";
 
 interface Answer {
   result?: unknown;
@@ -222,10 +222,7 @@ describe.each(englishFrom("s10"))("$name", (section) => {
     hold.release();
     const { code } = await program.finish();
     expect(code).toBe(0);
-    const done = readFileSync(join(world.state, "inbox/processed.jsonl"), "utf8")
-      .trim()
-      .split("\n");
-    expect(done).toHaveLength(2); // of the one that was reset, too
+    expect(processedLines(join(world.state, "inbox"))).toHaveLength(2); // of the one that was reset, too
     expect(existsSync(join(world.state, "lock"))).toBe(false);
   });
 });

@@ -215,6 +215,13 @@ function readFolder<T>(folder: string, names = /^\d+\.json$/): (T & { name: stri
   });
 }
 
+/** What a Spool has processed. */
+function readProcessed(spool: string): { at: string; id: string }[] {
+  const dir = join(spool, "processed");
+  const names = existsSync(dir) ? readdirSync(dir).sort() : [];
+  return names.flatMap((name) => readLines<{ at: string; id: string }>(join(dir, name)));
+}
+
 class Torture {
   readonly said: Said[] = [];
   /** A seeded number from 0 up to `below`. */
@@ -496,7 +503,7 @@ class Torture {
     for (const { id, channel } of inbox)
       if (channel === "cron") this.#runs.set(id, (this.#runs.get(id) ?? 0) + 1);
     this.#inspectDueTimes([...inbox, ...this.#quarantined()].map(({ id }) => id));
-    const done = new Set(this.#ids("delivery/processed.jsonl"));
+    const done = new Set(this.#ids("delivery"));
     const queue = readFolder<QueueFile>(this.#path("delivery")).filter(({ id }) => !done.has(id));
     const underWay = queue.filter((one) => one.unfinished > 0);
     const recipients = new Set<string>();
@@ -514,7 +521,7 @@ class Torture {
   #inspectDueTimes(kept: string[]): void {
     const file = this.#path("cron.json");
     const states = existsSync(file) ? JSON.parse(readFileSync(file, "utf8")) : {};
-    const known = new Set([...kept, ...this.#ids("inbox/processed.jsonl")]);
+    const known = new Set([...kept, ...this.#ids("inbox")]);
     for (const id of JOB_IDS) {
       const due: number | undefined = states[id]?.due;
       const before = this.#due.get(id);
@@ -524,8 +531,8 @@ class Torture {
     }
   }
 
-  #ids(file: string): string[] {
-    return readLines<{ id: string }>(this.#path(file)).map(({ id }) => id);
+  #ids(spool: string): string[] {
+    return readProcessed(this.#path(spool)).map(({ id }) => id);
   }
 
   // ---- The people, the programs, and bad luck ----
@@ -838,11 +845,11 @@ class Torture {
 
   /** What the files say about the runs of jobs, by the ids of their messages. */
   #runsOnDisk(): RunsOnDisk {
-    const processed = readLines<{ at: string; id: string }>(this.#path("inbox/processed.jsonl"));
+    const processed = readProcessed(this.#path("inbox"));
     return {
       ends: new Map(processed.map(({ id, at }) => [id, Date.parse(at)])),
       quarantined: new Set(this.#quarantined().map(({ id }) => id)),
-      delivered: new Set(this.#ids("delivery/processed.jsonl")),
+      delivered: new Set(this.#ids("delivery")),
     };
   }
 

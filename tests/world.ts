@@ -173,6 +173,18 @@ export async function serveRoutes(section: S04): Promise<string> {
 }
 
 /** A channel that keeps in `sent` what it is given to send. */
+/** The file in which a Spool keeps the ids that it has processed today. */
+export const processedFile = (dir: string) =>
+  join(dir, "processed", `${new Date().toISOString().slice(0, 10)}.jsonl`);
+
+/** The lines of all these files of a Spool. */
+export function processedLines(dir: string): string[] {
+  const folder = join(dir, "processed");
+  const files = existsSync(folder) ? readdirSync(folder).sort() : [];
+  const lines = files.flatMap((name) => readFileSync(join(folder, name), "utf8").split("\n"));
+  return lines.filter(Boolean);
+}
+
 export function silentChannel(name = "telegram") {
   const sent: { to: string; text: string }[] = [];
   return {
@@ -428,9 +440,7 @@ export class World {
   /** The names of the files of the inbox. */
   inboxFiles(): string[] {
     const folder = join(this.state, "inbox");
-    return existsSync(folder)
-      ? readdirSync(folder).filter((name) => name !== "processed.jsonl")
-      : [];
+    return existsSync(folder) ? readdirSync(folder).filter((name) => name !== "processed") : [];
   }
 
   /**

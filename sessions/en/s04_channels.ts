@@ -2068,26 +2068,69 @@ class StoredMap extends Map<string, string> {
   }
 }
 
+const ID_DAYS = 7; // how long the id of a processed entry is kept
+
+/**
+ * The ids of processed entries, in a file for each day. They are not kept for ever, because a
+ * platform repeats a message for 24 hours at most.
+ */
+class ProcessedIds {
+  readonly #dir: string;
+  readonly #days = new Map<string, { log: JsonlFile; ids: Set<string> }>(); // as "2026-01-31"
+
+  constructor(dir: string) {
+    this.#dir = dir;
+    makeFolder(dir);
+    const names = fs.readdirSync(dir).filter((name) => /^\d{4}-\d\d-\d\d\.jsonl$/.test(name));
+    for (const name of names) this.#open(path.basename(name, ".jsonl"));
+  }
+
+  #open(day: string) {
+    const log = new JsonlFile(path.join(this.#dir, `${day}.jsonl`));
+    const ids = new Set(log.read().map(({ record }) => (record as { id: string }).id)); // see `add`
+    const opened = { log, ids };
+    this.#days.set(day, opened);
+    return opened;
+  }
+
+  has(id: string): boolean {
+    return [...this.#days.values()].some(({ ids }) => ids.has(id));
+  }
+
+  add(id: string): void {
+    this.forgetOld();
+    const today = new Date().toISOString().slice(0, 10);
+    const { log, ids } = this.#days.get(today) ?? this.#open(today);
+    log.append({ id });
+    ids.add(id);
+  }
+
+  forgetOld(): void {
+    const oldest = new Date(Date.now() - ID_DAYS * 86_400_000).toISOString().slice(0, 10);
+    for (const [day, { log }] of this.#days) {
+      if (day >= oldest) continue;
+      fs.rmSync(log.file, { force: true });
+      this.#days.delete(day);
+    }
+  }
+}
+
 /**
  * A folder of entries that still have to be worked on, each in a numbered file of its own. It is a
  * write-ahead log: an entry is flushed to the disk before anybody acts on it. The ids of processed
- * entries stay in a file, which makes adding idempotent: an entry that comes again is not new.
+ * entries stay for a while, which makes adding idempotent: an entry that comes again is not new.
  */
 export class Spool<T extends { id: string }> {
   protected nextNumber = 1;
   protected readonly entries = new Map<string, { entry: T; file: string }>(); // by id, in order
   protected readonly dir: string;
-  readonly #processedLog: JsonlFile;
-  readonly #processed = new Set<string>(); // ids
+  readonly #processed: ProcessedIds;
 
   /** Takes up what an earlier run has left in `dir`. The schema says what an entry has to have. */
   constructor(dir: string, schema: Anthropic.Tool.InputSchema) {
     this.dir = dir;
     makeFolder(dir);
-    this.#processedLog = new JsonlFile(path.join(dir, "processed.jsonl"));
-    for (const { record } of this.#processedLog.read()) {
-      this.#processed.add((record as { id: string }).id); // markProcessed wrote it
-    }
+    this.#processed = new ProcessedIds(path.join(dir, "processed"));
     for (const file of numberedFiles(dir)) {
       this.nextNumber = numberOf(file) + 1;
       const entry = readEntry<T>(file, schema);
@@ -2097,6 +2140,8 @@ export class Spool<T extends { id: string }> {
       if (this.#isKnown(entry.id)) fs.rmSync(file);
       else this.entries.set(entry.id, { entry, file });
     }
+    // Only now: after a week without the program, the files above may need the oldest ids.
+    this.#processed.forgetOld();
   }
 
   #isKnown(id: string): boolean {
@@ -2126,8 +2171,7 @@ export class Spool<T extends { id: string }> {
     if (!kept) return;
     // The id is written first, so that a crash between the two steps leaves a file which the next
     // start removes. In the other order nothing would know the id when the entry comes again.
-    if (!this.#processed.has(id)) this.#processedLog.append({ id });
-    this.#processed.add(id);
+    if (!this.#processed.has(id)) this.#processed.add(id);
     fs.rmSync(kept.file, { force: true });
     this.entries.delete(id);
   }
