@@ -2084,77 +2084,6 @@ function forgetOldest(entries: Map<string, unknown> | Set<string>): void {
   if (entries.size > MAX_REMEMBERED && oldest !== undefined) entries.delete(oldest);
 }
 
-/** A map that survives the program. It is kept in a file of .state, as one JSON object. */
-class StoredMap extends Map<string, string> {
-  readonly #file: string;
-
-  constructor(name: string) {
-    super();
-    this.#file = path.join(STATE, name);
-    const stored = readEntry<Fields>(this.#file, objectSchema({})) ?? {};
-    for (const [key, value] of Object.entries(stored)) {
-      if (typeof value === "string") super.set(key, value);
-      else warn(`${this.#file}: ${key}: ${t("not usable, left out")}`);
-    }
-  }
-
-  /** The file is written first, so if the disk is full, the map does not change either. */
-  override set(key: string, value: string): this {
-    fs.mkdirSync(path.dirname(this.#file), { recursive: true }); // somebody may have deleted it
-    replaceFile(this.#file, JSON.stringify(Object.fromEntries([...this, [key, value]])));
-    super.set(key, value);
-    forgetOldest(this);
-    return this;
-  }
-}
-
-const ID_DAYS = 7; // how long the id of a processed entry is kept
-
-/**
- * The ids of processed entries, in a file for each day. They are not kept for ever, because a
- * platform repeats a message for 24 hours at most.
- */
-class ProcessedIds {
-  readonly #dir: string;
-  readonly #days = new Map<string, { log: JsonlFile; ids: Set<string> }>(); // as "2026-01-31"
-
-  constructor(dir: string) {
-    this.#dir = dir;
-    makeFolder(dir);
-    const names = fs.readdirSync(dir).filter((name) => /^\d{4}-\d\d-\d\d\.jsonl$/.test(name));
-    for (const name of names) this.#open(path.basename(name, ".jsonl"));
-  }
-
-  #open(day: string) {
-    const log = new JsonlFile(path.join(this.#dir, `${day}.jsonl`));
-    const ids = new Set(log.read().map(({ record }) => (record as { id: string }).id)); // see `add`
-    const opened = { log, ids };
-    this.#days.set(day, opened);
-    return opened;
-  }
-
-  has(id: string): boolean {
-    return [...this.#days.values()].some(({ ids }) => ids.has(id));
-  }
-
-  add(id: string): void {
-    this.forgetOld();
-    const today = new Date().toISOString().slice(0, 10);
-    const { log, ids } = this.#days.get(today) ?? this.#open(today);
-    log.append({ id });
-    ids.add(id);
-  }
-
-  forgetOld(): void {
-    const oldest = new Date(Date.now() - ID_DAYS * 86_400_000).toISOString().slice(0, 10);
-    for (const [day, { log }] of this.#days) {
-      if (day >= oldest) continue;
-      fs.rmSync(log.file, { force: true });
-      this.#days.delete(day);
-    }
-  }
-}
-
 /**
  * A folder of entries that still have to be worked on, each in a numbered file of its own. It is a
  * write-ahead log: an entry is flushed to the disk before anybody acts on it. The ids of processed
@@ -2460,6 +2389,77 @@ export async function handle(app: App, parts: Routed[], signal?: AbortSignal): P
 }
 
 // -- 4 · Telegram: what a message says --
+
+/** A map that survives the program. It is kept in a file of .state, as one JSON object. */
+class StoredMap extends Map<string, string> {
+  readonly #file: string;
+
+  constructor(name: string) {
+    super();
+    this.#file = path.join(STATE, name);
+    const stored = readEntry<Fields>(this.#file, objectSchema({})) ?? {};
+    for (const [key, value] of Object.entries(stored)) {
+      if (typeof value === "string") super.set(key, value);
+      else warn(`${this.#file}: ${key}: ${t("not usable, left out")}`);
+    }
+  }
+
+  /** The file is written first, so if the disk is full, the map does not change either. */
+  override set(key: string, value: string): this {
+    fs.mkdirSync(path.dirname(this.#file), { recursive: true }); // somebody may have deleted it
+    replaceFile(this.#file, JSON.stringify(Object.fromEntries([...this, [key, value]])));
+    super.set(key, value);
+    forgetOldest(this);
+    return this;
+  }
+}
+
+const ID_DAYS = 7; // how long the id of a processed entry is kept
+
+/**
+ * The ids of processed entries, in a file for each day. They are not kept for ever, because a
+ * platform repeats a message for 24 hours at most.
+ */
+class ProcessedIds {
+  readonly #dir: string;
+  readonly #days = new Map<string, { log: JsonlFile; ids: Set<string> }>(); // as "2026-01-31"
+
+  constructor(dir: string) {
+    this.#dir = dir;
+    makeFolder(dir);
+    const names = fs.readdirSync(dir).filter((name) => /^\d{4}-\d\d-\d\d\.jsonl$/.test(name));
+    for (const name of names) this.#open(path.basename(name, ".jsonl"));
+  }
+
+  #open(day: string) {
+    const log = new JsonlFile(path.join(this.#dir, `${day}.jsonl`));
+    const ids = new Set(log.read().map(({ record }) => (record as { id: string }).id)); // see `add`
+    const opened = { log, ids };
+    this.#days.set(day, opened);
+    return opened;
+  }
+
+  has(id: string): boolean {
+    return [...this.#days.values()].some(({ ids }) => ids.has(id));
+  }
+
+  add(id: string): void {
+    this.forgetOld();
+    const today = new Date().toISOString().slice(0, 10);
+    const { log, ids } = this.#days.get(today) ?? this.#open(today);
+    log.append({ id });
+    ids.add(id);
+  }
+
+  forgetOld(): void {
+    const oldest = new Date(Date.now() - ID_DAYS * 86_400_000).toISOString().slice(0, 10);
+    for (const [day, { log }] of this.#days) {
+      if (day >= oldest) continue;
+      fs.rmSync(log.file, { force: true });
+      this.#days.delete(day);
+    }
+  }
+}
 
 /** Separates chat and thread in the peerId of a topic, as in "-1001:topic:7". */
 const TOPIC = ":topic:";
