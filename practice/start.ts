@@ -41,7 +41,7 @@ async function main(args: string[], machineTexts: Texts): Promise<number> {
   }
   const own = readSettings(values.set ?? [], values.context, machineTexts);
   // It starts while the person chooses.
-  const world = hasKey() ? undefined : requireWorld(machineTexts);
+  const world = hasKey(machineTexts) ? undefined : requireWorld(machineTexts);
   world?.catch(() => {}); // the person may leave first, and `await` below throws it again
   const choice = await choose(positionals[0], args);
   if (!choice) return 0;
@@ -68,10 +68,16 @@ function readSettings(given: string[], context: string | undefined, texts: Texts
   return { ...Object.fromEntries(settings), CONTEXT_TOKENS: String(tokens) };
 }
 
-/** Whether there is a key. As in the sections, the environment beats .env, and empty is unset. */
-function hasKey(): boolean {
+/**
+ * Whether there is a key. As in the sections, the environment beats .env, and empty is unset. Throws
+ * if .env is in UTF-16, as Windows PowerShell writes it: every second of its bytes is 0, and dotenv
+ * finds nothing in it.
+ */
+function hasKey({ start }: Texts): boolean {
   const path = join(ROOT, ".env");
-  const file = existsSync(path) ? parse(readFileSync(path)) : {};
+  const content = existsSync(path) ? readFileSync(path) : Buffer.alloc(0);
+  if (content.includes(0)) throw new UserError(start.envInUtf16);
+  const file = parse(content);
   const key = process.env.ANTHROPIC_API_KEY ?? file.ANTHROPIC_API_KEY ?? "";
   return key.trim() !== "" && key.trim() !== PLACEHOLDER;
 }

@@ -59,6 +59,7 @@ npm start -- s04 --set NAME=value   with this setting; more than one --set is po
     killed: (user, command) =>
       `${user} was killed. What it had accepted is on disk; ${command} goes on with it.`,
     freshWithKey: "(--fresh is for practice without a key: nothing was renewed.)",
+    envInUtf16: ".env is in UTF-16, so its settings can't be read. Save it in UTF-8.",
     badSetting: (given, known) =>
       `--set wants NAME=value, not "${given}". The names are: ${known}.`,
   },

@@ -35,6 +35,7 @@ export interface Texts {
     phone: string;
     killed(user: string, command: string): string;
     freshWithKey: string;
+    envInUtf16: string;
     badSetting(given: string, known: string): string;
   };
   phone: {

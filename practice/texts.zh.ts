@@ -59,6 +59,7 @@ npm start -- s04 --set 名称=值   修改一项设置；--set 可以写多次`,
     killed: (user, command) =>
       `${user} 已被强制终止。受理过的消息还在磁盘上，运行 ${command} 会继续处理。`,
     freshWithKey: "（--fresh 只用于没有密钥的模拟环境，工作区没有改动。）",
+    envInUtf16: ".env 的编码是 UTF-16，无法读取其中的设置。请改用 UTF-8 编码保存。",
     badSetting: (given, known) =>
       `--set 的格式是“名称=值”，不能是“${given}”。可用的名称：${known}。`,
   },

@@ -125,6 +125,18 @@ describe("npm start without a key", () => {
     expect(output).not.toMatch(/\n\s+at /); // no stack
   });
 
+  it("names a .env in UTF-16, in which no key can be found", async () => {
+    const words = Buffer.from("\ufeffANTHROPIC_API_KEY=sk-ant-abc\r\n", "utf16le");
+    for (const content of [words, words.swap16()]) {
+      writeFileSync(join(copy.root, ".env"), content);
+      const { code, output } = await start(["s01"]);
+      expect(code).toBe(1);
+      expect(output.trim()).toBe(
+        ".env is in UTF-16, so its settings can't be read. Save it in UTF-8.",
+      );
+    }
+  });
+
   it("keeps the copy, and renews it with --fresh", async () => {
     await start(["s01"]);
     const workspace = join(copy.root, ".practice", "workspace");

@@ -184,7 +184,7 @@ describe("2,000 waiting messages on Telegram", () => {
 
 describe("the texts of the tools", () => {
   const NAMES =
-    /@\w+|`[^`]*`|--[\w-]+(?:[ =](?:\d+\w*|zh|ja|alice))?|npm (?:start|run \w+)|(?:\/|\.)\w[\w./-]*|ws:\S+|[A-Z_]*(?:API_KEY|BASE_URL)\S*|text="|\w+=|SIG[A-Z]+|kill -9/g;
+    /@\w+|`[^`]*`|--[\w-]+(?:[ =](?:\d+\w*|zh|ja|alice))?|npm (?:start|run \w+)|(?:\/|\.)\w[\w./-]*|ws:\S+|[A-Z_]*(?:API_KEY|BASE_URL)\S*|text="|\w+=|SIG[A-Z]+|UTF-\d+|kill -9/g;
   const WORDS = new Set(
     `claw alice bob family practice_bot reply quit telegram feishu Telegram token s
      fail off drop slow log kill stop status send bindings set list sessions agents sage peerId

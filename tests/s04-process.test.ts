@@ -1,12 +1,21 @@
 /** s04 as people run it: a program with a terminal and two platforms, on the English files. */
 
+import { existsSync } from "node:fs";
 import { createServer } from "node:http";
 import { join } from "node:path";
 import { describe, expect, it } from "vitest";
 import { closeServer, listen } from "../practice/web.ts";
-import { blocks, changed, englishFrom, outline, settings, start } from "./helper.ts";
+import {
+  blocks,
+  changed,
+  englishFrom,
+  outline,
+  settings,
+  start,
+  temporaryFolder,
+} from "./helper.ts";
 import { startProxy } from "./proxy.ts";
-import { afterwards, echo, echoModel, marked, openWorld, unmarked } from "./world.ts";
+import { afterwards, echo, echoModel, marked, openWorld, platforms, unmarked } from "./world.ts";
 
 const ANSI = new RegExp(String.fromCharCode(27));
 const post = (port: number, path: string, body: string | Buffer = "{}") =>
@@ -274,5 +283,33 @@ describe.each(englishFrom("s04"))("$name, a proxy", (section) => {
     expect(code).toBe(1);
     expect(text).toContain(`${name} must be`);
     expect(text).not.toMatch(/secret|^\s+at /m);
+  });
+});
+
+describe.each(englishFrom("s04"))("$name, settings that are nearly right", (section) => {
+  it("takes addresses with a slash at the end, and ~ for the home folder", async () => {
+    const model = await echoModel();
+    const { telegram, given } = await platforms();
+    const home = temporaryFolder();
+    const program = start(section, {
+      ...settings(model, given),
+      FEISHU_APP_ID: "",
+      ANTHROPIC_BASE_URL: `${model.url}/`,
+      TELEGRAM_API_ROOT: `${telegram.url}/`,
+      ...{ HOME: home, USERPROFILE: home, CLAW0_WORKSPACE: "~/place" },
+    });
+    await program.until("telegram: ready");
+    expect((await program.finish("hello\n")).text).toContain("re: hello");
+    expect(existsSync(join(home, "place", ".state", "sessions"))).toBe(true);
+  });
+
+  it.each([
+    ["ANTHROPIC_BASE_URL", "localhost:8080"],
+    ["TELEGRAM_API_ROOT", "127.0.0.1:8081"],
+    ["FEISHU_API_BASE", "https://"],
+  ])("names an address that is none: %s=%s", async (name, value) => {
+    const { code, text } = await start(section, settings(undefined, { [name]: value })).end();
+    expect(code).toBe(1);
+    expect(text).toContain(`${name} must be an address, such as https://example.com`);
   });
 });

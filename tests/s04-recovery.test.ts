@@ -110,6 +110,31 @@ function lock(file: string): () => void {
 const next = (folder: string, number: number) =>
   join(folder, `${String(number).padStart(12, "0")}.json.tmp`);
 
+describe.each(sectionsFrom("s04"))("$name, too many messages", (section) => {
+  it("100 may wait in a conversation; the next is told so once, and others are taken", async () => {
+    const { s04, app, model, telegram, folder } = await openApp(section);
+    const hold = model.hold();
+    const write = (id: string, peerId = "1001") =>
+      s04.accept(app, inbound({ id, peerId, text: id })).done;
+    const done = [write("running")];
+    await hold.waiting;
+    for (let i = 0; i < 100; i++) done.push(write(`m${i}`));
+    expect(inboxFiles(folder)).toHaveLength(101);
+    expect(await Promise.all([write("more"), write("again"), write("m3")])).toEqual(["", "", ""]);
+    await delivered(app);
+    expect(telegram.sent.map(({ to }) => to)).toEqual(["1001"]);
+    expect(telegram.sent[0]?.text).toContain("100");
+    expect(await write("other", "1002")).toBe("re: other");
+    hold.release();
+    await Promise.all(done);
+    await delivered(app);
+    expect(inboxFiles(folder)).toEqual([]);
+    expect(telegram.sent).toHaveLength(103);
+    // What was not taken may be sent again.
+    expect(await write("more")).toBe("re: more");
+  }, 60_000);
+});
+
 describe.each(sectionsFrom("s04"))("$name, attempts", (section) => {
   it("count deaths only: an orderly stop gives them back", async () => {
     const { Inbox } = await load04(section);

@@ -1,7 +1,7 @@
 /** s05, the gateway: JSON-RPC 2.0 over WebSocket, asked by programs that know nothing of us. */
 
 import { execFile } from "node:child_process";
-import { readFileSync, rmSync, statSync, writeFileSync } from "node:fs";
+import { mkdirSync, readFileSync, rmSync, statSync, writeFileSync } from "node:fs";
 import { createServer } from "node:http";
 import { join } from "node:path";
 import { promisify } from "node:util";
@@ -9,7 +9,7 @@ import { JSONRPCClient } from "json-rpc-2.0";
 import { describe, expect, it } from "vitest";
 import { WebSocket } from "ws";
 import { closeServer, listen } from "../practice/web.ts";
-import { englishFrom, outline, type SectionFile, sectionsFrom } from "./helper.ts";
+import { englishFrom, outline, type SectionFile, sectionsFrom, temporaryFolder } from "./helper.ts";
 import {
   afterwards,
   appOf05,
@@ -515,6 +515,32 @@ describe.each(sectionsFrom("s05"))("$name, METHODS", (section) => {
     expect(model.log).toEqual([]);
   });
 
+  it("lists a thousand sessions by their first lines, and goes on meanwhile", async () => {
+    const s05 = await load05(section);
+    const folder = temporaryFolder();
+    const app = appOf05(s05, folder);
+    for (let i = 0; i < 1_000; i++) {
+      const dir = join(folder, "sessions", `agent%3Aluna%3Acli%3Adirect%3A${i}`);
+      mkdirSync(dir);
+      const first = JSON.stringify({ v: 1, id: `s${i}`, key: `agent:luna:cli:direct:${i}` });
+      writeFileSync(join(dir, `s${i}.jsonl`), `${first}\n${"x".repeat(10_000)}\n`);
+    }
+    mkdirSync(join(folder, "sessions", "odd", "folder.jsonl"), { recursive: true });
+    let rounds = 0; // of the event loop
+    let isOver = false;
+    const count = () => {
+      rounds += 1;
+      if (!isOver) setImmediate(count);
+    };
+    count();
+    const list = () => s05.METHODS["sessions.list"]?.({}, app, { peerId: "p", notify: () => {} });
+    const lists = await Promise.all([list(), list(), list(), list(), list()]);
+    isOver = true;
+    for (const one of lists) expect(one).toHaveLength(1_000);
+    expect(JSON.stringify(lists)).not.toContain("xxx");
+    expect(rounds).toBeGreaterThan(1_000);
+  });
+
   it("lists the sessions of all keys, and is not stopped by a stray file", async () => {
     const s05 = await load05(section);
     const app = appOf05(s05);
@@ -525,7 +551,7 @@ describe.each(sectionsFrom("s05"))("$name, METHODS", (section) => {
     const list = await s05.METHODS["sessions.list"]?.({}, app, { peerId: "p", notify: () => {} });
     const keys = ["agent:luna:cli:direct:owner", "agent:sage:telegram:direct:1001"];
     expect(list).toEqual(
-      expect.arrayContaining(keys.map((key) => expect.objectContaining({ key, messages: 0 }))),
+      expect.arrayContaining(keys.map((key) => expect.objectContaining({ key }))),
     );
   });
 });

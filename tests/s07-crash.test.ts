@@ -21,13 +21,15 @@ function stored(folder: string): { id: string; attempts?: number; unfinished?: n
 const jobIn = (id: string) => id.split(":")[1] ?? "";
 
 /** What a job says to the person: its own text, or what the model answers to its message. */
-const textOf = ({ payload }: Job) => payload.text ?? `re: ${payload.message}`;
+const textOf = ({ payload }: Job) =>
+  payload.kind === "system_event" ? payload.text : `re: ${payload.message}`;
 
 /** That the model was asked by a job at least once if it asks at all, and not too often. */
 function expectRequests(model: PracticeModel, { id, payload }: Job, most: number): void {
-  const asked = `user: ${payload.message}`;
+  const message = payload.kind === "agent_turn" ? payload.message : undefined;
+  const asked = `user: ${message}`;
   const requests = model.log.filter((entry) => outline(entry)[0] === asked);
-  if (payload.message) expect(requests.length, id).toBeGreaterThan(0);
+  if (message) expect(requests.length, id).toBeGreaterThan(0);
   expect(requests.length, id).toBeLessThanOrEqual(most);
 }
 

@@ -319,7 +319,7 @@ describe.each(sectionsFrom("s07"))("$name, the heartbeat", (file) => {
     expect(await trigger()).toBe("ok"); // older than all of them, but under way
     clock.at += DAY;
     expect(await trigger()).toBe("ok");
-    const kept = app.store.all().map(({ header }) => header.key);
+    const kept = (await app.store.headers()).map(({ key: one }) => one);
     expect(kept).toContain(key(clock.at));
     expect(kept.length).toBeLessThanOrEqual(21);
     expect(kept).not.toContain(key(clock.at - 23 * HOUR));

@@ -202,10 +202,11 @@ export async function viaRpc({ section, app }: Own, method: string): Promise<unk
 
 /** A run as the message that the inbox gets. */
 function runOf({ id, payload, deliver }: Job, due: number): Message07 {
+  const isEvent = payload.kind === "system_event";
   return {
     id: `cron:${id}:${iso(due)}`,
     ...{ channel: "cron", accountId: "local", peerId: id, senderId: "owner", isGroup: false },
-    ...{ media: [], at: due, text: payload.message ?? payload.text ?? "" },
-    job: { isEvent: payload.kind === "system_event", deliver },
+    ...{ media: [], at: due, text: isEvent ? payload.text : payload.message },
+    job: { isEvent, deliver },
   };
 }

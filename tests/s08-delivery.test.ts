@@ -676,7 +676,7 @@ describe.each(sectionsFrom("s08"))("$name, the road", (file) => {
     expect(filesOf(folder)).toEqual([]);
   });
 
-  it("shows what waits and what failed, fails as it is told, and tries again", async () => {
+  it("shows what waits and what failed, and tries again", async () => {
     const section = await load08(file);
     stopTheClock();
     const { app, line, queue, runner, refuse } = openDesk(section);
@@ -685,11 +685,11 @@ describe.each(sectionsFrom("s08"))("$name, the road", (file) => {
     const status = () => section.METHODS["delivery.status"]?.({}, app, undefined as never);
 
     expect(await type("queue")).toBe("");
-    await type("simulate-failure", "delivery 2");
+    line.fate = () => line.tried.length <= 2 && refuse("busy");
     for (const id of ["a#0", "a#1"]) queue.add(delivery(id));
     runner.start();
     await until(() => runner.stats.retried === 1);
-    expect(line.tried).toEqual([]);
+    expect(line.tried).toEqual(["text of a#0"]);
     expect((await type("queue")).split("\n")).toEqual([
       expect.stringMatching(/^a#0 +1001 +1 .*text of a#0/),
       expect.stringMatching(/^a#1 +1001 +0 .*text of a#1/),
@@ -728,14 +728,5 @@ describe.each(sectionsFrom("s08"))("$name, the road", (file) => {
     expect(line.taken.slice(2)).toEqual(["text of b#0", "text of b#1"]);
     expect(await type("failed")).toBe("");
     expect(await type("retry")).toContain("0");
-
-    // None can be taken back, and nonsense is named.
-    await type("simulate-failure", "delivery 3");
-    await type("simulate-failure", "delivery 0");
-    queue.add(delivery("c#0"));
-    runner.wake("telegram 1001");
-    await until(() => line.taken.includes("text of c#0"));
-    for (const wrong of ["", "nothing", "delivery -1", "delivery x", "delivery 1.5"])
-      await expect(type("simulate-failure", wrong), wrong).rejects.toThrow();
   });
 });

@@ -133,7 +133,7 @@ describe.each(sectionsFrom("s09"))("$name, how long", (file) => {
       await expect(turn("hello")).rejects.toThrow();
       expect(resting(), asked).toEqual({ K1: DAY });
       const again = new section.ProfileManager(profiles.profiles, state, clock.now);
-      expect(again.choose([PRIMARY]).wait).toBe(DAY * SECOND);
+      expect(again.choose([PRIMARY]).at - clock.at).toBe(DAY * SECOND);
     }
   });
 

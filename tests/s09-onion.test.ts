@@ -426,6 +426,8 @@ describe.each(sectionsFrom("s09"))("$name, going round", (file) => {
     expect(model.log.length).toBeLessThanOrEqual(2); // and the second, if at all, was hung up on
     // None of what was ordered was used up.
     await type("simulate-failure", "overloaded 0");
+    for (const wrong of ["", "nothing", "auth -1", "auth x", "auth 1.5"])
+      await expect(type("simulate-failure", wrong), wrong).rejects.toThrow();
   });
 
   it("needs no key for an answer that is stored", async () => {

@@ -537,6 +537,22 @@ describe.each(sectionsFrom("s10"))("$name: the commands and the method of the la
     expect(road.asked("second")).toEqual([]);
   });
 
+  it("a note of /enqueue is found by such a turn and by the terminal, and by nobody else", async () => {
+    const road = await openRoad(section);
+    const note = { content: "The key is under the mat.", category: "fact" };
+    road.model.script(calls(["memory_write", note]), say("noted"));
+    road.model.script(calls(["memory_search", { query: "key mat" }]), say("found"));
+    await road.s10.COMMANDS.enqueue?.run("main note it", road.app, {});
+    await until(() => road.model.log.length === 2 && road.lane("main").active === 0);
+    await road.s10.COMMANDS.enqueue?.run("main look it up", road.app, {});
+    await until(() => road.model.log.length === 4 && road.lane("main").active === 0);
+    expect(JSON.stringify(road.model.log.at(-1)?.request.messages)).toContain("under the mat");
+    const find = (sessionKey?: string) =>
+      road.app.memory.search("key mat", { sessionKey }).map(({ text }) => text);
+    expect(find(road.app.key)).toEqual([note.content]);
+    expect([find(), find(keyOf("1001"))]).toEqual([[], []]);
+  });
+
   it("a failing turn of /enqueue is said, and the lane goes on", async () => {
     const road = await openRoad(section);
     script(road);

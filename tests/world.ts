@@ -234,17 +234,17 @@ export function appOf(
     const heartbeat = new has.HeartbeatRunner(at("heartbeat.json"));
     Object.assign(app, { activeTurns: new has.ActiveTurns(), cron, heartbeat });
   }
-  if (has.DeliveryQueue && has.DeliveryRunner && has.SimulatedFailures) {
+  if (has.DeliveryQueue && has.DeliveryRunner) {
     const queue = new has.DeliveryQueue(at("delivery"));
-    const simulatedFailures = new has.SimulatedFailures();
     const theirs = channels as unknown as App09["channels"]; // the class of the same section
-    const delivery = new has.DeliveryRunner(queue, theirs, simulatedFailures);
-    Object.assign(app, { queue, delivery, simulatedFailures });
+    const delivery = new has.DeliveryRunner(queue, theirs);
+    Object.assign(app, { queue, delivery });
   }
   if (has.ProfileManager && has.ResilienceRunner) {
     const profile = { name: "ANTHROPIC_API_KEY", key: "test-key" };
     const profiles = new has.ProfileManager([profile], at("profiles.json"));
-    Object.assign(app, { profiles, resilience: new has.ResilienceRunner(profiles, []) });
+    const resilience = new has.ResilienceRunner(profiles, []);
+    Object.assign(app, { profiles, resilience, simulatedFailures: new Map() });
   }
   return app;
 }

@@ -298,22 +298,17 @@ const OUTPUT_LIMIT = 30_000; // characters of one result, half of them from each
  * throws, or leaves out what it can't read. Here it stays a text, so that the model hears of it.
  */
 function inputReader() {
-  let written = ""; // of the block that is arriving
-  return (event: Anthropic.MessageStreamEvent, { content }: Anthropic.Message) => {
+  let written = ""; // of the input that is arriving, piece by piece
+  return (event: Anthropic.MessageStreamEvent, message: Anthropic.Message) => {
     if (event.type === "content_block_start") written = "";
-    if (event.type === "content_block_delta" && event.delta.type === "input_json_delta") {
-      written += event.delta.partial_json;
-      setInput(content.at(-1), {});
-    }
-    if (event.type !== "content_block_stop" || written === "") return;
-    setInput(content.at(-1), parsedOrRaw(written));
+    if (event.type !== "content_block_delta" || event.delta.type !== "input_json_delta") return;
+    written += event.delta.partial_json;
+    const block = message.content.at(-1);
+    if (block === undefined || written === "") return;
+    // With each piece the SDK makes the block anew. It reads this property after the last piece.
+    const get = () => parsedOrRaw(written);
+    Object.defineProperty(block, "input", { get, enumerable: true, configurable: true });
   };
-}
-
-/** Takes the place of the SDK's property, which parses the input as soon as it is looked at. */
-function setInput(block: Block | undefined, value: unknown): void {
-  if (block === undefined || !isCall(block)) return;
-  Object.defineProperty(block, "input", { value, enumerable: true, configurable: true });
 }
 
 /** The value that is written as JSON, or the text itself if it is no JSON. */
@@ -325,7 +320,10 @@ function parsedOrRaw(json: string): unknown {
   }
 }
 
-/** Whether the SDK missed the count of tokens, which comes last, and which some servers omit. */
+/**
+ * Whether the SDK failed because a server sends no count of tokens. The count comes with the end of
+ * a reply, so all of the reply is there.
+ */
 const lacksUsage = (error: unknown) => String(error).includes("output_tokens");
 
 /** Throws after too many rounds, because a model that repeats itself costs money until it stops. */
@@ -336,15 +334,8 @@ function checkRounds({ messages }: Conversation): void {
   throw new Error(`stopped after ${MAX_ROUNDS} rounds of tool calls; say "go on" to go on`);
 }
 
-/** The tool calls of a reply. */
-const callsIn = (message: Message | undefined) =>
-  message?.role === "assistant" ? message.content.filter((block) => block.type === "tool_use") : [];
-/** The tool results of a user's message. */
-const resultsIn = (entry: Entry | undefined) =>
-  entry?.role === "user" ? entry.content.filter((block) => block.type === "tool_result") : [];
-
-/** After these the last call may be half a call. Of a refused turn nothing is to be done. */
-const CUT_REASONS = ["max_tokens", "model_context_window_exceeded", "refusal"];
+/** After these the last call may be half a call, and a refused reply is left out with its calls. */
+const UNFINISHED = ["max_tokens", "model_context_window_exceeded", "refusal"];
 
 /** Whether Ctrl+C stopped the reply. Only callModel writes this last block without a reason. */
 function isInterrupted({ content, stop_reason }: Message): boolean {
@@ -355,37 +346,54 @@ function isInterrupted({ content, stop_reason }: Message): boolean {
 /** The calls of a reply that are to be run: all of them, or none if the reply is not complete. */
 function callsToRun(message: Message | undefined) {
   if (message === undefined || isInterrupted(message)) return [];
-  if (CUT_REASONS.includes(message.stop_reason ?? "")) return [];
-  return callsIn(message);
+  return UNFINISHED.includes(message.stop_reason ?? "") ? [] : callsIn(message);
 }
 
-/**
- * The history with exactly one result for every call, in the next message, as the API demands. What
- * is stored is as the model gave it, so here it also becomes what the API takes back.
- */
-function answerCalls(history: Message[]): Message[] {
-  const usable = withUniqueIds(withValidBlocks(history));
-  const closed = withoutStrayResults(withoutOpenServerCalls(usable));
-  return withUserLast(withMissingResults(closed));
+/** The tool calls of a reply. */
+const callsIn = (message: Message) =>
+  message.role === "assistant" ? message.content.filter((block) => block.type === "tool_use") : [];
+/** The tool results of a user's message. */
+const resultsIn = (entry: Entry | undefined) =>
+  entry?.role === "user" ? entry.content.filter((block) => block.type === "tool_result") : [];
+
+// The history holds each reply as the model gave it, and a crash, Ctrl+C or an error may have come
+// between a call and its result. The API takes it back only if every call has an id of its own, and
+// exactly one result, in the next message. That is made here, anew for each request.
+
+/** The history as the API takes it back. */
+function answerCalls(history: Message[]): Entry[] {
+  const ids = new Set<unknown>(); // of all calls so far
+  const valid = history.map(withValidBlocks);
+  const answered: Entry[] = [];
+  for (const [index, message] of valid.entries()) {
+    if (message.role === "assistant") {
+      const results = resultsIn(valid[index + 1]);
+      answered.push(message, { role: "user", content: answersTo(message, results, ids) });
+    } else {
+      // Its results are behind their calls already. toRequest joins the two messages of the user.
+      const content = message.content.filter(({ type }) => type !== "tool_result");
+      answered.push({ role: "user", content });
+    }
+  }
+  const filled = answered.filter(isFilled);
+  return withUserLast(withoutOpenServerCalls(filled, ids).filter(isFilled));
 }
 
+const isFilled = ({ content }: Entry) => content.length > 0;
 type Block = Anthropic.ContentBlockParam;
-// Replies and requests have the same blocks, but the SDK has two types for each of them.
-const withContent = (message: Message, content: Block[]) => ({ ...message, content }) as Message;
 
-/** Leaves out the blocks that can't be sent back, and mends the others. */
-function withValidBlocks(history: Message[]): Message[] {
-  return history.map((message) => {
-    const blocks: Block[] = message.content;
-    const usable = blocks.filter((block) => canBeSentBack(block, message.role));
-    return withContent(message, usable.map(validBlock));
-  });
+/** A copy of the message, in which each block is valid. The others are left out. */
+function withValidBlocks(message: Message): Message {
+  const blocks: Block[] = message.content;
+  const usable = blocks.filter((block) => canBeSentBack(block, message.role));
+  // Replies and requests have the same blocks, but the SDK has two types for each of them.
+  return { ...message, content: usable.map(validBlock) } as Message;
 }
 
 /** Whether a block can be sent back. The API only gives such blocks, but other servers don't. */
 function canBeSentBack(block: Block | null, role: Message["role"]): boolean {
   if (typeof block?.type !== "string") return false;
-  if (block.type === "text") return typeof block.text === "string" && block.text.trim() !== "";
+  if (block.type === "text") return typeof block.text === "string";
   if (block.type === "tool_result") return role === "user";
   if (block.type !== "thinking") return true;
   // The signature proves that the API wrote this thought, so a thought can't be mended.
@@ -396,7 +404,7 @@ function canBeSentBack(block: Block | null, role: Message["role"]): boolean {
 /** The block in whole characters; a call has a name that is allowed, and an object as its input. */
 function validBlock(block: Block): Block {
   const whole = wellFormed(block) as Block; // with the same fields
-  if (!isCall(whole)) return whole;
+  if (whole.type !== "tool_use" && whole.type !== "server_tool_use") return whole;
   const name = String(whole.name).replaceAll(/[^\w-]/g, "_");
   // What was wrong with the input, the result of the call says.
   const input = isObject(whole.input) ? whole.input : {};
@@ -419,146 +427,87 @@ function wellFormed(value: unknown): unknown {
 const isObject = (value: unknown): value is Fields =>
   typeof value === "object" && value !== null && !Array.isArray(value);
 
-/** A call of a tool that we run, or that the API runs itself. */
-const isCall = (block: Block) => block.type === "tool_use" || block.type === "server_tool_use";
-/** A result, ours or one of the API's own tools, such as "web_search_tool_result". */
-const isResult = (block: Block): block is Anthropic.ToolResultBlockParam =>
-  block.type.endsWith("tool_result"); // all of them have the id of their call in the same field
-
-/** Gives calls ids that are valid and unique, and their results the same. Drops other results. */
-function withUniqueIds(history: Message[]): Message[] {
-  const ids = new CallIds();
-  return history.map((message, index) => {
-    if (startsTurn(message)) ids.forgetOpenCalls();
-    const blocks: Block[] = message.content;
-    const renamed = blocks.map((block, position) => ids.rename(block, index, position));
-    const content = renamed.filter((block) => block !== undefined);
-    return withContent(message, content);
-  });
-}
-
-/** A call that has no result yet: the id that the model gave it, and the one that is sent. */
-interface OpenCall {
-  given: unknown;
-  id: string;
-  index: number; // of its message
-  ours: boolean; // whether we run it, and not the API
-}
-
-/** The ids under which calls are sent. */
-class CallIds {
-  #used = new Set<string>();
-  #open: OpenCall[] = [];
-
-  /** The block with its new id, if it has one. Undefined if it is a result without a call. */
-  rename(block: Block, index: number, position: number): Block | undefined {
-    if (isCall(block)) {
-      const id = this.#uniqueId(block.id, `call_${index}_${position}`);
-      this.#open.push({ given: block.id, id, index, ours: block.type === "tool_use" });
-      return { ...block, id };
-    }
-    if (!isResult(block)) return block;
-    const id = this.#takeCall(block.tool_use_id, block.type === "tool_result");
-    return id === undefined ? undefined : { ...block, tool_use_id: id };
-  }
-
-  /** The id itself if it can be sent. `fallback` is the same in every request. */
-  #uniqueId(given: unknown, fallback: string): string {
-    const isValid = typeof given === "string" && /^[\w-]+$/.test(given) && !this.#used.has(given);
-    let id = isValid ? given : fallback;
-    while (this.#used.has(id)) id += "_";
-    this.#used.add(id);
-    return id;
-  }
-
-  /** The id of the call that a result belongs to. That call is not open any more. */
-  #takeCall(given: unknown, ours: boolean): string | undefined {
-    const waiting = this.#open.filter((call) => call.given === given && call.ours === ours);
-    // Calls of one reply can share an id. Then the results are in the same order as the calls.
-    const found = waiting.find(({ index }) => index === waiting.at(-1)?.index);
-    this.#open = this.#open.filter((call) => call !== found);
-    return found?.id;
-  }
-
-  /** A result that comes after the next words of a person is too late. */
-  forgetOpenCalls(): void {
-    this.#open = [];
-  }
-}
-
 /**
- * Whether the reply stopped in the middle of a tool that the API runs itself, for example its web
- * search. Only such a reply may be the last message of a request: the API goes on with it.
+ * The results of the calls in a reply, in their order. A call without one gets an error. Calls whose
+ * ids are not valid get other ids.
  */
-function isPaused(message: Message): boolean {
-  const last = message.content.at(-1);
-  if (message.role === "user" || last === undefined) return false;
-  return last.type === "server_tool_use" || isResult(last);
-}
-
-/**
- * An error in the middle of a tool of the API leaves a call whose result only the API could give,
- * so we leave the call out. We keep it in the last message, if the reply is only paused there.
- */
-function withoutOpenServerCalls(history: Message[]): Message[] {
-  const answered = new Set<string>();
-  for (const block of history.flatMap<Anthropic.ContentBlockParam>(({ content }) => content)) {
-    if ("tool_use_id" in block) answered.add(block.tool_use_id);
+function answersTo(message: Message, results: Anthropic.ToolResultBlockParam[], ids: Set<unknown>) {
+  const answers: Anthropic.ToolResultBlockParam[] = [];
+  for (const call of callsIn(message)) {
+    // If two calls share an id, their results are in the order of the calls.
+    const found = results.findIndex(({ tool_use_id }) => tool_use_id === call.id);
+    const [result] = found < 0 ? [] : results.splice(found, 1);
+    call.id = isFree(call.id, ids) ? call.id : freeId(ids);
+    ids.add(call.id);
+    if (result) answers.push({ ...result, tool_use_id: call.id });
+    else answers.push(toolResult(call.id, whyOpen(message), true));
   }
-  return history.map((message, index) => {
-    const goesOn = index === history.length - 1 && isPaused(message);
-    if (message.role === "user" || goesOn) return message;
-    const content = message.content.filter(
-      (block) => block.type !== "server_tool_use" || answered.has(block.id),
-    );
-    return { ...message, content };
-  });
+  return answers;
 }
 
-/** Drops results whose call is not in the message before, and the second result of a call. */
-function withoutStrayResults(history: Message[]): Message[] {
-  return history.map((message, index) => {
-    if (message.role === "assistant") return message;
-    const results = resultsIn(message);
-    const calls = callsIn(history[index - 1]);
-    const answers = calls.map(({ id }) => results.find((block) => block.tool_use_id === id));
-    const content = message.content.filter(
-      (block) => block.type !== "tool_result" || answers.includes(block),
-    );
-    return { ...message, content };
-  });
+/** Whether a call can keep its id: the API takes letters, digits, "_" and "-", and no id twice. */
+const isFree = (id: unknown, ids: Set<unknown>) =>
+  typeof id === "string" && /^[\w-]+$/.test(id) && !ids.has(id);
+
+/** An id for a call whose own one can't be sent. It is the same in each request. */
+function freeId(ids: Set<unknown>): string {
+  let id = `call_${ids.size}`;
+  while (ids.has(id)) id += "_";
+  return id;
 }
 
-/**
- * Adds an error result for each call that has none. A call is left open by a crash, by Ctrl+C, or
- * by `max_tokens` in the middle of its input. What the result says must be true.
- */
-function withMissingResults(history: Message[]): Message[] {
-  return history.flatMap((message, index): Message[] => {
-    const answered = new Set(resultsIn(history[index + 1]).map((block) => block.tool_use_id));
-    const open = callsIn(message).filter(({ id }) => !answered.has(id));
-    if (open.length === 0) return [message];
-    const why = whyOpen(message);
-    return [message, { role: "user", content: open.map(({ id }) => toolResult(id, why, true)) }];
-  });
-}
-
-/** Why a call of this reply has no result. */
+/** Why a call of this reply has no result. The model acts on it, so it must be true. */
 function whyOpen(message: Message): string {
   // Calls begin when a reply is complete, so if Ctrl+C stopped the reply, none of them began.
   if (isInterrupted(message)) return "interrupted; it was not run";
-  const isCut = CUT_REASONS.includes(message.stop_reason ?? "");
+  const isCut = UNFINISHED.includes(message.stop_reason ?? "");
   return isCut ? "cut off; it was not run" : "interrupted; it may have run";
 }
 
+/** A result of a tool that the API runs itself, for example "web_search_tool_result". */
+const isServerResult = (block: Block): block is Extract<Block, { tool_use_id: string }> =>
+  block.type.endsWith("_tool_result");
+const isServerBlock = (block: Block) => block.type === "server_tool_use" || isServerResult(block);
+
 /**
- * A reply that says "pause_turn" without such a call can't be last, because the API would take it
- * for the beginning of its answer, and newer models refuse that. So we ask in words.
+ * The API runs some tools itself, for example its web search. Then call and result both are in its
+ * replies. If one of them is missing after an error, nobody can give it, so the other is left out.
  */
-function withUserLast(history: Message[]): Message[] {
-  const last = history.at(-1);
-  if (last === undefined || last.role === "user" || isPaused(last)) return history;
-  return [...history, { role: "user", content: [{ type: "text", text: "Go on." }] }];
+function withoutOpenServerCalls(messages: Entry[], ids: Set<unknown>): Entry[] {
+  const open = new Map<unknown, Block>(); // the calls that have no result so far, by id
+  const usable = new Set<Block>();
+  const read = (block: Block) => {
+    if (block.type === "server_tool_use" && isFree(block.id, ids)) {
+      ids.add(block.id);
+      open.set(block.id, block);
+    }
+    const call = isServerResult(block) ? open.get(block.tool_use_id) : undefined;
+    if (call?.type !== "server_tool_use") return;
+    usable.add(call).add(block);
+    open.delete(call.id);
+  };
+  for (const { role, content } of messages) {
+    if (role === "user") open.clear(); // a result that comes after that is too late
+    for (const block of content) read(block);
+  }
+  // If the last reply was paused during a call, the API goes on with it.
+  const waiting = [...open.values()];
+  const isPaused = waiting.at(-1) === messages.at(-1)?.content.at(-1);
+  if (isPaused) for (const call of waiting) usable.add(call);
+  return messages.map(({ role, content }) => {
+    return { role, content: content.filter((block) => !isServerBlock(block) || usable.has(block)) };
+  });
+}
+
+/**
+ * The API would take a reply at the end for the beginning of its answer, and newer models refuse
+ * that. Only if it is paused in a tool of the API, the API goes on. Else we ask for that in words.
+ */
+function withUserLast(messages: Entry[]): Entry[] {
+  const last = messages.at(-1);
+  const end = last?.content.at(-1);
+  if (last?.role !== "assistant" || (end && isServerBlock(end))) return messages;
+  return [...messages, { role: "user", content: [{ type: "text", text: "Go on." }] }];
 }
 
 /** Runs one call. Never throws: what goes wrong becomes a result, so that the model can react. */
@@ -592,17 +541,16 @@ export function checkInput(schema: Anthropic.Tool.InputSchema, input: unknown): 
     const given = String(JSON.stringify(input)).slice(0, 100); // the model will see {} in its call
     throw new Error(`the input must be an object, but it was ${given}`);
   }
-  const fields = { ...input };
-  checkRequired(fields, schema.required ?? []);
+  checkRequired(input, schema.required ?? []);
   // The SDK leaves the properties open, but the schemas in this file have only such properties.
   const properties = (schema.properties ?? {}) as Record<string, Property>;
   for (const [name, property] of Object.entries(properties)) {
-    const value = fields[name];
+    const value = input[name];
     if (value === undefined) continue;
     checkType(name, value, property.type);
     checkEnum(name, value, property.enum);
   }
-  return fields;
+  return input;
 }
 
 function checkRequired(fields: Fields, required: string[]): void {
@@ -623,8 +571,8 @@ function checkEnum(name: string, value: unknown, allowed: unknown[] | undefined)
 }
 
 /**
- * The text, or both its ends if it is longer than `limit`. `total` is its length before somebody
- * else, for example CommandOutput, dropped a part of its middle.
+ * The text, or both its ends if it is longer than `limit`. `total` is its whole length, if a part of
+ * its middle is gone already.
  */
 function keepEnds(text: string, limit: number, total = text.length): string {
   if (text.length <= limit) return text;
@@ -652,17 +600,20 @@ export function safePath(name: string, root: string): string {
 }
 
 /**
- * Whether an entry of the workspace is the folder of the program itself, also in a file system that
- * ignores case, or dots and spaces at the end; or one of these that is in quarantine (s03).
+ * Whether an entry of the workspace is .state, where the program keeps its own files, or a copy of
+ * it, as ".state.old". Some file systems also take ".STATE", ".state. " or ".state::" for it.
  */
 const isState = (entry: string) => /^\.state([.: ]|$)/iu.test(entry);
 
 /** The path itself, or the nearest folder above it that exists. */
 function nearestExisting(target: string): string {
   let existing = target;
-  while (!fs.lstatSync(existing, { throwIfNoEntry: false })) existing = path.dirname(existing);
+  while (!isThere(existing)) existing = path.dirname(existing);
   return existing;
 }
+
+/** Whether there is an entry of this name. A link that leads nowhere is one, too. */
+const isThere = (file: string) => fs.lstatSync(file, { throwIfNoEntry: false }) !== undefined;
 
 // The file tools are synchronous on purpose. The calls of one reply run at the same time, so two
 // edits of one file could otherwise both read it before either writes, and one edit would be lost.
@@ -685,8 +636,9 @@ const withLineEnds = (text: string, lineEnd: string) => text.replace(/\r?\n/g, l
 function writeText(name: string, content: string): string {
   const file = safePath(name, WORKSPACE);
   fs.mkdirSync(path.dirname(file), { recursive: true });
-  const before = fs.existsSync(file) ? readText(file) : content;
-  fs.writeFileSync(file, withLineEnds(content, before.includes("\r\n") ? "\r\n" : "\n"));
+  // A file keeps its line ends. A new one gets those that the model wrote.
+  const example = fs.existsSync(file) ? readText(file) : content;
+  fs.writeFileSync(file, withLineEnds(content, example.includes("\r\n") ? "\r\n" : "\n"));
   return `wrote ${content.length} characters to ${name}`;
 }
 
@@ -707,6 +659,7 @@ function editText(name: string, oldText: string, newText: string): string {
 function placesOf(passage: string, content: string): { start: number; end: number }[] {
   if (passage === "") return [];
   const lines = passage.split(/\r?\n/).map((line) => line.replace(/[$()*+.?[\\\]^{|}]/g, "\\$&"));
+  // Without the look-behind, a "\n" alone would also match the second half of a "\r\n".
   const pattern = lines.join("(?:\\r\\n|(?<!\\r)\\n)");
   // Only a look-ahead finds both places of "aa" in "aaa", because they overlap.
   return [...content.matchAll(new RegExp(`(?=(${pattern}))`, "g"))].map((match) => {
@@ -734,14 +687,17 @@ async function bash(script: string, seconds: number, signal?: AbortSignal): Prom
   const output = new CommandOutput();
   child.stdout.setEncoding("utf8").on("data", (piece) => output.add(piece));
   child.stderr.setEncoding("utf8").on("data", (piece) => output.add(piece));
+  // A process that left the group may hold the pipes open, and we don't wait for it.
+  const closePipes = () => {
+    child.stdout.destroy();
+    child.stderr.destroy();
+  };
   let stopped = ""; // why we stopped it
   const stop = (why: string) => {
     stopped = why;
     killGroup(child.pid);
     closePipes();
   };
-  // A process that left the group may hold the pipes open, and we don't wait for it.
-  const closePipes = () => [child.stdout, child.stderr].map((pipe) => pipe.destroy());
   child.on("exit", () => setTimeout(closePipes, PIPE_GRACE).unref());
   const interrupt = () => stop("interrupted by the user");
   const limit = Math.min(Math.max(seconds, 1), 600);
@@ -780,6 +736,7 @@ class CommandOutput {
   add(piece: string): void {
     this.#total += piece.length;
     this.#kept += piece;
+    // To cut at each piece would copy all of it each time.
     if (this.#kept.length < 10 * OUTPUT_LIMIT) return;
     this.#kept = this.#kept.slice(0, OUTPUT_LIMIT) + this.#kept.slice(-OUTPUT_LIMIT);
   }

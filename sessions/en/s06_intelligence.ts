@@ -37,6 +37,7 @@ import crypto from "node:crypto";
 import { once } from "node:events";
 import fs from "node:fs";
 import http from "node:http";
+import { homedir } from "node:os";
 import path from "node:path";
 import type { Interface } from "node:readline";
 import { createInterface } from "node:readline";
@@ -57,6 +58,9 @@ const RUN = process.argv[1] && fs.realpathSync(process.argv[1]) === import.meta.
 if (RUN) dotenv.config({ path: `${import.meta.dirname}/../../.env`, quiet: true });
 
 const MODEL = process.env.MODEL_ID || "claude-sonnet-5-5";
+// In a command the shell replaces "~" by the home folder, but in .env nobody does.
+const TILDE = /^~(?=[\\/]|$)/;
+if (RUN) process.env.CLAW0_WORKSPACE &&= process.env.CLAW0_WORKSPACE.replace(TILDE, homedir);
 const WORKSPACE = process.env.CLAW0_WORKSPACE || path.join(import.meta.dirname, "../../workspace");
 const STATE = path.join(WORKSPACE, ".state"); // what the program keeps for itself
 const CONTEXT_TOKENS = Number(process.env.CONTEXT_TOKENS || 180_000);
@@ -423,22 +427,17 @@ const OUTPUT_LIMIT = 30_000; // characters of one result, half of them from each
  * throws, or leaves out what it can't read. Here it stays a text, so that the model hears of it.
  */
 function inputReader() {
-  let written = ""; // of the block that is arriving
-  return (event: Anthropic.MessageStreamEvent, { content }: Anthropic.Message) => {
+  let written = ""; // of the input that is arriving, piece by piece
+  return (event: Anthropic.MessageStreamEvent, message: Anthropic.Message) => {
     if (event.type === "content_block_start") written = "";
-    if (event.type === "content_block_delta" && event.delta.type === "input_json_delta") {
-      written += event.delta.partial_json;
-      setInput(content.at(-1), {});
-    }
-    if (event.type !== "content_block_stop" || written === "") return;
-    setInput(content.at(-1), parsedOrRaw(written));
+    if (event.type !== "content_block_delta" || event.delta.type !== "input_json_delta") return;
+    written += event.delta.partial_json;
+    const block = message.content.at(-1);
+    if (block === undefined || written === "") return;
+    // With each piece the SDK makes the block anew. It reads this property after the last piece.
+    const get = () => parsedOrRaw(written);
+    Object.defineProperty(block, "input", { get, enumerable: true, configurable: true });
   };
-}
-
-/** Takes the place of the SDK's property, which parses the input as soon as it is looked at. */
-function setInput(block: Block | undefined, value: unknown): void {
-  if (block === undefined || !isCall(block)) return;
-  Object.defineProperty(block, "input", { value, enumerable: true, configurable: true });
 }
 
 /** The value that is written as JSON, or the text itself if it is no JSON. */
@@ -450,7 +449,10 @@ function parsedOrRaw(json: string): unknown {
   }
 }
 
-/** Whether the SDK missed the count of tokens, which comes last, and which some servers omit. */
+/**
+ * Whether the SDK failed because a server sends no count of tokens. The count comes with the end of
+ * a reply, so all of the reply is there.
+ */
 const lacksUsage = (error: unknown) => String(error).includes("output_tokens");
 
 /** Throws after too many rounds, because a model that repeats itself costs money until it stops. */
@@ -461,15 +463,8 @@ function checkRounds({ messages }: Conversation): void {
   throw new Error(`stopped after ${MAX_ROUNDS} rounds of tool calls; say "go on" to go on`);
 }
 
-/** The tool calls of a reply. */
-const callsIn = (message: Message | undefined) =>
-  message?.role === "assistant" ? message.content.filter((block) => block.type === "tool_use") : [];
-/** The tool results of a user's message. */
-const resultsIn = (entry: Entry | undefined) =>
-  entry?.role === "user" ? entry.content.filter((block) => block.type === "tool_result") : [];
-
-/** After these the last call may be half a call. Of a refused turn nothing is to be done. */
-const CUT_REASONS = ["max_tokens", "model_context_window_exceeded", "refusal"];
+/** After these the last call may be half a call, and a refused reply is left out with its calls. */
+const UNFINISHED = ["max_tokens", "model_context_window_exceeded", "refusal"];
 
 /** Whether Ctrl+C stopped the reply. Only callModel writes this last block without a reason. */
 function isInterrupted({ content, stop_reason }: Message): boolean {
@@ -480,37 +475,54 @@ function isInterrupted({ content, stop_reason }: Message): boolean {
 /** The calls of a reply that are to be run: all of them, or none if the reply is not complete. */
 function callsToRun(message: Message | undefined) {
   if (message === undefined || isInterrupted(message)) return [];
-  if (CUT_REASONS.includes(message.stop_reason ?? "")) return [];
-  return callsIn(message);
+  return UNFINISHED.includes(message.stop_reason ?? "") ? [] : callsIn(message);
 }
 
-/**
- * The history with exactly one result for every call, in the next message, as the API demands. What
- * is stored is as the model gave it, so here it also becomes what the API takes back.
- */
-function answerCalls(history: Message[]): Message[] {
-  const usable = withUniqueIds(withValidBlocks(history));
-  const closed = withoutStrayResults(withoutOpenServerCalls(usable));
-  return withUserLast(withMissingResults(closed));
+/** The tool calls of a reply. */
+const callsIn = (message: Message) =>
+  message.role === "assistant" ? message.content.filter((block) => block.type === "tool_use") : [];
+/** The tool results of a user's message. */
+const resultsIn = (entry: Entry | undefined) =>
+  entry?.role === "user" ? entry.content.filter((block) => block.type === "tool_result") : [];
+
+// The history holds each reply as the model gave it, and a crash, Ctrl+C or an error may have come
+// between a call and its result. The API takes it back only if every call has an id of its own, and
+// exactly one result, in the next message. That is made here, anew for each request.
+
+/** The history as the API takes it back. */
+function answerCalls(history: Message[]): Entry[] {
+  const ids = new Set<unknown>(); // of all calls so far
+  const valid = history.map(withValidBlocks);
+  const answered: Entry[] = [];
+  for (const [index, message] of valid.entries()) {
+    if (message.role === "assistant") {
+      const results = resultsIn(valid[index + 1]);
+      answered.push(message, { role: "user", content: answersTo(message, results, ids) });
+    } else {
+      // Its results are behind their calls already. toRequest joins the two messages of the user.
+      const content = message.content.filter(({ type }) => type !== "tool_result");
+      answered.push({ role: "user", content });
+    }
+  }
+  const filled = answered.filter(isFilled);
+  return withUserLast(withoutOpenServerCalls(filled, ids).filter(isFilled));
 }
 
+const isFilled = ({ content }: Entry) => content.length > 0;
 type Block = Anthropic.ContentBlockParam;
-// Replies and requests have the same blocks, but the SDK has two types for each of them.
-const withContent = (message: Message, content: Block[]) => ({ ...message, content }) as Message;
 
-/** Leaves out the blocks that can't be sent back, and mends the others. */
-function withValidBlocks(history: Message[]): Message[] {
-  return history.map((message) => {
-    const blocks: Block[] = message.content;
-    const usable = blocks.filter((block) => canBeSentBack(block, message.role));
-    return withContent(message, usable.map(validBlock));
-  });
+/** A copy of the message, in which each block is valid. The others are left out. */
+function withValidBlocks(message: Message): Message {
+  const blocks: Block[] = message.content;
+  const usable = blocks.filter((block) => canBeSentBack(block, message.role));
+  // Replies and requests have the same blocks, but the SDK has two types for each of them.
+  return { ...message, content: usable.map(validBlock) } as Message;
 }
 
 /** Whether a block can be sent back. The API only gives such blocks, but other servers don't. */
 function canBeSentBack(block: Block | null, role: Message["role"]): boolean {
   if (typeof block?.type !== "string") return false;
-  if (block.type === "text") return typeof block.text === "string" && block.text.trim() !== "";
+  if (block.type === "text") return typeof block.text === "string";
   if (block.type === "tool_result") return role === "user";
   if (block.type !== "thinking") return true;
   // The signature proves that the API wrote this thought, so a thought can't be mended.
@@ -521,7 +533,7 @@ function canBeSentBack(block: Block | null, role: Message["role"]): boolean {
 /** The block in whole characters; a call has a name that is allowed, and an object as its input. */
 function validBlock(block: Block): Block {
   const whole = wellFormed(block) as Block; // with the same fields
-  if (!isCall(whole)) return whole;
+  if (whole.type !== "tool_use" && whole.type !== "server_tool_use") return whole;
   const name = String(whole.name).replaceAll(/[^\w-]/g, "_");
   // What was wrong with the input, the result of the call says.
   const input = isObject(whole.input) ? whole.input : {};
@@ -544,146 +556,87 @@ function wellFormed(value: unknown): unknown {
 const isObject = (value: unknown): value is Fields =>
   typeof value === "object" && value !== null && !Array.isArray(value);
 
-/** A call of a tool that we run, or that the API runs itself. */
-const isCall = (block: Block) => block.type === "tool_use" || block.type === "server_tool_use";
-/** A result, ours or one of the API's own tools, such as "web_search_tool_result". */
-const isResult = (block: Block): block is Anthropic.ToolResultBlockParam =>
-  block.type.endsWith("tool_result"); // all of them have the id of their call in the same field
-
-/** Gives calls ids that are valid and unique, and their results the same. Drops other results. */
-function withUniqueIds(history: Message[]): Message[] {
-  const ids = new CallIds();
-  return history.map((message, index) => {
-    if (startsTurn(message)) ids.forgetOpenCalls();
-    const blocks: Block[] = message.content;
-    const renamed = blocks.map((block, position) => ids.rename(block, index, position));
-    const content = renamed.filter((block) => block !== undefined);
-    return withContent(message, content);
-  });
-}
-
-/** A call that has no result yet: the id that the model gave it, and the one that is sent. */
-interface OpenCall {
-  given: unknown;
-  id: string;
-  index: number; // of its message
-  ours: boolean; // whether we run it, and not the API
-}
-
-/** The ids under which calls are sent. */
-class CallIds {
-  #used = new Set<string>();
-  #open: OpenCall[] = [];
-
-  /** The block with its new id, if it has one. Undefined if it is a result without a call. */
-  rename(block: Block, index: number, position: number): Block | undefined {
-    if (isCall(block)) {
-      const id = this.#uniqueId(block.id, `call_${index}_${position}`);
-      this.#open.push({ given: block.id, id, index, ours: block.type === "tool_use" });
-      return { ...block, id };
-    }
-    if (!isResult(block)) return block;
-    const id = this.#takeCall(block.tool_use_id, block.type === "tool_result");
-    return id === undefined ? undefined : { ...block, tool_use_id: id };
-  }
-
-  /** The id itself if it can be sent. `fallback` is the same in every request. */
-  #uniqueId(given: unknown, fallback: string): string {
-    const isValid = typeof given === "string" && /^[\w-]+$/.test(given) && !this.#used.has(given);
-    let id = isValid ? given : fallback;
-    while (this.#used.has(id)) id += "_";
-    this.#used.add(id);
-    return id;
-  }
-
-  /** The id of the call that a result belongs to. That call is not open any more. */
-  #takeCall(given: unknown, ours: boolean): string | undefined {
-    const waiting = this.#open.filter((call) => call.given === given && call.ours === ours);
-    // Calls of one reply can share an id. Then the results are in the same order as the calls.
-    const found = waiting.find(({ index }) => index === waiting.at(-1)?.index);
-    this.#open = this.#open.filter((call) => call !== found);
-    return found?.id;
-  }
-
-  /** A result that comes after the next words of a person is too late. */
-  forgetOpenCalls(): void {
-    this.#open = [];
-  }
-}
-
 /**
- * Whether the reply stopped in the middle of a tool that the API runs itself, for example its web
- * search. Only such a reply may be the last message of a request: the API goes on with it.
+ * The results of the calls in a reply, in their order. A call without one gets an error. Calls whose
+ * ids are not valid get other ids.
  */
-function isPaused(message: Message): boolean {
-  const last = message.content.at(-1);
-  if (message.role === "user" || last === undefined) return false;
-  return last.type === "server_tool_use" || isResult(last);
-}
-
-/**
- * An error in the middle of a tool of the API leaves a call whose result only the API could give,
- * so we leave the call out. We keep it in the last message, if the reply is only paused there.
- */
-function withoutOpenServerCalls(history: Message[]): Message[] {
-  const answered = new Set<string>();
-  for (const block of history.flatMap<Anthropic.ContentBlockParam>(({ content }) => content)) {
-    if ("tool_use_id" in block) answered.add(block.tool_use_id);
+function answersTo(message: Message, results: Anthropic.ToolResultBlockParam[], ids: Set<unknown>) {
+  const answers: Anthropic.ToolResultBlockParam[] = [];
+  for (const call of callsIn(message)) {
+    // If two calls share an id, their results are in the order of the calls.
+    const found = results.findIndex(({ tool_use_id }) => tool_use_id === call.id);
+    const [result] = found < 0 ? [] : results.splice(found, 1);
+    call.id = isFree(call.id, ids) ? call.id : freeId(ids);
+    ids.add(call.id);
+    if (result) answers.push({ ...result, tool_use_id: call.id });
+    else answers.push(toolResult(call.id, whyOpen(message), true));
   }
-  return history.map((message, index) => {
-    const goesOn = index === history.length - 1 && isPaused(message);
-    if (message.role === "user" || goesOn) return message;
-    const content = message.content.filter(
-      (block) => block.type !== "server_tool_use" || answered.has(block.id),
-    );
-    return { ...message, content };
-  });
+  return answers;
 }
 
-/** Drops results whose call is not in the message before, and the second result of a call. */
-function withoutStrayResults(history: Message[]): Message[] {
-  return history.map((message, index) => {
-    if (message.role === "assistant") return message;
-    const results = resultsIn(message);
-    const calls = callsIn(history[index - 1]);
-    const answers = calls.map(({ id }) => results.find((block) => block.tool_use_id === id));
-    const content = message.content.filter(
-      (block) => block.type !== "tool_result" || answers.includes(block),
-    );
-    return { ...message, content };
-  });
+/** Whether a call can keep its id: the API takes letters, digits, "_" and "-", and no id twice. */
+const isFree = (id: unknown, ids: Set<unknown>) =>
+  typeof id === "string" && /^[\w-]+$/.test(id) && !ids.has(id);
+
+/** An id for a call whose own one can't be sent. It is the same in each request. */
+function freeId(ids: Set<unknown>): string {
+  let id = `call_${ids.size}`;
+  while (ids.has(id)) id += "_";
+  return id;
 }
 
-/**
- * Adds an error result for each call that has none. A call is left open by a crash, by Ctrl+C, or
- * by `max_tokens` in the middle of its input. What the result says must be true.
- */
-function withMissingResults(history: Message[]): Message[] {
-  return history.flatMap((message, index): Message[] => {
-    const answered = new Set(resultsIn(history[index + 1]).map((block) => block.tool_use_id));
-    const open = callsIn(message).filter(({ id }) => !answered.has(id));
-    if (open.length === 0) return [message];
-    const why = whyOpen(message);
-    return [message, { role: "user", content: open.map(({ id }) => toolResult(id, why, true)) }];
-  });
-}
-
-/** Why a call of this reply has no result. */
+/** Why a call of this reply has no result. The model acts on it, so it must be true. */
 function whyOpen(message: Message): string {
   // Calls begin when a reply is complete, so if Ctrl+C stopped the reply, none of them began.
   if (isInterrupted(message)) return "interrupted; it was not run";
-  const isCut = CUT_REASONS.includes(message.stop_reason ?? "");
+  const isCut = UNFINISHED.includes(message.stop_reason ?? "");
   return isCut ? "cut off; it was not run" : "interrupted; it may have run";
 }
 
+/** A result of a tool that the API runs itself, for example "web_search_tool_result". */
+const isServerResult = (block: Block): block is Extract<Block, { tool_use_id: string }> =>
+  block.type.endsWith("_tool_result");
+const isServerBlock = (block: Block) => block.type === "server_tool_use" || isServerResult(block);
+
 /**
- * A reply that says "pause_turn" without such a call can't be last, because the API would take it
- * for the beginning of its answer, and newer models refuse that. So we ask in words.
+ * The API runs some tools itself, for example its web search. Then call and result both are in its
+ * replies. If one of them is missing after an error, nobody can give it, so the other is left out.
  */
-function withUserLast(history: Message[]): Message[] {
-  const last = history.at(-1);
-  if (last === undefined || last.role === "user" || isPaused(last)) return history;
-  return [...history, { role: "user", content: [{ type: "text", text: "Go on." }] }];
+function withoutOpenServerCalls(messages: Entry[], ids: Set<unknown>): Entry[] {
+  const open = new Map<unknown, Block>(); // the calls that have no result so far, by id
+  const usable = new Set<Block>();
+  const read = (block: Block) => {
+    if (block.type === "server_tool_use" && isFree(block.id, ids)) {
+      ids.add(block.id);
+      open.set(block.id, block);
+    }
+    const call = isServerResult(block) ? open.get(block.tool_use_id) : undefined;
+    if (call?.type !== "server_tool_use") return;
+    usable.add(call).add(block);
+    open.delete(call.id);
+  };
+  for (const { role, content } of messages) {
+    if (role === "user") open.clear(); // a result that comes after that is too late
+    for (const block of content) read(block);
+  }
+  // If the last reply was paused during a call, the API goes on with it.
+  const waiting = [...open.values()];
+  const isPaused = waiting.at(-1) === messages.at(-1)?.content.at(-1);
+  if (isPaused) for (const call of waiting) usable.add(call);
+  return messages.map(({ role, content }) => {
+    return { role, content: content.filter((block) => !isServerBlock(block) || usable.has(block)) };
+  });
+}
+
+/**
+ * The API would take a reply at the end for the beginning of its answer, and newer models refuse
+ * that. Only if it is paused in a tool of the API, the API goes on. Else we ask for that in words.
+ */
+function withUserLast(messages: Entry[]): Entry[] {
+  const last = messages.at(-1);
+  const end = last?.content.at(-1);
+  if (last?.role !== "assistant" || (end && isServerBlock(end))) return messages;
+  return [...messages, { role: "user", content: [{ type: "text", text: "Go on." }] }];
 }
 
 /** Runs one call. Never throws: what goes wrong becomes a result, so that the model can react. */
@@ -718,17 +671,16 @@ export function checkInput(schema: Anthropic.Tool.InputSchema, input: unknown): 
     const given = String(JSON.stringify(input)).slice(0, 100); // the model will see {} in its call
     throw new Error(`the input must be an object, but it was ${given}`);
   }
-  const fields = { ...input };
-  checkRequired(fields, schema.required ?? []);
+  checkRequired(input, schema.required ?? []);
   // The SDK leaves the properties open, but the schemas in this file have only such properties.
   const properties = (schema.properties ?? {}) as Record<string, Property>;
   for (const [name, property] of Object.entries(properties)) {
-    const value = fields[name];
+    const value = input[name];
     if (value === undefined) continue;
     checkType(name, value, property.type);
     checkEnum(name, value, property.enum);
   }
-  return fields;
+  return input;
 }
 
 function checkRequired(fields: Fields, required: string[]): void {
@@ -749,8 +701,8 @@ function checkEnum(name: string, value: unknown, allowed: unknown[] | undefined)
 }
 
 /**
- * The text, or both its ends if it is longer than `limit`. `total` is its length before somebody
- * else, for example CommandOutput, dropped a part of its middle.
+ * The text, or both its ends if it is longer than `limit`. `total` is its whole length, if a part of
+ * its middle is gone already.
  */
 function keepEnds(text: string, limit: number, total = text.length): string {
   if (text.length <= limit) return text;
@@ -778,17 +730,20 @@ export function safePath(name: string, root: string): string {
 }
 
 /**
- * Whether an entry of the workspace is the folder of the program itself, also in a file system that
- * ignores case, or dots and spaces at the end; or one of these that is in quarantine (s03).
+ * Whether an entry of the workspace is .state, where the program keeps its own files, or a copy of
+ * it, as ".state.old". Some file systems also take ".STATE", ".state. " or ".state::" for it.
  */
 const isState = (entry: string) => /^\.state([.: ]|$)/iu.test(entry);
 
 /** The path itself, or the nearest folder above it that exists. */
 function nearestExisting(target: string): string {
   let existing = target;
-  while (!fs.lstatSync(existing, { throwIfNoEntry: false })) existing = path.dirname(existing);
+  while (!isThere(existing)) existing = path.dirname(existing);
   return existing;
 }
+
+/** Whether there is an entry of this name. A link that leads nowhere is one, too. */
+const isThere = (file: string) => fs.lstatSync(file, { throwIfNoEntry: false }) !== undefined;
 
 // The file tools are synchronous on purpose. The calls of one reply run at the same time, so two
 // edits of one file could otherwise both read it before either writes, and one edit would be lost.
@@ -811,8 +766,9 @@ const withLineEnds = (text: string, lineEnd: string) => text.replace(/\r?\n/g, l
 function writeText(name: string, content: string): string {
   const file = safePath(name, WORKSPACE);
   fs.mkdirSync(path.dirname(file), { recursive: true });
-  const before = fs.existsSync(file) ? readText(file) : content;
-  fs.writeFileSync(file, withLineEnds(content, before.includes("\r\n") ? "\r\n" : "\n"));
+  // A file keeps its line ends. A new one gets those that the model wrote.
+  const example = fs.existsSync(file) ? readText(file) : content;
+  fs.writeFileSync(file, withLineEnds(content, example.includes("\r\n") ? "\r\n" : "\n"));
   return `wrote ${content.length} characters to ${name}`;
 }
 
@@ -833,6 +789,7 @@ function editText(name: string, oldText: string, newText: string): string {
 function placesOf(passage: string, content: string): { start: number; end: number }[] {
   if (passage === "") return [];
   const lines = passage.split(/\r?\n/).map((line) => line.replace(/[$()*+.?[\\\]^{|}]/g, "\\$&"));
+  // Without the look-behind, a "\n" alone would also match the second half of a "\r\n".
   const pattern = lines.join("(?:\\r\\n|(?<!\\r)\\n)");
   // Only a look-ahead finds both places of "aa" in "aaa", because they overlap.
   return [...content.matchAll(new RegExp(`(?=(${pattern}))`, "g"))].map((match) => {
@@ -862,14 +819,17 @@ async function bash(script: string, seconds: number, signal?: AbortSignal): Prom
   const output = new CommandOutput();
   child.stdout.setEncoding("utf8").on("data", (piece) => output.add(piece));
   child.stderr.setEncoding("utf8").on("data", (piece) => output.add(piece));
+  // A process that left the group may hold the pipes open, and we don't wait for it.
+  const closePipes = () => {
+    child.stdout.destroy();
+    child.stderr.destroy();
+  };
   let stopped = ""; // why we stopped it
   const stop = (why: string) => {
     stopped = why;
     killGroup(child.pid);
     closePipes();
   };
-  // A process that left the group may hold the pipes open, and we don't wait for it.
-  const closePipes = () => [child.stdout, child.stderr].map((pipe) => pipe.destroy());
   child.on("exit", () => setTimeout(closePipes, PIPE_GRACE).unref());
   const interrupt = () => stop("interrupted by the user");
   const limit = Math.min(Math.max(seconds, 1), 600);
@@ -910,6 +870,7 @@ class CommandOutput {
   add(piece: string): void {
     this.#total += piece.length;
     this.#kept += piece;
+    // To cut at each piece would copy all of it each time.
     if (this.#kept.length < 10 * OUTPUT_LIMIT) return;
     this.#kept = this.#kept.slice(0, OUTPUT_LIMIT) + this.#kept.slice(-OUTPUT_LIMIT);
   }
@@ -960,21 +921,16 @@ export type Middleware = (
 /** Outermost first. To add a layer, `unshift` it (outermost) or `push` it (innermost). */
 export const MIDDLEWARE: Middleware[] = [];
 
-/** Runs `innermost` with all layers of MIDDLEWARE round it. */
+/** Runs `task` with the layers round it. The first one gets the others, with the task, as `next`. */
 function runMiddleware(
   conversation: Conversation,
   options: TurnOptions,
-  innermost: (conversation: Conversation, options: TurnOptions) => Promise<void> = continueTurn,
+  task = continueTurn,
+  layers = [keepLoaded, ...MIDDLEWARE],
 ): Promise<void> {
-  let run = (given: TurnOptions) => innermost(conversation, given);
-  // From the inside out, because each layer needs the one inside it as its `next`.
-  for (const layer of MIDDLEWARE.toReversed()) {
-    const next = run;
-    run = (given) => layer(conversation, given, next);
-  }
-  const ended = run(options);
-  if (conversation instanceof Session) conversation.stayUntil(ended);
-  return ended;
+  const [layer, ...inner] = layers;
+  if (layer === undefined) return task(conversation, options);
+  return layer(conversation, options, (given) => runMiddleware(conversation, given, task, inner));
 }
 
 // Helpers: hashes, JSON, and files that a crash leaves whole.
@@ -984,12 +940,8 @@ const sha256 = (data: string) => crypto.createHash("sha256").update(data);
 
 /** The object in `json`. Undefined if it is no JSON, or another value, such as `null` or a list. */
 function parseObject(json: string): object | undefined {
-  try {
-    const value: unknown = JSON.parse(json);
-    return isObject(value) ? value : undefined;
-  } catch {
-    return undefined;
-  }
+  const value = parsedOrRaw(json);
+  return isObject(value) ? value : undefined;
 }
 
 /**
@@ -1016,11 +968,11 @@ function flushFolder(dir: string): void {
  * the program nor gets lost. If that is impossible, it is said, and the program goes on.
  */
 function quarantine(file: string, why: string): void {
-  // It need not be readable for that, and a link is renamed itself, also if it leads nowhere.
-  let name = "";
-  do {
-    name = `${file}.${crypto.randomUUID().slice(0, 8)}.quarantined`;
-  } while (fs.lstatSync(name, { throwIfNoEntry: false })); // renaming would overwrite it
+  const name = `${file}.${crypto.randomUUID().slice(0, 8)}.quarantined`;
+  if (isThere(name)) {
+    quarantine(file, why); // under another name, because renaming would overwrite what is there
+    return;
+  }
   try {
     fs.renameSync(file, name);
     warn(`${file} is quarantined (renamed to ${path.basename(name)}): ${why}`);
@@ -1030,32 +982,35 @@ function quarantine(file: string, why: string): void {
 }
 
 /**
- * What `read` gives for a file or folder in .state; undefined if there is none. One that can't be
- * read, for example a folder in place of a file, is quarantined.
+ * What `read` gives for a file or folder in .state. If it can't be read, for example because it is
+ * a folder in place of a file, it is quarantined. Then there is none, and the result is undefined.
  */
 function readOrQuarantine<T>(file: string, read: (file: string) => T): T | undefined {
   try {
     return read(file);
   } catch (error) {
-    // A link that leads nowhere can't be found either, but its name is taken.
-    if (fs.lstatSync(file, { throwIfNoEntry: false })) quarantine(file, String(error));
+    if (isThere(file)) quarantine(file, String(error));
     return undefined;
   }
 }
 
-/** Makes a folder of .state. What is in its place and can't be read as a folder is quarantined. */
+/** The names in a folder of .state. Undefined if there is no such folder. */
+const namesIn = (dir: string) => readOrQuarantine(dir, (folder) => fs.readdirSync(folder));
+
+/** Makes a folder of .state, if it isn't there. */
 function makeFolder(dir: string): void {
-  if (readOrQuarantine(dir, (found) => fs.readdirSync(found))) return;
+  if (namesIn(dir)) return;
   fs.mkdirSync(dir, { recursive: true, mode: 0o700 }); // only this user may read what people said
   flushFolder(path.dirname(dir));
 }
 
+/** The code that Node gives an error of the system, such as "EEXIST". */
+const codeOf = (error: unknown) => (error instanceof Error && "code" in error ? error.code : "");
+
 const DISK_ERRORS = "ENOSPC EDQUOT EROFS EACCES EPERM EIO EMFILE ENFILE".split(" ");
 
 /** Whether the file system refused: it is full or read-only, for example, and may not stay so. */
-export function isDiskError(error: unknown): boolean {
-  return error instanceof Error && "code" in error && DISK_ERRORS.includes(String(error.code));
-}
+export const isDiskError = (error: unknown) => DISK_ERRORS.includes(String(codeOf(error)));
 
 // A session file is an append-only log: lines are added at its end, and none is ever changed or
 // removed. What makes the history shorter is one more line, which says what to leave out at replay.
@@ -1065,7 +1020,7 @@ export function isDiskError(error: unknown): boolean {
 //   3  {"at":…,"message":{"role":"assistant",…,"usage":{…}}}        as the API gave it
 //   4  {"at":…,"shorten":{"toolUseIds":["toolu_1"]}}                step 1 of the guard
 //   5  {"at":…,"message":{"role":"user",…}}
-//   6  {"at":…,"compaction":{"summary":"Ada …","keepFrom":5}}       step 2: lines 2 to 4 go
+//   6  {"at":…,"compaction":{"summary":"Ada …","keepFrom":5}}       step 2: 2 and 3 are left out
 
 /** One line. The first has key and label; each other one has a message, a compaction, or ids. */
 interface LogRecord {
@@ -1094,7 +1049,7 @@ class JsonlFile {
   readonly file: string;
   lines = 0; // how many it has
   #isTorn = false; // whether the last line lacks its end
-  #sizeBefore: number | undefined; // of the file, if the last append failed
+  #sizeBefore: number | undefined; // of the file before the last append, if that one failed
 
   constructor(file: string) {
     this.file = file;
@@ -1110,7 +1065,7 @@ class JsonlFile {
     if (!this.#isTorn) lines.pop();
     this.lines = lines.length;
     const records: { line: number; record: object }[] = [];
-    const bad = text === "" ? [1] : []; // we never leave a file empty
+    const bad = text === "" ? [1] : []; // an empty file has lost its first line
     for (const [index, json] of lines.entries()) {
       const record = parseObject(json);
       if (record) records.push({ line: index + 1, record });
@@ -1171,7 +1126,7 @@ export class Session extends Conversation {
   readonly id: string;
   header = { key: "", label: "", at: "" };
   summary = ""; // of the messages that compaction took out of the list
-  // Replies before this index hold token counts of the API that no longer fit the list.
+  // In replies before this index the API's count of tokens is that of a longer history.
   countsValidFrom = 0;
   turns = 0; // that are running
   usedAt = Date.now();
@@ -1193,32 +1148,34 @@ export class Session extends Conversation {
     this.#log.skip(bad);
   }
 
-  /** Until a turn has ended, the session stays in memory, because the next one has to find it. */
-  stayUntil(ended: Promise<void>): void {
-    this.turns += 1;
-    const leave = () => {
-      this.turns -= 1;
-      this.usedAt = Date.now();
-    };
-    ended.then(leave, leave);
-  }
-
+  /** Does what a line of the file says. */
   #replay(record: LogRecord, line: number): void {
-    const { key = "", label = "", at = "" } = record;
-    if (line === 1)
-      this.header = { key: this.header.key || key, label: String(label), at: String(at) };
-    if (record.message) this.#add(record.message, line);
-    if (record.inboxId && record.message) this.asked.set(record.inboxId, record.message);
-    if (record.compaction) this.#compact(record.compaction.summary, record.compaction.keepFrom);
-    if (record.shorten) this.#shorten(new Set(record.shorten.toolUseIds));
+    const { key = "", label = "", at = "", message, compaction, shorten } = record;
+    if (line === 1) {
+      const known = this.header.key || key;
+      this.header = { key: known, label: String(label), at: String(at) };
+    }
+    if (message) {
+      super.append(message);
+      this.#lineOf.set(message, line);
+    }
+    if (message && record.inboxId) this.asked.set(record.inboxId, message);
+    if (compaction) this.#compact(compaction.summary, compaction.keepFrom);
+    if (shorten) this.#shorten(new Set(shorten.toolUseIds));
   }
 
-  /** Writes the message to disk before it is in the list, so what the model was told is stored. */
+  /**
+   * Adds a line, and then does with it what a replay does. So what the model is told is on disk
+   * before, and after a restart the history is the same.
+   */
+  #write(record: LogRecord): void {
+    this.#replay(record, this.#log.append(record));
+  }
+
   override append(message: Message, about: { inboxId?: string } = {}): void {
     // Appending is idempotent: after a crash the inbox brings a message again that is here already.
     if (about.inboxId && this.#isAsked(about.inboxId)) return;
-    this.#add(message, this.#log.append({ message, ...about }));
-    if (about.inboxId) this.asked.set(about.inboxId, message);
+    this.#write({ message, ...about });
   }
 
   /** Whether a message is here, and its answer is here as well or can still be given. */
@@ -1230,18 +1187,11 @@ export class Session extends Conversation {
     return last === this.messages.at(-1) || !needsReply(last);
   }
 
-  #add(message: Message, line: number): void {
-    super.append(message);
-    this.#lineOf.set(message, line);
-  }
-
   /** Compaction: from now on the history is the summary, and the messages from `kept` on. */
   compact(summary: string, kept: Message | undefined): void {
-    const line = kept === undefined ? undefined : this.#lineOf.get(kept);
-    // If nothing is kept, it is the number of the coming line, which no message has.
-    const keepFrom = line ?? this.#log.lines + 1;
-    this.#log.append({ compaction: { summary, keepFrom } });
-    this.#compact(summary, keepFrom);
+    const nextLine = this.#log.lines + 1; // that of the compaction, so no message has it
+    const keepFrom = (kept && this.#lineOf.get(kept)) ?? nextLine;
+    this.#write({ compaction: { summary, keepFrom } });
   }
 
   #compact(summary: string, keepFrom: number): void {
@@ -1261,8 +1211,7 @@ export class Session extends Conversation {
 
   /** From now on only both ends are left of the results of these calls. */
   shorten(toolUseIds: string[]): void {
-    this.#log.append({ shorten: { toolUseIds } });
-    this.#shorten(new Set(toolUseIds));
+    this.#write({ shorten: { toolUseIds } });
   }
 
   #shorten(ids: Set<string>): void {
@@ -1274,8 +1223,28 @@ export class Session extends Conversation {
   }
 }
 
+/** The record in the first line of a log; one without fields, if that line can't be used. */
+async function firstRecord(file: string): Promise<LogRecord> {
+  const pieces = fs.createReadStream(file, "utf8");
+  // The first piece is 64 KiB, which is more than a first line has.
+  for await (const piece of pieces) return parseObject(String(piece).split("\n")[0] ?? "") ?? {};
+  return {};
+}
+
 // A key says who talks to whom, and a session is one of their conversations. No file lists all
 // sessions, because it could come to disagree with the folders. The folders are the list.
+
+/** Until a turn has ended, its session stays in memory, because the next one has to find it. */
+const keepLoaded: Middleware = async (conversation, options, next) => {
+  if (!(conversation instanceof Session)) return next(options);
+  conversation.turns += 1;
+  try {
+    await next(options);
+  } finally {
+    conversation.turns -= 1;
+    conversation.usedAt = Date.now();
+  }
+};
 
 const MAX_IDLE = 3_600_000; // ms
 
@@ -1325,18 +1294,25 @@ export class SessionStore {
   }
 
   #sessionsIn(folder: string, key?: string): Session[] {
-    const names = readOrQuarantine(folder, (dir) => fs.readdirSync(dir)) ?? [];
-    const files = names.filter((name) => name.endsWith(".jsonl"));
+    const files = (namesIn(folder) ?? []).filter((name) => name.endsWith(".jsonl"));
     const opened = files.map((name) => this.#open(path.join(folder, name), key));
     const sessions = opened.filter((session) => session !== undefined);
     return sessions.sort((a, b) => (a.header.at < b.header.at ? -1 : 1));
   }
 
-  /** Every session of every key. */
-  all(): Session[] {
-    const names = fs.existsSync(this.#dir) ? fs.readdirSync(this.#dir) : [];
-    const folders = names.filter((name) => !name.endsWith(".quarantined"));
-    return folders.flatMap((name) => this.#sessionsIn(path.join(this.#dir, name)));
+  /**
+   * What the first lines of all sessions say, with their ids. There may be thousands, so the files
+   * are read one after the other, and the program goes on meanwhile. What can't be read is missing.
+   */
+  async headers(): Promise<{ id: string; key: string; label: string; at: string }[]> {
+    const headers = [];
+    for (const name of await fs.promises.readdir(this.#dir, { recursive: true })) {
+      if (!name.endsWith(".jsonl")) continue;
+      const record = await firstRecord(path.join(this.#dir, name)).catch(() => undefined);
+      const { key = "", label = "", at = "" } = record ?? {};
+      if (record) headers.push({ id: path.basename(name, ".jsonl"), key, label, at });
+    }
+    return headers;
   }
 
   /** Goes back to the session whose id begins with `prefix`. Throws unless there is exactly one. */
@@ -1356,7 +1332,7 @@ export class SessionStore {
   /** The session that the file "current" names; the newest one, if it names none. */
   #stored(key: string): Session | undefined {
     const folder = this.#folder(key);
-    if (!readOrQuarantine(folder, (dir) => fs.readdirSync(dir))) return undefined;
+    if (namesIn(folder) === undefined) return undefined;
     const pointer = path.join(folder, "current");
     const id = readOrQuarantine(pointer, readText);
     if (id === undefined) return this.list(key).at(-1);
@@ -1367,9 +1343,10 @@ export class SessionStore {
     return this.list(key).at(-1);
   }
 
-  /** The session in a file. Undefined if there is none, or if it had to be quarantined. */
+  /** The session in a file. Undefined if there is none. */
   #open(file: string, key?: string): Session | undefined {
     const session = new Session(file, key);
+    // We look only now, because to read a file that can't be read is to quarantine it.
     return fs.existsSync(file) ? session : undefined;
   }
 
@@ -1401,14 +1378,18 @@ export function lockFolder(dir: string): void {
     fs.rmSync(takeover, { force: true });
   }
   const isOurs = () => readOrQuarantine(file, readText) === mine;
-  process.on("exit", () => isOurs() && fs.rmSync(file));
-  // While this process is stopped, for example by Ctrl+Z, a person may delete its lock.
+  process.on("exit", () => {
+    if (isOurs()) fs.rmSync(file);
+  });
+  // While Ctrl+Z had stopped this process, a person may have deleted its lock to start another one.
   process.on("SIGCONT", () => {
     if (isOurs()) return;
     fail(`This process no longer has ${dir}, so it ends.`);
     process.exit(1);
   });
 }
+
+const TAKEOVER_LIMIT = 5_000; // ms, after which the process of a takeover must be dead
 
 /**
  * Gives an exclusive file. Whoever has it is the only process that looks at the lock and takes it:
@@ -1420,31 +1401,35 @@ function beginTakeover(name: string): string {
   while (true) {
     const file = `${name}.${number}`;
     try {
-      fs.closeSync(fs.openSync(file, "wx")); // "wx" fails if the file exists
+      fs.writeFileSync(file, "", { flag: "wx" }); // "wx" fails if the file exists
       return file;
     } catch (error) {
-      if ((error as NodeJS.ErrnoException).code !== "EEXIST") throw error;
+      if (codeOf(error) !== "EEXIST") throw error;
     }
-    const age = Date.now() - (fs.lstatSync(file, { throwIfNoEntry: false })?.mtimeMs ?? Date.now());
+    // It may be gone by now.
+    const { mtimeMs = Date.now() } = fs.lstatSync(file, { throwIfNoEntry: false }) ?? {};
     // After a crash the file stays for ever, and the next number is used. If it were removed, one
     // who has looked at the old file just now could remove a new one in its place.
-    if (Math.abs(age) > TAKEOVER_LIMIT) number += 1;
+    if (Math.abs(Date.now() - mtimeMs) > TAKEOVER_LIMIT) number += 1;
     else Atomics.wait(new Int32Array(new SharedArrayBuffer(4)), 0, 0, 20); // sleeps for 20 ms
   }
 }
-
-const TAKEOVER_LIMIT = 5_000; // ms, after which the process of a takeover must be dead
 
 /** Throws if another living process has the lock. */
 function checkUnlocked(file: string, workspace: string): void {
   const lock = readOrQuarantine(file, readText);
   if (lock === undefined) return;
-  const [, pid = "", started] = /^([1-9]\d*)(?: (.*))?$/.exec(lock) ?? [];
-  if (pid === "") quarantine(file, t("it names no process, so it is no lock."));
+  const [, digits, started] = /^([1-9]\d*)(?: (.*))?$/.exec(lock) ?? [];
+  if (digits === undefined) {
+    quarantine(file, t("it names no process, so it is no lock."));
+    return;
+  }
+  const pid = Number(digits);
   // In a container each start can have the same pid, so our own is that of an earlier start.
-  if (Number(pid) === process.pid || !isAlive(Number(pid))) return;
-  // The pid may be that of another program by now. Where nobody knows the time, it counts as ours.
-  const time = startTime(Number(pid));
+  if (pid === process.pid || !isAlive(pid)) return;
+  // The process that wrote the lock may be dead, and another program may have its pid by now. Then
+  // the times differ. Where the system gives no time, the pid alone must do.
+  const time = startTime(pid);
   if (time !== "" && time !== started) return;
   const who = `process ${pid} is using ${workspace}`;
   throw new Error(`${who}: stop it, set CLAW0_WORKSPACE, or delete ${file}`);
@@ -1466,12 +1451,11 @@ function startTime(pid: number): string {
 }
 
 function isAlive(pid: number): boolean {
-  if (pid === 0) return false; // kill would take it for our own group
   try {
     return process.kill(pid, 0); // signal 0 is not delivered; it only tests the process
   } catch (error) {
     // EPERM means that the process is alive but belongs to another user.
-    return (error as NodeJS.ErrnoException).code === "EPERM";
+    return codeOf(error) === "EPERM";
   }
 }
 
@@ -1502,11 +1486,11 @@ const SUMMARISE =
 const shortened = ({ content }: Anthropic.ToolResultBlockParam) =>
   keepEnds(String(content), BIG_RESULT / 2).toWellFormed();
 
-// How a server says that a request is too long. The first of these types has the status 413 and may
-// come from a proxy, then as a page without a type; the second one is llama.cpp's.
+// How a server says that a request is too long: by a type (the first one is that of the API, which
+// has the status 413; the second one is llama.cpp's), or by 413 alone, if a proxy sends a page.
 const OVERFLOW_TYPES: unknown[] = ["request_too_large", "exceed_context_size_error"];
-// For the usual case the API has neither a type nor a code of its own: it is a bad request like any
-// other. So only the words are left: two sentences of the API, and one of compatible servers.
+// Usually the API answers with the type and status of any bad request, so only the words are left:
+// two sentences of the API, and one of compatible servers.
 const OVERFLOW_WORDS = /prompt is too long|exceed context limit|maximum context length/i;
 
 /** Whether the request was too long for the model. */
@@ -1538,6 +1522,7 @@ export class ContextGuard {
     const counted = messages.findLastIndex((m, index) => index >= start && isCounted(m));
     const last = messages[counted];
     const tail = tokensOf(messages.slice(counted + 1));
+    // The API's count holds the system prompt and the tools as well, but ours must add them.
     if (last?.role !== "assistant")
       return tail + estimateTokens(JSON.stringify([buildSystemPrompt({}), TOOLS]));
     const { usage } = last;
@@ -1589,14 +1574,15 @@ export class ContextGuard {
   async summarise(conversation: Conversation, options: TurnOptions, keep: number) {
     if (!(conversation instanceof Session)) return false;
     const { messages } = conversation;
-    // If the API says "too long" below our limit, the limit is wrong, so the size is what counts.
-    const budget = Math.min(this.limit, this.size(conversation));
-    const cut = cutPoint(messages, budget * keep);
-    const summaryMessages = conversation.summary ? 2 : 0; // see Session.#compact
-    const old = messages.slice(summaryMessages, cut);
+    // The tokens that the model can read. If the API says "too long" below our limit, the limit is
+    // wrong, and the size of the conversation is nearer to the truth.
+    const capacity = Math.min(this.limit, this.size(conversation));
+    const cut = cutPoint(messages, capacity * keep);
+    // The first two messages hold the summary so far, which the request has in any case.
+    const old = messages.slice(conversation.summary ? 2 : 0, cut);
     if (old.length === 0) return false;
     const text = old.map((message) => `${message.role}: ${wordsIn(message)}`).join("\n");
-    const summary = await askSummary(conversation, text, budget, options);
+    const summary = await askSummary(conversation, text, capacity, options);
     conversation.compact(summary, messages[cut]);
     info(`  (to make room: ${old.length} messages summarised)`);
     return true;
@@ -1608,11 +1594,9 @@ export class ContextGuard {
  * was taken is removed from the list, so no step is taken twice in a turn.
  */
 async function takeStep(steps: (() => boolean | Promise<boolean>)[]): Promise<boolean> {
-  while (steps.length > 0) {
-    const step = steps.shift();
-    if (await step?.()) return true;
-  }
-  return false;
+  const step = steps.shift();
+  if (step === undefined) return false;
+  return (await step()) || takeStep(steps);
 }
 
 /** Asks for a summary of as much of the text as the model can read. */
@@ -1744,9 +1728,9 @@ command("context", "how full the context window is", (_args, { store, key }) => 
 });
 
 command("compact", "put a summary in the place of the older turns", async (_args, app, options) => {
-  let done = false;
-  // It goes through the middleware, because the request for the summary can fail as a turn can.
-  // Summarising takes the place of `continueTurn` here, inside all the layers.
+  let done = false; // a layer gives nothing back, so the result goes this way
+  // The request for the summary can fail as a turn can. So the layers stand round it, too, and
+  // `summarise` takes the place of `continueTurn` inside them.
   await runMiddleware(app.store.current(app.key), { ...options, app }, async (session, given) => {
     done = await GUARD.summarise(session, given, KEPT);
   });
@@ -2005,24 +1989,24 @@ const INVISIBLE = /^[\s\p{Cc}\p{Cf}\p{Default_Ignorable_Code_Point}\u2800]*$/u;
 /** Whether a person sees anything of a text. No platform takes one of which they would not. */
 const canBeSeen = (text: string) => !INVISIBLE.test(text);
 
+/** What `reply` has to know of the message that is answered. */
+type Answered = Pick<InboundMessage, "id" | "channel" | "peerId">;
+
 /**
  * Sends the answer in pieces that the platform takes. If a piece can't be sent, that is reported,
- * and the person gets neither it nor the pieces after it, because replies have no queue yet. Gives
- * whether all was sent, since s07 reports that to the owner of a job.
+ * and the person gets neither it nor the pieces after it, because replies have no queue yet.
  */
-export async function reply(app: App, { channel, peerId: to }: InboundMessage, answer: string) {
+export async function reply(app: App, { channel, peerId: to }: Answered, answer: string) {
   const target = app.channels.get(channel);
   const text = canBeSeen(answer) ? answer.trim() : t("(There is nothing to say.)");
-  if (!target) return false;
-  // The limit counts UTF-16 units, and a character such as an emoji has two of them. So a piece has
-  // at most half as many characters. With the flag "u", [^] is a character, and never half of one.
+  if (!target) return warn(`${channel} ${to}: a reply was not sent: the channel is not set up`);
+  // With the flag "u", [^] is any one character and never half a surrogate pair. The limit counts
+  // UTF-16 units, of which a character has up to two, so a piece has half as many characters.
   const pieces = text.match(new RegExp(`[^]{1,${Math.floor(target.limit / 2)}}`, "gu")) ?? [];
   try {
     for (const piece of pieces) await target.send(to, piece);
-    return true;
   } catch (error) {
     warn(`${channel} ${to}: a reply was not sent: ${error}`);
-    return false;
   }
 }
 
@@ -2084,14 +2068,14 @@ export class Spool<T extends { id: string }> {
       if (!entry) continue;
       // A file whose id is known is removed: either it was processed, and a crash in markProcessed
       // left it, or it is a second copy, from a restored backup.
-      if (this.#isKnown(entry.id)) fs.rmSync(file);
+      if (this.isKnown(entry.id)) fs.rmSync(file);
       else this.entries.set(entry.id, { entry, file });
     }
     // Only now: after a week without the program, the files above may need the oldest ids.
     this.#processed.forgetOld();
   }
 
-  #isKnown(id: string): boolean {
+  isKnown(id: string): boolean {
     return this.#processed.has(id) || this.entries.has(id);
   }
 
@@ -2102,7 +2086,7 @@ export class Spool<T extends { id: string }> {
 
   /** Keeps an entry, which is on disk when it returns. False if its id was added before. */
   add(entry: T): boolean {
-    if (this.#isKnown(entry.id)) return false;
+    if (this.isKnown(entry.id)) return false;
     // The number is padded with zeros, so that a listing of the folder has them in order.
     const name = `${String(this.nextNumber).padStart(12, "0")}.json`;
     const file = path.join(this.dir, name);
@@ -2141,6 +2125,7 @@ export class Inbox extends Spool<Routed> {
   // sent an album wants to hear about it once, and not once for each picture.
   readonly newlyQuarantined = new Map<string, Routed>();
   readonly #attempted = new Set<Routed>(); // in this run, and not answered yet
+  readonly tooLong = new Set<string>(); // conversations that were told so, see `accept`
   #isStopping = false;
 
   constructor(dir: string) {
@@ -2193,7 +2178,13 @@ export class Inbox extends Spool<Routed> {
     this.giveBack([...this.#attempted]);
   }
 
-  /** The messages in quarantine, each with its file. (`quarantine` made the names of the files.) */
+  /** How many messages of a conversation have not begun to be answered. */
+  waitingIn(sessionKey: string): number {
+    const isWaiting = (one: Routed) => one.sessionKey === sessionKey && one.attempts === undefined;
+    return this.pending().filter(isWaiting).length;
+  }
+
+  /** The messages in quarantine, each with its file. What can't be read as one is left out. */
   quarantined(): { file: string; message: Routed }[] {
     const found: { file: string; message: Routed }[] = [];
     for (const name of fs.readdirSync(this.dir).sort()) {
@@ -2288,6 +2279,19 @@ export function runExclusive<T>(sessionKey: string, task: () => Promise<T>): Pro
   return latest;
 }
 
+const MAX_WAITING = 100; // messages of one conversation, so that nobody can fill the disk
+
+/** Tells a person that a message is not taken. It is not said again until none waits any more. */
+async function refuseMessage(app: App, message: Routed): Promise<string> {
+  const { tooLong } = app.inbox;
+  const wasTold = tooLong.has(message.sessionKey);
+  tooLong.add(message.sessionKey);
+  forgetOldest(tooLong);
+  const text = t("100 messages wait here already, so I can't take more; please write again later.");
+  if (!wasTold) await reply(app, message, text);
+  return "";
+}
+
 /**
  * The entry point of every message. It is synchronous, so when it returns, a platform may forget
  * the message. Delivery is at-least-once: what a crash interrupts is done again.
@@ -2296,6 +2300,10 @@ export function accept(app: App, message: InboundMessage, signal?: AbortSignal) 
   const routed = route(message, app);
   // A line of the terminal is not kept, because after a crash nobody waits for its answer.
   const isKept = message.channel !== "cli";
+  const waiting = app.inbox.waitingIn(routed.sessionKey);
+  if (waiting === 0) app.inbox.tooLong.delete(routed.sessionKey);
+  const isTooMany = waiting >= MAX_WAITING && !app.inbox.isKnown(routed.id);
+  if (isKept && isTooMany) return { done: refuseMessage(app, routed) };
   if (isKept && !app.inbox.add(routed)) return { done: Promise.resolve("") };
   return { done: enqueue(app, routed, signal) };
 }
@@ -3122,7 +3130,7 @@ export class FeishuChannel implements Channel {
   }
 
   async send(to: string, text: string): Promise<void> {
-    // Feishu makes a mention of `<at user_id="all">`. The model must not be able to call everybody.
+    // Feishu would make a mention of <at user_id="all">, which the model must not be able to write.
     const content = JSON.stringify({ text: text.replace(/<(?=\/?at\b)/gi, "< ") });
     const message = { msg_type: "text", content };
     let answer = await this.#postMessage(to, message);
@@ -3717,9 +3725,7 @@ method("agents.list", {}, [], (_params, app) =>
   [...app.agents.values()].map(({ id, dmScope, model = MODEL }) => ({ id, dmScope, model })),
 );
 
-method("sessions.list", {}, [], (_params, app) =>
-  app.store.all().map(({ id, header, messages }) => ({ id, ...header, messages: messages.length })),
-);
+method("sessions.list", {}, [], (_params, app) => app.store.headers());
 
 method("status", {}, [], (_params, app) => ({
   uptime: Math.round(process.uptime()), // seconds
@@ -3779,9 +3785,10 @@ command("agent", "<id>|off: who answers you here", (id, app) => {
   return t(`From now on: ${app.terminalAgent ?? "as the bindings say"}.`);
 });
 
-command("sessions", "all conversations", (_args, { store }) =>
-  store.all().map(({ id, header: { key, label } }) => `${id}  ${key}  ${label}`),
-);
+command("sessions", "all conversations", async (_args, { store }) => {
+  const headers = await store.headers();
+  return headers.map(({ id, key, label }) => `${id}  ${key}  ${label}`).join("\n");
+});
 
 command("gateway", "where programs can connect", (_args, { gateway }) =>
   t(`${gateway.address || "(not listening)"}  ${gateway.sockets.clients.size} connected`),
@@ -3867,9 +3874,6 @@ function isPrivateName(place: string): boolean {
 // person wants to be told once. This belongs to the terminal and not to one App: the prompt is also
 // made where there is no App, for example when ContextGuard estimates its size.
 const reportedProblems = new Set<string>();
-
-/** Whether there is a file, also one that can't be read, or a link that leads nowhere. */
-const isThere = (file: string) => fs.lstatSync(file, { throwIfNoEntry: false }) !== undefined;
 
 /** When a file was changed last, in ms; 0 if there is none, or -1 if that can't be found out. */
 function modifiedAt(file: string): number {
@@ -4310,7 +4314,7 @@ function factsIn(content: string): string[] {
   return lines.filter(isFact);
 }
 
-/** Whether a line says something. A heading, an HTML tag and a field left empty ("Name:") do not. */
+/** Whether a line says something. A heading, an HTML tag and an empty field ("Name:") do not. */
 function isFact(line: string): boolean {
   const words = line.trimEnd();
   const isHeading = words.startsWith("#");
@@ -4374,9 +4378,12 @@ function contextFor(conversation: Conversation, input: string, options: TurnOpti
   return `<context>\n${lines.join("\n").toWellFormed()}\n</context>`;
 }
 
-/** Whose memories a conversation may use: its own, and the owner's files if it is the owner's. */
+/**
+ * Whose memories a conversation may use: its own, and the owner's files if it is the owner's. One
+ * that is no session ends with its turn, so what is noted there belongs to the terminal's.
+ */
 const memoryScope = (conversation: Conversation, options: TurnOptions) => ({
-  sessionKey: conversation instanceof Session ? conversation.header.key : "",
+  sessionKey: conversation instanceof Session ? conversation.header.key : (options.app?.key ?? ""),
   owner: isOwner(options),
 });
 
@@ -4472,9 +4479,25 @@ function proxySetting(name: string): string | undefined {
   throw new Error(`${name} must be the address of a proxy, such as http://127.0.0.1:7890`);
 }
 
+/** Throws if .env is in UTF-16, as Windows PowerShell writes it: dotenv finds nothing in it. */
+function checkEnvFile(): void {
+  const file = path.join(import.meta.dirname, "../../.env");
+  const isUtf16 = fs.existsSync(file) && fs.readFileSync(file).includes(0);
+  if (isUtf16) throw new Error(".env is in UTF-16: save it in UTF-8");
+}
+
+/** Checks an address, and takes off a "/" at its end, which would become "//" before a path. */
+function checkAddress(name: string): void {
+  const isAddress = /^https?:\/\//.test(env(name)) && URL.canParse(env(name));
+  if (!isAddress) throw new Error(`${name} must be an address, such as https://example.com`);
+  process.env[name] = env(name).replace(/\/+$/, "");
+}
+
 /** Step 1 of main. Reads what was set for this run. A wrong value ends the program here. */
 function readSettings() {
+  checkEnvFile();
   checkSettings();
+  ["ANTHROPIC_BASE_URL", "TELEGRAM_API_ROOT", "FEISHU_API_BASE"].filter(env).forEach(checkAddress);
   return {
     httpPort: wholeNumber("HTTP_PORT", 8765, 65535),
     httpProxy: proxySetting("HTTP_PROXY"),

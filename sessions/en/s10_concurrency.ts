@@ -40,6 +40,7 @@ import crypto from "node:crypto";
 import { once, setMaxListeners } from "node:events";
 import fs from "node:fs";
 import http from "node:http";
+import { homedir } from "node:os";
 import path from "node:path";
 import type { Interface } from "node:readline";
 import { createInterface } from "node:readline";
@@ -61,6 +62,9 @@ const RUN = process.argv[1] && fs.realpathSync(process.argv[1]) === import.meta.
 if (RUN) dotenv.config({ path: `${import.meta.dirname}/../../.env`, quiet: true });
 
 const MODEL = process.env.MODEL_ID || "claude-sonnet-5-5";
+// In a command the shell replaces "~" by the home folder, but in .env nobody does.
+const TILDE = /^~(?=[\\/]|$)/;
+if (RUN) process.env.CLAW0_WORKSPACE &&= process.env.CLAW0_WORKSPACE.replace(TILDE, homedir);
 const WORKSPACE = process.env.CLAW0_WORKSPACE || path.join(import.meta.dirname, "../../workspace");
 const STATE = path.join(WORKSPACE, ".state"); // what the program keeps for itself
 const CONTEXT_TOKENS = Number(process.env.CONTEXT_TOKENS || 180_000);
@@ -431,22 +435,17 @@ const OUTPUT_LIMIT = 30_000; // characters of one result, half of them from each
  * throws, or leaves out what it can't read. Here it stays a text, so that the model hears of it.
  */
 function inputReader() {
-  let written = ""; // of the block that is arriving
-  return (event: Anthropic.MessageStreamEvent, { content }: Anthropic.Message) => {
+  let written = ""; // of the input that is arriving, piece by piece
+  return (event: Anthropic.MessageStreamEvent, message: Anthropic.Message) => {
     if (event.type === "content_block_start") written = "";
-    if (event.type === "content_block_delta" && event.delta.type === "input_json_delta") {
-      written += event.delta.partial_json;
-      setInput(content.at(-1), {});
-    }
-    if (event.type !== "content_block_stop" || written === "") return;
-    setInput(content.at(-1), parsedOrRaw(written));
+    if (event.type !== "content_block_delta" || event.delta.type !== "input_json_delta") return;
+    written += event.delta.partial_json;
+    const block = message.content.at(-1);
+    if (block === undefined || written === "") return;
+    // With each piece the SDK makes the block anew. It reads this property after the last piece.
+    const get = () => parsedOrRaw(written);
+    Object.defineProperty(block, "input", { get, enumerable: true, configurable: true });
   };
-}
-
-/** Takes the place of the SDK's property, which parses the input as soon as it is looked at. */
-function setInput(block: Block | undefined, value: unknown): void {
-  if (block === undefined || !isCall(block)) return;
-  Object.defineProperty(block, "input", { value, enumerable: true, configurable: true });
 }
 
 /** The value that is written as JSON, or the text itself if it is no JSON. */
@@ -458,7 +457,10 @@ function parsedOrRaw(json: string): unknown {
   }
 }
 
-/** Whether the SDK missed the count of tokens, which comes last, and which some servers omit. */
+/**
+ * Whether the SDK failed because a server sends no count of tokens. The count comes with the end of
+ * a reply, so all of the reply is there.
+ */
 const lacksUsage = (error: unknown) => String(error).includes("output_tokens");
 
 /** Throws after too many rounds, because a model that repeats itself costs money until it stops. */
@@ -469,15 +471,8 @@ function checkRounds({ messages }: Conversation): void {
   throw new Error(`stopped after ${MAX_ROUNDS} rounds of tool calls; say "go on" to go on`);
 }
 
-/** The tool calls of a reply. */
-const callsIn = (message: Message | undefined) =>
-  message?.role === "assistant" ? message.content.filter((block) => block.type === "tool_use") : [];
-/** The tool results of a user's message. */
-const resultsIn = (entry: Entry | undefined) =>
-  entry?.role === "user" ? entry.content.filter((block) => block.type === "tool_result") : [];
-
-/** After these the last call may be half a call. Of a refused turn nothing is to be done. */
-const CUT_REASONS = ["max_tokens", "model_context_window_exceeded", "refusal"];
+/** After these the last call may be half a call, and a refused reply is left out with its calls. */
+const UNFINISHED = ["max_tokens", "model_context_window_exceeded", "refusal"];
 
 /** Whether Ctrl+C stopped the reply. Only callModel writes this last block without a reason. */
 function isInterrupted({ content, stop_reason }: Message): boolean {
@@ -488,37 +483,54 @@ function isInterrupted({ content, stop_reason }: Message): boolean {
 /** The calls of a reply that are to be run: all of them, or none if the reply is not complete. */
 function callsToRun(message: Message | undefined) {
   if (message === undefined || isInterrupted(message)) return [];
-  if (CUT_REASONS.includes(message.stop_reason ?? "")) return [];
-  return callsIn(message);
+  return UNFINISHED.includes(message.stop_reason ?? "") ? [] : callsIn(message);
 }
 
-/**
- * The history with exactly one result for every call, in the next message, as the API demands. What
- * is stored is as the model gave it, so here it also becomes what the API takes back.
- */
-function answerCalls(history: Message[]): Message[] {
-  const usable = withUniqueIds(withValidBlocks(history));
-  const closed = withoutStrayResults(withoutOpenServerCalls(usable));
-  return withUserLast(withMissingResults(closed));
+/** The tool calls of a reply. */
+const callsIn = (message: Message) =>
+  message.role === "assistant" ? message.content.filter((block) => block.type === "tool_use") : [];
+/** The tool results of a user's message. */
+const resultsIn = (entry: Entry | undefined) =>
+  entry?.role === "user" ? entry.content.filter((block) => block.type === "tool_result") : [];
+
+// The history holds each reply as the model gave it, and a crash, Ctrl+C or an error may have come
+// between a call and its result. The API takes it back only if every call has an id of its own, and
+// exactly one result, in the next message. That is made here, anew for each request.
+
+/** The history as the API takes it back. */
+function answerCalls(history: Message[]): Entry[] {
+  const ids = new Set<unknown>(); // of all calls so far
+  const valid = history.map(withValidBlocks);
+  const answered: Entry[] = [];
+  for (const [index, message] of valid.entries()) {
+    if (message.role === "assistant") {
+      const results = resultsIn(valid[index + 1]);
+      answered.push(message, { role: "user", content: answersTo(message, results, ids) });
+    } else {
+      // Its results are behind their calls already. toRequest joins the two messages of the user.
+      const content = message.content.filter(({ type }) => type !== "tool_result");
+      answered.push({ role: "user", content });
+    }
+  }
+  const filled = answered.filter(isFilled);
+  return withUserLast(withoutOpenServerCalls(filled, ids).filter(isFilled));
 }
 
+const isFilled = ({ content }: Entry) => content.length > 0;
 type Block = Anthropic.ContentBlockParam;
-// Replies and requests have the same blocks, but the SDK has two types for each of them.
-const withContent = (message: Message, content: Block[]) => ({ ...message, content }) as Message;
 
-/** Leaves out the blocks that can't be sent back, and mends the others. */
-function withValidBlocks(history: Message[]): Message[] {
-  return history.map((message) => {
-    const blocks: Block[] = message.content;
-    const usable = blocks.filter((block) => canBeSentBack(block, message.role));
-    return withContent(message, usable.map(validBlock));
-  });
+/** A copy of the message, in which each block is valid. The others are left out. */
+function withValidBlocks(message: Message): Message {
+  const blocks: Block[] = message.content;
+  const usable = blocks.filter((block) => canBeSentBack(block, message.role));
+  // Replies and requests have the same blocks, but the SDK has two types for each of them.
+  return { ...message, content: usable.map(validBlock) } as Message;
 }
 
 /** Whether a block can be sent back. The API only gives such blocks, but other servers don't. */
 function canBeSentBack(block: Block | null, role: Message["role"]): boolean {
   if (typeof block?.type !== "string") return false;
-  if (block.type === "text") return typeof block.text === "string" && block.text.trim() !== "";
+  if (block.type === "text") return typeof block.text === "string";
   if (block.type === "tool_result") return role === "user";
   if (block.type !== "thinking") return true;
   // The signature proves that the API wrote this thought, so a thought can't be mended.
@@ -529,7 +541,7 @@ function canBeSentBack(block: Block | null, role: Message["role"]): boolean {
 /** The block in whole characters; a call has a name that is allowed, and an object as its input. */
 function validBlock(block: Block): Block {
   const whole = wellFormed(block) as Block; // with the same fields
-  if (!isCall(whole)) return whole;
+  if (whole.type !== "tool_use" && whole.type !== "server_tool_use") return whole;
   const name = String(whole.name).replaceAll(/[^\w-]/g, "_");
   // What was wrong with the input, the result of the call says.
   const input = isObject(whole.input) ? whole.input : {};
@@ -552,146 +564,87 @@ function wellFormed(value: unknown): unknown {
 const isObject = (value: unknown): value is Fields =>
   typeof value === "object" && value !== null && !Array.isArray(value);
 
-/** A call of a tool that we run, or that the API runs itself. */
-const isCall = (block: Block) => block.type === "tool_use" || block.type === "server_tool_use";
-/** A result, ours or one of the API's own tools, such as "web_search_tool_result". */
-const isResult = (block: Block): block is Anthropic.ToolResultBlockParam =>
-  block.type.endsWith("tool_result"); // all of them have the id of their call in the same field
-
-/** Gives calls ids that are valid and unique, and their results the same. Drops other results. */
-function withUniqueIds(history: Message[]): Message[] {
-  const ids = new CallIds();
-  return history.map((message, index) => {
-    if (startsTurn(message)) ids.forgetOpenCalls();
-    const blocks: Block[] = message.content;
-    const renamed = blocks.map((block, position) => ids.rename(block, index, position));
-    const content = renamed.filter((block) => block !== undefined);
-    return withContent(message, content);
-  });
-}
-
-/** A call that has no result yet: the id that the model gave it, and the one that is sent. */
-interface OpenCall {
-  given: unknown;
-  id: string;
-  index: number; // of its message
-  ours: boolean; // whether we run it, and not the API
-}
-
-/** The ids under which calls are sent. */
-class CallIds {
-  #used = new Set<string>();
-  #open: OpenCall[] = [];
-
-  /** The block with its new id, if it has one. Undefined if it is a result without a call. */
-  rename(block: Block, index: number, position: number): Block | undefined {
-    if (isCall(block)) {
-      const id = this.#uniqueId(block.id, `call_${index}_${position}`);
-      this.#open.push({ given: block.id, id, index, ours: block.type === "tool_use" });
-      return { ...block, id };
-    }
-    if (!isResult(block)) return block;
-    const id = this.#takeCall(block.tool_use_id, block.type === "tool_result");
-    return id === undefined ? undefined : { ...block, tool_use_id: id };
-  }
-
-  /** The id itself if it can be sent. `fallback` is the same in every request. */
-  #uniqueId(given: unknown, fallback: string): string {
-    const isValid = typeof given === "string" && /^[\w-]+$/.test(given) && !this.#used.has(given);
-    let id = isValid ? given : fallback;
-    while (this.#used.has(id)) id += "_";
-    this.#used.add(id);
-    return id;
-  }
-
-  /** The id of the call that a result belongs to. That call is not open any more. */
-  #takeCall(given: unknown, ours: boolean): string | undefined {
-    const waiting = this.#open.filter((call) => call.given === given && call.ours === ours);
-    // Calls of one reply can share an id. Then the results are in the same order as the calls.
-    const found = waiting.find(({ index }) => index === waiting.at(-1)?.index);
-    this.#open = this.#open.filter((call) => call !== found);
-    return found?.id;
-  }
-
-  /** A result that comes after the next words of a person is too late. */
-  forgetOpenCalls(): void {
-    this.#open = [];
-  }
-}
-
 /**
- * Whether the reply stopped in the middle of a tool that the API runs itself, for example its web
- * search. Only such a reply may be the last message of a request: the API goes on with it.
+ * The results of the calls in a reply, in their order. A call without one gets an error. Calls whose
+ * ids are not valid get other ids.
  */
-function isPaused(message: Message): boolean {
-  const last = message.content.at(-1);
-  if (message.role === "user" || last === undefined) return false;
-  return last.type === "server_tool_use" || isResult(last);
-}
-
-/**
- * An error in the middle of a tool of the API leaves a call whose result only the API could give,
- * so we leave the call out. We keep it in the last message, if the reply is only paused there.
- */
-function withoutOpenServerCalls(history: Message[]): Message[] {
-  const answered = new Set<string>();
-  for (const block of history.flatMap<Anthropic.ContentBlockParam>(({ content }) => content)) {
-    if ("tool_use_id" in block) answered.add(block.tool_use_id);
+function answersTo(message: Message, results: Anthropic.ToolResultBlockParam[], ids: Set<unknown>) {
+  const answers: Anthropic.ToolResultBlockParam[] = [];
+  for (const call of callsIn(message)) {
+    // If two calls share an id, their results are in the order of the calls.
+    const found = results.findIndex(({ tool_use_id }) => tool_use_id === call.id);
+    const [result] = found < 0 ? [] : results.splice(found, 1);
+    call.id = isFree(call.id, ids) ? call.id : freeId(ids);
+    ids.add(call.id);
+    if (result) answers.push({ ...result, tool_use_id: call.id });
+    else answers.push(toolResult(call.id, whyOpen(message), true));
   }
-  return history.map((message, index) => {
-    const goesOn = index === history.length - 1 && isPaused(message);
-    if (message.role === "user" || goesOn) return message;
-    const content = message.content.filter(
-      (block) => block.type !== "server_tool_use" || answered.has(block.id),
-    );
-    return { ...message, content };
-  });
+  return answers;
 }
 
-/** Drops results whose call is not in the message before, and the second result of a call. */
-function withoutStrayResults(history: Message[]): Message[] {
-  return history.map((message, index) => {
-    if (message.role === "assistant") return message;
-    const results = resultsIn(message);
-    const calls = callsIn(history[index - 1]);
-    const answers = calls.map(({ id }) => results.find((block) => block.tool_use_id === id));
-    const content = message.content.filter(
-      (block) => block.type !== "tool_result" || answers.includes(block),
-    );
-    return { ...message, content };
-  });
+/** Whether a call can keep its id: the API takes letters, digits, "_" and "-", and no id twice. */
+const isFree = (id: unknown, ids: Set<unknown>) =>
+  typeof id === "string" && /^[\w-]+$/.test(id) && !ids.has(id);
+
+/** An id for a call whose own one can't be sent. It is the same in each request. */
+function freeId(ids: Set<unknown>): string {
+  let id = `call_${ids.size}`;
+  while (ids.has(id)) id += "_";
+  return id;
 }
 
-/**
- * Adds an error result for each call that has none. A call is left open by a crash, by Ctrl+C, or
- * by `max_tokens` in the middle of its input. What the result says must be true.
- */
-function withMissingResults(history: Message[]): Message[] {
-  return history.flatMap((message, index): Message[] => {
-    const answered = new Set(resultsIn(history[index + 1]).map((block) => block.tool_use_id));
-    const open = callsIn(message).filter(({ id }) => !answered.has(id));
-    if (open.length === 0) return [message];
-    const why = whyOpen(message);
-    return [message, { role: "user", content: open.map(({ id }) => toolResult(id, why, true)) }];
-  });
-}
-
-/** Why a call of this reply has no result. */
+/** Why a call of this reply has no result. The model acts on it, so it must be true. */
 function whyOpen(message: Message): string {
   // Calls begin when a reply is complete, so if Ctrl+C stopped the reply, none of them began.
   if (isInterrupted(message)) return "interrupted; it was not run";
-  const isCut = CUT_REASONS.includes(message.stop_reason ?? "");
+  const isCut = UNFINISHED.includes(message.stop_reason ?? "");
   return isCut ? "cut off; it was not run" : "interrupted; it may have run";
 }
 
+/** A result of a tool that the API runs itself, for example "web_search_tool_result". */
+const isServerResult = (block: Block): block is Extract<Block, { tool_use_id: string }> =>
+  block.type.endsWith("_tool_result");
+const isServerBlock = (block: Block) => block.type === "server_tool_use" || isServerResult(block);
+
 /**
- * A reply that says "pause_turn" without such a call can't be last, because the API would take it
- * for the beginning of its answer, and newer models refuse that. So we ask in words.
+ * The API runs some tools itself, for example its web search. Then call and result both are in its
+ * replies. If one of them is missing after an error, nobody can give it, so the other is left out.
  */
-function withUserLast(history: Message[]): Message[] {
-  const last = history.at(-1);
-  if (last === undefined || last.role === "user" || isPaused(last)) return history;
-  return [...history, { role: "user", content: [{ type: "text", text: "Go on." }] }];
+function withoutOpenServerCalls(messages: Entry[], ids: Set<unknown>): Entry[] {
+  const open = new Map<unknown, Block>(); // the calls that have no result so far, by id
+  const usable = new Set<Block>();
+  const read = (block: Block) => {
+    if (block.type === "server_tool_use" && isFree(block.id, ids)) {
+      ids.add(block.id);
+      open.set(block.id, block);
+    }
+    const call = isServerResult(block) ? open.get(block.tool_use_id) : undefined;
+    if (call?.type !== "server_tool_use") return;
+    usable.add(call).add(block);
+    open.delete(call.id);
+  };
+  for (const { role, content } of messages) {
+    if (role === "user") open.clear(); // a result that comes after that is too late
+    for (const block of content) read(block);
+  }
+  // If the last reply was paused during a call, the API goes on with it.
+  const waiting = [...open.values()];
+  const isPaused = waiting.at(-1) === messages.at(-1)?.content.at(-1);
+  if (isPaused) for (const call of waiting) usable.add(call);
+  return messages.map(({ role, content }) => {
+    return { role, content: content.filter((block) => !isServerBlock(block) || usable.has(block)) };
+  });
+}
+
+/**
+ * The API would take a reply at the end for the beginning of its answer, and newer models refuse
+ * that. Only if it is paused in a tool of the API, the API goes on. Else we ask for that in words.
+ */
+function withUserLast(messages: Entry[]): Entry[] {
+  const last = messages.at(-1);
+  const end = last?.content.at(-1);
+  if (last?.role !== "assistant" || (end && isServerBlock(end))) return messages;
+  return [...messages, { role: "user", content: [{ type: "text", text: "Go on." }] }];
 }
 
 /** Runs one call. Never throws: what goes wrong becomes a result, so that the model can react. */
@@ -726,17 +679,16 @@ export function checkInput(schema: Anthropic.Tool.InputSchema, input: unknown): 
     const given = String(JSON.stringify(input)).slice(0, 100); // the model will see {} in its call
     throw new Error(`the input must be an object, but it was ${given}`);
   }
-  const fields = { ...input };
-  checkRequired(fields, schema.required ?? []);
+  checkRequired(input, schema.required ?? []);
   // The SDK leaves the properties open, but the schemas in this file have only such properties.
   const properties = (schema.properties ?? {}) as Record<string, Property>;
   for (const [name, property] of Object.entries(properties)) {
-    const value = fields[name];
+    const value = input[name];
     if (value === undefined) continue;
     checkType(name, value, property.type);
     checkEnum(name, value, property.enum);
   }
-  return fields;
+  return input;
 }
 
 function checkRequired(fields: Fields, required: string[]): void {
@@ -757,8 +709,8 @@ function checkEnum(name: string, value: unknown, allowed: unknown[] | undefined)
 }
 
 /**
- * The text, or both its ends if it is longer than `limit`. `total` is its length before somebody
- * else, for example CommandOutput, dropped a part of its middle.
+ * The text, or both its ends if it is longer than `limit`. `total` is its whole length, if a part of
+ * its middle is gone already.
  */
 function keepEnds(text: string, limit: number, total = text.length): string {
   if (text.length <= limit) return text;
@@ -786,17 +738,20 @@ export function safePath(name: string, root: string): string {
 }
 
 /**
- * Whether an entry of the workspace is the folder of the program itself, also in a file system that
- * ignores case, or dots and spaces at the end; or one of these that is in quarantine (s03).
+ * Whether an entry of the workspace is .state, where the program keeps its own files, or a copy of
+ * it, as ".state.old". Some file systems also take ".STATE", ".state. " or ".state::" for it.
  */
 const isState = (entry: string) => /^\.state([.: ]|$)/iu.test(entry);
 
 /** The path itself, or the nearest folder above it that exists. */
 function nearestExisting(target: string): string {
   let existing = target;
-  while (!fs.lstatSync(existing, { throwIfNoEntry: false })) existing = path.dirname(existing);
+  while (!isThere(existing)) existing = path.dirname(existing);
   return existing;
 }
+
+/** Whether there is an entry of this name. A link that leads nowhere is one, too. */
+const isThere = (file: string) => fs.lstatSync(file, { throwIfNoEntry: false }) !== undefined;
 
 // The file tools are synchronous on purpose. The calls of one reply run at the same time, so two
 // edits of one file could otherwise both read it before either writes, and one edit would be lost.
@@ -819,8 +774,9 @@ const withLineEnds = (text: string, lineEnd: string) => text.replace(/\r?\n/g, l
 function writeText(name: string, content: string): string {
   const file = safePath(name, WORKSPACE);
   fs.mkdirSync(path.dirname(file), { recursive: true });
-  const before = fs.existsSync(file) ? readText(file) : content;
-  fs.writeFileSync(file, withLineEnds(content, before.includes("\r\n") ? "\r\n" : "\n"));
+  // A file keeps its line ends. A new one gets those that the model wrote.
+  const example = fs.existsSync(file) ? readText(file) : content;
+  fs.writeFileSync(file, withLineEnds(content, example.includes("\r\n") ? "\r\n" : "\n"));
   return `wrote ${content.length} characters to ${name}`;
 }
 
@@ -841,6 +797,7 @@ function editText(name: string, oldText: string, newText: string): string {
 function placesOf(passage: string, content: string): { start: number; end: number }[] {
   if (passage === "") return [];
   const lines = passage.split(/\r?\n/).map((line) => line.replace(/[$()*+.?[\\\]^{|}]/g, "\\$&"));
+  // Without the look-behind, a "\n" alone would also match the second half of a "\r\n".
   const pattern = lines.join("(?:\\r\\n|(?<!\\r)\\n)");
   // Only a look-ahead finds both places of "aa" in "aaa", because they overlap.
   return [...content.matchAll(new RegExp(`(?=(${pattern}))`, "g"))].map((match) => {
@@ -870,14 +827,17 @@ async function bash(script: string, seconds: number, signal?: AbortSignal): Prom
   const output = new CommandOutput();
   child.stdout.setEncoding("utf8").on("data", (piece) => output.add(piece));
   child.stderr.setEncoding("utf8").on("data", (piece) => output.add(piece));
+  // A process that left the group may hold the pipes open, and we don't wait for it.
+  const closePipes = () => {
+    child.stdout.destroy();
+    child.stderr.destroy();
+  };
   let stopped = ""; // why we stopped it
   const stop = (why: string) => {
     stopped = why;
     killGroup(child.pid);
     closePipes();
   };
-  // A process that left the group may hold the pipes open, and we don't wait for it.
-  const closePipes = () => [child.stdout, child.stderr].map((pipe) => pipe.destroy());
   child.on("exit", () => setTimeout(closePipes, PIPE_GRACE).unref());
   const interrupt = () => stop("interrupted by the user");
   const limit = Math.min(Math.max(seconds, 1), 600);
@@ -918,6 +878,7 @@ class CommandOutput {
   add(piece: string): void {
     this.#total += piece.length;
     this.#kept += piece;
+    // To cut at each piece would copy all of it each time.
     if (this.#kept.length < 10 * OUTPUT_LIMIT) return;
     this.#kept = this.#kept.slice(0, OUTPUT_LIMIT) + this.#kept.slice(-OUTPUT_LIMIT);
   }
@@ -968,21 +929,16 @@ export type Middleware = (
 /** Outermost first. To add a layer, `unshift` it (outermost) or `push` it (innermost). */
 export const MIDDLEWARE: Middleware[] = [];
 
-/** Runs `innermost` with all layers of MIDDLEWARE round it. */
+/** Runs `task` with the layers round it. The first one gets the others, with the task, as `next`. */
 function runMiddleware(
   conversation: Conversation,
   options: TurnOptions,
-  innermost: (conversation: Conversation, options: TurnOptions) => Promise<void> = continueTurn,
+  task = continueTurn,
+  layers = [keepLoaded, ...MIDDLEWARE],
 ): Promise<void> {
-  let run = (given: TurnOptions) => innermost(conversation, given);
-  // From the inside out, because each layer needs the one inside it as its `next`.
-  for (const layer of MIDDLEWARE.toReversed()) {
-    const next = run;
-    run = (given) => layer(conversation, given, next);
-  }
-  const ended = run(options);
-  if (conversation instanceof Session) conversation.stayUntil(ended);
-  return ended;
+  const [layer, ...inner] = layers;
+  if (layer === undefined) return task(conversation, options);
+  return layer(conversation, options, (given) => runMiddleware(conversation, given, task, inner));
 }
 
 // Helpers: hashes, JSON, and files that a crash leaves whole.
@@ -992,12 +948,8 @@ const sha256 = (data: string) => crypto.createHash("sha256").update(data);
 
 /** The object in `json`. Undefined if it is no JSON, or another value, such as `null` or a list. */
 function parseObject(json: string): object | undefined {
-  try {
-    const value: unknown = JSON.parse(json);
-    return isObject(value) ? value : undefined;
-  } catch {
-    return undefined;
-  }
+  const value = parsedOrRaw(json);
+  return isObject(value) ? value : undefined;
 }
 
 /**
@@ -1024,11 +976,11 @@ function flushFolder(dir: string): void {
  * the program nor gets lost. If that is impossible, it is said, and the program goes on.
  */
 function quarantine(file: string, why: string): void {
-  // It need not be readable for that, and a link is renamed itself, also if it leads nowhere.
-  let name = "";
-  do {
-    name = `${file}.${crypto.randomUUID().slice(0, 8)}.quarantined`;
-  } while (fs.lstatSync(name, { throwIfNoEntry: false })); // renaming would overwrite it
+  const name = `${file}.${crypto.randomUUID().slice(0, 8)}.quarantined`;
+  if (isThere(name)) {
+    quarantine(file, why); // under another name, because renaming would overwrite what is there
+    return;
+  }
   try {
     fs.renameSync(file, name);
     warn(`${file} is quarantined (renamed to ${path.basename(name)}): ${why}`);
@@ -1038,32 +990,35 @@ function quarantine(file: string, why: string): void {
 }
 
 /**
- * What `read` gives for a file or folder in .state; undefined if there is none. One that can't be
- * read, for example a folder in place of a file, is quarantined.
+ * What `read` gives for a file or folder in .state. If it can't be read, for example because it is
+ * a folder in place of a file, it is quarantined. Then there is none, and the result is undefined.
  */
 function readOrQuarantine<T>(file: string, read: (file: string) => T): T | undefined {
   try {
     return read(file);
   } catch (error) {
-    // A link that leads nowhere can't be found either, but its name is taken.
-    if (fs.lstatSync(file, { throwIfNoEntry: false })) quarantine(file, String(error));
+    if (isThere(file)) quarantine(file, String(error));
     return undefined;
   }
 }
 
-/** Makes a folder of .state. What is in its place and can't be read as a folder is quarantined. */
+/** The names in a folder of .state. Undefined if there is no such folder. */
+const namesIn = (dir: string) => readOrQuarantine(dir, (folder) => fs.readdirSync(folder));
+
+/** Makes a folder of .state, if it isn't there. */
 function makeFolder(dir: string): void {
-  if (readOrQuarantine(dir, (found) => fs.readdirSync(found))) return;
+  if (namesIn(dir)) return;
   fs.mkdirSync(dir, { recursive: true, mode: 0o700 }); // only this user may read what people said
   flushFolder(path.dirname(dir));
 }
 
+/** The code that Node gives an error of the system, such as "EEXIST". */
+const codeOf = (error: unknown) => (error instanceof Error && "code" in error ? error.code : "");
+
 const DISK_ERRORS = "ENOSPC EDQUOT EROFS EACCES EPERM EIO EMFILE ENFILE".split(" ");
 
 /** Whether the file system refused: it is full or read-only, for example, and may not stay so. */
-export function isDiskError(error: unknown): boolean {
-  return error instanceof Error && "code" in error && DISK_ERRORS.includes(String(error.code));
-}
+export const isDiskError = (error: unknown) => DISK_ERRORS.includes(String(codeOf(error)));
 
 // A session file is an append-only log: lines are added at its end, and none is ever changed or
 // removed. What makes the history shorter is one more line, which says what to leave out at replay.
@@ -1073,7 +1028,7 @@ export function isDiskError(error: unknown): boolean {
 //   3  {"at":…,"message":{"role":"assistant",…,"usage":{…}}}        as the API gave it
 //   4  {"at":…,"shorten":{"toolUseIds":["toolu_1"]}}                step 1 of the guard
 //   5  {"at":…,"message":{"role":"user",…}}
-//   6  {"at":…,"compaction":{"summary":"Ada …","keepFrom":5}}       step 2: lines 2 to 4 go
+//   6  {"at":…,"compaction":{"summary":"Ada …","keepFrom":5}}       step 2: 2 and 3 are left out
 
 /** One line. The first has key and label; each other one has a message, a compaction, or ids. */
 interface LogRecord {
@@ -1103,7 +1058,7 @@ class JsonlFile {
   lines = 0; // how many it has
   isClosed = false; // then nothing can be added
   #isTorn = false; // whether the last line lacks its end
-  #sizeBefore: number | undefined; // of the file, if the last append failed
+  #sizeBefore: number | undefined; // of the file before the last append, if that one failed
 
   constructor(file: string) {
     this.file = file;
@@ -1119,7 +1074,7 @@ class JsonlFile {
     if (!this.#isTorn) lines.pop();
     this.lines = lines.length;
     const records: { line: number; record: object }[] = [];
-    const bad = text === "" ? [1] : []; // we never leave a file empty
+    const bad = text === "" ? [1] : []; // an empty file has lost its first line
     for (const [index, json] of lines.entries()) {
       const record = parseObject(json);
       if (record) records.push({ line: index + 1, record });
@@ -1181,7 +1136,7 @@ export class Session extends Conversation {
   readonly id: string;
   header = { key: "", label: "", at: "" };
   summary = ""; // of the messages that compaction took out of the list
-  // Replies before this index hold token counts of the API that no longer fit the list.
+  // In replies before this index the API's count of tokens is that of a longer history.
   countsValidFrom = 0;
   turns = 0; // that are running
   usedAt = Date.now();
@@ -1203,32 +1158,34 @@ export class Session extends Conversation {
     this.#log.skip(bad);
   }
 
-  /** Until a turn has ended, the session stays in memory, because the next one has to find it. */
-  stayUntil(ended: Promise<void>): void {
-    this.turns += 1;
-    const leave = () => {
-      this.turns -= 1;
-      this.usedAt = Date.now();
-    };
-    ended.then(leave, leave);
-  }
-
+  /** Does what a line of the file says. */
   #replay(record: LogRecord, line: number): void {
-    const { key = "", label = "", at = "" } = record;
-    if (line === 1)
-      this.header = { key: this.header.key || key, label: String(label), at: String(at) };
-    if (record.message) this.#add(record.message, line);
-    if (record.inboxId && record.message) this.asked.set(record.inboxId, record.message);
-    if (record.compaction) this.#compact(record.compaction.summary, record.compaction.keepFrom);
-    if (record.shorten) this.#shorten(new Set(record.shorten.toolUseIds));
+    const { key = "", label = "", at = "", message, compaction, shorten } = record;
+    if (line === 1) {
+      const known = this.header.key || key;
+      this.header = { key: known, label: String(label), at: String(at) };
+    }
+    if (message) {
+      super.append(message);
+      this.#lineOf.set(message, line);
+    }
+    if (message && record.inboxId) this.asked.set(record.inboxId, message);
+    if (compaction) this.#compact(compaction.summary, compaction.keepFrom);
+    if (shorten) this.#shorten(new Set(shorten.toolUseIds));
   }
 
-  /** Writes the message to disk before it is in the list, so what the model was told is stored. */
+  /**
+   * Adds a line, and then does with it what a replay does. So what the model is told is on disk
+   * before, and after a restart the history is the same.
+   */
+  #write(record: LogRecord): void {
+    this.#replay(record, this.#log.append(record));
+  }
+
   override append(message: Message, about: { inboxId?: string } = {}): void {
     // Appending is idempotent: after a crash the inbox brings a message again that is here already.
     if (about.inboxId && this.#isAsked(about.inboxId)) return;
-    this.#add(message, this.#log.append({ message, ...about }));
-    if (about.inboxId) this.asked.set(about.inboxId, message);
+    this.#write({ message, ...about });
   }
 
   /** Whether a message is here, and its answer is here as well or can still be given. */
@@ -1240,18 +1197,11 @@ export class Session extends Conversation {
     return last === this.messages.at(-1) || !needsReply(last);
   }
 
-  #add(message: Message, line: number): void {
-    super.append(message);
-    this.#lineOf.set(message, line);
-  }
-
   /** Compaction: from now on the history is the summary, and the messages from `kept` on. */
   compact(summary: string, kept: Message | undefined): void {
-    const line = kept === undefined ? undefined : this.#lineOf.get(kept);
-    // If nothing is kept, it is the number of the coming line, which no message has.
-    const keepFrom = line ?? this.#log.lines + 1;
-    this.#log.append({ compaction: { summary, keepFrom } });
-    this.#compact(summary, keepFrom);
+    const nextLine = this.#log.lines + 1; // that of the compaction, so no message has it
+    const keepFrom = (kept && this.#lineOf.get(kept)) ?? nextLine;
+    this.#write({ compaction: { summary, keepFrom } });
   }
 
   #compact(summary: string, keepFrom: number): void {
@@ -1276,8 +1226,7 @@ export class Session extends Conversation {
 
   /** From now on only both ends are left of the results of these calls. */
   shorten(toolUseIds: string[]): void {
-    this.#log.append({ shorten: { toolUseIds } });
-    this.#shorten(new Set(toolUseIds));
+    this.#write({ shorten: { toolUseIds } });
   }
 
   #shorten(ids: Set<string>): void {
@@ -1289,8 +1238,28 @@ export class Session extends Conversation {
   }
 }
 
+/** The record in the first line of a log; one without fields, if that line can't be used. */
+async function firstRecord(file: string): Promise<LogRecord> {
+  const pieces = fs.createReadStream(file, "utf8");
+  // The first piece is 64 KiB, which is more than a first line has.
+  for await (const piece of pieces) return parseObject(String(piece).split("\n")[0] ?? "") ?? {};
+  return {};
+}
+
 // A key says who talks to whom, and a session is one of their conversations. No file lists all
 // sessions, because it could come to disagree with the folders. The folders are the list.
+
+/** Until a turn has ended, its session stays in memory, because the next one has to find it. */
+const keepLoaded: Middleware = async (conversation, options, next) => {
+  if (!(conversation instanceof Session)) return next(options);
+  conversation.turns += 1;
+  try {
+    await next(options);
+  } finally {
+    conversation.turns -= 1;
+    conversation.usedAt = Date.now();
+  }
+};
 
 const MAX_IDLE = 3_600_000; // ms
 
@@ -1340,18 +1309,25 @@ export class SessionStore {
   }
 
   #sessionsIn(folder: string, key?: string): Session[] {
-    const names = readOrQuarantine(folder, (dir) => fs.readdirSync(dir)) ?? [];
-    const files = names.filter((name) => name.endsWith(".jsonl"));
+    const files = (namesIn(folder) ?? []).filter((name) => name.endsWith(".jsonl"));
     const opened = files.map((name) => this.#open(path.join(folder, name), key));
     const sessions = opened.filter((session) => session !== undefined);
     return sessions.sort((a, b) => (a.header.at < b.header.at ? -1 : 1));
   }
 
-  /** Every session of every key. */
-  all(): Session[] {
-    const names = fs.existsSync(this.#dir) ? fs.readdirSync(this.#dir) : [];
-    const folders = names.filter((name) => !name.endsWith(".quarantined"));
-    return folders.flatMap((name) => this.#sessionsIn(path.join(this.#dir, name)));
+  /**
+   * What the first lines of all sessions say, with their ids. There may be thousands, so the files
+   * are read one after the other, and the program goes on meanwhile. What can't be read is missing.
+   */
+  async headers(): Promise<{ id: string; key: string; label: string; at: string }[]> {
+    const headers = [];
+    for (const name of await fs.promises.readdir(this.#dir, { recursive: true })) {
+      if (!name.endsWith(".jsonl")) continue;
+      const record = await firstRecord(path.join(this.#dir, name)).catch(() => undefined);
+      const { key = "", label = "", at = "" } = record ?? {};
+      if (record) headers.push({ id: path.basename(name, ".jsonl"), key, label, at });
+    }
+    return headers;
   }
 
   /** Goes back to the session whose id begins with `prefix`. Throws unless there is exactly one. */
@@ -1371,7 +1347,7 @@ export class SessionStore {
   /** The session that the file "current" names; the newest one, if it names none. */
   #stored(key: string): Session | undefined {
     const folder = this.#folder(key);
-    if (!readOrQuarantine(folder, (dir) => fs.readdirSync(dir))) return undefined;
+    if (namesIn(folder) === undefined) return undefined;
     const pointer = path.join(folder, "current");
     const id = readOrQuarantine(pointer, readText);
     if (id === undefined) return this.list(key).at(-1);
@@ -1400,9 +1376,10 @@ export class SessionStore {
     }
   }
 
-  /** The session in a file. Undefined if there is none, or if it had to be quarantined. */
+  /** The session in a file. Undefined if there is none. */
   #open(file: string, key?: string): Session | undefined {
     const session = new Session(file, key);
+    // We look only now, because to read a file that can't be read is to quarantine it.
     return fs.existsSync(file) ? session : undefined;
   }
 
@@ -1434,14 +1411,18 @@ export function lockFolder(dir: string): void {
     fs.rmSync(takeover, { force: true });
   }
   const isOurs = () => readOrQuarantine(file, readText) === mine;
-  process.on("exit", () => isOurs() && fs.rmSync(file));
-  // While this process is stopped, for example by Ctrl+Z, a person may delete its lock.
+  process.on("exit", () => {
+    if (isOurs()) fs.rmSync(file);
+  });
+  // While Ctrl+Z had stopped this process, a person may have deleted its lock to start another one.
   process.on("SIGCONT", () => {
     if (isOurs()) return;
     fail(`This process no longer has ${dir}, so it ends.`);
     process.exit(1);
   });
 }
+
+const TAKEOVER_LIMIT = 5_000; // ms, after which the process of a takeover must be dead
 
 /**
  * Gives an exclusive file. Whoever has it is the only process that looks at the lock and takes it:
@@ -1453,31 +1434,35 @@ function beginTakeover(name: string): string {
   while (true) {
     const file = `${name}.${number}`;
     try {
-      fs.closeSync(fs.openSync(file, "wx")); // "wx" fails if the file exists
+      fs.writeFileSync(file, "", { flag: "wx" }); // "wx" fails if the file exists
       return file;
     } catch (error) {
-      if ((error as NodeJS.ErrnoException).code !== "EEXIST") throw error;
+      if (codeOf(error) !== "EEXIST") throw error;
     }
-    const age = Date.now() - (fs.lstatSync(file, { throwIfNoEntry: false })?.mtimeMs ?? Date.now());
+    // It may be gone by now.
+    const { mtimeMs = Date.now() } = fs.lstatSync(file, { throwIfNoEntry: false }) ?? {};
     // After a crash the file stays for ever, and the next number is used. If it were removed, one
     // who has looked at the old file just now could remove a new one in its place.
-    if (Math.abs(age) > TAKEOVER_LIMIT) number += 1;
+    if (Math.abs(Date.now() - mtimeMs) > TAKEOVER_LIMIT) number += 1;
     else Atomics.wait(new Int32Array(new SharedArrayBuffer(4)), 0, 0, 20); // sleeps for 20 ms
   }
 }
-
-const TAKEOVER_LIMIT = 5_000; // ms, after which the process of a takeover must be dead
 
 /** Throws if another living process has the lock. */
 function checkUnlocked(file: string, workspace: string): void {
   const lock = readOrQuarantine(file, readText);
   if (lock === undefined) return;
-  const [, pid = "", started] = /^([1-9]\d*)(?: (.*))?$/.exec(lock) ?? [];
-  if (pid === "") quarantine(file, t("it names no process, so it is no lock."));
+  const [, digits, started] = /^([1-9]\d*)(?: (.*))?$/.exec(lock) ?? [];
+  if (digits === undefined) {
+    quarantine(file, t("it names no process, so it is no lock."));
+    return;
+  }
+  const pid = Number(digits);
   // In a container each start can have the same pid, so our own is that of an earlier start.
-  if (Number(pid) === process.pid || !isAlive(Number(pid))) return;
-  // The pid may be that of another program by now. Where nobody knows the time, it counts as ours.
-  const time = startTime(Number(pid));
+  if (pid === process.pid || !isAlive(pid)) return;
+  // The process that wrote the lock may be dead, and another program may have its pid by now. Then
+  // the times differ. Where the system gives no time, the pid alone must do.
+  const time = startTime(pid);
   if (time !== "" && time !== started) return;
   const who = `process ${pid} is using ${workspace}`;
   throw new Error(`${who}: stop it, set CLAW0_WORKSPACE, or delete ${file}`);
@@ -1499,12 +1484,11 @@ function startTime(pid: number): string {
 }
 
 function isAlive(pid: number): boolean {
-  if (pid === 0) return false; // kill would take it for our own group
   try {
     return process.kill(pid, 0); // signal 0 is not delivered; it only tests the process
   } catch (error) {
     // EPERM means that the process is alive but belongs to another user.
-    return (error as NodeJS.ErrnoException).code === "EPERM";
+    return codeOf(error) === "EPERM";
   }
 }
 
@@ -1535,11 +1519,11 @@ const SUMMARISE =
 const shortened = ({ content }: Anthropic.ToolResultBlockParam) =>
   keepEnds(String(content), BIG_RESULT / 2).toWellFormed();
 
-// How a server says that a request is too long. The first of these types has the status 413 and may
-// come from a proxy, then as a page without a type; the second one is llama.cpp's.
+// How a server says that a request is too long: by a type (the first one is that of the API, which
+// has the status 413; the second one is llama.cpp's), or by 413 alone, if a proxy sends a page.
 const OVERFLOW_TYPES: unknown[] = ["request_too_large", "exceed_context_size_error"];
-// For the usual case the API has neither a type nor a code of its own: it is a bad request like any
-// other. So only the words are left: two sentences of the API, and one of compatible servers.
+// Usually the API answers with the type and status of any bad request, so only the words are left:
+// two sentences of the API, and one of compatible servers.
 const OVERFLOW_WORDS = /prompt is too long|exceed context limit|maximum context length/i;
 
 /** Whether the request was too long for the model. */
@@ -1571,6 +1555,7 @@ export class ContextGuard {
     const counted = messages.findLastIndex((m, index) => index >= start && isCounted(m));
     const last = messages[counted];
     const tail = tokensOf(messages.slice(counted + 1));
+    // The API's count holds the system prompt and the tools as well, but ours must add them.
     if (last?.role !== "assistant")
       return tail + estimateTokens(JSON.stringify([buildSystemPrompt({}), TOOLS]));
     const { usage } = last;
@@ -1622,14 +1607,15 @@ export class ContextGuard {
   async summarise(conversation: Conversation, options: TurnOptions, keep: number) {
     if (!(conversation instanceof Session)) return false;
     const { messages } = conversation;
-    // If the API says "too long" below our limit, the limit is wrong, so the size is what counts.
-    const budget = Math.min(this.limit, this.size(conversation));
-    const cut = cutPoint(messages, budget * keep);
-    const summaryMessages = conversation.summary ? 2 : 0; // see Session.#compact
-    const old = messages.slice(summaryMessages, cut);
+    // The tokens that the model can read. If the API says "too long" below our limit, the limit is
+    // wrong, and the size of the conversation is nearer to the truth.
+    const capacity = Math.min(this.limit, this.size(conversation));
+    const cut = cutPoint(messages, capacity * keep);
+    // The first two messages hold the summary so far, which the request has in any case.
+    const old = messages.slice(conversation.summary ? 2 : 0, cut);
     if (old.length === 0) return false;
     const text = old.map((message) => `${message.role}: ${wordsIn(message)}`).join("\n");
-    const summary = await askSummary(conversation, text, budget, options);
+    const summary = await askSummary(conversation, text, capacity, options);
     conversation.compact(summary, messages[cut]);
     info(`  (to make room: ${old.length} messages summarised)`);
     return true;
@@ -1641,11 +1627,9 @@ export class ContextGuard {
  * was taken is removed from the list, so no step is taken twice in a turn.
  */
 async function takeStep(steps: (() => boolean | Promise<boolean>)[]): Promise<boolean> {
-  while (steps.length > 0) {
-    const step = steps.shift();
-    if (await step?.()) return true;
-  }
-  return false;
+  const step = steps.shift();
+  if (step === undefined) return false;
+  return (await step()) || takeStep(steps);
 }
 
 /** Asks for a summary of as much of the text as the model can read. */
@@ -1782,9 +1766,9 @@ command("context", "how full the context window is", (_args, { store, key }) => 
 });
 
 command("compact", "put a summary in the place of the older turns", async (_args, app, options) => {
-  let done = false;
-  // It goes through the middleware, because the request for the summary can fail as a turn can.
-  // Summarising takes the place of `continueTurn` here, inside all the layers.
+  let done = false; // a layer gives nothing back, so the result goes this way
+  // The request for the summary can fail as a turn can. So the layers stand round it, too, and
+  // `summarise` takes the place of `continueTurn` inside them.
   await runMiddleware(app.store.current(app.key), { ...options, app }, async (session, given) => {
     done = await GUARD.summarise(session, given, KEPT);
   });
@@ -2043,25 +2027,24 @@ const INVISIBLE = /^[\s\p{Cc}\p{Cf}\p{Default_Ignorable_Code_Point}\u2800]*$/u;
 /** Whether a person sees anything of a text. No platform takes one of which they would not. */
 const canBeSeen = (text: string) => !INVISIBLE.test(text);
 
+/** What `reply` has to know of the message that is answered. */
+type Answered = Pick<InboundMessage, "id" | "channel" | "peerId">;
+
 /**
  * Puts the answer into the delivery queue, in chunks that the platform takes; when it returns, they
- * are on disk. It is idempotent, because the same answer after a crash has the same ids. What is for
- * a channel that is not set up in this run waits for a run in which it is.
+ * are on disk. It is idempotent, because the same answer after a crash has the same ids. What is
+ * for a channel that is not set up in this run waits for a run in which it is.
  */
-export async function reply(app: App, { id, channel, peerId: to }: InboundMessage, answer: string) {
+export async function reply(app: App, { id, channel, peerId: to }: Answered, answer: string) {
   const target = app.channels.get(channel);
   const text = canBeSeen(answer) ? answer.trim() : t("(There is nothing to say.)");
   // Whoever sees a reply while it is made sits in front of it, so nothing has to wait in a queue.
-  if (target?.stream) {
-    await target.send(to, text);
-    return true;
-  }
+  if (target?.stream) return target.send(to, text);
   if (!target) warn(`${id}: not sent yet: the channel ${channel} is not set up`);
   for (const [part, piece] of chunkMessage(text, target?.limit ?? COMMON_LIMIT).entries()) {
     app.queue.add(newDelivery(`${id}#${part}`, { channel, to, text: piece }));
   }
   app.delivery.wake(recipientOf({ channel, to }));
-  return true;
 }
 
 // -- 2 · Nothing lost --
@@ -2122,14 +2105,14 @@ export class Spool<T extends { id: string }> {
       if (!entry) continue;
       // A file whose id is known is removed: either it was processed, and a crash in markProcessed
       // left it, or it is a second copy, from a restored backup.
-      if (this.#isKnown(entry.id)) fs.rmSync(file);
+      if (this.isKnown(entry.id)) fs.rmSync(file);
       else this.entries.set(entry.id, { entry, file });
     }
     // Only now: after a week without the program, the files above may need the oldest ids.
     this.#processed.forgetOld();
   }
 
-  #isKnown(id: string): boolean {
+  isKnown(id: string): boolean {
     return this.#processed.has(id) || this.entries.has(id);
   }
 
@@ -2140,7 +2123,7 @@ export class Spool<T extends { id: string }> {
 
   /** Keeps an entry, which is on disk when it returns. False if its id was added before. */
   add(entry: T): boolean {
-    if (this.#isKnown(entry.id)) return false;
+    if (this.isKnown(entry.id)) return false;
     // The number is padded with zeros, so that a listing of the folder has them in order.
     const name = `${String(this.nextNumber).padStart(12, "0")}.json`;
     const file = path.join(this.dir, name);
@@ -2179,6 +2162,7 @@ export class Inbox extends Spool<Routed> {
   // sent an album wants to hear about it once, and not once for each picture.
   readonly newlyQuarantined = new Map<string, Routed>();
   readonly #attempted = new Set<Routed>(); // in this run, and not answered yet
+  readonly tooLong = new Set<string>(); // conversations that were told so, see `accept`
   #isStopping = false;
 
   constructor(dir: string) {
@@ -2231,7 +2215,13 @@ export class Inbox extends Spool<Routed> {
     this.giveBack([...this.#attempted]);
   }
 
-  /** The messages in quarantine, each with its file. (`quarantine` made the names of the files.) */
+  /** How many messages of a conversation have not begun to be answered. */
+  waitingIn(sessionKey: string): number {
+    const isWaiting = (one: Routed) => one.sessionKey === sessionKey && one.attempts === undefined;
+    return this.pending().filter(isWaiting).length;
+  }
+
+  /** The messages in quarantine, each with its file. What can't be read as one is left out. */
   quarantined(): { file: string; message: Routed }[] {
     const found: { file: string; message: Routed }[] = [];
     for (const name of fs.readdirSync(this.dir).sort()) {
@@ -2314,6 +2304,19 @@ export function runExclusive<T>(sessionKey: string, task: () => Promise<T>): Pro
   return LANES.run(sessionKey, task);
 }
 
+const MAX_WAITING = 100; // messages of one conversation, so that nobody can fill the disk
+
+/** Tells a person that a message is not taken. It is not said again until none waits any more. */
+async function refuseMessage(app: App, message: Routed): Promise<string> {
+  const { tooLong } = app.inbox;
+  const wasTold = tooLong.has(message.sessionKey);
+  tooLong.add(message.sessionKey);
+  forgetOldest(tooLong);
+  const text = t("100 messages wait here already, so I can't take more; please write again later.");
+  if (!wasTold) await reply(app, message, text);
+  return "";
+}
+
 /**
  * The entry point of every message. It is synchronous, so when it returns, a platform may forget
  * the message. Delivery is at-least-once: what a crash interrupts is done again.
@@ -2323,6 +2326,10 @@ export function accept(app: App, message: InboundMessage, signal?: AbortSignal) 
   rememberOwner(app, message);
   // A line of the terminal is not kept, because after a crash nobody waits for its answer.
   const isKept = message.channel !== "cli";
+  const waiting = app.inbox.waitingIn(routed.sessionKey);
+  if (waiting === 0) app.inbox.tooLong.delete(routed.sessionKey);
+  const isTooMany = waiting >= MAX_WAITING && !app.inbox.isKnown(routed.id);
+  if (isKept && isTooMany) return { done: refuseMessage(app, routed) };
   if (isKept && !app.inbox.add(routed)) return { done: Promise.resolve("") };
   return { done: enqueue(app, routed, signal) };
 }
@@ -2355,7 +2362,6 @@ function enqueue(app: App, message: Routed, signal?: AbortSignal): Promise<strin
   if (message.channel === "cron") {
     return runExclusive(message.sessionKey, () => runJob(app, message, signal));
   }
-  if (message.channel === "cron") return runExclusive("cron", () => runJob(app, message, signal));
   return runExclusive(message.sessionKey, async () => {
     const parts = message.part ? await allPartsOf(message, app.inbox) : [message];
     return parts.length > 0 ? handle(app, parts, signal) : "";
@@ -2383,13 +2389,13 @@ export async function handle(app: App, parts: Routed[], signal?: AbortSignal): P
       const options = { message, signal: laneSignal, onText, onRestart, agent };
       return whileTyping(channel, message.peerId, () => answerTo(message, app, options));
     };
-    answer = await untilStored(() => runUserTurn(app, message, signal, begin), signal);
+    answer = await untilStored(() => runUserTurn(app, message, begin, signal), signal);
   } catch (error) {
     if (message.channel === "cli") throw error; // the terminal shows it
     if (error instanceof StoppingError) throw error; // it stays in the inbox
     warn(`${message.sessionKey}: ${error}`);
     answer = t("I could not answer that. Try again in a moment, or begin anew with /new.");
-    answered = { ...message, id: failureReplyId(message.id) };
+    answered = { ...message, id: noticeId(message) };
   }
   // A channel that streams has shown the answer already.
   if (!channel?.stream) await untilStored(() => reply(app, answered, answer));
@@ -3158,7 +3164,7 @@ export class FeishuChannel implements Channel {
   }
 
   async send(to: string, text: string): Promise<void> {
-    // Feishu makes a mention of `<at user_id="all">`. The model must not be able to call everybody.
+    // Feishu would make a mention of <at user_id="all">, which the model must not be able to write.
     const content = JSON.stringify({ text: text.replace(/<(?=\/?at\b)/gi, "< ") });
     const message = { msg_type: "text", content };
     let answer = await this.#postMessage(to, message);
@@ -3726,7 +3732,7 @@ function answerClient(message: Routed, app: App, connection: Connection): Promis
     connection.notify("typing", {});
     return answerTo(message, app, { ...options, signal });
   };
-  return runExclusive(message.sessionKey, () => runUserTurn(app, message, undefined, turn));
+  return runExclusive(message.sessionKey, () => runUserTurn(app, message, turn));
 }
 
 const MATCH = {
@@ -3760,9 +3766,7 @@ method("agents.list", {}, [], (_params, app) =>
   [...app.agents.values()].map(({ id, dmScope, model = MODEL }) => ({ id, dmScope, model })),
 );
 
-method("sessions.list", {}, [], (_params, app) =>
-  app.store.all().map(({ id, header, messages }) => ({ id, ...header, messages: messages.length })),
-);
+method("sessions.list", {}, [], (_params, app) => app.store.headers());
 
 method("status", {}, [], (_params, app) => ({
   uptime: Math.round(process.uptime()), // seconds
@@ -3822,9 +3826,10 @@ command("agent", "<id>|off: who answers you here", (id, app) => {
   return t(`From now on: ${app.terminalAgent ?? "as the bindings say"}.`);
 });
 
-command("sessions", "all conversations", (_args, { store }) =>
-  store.all().map(({ id, header: { key, label } }) => `${id}  ${key}  ${label}`),
-);
+command("sessions", "all conversations", async (_args, { store }) => {
+  const headers = await store.headers();
+  return headers.map(({ id, key, label }) => `${id}  ${key}  ${label}`).join("\n");
+});
 
 command("gateway", "where programs can connect", (_args, { gateway }) =>
   t(`${gateway.address || "(not listening)"}  ${gateway.sockets.clients.size} connected`),
@@ -3914,9 +3919,6 @@ function isPrivateName(place: string): boolean {
 // person wants to be told once. This belongs to the terminal and not to one App: the prompt is also
 // made where there is no App, for example when ContextGuard estimates its size.
 const reportedProblems = new Set<string>();
-
-/** Whether there is a file, also one that can't be read, or a link that leads nowhere. */
-const isThere = (file: string) => fs.lstatSync(file, { throwIfNoEntry: false }) !== undefined;
 
 /** When a file was changed last, in ms; 0 if there is none, or -1 if that can't be found out. */
 function modifiedAt(file: string): number {
@@ -4357,7 +4359,7 @@ function factsIn(content: string): string[] {
   return lines.filter(isFact);
 }
 
-/** Whether a line says something. A heading, an HTML tag and a field left empty ("Name:") do not. */
+/** Whether a line says something. A heading, an HTML tag and an empty field ("Name:") do not. */
 function isFact(line: string): boolean {
   const words = line.trimEnd();
   const isHeading = words.startsWith("#");
@@ -4423,9 +4425,12 @@ function contextFor(conversation: Conversation, input: string, options: TurnOpti
   return `<context>\n${lines.join("\n").toWellFormed()}\n</context>`;
 }
 
-/** Whose memories a conversation may use: its own, and the owner's files if it is the owner's. */
+/**
+ * Whose memories a conversation may use: its own, and the owner's files if it is the owner's. One
+ * that is no session ends with its turn, so what is noted there belongs to the terminal's.
+ */
 const memoryScope = (conversation: Conversation, options: TurnOptions) => ({
-  sessionKey: conversation instanceof Session ? conversation.header.key : "",
+  sessionKey: conversation instanceof Session ? conversation.header.key : (options.app?.key ?? ""),
   owner: isOwner(options),
 });
 
@@ -4515,7 +4520,7 @@ export interface Job {
   name?: string;
   enabled: boolean;
   schedule: Schedule;
-  payload: { kind: "agent_turn" | "system_event"; message?: string; text?: string };
+  payload: { kind: "agent_turn"; message: string } | { kind: "system_event"; text: string };
   deliver?: Place;
   deleteAfterRun?: boolean;
 }
@@ -4591,33 +4596,33 @@ export class ActiveTurns extends Set<Promise<unknown>> {
 
 // What CRON.json may contain.
 
-const STRING = { type: "string" };
-const BOOLEAN = { type: "boolean" };
-const OBJECT = { type: "object" };
-
 // Where a job can speak. A channel that is not set up in this run is no mistake, but a name that no
 // channel has is one: "Telegram" or "telgram" would reach nobody. To add a channel, add its name.
 const PLACE_CHANNEL = { type: "string", enum: ["cli", "telegram", "feishu"] };
-const PLACE_SCHEMA = objectSchema({ channel: PLACE_CHANNEL, to: STRING });
+const PLACE_SCHEMA = objectSchema({ channel: PLACE_CHANNEL, ...ofType("string", "to") });
 
-const JOB_REQUIRED = { id: STRING, enabled: BOOLEAN, schedule: OBJECT, payload: OBJECT };
-const JOB_OPTIONAL = { name: STRING, deliver: OBJECT, deleteAfterRun: BOOLEAN };
-const JOB_SCHEMA = objectSchema({ ...JOB_REQUIRED, ...JOB_OPTIONAL }, Object.keys(JOB_OPTIONAL));
+const JOB_FIELDS = {
+  ...ofType("string", "id", "name"),
+  ...ofType("boolean", "enabled", "deleteAfterRun"),
+  ...ofType("object", "schedule", "payload", "deliver"),
+};
+const JOB_SCHEMA = objectSchema(JOB_FIELDS, ["name", "deleteAfterRun", "deliver"]);
 
 type SchemasByKind = Map<unknown, Anthropic.Tool.InputSchema>;
 
 // To add a kind of schedule: an entry here, one in the type `Schedule`, and its case in `nextRun`.
 // Both tables are a Map, because an object would also have an entry for the kind "constructor".
+const INTERVAL_FIELDS = { ...ofType("number", "everySeconds"), ...ofType("string", "anchor") };
 const SCHEDULE_SCHEMAS: SchemasByKind = new Map([
-  ["at", objectSchema({ at: STRING })],
-  ["every", objectSchema({ everySeconds: { type: "number" }, anchor: STRING }, ["anchor"])],
-  ["cron", objectSchema({ expr: STRING, tz: STRING }, ["tz"])],
+  ["at", objectSchema(ofType("string", "at"))],
+  ["every", objectSchema(INTERVAL_FIELDS, ["anchor"])],
+  ["cron", objectSchema(ofType("string", "expr", "tz"), ["tz"])],
 ]);
 
 // To add a kind of payload: an entry here, one in the interface `Job`, and its case in `answerJob`.
 const PAYLOAD_SCHEMAS: SchemasByKind = new Map([
-  ["agent_turn", objectSchema({ message: STRING })],
-  ["system_event", objectSchema({ text: STRING })],
+  ["agent_turn", objectSchema(ofType("string", "message"))],
+  ["system_event", objectSchema(ofType("string", "text"))],
 ]);
 
 /** Gives the job. Throws, naming the field, unless it is one that can be run. */
@@ -4629,15 +4634,15 @@ function checkJob(raw: unknown): Job {
   // The id becomes a part of the session key, and so of a folder's name.
   const isName = /^[a-z\d_-]{1,64}$/.test(job.id);
   if (!isName) throw new Error("id: a to z, 0 to 9, - and _, at most 64");
-  // A schedule of the right shape may still make no sense, for example the 30th of February. Then
-  // this throws; the time itself is not needed here.
+  // A schedule of the right shape may still make no sense, for example the 30th of February. To
+  // find out, we ask for a due time, which throws then. Which time it gives does not matter.
   nextRun(job.schedule, 0, 0);
   return job;
 }
 
 /** Throws unless `value` has a `kind` that there is, and the fields which that kind requires. */
 function checkKind(part: string, schemas: SchemasByKind, value: { kind: string } | null): void {
-  const schema = schemas.get(value?.kind);
+  const schema = schemas.get(value?.kind); // null is of type "object" too, so it gets here
   if (!schema) throw new Error(`${part}.kind: there is no ${value?.kind}`);
   checkInput(schema, value);
 }
@@ -4701,12 +4706,14 @@ function nextInterval({ everySeconds, anchor }: Interval, now: number, since: nu
   if (!(step >= 1000 && step <= 1e12)) throw new Error("everySeconds must be from 1 to 1e9");
   const start = anchor === undefined ? since : parseTime(anchor);
   const steps = Math.floor((now - start) / step) + 1;
-  // An anchor in the future is the first time. But `since` is in the future only if the clock was
-  // put back, and then the job must not wait until the clock has caught up. (Less than a step in
-  // the future, `steps` is 0, and the last line gives `start` as well.)
-  if (anchor !== undefined && steps < 0) return start;
+  // An anchor in the future is the first due time. But `since` is in the future only if the clock
+  // was put back, and then the job must not wait until the clock has caught up.
+  if (anchor !== undefined && start > now) return start;
   return start + steps * step;
 }
+
+/** From an instant to what a clock on the wall shows then, both in ms. */
+type WallClock = (instant: number) => number;
 
 // Daylight saving time (DST) makes a local time ambiguous. In Berlin on 2027-03-28 the clocks go
 // from 02:00 to 03:00, so 02:30 does not exist that day. On 2027-10-31 they go from 03:00 back to
@@ -4722,17 +4729,17 @@ function nextCron(expr: string, timeZone: string | undefined, now: number): numb
   const lastSecond = now - (now % 1000);
   const wallTimes = CronExpressionParser.parse(expr, { currentDate: wallNow, tz: "UTC" });
   const isHourly = wallTimes.fields.hour.values.length === 24; // not "*/3", for example
+  // An hourly job also runs in the second pass of a repeated hour. So if its next wall time is at
+  // most an hour away, it waits that long. For example, at 02:30 of the first pass the next wall
+  // time is 03:00, in 30 minutes. By then the clock has been put back and shows 02:00, which is the
+  // hourly run of the second pass. All other jobs run in the first pass alone: at 02:15 of the
+  // second pass the next wall time is 02:30, for which instantOf gives the 02:30 of the first pass.
+  // That is past, so the loop goes on to the next wall time.
   let due: number;
   do {
     const wallTime = wallTimes.next().getTime();
     const wait = wallTime - wallNow;
-    // An hourly job also runs in the second pass of a repeated hour. So if its next wall time is at
-    // most an hour away, it waits that long. For example, at 02:30 of the first pass the next wall
-    // time is 03:00, in 30 minutes. Then the clock is put back and shows 02:00, which is the hourly
-    // run of the second pass. All other jobs run in the first pass alone.
     due = isHourly && wait <= HOUR ? lastSecond + wait : instantOf(wallTime, wallClock);
-    // For those others, `due` can be past: at 02:15 of the second pass the next wall time is 02:30,
-    // but instantOf gives the 02:30 of the first pass. Then we go on to the next wall time.
   } while (due <= now);
   return due;
 }
@@ -4744,9 +4751,6 @@ function checkFields(expr: string): void {
   const isSupported = (fields.length === 5 || fields.length === 6) && !/\bH\b/.test(expr);
   if (!isSupported) throw new Error(`expr: "${expr}" has not the 5 fields of cron`);
 }
-
-/** From an instant to what a clock on the wall shows then, both in ms. */
-type WallClock = (instant: number) => number;
 
 /** The instant, in ms, at which a clock on the wall shows `wallTime`. */
 function instantOf(wallTime: number, wallClock: WallClock): number {
@@ -4771,14 +4775,14 @@ interface JobState {
   entry: string; // the job as JSON; a job whose entry changes starts afresh
   since: number; // when this entry was first seen
   due?: number; // missing if the job will not run again
-  computedAt?: number; // the time from which `due` was computed
+  computedAt: number; // when `due` was computed
   errors: number; // in a row
 }
 
 const MAX_ERRORS = 5;
 
 // Somebody may have edited the file. A job with {"due":"soon"} would never run, so such a state is
-// dropped.
+// dropped, and the job starts afresh.
 const isJobState = (state: JobState | null) =>
   typeof state?.entry === "string" && (state.due === undefined || state.due >= 0);
 
@@ -4792,7 +4796,7 @@ export class CronService {
   readonly #now: () => number;
   #modified: number | undefined; // what modifiedAt gave when the file was last read
   #postponed: (() => unknown)[] = []; // runs that the next tick begins again
-  readonly #problems = new Set<string>(); // what was said and is not over
+  readonly #failing = new Set<string>(); // jobs and files of which the owner was warned
 
   /**
    * `begin` is told of each due run. True: the run is in the inbox now, or it was answered before
@@ -4809,7 +4813,7 @@ export class CronService {
 
   /** Begins each run that is due. A job that can't be begun does not stop the others. */
   tick(): void {
-    if (this.#problems.has(this.#stateFile)) this.#save();
+    if (this.#failing.has(this.#stateFile)) this.#save();
     for (const beginAgain of this.#postponed.splice(0)) beginAgain();
     for (const job of this.read()) {
       try {
@@ -4820,16 +4824,10 @@ export class CronService {
     }
   }
 
-  /** Says that something failed that is tried again at each tick. It is said once, until it works. */
+  /** Warns that something failed that each tick tries again. It is said once, until it works. */
   #warnOnce(what: string, error: unknown): void {
-    if (!this.#problems.has(what)) warn(`cron: ${what}: ${error}. ${t("It is tried again.")}`);
-    this.#problems.add(what);
-  }
-
-  /** A run failed for a reason that is not its own. The next tick calls `beginAgain`. */
-  postpone(id: string, error: unknown, beginAgain: () => unknown): void {
-    this.#warnOnce(id, error);
-    this.#postponed.push(beginAgain);
+    if (!this.#failing.has(what)) warn(`cron: ${what}: ${error}. ${t("It is tried again.")}`);
+    this.#failing.add(what);
   }
 
   #beginIfDue(job: Job): void {
@@ -4837,7 +4835,7 @@ export class CronService {
     const now = this.#now();
     if (!job.enabled || state.due === undefined || state.due > now) return;
     if (!this.#begin(job, state.due)) return;
-    this.#problems.delete(job.id);
+    this.#failing.delete(job.id);
     // Only now, since the run is in a file, may its due time be replaced. The next one is after
     // `now` and not after `due`, so that one run makes up for all that a week of sleep missed
     // (coalescing).
@@ -4857,32 +4855,31 @@ export class CronService {
   stateOf(job: Job): JobState {
     const now = this.#now();
     const entry = JSON.stringify(job);
-    const known = this.#states.get(job.id);
-    const isNew = known?.entry !== entry;
-    const state: JobState = isNew ? { entry, since: now, errors: 0 } : known;
+    let state = this.#states.get(job.id);
+    if (state?.entry !== entry) {
+      const due = nextRun(job.schedule, now, now);
+      state = { entry, since: now, due, computedAt: now, errors: 0 };
+      this.#states.set(job.id, state);
+    }
     // If the clock was a day ahead and is put right, a due time that was computed meanwhile is a
     // day too late, so it is computed again. The new one may be a time whose run was answered
     // already; `begin` drops that run. We don't compute it at every look: if a run is due in the
-    // first pass of a repeated hour and we look only in the second, nextCron would go past it. A
-    // missing `computedAt` counts as "went back".
-    const clockWentBack = now < (state.computedAt ?? Infinity);
-    const isAhead = state.due !== undefined && state.due > now;
-    if (isNew || (clockWentBack && isAhead)) {
-      state.due = Math.min(state.due ?? Infinity, nextRun(job.schedule, now, state.since));
+    // first pass of a repeated hour and we look only in the second, nextCron would go past it.
+    if (state.due !== undefined && state.due > now && state.computedAt > now) {
+      state.due = nextRun(job.schedule, now, state.since);
       state.computedAt = now;
     }
-    this.#states.set(job.id, state);
     return state;
   }
 
   /**
-   * If the disk refuses, the next tick tries again. Should the program end before, a due time that
-   * is done would be due again, but `begin` drops a run that was answered.
+   * If the disk refuses, the next tick tries again. If the program ends before that, the file names
+   * a due time whose run has begun already. The next start begins it again, and `begin` drops it.
    */
   #save(): void {
     try {
       replaceFile(this.#stateFile, JSON.stringify(Object.fromEntries(this.#states)));
-      this.#problems.delete(this.#stateFile);
+      this.#failing.delete(this.#stateFile);
     } catch (error) {
       this.#warnOnce(this.#stateFile, error);
     }
@@ -4903,19 +4900,24 @@ export class CronService {
     return this.jobs;
   }
 
-  /** Counts the errors in a row. Gives a sentence for the owner if the job is off now, else "". */
+  /** A run failed for a reason that is not its own. The next tick calls `beginAgain`. */
+  postpone(id: string, error: unknown, beginAgain: () => unknown): void {
+    this.#warnOnce(id, error);
+    this.#postponed.push(beginAgain);
+  }
+
+  /** Notes how a run ended. Gives a sentence for the owner if the job is off now, else "". */
   report(id: string, error?: unknown): string {
     const state = this.#states.get(id);
     if (!state) return "";
-    this.#problems.delete(id);
+    this.#failing.delete(id);
     state.errors = error ? state.errors + 1 : 0;
     if (error) warn(`cron: ${id} failed, ${state.errors} in a row: ${error}`);
     if (state.errors >= MAX_ERRORS) state.due = undefined;
     this.#save();
-    // A job is off when it has no due time. One that runs only once lost its due time when it
-    // began, so the owner hears of its first error; of other jobs only after MAX_ERRORS.
-    const isOff = error && state.due === undefined;
-    if (!isOff) return "";
+    // A job without a due time is off. One that runs only once lost it when it began, so the owner
+    // hears of its first error, and of other jobs only after MAX_ERRORS.
+    if (!error || state.due !== undefined) return "";
     return t(
       `The job ${id} is off; errors in a row: ${state.errors}. Change its schedule to go on.`,
     );
@@ -4924,16 +4926,14 @@ export class CronService {
 
 // How a job is run.
 
-// What all messages that this program writes to itself have in common.
-const INTERNAL = { accountId: "local", senderId: "owner", isGroup: false, media: [] };
-
 /**
  * A message that the program writes to itself. `at`, in ms, is when a job was due or a heartbeat
  * began. It also makes the id unique.
  */
 function internalMessage(channel: string, peerId: string, text: string, at: number) {
   const id = `${channel}:${peerId}:${new Date(at).toISOString()}`;
-  return { ...INTERNAL, id, channel, peerId, text, at };
+  const sender = { accountId: "local", senderId: "owner", isGroup: false };
+  return { ...sender, id, channel, peerId, text, media: [], at };
 }
 
 /**
@@ -4946,7 +4946,7 @@ function enqueueJob(app: App, { id, payload, deliver }: Job, due: number): boole
   const isOfThisJob = ({ channel, peerId }: Routed) => channel === "cron" && peerId === id;
   if (app.inbox.pending().some(isOfThisJob)) return false;
   const isEvent = payload.kind === "system_event";
-  const text = (isEvent ? payload.text : payload.message) ?? "";
+  const text = isEvent ? payload.text : payload.message;
   const message = { ...internalMessage("cron", id, text, due), job: { isEvent, deliver } };
   // enqueue hands a message of the channel "cron" to runJob, in the queue "cron": one at a time.
   accept(app, message).done.catch((error) => warn(`cron: ${id}: ${error}`));
@@ -4970,28 +4970,20 @@ async function runJob(app: App, message: Routed, signal?: AbortSignal): Promise<
       return "";
     }
     const notice = app.cron.report(id, error);
-    // "!", because the id of the message itself must stay free for its answer (s08).
-    if (notice) await untilStored(() => tellOwner(app, `${message.id}!`, notice));
+    if (notice) await untilStored(() => tellOwner(app, noticeId(message), notice));
   }
-  if (answer) await untilStored(() => deliverAnswer(app, message, answer));
+  const place = message.job?.deliver ?? ownerPlace(app);
+  if (answer) await untilStored(() => sendTo(app, place, message.id, answer));
   await untilStored(() => app.inbox.acknowledge([message]));
   return answer;
 }
 
 /** Whether network, provider or disk failed. No job can help that, so none is switched off. */
 function isOutage(error: unknown): boolean {
+  if (!(error instanceof Anthropic.AnthropicError)) return isDiskError(error);
+  // What is wrong with the request itself would be just as wrong in another attempt.
   const isRefusal = ["invalid", "overflow"].includes(classifyFailure(error));
-  return isDiskError(error) || (error instanceof Anthropic.AnthropicError && !isRefusal);
-}
-
-/** Sends what a job has to say. If that fails, the owner hears it. (From s08 on it waits instead.) */
-async function deliverAnswer(app: App, { id, peerId, job }: Routed, answer: string): Promise<void> {
-  const place = job?.deliver ?? ownerPlace(app);
-  const isSent = await sendTo(app, place, id, answer);
-  if (isSent) return;
-  const { channel, to } = place;
-  const words = t(`What ${peerId} says was not sent to ${channel} ${to}: ${answer}`);
-  await tellOwner(app, `${id}!`, words);
+  return !isRefusal;
 }
 
 const KEPT_RUNS = 20; // conversations of each job, and of the heartbeat, with the one that begins
@@ -5018,8 +5010,7 @@ async function runUnattended(app: App, sessionKey: string, options: MessageOptio
   const text = options.message.text.toWellFormed();
   const answer = await runTurn(session, text, { ...options, app });
   const last = session.messages.at(-1);
-  // A reply that was stopped, by Ctrl+C for example, has no reason of the model's own.
-  const reason = last?.stop_reason;
+  const reason = last?.stop_reason; // null if the reply was cut off, for example by Ctrl+C
   if (reason && reason !== "refusal") return answer;
   throw new Error(`the model gave no answer: ${reason || "stopped"}`);
 }
@@ -5043,7 +5034,7 @@ function rememberOwner(app: App, message: InboundMessage): void {
 
 const TERMINAL: Place = { channel: "cli", to: "owner" };
 
-/** The chat from which the owner wrote last. The terminal, if there is none that is still theirs. */
+/** The chat from which the owner wrote last; the terminal, if there is none that is theirs now. */
 function ownerPlace(app: App): Place {
   const { channel = "", to = "" }: Partial<Place> = readState(OWNER_FILE, PLACE_SCHEMA);
   // The settings may have changed since, so that the owner's chat is another one now.
@@ -5052,29 +5043,45 @@ function ownerPlace(app: App): Place {
 }
 
 /**
- * Tells the owner something, where they wrote last. Gives whether it was sent. The id is one that
- * no other text has: from s08 on, a text with the same id is sent only once.
+ * Tells the owner something, where they wrote last. The id is one that no other text has: from s08
+ * on, a text with the same id is sent only once.
  */
-export async function tellOwner(app: App, id: string, text: string): Promise<boolean> {
+export function tellOwner(app: App, id: string, text: string): Promise<void> {
   return sendTo(app, ownerPlace(app), id, text);
 }
 
-/** Sends a text that nobody waits for. Gives whether it was sent. */
-async function sendTo(app: App, place: Place, id: string, text: string): Promise<boolean> {
+/** Sends a text that nobody waits for. */
+async function sendTo(app: App, place: Place, id: string, text: string): Promise<void> {
   const { channel, to: peerId } = place;
-  if (channel !== "cli") return reply(app, { ...INTERNAL, id, channel, peerId, text, at: 0 }, text);
-  info(text); // not by the channel "cli", because with --serve there is only the log
-  return true;
+  // Not by the channel "cli", because with --serve there is only the log.
+  if (channel === "cli") info(text);
+  else await reply(app, { id, channel, peerId }, text);
 }
 
-function tellOwnerOfQuarantine(app: App, { id, channel, peerId }: Routed): void {
+/**
+ * The id of a notice about a message, for example that its turn failed. The message's own id stays
+ * free for its answer: if the turn is run again after a crash and succeeds, the answer would else
+ * be taken for a duplicate of the notice (s08).
+ */
+const noticeId = (message: InboundMessage) => `${message.id}!`;
+
+/**
+ * Tells an owner who is away what the log has said already, about something that went wrong in the
+ * chat `where`. It is not sent to that very chat. An owner at the terminal reads the log.
+ */
+function notifyOwner(app: App, id: string, text: string, where?: Place): void {
   const place = ownerPlace(app);
-  // Then the owner hears it as the person who wrote it, or from the log.
-  if (place === TERMINAL || (place.channel === channel && place.to === peerId)) return;
+  const isSameChat = place.channel === where?.channel && place.to === where.to;
+  if (place.channel === "cli" || isSameChat) return;
+  untilStored(() => sendTo(app, place, id, text)).catch((error) => warn(`${id}: ${error}`));
+}
+
+function tellOwnerOfQuarantine(app: App, message: Routed): void {
+  const { channel, peerId } = message;
   const text = t(
     `A message from ${channel} ${peerId} is in quarantine: /inbox retry tries it again.`,
   );
-  untilStored(() => tellOwner(app, `${id}!owner`, text)).catch((error) => warn(`${id}: ${error}`));
+  notifyOwner(app, `${noticeId(message)}owner`, text, { channel, to: peerId });
 }
 
 // The heartbeat.
@@ -5105,7 +5112,7 @@ function hasTasks(markdown: string): boolean {
   return lines.some((line) => !EMPTY_LINES.some((pattern) => pattern.test(line)));
 }
 
-const TOLD_SCHEMA = objectSchema({ text: STRING, ...ofType("number", "at") });
+const TOLD_SCHEMA = objectSchema({ ...ofType("string", "text"), ...ofType("number", "at") });
 
 /** Asks the agent from time to time whether something needs the owner. */
 export class HeartbeatRunner {
@@ -5166,8 +5173,10 @@ export class HeartbeatRunner {
     const reason = this.#reason(app, tasks, isForced);
     if (reason) return reason;
     this.#lastRun = at;
-    const ask = `${tasks}\n\nIf nothing needs the owner, answer HEARTBEAT_OK and nothing else.`;
-    const options = { message: internalMessage("heartbeat", "owner", ask, at), agent, signal };
+    const question = `${tasks}
+
+If nothing needs the owner, answer HEARTBEAT_OK and nothing else.`;
+    const options = { message: internalMessage("heartbeat", "owner", question, at), agent, signal };
     return this.#ask(app, options).catch((error) => {
       warn(`heartbeat: ${error}`);
       return "failed";
@@ -5186,8 +5195,7 @@ export class HeartbeatRunner {
     if (!text) return "ok";
     const told = { text: "", at: 0, ...readState(this.#file, TOLD_SCHEMA) };
     if (text === told.text && message.at - told.at < 24 * HOUR) return "duplicate";
-    const isSent = await tellOwner(app, message.id, text);
-    if (!isSent) return "not-sent"; // so the next heartbeat may say it again
+    await tellOwner(app, message.id, text);
     replaceFile(this.#file, JSON.stringify({ text, at: message.at }));
     return "delivered";
   }
@@ -5207,16 +5215,13 @@ const MAX_SLEEP = 60_000; // ms
  * fire at once.
  */
 function startTimer(app: App): void {
-  // Taken before the ticks, so what becomes due during them still has a wait above 0, and the timer
-  // fires for it at once.
-  const now = Date.now();
   let wait = MAX_SLEEP;
   try {
+    const now = Date.now(); // before the ticks: what becomes due during them is later than `now`
     app.cron.tick();
-    void app.heartbeat.tick(app);
-    // `heartbeat.tick` sets its next time before its first await, so `next()` is right already.
-    // What is due but could not begin has a wait of 0 or less. We leave it out, because the timer
-    // would fire again and again without a pause. The next look tries it again.
+    void app.heartbeat.tick(app); // sets its next time before its first await
+    // What was due and could not begin has a wait of 0 or less. With it the timer would fire again
+    // and again without a pause, so we leave it out, and the next look tries it again.
     const waits = [app.cron.next() - now, app.heartbeat.next() - now].filter((ms) => ms > 0);
     wait = Math.min(MAX_SLEEP, ...waits);
   } catch (error) {
@@ -5281,7 +5286,6 @@ export interface Delivery {
 export interface App {
   queue: DeliveryQueue;
   delivery: DeliveryRunner;
-  simulatedFailures: SimulatedFailures;
 }
 
 const DELIVERY = objectSchema({
@@ -5289,31 +5293,16 @@ const DELIVERY = objectSchema({
   ...ofType("integer", "enqueuedAt", "nextAttemptAt", "failures", "unfinished"),
 });
 
-type Content = Pick<Delivery, "channel" | "to" | "text">;
+type Content = Place & { text: string };
 
-/** A delivery that is due at once. */
+/** A delivery that is due at once. Of a dead letter that is tried again, only the content stays. */
 function newDelivery(id: string, { channel, to, text }: Content, now = Date.now()): Delivery {
-  return {
-    id,
-    channel,
-    to,
-    text,
-    enqueuedAt: now,
-    nextAttemptAt: now,
-    failures: 0,
-    unfinished: 0,
-  };
+  const times = { enqueuedAt: now, nextAttemptAt: now };
+  return { id, channel, to, text, ...times, failures: 0, unfinished: 0 };
 }
 
-/**
- * The id under which a person is told that a turn failed. The parts of a reply have the ids
- * `<message>#<n>`, and those of this notice `<message>!#<n>`. If the turn is run again after a
- * crash and succeeds, its answer is then not taken for a duplicate of the notice.
- */
-const failureReplyId = (messageId: string) => `${messageId}!`;
-
 // The key of `waiting`.
-const recipientOf = ({ channel, to }: Omit<Content, "text">) => `${channel} ${to}`;
+const recipientOf = ({ channel, to }: Place) => `${channel} ${to}`;
 const replyOf = ({ id }: Delivery) => id.replace(/#\d+$/, ""); // the same for all parts of a reply
 
 /**
@@ -5350,8 +5339,8 @@ export class DeliveryQueue extends Spool<Delivery> {
   #unlist(delivery: Delivery): void {
     const recipient = recipientOf(delivery);
     const queued = this.waiting.get(recipient) ?? [];
-    const place = queued.indexOf(delivery); // most often 0
-    if (place >= 0) queued.splice(place, 1);
+    const index = queued.indexOf(delivery);
+    if (index >= 0) queued.splice(index, 1);
     if (queued.length === 0) this.waiting.delete(recipient);
   }
 
@@ -5435,7 +5424,7 @@ const COMMON_LIMIT = 4_000; // units that every platform takes, also one that is
 // One entry for each retry: how many seconds it comes after the failure before it. All later ones
 // come after the last of these times, until the delivery expires.
 const BACKOFF = [5, 25, 120, 600, 1800];
-const EXPIRES = 24 * 3600 * 1000; // ms; an older reply would only puzzle people
+const EXPIRES = 24 * HOUR; // an older reply would only puzzle people
 const MAX_REFUSALS = 5; // failures after which a refusal that we don't know counts as permanent
 
 /** Jitter: up to a quarter longer, so that not all deliveries are tried in the same second. */
@@ -5450,59 +5439,18 @@ function backoff(failures: number, retryAfter = 0): number {
   return Math.ceil(Math.max(withJitter(seconds), retryAfter));
 }
 
-/** When a delivery has to be looked at next, in ms: for its next attempt, or when it expires. */
-function dueAt(delivery: Delivery, now: number): number {
-  // It was enqueued in the future, so somebody has put the clock back, and its times mean nothing.
-  // It gets new ones: it is tried now, and if that fails, again after the usual waits.
-  if (delivery.enqueuedAt > now) Object.assign(delivery, { enqueuedAt: now, nextAttemptAt: now });
-  // If it expires before its next attempt, it is given up then, and what is behind it goes on. (+
-  // 1, because only what is older than EXPIRES is given up.)
-  return Math.min(delivery.nextAttemptAt, delivery.enqueuedAt + EXPIRES + 1);
-}
-
-/**
- * The kinds of failure that can be simulated. To add one, push its name, and call `take` with it
- * where such a failure is to happen, as s09 does.
- */
-const SIMULATED_KINDS = ["delivery"];
-
-/** Failures that somebody ordered, to see what the program does about them. */
-export class SimulatedFailures {
-  readonly #left = new Map<string, number>(); // by kind
-
-  /** From now on the next `times` attempts of a kind fail. */
-  order(kind: string, times: number): void {
-    this.#left.set(kind, times);
-  }
-
-  /** Whether this attempt is to fail, which uses up one of those that were ordered. */
-  take(kind: string): boolean {
-    const left = this.#left.get(kind) ?? 0;
-    if (left === 0) return false;
-    this.#left.set(kind, left - 1);
-    return true;
-  }
-}
-
 /** Sends what is in the queue: in order for each recipient, and side by side for different ones. */
 export class DeliveryRunner {
   readonly stats = { sent: 0, retried: 0, failed: 0 };
   onDeadLetter = (_first: Delivery): void => {}; // called once for each reply that is given up
   #queue: DeliveryQueue;
   #channels: ChannelManager;
-  #simulated: SimulatedFailures;
   #now: () => number;
   #timers = new Map<string, NodeJS.Timeout>(); // by recipient
 
-  constructor(
-    queue: DeliveryQueue,
-    channels: ChannelManager,
-    simulated: SimulatedFailures,
-    now = Date.now,
-  ) {
+  constructor(queue: DeliveryQueue, channels: ChannelManager, now = Date.now) {
     this.#queue = queue;
     this.#channels = channels;
-    this.#simulated = simulated;
     this.#now = now;
   }
 
@@ -5549,7 +5497,12 @@ export class DeliveryRunner {
     let first = this.#firstFor(recipient);
     while (first) {
       const now = this.#now();
-      const wait = dueAt(first, now) - now;
+      // It was enqueued in the future, so somebody has put the clock back, and its times mean
+      // nothing. It is tried now, and if that fails, again after the usual waits.
+      if (first.enqueuedAt > now) Object.assign(first, { enqueuedAt: now, nextAttemptAt: now });
+      // If it expires before its next attempt, it is given up then, and what is behind it goes on.
+      // One ms later, because after 24 hours sharp it may still be sent.
+      const wait = Math.min(first.nextAttemptAt, first.enqueuedAt + EXPIRES + 1) - now;
       if (wait > 0) return this.#wakeLater(recipient, wait);
       await this.#process(first);
       first = this.#firstFor(recipient);
@@ -5583,7 +5536,6 @@ export class DeliveryRunner {
     await untilStored(() => this.#queue.save(delivery));
     const target = this.#channels.get(channel);
     if (!target) return new SendError("no channel");
-    if (this.#simulated.take("delivery")) return new SendError("simulated");
     try {
       await target.send(to, text);
       return undefined;
@@ -5630,7 +5582,7 @@ export function chunkMessage(text: string, limit: number): string[] {
     if (canBeSeen(piece)) chunks.push(piece.trimEnd());
     // Between two messages nobody needs empty lines, nor the space at which a line was cut. But the
     // spaces at the beginning of a line are its indentation.
-    const gap = piece.endsWith("\n") ? /^\s*\n/ : /^\s*\n|^ /;
+    const gap = piece.endsWith("\n") ? /^\s*\n/ : /^(\s*\n| )/;
     rest = rest.slice(size).replace(gap, "");
   }
   return chunks;
@@ -5640,7 +5592,6 @@ export function chunkMessage(text: string, limit: number): string[] {
 const BOUNDARIES = [/\n\s*\n/g, /\n/g, /[.!?](?=\s)|[。！？…]/g, /\s/g];
 const GRAPHEMES = new Intl.Segmenter("und", { granularity: "grapheme" });
 const MAX_CLUSTER = 50; // units; no grapheme cluster that we expect is longer
-const SURROGATE_PAIR = 2; // units of a character that does not fit into one
 
 /** How much of a text to take: at most `room` units, but at least one character. */
 function cutAt(text: string, room: number): number {
@@ -5663,22 +5614,15 @@ function cutBetweenGraphemes(text: string, room: number): number {
   // One cluster fills all the room, so it has to be cut, but not between two halves of a character.
   const endsInHalf = /[\ud800-\udbff]$/.test(text.slice(0, room));
   if (!endsInHalf) return room;
-  return room > 1 ? room - 1 : SURROGATE_PAIR;
+  return room > 1 ? room - 1 : 2; // the two halves of a character
 }
 
-/** Tells the owner, once, that a reply was given up. In the terminal the log has said it. */
-async function tellOwnerOfDeadLetter(app: App, letter: Delivery): Promise<void> {
+/** Tells the owner, once, that a reply was given up; unless it was for their own chat. */
+function tellOwnerOfDeadLetter(app: App, letter: Delivery): void {
   const { channel, to, error } = letter;
-  const place = ownerPlace(app);
-  if (place === TERMINAL) return;
-  // A notice that can't be sent either would bring another notice, and so on.
-  const isHopeless = recipientOf(letter) === recipientOf(place);
-  if (isHopeless || letter.id.startsWith(DEAD_LETTER)) return;
   const text = t(`A reply to ${channel} ${to} was not sent: ${error}. /retry sends it again.`);
-  await tellOwner(app, `${DEAD_LETTER}${replyOf(letter)}`, text);
+  notifyOwner(app, `dead-letter:${replyOf(letter)}`, text, { channel, to });
 }
-
-const DEAD_LETTER = "dead-letter:"; // how the ids of these notices begin
 
 method("delivery.status", {}, [], (_params, { queue, delivery }) => ({
   ...delivery.stats,
@@ -5711,17 +5655,6 @@ command("retry", "send again what could not be sent", (_args, { queue, delivery 
 command("stats", "how many were sent, tried again, given up", (_args, { queue, delivery }) => {
   const stats = { ...delivery.stats, waiting: queue.size };
   return Object.entries(stats).map(([name, count]) => `${name.padEnd(8)} ${count}`);
-});
-
-command("simulate-failure", "<kind> [times]: the next ones fail", (args, app) => {
-  const [kind = "", times = "1"] = args.split(/\s+/);
-  if (!SIMULATED_KINDS.includes(kind)) {
-    throw new Error(`kind: one of ${SIMULATED_KINDS.join(", ")}`);
-  }
-  if (!/^\d{1,3}$/.test(times)) throw new Error("times: a number from 0 to 999");
-  const count = Number(times);
-  app.simulatedFailures.order(kind, count);
-  return t(`The next ${count} of ${kind} will fail.`);
 });
 
 // ---- s09 · Resilience ----
@@ -5769,8 +5702,8 @@ const REASONS = new Map<unknown, Reason>([
   [422, "invalid"],
 ]);
 
-// Failures that the API reports as an invalid request, like any mistake in one, although the request
-// is right. So only the words are left. The last one is the SDK's own: it found no key to send.
+// Failures of another kind that the API reports as an invalid request. Only the words tell them
+// apart. The last one is the SDK's own: it found no key to send.
 const REASONS_IN_WORDS: [words: RegExp, reason: Reason][] = [
   [/credit balance is too low/i, "billing"],
   [/reached your specified (workspace )?API usage limits/i, "billing"],
@@ -5813,13 +5746,13 @@ function reasonOfStream({ cause }: Error): Reason {
 
 const LONGEST_COOLDOWN = 86_400; // seconds
 
-// A cooldown is a time in which a key, or a model, or one of them together with the other, is not
-// used. It grows by exponential back-off: the
-// first failure costs `firstSeconds`, each further one in a row twice as much, up to the cap. A
-// rate limit passes within seconds. An unpaid bill or a revoked key has to be dealt with by a
-// person, but nobody tells the program when that has happened, so it tries even these keys again.
-// A failure whose reason is missing here is final. "invalid" fails with every key and model, and an
-// "overflow" that gets here is one against which the context guard, further in, could do nothing.
+// A cooldown is a time in which a key is not used, or a model, or this key together with this
+// model. It grows by exponential back-off: the first failure costs `firstSeconds`, each further one
+// in a row twice as much, up to the cap. A rate limit passes within seconds. An unpaid bill or a
+// revoked key has to be dealt with by a person, but nobody tells the program when that has
+// happened, so it tries even these keys again. A failure whose reason is missing here is final:
+// "invalid" fails with every key and model, and an "overflow" that gets here is one against which
+// the context guard, further in, could do nothing.
 const COOLDOWNS: Partial<Record<Reason, { firstSeconds: number; capSeconds: number }>> = {
   rate_limit: { firstSeconds: 5, capSeconds: 300 },
   overloaded: { firstSeconds: 2, capSeconds: 60 },
@@ -5848,12 +5781,11 @@ interface Cooldown {
 const isCooldown = (entry: Cooldown | null) =>
   entry !== null && entry.count > 0 && entry.until - entry.since <= LONGEST_COOLDOWN * 1000;
 
-/** A key and a model for the next attempt, and when their cooldowns have ended. */
+/** A key and a model for the next attempt. */
 interface Choice {
   profile: AuthProfile;
   model: string;
-  at: number; // a time in ms; 0 if they can be used now
-  wait: number; // ms from now until then
+  at: number; // when their cooldowns have ended, in ms; 0 if they can be used now
 }
 
 /**
@@ -5862,9 +5794,9 @@ interface Choice {
  * mended ANTHROPIC_BASE_URL has to wait, and the key itself is never written to a file.
  */
 export function cooldownId({ profile, model }: { profile?: AuthProfile; model?: string }): string {
-  const digest = sha256(`${profile?.key} ${env("ANTHROPIC_BASE_URL")}`)
-    .digest("hex")
-    .slice(0, 8);
+  // A model has no key of its own: then the hash is that of the server alone.
+  const owner = `${profile?.key ?? ""} ${env("ANTHROPIC_BASE_URL")}`;
+  const digest = sha256(owner).digest("hex").slice(0, 8);
   return [profile?.name, model, digest].filter(Boolean).join(" ");
 }
 
@@ -5921,7 +5853,7 @@ export class ProfileManager {
   choose(models: string[]): Choice {
     const { profiles } = this;
     const order = [...profiles.slice(this.#current), ...profiles.slice(0, this.#current)];
-    let best: Omit<Choice, "wait"> | undefined;
+    let best: Choice | undefined;
     for (const model of models) {
       for (const profile of order) {
         const at = Math.max(...cooldownIds(profile, model).map((id) => this.readyAt(id)));
@@ -5932,7 +5864,7 @@ export class ProfileManager {
     // The next choice begins with this key, so it stays with a key that works, because the prompt
     // is cached in that key's account and in no other.
     this.#current = profiles.indexOf(best.profile);
-    return { ...best, wait: Math.max(0, best.at - this.#now()) };
+    return best;
   }
 
   /**
@@ -5991,6 +5923,7 @@ export interface TurnOptions {
 export interface App {
   profiles: ProfileManager;
   resilience: ResilienceRunner;
+  simulatedFailures: Map<string, number>; // by kind, how many of the next attempts are to fail
 }
 
 /** Failover, the outermost middleware: tries keys and models until one works or none can help. */
@@ -6018,37 +5951,36 @@ export class ResilienceRunner {
     const { onText, sayRestart } = trackPieces(conversation, options);
     let budget = RETRY_BUDGET;
     let failure: Error | undefined;
-    let choice = this.#profiles.choose(models);
-    // The loop is left by an attempt that succeeds, by what #attempt throws, and when the next wait
-    // is longer than what is left of the budget. That may be less than 0: then not even 0 ms fit.
-    while (choice.wait <= budget) {
-      await this.#wait(choice, options);
+    while (true) {
+      const choice = this.#profiles.choose(models);
+      const wait = Math.max(0, choice.at - this.#now());
+      if (wait > budget) {
+        const readyAt = formatTime(choice.at);
+        // Of the SDK's class, like other failures, so that isOutage switches no job off for it.
+        throw failure ?? new Anthropic.AnthropicError(`nothing is ready before ${readyAt}`);
+      }
+      await this.#wait(wait, options);
       sayRestart();
       const startedAt = this.#now();
       const before = conversation.messages.length;
       failure = await this.#attempt(choice, { ...options, onText }, next);
       if (failure === undefined) return;
-      budget -= choice.wait + this.#now() - startedAt;
+      budget -= wait + this.#now() - startedAt;
       if (conversation.messages.length !== before) {
         // Some calls succeeded before one failed, for example in the middle of a tool loop.
         budget = RETRY_BUDGET;
         this.#profiles.succeed(cooldownIds(choice.profile, choice.model));
       }
       this.#coolDown(choice, failure, options);
-      choice = this.#profiles.choose(models);
     }
-    // Of the SDK's class, because no job is to blame for it (isOutage).
-    throw (
-      failure ?? new Anthropic.AnthropicError(`nothing is ready before ${formatTime(choice.at)}`)
-    );
   }
 
   /** Waits for the end of a cooldown, or until Ctrl+C. */
-  async #wait({ wait }: Choice, { signal }: TurnOptions): Promise<void> {
-    if (wait === 0) return;
-    info(`  (waiting ${Math.ceil(wait / 1000)} s)`);
+  async #wait(ms: number, { signal }: TurnOptions): Promise<void> {
+    if (ms === 0) return;
+    info(`  (waiting ${Math.ceil(ms / 1000)} s)`);
     // Ctrl+C is no error here, because callModel sees the same signal and ends the turn properly.
-    await sleep(wait, undefined, { signal }).catch(() => {});
+    await sleep(ms, undefined, { signal }).catch(() => {});
   }
 
   /**
@@ -6076,28 +6008,24 @@ export class ResilienceRunner {
 
   /** Starts the cooldown of what is at fault. */
   #coolDown(choice: Choice, error: Error, { app }: TurnOptions): void {
+    const { profile, model } = choice;
     const reason = classifyFailure(error);
-    info(`  (${reason}: ${choice.profile.name}, ${choice.model})`);
-    const retryAfter = retryAfterOf(error, this.#now());
+    info(`  (${reason}: ${profile.name}, ${model})`);
     const id = idAtFault(choice, reason, error);
-    this.#profiles.fail(id, reason, retryAfter);
-    if (app && id === cooldownId({ profile: choice.profile })) tellOwnerOfKey(app, id, choice);
+    this.#profiles.fail(id, reason, retryAfterOf(error, this.#now()));
+    // A key that is refused or has no credit needs a person, who may be far from the terminal.
+    const isOfKey = id === cooldownId({ profile });
+    const text = t(`The provider refuses ${profile.name}. /profiles shows the keys.`);
+    if (app && isOfKey) notifyOwner(app, `key:${id}`, text);
   }
 }
 
-/** A key that is refused or has no credit needs a person, who may be far from the terminal. */
-function tellOwnerOfKey(app: App, id: string, { profile }: Choice): void {
-  if (ownerPlace(app) === TERMINAL) return; // the line in the log has said it
-  const text = t(`The provider refuses ${profile.name}. /profiles shows the keys.`);
-  untilStored(() => tellOwner(app, `key:${id}`, text)).catch((error) => warn(`${id}: ${error}`));
-}
-
 /**
- * Passes pieces on, and knows whether some were streamed of a reply that is not complete, so that it
- * is not stored and will be made once more. `sayRestart` says so to whoever got the pieces.
+ * Passes the pieces of replies on. If some were streamed of a reply that failed before it was
+ * complete and stored, `sayRestart` says to whoever got them that this reply begins anew.
  */
 function trackPieces(conversation: Conversation, options: TurnOptions) {
-  let storedAtLastPiece = -1; // how many messages were stored when the last piece arrived
+  let storedAtLastPiece: number | undefined; // how many messages, when the last piece arrived
   const onText = (piece: string) => {
     if (piece) storedAtLastPiece = conversation.messages.length;
     options.onText?.(piece);
@@ -6105,7 +6033,7 @@ function trackPieces(conversation: Conversation, options: TurnOptions) {
   const sayRestart = () => {
     const { messages } = conversation;
     if (storedAtLastPiece !== messages.length) return;
-    storedAtLastPiece = -1;
+    storedAtLastPiece = undefined;
     const replies = messages.slice(messages.findLastIndex(startsTurn) + 1);
     options.onRestart?.(replies.map(textOf).join(""));
   };
@@ -6181,6 +6109,8 @@ function withIdleTimeout(client: Anthropic, timer: IdleTimer): Anthropic {
   return client.withOptions({ maxRetries: 0, timeout, fetch: watchedFetch });
 }
 
+const TOO_LONG = "prompt is too long: simulated"; // the API has no type for it (isOverflow)
+
 /** What the API answers for each kind of failure. To add a kind, add its answer here. */
 const SIMULATED_ERRORS: Record<string, { status: number; type: string; message?: string }> = {
   rate_limit: { status: 429, type: "rate_limit_error" },
@@ -6188,33 +6118,42 @@ const SIMULATED_ERRORS: Record<string, { status: number; type: string; message?:
   auth: { status: 401, type: "authentication_error" },
   billing: { status: 402, type: "billing_error" },
   timeout: { status: 504, type: "timeout_error" },
-  overflow: {
-    status: 400,
-    type: "invalid_request_error",
-    message: "prompt is too long: simulated",
-  },
+  overflow: { status: 400, type: "invalid_request_error", message: TOO_LONG },
   unknown: { status: 500, type: "api_error" },
 };
-SIMULATED_KINDS.push(...Object.keys(SIMULATED_ERRORS));
 
 /**
  * Throws a failure that was ordered by /simulate-failure. The SDK makes the error, just as it does
  * from a real answer, so classifyFailure and all that follows are tried as in a real failure.
  */
 function throwSimulated({ app, signal }: TurnOptions): void {
-  if (signal?.aborted) return; // no request will be sent, so none can fail
+  if (!app || signal?.aborted) return; // after Ctrl+C no request is sent, so none can fail
   for (const [kind, { status, type, message = "simulated" }] of Object.entries(SIMULATED_ERRORS)) {
-    if (!app?.simulatedFailures.take(kind)) continue;
+    const left = app.simulatedFailures.get(kind) ?? 0;
+    if (left === 0) continue;
+    app.simulatedFailures.set(kind, left - 1);
     const body = { type: "error", error: { type, message } };
     throw Anthropic.APIError.generate(status, body, undefined, new Headers());
   }
 }
 
+command("simulate-failure", "<kind> [times]: the next ones fail", (args, app) => {
+  const [kind = "", times = "1"] = args.split(/\s+/);
+  const kinds = Object.keys(SIMULATED_ERRORS);
+  if (!kinds.includes(kind)) throw new Error(`kind: one of ${kinds.join(", ")}`);
+  if (!/^\d{1,3}$/.test(times)) throw new Error("times: a number from 0 to 999");
+  const count = Number(times);
+  app.simulatedFailures.set(kind, count);
+  return t(`The next ${count} of ${kind} will fail.`);
+});
+
 /** One entry for each key: when it can be used with the first model, and why not before. */
 const describeProfiles = ({ profiles }: App) =>
   profiles.profiles.map((profile) => {
-    const [ofKey, ofBoth] = [cooldownId({ profile }), cooldownId({ profile, model: MODEL })];
-    const id = profiles.readyAt(ofBoth) > profiles.readyAt(ofKey) ? ofBoth : ofKey;
+    // Two cooldowns can concern the key: its own, and the one that it has with the first model. We
+    // show the one that ends last.
+    const ids = [cooldownId({ profile }), cooldownId({ profile, model: MODEL })];
+    const [id = ""] = ids.sort((a, b) => profiles.readyAt(b) - profiles.readyAt(a));
     const { reason = "", count = 0 } = profiles.cooldowns.get(id) ?? {};
     const at = profiles.readyAt(id);
     return { name: profile.name, ready: at > 0 ? formatTime(at) : "now", reason, failures: count };
@@ -6280,9 +6219,9 @@ async function endOfGracePeriod(signal: AbortSignal): Promise<never> {
 }
 
 /**
- * A task that runs, and the way to stop it. The task is given the signal of `control`. This signal
- * also aborts when the caller's signal does (Ctrl+C); then `stoppedBy` stays unset: it is no
- * failure.
+ * A task that runs, and the way to stop it. The task is given the signal of `control`. When the
+ * caller's signal aborts (Ctrl+C), LaneQueue aborts this one too, but `stoppedBy` stays unset,
+ * because that is no failure.
  */
 class RunningTask {
   readonly control = new AbortController();
@@ -6351,6 +6290,7 @@ export class LaneQueue {
       // A turn has to run to store what the person said. So after Ctrl+C a waiting task is started
       // and not dropped. It starts at once, even if the limit is reached, because it ends at once.
       const onAbort = () => this.#start(entry);
+      // A task that has started or was refused must not be started by Ctrl+C any more.
       const leave = () => signal?.removeEventListener("abort", onAbort);
       const run = () => {
         leave();
@@ -6449,7 +6389,7 @@ export class LaneQueue {
 export class CommandQueue {
   readonly lanes: Map<string, LaneQueue>;
   readonly named: string[];
-  #unsettled = new Set<Promise<unknown>>();
+  readonly #unsettled = new Set<Promise<unknown>>(); // tasks that wait or run, in all lanes
   isStopping = false;
 
   constructor(named: Record<string, [limit: number, timeout: number]>) {
@@ -6531,20 +6471,19 @@ async function inLane<T>(lane: string, app: App, key: string, turn: Task<T>, sig
 
 /**
  * A job waits for people's turns before it enters the lane, because inside it a timeout or a reset
- * could end the wait. If a person has written by the time it gets its place, it leaves the lane and
- * waits again; for this the task gives `gavePlaceBack`. If it has waited long enough, it stays.
+ * could end the wait. If somebody has written by the time it gets its place, it gives the place
+ * back and waits again, unless it has waited long enough.
  */
 async function answerJobInLane(app: App, message: Routed, signal?: AbortSignal): Promise<string> {
-  const gavePlaceBack = undefined;
-  let isQuiet = true;
-  const task = async (laneSignal: AbortSignal) =>
-    isQuiet && app.activeTurns.size > 0 ? gavePlaceBack : answerJob(app, message, laneSignal);
-  let answer: string | undefined = gavePlaceBack;
-  while (answer === gavePlaceBack) {
-    isQuiet = await app.activeTurns.idle();
-    answer = await inLane("cron", app, message.sessionKey, task, signal);
+  while (true) {
+    const givesWay = await app.activeTurns.idle(); // false if it has waited long enough
+    const task = async (laneSignal: AbortSignal) => {
+      if (givesWay && app.activeTurns.size > 0) return undefined;
+      return answerJob(app, message, laneSignal);
+    };
+    const answer = await inLane("cron", app, message.sessionKey, task, signal);
+    if (answer !== undefined) return answer;
   }
-  return answer;
 }
 
 /**
@@ -6552,12 +6491,7 @@ async function answerJobInLane(app: App, message: Routed, signal?: AbortSignal):
  * waits. We track the promise of the lane, which settles even if the turn hangs. The turn's own
  * promise would then never settle, and cron jobs would wait for ever.
  */
-function runUserTurn(
-  app: App,
-  message: Routed,
-  signal: AbortSignal | undefined,
-  turn: Task<string>,
-): Promise<string> {
+function runUserTurn(app: App, message: Routed, turn: Task<string>, signal?: AbortSignal) {
   // Commands and what can't be read need no model, so nobody has to wait for their answers. During
   // a shutdown they do go into the lane, which refuses them: the message before may have been.
   const needsModel = message.text !== "" && !publicCommand(message);
@@ -6584,7 +6518,8 @@ command("enqueue", "<lane> <text>: a turn in a lane; another name makes a lane",
   if (!words) throw new Error("a lane and a text: /enqueue main hello");
   // Such a turn has no session, so nothing of it is stored, and in a new lane it has no timeout.
   const turn = async (signal: AbortSignal) => {
-    if (LANES.isStopping) throw new StoppingError("stopping"); // in a lane that is not named
+    // CommandQueue refuses turns in named lanes alone. This may be in another one.
+    if (LANES.isStopping) throw new StoppingError("stopping");
     return runTurn(new Conversation(), words, { app, signal });
   };
   const place = `${lane} ${words.slice(0, 20)}`;
@@ -6645,9 +6580,25 @@ function proxySetting(name: string): string | undefined {
   throw new Error(`${name} must be the address of a proxy, such as http://127.0.0.1:7890`);
 }
 
+/** Throws if .env is in UTF-16, as Windows PowerShell writes it: dotenv finds nothing in it. */
+function checkEnvFile(): void {
+  const file = path.join(import.meta.dirname, "../../.env");
+  const isUtf16 = fs.existsSync(file) && fs.readFileSync(file).includes(0);
+  if (isUtf16) throw new Error(".env is in UTF-16: save it in UTF-8");
+}
+
+/** Checks an address, and takes off a "/" at its end, which would become "//" before a path. */
+function checkAddress(name: string): void {
+  const isAddress = /^https?:\/\//.test(env(name)) && URL.canParse(env(name));
+  if (!isAddress) throw new Error(`${name} must be an address, such as https://example.com`);
+  process.env[name] = env(name).replace(/\/+$/, "");
+}
+
 /** Step 1 of main. Reads what was set for this run. A wrong value ends the program here. */
 function readSettings() {
+  checkEnvFile();
   checkSettings();
+  ["ANTHROPIC_BASE_URL", "TELEGRAM_API_ROOT", "FEISHU_API_BASE"].filter(env).forEach(checkAddress);
   return {
     httpPort: wholeNumber("HTTP_PORT", 8765, 65535),
     httpProxy: proxySetting("HTTP_PROXY"),
@@ -6661,7 +6612,6 @@ function createApp(): App {
   if (env("TELEGRAM_BOT_TOKEN")) channels.set("telegram", new TelegramChannel(env));
   if (env("FEISHU_APP_ID")) channels.set("feishu", new FeishuChannel(env));
   const queue = new DeliveryQueue(path.join(STATE, "delivery"));
-  const simulatedFailures = new SimulatedFailures();
   const profiles = new ProfileManager(profilesFrom(env), path.join(STATE, "profiles.json"));
   const fallbackModels = env("FALLBACK_MODELS").match(/[^\s,]+/g) ?? [];
   const app: App = {
@@ -6677,14 +6627,12 @@ function createApp(): App {
     cron: new CronService(WORKSPACE, (job, due) => enqueueJob(app, job, due)),
     heartbeat: new HeartbeatRunner(path.join(STATE, "heartbeat.json")),
     queue,
-    delivery: new DeliveryRunner(queue, channels, simulatedFailures),
-    simulatedFailures,
+    delivery: new DeliveryRunner(queue, channels),
     profiles,
     resilience: new ResilienceRunner(profiles, fallbackModels),
+    simulatedFailures: new Map(),
   };
-  app.delivery.onDeadLetter = (letter) => {
-    untilStored(() => tellOwnerOfDeadLetter(app, letter)).catch((error) => warn(String(error)));
-  };
+  app.delivery.onDeadLetter = (letter) => tellOwnerOfDeadLetter(app, letter);
   // A binding to an agent that does not exist throws here, and the error names the agent.
   for (const { agentId } of BINDINGS) app.agents.find(agentId);
   return app;
@@ -6744,7 +6692,7 @@ function resume(app: App, message: Routed): void {
 /** Tells the person, before the messages that they wrote later are answered. */
 function tellQuarantined(app: App, message: Routed): void {
   const text = t("I tried three times to answer an earlier message, and had to set it aside.");
-  const about = { ...message, id: failureReplyId(message.id) };
+  const about = { ...message, id: noticeId(message) };
   const tell = () => untilStored(() => reply(app, about, text));
   runExclusive(message.sessionKey, tell).catch((error) => warn(`${message.id}: ${error}`));
 }

@@ -13,12 +13,12 @@ const LATER = 24 * 3600 * 1000; // ms
 
 /** Deliveries beside `count` that wait for later; gives what sends one and takes its time. */
 function deliveries(section: Newest, folder: string, count: number): () => Promise<number> {
-  const { ChannelManager, DeliveryQueue, DeliveryRunner, SimulatedFailures } = section;
+  const { ChannelManager, DeliveryQueue, DeliveryRunner } = section;
   const queue = new DeliveryQueue(folder);
   const channels = new ChannelManager();
   const done = async () => {};
   channels.set("telegram", { name: "telegram", limit: 4096, start: done, send: done, stop: done });
-  const runner = new DeliveryRunner(queue, channels, new SimulatedFailures());
+  const runner = new DeliveryRunner(queue, channels);
   const add = (to: string, id: string, nextAttemptAt: number) => {
     const rest = { text: "a reply", enqueuedAt: Date.now(), failures: 0, unfinished: 0 };
     queue.add({ id: `${id}#0`, channel: "telegram", to, nextAttemptAt, ...rest });
