@@ -78,19 +78,21 @@ describe("sections", () => {
   });
 
   test.each([
-    [1, 140, 0, ""],
-    [1, 141, 0, "adds 141 code lines, 140 is the limit"],
-    [2, 590, 140, ""],
-    [2, 591, 140, "adds 451 code lines, 450 is the limit"],
-    [4, 860, 140, ""],
-    [4, 861, 140, "adds 721 code lines, 720 is the limit"],
-    [5, 590, 140, ""],
-    [5, 591, 140, "adds 451 code lines, 450 is the limit"],
-    [3, 900, 500, ""],
-    [3, 901, 500, "has 901 code lines, 900 is the limit"],
-    [5, 2051, 1700, "has 2051 code lines, 2050 is the limit"],
-    [7, 2901, 2600, "has 2901 code lines, 2900 is the limit"],
-    [10, 3701, 3400, "has 3701 code lines, 3700 is the limit"],
+    [1, 145, 0, ""],
+    [1, 146, 0, "adds 146 code lines, 145 is the limit"],
+    [2, 670, 140, ""],
+    [2, 671, 140, "adds 531 code lines, 530 is the limit"],
+    [3, 730, 140, ""],
+    [3, 731, 140, "adds 591 code lines, 590 is the limit"],
+    [4, 1310, 140, ""],
+    [4, 1311, 140, "adds 1171 code lines, 1170 is the limit"],
+    [5, 670, 140, ""],
+    [5, 671, 140, "adds 531 code lines, 530 is the limit"],
+    [3, 1130, 700, ""],
+    [3, 1131, 700, "has 1131 code lines, 1130 is the limit"],
+    [5, 2751, 2400, "has 2751 code lines, 2750 is the limit"],
+    [7, 3701, 3400, "has 3701 code lines, 3700 is the limit"],
+    [10, 4601, 4300, "has 4601 code lines, 4600 is the limit"],
   ])("the budget of s%i: %i lines after %i", (n, count, before, problem) => {
     const source = (size: number) => sized(size, Math.round(size / 4));
     const files: Files = { [english(n)]: source(count) };

@@ -428,8 +428,8 @@ const isObject = (value: unknown): value is Fields =>
   typeof value === "object" && value !== null && !Array.isArray(value);
 
 /**
- * The results of the calls in a reply, in their order. A call without one gets an error. Calls whose
- * ids are not valid get other ids.
+ * The results of the calls in a reply, in their order. A call without one gets an error. Calls
+ * whose ids are not valid get other ids.
  */
 function answersTo(message: Message, results: Anthropic.ToolResultBlockParam[], ids: Set<unknown>) {
   const answers: Anthropic.ToolResultBlockParam[] = [];
@@ -571,8 +571,8 @@ function checkEnum(name: string, value: unknown, allowed: unknown[] | undefined)
 }
 
 /**
- * The text, or both its ends if it is longer than `limit`. `total` is its whole length, if a part of
- * its middle is gone already.
+ * The text, or both its ends if it is longer than `limit`. `total` is its whole length, if a part
+ * of its middle is gone already.
  */
 function keepEnds(text: string, limit: number, total = text.length): string {
   if (text.length <= limit) return text;

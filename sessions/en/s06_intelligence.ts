@@ -557,8 +557,8 @@ const isObject = (value: unknown): value is Fields =>
   typeof value === "object" && value !== null && !Array.isArray(value);
 
 /**
- * The results of the calls in a reply, in their order. A call without one gets an error. Calls whose
- * ids are not valid get other ids.
+ * The results of the calls in a reply, in their order. A call without one gets an error. Calls
+ * whose ids are not valid get other ids.
  */
 function answersTo(message: Message, results: Anthropic.ToolResultBlockParam[], ids: Set<unknown>) {
   const answers: Anthropic.ToolResultBlockParam[] = [];
@@ -701,8 +701,8 @@ function checkEnum(name: string, value: unknown, allowed: unknown[] | undefined)
 }
 
 /**
- * The text, or both its ends if it is longer than `limit`. `total` is its whole length, if a part of
- * its middle is gone already.
+ * The text, or both its ends if it is longer than `limit`. `total` is its whole length, if a part
+ * of its middle is gone already.
  */
 function keepEnds(text: string, limit: number, total = text.length): string {
   if (text.length <= limit) return text;
@@ -921,7 +921,7 @@ export type Middleware = (
 /** Outermost first. To add a layer, `unshift` it (outermost) or `push` it (innermost). */
 export const MIDDLEWARE: Middleware[] = [];
 
-/** Runs `task` with the layers round it. The first one gets the others, with the task, as `next`. */
+/** Runs `task` with the layers round it. The first one gets the others and the task as `next`. */
 function runMiddleware(
   conversation: Conversation,
   options: TurnOptions,
@@ -4464,8 +4464,8 @@ function checkSettings(): void {
 }
 
 /**
- * The proxy that is set, as curl takes it: the scheme may be missing, the name may be in small
- * letters, and a password may have a character in it that ends an address elsewhere.
+ * The proxy that is set, as curl takes it: the scheme may be missing, and the name may be in small
+ * letters. The password may have a "#", "/" or "?" in it, which in other addresses ends the host.
  */
 function proxySetting(name: string): string | undefined {
   const value = env(name.toLowerCase()) || env(name);
@@ -4541,10 +4541,11 @@ async function startApp(app: App, settings: ReturnType<typeof readSettings>): Pr
   // channel is removed for this run, and its messages stay in the inbox.
   if (!server.listening) app.channels.delete("feishu");
   app.gateway.attach(server, app);
-  const hasOwnToken = app.gateway.address && !env("GATEWAY_TOKEN");
-  // A log is read by more people than a terminal, so there only the path of the token is printed.
+  // Whoever has set a token knows it, so the address is printed only with a token that we made. A
+  // log is read by more people than a terminal, so there only the path of the token is printed.
+  const isTokenMade = !env("GATEWAY_TOKEN");
   const token = SERVING ? `  token: ${TOKEN_FILE}` : `?token=${gatewayToken()}`;
-  if (hasOwnToken) info(`gateway: ${app.gateway.address}${token}`);
+  if (app.gateway.address && isTokenMade) info(`gateway: ${app.gateway.address}${token}`);
   // Before the channels receive anything new, so that nobody is answered out of order.
   resumeInbox(app);
   await app.channels.start((message, signal) => accept(app, message, signal));

@@ -562,8 +562,8 @@ const isObject = (value: unknown): value is Fields =>
   typeof value === "object" && value !== null && !Array.isArray(value);
 
 /**
- * The results of the calls in a reply, in their order. A call without one gets an error. Calls whose
- * ids are not valid get other ids.
+ * The results of the calls in a reply, in their order. A call without one gets an error. Calls
+ * whose ids are not valid get other ids.
  */
 function answersTo(message: Message, results: Anthropic.ToolResultBlockParam[], ids: Set<unknown>) {
   const answers: Anthropic.ToolResultBlockParam[] = [];
@@ -706,8 +706,8 @@ function checkEnum(name: string, value: unknown, allowed: unknown[] | undefined)
 }
 
 /**
- * The text, or both its ends if it is longer than `limit`. `total` is its whole length, if a part of
- * its middle is gone already.
+ * The text, or both its ends if it is longer than `limit`. `total` is its whole length, if a part
+ * of its middle is gone already.
  */
 function keepEnds(text: string, limit: number, total = text.length): string {
   if (text.length <= limit) return text;
@@ -926,7 +926,7 @@ export type Middleware = (
 /** Outermost first. To add a layer, `unshift` it (outermost) or `push` it (innermost). */
 export const MIDDLEWARE: Middleware[] = [];
 
-/** Runs `task` with the layers round it. The first one gets the others, with the task, as `next`. */
+/** Runs `task` with the layers round it. The first one gets the others and the task as `next`. */
 function runMiddleware(
   conversation: Conversation,
   options: TurnOptions,
@@ -4492,10 +4492,12 @@ command("prompt", "the layers of its prompt, in characters", (_args, app) =>
 // From here on the program also begins turns that nobody asked for: cron jobs run at their times,
 // and a heartbeat looks whether something needs the owner. Two rules hold.
 //
-// A person never waits for either. They begin only while nobody is being answered, and whoever
-// writes later is answered beside them, because each of them has a conversation of its own.
+// A person never waits for either. They begin while nobody is being answered, or, if people write
+// without a pause, after half a minute (CRON_MAX_WAIT). Whoever writes later is answered beside
+// them, because each of them has a conversation of its own.
 //
-// A job runs at least once for each due time (at-least-once). Its run is written to the inbox
+// A run that has become due is made at least once (at-least-once). Due times that pass while the
+// program does not run, or while a run of the job waits, share one run. It is written to the inbox
 // before the due time counts as done (write-ahead), so a crash between the two can't lose it. After
 // such a crash the run is in the inbox, but its time is still due, so it would run twice. Two
 // things prevent that. While a run of the job is in the inbox, no other one is added. And once it
@@ -4720,12 +4722,14 @@ function nextCron(expr: string, timeZone: string | undefined, now: number): numb
   const lastSecond = now - (now % 1000);
   const wallTimes = CronExpressionParser.parse(expr, { currentDate: wallNow, tz: "UTC" });
   const isHourly = wallTimes.fields.hour.values.length === 24; // not "*/3", for example
-  // An hourly job also runs in the second pass of a repeated hour. So if its next wall time is at
-  // most an hour away, it waits that long. For example, at 02:30 of the first pass the next wall
-  // time is 03:00, in 30 minutes. By then the clock has been put back and shows 02:00, which is the
-  // hourly run of the second pass. All other jobs run in the first pass alone: at 02:15 of the
-  // second pass the next wall time is 02:30, for which instantOf gives the 02:30 of the first pass.
-  // That is past, so the loop goes on to the next wall time.
+  // An hourly job also runs in the second pass of a repeated hour. So up to an hour ahead, the
+  // difference between the wall times is taken as real time. For example, at 02:30 of the first
+  // pass the next wall time is 03:00, so it runs in 30 minutes. By then the clock has been put back
+  // and shows 02:00: that is its run in the second pass.
+  //
+  // All other jobs run in the first pass alone. At 02:15 of the second pass the next wall time is
+  // 02:30, for which instantOf gives the 02:30 of the first pass. That is past, so the loop below
+  // tries the wall time after it.
   let due: number;
   do {
     const wallTime = wallTimes.next().getTime();
@@ -4748,7 +4752,7 @@ function instantOf(wallTime: number, wallClock: WallClock): number {
   const offsetAt = (instant: number) => wallClock(instant) - instant;
   // First we try the offset from UTC that held a day earlier. `offsetAt` wants an instant and gets
   // a wall time, but the two differ by 14 hours at most. So it looks 10 to 38 hours before the
-  // instant that we want, and if the clocks change there, it gives the offset from before.
+  // instant that we want. If the clocks change at that instant, this is the offset before the change.
   const byOldOffset = wallTime - offsetAt(wallTime - 24 * HOUR);
   // The normal case. Also a repeated hour: the old offset gives the first of its two passes. A job
   // for 02:30 in Berlin runs on 2027-10-31 at 00:30 UTC, and not at 01:30 UTC again.
@@ -4854,8 +4858,8 @@ export class CronService {
     }
     // If the clock was a day ahead and is put right, a due time that was computed meanwhile is a
     // day too late, so it is computed again. The new one may be a time whose run was answered
-    // already; `begin` drops that run. We don't compute it at every look: if a run is due in the
-    // first pass of a repeated hour and we look only in the second, nextCron would go past it.
+    // already; `begin` drops that run. A due time that has come is never computed again, because
+    // the new one would be later, and the run would be lost.
     if (state.due !== undefined && state.due > now && state.computedAt > now) {
       state.due = nextRun(job.schedule, now, state.since);
       state.computedAt = now;
@@ -5080,7 +5084,9 @@ const MAX_OK_LENGTH = 300; // characters beside HEARTBEAT_OK; a longer answer is
 // The model likes to write it bold, as code, or in a tag: **HEARTBEAT_OK**, `HEARTBEAT_OK`,
 // <b>HEARTBEAT_OK</b>. So around it may be tags, and whatever is no letter and no digit.
 const AROUND = String.raw`(?:</?\w+>|[^<\p{L}\p{N}])*`;
-// Not \b, for which "_" is a part of the word: _HEARTBEAT_OK_ is in italics.
+// A longer word, such as HEARTBEAT_OKAY, is not meant, so no letter and no digit may follow, or
+// come before. \b would not do, because to it "_" is a letter, and _HEARTBEAT_OK_ is in italics.
+// OK_LAST needs no AROUND in front: what stands before is the answer, and of any kind.
 const OK_FIRST = new RegExp(`^${AROUND}HEARTBEAT_OK(?!_*[\\p{L}\\p{N}])${AROUND}`, "u");
 const OK_LAST = new RegExp(`(?<![\\p{L}\\p{N}]_*)HEARTBEAT_OK${AROUND}$`, "u");
 
@@ -6199,8 +6205,8 @@ function checkSettings(): void {
 }
 
 /**
- * The proxy that is set, as curl takes it: the scheme may be missing, the name may be in small
- * letters, and a password may have a character in it that ends an address elsewhere.
+ * The proxy that is set, as curl takes it: the scheme may be missing, and the name may be in small
+ * letters. The password may have a "#", "/" or "?" in it, which in other addresses ends the host.
  */
 function proxySetting(name: string): string | undefined {
   const value = env(name.toLowerCase()) || env(name);
@@ -6289,10 +6295,11 @@ async function startApp(app: App, settings: ReturnType<typeof readSettings>): Pr
   // channel is removed for this run, and its messages stay in the inbox.
   if (!server.listening) app.channels.delete("feishu");
   app.gateway.attach(server, app);
-  const hasOwnToken = app.gateway.address && !env("GATEWAY_TOKEN");
-  // A log is read by more people than a terminal, so there only the path of the token is printed.
+  // Whoever has set a token knows it, so the address is printed only with a token that we made. A
+  // log is read by more people than a terminal, so there only the path of the token is printed.
+  const isTokenMade = !env("GATEWAY_TOKEN");
   const token = SERVING ? `  token: ${TOKEN_FILE}` : `?token=${gatewayToken()}`;
-  if (hasOwnToken) info(`gateway: ${app.gateway.address}${token}`);
+  if (app.gateway.address && isTokenMade) info(`gateway: ${app.gateway.address}${token}`);
   app.delivery.start();
   // Before the channels receive anything new, so that nobody is answered out of order.
   resumeInbox(app);

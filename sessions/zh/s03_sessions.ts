@@ -431,8 +431,8 @@ const isObject = (value: unknown): value is Fields =>
   typeof value === "object" && value !== null && !Array.isArray(value);
 
 /**
- * The results of the calls in a reply, in their order. A call without one gets an error. Calls whose
- * ids are not valid get other ids.
+ * The results of the calls in a reply, in their order. A call without one gets an error. Calls
+ * whose ids are not valid get other ids.
  */
 function answersTo(message: Message, results: Anthropic.ToolResultBlockParam[], ids: Set<unknown>) {
   const answers: Anthropic.ToolResultBlockParam[] = [];
@@ -574,8 +574,8 @@ function checkEnum(name: string, value: unknown, allowed: unknown[] | undefined)
 }
 
 /**
- * The text, or both its ends if it is longer than `limit`. `total` is its whole length, if a part of
- * its middle is gone already.
+ * The text, or both its ends if it is longer than `limit`. `total` is its whole length, if a part
+ * of its middle is gone already.
  */
 function keepEnds(text: string, limit: number, total = text.length): string {
   if (text.length <= limit) return text;
@@ -790,7 +790,7 @@ export type Middleware = (
 /** Outermost first. To add a layer, `unshift` it (outermost) or `push` it (innermost). */
 export const MIDDLEWARE: Middleware[] = [];
 
-/** Runs `task` with the layers round it. The first one gets the others, with the task, as `next`. */
+/** Runs `task` with the layers round it. The first one gets the others and the task as `next`. */
 function runMiddleware(
   conversation: Conversation,
   options: TurnOptions,
