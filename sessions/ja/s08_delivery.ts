@@ -4715,7 +4715,7 @@ function instantOf(wallTime: number, wallClock: WallClock): number {
   const offsetAt = (instant: number) => wallClock(instant) - instant;
   // First we try the offset from UTC that held a day earlier. `offsetAt` wants an instant and gets
   // a wall time, but the two differ by 14 hours at most. So it looks 10 to 38 hours before the
-  // instant that we want. If the clocks change at that instant, this is the offset before the change.
+  // instant that we want. If the clocks change at that instant, this is the offset before that.
   const byOldOffset = wallTime - offsetAt(wallTime - 24 * HOUR);
   // The normal case. Also a repeated hour: the old offset gives the first of its two passes. A job
   // for 02:30 in Berlin runs on 2027-10-31 at 00:30 UTC, and not at 01:30 UTC again.
