@@ -3,7 +3,7 @@
 import { describe, expect, it, vi } from "vitest";
 import { MEDIA_KINDS } from "../practice/telegram.ts";
 import { exampleUpdates, SERVICE } from "../practice/telegram-updates.ts";
-import { type SectionFile, sectionsFrom, settings } from "./helper.ts";
+import { printed, type SectionFile, sectionsFrom, settings } from "./helper.ts";
 import { afterwards, load04, platforms, type S04 } from "./world.ts";
 
 type Inbound = Parameters<Parameters<InstanceType<S04["TelegramChannel"]>["start"]>[0]>[0];
@@ -320,6 +320,42 @@ describe.each(sectionsFrom("s04"))("$name, when Telegram or the disk fails", (se
     await telegram.say("alice", "one").confirmed;
     await telegram.say("alice", "two").confirmed;
     expect(got.map(({ text }) => text)).toEqual(["one", "two"]);
+  });
+
+  it("says a problem once while it lasts, and again if it comes back later", async () => {
+    vi.doMock("node:timers/promises", () => ({ setTimeout: () => Promise.resolve() }));
+    const { telegram, channel, accept } = await polling(section);
+    await channel.start(accept);
+    for (const text of ["one", "two"]) {
+      telegram.fail({ kind: "401", method: "getUpdates", times: 3 });
+      await telegram.say("alice", text).confirmed;
+    }
+    expect(printed().split("Trying again every 5 s.")).toHaveLength(3);
+  });
+
+  it("polls though another program has left a webhook", async () => {
+    const { telegram, channel, got, accept } = await polling(section);
+    telegram.webhook = "https://example.org/hook";
+    await channel.start(accept);
+    await telegram.say("alice", "hi").confirmed;
+    expect(got).toHaveLength(1);
+    expect(printed()).not.toContain("Trying again");
+  });
+
+  it("confirms at its end what it has taken, so that no later start gets it again", async () => {
+    const { telegram, channel, accept } = await polling(section);
+    let stopped: Promise<void> | undefined;
+    accept.mockImplementationOnce(() => {
+      queueMicrotask(() => {
+        stopped = channel.stop(); // before the next request, which would confirm it, too
+      });
+      return { done: Promise.resolve("") };
+    });
+    const said = telegram.say("alice", "hi");
+    await channel.start(accept);
+    await said.confirmed;
+    await stopped;
+    expect(telegram.updates.at(-1)).toMatchObject({ given: 1, confirmed: true });
   });
 
   it("stops in the middle of a long poll", async () => {

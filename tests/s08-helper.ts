@@ -99,7 +99,7 @@ export function openDesk(section: S08, folder = temporaryFolder()) {
   channels.set("telegram", line);
   const app = appOf08(section, folder, channels);
   const refuse = (why: string, permanent = false, retryAfter?: number, unknown = false): never => {
-    throw new section.SendError(why, permanent, retryAfter, unknown);
+    throw new section.SendError(why, { permanent, retryAfter, isUnknown: unknown });
   };
   return { app, line, folder, refuse, queue: app.queue, runner: app.delivery };
 }

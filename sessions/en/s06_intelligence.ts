@@ -1763,8 +1763,8 @@ export interface InboundMessage {
   media: { kind: string; id: string }[];
   at: number; // when it was sent, in ms
   part?: string; // all parts of one message share it: the pictures of an album, say
-  // How often the program began to answer it and died, counted by the inbox. Missing if it never
-  // began: 0 means that it did, but ended in an orderly way.
+  // How often the program died while it answered this, counted by the inbox. It is missing until
+  // the first attempt begins, and 0 if an orderly stop took that attempt back.
   attempts?: number;
 }
 
@@ -1784,16 +1784,16 @@ export function route(message: InboundMessage, app: App, agent?: Agent): Routed 
 
 /**
  * Takes a message from a channel. When it returns, the message is on disk. `done` resolves to the
- * answer when the turn is over, and to "" if the message has no answer of its own: a duplicate, or
- * a part that is answered together with another. The promise is wrapped in an object, so that
- * nobody waits for it by accident: `await onMessage(…)` on a bare promise would wait for the model,
- * and only then could the platform be told that the message arrived.
+ * answer, and to "" for a message without one of its own: a duplicate, or a part that is answered
+ * together with another. It is wrapped in an object, because an adapter that writes `await
+ * onMessage(…)` would wait for a bare promise, which means for the model. The platform would hear
+ * only then that the message arrived.
  */
 export type Accept = (message: InboundMessage, signal?: AbortSignal) => { done: Promise<string> };
 
 /**
  * A platform: it gives us messages, and takes texts of at most `limit` UTF-16 units. `send` may be
- * called before `start` has resolved.
+ * called before `start` has resolved, to answer what an earlier run has left in the inbox.
  */
 export interface Channel {
   readonly name: string;
@@ -1807,15 +1807,13 @@ export interface Channel {
 
 /** Why a text was not sent. s08 decides by these fields whether, and when, it tries again. */
 export class SendError extends Error {
-  permanent: boolean; // no attempt will ever succeed
+  permanent = false; // no attempt will ever succeed
   retryAfter?: number; // seconds that the platform asks us to wait
-  isUnknown: boolean; // the platform refused, and we don't know whether an attempt can succeed
+  isUnknown = false; // the platform refused, and we don't know whether an attempt can succeed
 
-  constructor(why: string, permanent = false, retryAfter?: number, isUnknown = false) {
+  constructor(why: string, how: Partial<Omit<SendError, keyof Error>> = {}) {
     super(why);
-    this.permanent = permanent;
-    this.retryAfter = retryAfter;
-    this.isUnknown = isUnknown;
+    Object.assign(this, how);
   }
 }
 
@@ -1845,7 +1843,7 @@ const MAX_QUOTE = 2_000;
  * What the model is told about the person's words: in a group who wrote them, and what they answer.
  * It is a block of its own behind them, because in the same block a person could write the like and
  * pose as somebody else. As JSON a name can't leave its quotation marks, nor, without "<", the
- * block. The id tells two people apart who have chosen the same name.
+ * block. The id tells two people apart who have chosen the same name. Gives one block or none.
  */
 function attributionOf(message?: InboundMessage): string[] {
   const { isGroup, senderId: id, senderName = "", quoted } = message ?? {};
@@ -1867,23 +1865,18 @@ const WORD_FIELDS = (
 
 /** The words in an object from a platform, such as a poll, at any depth, in their order. */
 function wordsOf(value: unknown, isWord = false): string[] {
-  const isLeaf = typeof value === "string" || typeof value === "number";
-  if (isLeaf) return isWord && value !== "" ? [String(value)] : [];
-  return Object.entries(value ?? {}).flatMap(([field, inner]) =>
-    wordsOf(inner, Array.isArray(value) ? isWord : WORD_FIELDS.includes(field)),
-  );
+  // The items of a list are what the name of its field says: "options" is a list of words.
+  if (Array.isArray(value)) return value.flatMap((item) => wordsOf(item, isWord));
+  if (isObject(value)) {
+    const fields = Object.entries(value);
+    return fields.flatMap(([name, inner]) => wordsOf(inner, WORD_FIELDS.includes(name)));
+  }
+  const isReadable = typeof value === "number" || (typeof value === "string" && value !== "");
+  return isWord && isReadable ? [String(value)] : [];
 }
 
 /** A message that is more than a text, for the model: its kind in brackets, and its words. */
 const describeKind = (kind: string, ...words: string[]) => [`[${kind}]`, ...words].join(" ").trim();
-
-const MAX_REMEMBERED = 1_000;
-
-/** Drops the oldest entry of a map or a set if it has too many, so that none grows for ever. */
-function forgetOldest(entries: Map<string, unknown> | Set<string>): void {
-  const [oldest] = entries.keys();
-  if (entries.size > MAX_REMEMBERED && oldest !== undefined) entries.delete(oldest);
-}
 
 /**
  * The command in a direct chat on a platform, as a line of the terminal; undefined for other words.
@@ -1924,8 +1917,8 @@ export class ChannelManager extends Map<string, Channel> {
 
   async #start(channel: Channel, onMessage: Accept): Promise<void> {
     this.states.set(channel.name, t("starting"));
-    // If it fails, the error as text is the state.
-    const state = await channel.start(onMessage).then(() => t("ready"), String);
+    const ready = channel.start(onMessage).then(() => t("ready"));
+    const state = await ready.catch((error) => String(error));
     this.states.set(channel.name, state);
     info(`${channel.name}: ${state}`);
   }
@@ -2034,63 +2027,23 @@ function numberedFiles(folder: string): string[] {
   return files.filter(canBeCounted).sort((a, b) => numberOf(a) - numberOf(b));
 }
 
-/** Reads and checks the entry of a file. A bad file is quarantined, and gives undefined. */
-function readEntry<T>(file: string, schema: Anthropic.Tool.InputSchema): T | undefined {
-  try {
-    // The schema names only the fields that the program can't do without. The others we trust,
-    // because we wrote the file.
-    return checkInput(schema, parseObject(fs.readFileSync(file, "utf8"))) as T;
-  } catch (error) {
-    quarantine(file, String(error));
-    return undefined;
-  }
-}
-
-const ID_DAYS = 7; // how long the id of a processed entry is kept
-
 /**
- * The ids of processed entries, in a file for each day. They are not kept for ever, because a
- * platform repeats a message for 24 hours at most.
+ * Reads the entry of a file. The schema names only the fields that the program can't do without.
+ * The others we trust, because we wrote the file.
  */
-class ProcessedIds {
-  readonly #dir: string;
-  readonly #days = new Map<string, { log: JsonlFile; ids: Set<string> }>(); // as "2026-01-31"
+const parseEntry = <T>(file: string, schema: Anthropic.Tool.InputSchema) =>
+  checkInput(schema, parseObject(fs.readFileSync(file, "utf8"))) as T;
 
-  constructor(dir: string) {
-    this.#dir = dir;
-    makeFolder(dir);
-    const names = fs.readdirSync(dir).filter((name) => /^\d{4}-\d\d-\d\d\.jsonl$/.test(name));
-    for (const name of names) this.#open(path.basename(name, ".jsonl"));
-  }
+/** The same for a file that may be missing. A bad file is quarantined. Both give undefined. */
+const readEntry = <T>(file: string, schema: Anthropic.Tool.InputSchema) =>
+  readOrQuarantine(file, (found) => parseEntry<T>(found, schema));
 
-  #open(day: string) {
-    const log = new JsonlFile(path.join(this.#dir, `${day}.jsonl`));
-    const ids = new Set(log.read().map(({ record }) => (record as { id: string }).id)); // see `add`
-    const opened = { log, ids };
-    this.#days.set(day, opened);
-    return opened;
-  }
+const MAX_REMEMBERED = 1_000;
 
-  has(id: string): boolean {
-    return [...this.#days.values()].some(({ ids }) => ids.has(id));
-  }
-
-  add(id: string): void {
-    this.forgetOld();
-    const today = new Date().toISOString().slice(0, 10);
-    const { log, ids } = this.#days.get(today) ?? this.#open(today);
-    log.append({ id });
-    ids.add(id);
-  }
-
-  forgetOld(): void {
-    const oldest = new Date(Date.now() - ID_DAYS * 86_400_000).toISOString().slice(0, 10);
-    for (const [day, { log }] of this.#days) {
-      if (day >= oldest) continue;
-      fs.rmSync(log.file, { force: true });
-      this.#days.delete(day);
-    }
-  }
+/** Drops the oldest entry of a map or a set if it has too many, so that none grows for ever. */
+function forgetOldest(entries: Map<string, unknown> | Set<string>): void {
+  const [oldest] = entries.keys();
+  if (entries.size > MAX_REMEMBERED && oldest !== undefined) entries.delete(oldest);
 }
 
 /**
@@ -2143,16 +2096,6 @@ export class Spool<T extends { id: string }> {
     return true;
   }
 
-  /**
-   * Writes an entry again after a change. Change the very object that `add` got or `pending` gave,
-   * and not a copy, because `pending` goes on giving that object. An entry that is not here, such
-   * as a line of the terminal, is left alone.
-   */
-  save(entry: T): void {
-    const kept = this.entries.get(entry.id);
-    if (kept) replaceFile(kept.file, JSON.stringify(entry));
-  }
-
   /** Removes an entry and remembers its id. One that is not here is left alone. */
   protected markProcessed(id: string): void {
     const kept = this.entries.get(id);
@@ -2178,7 +2121,8 @@ const MAX_ATTEMPTS = 3;
  * then knows its id and does not take it for a new one.
  */
 export class Inbox extends Spool<Routed> {
-  // What this start has put there. One of several parts is enough to tell the person.
+  // What this start has put into quarantine. By its `part`, if it has one, because a person who
+  // sent an album wants to hear about it once, and not once for each picture.
   readonly newlyQuarantined = new Map<string, Routed>();
   readonly #attempted = new Set<Routed>(); // in this run, and not answered yet
   readonly tooLong = new Set<string>(); // conversations that were told so, see `accept`
@@ -2200,11 +2144,12 @@ export class Inbox extends Spool<Routed> {
    * turn that begins again in the same run, because the disk was full, is still the same attempt.
    */
   countAttempt(messages: Routed[]): void {
-    for (const message of messages.filter((one) => !this.#attempted.has(one))) {
-      const attempts = (message.attempts ?? 0) + (this.#isStopping ? 0 : 1);
-      this.#setAttempts(message, attempts);
-      if (!this.#isStopping) this.#attempted.add(message);
+    for (const message of messages) {
+      if (this.#attempted.has(message)) continue;
+      this.#setAttempts(message, (message.attempts ?? 0) + 1);
+      this.#attempted.add(message);
     }
+    if (this.#isStopping) this.giveBack(messages);
   }
 
   /** The object changes after its file: if the disk is full, no attempt has been counted. */
@@ -2216,9 +2161,11 @@ export class Inbox extends Spool<Routed> {
 
   /** These attempts don't count: they ended, or are about to end, without harm to the program. */
   giveBack(messages: Routed[]): void {
-    for (const message of messages.filter((one) => this.#attempted.delete(one))) {
+    for (const message of messages) {
+      if (!this.#attempted.delete(message)) continue;
+      const counted = message.attempts ?? 1; // countAttempt has set it
       try {
-        this.#setAttempts(message, (message.attempts ?? 1) - 1);
+        this.#setAttempts(message, counted - 1);
       } catch (error) {
         warn(`${message.id}: ${error}`);
       }
@@ -2234,14 +2181,13 @@ export class Inbox extends Spool<Routed> {
   /** The messages in quarantine, each with its file. What can't be read as one is left out. */
   quarantined(): { file: string; message: Routed }[] {
     const found: { file: string; message: Routed }[] = [];
-    const names = fs.readdirSync(this.dir).filter((name) => /^\d+\.json\..*ned$/.test(name));
-    for (const name of names.sort()) {
+    for (const name of fs.readdirSync(this.dir).sort()) {
+      if (!/^\d+\.json\..+\.quarantined$/.test(name)) continue;
       const file = path.join(this.dir, name);
       try {
-        const message = checkInput(ROUTED, parseObject(fs.readFileSync(file, "utf8")));
-        found.push({ file, message: message as unknown as Routed });
+        found.push({ file, message: parseEntry<Routed>(file, ROUTED) });
       } catch {
-        // It is in quarantine because it can't be used.
+        // It is in quarantine because it can't be read as a message, so it is left out.
       }
     }
     return found;
@@ -2259,10 +2205,11 @@ export class Inbox extends Spool<Routed> {
   }
 
   /**
-   * The messages that are parts of the same one as `message`; none if it is answered already. After
-   * a crash some parts may have been attempted and others not. Those attempted may be in the
-   * session already, joined into one message, which can't grow. So they are answered again
-   * together, and the parts that were not attempted form a message of their own.
+   * The messages that are parts of the same one as `message`; none if it is answered already.
+   *
+   * After a crash some parts may have been attempted and others not. Those that were attempted may
+   * be in the session, joined into one message, which can't grow any more. So they are answered
+   * again together, and the others form a message of their own.
    */
   partsOf(message: Routed): Routed[] {
     if (!this.entries.has(message.id)) return [];
@@ -2368,10 +2315,13 @@ const PART_GAP = 600; // ms: if no other part comes for so long, a message in pa
  * person expects one answer. This is a debounce: if parts arrive during a wait, it waits again.
  */
 async function allPartsOf(message: Routed, inbox: Inbox): Promise<Routed[]> {
-  let parts: Routed[] = [];
-  while (inbox.partsOf(message).length > parts.length) {
-    parts = inbox.partsOf(message);
+  let parts = inbox.partsOf(message);
+  let mayBeMore = parts.length > 0;
+  while (mayBeMore) {
     await sleep(PART_GAP);
+    const partsNow = inbox.partsOf(message);
+    mayBeMore = partsNow.length > parts.length;
+    parts = partsNow;
   }
   return parts;
 }
@@ -2396,7 +2346,7 @@ function enqueue(app: App, message: Routed, signal?: AbortSignal): Promise<strin
 export async function handle(app: App, parts: Routed[], signal?: AbortSignal): Promise<string> {
   const text = parts.map((part) => part.text).join("\n");
   const media = parts.flatMap((part) => part.media);
-  // `parts` is never empty; the first gives the id.
+  // All else, such as the id, is that of the first part. (There is one: `parts` is never empty.)
   const message = { ...parts[0], text, media } as Routed;
   const channel = app.channels.get(message.channel);
   const onText = (piece: string) => channel?.stream?.(message.peerId, piece);
@@ -2421,10 +2371,81 @@ export async function handle(app: App, parts: Routed[], signal?: AbortSignal): P
 
 // -- 4 · Telegram: what a message says --
 
+/** A map that survives the program. It is kept in a file of .state, as one JSON object. */
+class StoredMap extends Map<string, string> {
+  readonly #file: string;
+
+  constructor(name: string) {
+    super();
+    this.#file = path.join(STATE, name);
+    const stored = readEntry<Fields>(this.#file, objectSchema({})) ?? {};
+    for (const [key, value] of Object.entries(stored)) {
+      if (typeof value === "string") super.set(key, value);
+      else warn(`${this.#file}: ${key}: ${t("not usable, left out")}`);
+    }
+  }
+
+  /** The file is written first, so if the disk is full, the map does not change either. */
+  override set(key: string, value: string): this {
+    fs.mkdirSync(path.dirname(this.#file), { recursive: true }); // somebody may have deleted it
+    replaceFile(this.#file, JSON.stringify(Object.fromEntries([...this, [key, value]])));
+    super.set(key, value);
+    forgetOldest(this);
+    return this;
+  }
+}
+
+const ID_DAYS = 7; // how long the id of a processed entry is kept
+
+/**
+ * The ids of processed entries, in a file for each day. They are not kept for ever, because a
+ * platform repeats a message for 24 hours at most.
+ */
+class ProcessedIds {
+  readonly #dir: string;
+  readonly #days = new Map<string, { log: JsonlFile; ids: Set<string> }>(); // as "2026-01-31"
+
+  constructor(dir: string) {
+    this.#dir = dir;
+    makeFolder(dir);
+    const names = fs.readdirSync(dir).filter((name) => /^\d{4}-\d\d-\d\d\.jsonl$/.test(name));
+    for (const name of names) this.#open(path.basename(name, ".jsonl"));
+  }
+
+  #open(day: string) {
+    const log = new JsonlFile(path.join(this.#dir, `${day}.jsonl`));
+    const ids = new Set(log.read().map(({ record }) => (record as { id: string }).id)); // see `add`
+    const opened = { log, ids };
+    this.#days.set(day, opened);
+    return opened;
+  }
+
+  has(id: string): boolean {
+    return [...this.#days.values()].some(({ ids }) => ids.has(id));
+  }
+
+  add(id: string): void {
+    this.forgetOld();
+    const today = new Date().toISOString().slice(0, 10);
+    const { log, ids } = this.#days.get(today) ?? this.#open(today);
+    log.append({ id });
+    ids.add(id);
+  }
+
+  forgetOld(): void {
+    const oldest = new Date(Date.now() - ID_DAYS * 86_400_000).toISOString().slice(0, 10);
+    for (const [day, { log }] of this.#days) {
+      if (day >= oldest) continue;
+      fs.rmSync(log.file, { force: true });
+      this.#days.delete(day);
+    }
+  }
+}
+
 /** Separates chat and thread in the peerId of a topic, as in "-1001:topic:7". */
 const TOPIC = ":topic:";
 
-/** The conversation of a message. Each topic of a forum is a conversation of its own. */
+/** The conversation of a message. Each topic of a forum is one of its own. */
 function peerOf({ chat, is_topic_message, message_thread_id }: TelegramMessage): string {
   return is_topic_message ? `${chat.id}${TOPIC}${message_thread_id}` : String(chat.id);
 }
@@ -2438,44 +2459,12 @@ function telegramAddress(peerId: string) {
 /** The chat that a topic of Telegram or a thread of Feishu belongs to. */
 const chatOf = (peerId: string) => peerId.replace(/:(?:topic|thread):.*/, "");
 
-/**
- * Groups that were upgraded to supergroups, by which Telegram gives them another id. In the program
- * such a chat keeps the id that it had, so its conversation, its route and its place in the list of
- * allowed chats stay the same. Only Telegram is told the new one.
- */
-class MovedChats {
-  readonly #file = path.join(STATE, "moved.json");
-  readonly #newIds = new Map<string, string>(); // by the old ones
-
-  constructor() {
-    if (!fs.existsSync(this.#file)) return;
-    const stored = readEntry<Fields>(this.#file, objectSchema({})) ?? {};
-    for (const [oldId, newId] of Object.entries(stored)) this.#newIds.set(oldId, String(newId));
-  }
-
-  add(chat: string, newId: string): void {
-    this.#newIds.set(this.oldId(chat), newId);
-    fs.mkdirSync(path.dirname(this.#file), { recursive: true });
-    replaceFile(this.#file, JSON.stringify(Object.fromEntries(this.#newIds)));
-  }
-
-  newId(chat: string): string {
-    return this.#newIds.get(chat) ?? chat;
-  }
-
-  oldId(chat: string): string {
-    const moves = [...this.#newIds];
-    return moves.find(([, newId]) => newId === chat)?.[0] ?? chat;
-  }
-}
-
 // Anyone can find a bot and write to it, and each answer costs its owner money. So the owner lists
 // the chats that may use it, and an empty list admits nobody.
 
 /** The chats that may use the bot of one platform. Its adapter passes each message through here. */
 class AllowList {
   #chats: string[];
-  #logged = new Set<string>(); // ids of messages
   #informed = new Set<string>(); // strangers who have been told what their chat's id is
 
   /** Takes the value of a setting: ids of chats, separated by blanks or commas. */
@@ -2490,11 +2479,10 @@ class AllowList {
     if (!this.#chats.includes(chat)) return this.#inform(channel, message.peerId, chat);
     // JSON escapes control characters, with which a sender could overwrite lines of our terminal.
     const line = `[${channel.name} ${message.peerId}] ${JSON.stringify(message.text.slice(0, 80))}`;
-    // While the disk is full, the same message comes again every few seconds.
-    if (!this.#logged.has(message.id)) info(line);
-    this.#logged.add(message.id);
-    forgetOldest(this.#logged);
+    // The line comes after this, because while the disk is full, the same message comes again and
+    // again, and each time onMessage throws.
     onMessage(message).done.catch((error) => warn(`${message.id}: ${error}`));
+    info(line);
   }
 
   /** Tells a stranger the id of the chat, and the owner the setting that would admit it. */
@@ -2579,24 +2567,24 @@ function isAddressedTo(bot: UserFromGetMe, message: TelegramMessage): boolean {
   return isTapped || mentionOf(bot).test(message.text ?? message.caption ?? "");
 }
 
+/** The kind of a message, if it is more than a text, and these words of it. */
+function describe(message: object, words: string): string {
+  const attachment = attachmentOf(message);
+  return attachment ? describeKind(attachment.kind, ...attachment.words, words) : words;
+}
+
 /** A message as the model gets it, without our name. */
 function describeMessage(bot: UserFromGetMe, message: TelegramMessage): string {
   const words = telegramText(message);
-  const attachment = attachmentOf(message);
-  const others = words.replaceAll(mentionOf(bot), "").trim();
-  if (attachment) return describeKind(attachment.kind, ...attachment.words, others);
-  return others || words; // "@our_bot" alone is kept, because an empty turn is not allowed
+  const description = describe(message, words.replaceAll(mentionOf(bot), "").trim());
+  return description || words; // "@our_bot" alone is kept, because an empty turn is not allowed
 }
 
 /** What a message answers: the part that the person chose, or all of it. */
 function quotedBy({ quote, reply_to_message, external_reply }: TelegramMessage) {
   if (quote) return quote.text;
-  const answered = reply_to_message ?? external_reply;
-  if (!answered) return undefined;
-  const attachment = attachmentOf(answered);
-  const kind = attachment ? describeKind(attachment.kind, ...attachment.words) : "";
-  const words = reply_to_message ? telegramText(reply_to_message) : "";
-  return `${kind} ${words}`.trim();
+  if (reply_to_message) return describe(reply_to_message, telegramText(reply_to_message));
+  return external_reply && describe(external_reply, ""); // of another chat we don't get the words
 }
 
 // A service message says what happened in a chat, and its field is named by that, for example
@@ -2614,16 +2602,10 @@ function telegramError(error: unknown): SendError {
   if (!(error instanceof GrammyError)) return new SendError(String(error));
   const { error_code: status, description, parameters } = error;
   // 403 says, for example, that the person blocked the bot, and 400 that there is no such chat.
-  const isPermanent = status === 400 || status === 403;
+  const permanent = status === 400 || status === 403;
   // 429 means that we send too fast. 401 says that the token is wrong, which the owner may mend.
-  const isUnknown = !isPermanent && status !== 429 && status < 500;
-  return new SendError(description, isPermanent, parameters.retry_after, isUnknown);
-}
-
-/** The new id of a group that was upgraded, if that is why a call failed. */
-function newIdIn(error: unknown): string | undefined {
-  const id = error instanceof GrammyError ? error.parameters.migrate_to_chat_id : undefined;
-  return id === undefined ? undefined : String(id);
+  const isUnknown = !permanent && status !== 429 && status < 500;
+  return new SendError(description, { permanent, isUnknown, retryAfter: parameters.retry_after });
 }
 
 /** Whether a call failed because its topic was closed or deleted. Telegram has no code for that. */
@@ -2651,26 +2633,28 @@ const MAX_CUT_GAP = 1; // seconds between two pieces
 export class TelegramChannel implements Channel {
   readonly name = "telegram";
   readonly limit = 4096;
-  #newBot: () => Bot;
-  #bot: Bot;
-  #stopped = false;
-  #moved = new MovedChats();
-  #reported = ""; // why polling failed last
+  readonly #bot: Bot;
+  readonly #stopping = new AbortController();
+  #offset = 0; // the number of the first update that we don't have yet
+  // Groups that were upgraded to supergroups, by which Telegram gives them another id: the new ids
+  // by the old ones. In the program such a group keeps its old id, so that its conversation, its
+  // route and its place in the list of allowed chats stay the same. Only Telegram gets the new one.
+  #movedChats = new StoredMap("moved.json");
   #allowed: AllowList;
   // The long pieces of texts that were cut, by conversation, sender and message id.
   #pieces = new Map<string, { part: string; date: number }>();
-  // The parts of albums and long texts that were not passed on yet, by what they have as `part`.
-  #heldParts = new Map<string, { isAddressed: boolean; messages: InboundMessage[] }>();
+  // What was received lately, by what it is a part of: whether one of the parts is addressed to
+  // us, and the parts that were not passed on, by their ids.
+  #received = new Map<string, { isAddressed: boolean; held: Map<string, InboundMessage> }>();
 
   constructor(setting: Setting) {
     // The owner may know a group by its new id.
     const chats = setting("TELEGRAM_ALLOWED_CHATS");
-    this.#allowed = new AllowList(chats.replace(/-\d+/g, (chat) => this.#moved.oldId(chat)));
+    this.#allowed = new AllowList(chats.replace(/-\d+/g, (chat) => this.#oldId(chat)));
     const apiRoot = setting("TELEGRAM_API_ROOT") || "https://api.telegram.org";
     // By default grammY uses node-fetch, which would ignore the proxy that is set for this program.
     const client = { apiRoot, timeoutSeconds: 60, fetch: fetchForGrammy };
-    this.#newBot = () => new Bot(setting("TELEGRAM_BOT_TOKEN"), { client });
-    this.#bot = this.#newBot();
+    this.#bot = new Bot(setting("TELEGRAM_BOT_TOKEN"), { client });
   }
 
   /** Resolves when Telegram has taken the token; rejects if it refuses it. */
@@ -2679,46 +2663,45 @@ export class TelegramChannel implements Channel {
     void this.#poll(onMessage);
   }
 
-  /**
-   * Long polling: we ask for updates, and Telegram holds the request open until there are some.
-   * The next request names the first update that we don't have, which confirms all before it.
-   */
+  /** Asks for messages until `stop` is called. A problem is said once, though it may last hours. */
   async #poll(onMessage: Accept): Promise<void> {
-    while (!this.#stopped) {
-      this.#registerHandlers(onMessage);
-      const startedAt = Date.now();
+    let reported = "";
+    while (!this.#stopping.signal.aborted) {
       try {
-        await this.#bot.start({ allowed_updates: ["message", "channel_post"] });
+        await this.#receiveUpdates(onMessage);
+        reported = "";
       } catch (error) {
-        // grammY itself waits for a server that is down. So either Telegram refused us, for example
-        // because another program polls with the same token, or a message could not be stored.
-        // Once for each problem, because a full disk may stay full for hours. If polling has worked
-        // for a minute, it is another problem, though it may have the same name.
+        if (this.#stopping.signal.aborted) return;
+        // Either Telegram is out of reach or refuses us, for example because another program polls
+        // with the same token, or a message could not be stored.
         const problem = `telegram: ${error}. Trying again every 5 s.`;
-        const isNew = problem !== this.#reported || Date.now() - startedAt > 60_000;
-        if (!this.#stopped && isNew) warn(problem);
-        this.#reported = problem;
+        if (problem !== reported) warn(problem);
+        reported = problem;
         await sleep(5_000);
-        // A bot remembers which update it read last. The old bot would ask for those after the
-        // failed one, which confirms the failed one. A new bot remembers nothing, so Telegram sends
-        // the failed update again.
-        this.#bot = this.#newBot();
       }
     }
   }
 
-  /** Has to be done for each new bot. */
-  #registerHandlers(onMessage: Accept): void {
-    // Telegram forgets what was confirmed, so a message has to be on disk before grammY asks for
-    // the next ones. It is, because `onMessage` is synchronous.
-    this.#bot.on(["message", "channel_post"], ({ msg }) => {
-      const { chat, migrate_to_chat_id: newId } = msg;
-      if (newId) this.#moved.add(String(chat.id), String(newId));
-      this.#receive(msg, onMessage);
-    });
-    // A message that could not be stored, for example on a full disk, must not be confirmed. So the
-    // error is thrown on and ends this bot, and the next one gets the same messages again.
-    this.#bot.catch(({ error }) => Promise.reject(error));
+  /**
+   * Long polling: Telegram holds the request open until there are updates. `offset` confirms all
+   * before it, and Telegram forgets these. So an update has to be on disk before the offset goes
+   * past it. If it can't be stored, this throws, and the same update comes again.
+   */
+  async #receiveUpdates(onMessage: Accept): Promise<void> {
+    // Another program may have set a webhook for this bot, and then Telegram refuses getUpdates.
+    if (this.#offset === 0) await this.#bot.api.deleteWebhook();
+    const request = {
+      offset: this.#offset,
+      timeout: 30, // in seconds
+      allowed_updates: ["message", "channel_post"] as const,
+    };
+    // The cast is safe: of a signal grammY uses only what Node's has, too (see fetchForGrammy).
+    const updates = await this.#bot.api.getUpdates(request, this.#stopping.signal as never);
+    for (const { update_id, message, channel_post } of updates) {
+      const received = message ?? channel_post;
+      if (received) this.#receive(received, onMessage);
+      this.#offset = update_id + 1;
+    }
   }
 
   /**
@@ -2727,26 +2710,31 @@ export class TelegramChannel implements Channel {
    * follow it.
    */
   #receive(message: TelegramMessage, onMessage: Accept): void {
+    const { chat, migrate_to_chat_id: newId } = message;
+    if (newId) this.#movedChats.set(this.#oldId(String(chat.id)), String(newId));
     const inbound = this.#read(message);
     if (!inbound) return;
-    const isAddressed = isAddressedTo(this.#bot.botInfo, message);
-    const held = this.#partsHeldWith(inbound);
-    held.isAddressed ||= isAddressed;
-    if (!held.isAddressed) return;
-    for (const one of held.messages) this.#allowed.admit(this, one, onMessage);
-    // Only now, because `admit` throws if a message can't be stored. Then this update comes again.
-    held.messages = [];
+    const whole = inbound.part ?? inbound.id; // most messages have only one part, themselves
+    const parts = this.#received.get(whole) ?? { isAddressed: false, held: new Map() };
+    this.#received.set(whole, parts);
+    forgetOldest(this.#received);
+    parts.held.set(inbound.id, inbound);
+    parts.isAddressed ||= isAddressedTo(this.#bot.botInfo, message);
+    if (!parts.isAddressed) return;
+    for (const [id, part] of parts.held) {
+      this.#allowed.admit(this, part, onMessage);
+      parts.held.delete(id); // only now, because `admit` throws if the part can't be stored
+    }
   }
 
-  /** A message with the parts of the same one that came before it and are still held. */
-  #partsHeldWith(message: InboundMessage) {
-    const { part } = message;
-    const known = part === undefined ? undefined : this.#heldParts.get(part);
-    const held = known ?? { isAddressed: false, messages: [] };
-    held.messages.push(message);
-    if (part !== undefined) this.#heldParts.set(part, held);
-    forgetOldest(this.#heldParts);
-    return held;
+  #newId(chat: string): string {
+    return this.#movedChats.get(chat) ?? chat;
+  }
+
+  /** The reverse of #newId. Moves are rare, so a search through all of them is quick enough. */
+  #oldId(chat: string): string {
+    const moves = [...this.#movedChats];
+    return moves.find(([, newId]) => newId === chat)?.[0] ?? chat;
   }
 
   /** Undefined for other bots and for service messages. */
@@ -2760,7 +2748,7 @@ export class TelegramChannel implements Channel {
       id: `telegram:${bot.id}:${chat.id}:${message_id}`,
       channel: "telegram",
       accountId: String(bot.id),
-      peerId: peerOf(message).replace(/^-\d+/, (group) => this.#moved.oldId(group)),
+      peerId: peerOf(message).replace(/^-\d+/, (group) => this.#oldId(group)),
       senderId: String(sender.id),
       senderName: sender.name,
       guildId: message.is_topic_message ? String(chat.id) : undefined,
@@ -2784,8 +2772,8 @@ export class TelegramChannel implements Channel {
     if (media_group_id) return `telegram ${chat.id} ${media_group_id}`;
     const sender = `telegram ${peerOf(message)} ${from?.id}`;
     const previous = this.#pieces.get(`${sender} ${id - 1}`);
-    const isAtOnce = date - (previous?.date ?? 0) <= MAX_CUT_GAP;
-    const partOfPrevious = isAtOnce ? previous?.part : undefined;
+    const continues = previous !== undefined && date - previous.date <= MAX_CUT_GAP;
+    const partOfPrevious = continues ? previous.part : undefined;
     if ((message.text ?? "").length < MIN_CUT_LENGTH) return partOfPrevious;
     const part = partOfPrevious ?? `${sender} ${id}`;
     this.#pieces.set(`${sender} ${id}`, { part, date });
@@ -2793,36 +2781,29 @@ export class TelegramChannel implements Channel {
     return part;
   }
 
+  /** If the group has a new id by now, the text goes there; if its topic is gone, to the chat. */
   async send(to: string, text: string): Promise<void> {
-    try {
-      await this.#sendOnce(to, text).catch((error) => this.#sendElsewhere(to, text, error));
-    } catch (error) {
-      throw telegramError(error);
-    }
-  }
-
-  async #sendOnce(to: string, text: string): Promise<void> {
     const { chat, options } = telegramAddress(to);
-    await this.#bot.api.sendMessage(this.#moved.newId(chat), text, options);
-  }
-
-  /** Tries where the chat is now, or in the chat instead of its topic. Throws other errors. */
-  async #sendElsewhere(to: string, text: string, error: unknown): Promise<void> {
-    const { chat } = telegramAddress(to);
-    const newId = newIdIn(error);
-    if (newId) this.#moved.add(chat, newId);
-    else if (!isTopicGone(error)) throw error;
-    await this.#sendOnce(newId ? to : chat, text);
+    try {
+      await this.#bot.api.sendMessage(this.#newId(chat), text, options);
+    } catch (error) {
+      const newId = error instanceof GrammyError && error.parameters.migrate_to_chat_id;
+      const isMoved = newId && String(newId) !== this.#newId(chat);
+      if (isMoved) this.#movedChats.set(chat, String(newId));
+      else if (!isTopicGone(error) || to === chat) throw telegramError(error);
+      await this.send(isMoved ? to : chat, text);
+    }
   }
 
   typing(to: string): Promise<unknown> {
     const { chat, options } = telegramAddress(to);
-    return this.#bot.api.sendChatAction(this.#moved.newId(chat), "typing", options);
+    return this.#bot.api.sendChatAction(this.#newId(chat), "typing", options);
   }
 
   async stop(): Promise<void> {
-    this.#stopped = true;
-    await this.#bot.stop();
+    this.#stopping.abort();
+    // This confirms what came last, which the next start would get again otherwise.
+    await this.#bot.api.getUpdates({ offset: this.#offset, limit: 1, timeout: 0 });
   }
 }
 
@@ -2888,31 +2869,23 @@ async function startHttp(port: number): Promise<http.Server> {
   return server;
 }
 
-/** Fields of an object from outside: they should be strings, but any of them may be missing. */
-type Strings<Name extends string> = Partial<Record<Name, string>>;
+/** The fields of a value from outside. What is no object has none. */
+const fieldsOf = (value: unknown): Fields => (isObject(value) ? value : {});
 
-/**
- * What we read of a request to the webhook. If it is encrypted, it has only `encrypt`, and the rest
- * is inside. Feishu tests a new webhook by `type`, `token` and `challenge`; events have the others.
- */
-type FeishuEvent = Strings<"encrypt" | "type" | "token" | "challenge"> & {
-  header?: Strings<"event_type" | "token" | "tenant_key">;
-  event?: unknown;
-};
-
-/** Decrypts the body, if there is a key, and parses it. Undefined if either of them fails. */
-function openEvent(body: Buffer, encryptKey: string): FeishuEvent | undefined {
-  const event: FeishuEvent | undefined = parseObject(body.toString());
-  if (!event || !encryptKey) return event;
-  const bytes = Buffer.from(String(event.encrypt), "base64");
+/** What a request of Feishu says. If it can't be read or decrypted, it says nothing. */
+function openEvent(body: Buffer, encryptKey: string): Fields {
+  const sent = fieldsOf(parseObject(body.toString()));
+  if (!encryptKey) return sent;
+  // An encrypted request has only the field `encrypt`, and the others are inside.
+  const bytes = Buffer.from(String(sent.encrypt), "base64");
   const iv = bytes.subarray(0, 16);
   try {
     const decipher = crypto.createDecipheriv("aes-256-cbc", sha256(encryptKey).digest(), iv);
     // We join bytes, because one character may have its bytes in both pieces.
     const json = Buffer.concat([decipher.update(bytes.subarray(16)), decipher.final()]);
-    return parseObject(json.toString());
+    return fieldsOf(parseObject(json.toString()));
   } catch {
-    return undefined;
+    return {}; // it was encrypted with another key, or not at all
   }
 }
 
@@ -2957,18 +2930,17 @@ function textOfElement(element: Fields): string {
   return element.href ? `${words} (${element.href})` : words;
 }
 
-/** The elements of a list from outside that are objects, so that their fields can be looked at. */
-const objectsOf = (list: unknown): Fields[] =>
-  Array.isArray(list) ? list.filter((item) => typeof item === "object" && item !== null) : [];
+/** The objects in a list from outside. What is no list has none. */
+const objectsOf = (list: unknown) => (Array.isArray(list) ? list.map(fieldsOf) : []);
 
 /**
  * A post is rich text: a title, and lines, each of which is a list of elements. It may be there
- * once for each language, under a key such as "zh_cn".
+ * once for each language, under a key such as "zh_cn"; we take the first.
  */
 function readPost(post: Fields) {
-  const translations = Object.values(post).filter(isObject);
-  const { title, content } = "content" in post ? post : (translations[0] ?? {});
-  const lines = objectsOf(content).map(objectsOf);
+  const { title, content } =
+    "content" in post ? post : fieldsOf(Object.values(post).find(isObject));
+  const lines = Array.isArray(content) ? content.map(objectsOf) : [];
   const texts = lines.map((elements) => elements.map(textOfElement).join(""));
   const files = lines.flat().filter(fileKeyOf);
   const media = files.map((file) => ({ kind: kindOf(file), id: String(fileKeyOf(file)) }));
@@ -2980,9 +2952,9 @@ function readPost(post: Fields) {
  * words, and the pictures and files that came with them.
  */
 function readFeishu(type: string, json: string) {
-  const content = (parseObject(json) ?? {}) as Fields; // the readers check the fields that they use
+  const content = fieldsOf(parseObject(json));
   if (type === "post") return readPost(content);
-  if (type === "text") return { text: textOfElement(content), media: [] }; // as part of a post
+  if (type === "text") return { text: textOfElement(content), media: [] }; // as in a post
   const key = fileKeyOf(content);
   if (key) return { text: `[${type}]`, media: [{ kind: type, id: String(key) }] };
   return { text: describeKind(type, ...wordsOf(content)), media: [] };
@@ -3008,14 +2980,26 @@ const FEISHU_EXPIRED = [99991661, 99991663, 99991664]; // codes for an access to
 const FEISHU_GONE = [230011, 231003]; // codes for a message that was taken back or deleted
 
 function feishuError({ code, msg, retryAfter }: FeishuAnswer): SendError {
-  const isFinal = FEISHU_FINAL.includes(code);
-  const isUnknown = !isFinal && !FEISHU_BUSY.includes(code);
-  return new SendError(`${code} ${msg}`, isFinal, retryAfter, isUnknown);
+  const permanent = FEISHU_FINAL.includes(code);
+  const isUnknown = !permanent && !FEISHU_BUSY.includes(code);
+  return new SendError(`${code} ${msg}`, { permanent, retryAfter, isUnknown });
 }
 
-// What an event of a message has to have, so that we can read it.
-const FEISHU_EVENT = objectSchema(ofType("object", "sender", "message"));
-const FEISHU_MESSAGE = objectSchema(ofType("string", "chat_id", "message_type", "content"));
+// What the sender and the message of an event have to have, so that we can read it.
+const FEISHU_MESSAGE = objectSchema(
+  ofType("string", "sender_type", "chat_id", "message_type", "content"),
+);
+
+/**
+ * What tells one message of Feishu from another. The message id does not: a redelivery, an event
+ * that comes a second time, may have a new one. But its sender, time and content are the same. If
+ * there is no time, only the message id tells two messages with the same words apart.
+ */
+function fingerprintOf(senderId: string, fields: Fields): string {
+  const { create_time, chat_id, message_id, content } = fields;
+  const origin = create_time ? [senderId, chat_id, create_time] : [message_id];
+  return sha256(JSON.stringify([...origin, content])).digest("hex");
+}
 
 /** Separates chat and thread in the peerId of a Feishu topic, as in "oc_1:thread:omt_7". */
 const THREAD = ":thread:";
@@ -3033,8 +3017,7 @@ export class FeishuChannel implements Channel {
   #stopped = false;
   // The first message of each topic, by the peerId of the topic. It is on disk, because after a
   // restart we still have to know which message an answer belongs under.
-  #roots = new Map<string, unknown>();
-  #rootsFile = path.join(STATE, "feishu-topics.json");
+  #roots = new StoredMap("feishu-topics.json");
 
   /** Throws at a setting that makes no sense. */
   constructor(setting: Setting) {
@@ -3046,10 +3029,6 @@ export class FeishuChannel implements Channel {
     if (domain !== "feishu" && domain !== "lark") throw new Error("FEISHU_DOMAIN: feishu or lark");
     const host = domain === "lark" ? "open.larksuite.com" : "open.feishu.cn";
     this.#api = setting("FEISHU_API_BASE") || `https://${host}`;
-    if (fs.existsSync(this.#rootsFile)) {
-      const roots = readEntry<Fields>(this.#rootsFile, objectSchema({}));
-      this.#roots = new Map(Object.entries(roots ?? {}));
-    }
   }
 
   /**
@@ -3076,26 +3055,23 @@ export class FeishuChannel implements Channel {
   #receive(body: Buffer, headers: http.IncomingHttpHeaders, onMessage: Accept): Answer {
     const encryptKey = this.#setting("FEISHU_ENCRYPT_KEY");
     const event = openEvent(body, encryptKey);
-    const token = String(event?.header?.token ?? event?.token);
-    const isToken = isSameSecret(token, this.#setting("FEISHU_VERIFICATION_TOKEN"));
-    if (!event || !isToken) return UNAUTHORIZED;
+    const { token = event.token, event_type } = fieldsOf(event.header);
+    const isToken = isSameSecret(String(token), this.#setting("FEISHU_VERIFICATION_TOKEN"));
+    if (!isToken) return UNAUTHORIZED;
     // When the owner registers the webhook, Feishu tests it: we have to send the challenge back.
     // For this the token is enough, because the answer tells nobody anything new.
     if (event.type === "url_verification")
       return { status: 200, body: { challenge: event.challenge } };
     if (!isAuthentic(body, headers, encryptKey)) return UNAUTHORIZED;
-    const inbound = this.#tryToRead(event);
+    const inbound = event_type === "im.message.receive_v1" && this.#tryToRead(event);
     if (inbound) this.#allowed.admit(this, inbound, onMessage);
     return { status: 200, body: {} };
   }
 
   /** Feishu would send an event again and again that is refused, so an odd one is only reported. */
-  #tryToRead(event: FeishuEvent): InboundMessage | undefined {
-    if (event.header?.event_type !== "im.message.receive_v1") return undefined;
+  #tryToRead(event: Fields): InboundMessage | undefined {
     try {
-      const { sender, message } = checkInput(FEISHU_EVENT, event.event);
-      // The schema has checked both.
-      return this.#read(sender as Fields, checkInput(FEISHU_MESSAGE, message), event);
+      return this.#read(event);
     } catch (error) {
       if (isDiskError(error)) throw error; // then it has to come again
       warn(`feishu: an event could not be read: ${error}`);
@@ -3104,54 +3080,46 @@ export class FeishuChannel implements Channel {
   }
 
   /** Undefined for a message of another bot, or one that is not meant for us. */
-  #read(sender: Fields, message: Fields, { header }: FeishuEvent): InboundMessage | undefined {
-    if (sender.sender_type !== "user") return undefined;
-    const { message_id, create_time, content } = message;
-    const [chat, type] = [String(message.chat_id), String(message.message_type)];
-    const isGroup = message.chat_type !== "p2p";
-    const mentions = objectsOf(message.mentions);
-    if (isGroup && !mentions.some((mention) => this.#isBot(mention))) return undefined;
+  #read({ header, event }: Fields): InboundMessage | undefined {
+    const { sender, message } = fieldsOf(event);
+    // In one object, because no name is in both.
+    const fields = checkInput(FEISHU_MESSAGE, { ...fieldsOf(sender), ...fieldsOf(message) });
+    const mentions = objectsOf(fields.mentions);
+    const isGroup = fields.chat_type !== "p2p";
+    const isForUs = !isGroup || mentions.some((mention) => this.#isBot(mention));
+    if (fields.sender_type !== "user" || !isForUs) return undefined;
     const accountId = this.#setting("FEISHU_APP_ID");
-    const senderId = isObject(sender.sender_id) ? String(sender.sender_id.open_id ?? "") : "";
-    const { text, media } = readFeishu(type, String(content));
+    const senderId = String(fieldsOf(fields.sender_id).open_id ?? "");
+    const type = String(fields.message_type);
+    const { text, media } = readFeishu(type, String(fields.content));
     const words = text.trim() || `[${type}]`;
-    // The id is an idempotency key: a redelivery may come under a new message id, but never with
-    // another sender, time or content, so it gets the same hash, and the inbox drops it. Without a
-    // time, two messages with the same words are told apart only by the message id.
-    const origin = create_time ? [senderId, chat, create_time] : [message_id];
-    const fingerprint = JSON.stringify([...origin, content]);
     return {
-      id: `feishu:${accountId}:${sha256(fingerprint).digest("hex")}`,
+      id: `feishu:${accountId}:${fingerprintOf(senderId, fields)}`,
       channel: "feishu",
       accountId,
-      peerId: this.#peerOf(chat, message),
+      peerId: this.#peerOf(fields),
       senderId,
-      guildId: header?.tenant_key,
+      guildId: fieldsOf(header).tenant_key as string | undefined, // it is only compared
       isGroup,
       text: this.#nameMentions(words, mentions).trim() || words, // "@our_bot" alone is kept
       media,
-      at: Number(create_time) || Date.now(), // in ms already
+      at: Number(fields.create_time) || Date.now(), // in ms already
     };
   }
 
   /** The conversation of a message. Each topic is a conversation of its own. */
-  #peerOf(chat: string, { thread_id, root_id, message_id }: Fields): string {
-    if (!thread_id) return chat;
-    const peerId = `${chat}${THREAD}${thread_id}`;
+  #peerOf({ chat_id, thread_id, root_id, message_id }: Fields): string {
+    if (!thread_id) return String(chat_id);
+    const peerId = `${chat_id}${THREAD}${thread_id}`;
     if (this.#roots.has(peerId)) return peerId;
-    const root = root_id || message_id; // the first message of a topic has no root
-    const entries = [...this.#roots, [peerId, root]];
-    fs.mkdirSync(STATE, { recursive: true });
-    replaceFile(this.#rootsFile, JSON.stringify(Object.fromEntries(entries)));
-    this.#roots.set(peerId, root);
-    forgetOldest(this.#roots);
+    this.#roots.set(peerId, String(root_id || message_id)); // the first one has no root
     return peerId;
   }
 
-  /** False for everybody if FEISHU_BOT_OPEN_ID is not set, so that no group is answered. */
-  #isBot({ id }: Fields): boolean {
+  /** Whether we are mentioned. Without FEISHU_BOT_OPEN_ID never, so no group is answered. */
+  #isBot(mention: Fields): boolean {
     const botId = this.#setting("FEISHU_BOT_OPEN_ID");
-    return botId !== "" && isObject(id) && id.open_id === botId;
+    return botId !== "" && fieldsOf(mention.id).open_id === botId;
   }
 
   /** Puts names where the text has "@_user_1", and nothing where it mentions the bot. */
@@ -3181,15 +3149,11 @@ export class FeishuChannel implements Channel {
 
   /** Writes to a chat. To a topic one can only write by answering one of its messages. */
   async #postMessage(to: string, message: object): Promise<FeishuAnswer> {
-    const token = await this.#accessToken();
-    const messages = "/open-apis/im/v1/messages";
     const root = this.#roots.get(to);
-    if (root === undefined) {
-      const body = { ...message, receive_id: chatOf(to) };
-      return this.#post(`${messages}?receive_id_type=chat_id`, body, token);
-    }
-    const body = { ...message, reply_in_thread: true };
-    return this.#post(`${messages}/${encodeURIComponent(String(root))}/reply`, body, token);
+    const call = root ? `/${encodeURIComponent(root)}/reply` : "?receive_id_type=chat_id";
+    const target = root ? { reply_in_thread: true } : { receive_id: chatOf(to) };
+    const token = await this.#accessToken();
+    return this.#post(`/open-apis/im/v1/messages${call}`, { ...message, ...target }, token);
   }
 
   /** Gives the same token for about two hours, and gets a new one a minute before it expires. */
@@ -3217,7 +3181,7 @@ export class FeishuChannel implements Channel {
       const answer = (await response.json()) as FeishuAnswer; // its refusals have this form, too
       return { ...answer, retryAfter };
     } catch (error) {
-      throw new SendError(String(error), false, retryAfter);
+      throw new SendError(String(error), { retryAfter });
     }
   }
 
@@ -4506,9 +4470,10 @@ function checkSettings(): void {
 function proxySetting(name: string): string | undefined {
   const value = env(name.toLowerCase()) || env(name);
   if (!value) return undefined;
-  const address = (value.includes("://") ? value : `http://${value}`)
+  const withScheme = value.includes("://") ? value : `http://${value}`;
+  const address = withScheme
     .replace(/^socks5h:/, "socks5:") // undici lets the proxy look up names in either case
-    .replace(/(?<=:\/\/.*)[#/?](?=.*@)/g, encodeURIComponent);
+    .replace(/(?<=:\/\/.*)[#/?](?=.*@)/g, encodeURIComponent); // in the password, before the "@"
   if (/^(https?|socks5):/.test(address) && URL.canParse(address)) return address;
   // Without the value, because there may be a password in it.
   throw new Error(`${name} must be the address of a proxy, such as http://127.0.0.1:7890`);
@@ -4528,13 +4493,15 @@ function checkAddress(name: string): void {
   process.env[name] = env(name).replace(/\/+$/, "");
 }
 
-/** Step 1 of main. Reads what was set for this run, before anything has started. */
+/** Step 1 of main. Reads what was set for this run. A wrong value ends the program here. */
 function readSettings() {
   checkEnvFile();
   checkSettings();
   ["ANTHROPIC_BASE_URL", "TELEGRAM_API_ROOT", "FEISHU_API_BASE"].filter(env).forEach(checkAddress);
   return {
     httpPort: wholeNumber("HTTP_PORT", 8765, 65535),
+    httpProxy: proxySetting("HTTP_PROXY"),
+    httpsProxy: proxySetting("HTTPS_PROXY"),
   };
 }
 
@@ -4565,9 +4532,9 @@ function greet({ store, key }: App): void {
 }
 
 /** Step 3 of main. Starts everything that runs beside the terminal. */
-async function startApp(app: App, httpPort: number): Promise<void> {
+async function startApp(app: App, settings: ReturnType<typeof readSettings>): Promise<void> {
+  const { httpPort, httpProxy, httpsProxy } = settings;
   // From here on every fetch of this process goes through HTTPS_PROXY or HTTP_PROXY, if one is set.
-  const [httpProxy, httpsProxy] = ["HTTP_PROXY", "HTTPS_PROXY"].map(proxySetting);
   setGlobalDispatcher(new EnvHttpProxyAgent({ httpProxy, httpsProxy }));
   const server = await startHttp(httpPort);
   // Feishu's events come in over HTTP. If the port is taken, it could receive nothing, so the
@@ -4594,7 +4561,7 @@ function resumeInbox(app: App): void {
   }
 }
 
-/** A turn that fails is dealt with in `handle`. If anything else fails, the message stays. */
+/** `handle` deals with a turn that fails. If anything else fails, the inbox keeps the message. */
 function resume(app: App, message: Routed): void {
   enqueue(app, message).catch((error) => warn(`${message.id}: ${error}`));
 }
@@ -4643,13 +4610,13 @@ async function shutDown(app: App): Promise<void> {
 async function main(): Promise<void> {
   // If nobody reads the output any more (`--serve | head -n 1`), the gateway goes on without it.
   process.stdout.on("error", () => {});
-  const { httpPort } = readSettings();
+  const settings = readSettings();
   lockFolder(STATE);
   const app = createApp();
   greet(app);
   // We listen for signals from here on, because one may arrive while the channels are starting.
   const stopped = stopSignal();
-  await startApp(app, httpPort);
+  await startApp(app, settings);
   // With --serve the program runs until a signal comes, else until the person leaves, too.
   await (SERVING ? stopped : Promise.race([stopped, runTerminal(app)]));
   await shutDown(app);
