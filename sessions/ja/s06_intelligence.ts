@@ -2160,12 +2160,6 @@ export class Inbox extends Spool<Routed> {
     this.giveBack([...this.#attempted]);
   }
 
-  /** How many messages of a conversation have not begun to be answered. */
-  waitingIn(sessionKey: string): number {
-    const isWaiting = (one: Routed) => one.sessionKey === sessionKey && one.attempts === undefined;
-    return this.pending().filter(isWaiting).length;
-  }
-
   /** The messages in quarantine, each with its file. What can't be read as one is left out. */
   quarantined(): { file: string; message: Routed }[] {
     const found: { file: string; message: Routed }[] = [];
@@ -2263,6 +2257,12 @@ export function runExclusive<T>(sessionKey: string, task: () => Promise<T>): Pro
 
 const MAX_WAITING = 100; // messages of one conversation, so that nobody can fill the disk
 
+/** How many messages of a conversation have not begun to be answered. */
+function waitingIn(inbox: Inbox, sessionKey: string): number {
+  const isWaiting = (one: Routed) => one.sessionKey === sessionKey && one.attempts === undefined;
+  return inbox.pending().filter(isWaiting).length;
+}
+
 /** Tells a person that a message is not taken. It is not said again until none waits any more. */
 async function refuseMessage(app: App, message: Routed): Promise<string> {
   const { tooLong } = app.inbox;
@@ -2282,7 +2282,7 @@ export function accept(app: App, message: InboundMessage, signal?: AbortSignal) 
   const routed = route(message, app);
   // ターミナルの行は残さない。クラッシュのあと、答えを待つ人はいない。
   const isKept = message.channel !== "cli";
-  const waiting = app.inbox.waitingIn(routed.sessionKey);
+  const waiting = waitingIn(app.inbox, routed.sessionKey);
   if (waiting === 0) app.inbox.tooLong.delete(routed.sessionKey);
   const isTooMany = waiting >= MAX_WAITING && !app.inbox.isKnown(routed.id);
   if (isKept && isTooMany) return { done: refuseMessage(app, routed) };
