@@ -212,6 +212,17 @@ describe.each(sectionsFrom("s04"))("$name, quarantine", (section) => {
     expect(new s04.Inbox(join(folder, "inbox")).add(inbound({ id: "a" }))).toBe(false);
   });
 
+  it("stays in the inbox after /inbox retry, if its channel is not set up in this run", async () => {
+    const { s04, model, folder } = await openApp(section);
+    const inbox = new s04.Inbox(join(folder, "inbox"));
+    inbox.add(inbound({ id: "a", text: "text a", attempts: 3 }));
+    const app = appOf(s04, folder);
+    expect(await s04.COMMANDS.inbox?.run("retry", app, {})).toContain("1");
+    expect(app.inbox.pending().map(({ id }) => id)).toEqual(["a"]);
+    expect(inboxFiles(folder)).toHaveLength(1);
+    expect(model.log).toEqual([]);
+  });
+
   it("takes what a number can't count, ids that can't be read, and a folder that is none", async () => {
     const { Inbox } = await load04(section);
     const folder = temporaryFolder();

@@ -1857,8 +1857,9 @@ const MAX_QUOTE = 2_000;
 /**
  * What the model is told about the person's words: in a group who wrote them, and what they answer.
  * It is a block of its own behind them, because in the same block a person could write the like and
- * pose as somebody else. As JSON a name can't leave its quotation marks, nor, without "<", the
- * block. The id tells two people apart who have chosen the same name. Gives one block or none.
+ * pose as somebody else. Because it is JSON, a name can't end its quotation marks; because "<" is
+ * escaped, it can't end the block. The id tells two people with the same name apart. Gives one
+ * block or none.
  */
 function attributionOf(message?: InboundMessage): string[] {
   const { isGroup, senderId: id, senderName = "", quoted } = message ?? {};
@@ -2048,7 +2049,7 @@ function numberedFiles(folder: string): string[] {
 const parseEntry = <T>(file: string, schema: Anthropic.Tool.InputSchema) =>
   checkInput(schema, parseObject(fs.readFileSync(file, "utf8"))) as T;
 
-/** The same for a file that may be missing. A bad file is quarantined. Both give undefined. */
+/** The same, but undefined for a missing file, and for a bad one, which is quarantined. */
 const readEntry = <T>(file: string, schema: Anthropic.Tool.InputSchema) =>
   readOrQuarantine(file, (found) => parseEntry<T>(found, schema));
 
@@ -2085,7 +2086,8 @@ export class Spool<T extends { id: string }> {
       if (this.isKnown(entry.id)) fs.rmSync(file);
       else this.entries.set(entry.id, { entry, file });
     }
-    // Only now: after a week without the program, the files above may need the oldest ids.
+    // Not before the loop above, which still needs the ids: if the program was off for longer than
+    // ids are kept, they would be gone, and an entry that was processed would be taken for new.
     this.#processed.forgetOld();
   }
 
@@ -2139,7 +2141,7 @@ export class Inbox extends Spool<Routed> {
   // sent an album wants to hear about it once, and not once for each picture.
   readonly newlyQuarantined = new Map<string, Routed>();
   readonly #attempted = new Set<Routed>(); // in this run, and not answered yet
-  readonly tooLong = new Set<string>(); // conversations that were told so, see `accept`
+  readonly tooLong = new Set<string>(); // conversations that refuseMessage has told
   #isStopping = false;
 
   constructor(dir: string) {
@@ -2163,6 +2165,8 @@ export class Inbox extends Spool<Routed> {
       this.#setAttempts(message, (message.attempts ?? 0) + 1);
       this.#attempted.add(message);
     }
+    // What begins during the shutdown is not counted. But it keeps the mark that it has begun, so
+    // attempts is 0 and not undefined, because partsOf needs to know that.
     if (this.#isStopping) this.giveBack(messages);
   }
 
@@ -2222,8 +2226,8 @@ export class Inbox extends Spool<Routed> {
    * The messages that are parts of the same one as `message`; none if it is answered already.
    *
    * After a crash some parts may have been attempted and others not. Those that were attempted may
-   * be in the session, joined into one message, which can't grow any more. So they are answered
-   * again together, and the others form a message of their own.
+   * be in the session already, where `handle` joined them into one message, which can't grow any
+   * more. So they are answered again together, and the others form a message of their own.
    */
   partsOf(message: Routed): Routed[] {
     if (!this.entries.has(message.id)) return [];
@@ -2547,8 +2551,8 @@ function telegramText(message: TelegramMessage): string {
 const entitiesOf = ({ entities, caption_entities }: TelegramMessage) =>
   entities ?? caption_entities ?? [];
 
-// Telegram also sets `document` for an animation, `photo` for a live photo and `location` for a
-// venue, so these stand behind them.
+// The first kind that a message has counts. Telegram also sets `document` for an animation, `photo`
+// for a live photo and `location` for a venue, so those three stand behind what brings them along.
 const KINDS = (
   "animation live_photo photo document audio voice video video_note sticker paid_media story " +
   "venue location contact dice game poll checklist invoice giveaway giveaway_winners gift " +
@@ -2713,7 +2717,7 @@ export class TelegramChannel implements Channel {
       timeout: 30, // in seconds
       allowed_updates: ["message", "channel_post"] as const,
     };
-    // The cast is safe: of a signal grammY uses only what Node's has, too (see fetchForGrammy).
+    // The cast is safe, because grammY uses nothing of the signal that Node's signals don't have.
     const updates = await this.#bot.api.getUpdates(request, this.#stopping.signal as never);
     for (const { update_id, message, channel_post } of updates) {
       const received = message ?? channel_post;
@@ -3051,7 +3055,7 @@ export class FeishuChannel implements Channel {
 
   /**
    * Resolves when Feishu has given us an access token, and rejects if it refuses. The route is set
-   * before that, so that events are accepted in the meantime, and in that case, too.
+   * before that, so that events are accepted while we wait for the token, and without one, too.
    */
   async start(onMessage: Accept): Promise<void> {
     ROUTES["POST /feishu/events"] = (body, headers) => this.#receive(body, headers, onMessage);
@@ -3086,7 +3090,7 @@ export class FeishuChannel implements Channel {
     return { status: 200, body: {} };
   }
 
-  /** Feishu would send an event again and again that is refused, so an odd one is only reported. */
+  /** An event of odd shape is only reported: if we refused it, Feishu would send it again. */
   #tryToRead(event: Fields): InboundMessage | undefined {
     try {
       return this.#read(event);
@@ -3148,7 +3152,7 @@ export class FeishuChannel implements Channel {
   }
 
   async send(to: string, text: string): Promise<void> {
-    // Feishu would make a mention of <at user_id="all">, which the model must not be able to write.
+    // Feishu turns <at user_id="all"> into a mention of everybody, which the model must not cause.
     const content = JSON.stringify({ text: text.replace(/<(?=\/?at\b)/gi, "< ") });
     const message = { msg_type: "text", content };
     let answer = await this.#postMessage(to, message);
@@ -5763,7 +5767,7 @@ function resumeInbox(app: App): void {
     tellOwnerOfQuarantine(app, message);
   }
   for (const message of app.inbox.pending()) {
-    if (app.channels.has(message.channel)) resume(app, message);
+    if (message.channel !== "cron") resume(app, message);
   }
   // Jobs come second: the turns of people are under way by then, and a job waits for those.
   for (const message of app.inbox.pending()) {
@@ -5771,8 +5775,12 @@ function resumeInbox(app: App): void {
   }
 }
 
-/** `handle` deals with a turn that fails. If anything else fails, the inbox keeps the message. */
+/**
+ * Puts a message in line again, unless its channel is not set up in this run. `handle` deals with a
+ * turn that fails. If anything else fails, the inbox keeps the message.
+ */
 function resume(app: App, message: Routed): void {
+  if (message.channel !== "cron" && !app.channels.has(message.channel)) return;
   enqueue(app, message).catch((error) => warn(`${message.id}: ${error}`));
 }
 
