@@ -156,7 +156,7 @@ describe.each(sectionsFrom("s07"))("$name, a job", (file) => {
       `${OWNER}: event of d`,
     ]);
     expect(told.slice(4)).toEqual([]);
-    expect(printed()).toMatch(/not sent.*channel|channel.*not sent/);
+    expect(printed()).toContain("feishu");
     expect(model.log).toHaveLength(5);
   });
 
