@@ -166,7 +166,7 @@ describe.each(sectionsFrom("s08"))("$name, chunkMessage", (file) => {
       "```js\ncode();\n```\n",
     ]) {
       const of = (length: number) => piece.repeat(Math.ceil(length / piece.length));
-      const size = file.lang === "en" ? 1_000_000 : 100_000;
+      const size = file.lang === "en" ? 1_000_000 : 300_000;
       const small = measure(of(size / 10));
       const large = measure(of(size));
       expect(small.work).toBeGreaterThan(0);

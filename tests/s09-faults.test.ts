@@ -208,7 +208,7 @@ describe.each(sectionsFrom("s09"))("$name, who hears of it", (file) => {
     };
     await section.accept(app, message).done;
     const lines = printed().split("\n");
-    const restart = lines.findIndex((line) => line.startsWith("(") && !line.includes(PRIMARY));
+    const restart = lines.findIndex((line) => /^[(（]/.test(line) && !line.includes(PRIMARY));
     expect(lines[restart - 1]).toContain(PRIMARY); // which key and model failed
     expect(lines[restart + 1]).toBe("The whole answer.");
   });
