@@ -4456,9 +4456,9 @@ command("prompt", "它的提示词有哪几层，各多少字符", (_args, app) 
 // From here on the program also begins turns that nobody asked for: cron jobs run at their times,
 // and a heartbeat looks whether something needs the owner. Two rules hold.
 //
-// A person never waits for either. They begin while nobody is being answered, or, if people write
-// without a pause, after half a minute (CRON_MAX_WAIT). Whoever writes later is answered beside
-// them, because each of them has a conversation of its own.
+// A person never waits for either. A heartbeat begins only while nobody is being answered. So does
+// a job, but if people write without a pause, it begins after half a minute (CRON_MAX_WAIT).
+// Whoever writes later is answered beside them, because each of them has a conversation of its own.
 //
 // A run that has become due is made at least once (at-least-once). Due times that pass while the
 // program does not run, or while a run of the job waits, share one run. It is written to the inbox
@@ -4921,7 +4921,7 @@ function enqueueJob(app: App, { id, payload, deliver }: Job, due: number): boole
   const isEvent = payload.kind === "system_event";
   const text = isEvent ? payload.text : payload.message;
   const message = { ...internalMessage("cron", id, text, due), job: { isEvent, deliver } };
-  // enqueue hands a message of the channel "cron" to runJob, in the queue "cron": one at a time.
+  // enqueue hands a message of the channel "cron" to runJob. Jobs run one at a time.
   accept(app, message).done.catch((error) => warn(`cron: ${id}: ${error}`));
   return true;
 }

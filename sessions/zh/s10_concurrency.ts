@@ -4479,9 +4479,9 @@ command("prompt", "它的提示词有哪几层，各多少字符", (_args, app) 
 // From here on the program also begins turns that nobody asked for: cron jobs run at their times,
 // and a heartbeat looks whether something needs the owner. Two rules hold.
 //
-// A person never waits for either. They begin while nobody is being answered, or, if people write
-// without a pause, after half a minute (CRON_MAX_WAIT). Whoever writes later is answered beside
-// them, because each of them has a conversation of its own.
+// A person never waits for either. A heartbeat begins only while nobody is being answered. So does
+// a job, but if people write without a pause, it begins after half a minute (CRON_MAX_WAIT).
+// Whoever writes later is answered beside them, because each of them has a conversation of its own.
 //
 // A run that has become due is made at least once (at-least-once). Due times that pass while the
 // program does not run, or while a run of the job waits, share one run. It is written to the inbox
@@ -4944,7 +4944,7 @@ function enqueueJob(app: App, { id, payload, deliver }: Job, due: number): boole
   const isEvent = payload.kind === "system_event";
   const text = isEvent ? payload.text : payload.message;
   const message = { ...internalMessage("cron", id, text, due), job: { isEvent, deliver } };
-  // enqueue hands a message of the channel "cron" to runJob, in the queue "cron": one at a time.
+  // enqueue hands a message of the channel "cron" to runJob. Jobs run one at a time.
   accept(app, message).done.catch((error) => warn(`cron: ${id}: ${error}`));
   return true;
 }
@@ -6185,8 +6185,8 @@ function profilesFrom(setting: Setting): AuthProfile[] {
 // In the sections up to s09 each conversation has a chain of promises, and nothing else limits the
 // program. So a hundred people who write at once cause a hundred model calls at once, and so do all
 // the messages that wait in the inbox at a start (a thundering herd). And a turn that hangs holds
-// up its conversation for ever, as well as the cron jobs, because they wait until no person's turn
-// runs.
+// up its conversation for ever. There is no heartbeat any more either, because none begins while a
+// person is being answered, and each cron job waits for half a minute.
 //
 // A lane is a FIFO queue with a concurrency limit (a semaphore) and a timeout for each task. A turn
 // passes through two of them: the lane of its conversation keeps the order, and inside it a lane
