@@ -921,7 +921,10 @@ export type Middleware = (
 /** Outermost first. To add a layer, `unshift` it (outermost) or `push` it (innermost). */
 export const MIDDLEWARE: Middleware[] = [];
 
-/** Runs `task` with the layers round it. The first one gets the others and the task as `next`. */
+/**
+ * Runs `task` with the layers round it. The first one gets the others and the task as `next`. It is
+ * keepLoaded, which is not in MIDDLEWARE, so that no later section can put a layer round it.
+ */
 function runMiddleware(
   conversation: Conversation,
   options: TurnOptions,
@@ -989,6 +992,8 @@ function readOrQuarantine<T>(file: string, read: (file: string) => T): T | undef
   try {
     return read(file);
   } catch (error) {
+    // If too many files are open, no file can be read, so this one need not be bad.
+    if (["EMFILE", "ENFILE"].includes(String(codeOf(error)))) throw error;
     if (isThere(file)) quarantine(file, String(error));
     return undefined;
   }
@@ -1234,7 +1239,10 @@ async function firstRecord(file: string): Promise<LogRecord> {
 // A key says who talks to whom, and a session is one of their conversations. No file lists all
 // sessions, because it could come to disagree with the folders. The folders are the list.
 
-/** Until a turn has ended, its session stays in memory, because the next one has to find it. */
+/**
+ * Keeps a session in memory while a turn runs in it. If it were dropped and loaded again meanwhile,
+ * there would be two of it, and neither would know what the other one appends.
+ */
 const keepLoaded: Middleware = async (conversation, options, next) => {
   if (!(conversation instanceof Session)) return next(options);
   conversation.turns += 1;
@@ -1246,7 +1254,7 @@ const keepLoaded: Middleware = async (conversation, options, next) => {
   }
 };
 
-const MAX_IDLE = 3_600_000; // ms
+const MAX_IDLE = 3_600_000; // ms, after which a session is dropped from memory
 
 /** All sessions, in `dir`: a folder for each key, and in it a file for each session. */
 export class SessionStore {
@@ -1346,7 +1354,7 @@ export class SessionStore {
   /** The session in a file. Undefined if there is none. */
   #open(file: string, key?: string): Session | undefined {
     const session = new Session(file, key);
-    // We look only now, because to read a file that can't be read is to quarantine it.
+    // We look only now, because a file that can't be read was quarantined by the line above.
     return fs.existsSync(file) ? session : undefined;
   }
 
