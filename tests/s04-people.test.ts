@@ -165,7 +165,7 @@ describe.each(sectionsFrom("s04"))("$name, who speaks", (section) => {
 
 describe.each(sectionsFrom("s04"))("$name, commands for everybody", (section) => {
   it("take any white space after their name, and the bot's name", async () => {
-    const { model, telegram, take } = await path(section);
+    const { app, model, telegram, take } = await path(section);
     const hears = async (text: string) => {
       await take({ text });
       return telegram.sent.at(-1)?.text ?? "";
@@ -179,8 +179,10 @@ describe.each(sectionsFrom("s04"))("$name, commands for everybody", (section) =>
       "/new@practice_bot",
     ];
     for (const text of [...asked, "/new@practice_bot\nour trip"]) {
-      expect(await hears(text), text).toContain("/list");
+      expect(await hears(text), text).toMatch(/^(A new conversation|已新开|新しい会話)[^/]*$/);
     }
+    const labels = app.store.list(inbound().sessionKey).map(({ header }) => header.label);
+    expect(labels.toSorted()).toEqual(["", "", "", "", "our trip", "trip", "x"]);
     for (const text of ["/help\n", "/help@practice_bot", "/help me"]) {
       expect(await hears(text), text).toContain("/new");
     }
