@@ -67,6 +67,18 @@ type Env = Record<string, string | undefined>;
 
 const escaped = (text: string): string => text.replace(/[.*+?^${}()|[\]\\]/g, "\\$&");
 
+/** Stops the command of a shell with Ctrl+Z, uses the shell, and brings the command back. */
+export async function suspend(shell: Awaited<ReturnType<Copy["shell"]>>): Promise<void> {
+  shell.type("\x1a");
+  await shell.says("Stopped");
+  shell.type("echo back $((1 + 1))\r");
+  await shell.says("back 2");
+  shell.type("fg\r");
+}
+
+/** How often a shell shows its prompt: at the beginning, after `suspend` and its echo, at the end. */
+export const PROMPTS = 4;
+
 export class Copy {
   readonly root = realpathSync.native(mkdtempSync(join(tmpdir(), "practice-")));
   private readonly running = new Set<ChildProcess>();
@@ -143,6 +155,13 @@ export class Copy {
     });
     const says = (wanted: string | RegExp, times?: number) => output.says(wanted, times);
     return { terminal, output, exit, says, type: (text: string) => terminal.write(text) };
+  }
+
+  /** A shell in a terminal of its own, ready for a command. */
+  async shell() {
+    const shell = this.terminal("bash", ["--norc", "-i"], { PS1: "shell> " });
+    await shell.says("shell> ");
+    return shell;
   }
 
   /** `npm start` in a terminal of its own. */

@@ -4,7 +4,7 @@ import { createServer, type Server } from "node:http";
 import { afterAll, afterEach, beforeAll, beforeEach, describe, expect, it, vi } from "vitest";
 import { type WebSocket, WebSocketServer } from "ws";
 import { closeServer, listen } from "../practice/web.ts";
-import { Copy } from "./practice-copy.ts";
+import { Copy, PROMPTS, suspend } from "./practice-copy.ts";
 
 vi.setConfig({ testTimeout: 60_000 });
 
@@ -245,23 +245,18 @@ describe("npm run phone", () => {
   });
 
   it.skipIf(process.platform === "win32")("lets the shell come back with Ctrl+Z", async () => {
-    const shell = copy.terminal("bash", ["--norc", "-i"], { PS1: "shell> " });
-    await shell.says("shell> ");
+    const shell = await copy.shell();
     // npm stands between the shell and the phone; here it is another process that waits.
     const wait =
       "require('child_process').spawnSync('node', process.argv.slice(1), {stdio:'inherit'})";
     shell.type(`node -e "${wait}" -- --import tsx practice/phone.ts telegram bob\r`);
     await shell.says(/^.*bob > /m);
-    shell.type("\x1a");
-    await shell.says("Stopped");
-    shell.type("echo back $((1 + 1))\r");
-    await shell.says("back 2");
-    shell.type("fg\r");
+    await suspend(shell);
     await shell.says("bob > ", 2);
     shell.type("hi\r");
     await shell.says("bot > You said: hi");
     shell.type("quit\r");
-    await shell.says("shell> ", 4);
+    await shell.says("shell> ", PROMPTS);
   });
 
   it("leaves when the world ends", async () => {

@@ -8,7 +8,7 @@ import { afterEach, beforeEach, describe, expect, it, vi } from "vitest";
 import { startModel } from "../practice/model.ts";
 import { ROOT, settingsFor } from "../practice/world.ts";
 import { startWorld } from "../practice/world-server.ts";
-import { Copy } from "./practice-copy.ts";
+import { Copy, PROMPTS, suspend } from "./practice-copy.ts";
 
 /** A section of our own: it shows its settings, answers lines, and leaves as it is told. */
 const SECTION = `
@@ -478,20 +478,15 @@ describe.skipIf(process.platform === "win32")("signals", () => {
 
   it("Ctrl+Z suspends the whole job, so that the shell comes back, and fg goes on", async () => {
     copy.section("en", "s01_agent_loop", TERMINAL_SECTION);
-    const shell = copy.terminal("bash", ["--norc", "-i"], { PS1: "shell> " });
-    await shell.says("shell> ");
+    const shell = await copy.shell();
     shell.type("node --import tsx practice/start.ts s01\r");
     await shell.says("You > ");
-    shell.type("\x1a");
-    await shell.says("Stopped");
-    shell.type("echo back $((1 + 1))\r");
-    await shell.says("back 2");
-    shell.type("fg\r");
+    await suspend(shell);
     await shell.says("You > ", 2);
     shell.type("hello\r");
     await shell.says("heard hello");
     shell.type("quit\r");
-    await shell.says("shell> ", 4); // at the beginning, after Ctrl+Z, after echo, and now
+    await shell.says("shell> ", PROMPTS);
     shell.type("exit\r");
     await shell.exit;
   });

@@ -25,6 +25,7 @@ import {
 } from "./helper.ts";
 import {
   appOf,
+  begunAlbum,
   delivered,
   echoModel,
   inbound,
@@ -171,10 +172,7 @@ describe.each(sectionsFrom("s04"))("$name, Inbox", (section) => {
   it("after a crash in the middle of finishing, the part with the turn's id is still there", async () => {
     const { Inbox } = await load04(section);
     const dir = join(temporaryFolder(), "inbox");
-    const inbox = new Inbox(dir);
-    const parts = ["p1", "p2"].map((id): Routed => inbound({ id, part: "album" }));
-    for (const part of parts) inbox.add(part);
-    inbox.countAttempt(parts);
+    const { inbox, parts } = begunAlbum(Inbox, dir);
     vi.spyOn(fs, "rmSync").mockImplementationOnce(() => {
       throw new Error("killed here");
     });

@@ -14,6 +14,7 @@ import {
   withoutContext,
   say as words,
 } from "./helper.ts";
+import { countOf, wording } from "./wording.ts";
 import {
   afterwards,
   appOf,
@@ -178,13 +179,15 @@ describe.each(sectionsFrom("s04"))("$name, commands for everybody", (section) =>
       "/new\ttrip",
       "/new@practice_bot",
     ];
+    const begun = wording(section, "A new conversation begins.");
+    const help = wording(section, "/new begins a new conversation.");
     for (const text of [...asked, "/new@practice_bot\nour trip"]) {
-      expect(await hears(text), text).toMatch(/^(A new conversation|已新开|新しい会話)[^/]*$/);
+      expect(await hears(text), text).toMatch(begun);
     }
     const labels = app.store.list(inbound().sessionKey).map(({ header }) => header.label);
     expect(labels.toSorted()).toEqual(["", "", "", "", "our trip", "trip", "x"]);
     for (const text of ["/help\n", "/help@practice_bot", "/help me"]) {
-      expect(await hears(text), text).toContain("/new");
+      expect(await hears(text), text).toMatch(help);
     }
     expect(model.log).toHaveLength(0);
     for (const text of ["/new?", "/newer", "/new-trip", "/help!", "please /new", " /neu"]) {
@@ -195,7 +198,7 @@ describe.each(sectionsFrom("s04"))("$name, commands for everybody", (section) =>
   it("a message that can't be read gets a sentence, and the model is not asked", async () => {
     const { model, telegram, take } = await path(section);
     await take({ text: "" });
-    expect(telegram.sent[0]?.text).toMatch(/can't read|看不了|読み取れません/);
+    expect(telegram.sent[0]?.text).toMatch(wording(section, "I can't read this kind of message."));
     expect(model.log).toHaveLength(0);
   });
 });
@@ -439,7 +442,11 @@ describe.each(sectionsFrom("s04").filter(({ id }) => id === "s04"))(
       const chat = (id: number) => ({ chat: { id, type: "private", first_name: "S" } });
       const write = (id: number) => telegram.say("mallory", "hi", { fields: chat(id) });
       for (let id = 100_000; id <= 101_000; id++) write(id);
-      const told = () => printed().split("TELEGRAM_ALLOWED_CHATS").length - 1;
+      const hint = wording(
+        section,
+        "A stranger wrote. To let them in, add {chat} to the list in {setting}.",
+      );
+      const told = () => countOf(printed(), hint);
       await write(101_000).confirmed;
       expect(told()).toBe(1_001);
       await write(100_000).confirmed; // the first one is forgotten by now

@@ -24,8 +24,10 @@ import {
   temporaryFolder,
 } from "./helper.ts";
 import {
+  type App04,
   afterwards,
   appOf,
+  begunAlbum,
   delivered,
   echoModel,
   inbound,
@@ -51,6 +53,10 @@ async function openApp(section: Section) {
   app.channels.set("telegram", telegram);
   return { s04, app, model, telegram, folder };
 }
+
+/** The file of the session in which a conversation goes on. */
+const sessionFile = (app: App04, folder: string, key: string) =>
+  join(folder, "sessions", encodeURIComponent(key), `${app.store.current(key).id}.jsonl`);
 
 const inboxFiles = (folder: string) =>
   readdirSync(join(folder, "inbox")).filter((name) => name.endsWith(".json"));
@@ -178,10 +184,7 @@ describe.each(sectionsFrom("s04"))("$name, attempts", (section) => {
   it("given back, still tell which parts may be in the session already", async () => {
     const { Inbox } = await load04(section);
     const dir = join(temporaryFolder(), "inbox");
-    const inbox = new Inbox(dir);
-    const parts = ["p1", "p2"].map((id): Routed => inbound({ id, part: "album" }));
-    for (const part of parts) inbox.add(part);
-    inbox.countAttempt(parts);
+    const { inbox } = begunAlbum(Inbox, dir);
     inbox.stopCounting();
     const after = new Inbox(dir);
     after.add(inbound({ id: "p3", part: "album" }));
@@ -357,13 +360,7 @@ describe.runIf(existsSync("/dev/full")).each(sectionsFrom("s04"))(
       const minutes = holdMinutes();
       const { s04, app, model, folder } = await openApp(section);
       const message = inbound({ text: "do it" });
-      const session = app.store.current(message.sessionKey);
-      const file = join(
-        folder,
-        "sessions",
-        encodeURIComponent(message.sessionKey),
-        `${session.id}.jsonl`,
-      );
+      const file = sessionFile(app, folder, message.sessionKey);
       let ran = 0;
       let free = () => {};
       s04.HANDLERS.get_current_time = () => {
@@ -396,13 +393,7 @@ describe.runIf(existsSync("/dev/full")).each(sectionsFrom("s04"))(
       const minutes = holdMinutes();
       const { s04, app, model, folder } = await openApp(section);
       const message = inbound({ text: "hello" });
-      const session = app.store.current(message.sessionKey);
-      const file = join(
-        folder,
-        "sessions",
-        encodeURIComponent(message.sessionKey),
-        `${session.id}.jsonl`,
-      );
+      const file = sessionFile(app, folder, message.sessionKey);
       let free = lock(file);
       const { done } = s04.accept(app, message);
       await until(() => minutes.count === 1);

@@ -14,6 +14,7 @@ import {
   sectionsFrom,
   settings,
 } from "./helper.ts";
+import { countOf, wording } from "./wording.ts";
 import { appOf06, inbound, load06, silentChannel } from "./world.ts";
 
 const KEY = "agent:luna:telegram:direct:1001";
@@ -98,16 +99,24 @@ describe.each(sectionsFrom("s06"))("$name, a memory", (section) => {
         true,
       );
     }
-    expect(printed()).toMatch(/2026-01-03\.jsonl.*1, 2, 3/);
+    expect(printed()).toMatch(
+      wording(section, "{this.file}, line {shown}: not readable, skipped. It stays in the file.", {
+        shown: "1, 2, 3",
+      }),
+    );
   });
 
   it("folder that is a file gives way", async () => {
-    const { app } = await open(section, (workspace) =>
+    const { app, state } = await open(section, (workspace) =>
       writeFileSync(join(workspace, ".state/memory"), "[]"),
     );
     app.memory.write("The tea is oolong.", "fact", KEY);
     expect(app.memory.search("tea", { sessionKey: KEY })).toHaveLength(1);
-    expect(printed()).toMatch(/memory\b.*memory\.\w+\.quarantined/);
+    expect(printed()).toMatch(
+      wording(section, "{file} is quarantined (renamed to {path.basename(name)}): {why}", {
+        file: join(state, "memory"),
+      }),
+    );
   });
 
   it("that can't be written is an error for the model, and the turn goes on", async () => {
@@ -138,10 +147,9 @@ describe.each(sectionsFrom("s06"))("$name, the files of the prompt", (section) =
     const layers = promptLayers({ agent: app.agents.get("luna") });
     expect(layers.find(({ name }) => name === "identity")?.text).toContain("Luna of the tests");
     for (const name of ["SOUL.md", "TOOLS.md", "MEMORY.md", "AGENTS.md", "skills"]) {
-      const naming = printed()
-        .split("\n")
-        .filter((line) => line.includes(join(workspace, name)));
-      expect(naming, name).toHaveLength(1);
+      const values = { file: join(workspace, name) };
+      const naming = wording(section, "{file} is left out: {error}", values);
+      expect(countOf(printed(), naming), name).toBe(1);
     }
   });
 

@@ -4,7 +4,7 @@ import { readFileSync, writeFileSync } from "node:fs";
 import { join } from "node:path";
 import { describe, expect, it } from "vitest";
 import type { LoggedRequest } from "../practice/model.ts";
-import { calls, outline, printed, results, say, sectionsFrom } from "./helper.ts";
+import { calls, changed, outline, printed, results, say, sectionsFrom } from "./helper.ts";
 import {
   asking,
   DAY,
@@ -21,6 +21,7 @@ import {
   viaRpc,
   writeCron,
 } from "./s07-helper.ts";
+import { wording } from "./wording.ts";
 import { inbound } from "./world.ts";
 
 const ILL = {
@@ -156,7 +157,10 @@ describe.each(sectionsFrom("s07"))("$name, a job", (file) => {
       `${OWNER}: event of d`,
     ]);
     expect(told.slice(4)).toEqual([]);
-    expect(printed()).toContain("feishu");
+    const sentence = changed(file, "queue")
+      ? "{id}: not sent yet: the channel {channel} is not set up"
+      : "{channel} {to}: a reply was not sent: the channel is not set up";
+    expect(printed()).toMatch(wording(file, sentence, { channel: "feishu" }));
     expect(model.log).toHaveLength(5);
   });
 

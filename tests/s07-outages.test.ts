@@ -20,7 +20,10 @@ import {
   shownBy,
   writeCron,
 } from "./s07-helper.ts";
+import { countOf, wording } from "./wording.ts";
 import { inbound } from "./world.ts";
+
+const AGAIN = 'cron: {what}: {error}. {t("It is tried again.")}';
 
 const toOwner = { channel: "telegram", to: OWNER };
 
@@ -74,7 +77,7 @@ describe.each(sectionsFrom("s07"))("$name, a job", (file) => {
     model.setFailure({});
     expect(jobs.map((job) => app.cron.stateOf(job).errors)).toEqual([0, 0]);
     for (const { id } of jobs) {
-      expect(printed().match(new RegExp(`cron: ${id}: `, "g"))).toHaveLength(1);
+      expect(countOf(printed(), wording(file, AGAIN, { what: id }))).toBe(1);
     }
     expect(phone.sent).toEqual([]);
     model.script(say("It works."), say("It works, too."));
@@ -125,7 +128,9 @@ describe.each(sectionsFrom("s07"))("$name, a job", (file) => {
     world.clock.at += 60 * MINUTE;
     model.script(say("done"));
     for (let count = 0; count < 3; count++) await tick(world);
-    expect(printed().match(/cron: \S*cron\.json: /g)).toHaveLength(1);
+    expect(countOf(printed(), wording(file, AGAIN, { what: join(world.state, "cron.json") }))).toBe(
+      1,
+    );
     // A crash: the new state was never written.
     const next = world.again();
     await tick(next);
@@ -145,9 +150,12 @@ describe.each(sectionsFrom("s07"))("$name, a job", (file) => {
     writeCron(world.workspace, [...bad, event("good", once(1), { deliver: toOwner })]);
     expect(world.app.cron.read().map(({ id }) => id)).toEqual(["good"]);
     for (const number of bad.keys()) {
-      expect(printed()).toMatch(
-        new RegExp(`CRON\\.json: .*${number + 1}.*channel must be .*telegram`),
-      );
+      const values = {
+        "index + 1": number + 1,
+        error: "Error: channel must be one of cli,telegram",
+      };
+      const named = wording(file, "job {index + 1} is left out: {error}", values);
+      expect(printed()).toMatch(named);
     }
   });
 
@@ -168,10 +176,12 @@ describe.each(sectionsFrom("s07"))("$name, a job", (file) => {
     world.app.cron.read();
     const held = model.hold();
     model.script(say("one"));
-    expect(await shownBy(world, "cron-trigger", "slow")).toContain("slow");
+    expect(await shownBy(world, "cron-trigger", "slow")).toMatch(
+      wording(file, "{id} is in line.", { id: "slow" }),
+    );
     await held.waiting;
     expect(await shownBy(world, "cron-trigger", "slow")).toMatch(
-      /earlier run of slow|slow 的上一次运行|slowの前回の実行/,
+      wording(file, "An earlier run of {id} is still in line.", { id: "slow" }),
     );
     held.release();
     await runsEnded(world);
@@ -221,7 +231,10 @@ describe.each(sectionsFrom("s07"))("$name, around it", (file) => {
     world.clock.at += MINUTE;
     const second = await app.heartbeat.run(app, true);
     expect([first, second]).toEqual(["delivered", "duplicate"]);
-    if (!changed(file, "queue")) expect(printed()).toContain("no network");
+    const unsent = wording(file, "{channel} {to}: a reply was not sent: {error}", {
+      error: "Error: no network",
+    });
+    if (!changed(file, "queue")) expect(printed()).toMatch(unsent);
   });
 
   it("state that can't be used is quarantined, and the message of its owner is accepted", async () => {
@@ -246,7 +259,11 @@ describe.each(sectionsFrom("s07"))("$name, around it", (file) => {
         readdirSync(world.state).some((one) => one.startsWith(`${name}.`)),
         name,
       ).toBe(true);
-      expect(printed()).toMatch(new RegExp(`${name}\\b.*${name}\\.\\w+\\.quarantined`));
+      expect(printed()).toMatch(
+        wording(file, "{file} is quarantined (renamed to {path.basename(name)}): {why}", {
+          file: join(world.state, name),
+        }),
+      );
     }
     expect(quarantined(world.state, "nothing")).toEqual([]);
   });
@@ -259,7 +276,8 @@ describe.each(sectionsFrom("s07"))("$name, around it", (file) => {
       else symlinkSync(kind, path);
       world.app.cron.tick();
       world.app.cron.tick();
-      expect(printed().split("CRON.json: ").length, kind).toBeGreaterThan(1);
+      const unread = wording(file, "not readable. The jobs from before go on. {error}");
+      expect(countOf(printed(), unread), kind).toBeGreaterThan(0);
     }
   });
 });

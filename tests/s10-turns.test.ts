@@ -40,6 +40,15 @@ async function hung(road: Road, peerId = "1001") {
   return { ...tool, done };
 }
 
+/** Four people whose turns take all the places of `main`, until their answers are released. */
+async function fillMain(road: Road) {
+  const people = ["1", "2", "3", "4"];
+  const holds = people.map(() => road.model.hold());
+  const answers = people.map((who) => road.write(who, `from ${who}`));
+  await Promise.all(holds.map(({ waiting }) => waiting));
+  return { people, holds, answers };
+}
+
 const ofOwner = (road: Road) => road.app.heartbeat.run(road.app, true);
 
 function job(road: Road, id: string, more: object = {}) {
@@ -71,10 +80,7 @@ describe.each(sectionsFrom("s10"))("$name: who waits for whom", (section) => {
   it("four people are answered side by side, and the fifth waits", async () => {
     const road = await openRoad(section);
     script(road);
-    const people = ["1", "2", "3", "4"];
-    const holds = people.map(() => road.model.hold());
-    const answers = people.map((who) => road.write(who, `from ${who}`));
-    await Promise.all(holds.map(({ waiting }) => waiting));
+    const { people, holds, answers } = await fillMain(road);
     const fifth = road.write("5", "from 5");
     await turns();
     expect([road.lane("main").active, road.lane("main").waiting.size]).toEqual([4, 1]);
@@ -97,10 +103,7 @@ describe.each(sectionsFrom("s10"))("$name: who waits for whom", (section) => {
     script(road);
     const typing: string[] = [];
     Object.assign(road.telegram, { typing: async (to: string) => void typing.push(to) });
-    const people = ["1", "2", "3", "4"];
-    const holds = people.map(() => road.model.hold());
-    const answers = people.map((who) => road.write(who, `from ${who}`));
-    await Promise.all(holds.map(({ waiting }) => waiting));
+    const { people, holds, answers } = await fillMain(road);
     const fifth = road.write("5", "from 5");
     const noticed: object[] = [];
     const connection = { peerId: "ws1", notify: (method: string) => noticed.push({ method }) };
@@ -123,10 +126,7 @@ describe.each(sectionsFrom("s10"))("$name: who waits for whom", (section) => {
   it("in a group a command is plain text, and waits for a place; in a shutdown none overtakes", async () => {
     const road = await openRoad(section);
     script(road);
-    const people = ["1", "2", "3", "4"];
-    const holds = people.map(() => road.model.hold());
-    const answers = people.map((who) => road.write(who, `from ${who}`));
-    await Promise.all(holds.map(({ waiting }) => waiting));
+    const { holds, answers } = await fillMain(road);
     const group = road.write("-7", "/new", { isGroup: true });
     await turns();
     expect(road.lane("main").waiting.size).toBe(1);

@@ -273,6 +273,16 @@ export function inbound(more: Partial<ReturnType<typeof message>> = {}) {
   return { ...message(), ...more };
 }
 
+/** An inbox in a folder, with an album in two parts whose turn has begun. */
+export function begunAlbum(Inbox: S04["Inbox"], dir: string) {
+  const inbox = new Inbox(dir);
+  const album = ["p1", "p2"].map((id) => inbound({ id, part: "album" }));
+  for (const part of album) inbox.add(part);
+  const parts = inbox.pending();
+  inbox.countAttempt(parts);
+  return { inbox, parts };
+}
+
 function message() {
   messages += 1;
   return {
