@@ -176,9 +176,9 @@ describe.each(englishFrom("s03"))("$name", (section) => {
     for (const line of ['{"v":1,"id":"668', "", "null", `{"key":"${other}","label":5,"at":{}}`]) {
       fs.writeFileSync(paths["a session"], `${line}\n${rest}`);
       const session = new SessionStore(sessions).current(KEY);
-      expect(session.header.key).toBe(KEY);
+      expect(session.key).toBe(KEY);
       expect(session.messages).toEqual([user("one")]);
-      expect(new SessionStore(sessions).list(KEY).map(({ header }) => header.key)).toEqual([
+      expect(new SessionStore(sessions).list(KEY).map(({ key }) => key)).toEqual([
         KEY,
         KEY,
       ]);

@@ -1131,7 +1131,8 @@ function earlierTurn(conversation: Conversation, message?: InboundMessage): Mess
 /** A conversation on disk. Its file has all that was ever said, and the list what replay gives. */
 export class Session extends Conversation {
   readonly id: string;
-  header = { key: "", label: "", at: "" };
+  readonly key: string;
+  header = { label: "", at: "" };
   summary = ""; // of the messages that compaction took out of the list
   // In replies before this index the API's count of tokens is that of a longer history.
   countsValidFrom = 0;
@@ -1142,10 +1143,10 @@ export class Session extends Conversation {
   readonly asked = new Map<string, Message>(); // by inbox id: the message that it is the id of
 
   /** Replays the file. The folder says whose it is (`key`), because its first line may be torn. */
-  constructor(file: string, key = "") {
+  constructor(file: string, key: string) {
     super();
     this.id = path.basename(file, ".jsonl");
-    this.header.key = key;
+    this.key = key;
     this.#log = new JsonlFile(file);
     const bad: number[] = [];
     for (const { line, record } of this.#log.read()) {
@@ -1157,11 +1158,8 @@ export class Session extends Conversation {
 
   /** Does what a line of the file says. */
   #replay(record: LogRecord, line: number): void {
-    const { key = "", label = "", at = "", message, compaction, shorten } = record;
-    if (line === 1) {
-      const known = this.header.key || key;
-      this.header = { key: known, label: String(label), at: String(at) };
-    }
+    const { label = "", at = "", message, compaction, shorten } = record;
+    if (line === 1) this.header = { label: String(label), at: String(at) };
     if (message) {
       super.append(message);
       this.#lineOf.set(message, line);
@@ -1241,6 +1239,12 @@ async function firstRecord(file: string): Promise<LogRecord | undefined> {
   }
 }
 
+/** The paths of the session files in a folder. */
+const logsIn = (folder: string) =>
+  (namesIn(folder) ?? [])
+    .filter((name) => name.endsWith(".jsonl"))
+    .map((name) => path.join(folder, name));
+
 // A key says who talks to whom, and a session is one of their conversations. No file lists all
 // sessions, because it could come to disagree with the folders. The folders are the list.
 
@@ -1304,12 +1308,7 @@ export class SessionStore {
 
   /** The sessions of this key, the newest last. */
   list(key: string): Session[] {
-    return this.#sessionsIn(this.#folder(key), key);
-  }
-
-  #sessionsIn(folder: string, key?: string): Session[] {
-    const files = (namesIn(folder) ?? []).filter((name) => name.endsWith(".jsonl"));
-    const opened = files.map((name) => this.#open(path.join(folder, name), key));
+    const opened = logsIn(this.#folder(key)).map((file) => this.#open(file, key));
     const sessions = opened.filter((session) => session !== undefined);
     return sessions.sort((a, b) => (a.header.at < b.header.at ? -1 : 1));
   }
@@ -1321,13 +1320,11 @@ export class SessionStore {
   async headers(): Promise<{ id: string; key: string; label: string; at: string }[]> {
     const headers = [];
     const folders = namesIn(this.#dir)?.filter((name) => !name.endsWith(".quarantined")) ?? [];
-    for (const folder of folders.map((name) => path.join(this.#dir, name))) {
-      const names = namesIn(folder) ?? [];
-      for (const name of names.filter((one) => one.endsWith(".jsonl"))) {
-        const file = path.join(folder, name);
+    for (const folder of folders) {
+      for (const file of logsIn(path.join(this.#dir, folder))) {
         const record = (await firstRecord(file)) ?? this.#nameBadFile(file);
         const { key = "", label = "", at = "" } = record;
-        if (isThere(file)) headers.push({ id: path.basename(name, ".jsonl"), key, label, at });
+        if (isThere(file)) headers.push({ id: path.basename(file, ".jsonl"), key, label, at });
       }
     }
     return headers;
@@ -1369,7 +1366,7 @@ export class SessionStore {
   }
 
   /** The session in a file. Undefined if there is none. */
-  #open(file: string, key?: string): Session | undefined {
+  #open(file: string, key: string): Session | undefined {
     const session = new Session(file, key);
     // We look only now, because a file that can't be read was quarantined by the line above.
     return fs.existsSync(file) ? session : undefined;
