@@ -1234,15 +1234,11 @@ export class Session extends Conversation {
   }
 }
 
-/** The record in the first line of a log; undefined if that line, or the file, can't be used. */
+/** The record in the first line of a log; undefined if that line is none. Rejects as the disk does. */
 async function firstRecord(file: string): Promise<LogRecord | undefined> {
-  try {
-    const pieces = fs.createReadStream(file, "utf8");
-    // The first piece is 64 KiB, which is more than a first line has.
-    for await (const piece of pieces) return parseObject(String(piece).split("\n")[0] ?? "");
-  } catch {
-    return undefined;
-  }
+  const pieces = fs.createReadStream(file, "utf8");
+  // The first piece is 64 KiB, which is more than a first line has.
+  for await (const piece of pieces) return parseObject(String(piece).split("\n")[0] ?? "");
 }
 
 /** The paths of the session files in a folder. */
@@ -1328,7 +1324,7 @@ export class SessionStore {
     const folders = namesIn(this.#dir)?.filter((name) => !name.endsWith(".quarantined")) ?? [];
     for (const folder of folders) {
       for (const file of logsIn(path.join(this.#dir, folder))) {
-        const record = (await firstRecord(file)) ?? this.#nameBadFile(file);
+        const record = (await firstRecord(file).catch(() => undefined)) ?? this.#nameBadFile(file);
         const { key = "", label = "", at = "" } = record;
         if (isThere(file)) headers.push({ id: path.basename(file, ".jsonl"), key, label, at });
       }
