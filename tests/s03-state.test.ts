@@ -178,10 +178,7 @@ describe.each(englishFrom("s03"))("$name", (section) => {
       const session = new SessionStore(sessions).current(KEY);
       expect(session.key).toBe(KEY);
       expect(session.messages).toEqual([user("one")]);
-      expect(new SessionStore(sessions).list(KEY).map(({ key }) => key)).toEqual([
-        KEY,
-        KEY,
-      ]);
+      expect(new SessionStore(sessions).list(KEY).map(({ key }) => key)).toEqual([KEY, KEY]);
     }
   });
 

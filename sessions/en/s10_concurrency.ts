@@ -1249,7 +1249,7 @@ export class Session extends Conversation {
   }
 }
 
-/** The record in the first line of a log; undefined if that line is none. Rejects as the disk does. */
+/** The record in the first line of a log; undefined if it has none. Rejects if the disk refuses. */
 async function firstRecord(file: string): Promise<LogRecord | undefined> {
   const pieces = fs.createReadStream(file, "utf8");
   // The first piece is 64 KiB, which is more than a first line has.
@@ -5143,11 +5143,9 @@ function notifyOwner(app: App, id: string, text: string, where?: Place): void {
 }
 
 function tellOwnerOfQuarantine(app: App, message: Routed): void {
-  const { channel, peerId } = message;
-  const text = t(
-    `A message from ${channel} ${peerId} is in quarantine: /inbox retry tries it again.`,
-  );
-  notifyOwner(app, `${noticeId(message)}owner`, text, { channel, to: peerId });
+  const { channel, peerId: to } = message;
+  const text = t(`A message from ${channel} ${to} is in quarantine: /inbox retry tries it again.`);
+  notifyOwner(app, `${noticeId(message)}owner`, text, { channel, to });
 }
 
 // The heartbeat.

@@ -1122,7 +1122,8 @@ function earlierTurn(conversation: Conversation, message?: InboundMessage): Mess
 /** ディスクに残る会話。リストは元のままで、その裏に、すべてを記録したファイルがある。 */
 export class Session extends Conversation {
   readonly id: string;
-  header = { key: "", label: "", at: "" };
+  readonly key: string;
+  header = { label: "", at: "" };
   summary = ""; // 圧縮でリストから外れた分の要約
   // In replies before this index the API's count of tokens is that of a longer history.
   countsValidFrom = 0;
@@ -1133,10 +1134,10 @@ export class Session extends Conversation {
   readonly asked = new Map<string, Message>(); // by inbox id: the message that it is the id of
 
   /** Replays the file. The folder says whose it is (`key`), because its first line may be torn. */
-  constructor(file: string, key = "") {
+  constructor(file: string, key: string) {
     super();
     this.id = path.basename(file, ".jsonl");
-    this.header.key = key;
+    this.key = key;
     this.#log = new JsonlFile(file);
     const bad: number[] = [];
     for (const { line, record } of this.#log.read()) {
@@ -1148,11 +1149,8 @@ export class Session extends Conversation {
 
   /** Does what a line of the file says. */
   #replay(record: LogRecord, line: number): void {
-    const { key = "", label = "", at = "", message, compaction, shorten } = record;
-    if (line === 1) {
-      const known = this.header.key || key;
-      this.header = { key: known, label: String(label), at: String(at) };
-    }
+    const { label = "", at = "", message, compaction, shorten } = record;
+    if (line === 1) this.header = { label: String(label), at: String(at) };
     if (message) {
       super.append(message);
       this.#lineOf.set(message, line);
@@ -1221,6 +1219,12 @@ export class Session extends Conversation {
   }
 }
 
+/** The paths of the session files in a folder. */
+const logsIn = (folder: string) =>
+  (namesIn(folder) ?? [])
+    .filter((name) => name.endsWith(".jsonl"))
+    .map((name) => path.join(folder, name));
+
 // キーは誰が誰と話すかを表し、セッションはその間の会話1つを指す。全セッションを並べた索引は
 // 作らない。フォルダーがそのまま一覧なので、食い違いようがない。
 
@@ -1283,12 +1287,7 @@ export class SessionStore {
 
   /** このキーのセッション。新しいものが後ろ。 */
   list(key: string): Session[] {
-    return this.#sessionsIn(this.#folder(key), key);
-  }
-
-  #sessionsIn(folder: string, key?: string): Session[] {
-    const files = (namesIn(folder) ?? []).filter((name) => name.endsWith(".jsonl"));
-    const opened = files.map((name) => this.#open(path.join(folder, name), key));
+    const opened = logsIn(this.#folder(key)).map((file) => this.#open(file, key));
     const sessions = opened.filter((session) => session !== undefined);
     return sessions.sort((a, b) => (a.header.at < b.header.at ? -1 : 1));
   }
@@ -1322,7 +1321,7 @@ export class SessionStore {
   }
 
   /** The session in a file. Undefined if there is none. */
-  #open(file: string, key?: string): Session | undefined {
+  #open(file: string, key: string): Session | undefined {
     const session = new Session(file, key);
     // We look only now, because a file that can't be read was quarantined by the line above.
     return fs.existsSync(file) ? session : undefined;

@@ -1127,7 +1127,8 @@ function earlierTurn(conversation: Conversation, message?: InboundMessage): Mess
 /** ディスクに残る会話。リストは元のままで、その裏に、すべてを記録したファイルがある。 */
 export class Session extends Conversation {
   readonly id: string;
-  header = { key: "", label: "", at: "" };
+  readonly key: string;
+  header = { label: "", at: "" };
   summary = ""; // 圧縮でリストから外れた分の要約
   // In replies before this index the API's count of tokens is that of a longer history.
   countsValidFrom = 0;
@@ -1138,10 +1139,10 @@ export class Session extends Conversation {
   readonly asked = new Map<string, Message>(); // by inbox id: the message that it is the id of
 
   /** Replays the file. The folder says whose it is (`key`), because its first line may be torn. */
-  constructor(file: string, key = "") {
+  constructor(file: string, key: string) {
     super();
     this.id = path.basename(file, ".jsonl");
-    this.header.key = key;
+    this.key = key;
     this.#log = new JsonlFile(file);
     const bad: number[] = [];
     for (const { line, record } of this.#log.read()) {
@@ -1153,11 +1154,8 @@ export class Session extends Conversation {
 
   /** Does what a line of the file says. */
   #replay(record: LogRecord, line: number): void {
-    const { key = "", label = "", at = "", message, compaction, shorten } = record;
-    if (line === 1) {
-      const known = this.header.key || key;
-      this.header = { key: known, label: String(label), at: String(at) };
-    }
+    const { label = "", at = "", message, compaction, shorten } = record;
+    if (line === 1) this.header = { label: String(label), at: String(at) };
     if (message) {
       super.append(message);
       this.#lineOf.set(message, line);
@@ -1226,16 +1224,18 @@ export class Session extends Conversation {
   }
 }
 
-/** The record in the first line of a log; undefined if that line, or the file, can't be used. */
+/** The record in the first line of a log; undefined if that line is none. Rejects as the disk does. */
 async function firstRecord(file: string): Promise<LogRecord | undefined> {
-  try {
-    const pieces = fs.createReadStream(file, "utf8");
-    // The first piece is 64 KiB, which is more than a first line has.
-    for await (const piece of pieces) return parseObject(String(piece).split("\n")[0] ?? "");
-  } catch {
-    return undefined;
-  }
+  const pieces = fs.createReadStream(file, "utf8");
+  // The first piece is 64 KiB, which is more than a first line has.
+  for await (const piece of pieces) return parseObject(String(piece).split("\n")[0] ?? "");
 }
+
+/** The paths of the session files in a folder. */
+const logsIn = (folder: string) =>
+  (namesIn(folder) ?? [])
+    .filter((name) => name.endsWith(".jsonl"))
+    .map((name) => path.join(folder, name));
 
 // キーは誰が誰と話すかを表し、セッションはその間の会話1つを指す。全セッションを並べた索引は
 // 作らない。フォルダーがそのまま一覧なので、食い違いようがない。
@@ -1300,12 +1300,7 @@ export class SessionStore {
 
   /** このキーのセッション。新しいものが後ろ。 */
   list(key: string): Session[] {
-    return this.#sessionsIn(this.#folder(key), key);
-  }
-
-  #sessionsIn(folder: string, key?: string): Session[] {
-    const files = (namesIn(folder) ?? []).filter((name) => name.endsWith(".jsonl"));
-    const opened = files.map((name) => this.#open(path.join(folder, name), key));
+    const opened = logsIn(this.#folder(key)).map((file) => this.#open(file, key));
     const sessions = opened.filter((session) => session !== undefined);
     return sessions.sort((a, b) => (a.header.at < b.header.at ? -1 : 1));
   }
@@ -1317,13 +1312,11 @@ export class SessionStore {
   async headers(): Promise<{ id: string; key: string; label: string; at: string }[]> {
     const headers = [];
     const folders = namesIn(this.#dir)?.filter((name) => !name.endsWith(".quarantined")) ?? [];
-    for (const folder of folders.map((name) => path.join(this.#dir, name))) {
-      const names = namesIn(folder) ?? [];
-      for (const name of names.filter((one) => one.endsWith(".jsonl"))) {
-        const file = path.join(folder, name);
-        const record = (await firstRecord(file)) ?? this.#nameBadFile(file);
+    for (const folder of folders) {
+      for (const file of logsIn(path.join(this.#dir, folder))) {
+        const record = (await firstRecord(file).catch(() => undefined)) ?? this.#nameBadFile(file);
         const { key = "", label = "", at = "" } = record;
-        if (isThere(file)) headers.push({ id: path.basename(name, ".jsonl"), key, label, at });
+        if (isThere(file)) headers.push({ id: path.basename(file, ".jsonl"), key, label, at });
       }
     }
     return headers;
@@ -1377,7 +1370,7 @@ export class SessionStore {
   }
 
   /** The session in a file. Undefined if there is none. */
-  #open(file: string, key?: string): Session | undefined {
+  #open(file: string, key: string): Session | undefined {
     const session = new Session(file, key);
     // We look only now, because a file that can't be read was quarantined by the line above.
     return fs.existsSync(file) ? session : undefined;
@@ -4433,7 +4426,7 @@ function contextFor(conversation: Conversation, input: string, options: TurnOpti
  * that is no session ends with its turn, so what is noted there belongs to the terminal's.
  */
 const memoryScope = (conversation: Conversation, options: TurnOptions) => ({
-  sessionKey: conversation instanceof Session ? conversation.header.key : (options.app?.key ?? ""),
+  sessionKey: conversation instanceof Session ? conversation.key : (options.app?.key ?? ""),
   owner: isOwner(options),
 });
 
@@ -5100,11 +5093,9 @@ function notifyOwner(app: App, id: string, text: string, where?: Place): void {
 }
 
 function tellOwnerOfQuarantine(app: App, message: Routed): void {
-  const { channel, peerId } = message;
-  const text = t(
-    `${channel} ${peerId}からのメッセージを隔離しました。/inbox retryで処理し直せます。`,
-  );
-  notifyOwner(app, `${noticeId(message)}owner`, text, { channel, to: peerId });
+  const { channel, peerId: to } = message;
+  const text = t(`${channel} ${to}からのメッセージを隔離しました。/inbox retryで処理し直せます。`);
+  notifyOwner(app, `${noticeId(message)}owner`, text, { channel, to });
 }
 
 // The heartbeat.

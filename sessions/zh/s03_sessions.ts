@@ -987,7 +987,8 @@ class JsonlFile {
 /** 存在磁盘上的对话：列表还是那个列表，背后的文件记着它的全部经过。 */
 export class Session extends Conversation {
   readonly id: string;
-  header = { key: "", label: "", at: "" };
+  readonly key: string;
+  header = { label: "", at: "" };
   summary = ""; // 压缩时从列表里拿掉的内容，写成了这段摘要
   // In replies before this index the API's count of tokens is that of a longer history.
   countsValidFrom = 0;
@@ -997,10 +998,10 @@ export class Session extends Conversation {
   #lineOf = new Map<Message, number>(); // where each message is in the file
 
   /** Replays the file. The folder says whose it is (`key`), because its first line may be torn. */
-  constructor(file: string, key = "") {
+  constructor(file: string, key: string) {
     super();
     this.id = path.basename(file, ".jsonl");
-    this.header.key = key;
+    this.key = key;
     this.#log = new JsonlFile(file);
     const bad: number[] = [];
     for (const { line, record } of this.#log.read()) {
@@ -1012,11 +1013,8 @@ export class Session extends Conversation {
 
   /** Does what a line of the file says. */
   #replay(record: LogRecord, line: number): void {
-    const { key = "", label = "", at = "", message, compaction, shorten } = record;
-    if (line === 1) {
-      const known = this.header.key || key;
-      this.header = { key: known, label: String(label), at: String(at) };
-    }
+    const { label = "", at = "", message, compaction, shorten } = record;
+    if (line === 1) this.header = { label: String(label), at: String(at) };
     if (message) {
       super.append(message);
       this.#lineOf.set(message, line);
@@ -1072,6 +1070,12 @@ export class Session extends Conversation {
     this.countsValidFrom = this.messages.length;
   }
 }
+
+/** The paths of the session files in a folder. */
+const logsIn = (folder: string) =>
+  (namesIn(folder) ?? [])
+    .filter((name) => name.endsWith(".jsonl"))
+    .map((name) => path.join(folder, name));
 
 // key 说明是谁和谁在说话；会话是他们之间的一段对话。所有会话的总表没有另存成文件：
 // 文件夹本身就是总表，不会有对不上的时候。
@@ -1135,12 +1139,7 @@ export class SessionStore {
 
   /** 这个 key 的所有会话，最新的在最后。 */
   list(key: string): Session[] {
-    return this.#sessionsIn(this.#folder(key), key);
-  }
-
-  #sessionsIn(folder: string, key?: string): Session[] {
-    const files = (namesIn(folder) ?? []).filter((name) => name.endsWith(".jsonl"));
-    const opened = files.map((name) => this.#open(path.join(folder, name), key));
+    const opened = logsIn(this.#folder(key)).map((file) => this.#open(file, key));
     const sessions = opened.filter((session) => session !== undefined);
     return sessions.sort((a, b) => (a.header.at < b.header.at ? -1 : 1));
   }
@@ -1174,7 +1173,7 @@ export class SessionStore {
   }
 
   /** The session in a file. Undefined if there is none. */
-  #open(file: string, key?: string): Session | undefined {
+  #open(file: string, key: string): Session | undefined {
     const session = new Session(file, key);
     // We look only now, because a file that can't be read was quarantined by the line above.
     return fs.existsSync(file) ? session : undefined;
