@@ -238,6 +238,20 @@ describe.each(sectionsFrom("s07"))("$name, the heartbeat", (file) => {
     );
   });
 
+  it("does not say the same again when the clock is put back, but is not silent until then", async () => {
+    const { clock, model } = await open();
+    await write("hello");
+    const kettle = say("The kettle is on.");
+    model.script(kettle, kettle, kettle);
+    const before = clock.at;
+    clock.at += 400 * DAY;
+    expect(await trigger()).toBe("delivered");
+    clock.at -= HOUR;
+    expect(await trigger()).toBe("duplicate");
+    clock.at = before;
+    expect(await trigger()).toBe("delivered");
+  });
+
   it("a failed call is none: nothing is delivered, it is said here, and asked again later", async () => {
     const { clock, model, app } = await open();
     await write("hello");

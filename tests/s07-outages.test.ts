@@ -89,6 +89,29 @@ describe.each(sectionsFrom("s07"))("$name, a job", (file) => {
     expect(app.inbox.pending()).toEqual([]);
   });
 
+  it("is not switched off because the account can't be used, though the API calls that invalid", async () => {
+    const world = await own(file);
+    const { model, phone } = world;
+    writeCron(world.workspace, [asking("once", once(1), { deliver: toOwner })]);
+    const words = [
+      "Your credit balance is too low to access the Anthropic API.",
+      "You have reached your specified API usage limits.",
+      "You have reached your specified workspace API usage limits.",
+      "This organization has been disabled.",
+    ];
+    for (const message of words) {
+      model.script({ error: { status: 400, type: "invalid_request_error", message } });
+      await tick(world);
+      clearCooldowns(world);
+    }
+    expect(model.log).toHaveLength(words.length);
+    expect(printed()).not.toMatch(/in a row/);
+    expect(phone.sent).toEqual([]);
+    model.script(say("It works."));
+    await tick(world);
+    expect(await phone.until(1)).toEqual([`${OWNER}: It works.`]);
+  });
+
   it("that the disk refuses is tried again, and the other jobs don't wait for it", async () => {
     const world = await own(file);
     const { app, model, phone } = world;
@@ -114,6 +137,38 @@ describe.each(sectionsFrom("s07"))("$name, a job", (file) => {
     expect(await phone.until(2)).toEqual([`${OWNER}: good`, `${OWNER}: bad`]);
     expect(app.inbox.pending()).toEqual([]);
     expect(model.log).toHaveLength(2);
+  });
+
+  it("that the disk refuses is named once, though its run gets into the inbox meanwhile", async () => {
+    const world = await own(file);
+    const { app, model, phone } = world;
+    const full = () => Object.assign(new Error("ENOSPC: no space left"), { code: "ENOSPC" });
+    const add = app.inbox.add.bind(app.inbox);
+    const current = app.store.current.bind(app.store);
+    writeCron(world.workspace, [asking("bad", once(1), { deliver: toOwner })]);
+    app.inbox.add = (message) => {
+      if (message.peerId === "bad") throw full();
+      return add(message);
+    };
+    app.store.current = (key) => {
+      if (key.includes(":bad:")) throw full();
+      return current(key);
+    };
+    for (let count = 0; count < 2; count++) await tick(world);
+    app.inbox.add = add;
+    for (let count = 0; count < 3; count++) await tick(world);
+    expect(printed().match(/cron: bad: .*ENOSPC/g)).toHaveLength(1);
+    app.store.current = current;
+    model.script(say("bad"));
+    await tick(world);
+    expect(await phone.until(1)).toEqual([`${OWNER}: bad`]);
+    // That was the end of the outage, so the next one is named.
+    app.inbox.add = () => {
+      throw full();
+    };
+    writeCron(world.workspace, [asking("bad", once(2), { deliver: toOwner })]);
+    app.cron.tick();
+    expect(printed().match(/cron: bad: .*ENOSPC/g)).toHaveLength(2);
   });
 
   it("is run once, though its state can't be written for a while", async () => {

@@ -1,6 +1,6 @@
 /** s07 as people run it: one timer, beside a person who types and another who writes. */
 
-import { writeFileSync } from "node:fs";
+import { mkdirSync, writeFileSync } from "node:fs";
 import { join } from "node:path";
 import { describe, expect, it } from "vitest";
 import { WebSocket } from "ws";
@@ -68,6 +68,31 @@ const EVERY_SECOND = {
 };
 
 describe.each(englishFrom("s07"))("$name, its own life", (section) => {
+  it("puts a run of a job that killed it three times into quarantine, and answers nobody", async () => {
+    const sender = { accountId: "local", senderId: "owner", isGroup: false, agentId: "luna" };
+    const run = {
+      channel: "cron",
+      peerId: "bad",
+      text: "poison",
+      job: { isEvent: true },
+      media: [],
+    };
+    const id = "cron:bad:2027-01-04T10:00:00.000Z";
+    const message = { ...sender, ...run, id, at: 1, sessionKey: `agent:luna:${id}`, attempts: 3 };
+    const world = await openWorld(section, {
+      feishu: false,
+      prepare: ({ state }) => {
+        mkdirSync(join(state, "inbox"), { recursive: true });
+        writeFileSync(join(state, "inbox/000000000001.json"), JSON.stringify(message));
+      },
+    });
+    const { program } = world;
+    expect(program.text).toMatch(/is quarantined.*\/inbox retry/);
+    // As a person's, which has to be told to its writer, it would have no channel.
+    expect(program.text).not.toContain("not set up");
+    expect(await program.ask("/inbox")).toContain("poison");
+  });
+
   it(
     "goes on beside people: what it has to say comes by itself, and nobody waits for it",
     SEVERAL,

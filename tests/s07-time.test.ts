@@ -113,6 +113,24 @@ describe.each(sectionsFrom("s07"))("$name, nextRun", (file) => {
     expect(found.map((time) => wall(time, tz))).toEqual(days);
   });
 
+  const SKIPPED: [zone: string, expr: string, seen: string, to: string, expected: string[]][] = [
+    ["Europe/Berlin", "*/20 2 * * *", "03-28T00:50", "03-28T20:00", ["01:00", "01:20", "01:40"]],
+    ["Europe/Berlin", "30 2 * * *", "03-28T01:10", "03-28T20:00", ["01:30"]],
+    ["Europe/Berlin", "30 2 * * *", "03-28T01:30", "03-28T20:00", []],
+    ["Europe/Berlin", "0 2,3 * * *", "03-28T00:59", "03-28T20:00", ["01:00"]],
+    ["Europe/Berlin", "15 * * * *", "03-28T00:20", "03-28T03:20", ["01:15", "02:15", "03:15"]],
+    ["America/New_York", "*/30 2 * * *", "03-14T07:00", "03-14T20:00", ["07:30"]],
+    // From 02:00 to 02:30; and from 01:00 to 03:00, at UTC+0 and then +2.
+    ["Australia/Lord_Howe", "0,15 2 * * *", "10-02T15:00", "10-03T12:00", ["15:30", "15:45"]],
+    ["Antarctica/Troll", "40 1,2 * * *", "03-28T00:50", "03-28T20:00", ["01:40", "02:40"]],
+    ["Antarctica/Troll", "40 2 * * *", "03-28T02:30", "03-28T20:00", ["02:40"]],
+  ];
+  it.each(SKIPPED)("in %s runs each time of `%s` that clocks skip, seen at %s", (...row) => {
+    const [tz, expr, seen, to, expected] = row;
+    const found = times(section, cron(expr, tz), `2027-${seen}Z`, `2027-${to}Z`);
+    expect(found.map((time) => iso(time).slice(11, 16))).toEqual(expected);
+  });
+
   it("of an hour that comes twice takes the first; at other times is not moved", () => {
     const [first] = times(
       section,
@@ -453,6 +471,33 @@ describe.each(sectionsFrom("s07"))("$name, CronService", (file) => {
     expect(printed()).toMatch(/cron\.json/);
     expect(quarantined(join(workspace, ".state"), "cron.json")).toEqual(['{"hour":']);
     expect([readFileSync(cronFile, "utf8"), statSync(cronFile).mtimeMs]).toEqual(before);
+  });
+
+  it("starts a job afresh whose state some editor has made unusable", () => {
+    writeCron(workspace, [event("hour", every(3600))]);
+    const stateFile = join(workspace, ".state/cron.json");
+    service(section, workspace, clock).cron.read();
+    const { hour } = JSON.parse(readFileSync(stateFile, "utf8"));
+    const far = 1e300;
+    const unusable: object[] = ["since", "computedAt", "errors", "due"].flatMap((field) =>
+      [null, "soon", -1.5, far, []].map((value) => ({ ...hour, [field]: value })),
+    );
+    for (const field of ["entry", "since", "computedAt", "errors"])
+      unusable.push({ ...hour, [field]: undefined });
+    for (const state of unusable) {
+      writeFileSync(stateFile, JSON.stringify({ hour: state }));
+      const { cron: jobs } = service(section, workspace, clock);
+      jobs.read();
+      expect(jobs.next(), JSON.stringify(state)).toBe(clock.at + HOUR);
+      expect(JSON.parse(readFileSync(stateFile, "utf8"))).toEqual({ hour });
+    }
+    expect(printed().match(/cron\.json: hour: /g)).toHaveLength(unusable.length);
+    // What a job has that will not run again.
+    const { due: _, ...over } = hour;
+    writeFileSync(stateFile, JSON.stringify({ hour: over }));
+    const { cron: jobs } = service(section, workspace, clock);
+    jobs.read();
+    expect(jobs.next()).toBe(Number.POSITIVE_INFINITY);
   });
 
   it("forgets nothing while the file is away for a moment", () => {

@@ -496,6 +496,9 @@ describe.each(sectionsFrom("s10"))("$name: the commands and the method of the la
     const run = async (name: string, args: string) => s10.COMMANDS[name]?.run(args, app, {});
     for (const args of ["", "main"])
       await expect(run("enqueue", args)).rejects.toThrow("/enqueue main hello");
+    // In the lane of a conversation its messages would wait for that turn, which has no timeout.
+    const ofConversation = `${keyOf("1001")} hello`;
+    await expect(run("enqueue", ofConversation)).rejects.toThrow("the lane of a conversation");
     for (const args of ["", "nobody 2", "__proto__ 2", "constructor 2"])
       await expect(run("concurrency", args)).rejects.toThrow("main, cron, heartbeat");
     for (const n of ["", "0", "-1", "1.5", "1000", "many", "1e2", "NaN", "Infinity"])

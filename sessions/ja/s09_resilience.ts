@@ -4524,8 +4524,10 @@ export interface App {
 
 const HOUR = 3600 * 1000; // ミリ秒
 
-/** A time in ms as ISO 8601, or "never" if there is none. Dates end at 8.64e15 ms. */
-const formatTime = (at = Infinity) => (at < 8.64e15 ? new Date(at).toISOString() : "never");
+const LAST_TIME = 8.64e15; // ms, at which the dates of JavaScript end
+
+/** A time in ms as ISO 8601, or "never" if there is none. */
+const formatTime = (at = Infinity) => (at < LAST_TIME ? new Date(at).toISOString() : "never");
 
 /**
  * The object in a JSON file of `.state`, which has what the schema asks for. Gives {} if there is
@@ -4704,7 +4706,12 @@ function nextCron(expr: string, timeZone: string | undefined, now: number): numb
   checkFields(expr);
   const wallNow = wallClock(now); // without fractions of a second, so we drop them from `now`, too
   const lastSecond = now - (now % 1000);
-  const wallTimes = CronExpressionParser.parse(expr, { currentDate: wallNow, tz: "UTC" });
+  // When the clocks were put forward a moment ago, runs of the skipped hour are still to come. At
+  // 03:10 on 2027-03-28 that of 02:30 is due in 20 minutes (see instantOf). So the search begins
+  // where the clock would be without the change. No time zone skips more than two hours.
+  const unchanged = wallClock(now - 2 * HOUR) + 2 * HOUR;
+  const currentDate = Math.min(wallNow, unchanged);
+  const wallTimes = CronExpressionParser.parse(expr, { currentDate, tz: "UTC" });
   const isHourly = wallTimes.fields.hour.values.length === 24; // not "*/3", for example
   // An hourly job also runs in the second pass of a repeated hour. So up to an hour ahead, the
   // difference between the wall times is taken as real time. For example, at 02:30 of the first
@@ -4760,10 +4767,15 @@ interface JobState {
 
 const MAX_ERRORS = 5;
 
+const isTime = (ms: unknown) => typeof ms === "number" && ms >= 0 && ms <= LAST_TIME;
+
 // Somebody may have edited the file. A job with {"due":"soon"} would never run, so such a state is
-// dropped, and the job starts afresh.
+// dropped, and the job starts afresh. Only `due` may be missing.
 const isJobState = (state: JobState | null) =>
-  typeof state?.entry === "string" && (state.due === undefined || state.due >= 0);
+  typeof state?.entry === "string" &&
+  [state.since, state.computedAt].every(isTime) &&
+  (state.due === undefined || isTime(state.due)) &&
+  Number.isSafeInteger(state.errors);
 
 /** CRON.jsonのジョブと、それぞれの予定の時刻。 */
 export class CronService {
@@ -4803,7 +4815,10 @@ export class CronService {
     }
   }
 
-  /** Warns that something failed that each tick tries again. It is said once, until it works. */
+  /**
+   * Warns that something failed that each tick tries again. It is said once per outage, which for a
+   * job lasts until `report`. When its run is merely in the inbox, the disk may still refuse it.
+   */
   #warnOnce(what: string, error: unknown): void {
     if (!this.#failing.has(what)) warn(`cron: ${what}: ${error}。${t("後で再試行します。")}`);
     this.#failing.add(what);
@@ -4814,7 +4829,6 @@ export class CronService {
     const now = this.#now();
     if (!job.enabled || state.due === undefined || state.due > now) return;
     if (!this.#begin(job, state.due)) return;
-    this.#failing.delete(job.id);
     // Only now, since the run is in a file, may its due time be replaced. The next one is after
     // `now` and not after `due`, so that one run makes up for all that a week of sleep missed
     // (coalescing).
@@ -4955,6 +4969,11 @@ async function runJob(app: App, message: Routed, signal?: AbortSignal): Promise<
   await untilStored(() => app.inbox.acknowledge([message]));
   return answer;
 }
+
+// What the API calls an invalid request as well, although the account is at fault and not what was
+// asked: it has no credit left, has reached the limit that its owner set, or has been disabled.
+const NO_CREDIT = /credit balance is too low|reached your specified (workspace )?API usage limits/i;
+const DISABLED = /organization has been disabled/i;
 
 /** Whether network, provider or disk failed. No job can help that, so none is switched off. */
 function isOutage(error: unknown): boolean {
@@ -5168,7 +5187,10 @@ export class HeartbeatRunner {
     const text = heartbeatText(answer);
     if (!text) return "ok";
     const told = { text: "", at: 0, ...readState(this.#file, TOLD_SCHEMA) };
-    if (text === told.text && message.at - told.at < 24 * HOUR) return "duplicate";
+    // If the clock was a year ahead and was put back, `told.at` is in the future. Without Math.abs
+    // the owner would not be told the same for that year.
+    const isRecent = Math.abs(message.at - told.at) < 24 * HOUR;
+    if (isRecent && text === told.text) return "duplicate";
     await tellOwner(app, message.id, text);
     replaceFile(this.#file, JSON.stringify({ text, at: message.at }));
     return "delivered";
@@ -5680,9 +5702,8 @@ const REASONS = new Map<unknown, Reason>([
 // Failures of another kind that the API reports as an invalid request. Only the words tell them
 // apart. The last one is the SDK's own: it found no key to send.
 const REASONS_IN_WORDS: [words: RegExp, reason: Reason][] = [
-  [/credit balance is too low/i, "billing"],
-  [/reached your specified (workspace )?API usage limits/i, "billing"],
-  [/organization has been disabled/i, "auth"],
+  [NO_CREDIT, "billing"],
+  [DISABLED, "auth"],
   [/^Could not resolve authentication method/, "auth"],
 ];
 
@@ -6292,7 +6313,7 @@ function resumeInbox(app: App): void {
   for (const message of app.inbox.pending()) {
     if (message.channel !== "cron") resume(app, message);
   }
-  // Jobs come second: the turns of people are under way by then, and a job waits for those.
+  // Jobs come second, because a job lets only those turns of people go first that have begun.
   for (const message of app.inbox.pending()) {
     if (message.channel === "cron") resume(app, message);
   }

@@ -4505,8 +4505,10 @@ export interface App {
 
 const HOUR = 3600 * 1000; // 毫秒
 
-/** A time in ms as ISO 8601, or "never" if there is none. Dates end at 8.64e15 ms. */
-const formatTime = (at = Infinity) => (at < 8.64e15 ? new Date(at).toISOString() : "never");
+const LAST_TIME = 8.64e15; // ms, at which the dates of JavaScript end
+
+/** A time in ms as ISO 8601, or "never" if there is none. */
+const formatTime = (at = Infinity) => (at < LAST_TIME ? new Date(at).toISOString() : "never");
 
 /**
  * The object in a JSON file of `.state`, which has what the schema asks for. Gives {} if there is
@@ -4685,7 +4687,12 @@ function nextCron(expr: string, timeZone: string | undefined, now: number): numb
   checkFields(expr);
   const wallNow = wallClock(now); // without fractions of a second, so we drop them from `now`, too
   const lastSecond = now - (now % 1000);
-  const wallTimes = CronExpressionParser.parse(expr, { currentDate: wallNow, tz: "UTC" });
+  // When the clocks were put forward a moment ago, runs of the skipped hour are still to come. At
+  // 03:10 on 2027-03-28 that of 02:30 is due in 20 minutes (see instantOf). So the search begins
+  // where the clock would be without the change. No time zone skips more than two hours.
+  const unchanged = wallClock(now - 2 * HOUR) + 2 * HOUR;
+  const currentDate = Math.min(wallNow, unchanged);
+  const wallTimes = CronExpressionParser.parse(expr, { currentDate, tz: "UTC" });
   const isHourly = wallTimes.fields.hour.values.length === 24; // not "*/3", for example
   // An hourly job also runs in the second pass of a repeated hour. So up to an hour ahead, the
   // difference between the wall times is taken as real time. For example, at 02:30 of the first
@@ -4741,10 +4748,15 @@ interface JobState {
 
 const MAX_ERRORS = 5;
 
+const isTime = (ms: unknown) => typeof ms === "number" && ms >= 0 && ms <= LAST_TIME;
+
 // Somebody may have edited the file. A job with {"due":"soon"} would never run, so such a state is
-// dropped, and the job starts afresh.
+// dropped, and the job starts afresh. Only `due` may be missing.
 const isJobState = (state: JobState | null) =>
-  typeof state?.entry === "string" && (state.due === undefined || state.due >= 0);
+  typeof state?.entry === "string" &&
+  [state.since, state.computedAt].every(isTime) &&
+  (state.due === undefined || isTime(state.due)) &&
+  Number.isSafeInteger(state.errors);
 
 /** CRON.json 里的定时任务，以及各自什么时候到点。 */
 export class CronService {
@@ -4784,7 +4796,10 @@ export class CronService {
     }
   }
 
-  /** Warns that something failed that each tick tries again. It is said once, until it works. */
+  /**
+   * Warns that something failed that each tick tries again. It is said once per outage, which for a
+   * job lasts until `report`. When its run is merely in the inbox, the disk may still refuse it.
+   */
   #warnOnce(what: string, error: unknown): void {
     if (!this.#failing.has(what)) warn(`cron: ${what}: ${error}。${t("之后会重试。")}`);
     this.#failing.add(what);
@@ -4795,7 +4810,6 @@ export class CronService {
     const now = this.#now();
     if (!job.enabled || state.due === undefined || state.due > now) return;
     if (!this.#begin(job, state.due)) return;
-    this.#failing.delete(job.id);
     // Only now, since the run is in a file, may its due time be replaced. The next one is after
     // `now` and not after `due`, so that one run makes up for all that a week of sleep missed
     // (coalescing).
@@ -4937,9 +4951,15 @@ async function runJob(app: App, message: Routed, signal?: AbortSignal): Promise<
   return answer;
 }
 
+// What the API calls an invalid request as well, although the account is at fault and not what was
+// asked: it has no credit left, has reached the limit that its owner set, or has been disabled.
+const NO_CREDIT = /credit balance is too low|reached your specified (workspace )?API usage limits/i;
+const DISABLED = /organization has been disabled/i;
+
 /** Whether network, provider or disk failed. No job can help that, so none is switched off. */
 function isOutage(error: unknown): boolean {
   if (!(error instanceof Anthropic.AnthropicError)) return isDiskError(error);
+  if (NO_CREDIT.test(error.message) || DISABLED.test(error.message)) return true;
   // What is wrong with the request itself would be just as wrong in another attempt.
   const isRefusal = error instanceof Anthropic.APIError && [400, 413, 422].includes(error.status);
   return !isRefusal;
@@ -5149,7 +5169,10 @@ export class HeartbeatRunner {
     const text = heartbeatText(answer);
     if (!text) return "ok";
     const told = { text: "", at: 0, ...readState(this.#file, TOLD_SCHEMA) };
-    if (text === told.text && message.at - told.at < 24 * HOUR) return "duplicate";
+    // If the clock was a year ahead and was put back, `told.at` is in the future. Without Math.abs
+    // the owner would not be told the same for that year.
+    const isRecent = Math.abs(message.at - told.at) < 24 * HOUR;
+    if (isRecent && text === told.text) return "duplicate";
     await tellOwner(app, message.id, text);
     replaceFile(this.#file, JSON.stringify({ text, at: message.at }));
     return "delivered";
@@ -5737,7 +5760,7 @@ function resumeInbox(app: App): void {
   for (const message of app.inbox.pending()) {
     if (message.channel !== "cron") resume(app, message);
   }
-  // Jobs come second: the turns of people are under way by then, and a job waits for those.
+  // Jobs come second, because a job lets only those turns of people go first that have begun.
   for (const message of app.inbox.pending()) {
     if (message.channel === "cron") resume(app, message);
   }
