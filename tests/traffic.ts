@@ -104,6 +104,8 @@ interface Sent {
   number: number;
   answer?: string;
   error?: string;
+  /** The error came during an orderly stop, which refuses what waits for its turn. */
+  isRefused?: boolean;
   deltas: string;
 }
 
@@ -247,6 +249,8 @@ class Torture {
   #killsAtWork = 0;
   #stops = 0;
   #isServing = false;
+  #isStopping = false;
+  #refusals = 0; // sends that an orderly stop has refused, by the log
   #disk: SmallDisk | undefined;
   #fullDisks = 0;
   #outages = 0;
@@ -489,7 +493,17 @@ class Torture {
       if (this.#isServing) program.kill("SIGTERM");
       else program.write("quit\n");
     };
-    await this.#end(ask, 0);
+    const ending = this.#program;
+    // A line that was typed before "quit" is answered first, and may wait for a cooldown.
+    const hurry = () => {
+      if (this.#isServing) return;
+      this.#world.clock.ahead += 5_000;
+      ending?.forward(5_000).catch(() => {}); // it may have ended by now
+    };
+    const timer = setInterval(hurry, 1_000);
+    this.#isStopping = true;
+    await this.#end(ask, 0).finally(() => clearInterval(timer));
+    this.#isStopping = false;
   }
 
   async #end(ask: (program: Program) => void, expected: number): Promise<void> {
@@ -503,7 +517,10 @@ class Torture {
     const output = ended?.text ?? "";
     this.#output += output;
     const failed = output.match(/(?<=^|Z )agent:\S+: .+$/gm) ?? []; // with --serve behind the time
-    if (!this.#troubled.has(this.#lives)) this.#failedTurns.push(...failed);
+    if (!this.#troubled.has(this.#lives)) {
+      this.#failedTurns.push(...failed);
+      this.#refusals += output.match(/gateway: agent:\S+: Error: stopping/g)?.length ?? 0;
+    }
     if (ended?.code === expected) return;
     throw new Error(`it ended with ${ended?.code} and not with ${expected}:\n${ended?.text}`);
   }
@@ -592,6 +609,7 @@ class Torture {
     if (method === "delta") one.deltas += params.text;
     if (result) one.answer = result.reply;
     if (error) one.error = error.message;
+    one.isRefused = one.error !== undefined && this.#isStopping && !this.#troubled.has(one.life);
   }
 
   /** The next request to somebody fails. */
@@ -945,6 +963,10 @@ class Torture {
    */
   #checkSends(violations: string[]): Record<string, number> {
     for (const send of this.#sent) violations.push(...this.#problemsOf(send));
+    const refused = this.#sent.filter(({ isRefused }) => isRefused).length;
+    if (refused > this.#refusals) {
+      violations.push(`${refused} sends failed in a stop, which has refused ${this.#refusals}`);
+    }
     const answered = this.#sent.filter(({ answer }) => answer);
     const newest = new Map<string, number>();
     for (const { program, number } of answered) {
@@ -956,9 +978,9 @@ class Torture {
     return { "sends answered": answered.length };
   }
 
-  #problemsOf({ life, program, number, answer, error }: Sent): string[] {
+  #problemsOf({ life, program, number, answer, error, isRefused }: Sent): string[] {
     const found: string[] = [];
-    if (error && !this.#troubled.has(life)) found.push(error);
+    if (error && !isRefused && !this.#troubled.has(life)) found.push(error);
     if (life === this.#lives && !answer) found.push("no answer");
     if (answer && answer !== `re: m${number} 1/1 §ws:${program}§`) found.push(answer.slice(0, 60));
     return found.map((problem) => `send ${program} m${number}: ${problem}`);
