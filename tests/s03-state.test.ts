@@ -306,6 +306,24 @@ describe.each(englishFrom("s03"))("$name", (section) => {
     expect(new SessionStore(sessions).current(KEY).messages).toHaveLength(1);
     expect(printed()).toContain("EROFS");
   });
+
+  it.each(["EMFILE", "ENFILE"])(
+    "quarantines nothing while too many files are open: %s",
+    async (code) => {
+      const { SessionStore, sessions, folder } = await open(section);
+      const before = fs.readdirSync(folder);
+      const refuse = () => {
+        throw Object.assign(new Error(`${code}: too many open files`), { code });
+      };
+      for (const name of ["readFileSync", "readdirSync"] as const) {
+        const spy = vi.spyOn(fs, name).mockImplementation(refuse);
+        expect(() => new SessionStore(sessions).current(KEY)).toThrow(code);
+        spy.mockRestore();
+      }
+      expect(fs.readdirSync(folder)).toEqual(before);
+      expect(new SessionStore(sessions).current(KEY).messages).toEqual([user("one")]);
+    },
+  );
 });
 
 const NOBODY = 65534;

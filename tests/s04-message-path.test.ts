@@ -332,6 +332,15 @@ describe.each(sectionsFrom("s04"))("$name, accept and what follows", (section) =
     expect(outline(model.log.at(-1))).toEqual(["user: bad !fail | good"]);
   });
 
+  it("tells of /new when a turn fails, but not in a group, where it is no command", async () => {
+    const { telegram, take } = await theRoad(section);
+    await take(inbound({ text: "bad !fail" }));
+    await take(inbound({ text: "bad !fail", peerId: "-100", isGroup: true }));
+    const [direct, group] = telegram.sent.map(({ text }) => text);
+    expect(direct).toContain("/new");
+    expect(group).not.toContain("/");
+  });
+
   it("shows that it is typing until the turn is over, whichever way it ends", async () => {
     const { app, take } = await theRoad(section);
     const shown: string[] = [];

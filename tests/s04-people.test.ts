@@ -166,7 +166,7 @@ describe.each(sectionsFrom("s04"))("$name, who speaks", (section) => {
 
 describe.each(sectionsFrom("s04"))("$name, commands for everybody", (section) => {
   it("take any white space after their name, and the bot's name", async () => {
-    const { model, telegram, take } = await path(section);
+    const { app, model, telegram, take } = await path(section);
     const hears = async (text: string) => {
       await take({ text });
       return telegram.sent.at(-1)?.text ?? "";
@@ -179,11 +179,13 @@ describe.each(sectionsFrom("s04"))("$name, commands for everybody", (section) =>
       "/new\ttrip",
       "/new@practice_bot",
     ];
-    const begun = wording(section, "Session {id} begins. The old one is kept: /list shows it.");
+    const begun = wording(section, "A new conversation begins.");
     const help = wording(section, "/new begins a new conversation.");
     for (const text of [...asked, "/new@practice_bot\nour trip"]) {
       expect(await hears(text), text).toMatch(begun);
     }
+    const labels = app.store.list(inbound().sessionKey).map(({ header }) => header.label);
+    expect(labels.toSorted()).toEqual(["", "", "", "", "our trip", "trip", "x"]);
     for (const text of ["/help\n", "/help@practice_bot", "/help me"]) {
       expect(await hears(text), text).toMatch(help);
     }

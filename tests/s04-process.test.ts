@@ -266,6 +266,7 @@ describe.each(englishFrom("s04"))("$name, a proxy", (section) => {
       `Basic ${Buffer.from(`${name}:${password}`).toString("base64")}`;
     const values: [Record<string, string>, string | undefined][] = [
       [{ HTTP_PROXY: host, HTTPS_PROXY: "localhost:9" }, undefined],
+      [{ HTTP_PROXY: `HTTP://${host}`, HTTPS_PROXY: "Socks5h://localhost:9" }, undefined],
       [{ http_proxy: `http://ada:pa#s/s?@${host}`, HTTP_PROXY: "nowhere" }, user("ada", "pa#s/s?")],
     ];
     for (const [proxy, authorization] of values) {
@@ -287,15 +288,15 @@ describe.each(englishFrom("s04"))("$name, a proxy", (section) => {
 });
 
 describe.each(englishFrom("s04"))("$name, settings that are nearly right", (section) => {
-  it("takes addresses with a slash at the end, and ~ for the home folder", async () => {
+  it("takes addresses in capitals and with a slash at the end, and ~ for the home folder", async () => {
     const model = await echoModel();
     const { telegram, given } = await platforms();
     const home = temporaryFolder();
     const program = start(section, {
       ...settings(model, given),
       FEISHU_APP_ID: "",
-      ANTHROPIC_BASE_URL: `${model.url}/`,
-      TELEGRAM_API_ROOT: `${telegram.url}/`,
+      ANTHROPIC_BASE_URL: `${model.url.replace("http:", "HTTP:")}/`,
+      TELEGRAM_API_ROOT: `${telegram.url.replace("http:", "Http:")}/`,
       ...{ HOME: home, USERPROFILE: home, CLAW0_WORKSPACE: "~/place" },
     });
     await program.until("telegram: ready");

@@ -185,6 +185,9 @@ describe.each(englishFrom("s04"))("$name in a pipe", (section) => {
     const lines = program.text.trimEnd().split("\n");
     const withoutTime = lines.filter((line) => !/^\d{4}-\d\d-\d\dT[\d:.]+Z /.test(line));
     expect(withoutTime).toEqual([]);
+    // Nobody sits at a terminal, so there is no reply to stop there, and no command to type.
+    expect(program.text).toContain("Ctrl+C stops the program.");
+    expect(program.text).not.toMatch(/quit|\/help/);
     program.stopReading();
     telegram.say("mallory", "a stranger, whose message is a line of the log");
     await telegram.nextSent("mallory");

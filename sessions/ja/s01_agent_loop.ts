@@ -46,7 +46,7 @@ const sayLine = (line: string) => say(`${atLineStart ? "" : "\n"}${line}\n`);
 /** プログラム自身が出す行。淡色と赤。 */
 export const info = (line: string) => sayLine(tint(2, line));
 export const fail = (line: string) => sayLine(tint(31, line));
-/** The sentence of an error. An error of the API has one without status and JSON, `apiMessage`. */
+/** What an error says. One of the API also has it without status and JSON, as `apiMessage`. */
 const whyFailed = (e: { message: string; apiMessage?: string }) => e.apiMessage ?? e.message;
 /** Gives the sentence back. By this call the translation tool finds what is printed elsewhere. */
 export const t = (sentence: string) => sentence;
@@ -113,7 +113,7 @@ export interface TurnOptions {
   signal?: AbortSignal; // stops the turn
 }
 
-/** After such a reply the model has more to do. (s02 adds the replies that call tools.) */
+/** If one of these holds for a reply, the model has more to do. (s02 adds replies with calls.) */
 const CONTINUE_IF = [(m?: Message) => m?.stop_reason === "pause_turn"];
 /** After these a person is told something. The usual ones, such as "end_turn", need no words. */
 const STOP_NOTES: Record<string, string> = {
@@ -129,8 +129,9 @@ const startsTurn = (m: Entry) => m.role === "user" && m.content[0]?.type !== "to
 /** What was refused once would be refused again, so the whole turn that led to it is left out. */
 function withoutRefusedTurns(history: Message[]): Message[] {
   const refusal = history.findIndex((message) => message.stop_reason === "refusal");
+  if (refusal < 0) return history;
   const start = Math.max(0, history.slice(0, refusal).findLastIndex(startsTurn));
-  return refusal < 0 ? history : withoutRefusedTurns(history.toSpliced(start, refusal + 1 - start));
+  return withoutRefusedTurns(history.toSpliced(start, refusal + 1 - start));
 }
 
 /** APIが受け付ける形にした履歴。空のものと拒否されたものを外し、役割を交互に並べる。 */

@@ -54,7 +54,7 @@ const sayLine = (line: string) => say(`${atLineStart ? "" : "\n"}${line}\n`);
 export const info = (line: string) => sayLine(tint(2, line));
 export const warn = (line: string) => sayLine(tint(33, line));
 export const fail = (line: string) => sayLine(tint(31, line));
-/** The sentence of an error. An error of the API has one without status and JSON, `apiMessage`. */
+/** What an error says. One of the API also has it without status and JSON, as `apiMessage`. */
 const whyFailed = (e: { message: string; apiMessage?: string }) => e.apiMessage ?? e.message;
 /** Gives the sentence back. By this call the translation tool finds what is printed elsewhere. */
 export const t = (sentence: string) => sentence;
@@ -121,7 +121,7 @@ export interface TurnOptions {
   signal?: AbortSignal; // stops the turn
 }
 
-/** After such a reply the model has more to do. (s02 adds the replies that call tools.) */
+/** If one of these holds for a reply, the model has more to do. (s02 adds replies with calls.) */
 const CONTINUE_IF = [(m?: Message) => m?.stop_reason === "pause_turn"];
 /** After these a person is told something. The usual ones, such as "end_turn", need no words. */
 const STOP_NOTES: Record<string, string> = {
@@ -137,8 +137,9 @@ const startsTurn = (m: Entry) => m.role === "user" && m.content[0]?.type !== "to
 /** What was refused once would be refused again, so the whole turn that led to it is left out. */
 function withoutRefusedTurns(history: Message[]): Message[] {
   const refusal = history.findIndex((message) => message.stop_reason === "refusal");
+  if (refusal < 0) return history;
   const start = Math.max(0, history.slice(0, refusal).findLastIndex(startsTurn));
-  return refusal < 0 ? history : withoutRefusedTurns(history.toSpliced(start, refusal + 1 - start));
+  return withoutRefusedTurns(history.toSpliced(start, refusal + 1 - start));
 }
 
 /** APIが受け付ける形にした履歴。空のものと拒否されたものを外し、役割を交互に並べる。 */
@@ -338,10 +339,11 @@ function checkRounds({ messages }: Conversation): void {
   throw new Error(`stopped after ${MAX_ROUNDS} rounds of tool calls; say "go on" to go on`);
 }
 
-/** After these the last call may be half a call, and a refused reply is left out with its calls. */
+// Stop reasons after which no call is run: the last one may be half a call, and a refused reply is
+// left out with its calls.
 const UNFINISHED = ["max_tokens", "model_context_window_exceeded", "refusal"];
 
-/** Whether Ctrl+C stopped the reply. Only callModel writes this last block without a reason. */
+/** Whether Ctrl+C stopped the reply: only callModel ends one so, and without a stop reason. */
 function isInterrupted({ content, stop_reason }: Message): boolean {
   const last = content.at(-1);
   return !stop_reason && last?.type === "text" && last.text === "(interrupted)";
@@ -362,7 +364,7 @@ const resultsIn = (entry: Entry | undefined) =>
 
 // The history holds each reply as the model gave it, and a crash, Ctrl+C or an error may have come
 // between a call and its result. The API takes it back only if every call has an id of its own, and
-// exactly one result, in the next message. That is made here, anew for each request.
+// exactly one result, in the next message. So answerCalls puts this right, anew for each request.
 
 /** The history as the API takes it back. */
 function answerCalls(history: Message[]): Entry[] {
@@ -497,7 +499,9 @@ function withoutOpenServerCalls(messages: Entry[], ids: Set<unknown>): Entry[] {
   // If the last reply was paused during a call, the API goes on with it.
   const waiting = [...open.values()];
   const isPaused = waiting.at(-1) === messages.at(-1)?.content.at(-1);
-  if (isPaused) for (const call of waiting) usable.add(call);
+  if (isPaused) {
+    for (const call of waiting) usable.add(call);
+  }
   return messages.map(({ role, content }) => {
     return { role, content: content.filter((block) => !isServerBlock(block) || usable.has(block)) };
   });
@@ -516,7 +520,7 @@ function withUserLast(messages: Entry[]): Entry[] {
 
 /** 呼び出しを1つ実行する。例外は投げない。失敗も、モデルが次の手を考えられる結果にする。 */
 export async function runTool(call: Anthropic.ToolUseBlock, turn: Turn) {
-  info(`  ${call.name} ${String(JSON.stringify(call.input)).slice(0, 100)}`);
+  info(`  ${call.name} ${previewOf(call.input)}`);
   try {
     const offered = TOOLS.find(({ name }) => name === call.name);
     const handler = HANDLERS[call.name];
@@ -539,12 +543,14 @@ function toolResult(id: string, output: string, failed = false): Anthropic.ToolR
 /** The part of JSON Schema that our tools use. */
 type Property = { type?: string; enum?: unknown[] };
 
+/** The beginning of a value as JSON; "undefined" for undefined, which JSON does not have. */
+const previewOf = (value: unknown) => String(JSON.stringify(value)).slice(0, 100);
+
 /** Gives the input as fields, if it fits the schema. Otherwise throws, naming the field. */
 export function checkInput(schema: Anthropic.Tool.InputSchema, input: unknown): Fields {
-  if (!isObject(input)) {
-    const given = String(JSON.stringify(input)).slice(0, 100); // the model will see {} in its call
-    throw new Error(`the input must be an object, but it was ${given}`);
-  }
+  // The error shows it, because the model will see {} in its place when its call is sent back.
+  if (!isObject(input))
+    throw new Error(`the input must be an object, but it was ${previewOf(input)}`);
   checkRequired(input, schema.required ?? []);
   // The SDK leaves the properties open, but the schemas in this file have only such properties.
   const properties = (schema.properties ?? {}) as Record<string, Property>;
@@ -791,7 +797,10 @@ export type Middleware = (
 /** Outermost first. To add a layer, `unshift` it (outermost) or `push` it (innermost). */
 export const MIDDLEWARE: Middleware[] = [];
 
-/** Runs `task` with the layers round it. The first one gets the others and the task as `next`. */
+/**
+ * Runs `task` with the layers round it. The first one gets the others and the task as `next`. It is
+ * keepLoaded, which is not in MIDDLEWARE, so that no later section can put a layer round it.
+ */
 function runMiddleware(
   conversation: Conversation,
   options: TurnOptions,
@@ -859,6 +868,8 @@ function readOrQuarantine<T>(file: string, read: (file: string) => T): T | undef
   try {
     return read(file);
   } catch (error) {
+    // If too many files are open, no file can be read, so this one need not be bad.
+    if (["EMFILE", "ENFILE"].includes(String(codeOf(error)))) throw error;
     if (isThere(file)) quarantine(file, String(error));
     return undefined;
   }
@@ -1066,7 +1077,10 @@ export class Session extends Conversation {
 // キーは誰が誰と話すかを表し、セッションはその間の会話1つを指す。全セッションを並べた索引は
 // 作らない。フォルダーがそのまま一覧なので、食い違いようがない。
 
-/** Until a turn has ended, its session stays in memory, because the next one has to find it. */
+/**
+ * Keeps a session in memory while a turn runs in it. If it were dropped and loaded again meanwhile,
+ * there would be two of it, and neither would know what the other one appends.
+ */
 const keepLoaded: Middleware = async (conversation, options, next) => {
   if (!(conversation instanceof Session)) return next(options);
   conversation.turns += 1;
@@ -1078,7 +1092,7 @@ const keepLoaded: Middleware = async (conversation, options, next) => {
   }
 };
 
-const MAX_IDLE = 3_600_000; // ミリ秒
+const MAX_IDLE = 3_600_000; // ms, after which a session is dropped from memory
 
 /** `dir`にある全セッション。キーごとにフォルダーがあり、その中にセッションのファイルが並ぶ。 */
 export class SessionStore {
@@ -1163,7 +1177,7 @@ export class SessionStore {
   /** The session in a file. Undefined if there is none. */
   #open(file: string, key?: string): Session | undefined {
     const session = new Session(file, key);
-    // We look only now, because to read a file that can't be read is to quarantine it.
+    // We look only now, because a file that can't be read was quarantined by the line above.
     return fs.existsSync(file) ? session : undefined;
   }
 

@@ -51,7 +51,7 @@ const sayLine = (line: string) => say(`${atLineStart ? "" : "\n"}${line}\n`);
 /** 程序自己的输出：灰色和红色。 */
 export const info = (line: string) => sayLine(tint(2, line));
 export const fail = (line: string) => sayLine(tint(31, line));
-/** The sentence of an error. An error of the API has one without status and JSON, `apiMessage`. */
+/** What an error says. One of the API also has it without status and JSON, as `apiMessage`. */
 const whyFailed = (e: { message: string; apiMessage?: string }) => e.apiMessage ?? e.message;
 /** Gives the sentence back. By this call the translation tool finds what is printed elsewhere. */
 export const t = (sentence: string) => sentence;
@@ -118,7 +118,7 @@ export interface TurnOptions {
   signal?: AbortSignal; // stops the turn
 }
 
-/** After such a reply the model has more to do. (s02 adds the replies that call tools.) */
+/** If one of these holds for a reply, the model has more to do. (s02 adds replies with calls.) */
 const CONTINUE_IF = [(m?: Message) => m?.stop_reason === "pause_turn"];
 /** After these a person is told something. The usual ones, such as "end_turn", need no words. */
 const STOP_NOTES: Record<string, string> = {
@@ -134,8 +134,9 @@ const startsTurn = (m: Entry) => m.role === "user" && m.content[0]?.type !== "to
 /** What was refused once would be refused again, so the whole turn that led to it is left out. */
 function withoutRefusedTurns(history: Message[]): Message[] {
   const refusal = history.findIndex((message) => message.stop_reason === "refusal");
+  if (refusal < 0) return history;
   const start = Math.max(0, history.slice(0, refusal).findLastIndex(startsTurn));
-  return refusal < 0 ? history : withoutRefusedTurns(history.toSpliced(start, refusal + 1 - start));
+  return withoutRefusedTurns(history.toSpliced(start, refusal + 1 - start));
 }
 
 /** 把历史整理成 API 接受的样子：去掉空白，去掉遭到拒绝的内容，让角色交替。 */
@@ -334,10 +335,11 @@ function checkRounds({ messages }: Conversation): void {
   throw new Error(`stopped after ${MAX_ROUNDS} rounds of tool calls; say "go on" to go on`);
 }
 
-/** After these the last call may be half a call, and a refused reply is left out with its calls. */
+// Stop reasons after which no call is run: the last one may be half a call, and a refused reply is
+// left out with its calls.
 const UNFINISHED = ["max_tokens", "model_context_window_exceeded", "refusal"];
 
-/** Whether Ctrl+C stopped the reply. Only callModel writes this last block without a reason. */
+/** Whether Ctrl+C stopped the reply: only callModel ends one so, and without a stop reason. */
 function isInterrupted({ content, stop_reason }: Message): boolean {
   const last = content.at(-1);
   return !stop_reason && last?.type === "text" && last.text === "(interrupted)";
@@ -358,7 +360,7 @@ const resultsIn = (entry: Entry | undefined) =>
 
 // The history holds each reply as the model gave it, and a crash, Ctrl+C or an error may have come
 // between a call and its result. The API takes it back only if every call has an id of its own, and
-// exactly one result, in the next message. That is made here, anew for each request.
+// exactly one result, in the next message. So answerCalls puts this right, anew for each request.
 
 /** The history as the API takes it back. */
 function answerCalls(history: Message[]): Entry[] {
@@ -493,7 +495,9 @@ function withoutOpenServerCalls(messages: Entry[], ids: Set<unknown>): Entry[] {
   // If the last reply was paused during a call, the API goes on with it.
   const waiting = [...open.values()];
   const isPaused = waiting.at(-1) === messages.at(-1)?.content.at(-1);
-  if (isPaused) for (const call of waiting) usable.add(call);
+  if (isPaused) {
+    for (const call of waiting) usable.add(call);
+  }
   return messages.map(({ role, content }) => {
     return { role, content: content.filter((block) => !isServerBlock(block) || usable.has(block)) };
   });
@@ -512,7 +516,7 @@ function withUserLast(messages: Entry[]): Entry[] {
 
 /** 运行一次调用。从不抛错：出了任何问题，都变成模型能处理的结果。 */
 export async function runTool(call: Anthropic.ToolUseBlock, turn: Turn) {
-  info(`  ${call.name} ${String(JSON.stringify(call.input)).slice(0, 100)}`);
+  info(`  ${call.name} ${previewOf(call.input)}`);
   try {
     const offered = TOOLS.find(({ name }) => name === call.name);
     const handler = HANDLERS[call.name];
@@ -535,12 +539,14 @@ function toolResult(id: string, output: string, failed = false): Anthropic.ToolR
 /** The part of JSON Schema that our tools use. */
 type Property = { type?: string; enum?: unknown[] };
 
+/** The beginning of a value as JSON; "undefined" for undefined, which JSON does not have. */
+const previewOf = (value: unknown) => String(JSON.stringify(value)).slice(0, 100);
+
 /** Gives the input as fields, if it fits the schema. Otherwise throws, naming the field. */
 export function checkInput(schema: Anthropic.Tool.InputSchema, input: unknown): Fields {
-  if (!isObject(input)) {
-    const given = String(JSON.stringify(input)).slice(0, 100); // the model will see {} in its call
-    throw new Error(`the input must be an object, but it was ${given}`);
-  }
+  // The error shows it, because the model will see {} in its place when its call is sent back.
+  if (!isObject(input))
+    throw new Error(`the input must be an object, but it was ${previewOf(input)}`);
   checkRequired(input, schema.required ?? []);
   // The SDK leaves the properties open, but the schemas in this file have only such properties.
   const properties = (schema.properties ?? {}) as Record<string, Property>;

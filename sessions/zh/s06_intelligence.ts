@@ -96,7 +96,7 @@ const sayLine = (line: string) => print(`${atLineStart ? "" : "\n"}${line}\n`);
 export const info = (line: string) => sayLine(tint(2, line));
 export const warn = (line: string) => sayLine(tint(33, line));
 export const fail = (line: string) => sayLine(tint(31, line));
-/** The sentence of an error. An error of the API has one without status and JSON, `apiMessage`. */
+/** What an error says. One of the API also has it without status and JSON, as `apiMessage`. */
 const whyFailed = (e: { message: string; apiMessage?: string }) => e.apiMessage ?? e.message;
 /** Gives the sentence back. By this call the translation tool finds what is printed elsewhere. */
 export const t = (sentence: string) => sentence;
@@ -131,8 +131,10 @@ export class Terminal {
     let turn: AbortController | undefined; // of the line that is being answered
     let stoppedAt = 0; // when Ctrl+C stopped a reply
     const interrupt = () => {
-      if (turn) stoppedAt = Date.now();
-      if (turn) return turn.abort();
+      if (turn) {
+        stoppedAt = Date.now();
+        return turn.abort();
+      }
       // Whoever presses Ctrl+C twice to be sure that a reply stops does not want to leave as well.
       if (Date.now() - stoppedAt >= 1000) reader.close();
     };
@@ -226,7 +228,7 @@ export interface TurnOptions {
   signal?: AbortSignal; // stops the turn
 }
 
-/** After such a reply the model has more to do. (s02 adds the replies that call tools.) */
+/** If one of these holds for a reply, the model has more to do. (s02 adds replies with calls.) */
 const CONTINUE_IF = [(m?: Message) => m?.stop_reason === "pause_turn"];
 /** After these a person is told something. The usual ones, such as "end_turn", need no words. */
 const STOP_NOTES: Record<string, string> = {
@@ -242,8 +244,9 @@ const startsTurn = (m: Entry) => m.role === "user" && m.content[0]?.type !== "to
 /** What was refused once would be refused again, so the whole turn that led to it is left out. */
 function withoutRefusedTurns(history: Message[]): Message[] {
   const refusal = history.findIndex((message) => message.stop_reason === "refusal");
+  if (refusal < 0) return history;
   const start = Math.max(0, history.slice(0, refusal).findLastIndex(startsTurn));
-  return refusal < 0 ? history : withoutRefusedTurns(history.toSpliced(start, refusal + 1 - start));
+  return withoutRefusedTurns(history.toSpliced(start, refusal + 1 - start));
 }
 
 /** 把历史整理成 API 接受的样子：去掉空白，去掉遭到拒绝的内容，让角色交替。 */
@@ -452,10 +455,11 @@ function checkRounds({ messages }: Conversation): void {
   throw new Error(`stopped after ${MAX_ROUNDS} rounds of tool calls; say "go on" to go on`);
 }
 
-/** After these the last call may be half a call, and a refused reply is left out with its calls. */
+// Stop reasons after which no call is run: the last one may be half a call, and a refused reply is
+// left out with its calls.
 const UNFINISHED = ["max_tokens", "model_context_window_exceeded", "refusal"];
 
-/** Whether Ctrl+C stopped the reply. Only callModel writes this last block without a reason. */
+/** Whether Ctrl+C stopped the reply: only callModel ends one so, and without a stop reason. */
 function isInterrupted({ content, stop_reason }: Message): boolean {
   const last = content.at(-1);
   return !stop_reason && last?.type === "text" && last.text === "(interrupted)";
@@ -476,7 +480,7 @@ const resultsIn = (entry: Entry | undefined) =>
 
 // The history holds each reply as the model gave it, and a crash, Ctrl+C or an error may have come
 // between a call and its result. The API takes it back only if every call has an id of its own, and
-// exactly one result, in the next message. That is made here, anew for each request.
+// exactly one result, in the next message. So answerCalls puts this right, anew for each request.
 
 /** The history as the API takes it back. */
 function answerCalls(history: Message[]): Entry[] {
@@ -611,7 +615,9 @@ function withoutOpenServerCalls(messages: Entry[], ids: Set<unknown>): Entry[] {
   // If the last reply was paused during a call, the API goes on with it.
   const waiting = [...open.values()];
   const isPaused = waiting.at(-1) === messages.at(-1)?.content.at(-1);
-  if (isPaused) for (const call of waiting) usable.add(call);
+  if (isPaused) {
+    for (const call of waiting) usable.add(call);
+  }
   return messages.map(({ role, content }) => {
     return { role, content: content.filter((block) => !isServerBlock(block) || usable.has(block)) };
   });
@@ -630,7 +636,7 @@ function withUserLast(messages: Entry[]): Entry[] {
 
 /** 运行一次调用。从不抛错：出了任何问题，都变成模型能处理的结果。 */
 export async function runTool(call: Anthropic.ToolUseBlock, turn: Turn) {
-  info(`  ${call.name} ${String(JSON.stringify(call.input)).slice(0, 100)}`);
+  info(`  ${call.name} ${previewOf(call.input)}`);
   try {
     const offered = toolsFor(turn).find(({ name }) => name === call.name);
     const handler = HANDLERS[call.name];
@@ -654,12 +660,14 @@ function toolResult(id: string, output: string, failed = false): Anthropic.ToolR
 /** The part of JSON Schema that our tools use. */
 type Property = { type?: string; enum?: unknown[] };
 
+/** The beginning of a value as JSON; "undefined" for undefined, which JSON does not have. */
+const previewOf = (value: unknown) => String(JSON.stringify(value)).slice(0, 100);
+
 /** Gives the input as fields, if it fits the schema. Otherwise throws, naming the field. */
 export function checkInput(schema: Anthropic.Tool.InputSchema, input: unknown): Fields {
-  if (!isObject(input)) {
-    const given = String(JSON.stringify(input)).slice(0, 100); // the model will see {} in its call
-    throw new Error(`the input must be an object, but it was ${given}`);
-  }
+  // The error shows it, because the model will see {} in its place when its call is sent back.
+  if (!isObject(input))
+    throw new Error(`the input must be an object, but it was ${previewOf(input)}`);
   checkRequired(input, schema.required ?? []);
   // The SDK leaves the properties open, but the schemas in this file have only such properties.
   const properties = (schema.properties ?? {}) as Record<string, Property>;
@@ -910,7 +918,10 @@ export type Middleware = (
 /** Outermost first. To add a layer, `unshift` it (outermost) or `push` it (innermost). */
 export const MIDDLEWARE: Middleware[] = [];
 
-/** Runs `task` with the layers round it. The first one gets the others and the task as `next`. */
+/**
+ * Runs `task` with the layers round it. The first one gets the others and the task as `next`. It is
+ * keepLoaded, which is not in MIDDLEWARE, so that no later section can put a layer round it.
+ */
 function runMiddleware(
   conversation: Conversation,
   options: TurnOptions,
@@ -978,6 +989,8 @@ function readOrQuarantine<T>(file: string, read: (file: string) => T): T | undef
   try {
     return read(file);
   } catch (error) {
+    // If too many files are open, no file can be read, so this one need not be bad.
+    if (["EMFILE", "ENFILE"].includes(String(codeOf(error)))) throw error;
     if (isThere(file)) quarantine(file, String(error));
     return undefined;
   }
@@ -1223,7 +1236,10 @@ async function firstRecord(file: string): Promise<LogRecord> {
 // key 说明是谁和谁在说话；会话是他们之间的一段对话。所有会话的总表没有另存成文件：
 // 文件夹本身就是总表，不会有对不上的时候。
 
-/** Until a turn has ended, its session stays in memory, because the next one has to find it. */
+/**
+ * Keeps a session in memory while a turn runs in it. If it were dropped and loaded again meanwhile,
+ * there would be two of it, and neither would know what the other one appends.
+ */
 const keepLoaded: Middleware = async (conversation, options, next) => {
   if (!(conversation instanceof Session)) return next(options);
   conversation.turns += 1;
@@ -1235,7 +1251,7 @@ const keepLoaded: Middleware = async (conversation, options, next) => {
   }
 };
 
-const MAX_IDLE = 3_600_000; // 毫秒
+const MAX_IDLE = 3_600_000; // ms, after which a session is dropped from memory
 
 /** `dir` 下的所有会话：每个 key 一个文件夹，里面每个会话一个文件。 */
 export class SessionStore {
@@ -1335,7 +1351,7 @@ export class SessionStore {
   /** The session in a file. Undefined if there is none. */
   #open(file: string, key?: string): Session | undefined {
     const session = new Session(file, key);
-    // We look only now, because to read a file that can't be read is to quarantine it.
+    // We look only now, because a file that can't be read was quarantined by the line above.
     return fs.existsSync(file) ? session : undefined;
   }
 
@@ -1748,7 +1764,7 @@ export interface InboundMessage {
   at: number; // when it was sent, in ms
   part?: string; // all parts of one message share it: the pictures of an album, say
   // How often the program died while it answered this, counted by the inbox. It is missing until
-  // the first attempt begins, and 0 if an orderly stop took that attempt back.
+  // the first attempt begins, and 0 if an orderly stop or /inbox retry has taken that back.
   attempts?: number;
 }
 
@@ -1822,10 +1838,10 @@ const MAX_QUOTE = 2_000;
 
 /**
  * What the model is told about the person's words: in a group who wrote them, and what they answer.
- * It is a block of its own behind them, because in the same block a person could write the like and
- * pose as somebody else. Because it is JSON, a name can't end its quotation marks; because "<" is
- * escaped, it can't end the block. The id tells two people with the same name apart. Gives one
- * block or none.
+ * It is a block of its own behind them, because if it were in theirs, a person could write the same
+ * words and pose as somebody else. Because it is JSON, a name can't end its quotation marks;
+ * because "<" is escaped, it can't end the block. The id tells two people with the same name apart.
+ * Gives one block or none.
  */
 function attributionOf(message?: InboundMessage): string[] {
   const { isGroup, senderId: id, senderName = "", quoted } = message ?? {};
@@ -1861,22 +1877,25 @@ function wordsOf(value: unknown, isWord = false): string[] {
 const describeKind = (kind: string, ...words: string[]) => [`[${kind}]`, ...words].join(" ").trim();
 
 /**
- * The command in a direct chat on a platform, as a line of the terminal; undefined for other words.
- * In a group it is plain text, because otherwise anybody there could end the conversation of all
- * the others. Telegram's apps add the name of the bot, as in "/new@our_bot".
+ * The command in a direct chat on a platform, and the label that follows it; undefined for other
+ * words. In a group it is plain text, because otherwise anybody there could end the conversation of
+ * all the others. Telegram's apps add the name of the bot, as in "/new@our_bot".
  */
-function publicCommand({ channel, isGroup, text }: Routed): string | undefined {
+function publicCommand({ channel, isGroup, text }: Routed) {
   if (channel === "cli" || isGroup) return undefined;
-  const [, name, label] = /^\/(new|help)(?:@\w+)?(?:\s+(.*))?$/s.exec(text) ?? [];
-  return name && `/${name} ${label ?? ""}`.trim();
+  const [, name, label = ""] = /^\/(new|help)(?:@\w+)?(?:\s+(.*))?$/s.exec(text) ?? [];
+  return name === undefined ? undefined : { name, label: label.trim() };
 }
 
 /** 一条消息得到什么回答：模型说的，或者人人能用的那两个命令给的。 */
 async function answerTo(message: Routed, app: App, options: TurnOptions): Promise<string> {
   if (message.text === "") return t("我看不了这种类型的消息。");
-  const line = publicCommand(message);
-  if (line?.startsWith("/help")) return t("发 /new 可以新开一段对话。");
-  if (line) return runCommand(line, { ...app, key: message.sessionKey }, options);
+  const { name, label } = publicCommand(message) ?? {};
+  if (name === "help") return t("发 /new 可以新开一段对话。");
+  if (name === "new") {
+    app.store.create(message.sessionKey, label);
+    return t("已新开一段对话。");
+  }
   const session = app.store.current(message.sessionKey);
   // 客户端可能发来半个字符，不处理掉，这次请求和以后的请求就全毁了。
   return runTurn(session, message.text.toWellFormed(), { ...options, app });
@@ -1997,8 +2016,7 @@ const numberOf = (file: string) => Number.parseInt(path.basename(file), 10);
 
 /** 文件夹里属于我们、又写完整了的文件："….json.tmp" 可能只写了一半。 */
 function numberedFiles(folder: string): string[] {
-  if (!fs.existsSync(folder)) return []; // somebody has deleted it
-  const names = fs.readdirSync(folder).filter((name) => /^\d+\.json$/.test(name));
+  const names = (namesIn(folder) ?? []).filter((name) => /^\d+\.json$/.test(name));
   const files = names.map((name) => path.join(folder, name));
   const canBeCounted = (file: string) => Number.isSafeInteger(numberOf(file));
   for (const file of files) {
@@ -2102,11 +2120,11 @@ const MAX_ATTEMPTS = 3;
  * 而等不到确认，多半是因为我们崩溃了。偏偏内存里的东西，一崩溃就忘光了。
  */
 export class Inbox extends Spool<Routed> {
-  // What this start has put into quarantine. By its `part`, if it has one, because a person who
+  // What this start has put into quarantine, by its `part`, if it has one, because a person who
   // sent an album wants to hear about it once, and not once for each picture.
   readonly newlyQuarantined = new Map<string, Routed>();
   readonly #attempted = new Set<Routed>(); // in this run, and not answered yet
-  readonly tooLong = new Set<string>(); // conversations that refuseMessage has told
+  readonly refused = new Set<string>(); // conversations in which refuseMessage has said so
   #isStopping = false;
 
   constructor(dir: string) {
@@ -2164,7 +2182,7 @@ export class Inbox extends Spool<Routed> {
   /** The messages in quarantine, each with its file. What can't be read as one is left out. */
   quarantined(): { file: string; message: Routed }[] {
     const found: { file: string; message: Routed }[] = [];
-    for (const name of fs.readdirSync(this.dir).sort()) {
+    for (const name of (namesIn(this.dir) ?? []).sort()) {
       if (!/^\d+\.json\..+\.quarantined$/.test(name)) continue;
       const file = path.join(this.dir, name);
       try {
@@ -2176,15 +2194,22 @@ export class Inbox extends Spool<Routed> {
     return found;
   }
 
-  /** Takes the messages out of quarantine, as if they had not been attempted. Gives them. */
-  retry(): Routed[] {
-    const messages: Routed[] = [];
+  /**
+   * Takes the messages out of quarantine, as if they had not been attempted. Gives how many. Each
+   * is resumed as soon as it is stored, so that none is left lying if the disk is full at a later
+   * one. Then this throws, and what is still in quarantine stays there for the next /inbox retry.
+   */
+  retry(resumeOne: (message: Routed) => void): number {
+    let count = 0;
     for (const { file, message } of this.quarantined()) {
       const retried = { ...message, attempts: 0 };
-      if (this.add(retried)) messages.push(retried);
+      if (this.add(retried)) {
+        resumeOne(retried);
+        count += 1;
+      }
       fs.rmSync(file);
     }
-    return messages;
+    return count;
   }
 
   /**
@@ -2266,11 +2291,11 @@ function waitingIn(inbox: Inbox, sessionKey: string): number {
 
 /** Tells a person that a message is not taken. It is not said again until none waits any more. */
 async function refuseMessage(app: App, message: Routed): Promise<string> {
-  const { tooLong } = app.inbox;
-  const wasTold = tooLong.has(message.sessionKey);
-  tooLong.add(message.sessionKey);
-  forgetOldest(tooLong);
-  const text = t("这里已有 100 条消息在等待处理，暂时收不下更多了，请稍后再发。");
+  const { refused } = app.inbox;
+  const wasTold = refused.has(message.sessionKey);
+  refused.add(message.sessionKey);
+  forgetOldest(refused);
+  const text = t(`这里已有 ${MAX_WAITING} 条消息在等待处理，这一条暂时收不下，请稍后再发。`);
   if (!wasTold) await reply(app, message, text);
   return "";
 }
@@ -2284,7 +2309,7 @@ export function accept(app: App, message: InboundMessage, signal?: AbortSignal) 
   // 终端里输入的行不存：崩溃之后，没有人在等回答。
   const isKept = message.channel !== "cli";
   const waiting = waitingIn(app.inbox, routed.sessionKey);
-  if (waiting === 0) app.inbox.tooLong.delete(routed.sessionKey);
+  if (waiting === 0) app.inbox.refused.delete(routed.sessionKey);
   const isTooMany = waiting >= MAX_WAITING && !app.inbox.isKnown(routed.id);
   if (isKept && isTooMany) return { done: refuseMessage(app, routed) };
   if (isKept && !app.inbox.add(routed)) return { done: Promise.resolve("") };
@@ -2322,6 +2347,12 @@ function enqueue(app: App, message: Routed, signal?: AbortSignal): Promise<strin
   });
 }
 
+/** What a person hears of a turn that failed. In a group /new would be plain text. */
+const failureText = ({ isGroup }: InboundMessage) =>
+  isGroup
+    ? t("这条消息我没能回答，请过一会儿再试。")
+    : t("这条消息我没能回答。过一会儿再试，或者发 /new 重新开始。");
+
 /**
  * 处理一条消息或者一组消息，从收件箱到回复，算一轮。中间不管出什么事，这一轮都会结束，
  * 对方也总能收到一句话。只有整个程序死掉，消息才会再来一次。
@@ -2344,7 +2375,7 @@ export async function handle(app: App, parts: Routed[], signal?: AbortSignal): P
   } catch (error) {
     if (message.channel === "cli") throw error; // 终端自己会说
     warn(`${message.sessionKey}: ${error}`);
-    answer = t("这条消息我没能回答。过一会儿再试，或者发 /new 重新开始。");
+    answer = failureText(message);
   }
   // A channel that streams has shown the answer already.
   if (!channel?.stream) await untilStored(() => reply(app, message, answer));
@@ -2370,7 +2401,7 @@ class StoredMap extends Map<string, string> {
 
   /** The file is written first, so if the disk is full, the map does not change either. */
   override set(key: string, value: string): this {
-    fs.mkdirSync(path.dirname(this.#file), { recursive: true }); // somebody may have deleted it
+    makeFolder(path.dirname(this.#file)); // somebody may have deleted it
     replaceFile(this.#file, JSON.stringify(Object.fromEntries([...this, [key, value]])));
     super.set(key, value);
     forgetOldest(this);
@@ -2462,8 +2493,8 @@ class AllowList {
     if (!this.#chats.includes(chat)) return this.#inform(channel, message.peerId, chat);
     // JSON escapes control characters, with which a sender could overwrite lines of our terminal.
     const line = `[${channel.name} ${message.peerId}] ${JSON.stringify(message.text.slice(0, 80))}`;
-    // The line comes after this, because while the disk is full, the same message comes again and
-    // again, and each time onMessage throws.
+    // Only what was stored is logged. While the disk is full, onMessage throws, and the platform
+    // sends the same message again and again.
     onMessage(message).done.catch((error) => warn(`${message.id}: ${error}`));
     info(line);
   }
@@ -3045,7 +3076,8 @@ export class FeishuChannel implements Channel {
     if (event.type === "url_verification")
       return { status: 200, body: { challenge: event.challenge } };
     if (!isAuthentic(body, headers, encryptKey)) return UNAUTHORIZED;
-    const inbound = event_type === "im.message.receive_v1" && this.#tryToRead(event);
+    const isMessage = event_type === "im.message.receive_v1";
+    const inbound = isMessage ? this.#tryToRead(event) : undefined;
     if (inbound) this.#allowed.admit(this, inbound, onMessage);
     return { status: 200, body: {} };
   }
@@ -3175,9 +3207,8 @@ export class FeishuChannel implements Channel {
 
 command("inbox", "[retry]：查看被隔离的消息（加 retry 则重新处理）", (args, app) => {
   if (args === "retry") {
-    const messages = app.inbox.retry();
-    for (const message of messages) resume(app, message);
-    return t(`${messages.length} 条消息重新排上队了。`);
+    const count = app.inbox.retry((message) => resume(app, message));
+    return t(`已重新入队 ${count} 条消息。`);
   }
   const lines = app.inbox.quarantined().map(({ message: { id, text } }) => {
     return `${id}  ${JSON.stringify(text.slice(0, 60))}`;
@@ -4452,9 +4483,9 @@ function proxySetting(name: string): string | undefined {
   if (!value) return undefined;
   const withScheme = value.includes("://") ? value : `http://${value}`;
   const address = withScheme
-    .replace(/^socks5h:/, "socks5:") // undici lets the proxy look up names in either case
+    .replace(/^socks5h:/i, "socks5:") // undici lets the proxy look up names in either case
     .replace(/(?<=:\/\/.*)[#/?](?=.*@)/g, encodeURIComponent); // in the password, before the "@"
-  if (/^(https?|socks5):/.test(address) && URL.canParse(address)) return address;
+  if (/^(https?|socks5):/i.test(address) && URL.canParse(address)) return address;
   // Without the value, because there may be a password in it.
   throw new Error(`${name} must be the address of a proxy, such as http://127.0.0.1:7890`);
 }
@@ -4468,7 +4499,7 @@ function checkEnvFile(): void {
 
 /** Checks an address, and takes off a "/" at its end, which would become "//" before a path. */
 function checkAddress(name: string): void {
-  const isAddress = /^https?:\/\//.test(env(name)) && URL.canParse(env(name));
+  const isAddress = /^https?:\/\//i.test(env(name)) && URL.canParse(env(name));
   if (!isAddress) throw new Error(`${name} must be an address, such as https://example.com`);
   process.env[name] = env(name).replace(/\/+$/, "");
 }
@@ -4551,7 +4582,7 @@ function resume(app: App, message: Routed): void {
 
 /** Tells the person, before the messages that they wrote later are answered. */
 function tellQuarantined(app: App, message: Routed): void {
-  const text = t("之前有一条消息，我试了三次都没能回答，已先把它隔离。");
+  const text = t("之前有一条消息我没能回答，我的所有者可以让我再试一次。");
   const tell = () => untilStored(() => reply(app, message, text));
   runExclusive(message.sessionKey, tell).catch((error) => warn(`${message.id}: ${error}`));
 }
@@ -4596,11 +4627,12 @@ async function main(): Promise<void> {
   const settings = readSettings();
   lockFolder(STATE);
   const app = createApp();
-  greet(app);
+  if (SERVING) info(`正在和 ${MODEL} 对话。按 Ctrl+C 停止程序。`);
+  else greet(app);
   // We listen for signals from here on, because one may arrive while the channels are starting.
   const stopped = stopSignal();
   await startApp(app, settings);
-  // With --serve the program runs until a signal comes, else until the person leaves, too.
+  // With --serve only a signal ends the program. Without it, the person can leave as well.
   await (SERVING ? stopped : Promise.race([stopped, runTerminal(app)]));
   await shutDown(app);
 }
