@@ -4,7 +4,16 @@ import { mkdirSync, readdirSync, readFileSync, rmSync, symlinkSync, writeFileSyn
 import { join } from "node:path";
 import { describe, expect, it } from "vitest";
 import { WebSocket } from "ws";
-import { englishFrom, printed, type SectionFile, sectionsFrom, settings, start } from "./helper.ts";
+import {
+  englishFrom,
+  printed,
+  type SectionFile,
+  sectionsFrom,
+  settings,
+  start,
+  temporaryFolder,
+} from "./helper.ts";
+import { countOf, wording } from "./wording.ts";
 import { afterwards, appOf05, load05, openWorld } from "./world.ts";
 
 const gatewayOnly = (section: SectionFile, more = {}) =>
@@ -25,6 +34,31 @@ async function exchange(socket: WebSocket, message: unknown) {
 }
 
 const status = (id: number) => ({ jsonrpc: "2.0", id, method: "status" });
+
+describe.each(sectionsFrom("s05"))("$name, the list of sessions", (section) => {
+  it("names once what it can't read, and lists the others", async () => {
+    const { SessionStore } = await load05(section);
+    const dir = temporaryFolder();
+    const { id } = new SessionStore(dir).create("agent:luna:ws:direct:a", "of Ada");
+    mkdirSync(join(dir, "b"));
+    writeFileSync(join(dir, "b/torn.jsonl"), "[]\n");
+    mkdirSync(join(dir, "b/folder.jsonl"));
+    writeFileSync(join(dir, "no-folder"), "");
+    const store = new SessionStore(dir);
+    for (let count = 0; count < 2; count++) {
+      const headers = await store.headers();
+      expect(headers.map((one) => `${one.id} ${one.label}`).sort()).toEqual(
+        [`${id} of Ada`, "torn "].sort(),
+      );
+    }
+    const badLine = "{this.file}, line {shown}: not readable, skipped. It stays in the file.";
+    expect(countOf(printed(), wording(section, badLine, { shown: 1 }))).toBe(1);
+    const quarantined = "{file} is quarantined (renamed to {path.basename(name)}): {why}";
+    for (const file of [join(dir, "b/folder.jsonl"), join(dir, "no-folder")]) {
+      expect(countOf(printed(), wording(section, quarantined, { file })), file).toBe(1);
+    }
+  });
+});
 
 describe.each(sectionsFrom("s05"))("$name, a client", (section) => {
   it("is told that its turn failed, and the log why", async () => {

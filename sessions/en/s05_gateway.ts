@@ -1230,12 +1230,15 @@ export class Session extends Conversation {
   }
 }
 
-/** The record in the first line of a log; one without fields, if that line can't be used. */
-async function firstRecord(file: string): Promise<LogRecord> {
-  const pieces = fs.createReadStream(file, "utf8");
-  // The first piece is 64 KiB, which is more than a first line has.
-  for await (const piece of pieces) return parseObject(String(piece).split("\n")[0] ?? "") ?? {};
-  return {};
+/** The record in the first line of a log; undefined if that line, or the file, can't be used. */
+async function firstRecord(file: string): Promise<LogRecord | undefined> {
+  try {
+    const pieces = fs.createReadStream(file, "utf8");
+    // The first piece is 64 KiB, which is more than a first line has.
+    for await (const piece of pieces) return parseObject(String(piece).split("\n")[0] ?? "");
+  } catch {
+    return undefined;
+  }
 }
 
 // A key says who talks to whom, and a session is one of their conversations. No file lists all
@@ -1262,6 +1265,7 @@ const MAX_IDLE = 3_600_000; // ms, after which a session is dropped from memory
 export class SessionStore {
   #dir: string;
   #loaded = new Map<string, Session>(); // the current session of each key that is in use
+  #badFiles = new Set<string>(); // that `headers` has reported
 
   constructor(dir: string) {
     this.#dir = dir;
@@ -1312,17 +1316,28 @@ export class SessionStore {
 
   /**
    * What the first lines of all sessions say, with their ids. There may be thousands, so the files
-   * are read one after the other, and the program goes on meanwhile. What can't be read is missing.
+   * are read one after the other, and the program goes on meanwhile.
    */
   async headers(): Promise<{ id: string; key: string; label: string; at: string }[]> {
     const headers = [];
-    for (const name of await fs.promises.readdir(this.#dir, { recursive: true })) {
-      if (!name.endsWith(".jsonl")) continue;
-      const record = await firstRecord(path.join(this.#dir, name)).catch(() => undefined);
-      const { key = "", label = "", at = "" } = record ?? {};
-      if (record) headers.push({ id: path.basename(name, ".jsonl"), key, label, at });
+    const folders = namesIn(this.#dir)?.filter((name) => !name.endsWith(".quarantined")) ?? [];
+    for (const folder of folders.map((name) => path.join(this.#dir, name))) {
+      const names = namesIn(folder) ?? [];
+      for (const name of names.filter((one) => one.endsWith(".jsonl"))) {
+        const file = path.join(folder, name);
+        const record = (await firstRecord(file)) ?? this.#nameBadFile(file);
+        const { key = "", label = "", at = "" } = record;
+        if (isThere(file)) headers.push({ id: path.basename(name, ".jsonl"), key, label, at });
+      }
     }
     return headers;
+  }
+
+  /** Reads the whole log, which reports its bad lines, or quarantines it; once for each file. */
+  #nameBadFile(file: string): LogRecord {
+    if (!this.#badFiles.has(file)) new JsonlFile(file).read();
+    this.#badFiles.add(file);
+    return {};
   }
 
   /** Goes back to the session whose id begins with `prefix`. Throws unless there is exactly one. */
