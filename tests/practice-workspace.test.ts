@@ -1,9 +1,11 @@
 /** The Chinese and the Japanese workspace of practice, compared with the English one. */
 
-import { existsSync, readdirSync, readFileSync } from "node:fs";
+import { cpSync, existsSync, readdirSync, readFileSync, rmSync, writeFileSync } from "node:fs";
 import { join } from "node:path";
 import { describe, expect, it } from "vitest";
+import { translateWorkspace } from "../practice/workspace.ts";
 import { ROOT } from "../practice/world.ts";
+import { temporaryFolder } from "./helper.ts";
 import { say } from "./practice-tools.ts";
 
 const folderOf = (language: string): string => join(ROOT, "practice", "workspace", language);
@@ -25,8 +27,27 @@ const shapeOf = (folder: string, name: string): string[] => {
   return lines.flatMap((line) => /^(?:#+|-|<!--|HEARTBEAT_OK)(?= |$)/.exec(line)?.[0] ?? []);
 };
 
-describe.each(["zh", "ja"])("the workspace in %s", (language) => {
+describe.each(["zh", "ja"] as const)("the workspace in %s", (language) => {
   const folder = folderOf(language);
+
+  it("takes the place of the English one, and gives it back, but for what somebody changed", () => {
+    const copy = temporaryFolder();
+    for (const name of namesIn(folder))
+      cpSync(join(english, name), join(copy, name), { recursive: true });
+    const read = (place: string, name: string) => readFileSync(join(place, name), "utf8");
+    const files = namesIn(folder).filter((name) => /\.\w+$/.test(name));
+    const same = (place: string) => files.filter((name) => read(copy, name) === read(place, name));
+    translateWorkspace(copy, language);
+    expect(same(folder)).toEqual(files);
+    translateWorkspace(copy, "en");
+    expect(same(english)).toEqual(files);
+    writeFileSync(join(copy, "SOUL.md"), "I am somebody else.");
+    rmSync(join(copy, "USER.md"));
+    translateWorkspace(copy, language);
+    expect(read(copy, "SOUL.md")).toBe("I am somebody else.");
+    expect(existsSync(join(copy, "USER.md"))).toBe(false);
+    expect(read(copy, "MEMORY.md")).toBe(read(folder, "MEMORY.md"));
+  });
 
   it("has the files that Chinese has, and no others than English", () => {
     expect(namesIn(folder)).toEqual(namesIn(folderOf("zh")));

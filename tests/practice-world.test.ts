@@ -198,21 +198,24 @@ describe("the texts of the tools", () => {
       if (typeof entry === "string") return [entry];
       if (typeof entry !== "function") return sentences(Object(entry));
       const failure = { kind: "529", server: "model", key: "2", chat: "x", seconds: 5, count: 3 };
-      const samples = [["x", "y", ["x"], ["y"]], [undefined, "y"], [failure], [0, 1, 2]];
-      return samples.flatMap((values) => {
+      const refusal = { user: "s", pid: "7", status: "500", address: "ws://x" };
+      const samples = [["x", "y", ["x"], ["y"]], [undefined, "y"], [failure], [refusal], [0, 1, 2]];
+      const made = samples.flatMap((values) => {
         try {
           return [String(entry(...values))];
         } catch {
           return []; // this is no sample for it
         }
       });
+      const right = made.filter((text) => !/undefined|\[object/.test(text));
+      expect(right, `no sample fits ${entry}`).not.toEqual([]);
+      return right;
     });
   }
 
   it.each(["zh", "ja"] as const)("have no English words in %s", (language) => {
     const texts: Texts = TEXTS[language];
-    const all = sentences(texts).filter((text) => !/undefined|\[object/.test(text)); // wrong samples
-    const found = all.flatMap((text) =>
+    const found = sentences(texts).flatMap((text) =>
       (text.replaceAll(NAMES, " ").match(/[A-Za-z]{2,}/g) ?? []).filter((word) => !WORDS.has(word)),
     );
     expect(new Set(found)).toEqual(new Set());

@@ -118,8 +118,8 @@ describe.each(englishFrom("s03"))("$name", (section) => {
     expect(printed()).toContain(`${digits}.jsonl is quarantined`);
   });
 
-  it("what is unreadable is quarantined, too", async () => {
-    if (process.getuid?.() !== 0) return; // the child must be able to become somebody else
+  // The child must be able to become somebody else.
+  it.runIf(process.getuid?.() === 0)("what is unreadable is quarantined, too", async () => {
     const { state, paths } = await open(section);
     const folder = path.dirname(state);
     const script = path.join(folder, "child.mjs");
@@ -255,12 +255,12 @@ describe.each(englishFrom("s03"))("$name", (section) => {
     );
   });
 
-  it("a disk that is really full, and then has room again", async () => {
+  it("a disk that is really full, and then has room again", async ({ skip }) => {
     const { SessionStore } = await load("s03", section, settings());
     const disk = temporaryFolder();
     const mount = (options: string) =>
       spawnSync("mount", ["-t", "tmpfs", "-o", options, "tmpfs", disk]).status === 0;
-    if (process.getuid?.() !== 0 || !mount("size=100k")) return; // the machine does not allow it
+    skip(process.getuid?.() !== 0 || !mount("size=100k"), "the machine does not allow it");
     try {
       const store = new SessionStore(path.join(disk, "sessions"));
       const session = store.current(KEY);

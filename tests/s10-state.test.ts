@@ -225,6 +225,7 @@ function placesIn(state: string, group: string): string[][] {
   const found = allIn(state).filter((place) =>
     GROUPS[group]?.(isFolder(join(state, place)), dirname(place) === "."),
   );
+  expect(found, `nothing to damage of ${group}`).not.toEqual([]);
   return process.env.STATE_EACH ? found.map((place) => [place]) : [found];
 }
 
