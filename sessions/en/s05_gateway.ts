@@ -20,7 +20,7 @@
 // Run it:   npm start -- s05      offline; then `npm run rpc -- status` beside it
 //           npx tsx sessions/en/s05_gateway.ts [--serve]      with your keys in .env
 // Left out on purpose: bindings that outlive the program, roles and pairing of clients, numbered
-// events (by which a client would notice a gap), forgetting the sessions of clients that have
+// events (by which a client would notice a gap), deleting the session files of clients that have
 // left, TLS.
 //
 // Regions: Configuration · Terminal · s01 The agent loop · s02 Tool use · s03 Sessions ·

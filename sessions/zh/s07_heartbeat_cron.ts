@@ -1224,7 +1224,7 @@ export class Session extends Conversation {
   }
 }
 
-/** The record in the first line of a log; undefined if that line is none. Rejects as the disk does. */
+/** The record in the first line of a log; undefined if it has none. Rejects if the disk refuses. */
 async function firstRecord(file: string): Promise<LogRecord | undefined> {
   const pieces = fs.createReadStream(file, "utf8");
   // The first piece is 64 KiB, which is more than a first line has.
